@@ -1,0 +1,151 @@
+"""What crosses the borders of the core, and nothing else does.
+
+Down to the worker goes a `StepPlan`, up comes a `StepOutput`. From the front end come `CoreRequest`s, to it go
+`CoreOutput`s. All are msgspec structs, so that the same types cross a process boundary as they are.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.sampling_params import SamplingParams
+
+# ------------------------------------------------------------------------------------- front end ↔ core
+
+
+class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One request as the core takes it: token ids, no text."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: list[int] = []  # any of them ends the text, unless ignore_eos
+    arrival_ns: int = 0  # CLOCK_MONOTONIC
+    priority: int = 0  # lower runs first, under --scheduling-policy priority
+    cache_salt: str = ""  # requests share cached blocks only with the same salt
+    trace_full: bool = False  # record this request at level `full`
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Log-probabilities at one position, of the model itself (before temperature and all other parameters)."""
+
+    token_id: int
+    logprob: float
+    rank: int  # of the token, 1 = most probable
+    top_ids: list[int]  # the most probable ones, best first, as many as were asked for
+    top_logprobs: list[float]
+
+
+class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """News of one sequence of one request: what a step added to it."""
+
+    request_id: str  # of the request as it was sent; siblings of n > 1 have it too
+    index: int = 0  # which of its n sequences
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
+    prompt_logprobs: list[TokenLogprobs | None] | None = (
+        None  # whole, once, with the first token; first entry None
+    )
+    finish_reason: str | None = None  # "stop", "length", "abort", "error"
+    stop_reason: int | None = None  # the stop token id that matched
+    error: str = ""
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queued_ns: int = 0  # waiting time before its first admission; set on the first output
+    first_scheduled_ns: int = 0  # CLOCK_MONOTONIC
+
+
+class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The state of the core after a step; goes out with its outputs and feeds /metrics."""
+
+    step: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached_free: int = 0
+    host_blocks_used: int = 0
+    num_tokens: int = 0  # computed in this step
+    num_preemptions: int = 0  # in this step
+    prefix_queries: int = 0  # tokens looked up in the prefix cache in this step
+    prefix_hits: int = 0  # of them found
+
+
+# ------------------------------------------------------------------------------------- core ↔ worker
+
+
+class NewRow(msgspec.Struct, kw_only=True):
+    """Everything the worker must know of a sequence that it has no row for (new, resumed, forked)."""
+
+    token_ids: list[int]  # all tokens known so far: prompt and output
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int  # always set
+    stop_token_ids: list[int]  # ids that min_tokens masks: eos (unless ignored) and stop_token_ids
+    trace_full: bool = False
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One sequence's share of a step.
+
+    The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws) and its block table.
+    `table_start`/`table_blocks` bring that table up to date: `table[table_start:] = table_blocks` where blocks are given.
+    """
+
+    request_id: str  # of the sequence: siblings of n > 1 are "id.1", "id.2", …
+    start: int  # tokens whose K/V are in the cache
+    num_tokens: int  # tokens to compute: positions start … start + num_tokens − 1
+    samples: (
+        int  # sequences to draw a token for from the last position: 0, 1, or n at a prompt's end
+    )
+    table_start: int = 0
+    table_blocks: list[int] = []
+    new: NewRow | None = None
+
+
+class StepPlan(msgspec.Struct, kw_only=True):
+    """What one step does, in this order: drop rows, swap out, swap in, copy blocks, compute rows, sample."""
+
+    step: int
+    rows: list[Row]
+    dropped: list[str] = []  # sequences whose rows the worker forgets
+    swap_out: list[tuple[int, int]] = []  # (device block, host block)
+    swap_in: list[tuple[int, int]] = []  # (host block, device block)
+    copies: list[tuple[int, int]] = []  # (source block, destination block), no destination twice
+    schedule_us: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+class RowDetail(msgspec.Struct, kw_only=True):
+    """What only some rows want back."""
+
+    logprobs: list[TokenLogprobs] | None = None  # one for each sampled token of the row
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of this chunk: entry i belongs to the token at position start + i + 1, predicted from position start + i; positions
+    from num_prompt_tokens on are left out."""
+
+
+class StepOutput(msgspec.Struct, kw_only=True):
+    """What the worker did. `tokens[i]` are the tokens drawn for `plan.rows[i]`: none, one, or n."""
+
+    step: int
+    tokens: list[list[int]]
+    details: dict[str, RowDetail] = {}  # by the row's request_id
+    prepare_us: float = 0.0
+    forward_us: float = 0.0
+    sample_us: float = 0.0
+
+
+class KVShape(msgspec.Struct, kw_only=True):
+    """What the worker tells the core once, after loading."""
+
+    num_blocks: int
+    num_host_blocks: int
+    block_size: int
+    bytes_per_block: int
+    max_model_len: int
+    vocab_size: int
+    swap_us_per_block: float = 0.0  # one way, measured

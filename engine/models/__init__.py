@@ -1,0 +1,1 @@
+"""The models: architectures in plain torch modules, and how their weights are loaded."""

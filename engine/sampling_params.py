@@ -1,0 +1,128 @@
+"""SamplingParams: how one request wants its tokens drawn. Validated once, here, for the server and for `LLM` alike."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+MAX_STOP_STRINGS = 4
+MAX_LOGPROBS = 20
+SEED_LIMIT = 2**63
+
+
+class ParameterError(ValueError):
+    """A sampling parameter is out of its range. `param` names it; the message says what was wrong and the limit."""
+
+    def __init__(self, param: str, message: str):
+        super().__init__(message)
+        self.param = param
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The parameters of one request, with the names that vLLM's and OpenAI's users know.
+
+    Raises `ParameterError` when a value is out of range. The order in which they act is that of `worker/sampler.py`.
+    """
+
+    n: int = 1  # sequences to draw from the same prompt
+    temperature: float = 1.0  # 0 = always the most probable token
+    top_p: float = 1.0
+    top_k: int = 0  # 0 or −1 = off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: list[str] | str | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16  # None = up to the context length; 0 = compute the prompt only
+    min_tokens: int = 0
+    logprobs: int | None = None  # candidates beside each token, 0 … 20
+    prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    bad_words_token_ids: list[list[int]] | None = None  # filled in by `text`, from bad_words
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        if self.top_k == -1:
+            self.top_k = 0
+        self._check_range("n", self.n, 1, 128)
+        self._check_range("temperature", self.temperature, 0.0, 100.0)
+        self._check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        self._check_range("top_k", self.top_k, 0, 2**31)
+        self._check_range("min_p", self.min_p, 0.0, 1.0)
+        self._check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        self._check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        self._check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        if self.seed is not None:
+            self._check_range("seed", self.seed, -SEED_LIMIT, SEED_LIMIT - 1)
+        if self.max_tokens is not None:
+            self._check_range("max_tokens", self.max_tokens, 0, 2**31)
+            if self.min_tokens > self.max_tokens:
+                raise ParameterError(
+                    "min_tokens",
+                    f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}.",
+                )
+        self._check_range("min_tokens", self.min_tokens, 0, 2**31)
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                self._check_range(name, value, 0, MAX_LOGPROBS)
+        if self.stop is not None:
+            if len(self.stop) > MAX_STOP_STRINGS:
+                raise ParameterError(
+                    "stop",
+                    f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed.",
+                )
+            if any(not s for s in self.stop):
+                raise ParameterError(
+                    "stop", "stop contains an empty string, which would end every text at once."
+                )
+        if self.truncate_prompt_tokens is not None:
+            self._check_range("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, 2**31)
+        if self.logit_bias is not None:
+            for value in self.logit_bias.values():
+                self._check_range("logit_bias", value, -100.0, 100.0)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise ParameterError(
+                "allowed_token_ids", "allowed_token_ids is empty: no token could ever be drawn."
+            )
+        if self.n > 1 and self.temperature == 0.0:
+            raise ParameterError(
+                "n", "n > 1 with temperature 0 would give the same text n times; use n = 1."
+            )
+
+    @staticmethod
+    def _check_range(
+        name: str, value: float, low: float, high: float, low_open: bool = False
+    ) -> None:
+        if math.isnan(value) or value < low or value > high or (low_open and value == low):
+            bracket = "(" if low_open else "["
+            raise ParameterError(name, f"{name} is {value}; it must be in {bracket}{low}, {high}].")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `ParameterError` if a token id that the parameters name isn't in a vocabulary of `vocab_size`."""
+        named = {
+            "stop_token_ids": self.stop_token_ids or [],
+            "allowed_token_ids": self.allowed_token_ids or [],
+            "logit_bias": list(self.logit_bias or {}),
+        }
+        for name, ids in named.items():
+            for token_id in ids:
+                if not 0 <= token_id < vocab_size:
+                    raise ParameterError(
+                        name,
+                        f"{name} names token {token_id}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                    )
+
+    def changed(self) -> dict:
+        """The parameters that differ from their defaults, by name."""
+        return msgspec.to_builtins(self)

@@ -1,0 +1,1 @@
+"""SPEAKS: the OpenAI-compatible HTTP server."""

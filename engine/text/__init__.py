@@ -1,0 +1,1 @@
+"""TRANSLATES: text to token ids, token ids to text."""

@@ -1,0 +1,1 @@
+"""COMPUTES: a StepPlan in, tokens out."""
