@@ -1,0 +1,443 @@
+"""Every kind of event that the engine can record: the vocabulary of the record.
+
+An event is one small typed struct. It states what *happened* (never what should have), with sizes
+and times that were read, and, for a decision, `why` in plain words. The docstring of a class says
+what the event means and which code emits it; the comment beside a field gives its unit.
+`docs/LOG_GUIDE.md` is generated from these declarations.
+
+Folding the `request.*`, `block.*` and `step.*` events alone rebuilds the block pool, the queues and
+every block table at every step: see `replay.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+
+class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
+    """What every event carries.
+
+    `seq` counts the events of one process (`src` names it: "core" or "server") from 1, without gaps
+    unless events were dropped, which `engine.warning` then says. `ts_ns` is nanoseconds of
+    CLOCK_MONOTONIC, comparable between the processes of one machine. `step` is the step during
+    which it happened, 0 before the first one.
+    """
+
+    seq: int = 0
+    ts_ns: int = 0
+    step: int = 0
+    src: str = "core"
+    request_id: str = ""
+
+
+# ----------------------------------------------------------------------------------------- requests
+
+
+class RequestReceived(Event, tag="request.received"):
+    """The server accepted an HTTP request (or `LLM.generate` a prompt)."""
+
+    route: str = ""  # "/v1/completions", "/v1/chat/completions", "LLM.generate", …
+    params: dict = {}  # the sampling parameters that differ from their defaults
+    client: str = ""  # address of the caller
+    ignored: list[str] = []  # unknown fields of the body, which have no effect
+    text: str = ""  # the prompt as text; empty with --trace-text off
+
+
+class RequestTokenized(Event, tag="request.tokenized"):
+    """Text became token ids."""
+
+    num_tokens: int = 0
+    duration_us: float = 0.0
+    truncated: int = 0  # tokens cut from the left by truncate_prompt_tokens
+
+
+class RequestQueued(Event, tag="request.queued"):
+    """The core took the request; it waits for its turn. Rank orders it among all others, lowest
+    first.
+    """
+
+    num_prompt_tokens: int = 0
+    max_tokens: int = 0
+    clamped_from: int = 0  # max_tokens as asked for, if the context length made it smaller
+    priority: int = 0
+    rank: list[int] = []  # [priority (0 under fcfs), arrival number]
+    n: int = 1  # sequences wanted; it takes this many seats
+    queue_length: int = 0  # waiting requests, this one included
+
+
+class RequestWaiting(Event, tag="request.waiting"):
+    """The head of the queue could not be admitted in this step; emitted when the reason or its
+    numbers' kind changes.
+    """
+
+    # "budget" (tokens of a step), "seats" (max_num_seqs), "blocks", "preemption" (of others)
+    waits_for: str = ""
+    need: int = 0  # in units of what it waits for
+    available: int = 0
+    next_release: str = ""  # for blocks and seats: the running request that is bound to end first
+    next_release_steps: int = 0  # after at most this many steps
+    next_release_amount: int = 0  # what it gives back
+    behind: int = 0  # requests that wait behind the head
+    why: str = ""
+
+
+class RequestRefused(Event, tag="request.refused"):
+    """The request can't be served and never could: nothing was allocated."""
+
+    why: str = ""
+
+
+class RequestAdmitted(Event, tag="request.admitted"):
+    """The request left the queue and runs from this step on."""
+
+    waited_us: float = 0.0  # since it was queued
+    num_tokens: int = 0  # tokens that it has
+    num_cached_tokens: int = 0  # of them found in the prefix cache
+    why: str = ""
+
+
+class RequestForked(Event, tag="request.forked"):
+    """`n > 1`: the prompt is computed, so the siblings start, sharing all of its blocks."""
+
+    parent: str = ""
+    index: int = 0  # 1 … n − 1
+    num_computed_tokens: int = 0
+    why: str = ""
+
+
+class RequestPreempted(Event, tag="request.preempted"):
+    """A running request gave its blocks back so that a higher-ranked one could go on. It keeps its
+    output.
+    """
+
+    mode: str = ""  # "recompute" or "swap"
+    num_blocks: int = 0  # blocks given back
+    num_computed_tokens: int = 0  # whose K/V left the device
+    for_request: str = ""  # the request that needed the blocks
+    recompute_ms: float = 0.0  # estimated cost of computing its K/V again; 0 = not yet measured
+    swap_ms: float = 0.0  # estimated cost of copying its blocks out and in
+    why: str = ""
+
+
+class RequestResumed(Event, tag="request.resumed"):
+    """A preempted request runs again."""
+
+    mode: str = ""
+    waited_us: float = 0.0  # since it was preempted
+    num_tokens: int = 0
+    num_cached_tokens: int = 0  # needn't be computed again: swapped in, or in the prefix cache
+    why: str = ""
+
+
+class RequestFinished(Event, tag="request.finished"):
+    """The request ended by itself; its blocks are free from here on (a `block.freed` stands beside
+    it).
+    """
+
+    reason: str = ""  # "stop" or "length"
+    stop_reason: str = ""  # the stop string or token id that matched; else empty
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    queued_ms: float = 0.0
+    running_ms: float = 0.0  # since first admitted
+    why: str = ""
+
+
+class RequestAborted(Event, tag="request.aborted"):
+    """The request ended from outside: the client left, or the server stops."""
+
+    num_output_tokens: int = 0
+    why: str = ""
+
+
+# -------------------------------------------------------------------------------------------- steps
+
+
+class StepRow(msgspec.Struct, array_like=True):
+    """One request's share of a step."""
+
+    request_id: str
+    start: int  # tokens already in the cache
+    num_tokens: int  # tokens computed in this step
+    samples: int  # tokens drawn at its end (0 while a prompt is still incomplete)
+
+
+class StepPlanned(Event, tag="step.planned"):
+    """The scheduler decided what this step computes."""
+
+    rows: list[StepRow] = []
+    budget: int = 0  # max_num_batched_tokens
+    budget_used: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    blocks_used: int = 0  # referenced by some request
+    blocks_cached_free: int = 0  # nobody references them, their content can still be found
+    blocks_free: int = 0  # neither
+    host_blocks_used: int = 0
+    schedule_us: float = 0.0
+
+
+class StepFinished(Event, tag="step.finished"):
+    """The worker came back with the tokens of a step, and they were booked."""
+
+    num_tokens: int = 0  # computed
+    num_decode_tokens: int = 0  # of them by requests that computed exactly one
+    num_sampled: int = 0
+    schedule_us: float = 0.0
+    prepare_us: float = 0.0  # plan → tensors
+    forward_us: float = 0.0  # tensors → logits
+    sample_us: float = 0.0  # logits → tokens
+    update_us: float = 0.0  # booking the tokens
+    total_us: float = 0.0  # from the start of planning to the end of booking
+    loop: str = ""  # "plain" or "overlapped"
+
+
+# ------------------------------------------------------------------------------------------- blocks
+
+
+class BlockAllocated(Event, tag="block.allocated"):
+    """The request got fresh blocks, appended to its block table from `index` on."""
+
+    blocks: list[int] = []
+    index: int = 0
+    why: str = ""
+
+
+class BlockShared(Event, tag="block.shared"):
+    """The request's table points to blocks that exist already: a prefix-cache hit, or a fork."""
+
+    blocks: list[int] = []
+    index: int = 0
+    num_tokens: int = 0  # that need not be computed
+    why: str = ""
+
+
+class BlockCached(Event, tag="block.cached"):
+    """Full blocks got their hash: from now on an equal prefix finds them."""
+
+    blocks: list[int] = []
+    hashes: list[str] = []  # hex, chained: each covers every token before it
+
+
+class BlockCopied(Event, tag="block.copied"):
+    """Copy-on-write: the request was about to write into a block that others read too, so it got
+    its own copy.
+    """
+
+    src: int = 0
+    dst: int = 0  # taken from the free queue
+    index: int = 0  # position in the request's block table
+    sharers: int = 0  # requests that keep `src`
+    why: str = ""
+
+
+class BlockFreed(Event, tag="block.freed"):
+    """The request let go of its whole block table, in this order; a block nobody else uses joins
+    the free queue.
+    """
+
+    blocks: list[int] = []
+    why: str = ""
+
+
+class BlockEvicted(Event, tag="block.evicted"):
+    """A cached block was needed for something else: its content can't be found any more."""
+
+    block: int = 0
+    hash: str = ""
+    why: str = ""
+
+
+class BlockSwappedOut(Event, tag="block.swapped_out"):
+    """The contents of a preempted request's blocks are copied to the host pool."""
+
+    blocks: list[int] = []
+    host_blocks: list[int] = []
+    num_bytes: int = 0
+
+
+class BlockSwappedIn(Event, tag="block.swapped_in"):
+    """… and back into fresh device blocks. The host blocks are free again."""
+
+    blocks: list[int] = []
+    host_blocks: list[int] = []
+    num_bytes: int = 0
+
+
+# ------------------------------------------------------------------------------------------ kernels
+
+
+class KernelLaunched(Event, tag="kernel.launched"):
+    """A kernel was launched through `kernels/launch.py` (level `full`)."""
+
+    name: str = ""
+    backend: str = ""  # "torch", "native", "triton"
+    grid: list[int] = []
+    constexprs: dict = {}
+    num_warps: int = 0
+    num_stages: int = 0
+    registers: int = 0
+    shared_bytes: int = 0
+    num_bytes: int = 0  # read and written, as counted from the shapes
+    flops: int = 0
+    duration_us: float = 0.0  # only when profiling
+    # of the machine's measured bandwidth or matrix rate, whichever binds; when profiling
+    share_of_limit: float = 0.0
+    why: str = ""  # why this grid, or this variant
+
+
+class GraphCaptured(Event, tag="graph.captured"):
+    """A CUDA graph was captured for one batch size."""
+
+    batch_size: int = 0
+    num_kernels: int = 0
+    duration_ms: float = 0.0
+
+
+class GraphReplayed(Event, tag="graph.replayed"):
+    """A captured graph ran in place of its launches."""
+
+    batch_size: int = 0
+    num_rows: int = 0  # real ones; the rest is padding
+    captured_seq: int = 0  # seq of the matching graph.captured
+
+
+# ------------------------------------------------------------------------------------------- tokens
+
+
+class Candidate(msgspec.Struct, array_like=True):
+    """One token that could have been drawn."""
+
+    token_id: int
+    logprob: float  # of the model, before any parameter
+    probability: float  # after every parameter; 0 when it was cut
+
+
+class SampleDrawn(Event, tag="sample.drawn"):
+    """A token was drawn (level `full`)."""
+
+    index: int = 0  # which of the n sequences
+    position: int = 0  # of the drawn token in the sequence
+    token_id: int = 0
+    logprob: float = 0.0
+    rank: int = 0  # 1 = the most probable
+    greedy: bool = False
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    uniform: float = 0.0  # the Philox draw in [0, 1), 0 when greedy
+    num_kept: int = 0  # tokens left after top-k, top-p and min-p
+    candidates: list[Candidate] = []
+
+
+class TextEmitted(Event, tag="text.emitted", kw_only=True):
+    """Text went out to the client (level `full`)."""
+
+    src: str = "server"
+    index: int = 0
+    text: str = ""
+    num_tokens: int = 0
+
+
+class TextHeldBack(Event, tag="text.held_back", kw_only=True):
+    """Text waits: it could be the start of a stop string, or half of a character (level `full`)."""
+
+    src: str = "server"
+    index: int = 0
+    num_chars: int = 0
+    why: str = ""
+
+
+class StopMatched(Event, tag="stop.matched", kw_only=True):
+    """A stop string was found in the text, so the request ends."""
+
+    src: str = "server"
+    index: int = 0
+    stop: str = ""
+    num_output_tokens: int = 0
+
+
+# --------------------------------------------------------------------------------------- the engine
+
+
+class EngineStarted(Event, tag="engine.started"):
+    """The engine process is up; nothing is loaded yet."""
+
+    version: str = ""
+    config: dict = {}
+    versions: dict = {}  # python, torch, transformers, triton
+    machine: dict = {}  # device, cores, memory
+
+
+class EngineModelLoaded(Event, tag="engine.model_loaded"):
+    """The weights are in memory."""
+
+    model: str = ""
+    architecture: str = ""
+    implementation: str = ""  # "native" or "transformers adapter"
+    num_parameters: int = 0
+    num_bytes: int = 0
+    dtype: str = ""
+    duration_s: float = 0.0
+
+
+class EngineKvSized(Event, tag="engine.kv_sized"):
+    """How many KV blocks there are, and the arithmetic that says so."""
+
+    num_blocks: int = 0
+    num_host_blocks: int = 0
+    block_size: int = 0  # tokens
+    bytes_per_block: int = 0
+    num_layers: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    kv_dtype: str = ""
+    available_bytes: int = 0
+    max_model_len: int = 0
+    swap_us_per_block: float = 0.0  # measured at start; 0 without a host pool
+    why: str = ""
+
+
+class EngineWarning(Event, tag="engine.warning"):
+    """Something a user should know."""
+
+    message: str = ""
+
+
+class EngineFailed(Event, tag="engine.failed"):
+    """The engine can't go on."""
+
+    message: str = ""
+
+
+ALL_EVENTS: tuple[type[Event], ...] = (
+    RequestReceived, RequestTokenized, RequestQueued, RequestWaiting, RequestRefused,
+    RequestAdmitted, RequestForked, RequestPreempted, RequestResumed, RequestFinished,
+    RequestAborted,
+    StepPlanned, StepFinished,
+    BlockAllocated, BlockShared, BlockCached, BlockCopied, BlockFreed, BlockEvicted,
+    BlockSwappedOut, BlockSwappedIn,
+    KernelLaunched, GraphCaptured, GraphReplayed,
+    SampleDrawn, TextEmitted, TextHeldBack, StopMatched,
+    EngineStarted, EngineModelLoaded, EngineKvSized, EngineWarning, EngineFailed,
+)  # fmt: skip
+"""Every kind, in the order of the guide."""
+
+FULL_ONLY: tuple[type[Event], ...] = (
+    KernelLaunched, GraphReplayed, SampleDrawn, TextEmitted, TextHeldBack,
+)  # fmt: skip
+"""Kinds that only level `full` records; all others are recorded at `steps` too."""
+
+AnyEvent: Any = Union[ALL_EVENTS]  # noqa: UP007 - a tuple can't be spelled with |
+"""The union that msgspec decodes a record with."""
+
+
+def kind(event: Event | type[Event]) -> str:
+    """The kind of an event as it stands in a record, "block.freed"."""
+    return event.__struct_config__.tag  # type: ignore[return-value]

@@ -1,0 +1,220 @@
+"""The recorder: where events go, and how little that costs the code that records them.
+
+    loop, worker thread ──record()──▶ bounded list ──every 50 ms──▶ drain thread ──batches──▶ subscribers
+                         (stamps seq, time, step)                            (files, console,
+                         streams)
+
+`record()` stamps an event and appends it, well under a microsecond; encoding, printing and sending
+are the drain thread's work. The buffer is bounded: when subscribers fall so far behind that it is
+full, new events are counted and dropped, and an `engine.warning` in the record says how many and
+where.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from engine.trace.events import (
+    FULL_ONLY,
+    EngineWarning,
+    Event,
+    RequestFinished,
+    RequestReceived,
+    SampleDrawn,
+    StopMatched,
+    TextEmitted,
+)
+
+LEVELS = ("off", "steps", "full")
+DRAIN_INTERVAL_S = 0.05
+
+Subscriber = Callable[[list[Event]], None]
+
+_FULL_ONLY = frozenset(FULL_ONLY)
+
+
+class Recorder:
+    """Takes the events of one process and hands them to subscribers in batches, ordered by `seq`.
+
+    `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds) or
+    "full". Requests named in `full_requests` are recorded at "full" whatever the level, unless it
+    is "off". `text=False` keeps people's text, and the token ids that spell it, out of the record.
+    `capacity` is the number of events that may wait for the drain thread.
+
+    Raises ValueError for an unknown level or a capacity below 1.
+    """
+
+    def __init__(
+        self, level: str = "steps", src: str = "core", text: bool = True, capacity: int = 200_000
+    ) -> None:
+        if level not in LEVELS:
+            raise ValueError(f"trace level {level!r} is unknown: choose one of {', '.join(LEVELS)}")
+        if capacity < 1:
+            raise ValueError(f"the record's capacity is {capacity} events: it must be at least 1")
+        self.level = level
+        self.enabled = level != "off"
+        self.full = level == "full"
+        self.src = src
+        self.text = text
+        self.capacity = capacity
+        self.full_requests: set[str] = set()
+        self.step = 0  # set by the engine loop when a step starts
+        self.full_step = False  # this step runs a request of `full_requests`: its kernels count too
+        self.dropped = 0  # events lost because the buffer was full
+
+        self._lock = threading.Lock()  # seq, time and append are one act, so the buffer is in order
+        self._next_seq = count(1).__next__
+        self._buffer: list[Event] = []
+        self._told = 0  # losses that a warning has stated already
+        self._forwarded = False  # the buffer holds events of another process
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        if self.enabled:
+            self._thread = threading.Thread(target=self._drain_loop, name="trace", daemon=True)
+            self._thread.start()
+
+    # ------------------------------------------------------------------------------ recording
+
+    def record(self, event: Event) -> None:
+        """Stamp the event and keep it. May be called from any thread."""
+        if not self.enabled:
+            return
+        if not self.full and type(event) in _FULL_ONLY and not self.wants_full(event.request_id):
+            return
+        if event.step == 0:
+            event.step = self.step
+        event.src = self.src
+        if not self.text:
+            _drop_text(event)
+        with self._lock:
+            event.seq = self._next_seq()
+            if len(self._buffer) >= self.capacity:
+                self.dropped += 1
+                return
+            event.ts_ns = time.monotonic_ns()
+            self._buffer.append(event)
+
+    def wants_full(self, request_id: str) -> bool:
+        """Whether `FULL_ONLY` events of this request, or of a sequence of it ("x.2" is one of "x"),
+        are recorded.
+
+        Callers ask before they build an expensive event. An event of no single request
+        (`request_id` "", a kernel) is wanted in the steps that run such a request: the loop sets
+        `full_step` beside `step`.
+        """
+        if self.full:
+            return True
+        if not self.enabled or not self.full_requests:
+            return False
+        if not request_id:
+            return self.full_step
+        return (
+            request_id in self.full_requests or request_id.rpartition(".")[0] in self.full_requests
+        )
+
+    def forward(self, events: Iterable[Event]) -> None:
+        """Pass on events that another process recorded: they keep their own `seq`, time and
+        `src`."""
+        if not self.enabled:
+            return
+        with self._lock:
+            for event in events:
+                if len(self._buffer) >= self.capacity:
+                    self.dropped += 1
+                else:
+                    self._buffer.append(event)
+            self._forwarded = True
+
+    # ------------------------------------------------------------------------------ subscribers
+
+    def subscribe(self, callback: Subscriber) -> None:
+        """From now on `callback` gets every batch, on the drain thread. It must not block for long."""
+        with self._drain_lock:
+            self._subscribers = (*self._subscribers, callback)
+
+    def unsubscribe(self, callback: Subscriber) -> None:
+        """Stop sending batches to `callback`; nothing happens if it doesn't subscribe."""
+        with self._drain_lock:
+            self._remove(callback)
+
+    def flush(self) -> None:
+        """Hand over what waits, now, on the caller's thread."""
+        with self._drain_lock:
+            self._drain()
+
+    def close(self) -> None:
+        """Stop the drain thread and hand over what is left. Nothing is recorded afterwards."""
+        self.enabled = False
+        self._closed.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        self.flush()
+
+    # ------------------------------------------------------------------------------ details
+
+    def _drain_loop(self) -> None:
+        while not self._closed.wait(DRAIN_INTERVAL_S):
+            self.flush()
+
+    def _drain(self) -> None:
+        with self._lock:
+            batch, self._buffer = self._buffer, []
+            forwarded, self._forwarded = self._forwarded, False
+            if self.dropped > self._told:
+                batch.append(self._warning(_loss_message(self.dropped - self._told, self.capacity)))
+                self._told = self.dropped
+        if not batch:
+            return
+        if forwarded:  # two sources, each in order by itself: a stable sort by time keeps that
+            batch.sort(key=lambda event: event.ts_ns)
+        for subscriber in self._subscribers:
+            try:
+                subscriber(batch)
+            except Exception as error:  # a broken reader must not stop the record of the others
+                self._remove(subscriber)
+                name = getattr(subscriber, "__qualname__", type(subscriber).__name__)
+                problem = f"{type(error).__name__}: {error}"
+                with self._lock:
+                    self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _warning(self, message: str) -> EngineWarning:
+        """A stamped warning; `_lock` is held."""
+        return EngineWarning(
+            message=message,
+            seq=self._next_seq(),
+            ts_ns=time.monotonic_ns(),
+            step=self.step,
+            src=self.src,
+        )
+
+    def _remove(self, callback: Subscriber) -> None:
+        # == and not `is`: a bound method is a new object each time it is named
+        self._subscribers = tuple(s for s in self._subscribers if s != callback)
+
+
+def _loss_message(lost: int, capacity: int) -> str:
+    return (
+        f"{lost} events were lost just before this one: {capacity} already waited to be written. "
+        "Replay isn't exact from here on"
+    )
+
+
+def _drop_text(event: Event) -> None:
+    """Blank what spells people's text: the text itself, stop strings, token ids (-1 = withheld)."""
+    if isinstance(event, RequestReceived):
+        event.text = ""
+        event.params = {k: v for k, v in event.params.items() if isinstance(v, (int, float, bool))}
+    elif isinstance(event, SampleDrawn):
+        event.token_id = -1
+        event.candidates = []
+    elif isinstance(event, TextEmitted):
+        event.text = ""
+    elif isinstance(event, StopMatched):
+        event.stop = ""
+    elif isinstance(event, RequestFinished):
+        event.stop_reason = ""
