@@ -228,10 +228,10 @@ class BlockCopied(Event, tag="block.copied"):
     its own copy.
     """
 
-    src: int = 0
-    dst: int = 0  # taken from the free queue
+    src_block: int = 0
+    dst_block: int = 0  # taken from the free queue
     index: int = 0  # position in the request's block table
-    sharers: int = 0  # requests that keep `src`
+    sharers: int = 0  # requests that keep `src_block`
     why: str = ""
 
 

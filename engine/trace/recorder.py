@@ -1,8 +1,6 @@
 """The recorder: where events go, and how little that costs the code that records them.
 
-    loop, worker thread ──record()──▶ bounded list ──every 50 ms──▶ drain thread ──batches──▶ subscribers
-                         (stamps seq, time, step)                            (files, console,
-                         streams)
+    loop, worker ──record()──▶ bounded list ──every 50 ms──▶ drain thread ──batches──▶ subscribers
 
 `record()` stamps an event and appends it, well under a microsecond; encoding, printing and sending
 are the drain thread's work. The buffer is bounded: when subscribers fall so far behind that it is
