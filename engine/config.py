@@ -1,8 +1,9 @@
 """EngineConfig: the one declaration of every option.
 
-Each field below becomes a Python argument (`EngineConfig(max_num_seqs=8)`, `LLM(model, max_num_seqs=8)`), a command-line
-flag (`--max-num-seqs 8`), an environment variable (`MAX_NUM_SEQS=8`) and a row of the table in the docs
-(`python -m engine.config`). A flag wins over the environment, the environment over the default. Flags carry vLLM's names.
+Each field below becomes a Python argument (`EngineConfig(max_num_seqs=8)`, `LLM(model,
+max_num_seqs=8)`), a command-line flag (`--max-num-seqs 8`), an environment variable
+(`MAX_NUM_SEQS=8`) and a row of the table in the docs (`python -m engine.config`). A flag wins over
+the environment, the environment over the default. Flags carry vLLM's names.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class ConfigError(ValueError):
 
 
 def _option(default: Any, help: str, env: str | None = None, secret: bool = False) -> Any:
-    """One option: its default, its help text, and its environment variable (by default its name in capitals)."""
+    """One option: its default, its help text, and its environment variable (by default its name in
+    capitals).
+    """
     return dataclasses.field(default=default, metadata={"help": help, "env": env, "secret": secret})
 
 
@@ -192,14 +195,16 @@ class EngineConfig:
         environ: Mapping[str, str] | None = None,
         prog: str | None = None,
     ) -> EngineConfig:
-        """Read flags, then the environment. Raises `ConfigError`; `--help` prints the options and exits."""
+        """Read flags, then the environment. Raises `ConfigError`; `--help` prints the options and
+        exits.
+        """
         environ = os.environ if environ is None else environ
         values = dict(_from_environment(environ))
         values.update(vars(_parser(prog).parse_args(argv)))
         return cls(**values)
 
 
-# ------------------------------------------------------------------------------ from the declaration to its four forms
+# ----------------------------------------------------------- from the declaration to its four forms
 
 
 def _hints() -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""SamplingParams: how one request wants its tokens drawn. Validated once, here, for the server and for `LLM` alike."""
+"""SamplingParams: how one request wants its tokens drawn. Validated once, here, for the server and
+for `LLM` alike.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ SEED_LIMIT = 2**63
 
 
 class ParameterError(ValueError):
-    """A sampling parameter is out of its range. `param` names it; the message says what was wrong and the limit."""
+    """A sampling parameter is out of its range. `param` names it; the message says what was wrong
+    and the limit.
+    """
 
     def __init__(self, param: str, message: str):
         super().__init__(message)
@@ -22,7 +26,8 @@ class ParameterError(ValueError):
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The parameters of one request, with the names that vLLM's and OpenAI's users know.
 
-    Raises `ParameterError` when a value is out of range. The order in which they act is that of `worker/sampler.py`.
+    Raises `ParameterError` when a value is out of range. The order in which they act is that of
+    `worker/sampler.py`.
     """
 
     n: int = 1  # sequences to draw from the same prompt
@@ -109,7 +114,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             raise ParameterError(name, f"{name} is {value}; it must be in {bracket}{low}, {high}].")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `ParameterError` if a token id that the parameters name isn't in a vocabulary of `vocab_size`."""
+        """Raise `ParameterError` if a token id that the parameters name isn't in a vocabulary of
+        `vocab_size`.
+        """
         named = {
             "stop_token_ids": self.stop_token_ids or [],
             "allowed_token_ids": self.allowed_token_ids or [],

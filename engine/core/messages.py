@@ -1,7 +1,8 @@
 """What crosses the borders of the core, and nothing else does.
 
-Down to the worker goes a `StepPlan`, up comes a `StepOutput`. From the front end come `CoreRequest`s, to it go
-`CoreOutput`s. All are msgspec structs, so that the same types cross a process boundary as they are.
+Down to the worker goes a `StepPlan`, up comes a `StepOutput`. From the front end come
+`CoreRequest`s, to it go `CoreOutput`s. All are msgspec structs, so that the same types cross a
+process boundary as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import msgspec
 
 from engine.sampling_params import SamplingParams
 
-# ------------------------------------------------------------------------------------- front end ↔ core
+# --------------------------------------------------------------------------------- front end ↔ core
 
 
 class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -27,7 +28,9 @@ class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Log-probabilities at one position, of the model itself (before temperature and all other parameters)."""
+    """Log-probabilities at one position, of the model itself (before temperature and all other
+    parameters).
+    """
 
     token_id: int
     logprob: float
@@ -71,7 +74,7 @@ class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     prefix_hits: int = 0  # of them found
 
 
-# ------------------------------------------------------------------------------------- core ↔ worker
+# ------------------------------------------------------------------------------------ core ↔ worker
 
 
 class NewRow(msgspec.Struct, kw_only=True):
@@ -88,8 +91,9 @@ class NewRow(msgspec.Struct, kw_only=True):
 class Row(msgspec.Struct, kw_only=True):
     """One sequence's share of a step.
 
-    The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws) and its block table.
-    `table_start`/`table_blocks` bring that table up to date: `table[table_start:] = table_blocks` where blocks are given.
+    The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws)
+    and its block table. `table_start`/`table_blocks` bring that table up to date:
+    `table[table_start:] = table_blocks` where blocks are given.
     """
 
     request_id: str  # of the sequence: siblings of n > 1 are "id.1", "id.2", …
@@ -104,7 +108,9 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
-    """What one step does, in this order: drop rows, swap out, swap in, copy blocks, compute rows, sample."""
+    """What one step does, in this order: drop rows, swap out, swap in, copy blocks, compute rows,
+    sample.
+    """
 
     step: int
     rows: list[Row]
@@ -124,8 +130,9 @@ class RowDetail(msgspec.Struct, kw_only=True):
 
     logprobs: list[TokenLogprobs] | None = None  # one for each sampled token of the row
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Of this chunk: entry i belongs to the token at position start + i + 1, predicted from position start + i; positions
-    from num_prompt_tokens on are left out."""
+    """Of this chunk: entry i belongs to the token at position start + i + 1, predicted from
+    position start + i; positions from num_prompt_tokens on are left out.
+    """
 
 
 class StepOutput(msgspec.Struct, kw_only=True):

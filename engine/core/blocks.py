@@ -1,0 +1,150 @@
+"""BlockPool: who holds which KV block, and which content can still be found.
+
+A block is a number: page `b` of every layer's K and V tensors. A block is *used* while some block
+table names it (`references[b] > 0`) and *free* otherwise. A full block may also be *cached*: it has
+a hash of all tokens up to its end, and an equal prefix finds it by that hash, used or free. A free
+block keeps its hash, and its content, until it is taken for something else. So the free queue
+orders eviction: blocks without a hash stand at its front and are taken first; cached ones join at
+its back, and the one that was freed longest ago is evicted first (LRU).
+
+Every operation is O(1) a block: nothing here grows with the size of the pool.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+HASH_BYTES = 16
+
+
+class OutOfBlocks(Exception):
+    """Fewer blocks are free than were asked for. Nothing was changed (rule 7)."""
+
+
+def root_hash(salt: str) -> bytes:
+    """The parent of a sequence's first block. Requests find each other's blocks only under the same
+    salt.
+    """
+    return blake2b(salt.encode(), digest_size=HASH_BYTES).digest()
+
+
+def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Hash of a full block: of its tokens and, through `parent`, of every token before them (rule
+    5).
+    """
+    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
+
+
+class BlockPool:
+    """`num_blocks` blocks, numbered from 0. The host pool of swapped-out blocks is one, too."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self.references = [0] * num_blocks  # block → block tables that name it
+        self.hashes: list[bytes | None] = [None] * num_blocks  # block → its hash
+        self.cached: dict[bytes, int] = {}  # hash → block
+        self.free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.num_cached_free = 0  # free blocks that have a hash
+
+    @property
+    def num_free(self) -> int:
+        return len(self.free_queue)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self.free_queue)
+
+    def allocate(self, count: int) -> tuple[list[int], list[tuple[int, bytes]]]:
+        """Take `count` blocks from the front of the free queue, with one reference each.
+
+        Returns them, and those among them that were cached, with the hash that they lost. Raises
+        OutOfBlocks.
+        """
+        if count > len(self.free_queue):
+            raise OutOfBlocks(f"{count} blocks wanted, {len(self.free_queue)} free")
+        blocks: list[int] = []
+        evicted: list[tuple[int, bytes]] = []
+        for _ in range(count):
+            block, _none = self.free_queue.popitem(last=False)
+            old_hash = self.hashes[block]
+            if old_hash is not None:
+                del self.cached[old_hash]
+                self.hashes[block] = None
+                self.num_cached_free -= 1
+                evicted.append((block, old_hash))
+            self.references[block] = 1
+            blocks.append(block)
+        return blocks, evicted
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more block table names these blocks; free ones among them leave the free queue."""
+        for block in blocks:
+            if self.references[block] == 0:
+                del self.free_queue[block]
+                self.num_cached_free -= self.hashes[block] is not None
+            self.references[block] += 1
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """One block table less names these blocks. The caller gives a sequence's blocks last first,
+        so that the blocks that fewer others could share are evicted first.
+        """
+        for block in blocks:
+            self.references[block] -= 1
+            if self.references[block] == 0:
+                self.free_queue[block] = None
+                if self.hashes[block] is None:
+                    self.free_queue.move_to_end(block, last=False)
+                else:
+                    self.num_cached_free += 1
+
+    def cache(self, block: int, hash: bytes) -> bool:
+        """Make a full, used block findable. False if an equal one is findable already: then this
+        one stays without.
+        """
+        if hash in self.cached:
+            return False
+        self.cached[hash] = block
+        self.hashes[block] = hash
+        return True
+
+    def find(self, hashes: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest cached beginning of this chain of hashes."""
+        found = []
+        for hash in hashes:
+            block = self.cached.get(hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def forget_cache(self) -> None:
+        """Drop every hash, so that nothing is found any more."""
+        for block in self.cached.values():
+            self.hashes[block] = None
+        self.cached.clear()
+        self.num_cached_free = 0
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Raise AssertionError unless the pool agrees with the block tables that exist. For tests;
+        O(num_blocks).
+        """
+        counted = [0] * self.num_blocks
+        for table in tables:
+            assert len(set(table)) == len(table), f"a table names a block twice: {table}"
+            for block in table:
+                counted[block] += 1
+        assert counted == self.references, "reference counts differ from the block tables"
+        for block, references in enumerate(self.references):
+            assert (references == 0) == (block in self.free_queue), f"block {block}: used xor free"
+        for hash, block in self.cached.items():
+            assert self.hashes[block] == hash, (
+                f"block {block} is cached under a hash that it doesn't have"
+            )
+        assert sum(h is not None for h in self.hashes) == len(self.cached), (
+            "a block has a hash nobody finds"
+        )
+        cached_free = sum(self.hashes[block] is not None for block in self.free_queue)
+        assert cached_free == self.num_cached_free, "miscounted cached and free blocks"

@@ -1,0 +1,373 @@
+"""EngineCore: the loop: plan → execute → update.
+
+Two loops stand side by side. The *plain* one plans a step, waits for the worker, books the tokens,
+and only then plans the next. The *overlapped* one plans step k + 1 while the worker computes step
+k: a decoding request surely gets one more token, and which one only the worker needs to know, so
+the plan needn't wait. What it can't foresee (a stop token) costs one computed token that is thrown
+away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Protocol
+
+from engine.config import EngineConfig
+from engine.core.messages import (
+    CoreOutput,
+    CoreRequest,
+    KVShape,
+    RowDetail,
+    StepOutput,
+    StepPlan,
+    StepStats,
+)
+from engine.core.request import Request, Status
+from engine.core.scheduler import Scheduler
+from engine.trace import events
+from engine.trace.recorder import Recorder
+
+
+class RequestError(ValueError):
+    """The core can't ever serve this request. `param` names the field; the message says the limit."""
+
+    def __init__(self, param: str, message: str):
+        super().__init__(message)
+        self.param = param
+
+
+class Executor(Protocol):
+    """What computes: the ModelRunner, or a stand-in of a test."""
+
+    kv: KVShape
+
+    def execute(self, plan: StepPlan) -> StepOutput: ...
+
+
+class EngineCore:
+    """Requests in, outputs out, one step at a time. Used from one thread."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, recorder: Recorder):
+        self.config = config
+        self.executor = executor
+        self.recorder = recorder
+        self.kv = executor.kv
+        self.scheduler = Scheduler(config, executor.kv, recorder)
+        self.overlapped = config.async_scheduling or False
+        self.step = self._overlapped_step if self.overlapped else self._plain_step
+        self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live
+        self._sequences: dict[
+            str, Request
+        ] = {}  # sequence id → sequence, until its last step is back
+        self._arrivals = 0
+        self._in_flight: deque[tuple[StepPlan, int, Future[StepOutput]]] = deque()
+        self._worker = ThreadPoolExecutor(1, "worker") if self.overlapped else None
+
+    # ---------------------------------------------------------------------------------- requests in
+
+    def add_request(self, core: CoreRequest) -> None:
+        """Queue a request. Raises RequestError if it could never be served; then nothing has
+        changed (rule 7).
+        """
+        try:
+            max_tokens = self._check(core)
+        except RequestError as error:
+            self.recorder.record(events.RequestRefused(request_id=core.request_id, why=str(error)))
+            raise
+        self._arrivals += 1
+        priority = core.priority if self.config.scheduling_policy == "priority" else 0
+        rank = (priority, self._arrivals, 0)
+        request = Request(core, rank, self._seed(core), max_tokens)
+        self._groups[core.request_id] = [request]
+        self._sequences[request.id] = request
+        if core.trace_full:
+            self.recorder.full_requests.add(core.request_id)
+        self.scheduler.add(request)
+        asked = core.params.max_tokens
+        self.recorder.record(
+            events.RequestQueued(
+                request_id=request.id,
+                num_prompt_tokens=request.num_prompt_tokens,
+                max_tokens=max_tokens,
+                clamped_from=asked if asked is not None and asked > max_tokens else 0,
+                priority=priority,
+                rank=list(rank),
+                n=core.params.n,
+                queue_length=len(self.scheduler.waiting),
+            )
+        )
+
+    def _check(self, core: CoreRequest) -> int:
+        """The request's real max_tokens, or RequestError."""
+        kv, params = self.kv, core.params
+        num_tokens = len(core.prompt_token_ids)
+        if core.request_id in self._groups:
+            raise RequestError("request_id", f"request id {core.request_id!r} is running already.")
+        if num_tokens == 0:
+            raise RequestError("prompt", "The prompt is empty: it must have at least one token.")
+        room = kv.max_model_len - num_tokens
+        if room < (params.max_tokens != 0):
+            raise RequestError(
+                "prompt",
+                f"This model's maximum context length is {kv.max_model_len} tokens; the prompt has {num_tokens}, which"
+                " leaves no room for an answer. Shorten it.",
+            )
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        # The last token that is drawn is never fed back, so it needs no slot.
+        blocks = self.scheduler.kv.blocks_for(num_tokens + max(0, max_tokens - 1))
+        if blocks > kv.num_blocks:
+            raise RequestError(
+                "max_tokens",
+                f"The request could need {blocks} KV blocks ({num_tokens} prompt and {max_tokens} output tokens at"
+                f" {kv.block_size} a block); the whole cache has {kv.num_blocks}. Ask for fewer tokens, or give the"
+                " engine a larger cache.",
+            )
+        if params.n > self.config.max_num_seqs:
+            raise RequestError(
+                "n",
+                f"n is {params.n}; this server runs at most {self.config.max_num_seqs} sequences at once.",
+            )
+        return max_tokens
+
+    def _seed(self, core: CoreRequest) -> int:
+        """The request's seed, or one of its own drawn from the engine's seed and its arrival
+        number.
+        """
+        if core.params.seed is not None:
+            return core.params.seed
+        text = f"{self.config.seed}/{self._arrivals}".encode()
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
+
+    def abort(self, request_id: str, why: str) -> None:
+        """End all sequences of a request from outside. Unknown or finished ids are ignored: the
+        news may have crossed.
+        """
+        for request in list(self._groups.get(request_id, ())):
+            self.recorder.record(
+                events.RequestAborted(
+                    request_id=request.id, num_output_tokens=request.num_output_tokens, why=why
+                )
+            )
+            self._leave(request, why)
+
+    def finish(self, request_id: str, index: int, stop_reason: str) -> None:
+        """End one sequence because its text is complete: a stop string matched. Ignored if it has
+        ended already.
+        """
+        for request in list(self._groups.get(request_id, ())):
+            if request.index == index:
+                self._finish(
+                    request, "stop", stop_reason, f"the stop string {stop_reason!r} matched"
+                )
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    def stats(self) -> StepStats:
+        """The state after the last step."""
+        scheduler, stats = self.scheduler, self.scheduler.stats
+        stats.num_running = len(scheduler.running)
+        stats.num_waiting = len(scheduler.waiting)
+        stats.blocks_used = scheduler.kv.pool.num_used
+        stats.blocks_cached_free = scheduler.kv.pool.num_cached_free
+        stats.host_blocks_used = scheduler.kv.host_pool.num_used
+        return stats
+
+    def close(self) -> None:
+        if self._worker:
+            self._worker.shutdown(wait=True)
+
+    # -------------------------------------------------------------------------------- the two loops
+
+    def _plain_step(self) -> list[CoreOutput]:
+        started = time.perf_counter_ns()
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return []
+        self._set_full_step(plan)
+        return self._update(plan, self.executor.execute(plan), started)
+
+    def _overlapped_step(self) -> list[CoreOutput]:
+        """Hand the worker the next step, if one can be planned yet, then book the oldest one in
+        flight.
+        """
+        assert self._worker is not None
+        started = time.perf_counter_ns()
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._set_full_step(plan)
+            self._in_flight.append(
+                (plan, started, self._worker.submit(self.executor.execute, plan))
+            )
+            if len(self._in_flight) == 1:
+                return []
+        if not self._in_flight:
+            return []
+        plan, started, result = self._in_flight.popleft()
+        return self._update(plan, result.result(), started)
+
+    def _set_full_step(self, plan: StepPlan) -> None:
+        """Whether this step's kernels are to be recorded: they serve every request of the step."""
+        full = self.recorder.full_requests
+        self.recorder.full_step = bool(full) and any(
+            self.recorder.wants_full(row.request_id) for row in plan.rows
+        )
+
+    # ----------------------------------------------------------------------------------- tokens out
+
+    def _update(self, plan: StepPlan, output: StepOutput, started: int) -> list[CoreOutput]:
+        """Book what a step brought: append, finish, fork, free."""
+        update_started = time.perf_counter_ns()
+        news: list[CoreOutput] = []
+        num_decode = num_sampled = 0
+        for row, tokens in zip(plan.rows, output.tokens, strict=True):
+            request = self._sequences[row.request_id]
+            request.tokens_in_flight -= row.num_tokens
+            request.samples_in_flight -= row.samples > 0
+            num_decode += row.num_tokens == 1
+            num_sampled += len(tokens)
+            if request.finished:  # it ended while this step was in flight: its token is thrown away
+                if not request.tokens_in_flight:
+                    self._leave(request, "its last step in flight is back")
+                continue
+            request.num_computed_tokens += row.num_tokens
+            self.scheduler.kv.cache_full_blocks(request)
+            detail = output.details.get(row.request_id)
+            self._collect_prompt_logprobs(request, detail)
+            if tokens:
+                for index, sequence in enumerate(self._with_siblings(request, len(tokens))):
+                    news.append(self._append(sequence, tokens[index], detail, index))
+            elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
+                news.append(self._output(request))
+                self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
+                news[-1].finish_reason = "length"
+        self.scheduler.costs.observe_step(plan.num_tokens, output.forward_us)
+        now = time.perf_counter_ns()
+        self.recorder.record(
+            events.StepFinished(
+                step=plan.step,
+                num_tokens=plan.num_tokens,
+                num_decode_tokens=num_decode,
+                num_sampled=num_sampled,
+                schedule_us=round(plan.schedule_us, 1),
+                prepare_us=round(output.prepare_us, 1),
+                forward_us=round(output.forward_us, 1),
+                sample_us=round(output.sample_us, 1),
+                update_us=round((now - update_started) / 1e3, 1),
+                total_us=round((now - started) / 1e3, 1),
+                loop="overlapped" if self.overlapped else "plain",
+            )
+        )
+        return news
+
+    def _with_siblings(self, request: Request, count: int) -> list[Request]:
+        """The request and, when its prompt was just computed for n > 1, the siblings that fork from
+        it now.
+        """
+        family = [request]
+        for index in range(1, count):
+            rank = (*request.rank[:2], index)
+            child = Request(request.core, rank, request.seed + index, request.max_tokens, index)
+            self._groups[request.core.request_id].append(child)
+            self._sequences[child.id] = child
+            self.scheduler.fork(request, child)
+            family.append(child)
+        return family
+
+    def _append(
+        self, request: Request, token: int, detail: RowDetail | None, index: int
+    ) -> CoreOutput:
+        """One token more: tell it, and end the sequence if it is the last. Order: EOS, stop tokens,
+        length.
+        """
+        first = request.num_output_tokens == 0
+        request.token_ids.append(token)
+        output = self._output(request)
+        output.token_ids = [token]
+        if detail and detail.logprobs:
+            output.logprobs = [detail.logprobs[index]]
+        if first and request.index == 0 and request.prompt_logprobs:
+            output.prompt_logprobs = request.prompt_logprobs
+        old_enough = request.num_output_tokens > request.core.params.min_tokens
+        if token in request.eos_ids and old_enough:
+            output.finish_reason = "stop"
+            self._finish(request, "stop", "", f"token {token} ends a sequence")
+        elif token in request.stop_ids and old_enough:
+            output.finish_reason, output.stop_reason = "stop", token
+            self._finish(request, "stop", str(token), f"token {token} is in stop_token_ids")
+        elif request.num_output_tokens >= request.max_tokens:
+            output.finish_reason = "length"
+            self._finish(request, "length", "", f"it has all of its {request.max_tokens} tokens")
+        return output
+
+    def _output(self, request: Request) -> CoreOutput:
+        output = CoreOutput(
+            request_id=request.core.request_id,
+            index=request.index,
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+        )
+        if request.num_output_tokens <= 1:
+            output.queued_ns = request.first_admitted_ns - request.queued_ns
+            output.first_scheduled_ns = request.first_admitted_ns
+            if request.max_tokens == 0 and request.prompt_logprobs:
+                output.prompt_logprobs = request.prompt_logprobs
+        return output
+
+    def _collect_prompt_logprobs(self, request: Request, detail: RowDetail | None) -> None:
+        if detail is None or detail.prompt_logprobs is None or request.num_output_tokens:
+            return
+        if not request.prompt_logprobs:
+            request.prompt_logprobs = [None]  # nothing precedes the first token
+        request.prompt_logprobs.extend(detail.prompt_logprobs)
+
+    def _finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
+        now = time.monotonic_ns()
+        self.recorder.record(
+            events.RequestFinished(
+                request_id=request.id,
+                reason=reason,
+                stop_reason=stop_reason,
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_output_tokens=request.num_output_tokens,
+                num_cached_tokens=request.num_cached_tokens,
+                num_preemptions=request.num_preemptions,
+                queued_ms=round((request.first_admitted_ns - request.queued_ns) / 1e6, 3),
+                running_ms=round((now - request.first_admitted_ns) / 1e6, 3),
+                why=why,
+            )
+        )
+        self._leave(request, "finished")
+
+    def _leave(self, request: Request, why: str) -> None:
+        """The sequence is over: out of the queues now, out of the pool as soon as nothing in flight
+        uses it.
+        """
+        self.scheduler.release(request, why)
+        siblings = self._groups.get(request.core.request_id)
+        if siblings is not None and request in siblings:
+            siblings.remove(request)
+            if not siblings:
+                del self._groups[request.core.request_id]
+                self.recorder.full_requests.discard(request.core.request_id)
+        if request.status is Status.FINISHED and not request.tokens_in_flight:
+            del self._sequences[request.id]
+
+    # ----------------------------------------------------------------------------------- invariants
+
+    def check(self) -> None:
+        """Raise AssertionError unless everything agrees. For tests, between steps."""
+        self.scheduler.check()
+        living = {r.id for r in [*self.scheduler.running, *self.scheduler.waiting.in_order()]}
+        grouped = {r.id for group in self._groups.values() for r in group}
+        assert living == grouped, "a sequence lives outside its group"
+        leaving = {r.id for r in self.scheduler.leaving}
+        assert living | leaving == set(self._sequences), "a sequence was lost or kept too long"

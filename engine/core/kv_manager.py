@@ -1,0 +1,256 @@
+"""KVManager: the pages of each request: allocate, share, copy-on-write, swap, free.
+
+It joins a request's block table to the pool and says so in the record. Each verb either does all of
+its work or raises OutOfBlocks having changed nothing (rule 7).
+"""
+
+from __future__ import annotations
+
+from engine.core.blocks import BlockPool, block_hash, root_hash
+from engine.core.request import Request
+from engine.trace import events
+from engine.trace.recorder import Recorder
+
+
+class KVManager:
+    """`num_blocks` device blocks and `num_host_blocks` host blocks of `block_size` tokens each."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        num_host_blocks: int,
+        block_size: int,
+        bytes_per_block: int,
+        caching: bool,
+        recorder: Recorder,
+    ):
+        self.pool = BlockPool(num_blocks)
+        self.host_pool = BlockPool(num_host_blocks)
+        self.block_size = block_size
+        self.bytes_per_block = bytes_per_block
+        self.caching = caching
+        self.recorder = recorder
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    # -------------------------------------------------------------------------------------- growing
+
+    def blocks_to_grow(self, request: Request, num_tokens: int) -> int:
+        """Free blocks that `grow` would take."""
+        start = request.num_planned_tokens
+        fresh = self.blocks_for(start + num_tokens) - len(request.block_table)
+        return max(0, fresh) + self._must_copy(request, start)
+
+    def _must_copy(self, request: Request, start: int) -> bool:
+        """Whether position `start` lies inside a block that others read, too (rule 6)."""
+        if start % self.block_size == 0 or not request.block_table:
+            return False
+        return self.pool.references[request.block_table[start // self.block_size]] > 1
+
+    def grow(self, request: Request, num_tokens: int) -> tuple[int, int] | None:
+        """Give the request slots for its next `num_tokens` tokens. Raises OutOfBlocks.
+
+        Returns (source, destination) of the block that must be copied before anything is written,
+        or None.
+        """
+        start = request.num_planned_tokens
+        table = request.block_table
+        copy = self._must_copy(request, start)
+        fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
+        if not fresh and not copy:
+            return None
+        blocks, evicted = self.pool.allocate(fresh + copy)
+        self._record_evicted(evicted, request)
+        if fresh:
+            first_fresh = len(table)
+            table.extend(blocks[copy:])
+        copied = None
+        if copy:
+            index = start // self.block_size
+            copied = (table[index], blocks[0])
+            table[index] = blocks[0]
+            self.pool.free([copied[0]])
+            request.table_sent = min(request.table_sent, index)
+            if self.recorder.enabled:
+                sharers = self.pool.references[copied[0]]
+                self.recorder.record(
+                    events.BlockCopied(
+                        request_id=request.id,
+                        src_block=copied[0],
+                        dst_block=copied[1],
+                        index=index,
+                        sharers=sharers,
+                        why=f"token {start} is written into a block that {sharers} other(s) read",
+                    )
+                )
+        if fresh and self.recorder.enabled:
+            self.recorder.record(
+                events.BlockAllocated(
+                    request_id=request.id,
+                    blocks=blocks[copy:],
+                    index=first_fresh,
+                    why=f"tokens {start} to {start + num_tokens - 1} need {self.blocks_for(start + num_tokens)} blocks",
+                )
+            )
+        return copied
+
+    # --------------------------------------------------------------------------------- prefix cache
+
+    def find_prefix(self, request: Request) -> list[int]:
+        """The cached blocks that the request's beginning equals. Stops before its last token: that
+        one is always computed, since its logits are wanted (rule 5). Changes nothing.
+        """
+        if not self.caching or request.core.params.prompt_logprobs is not None:
+            return []
+        self._extend_hashes(request, (request.num_tokens - 1) // self.block_size)
+        return self.pool.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
+
+    def attach_prefix(self, request: Request, blocks: list[int]) -> None:
+        """Start the request's empty table with cached blocks, so that their tokens needn't be
+        computed.
+        """
+        if not blocks:
+            return
+        self.pool.share(blocks)
+        request.block_table.extend(blocks)
+        request.num_computed_tokens = len(blocks) * self.block_size
+        request.num_cached_blocks = len(blocks)
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.BlockShared(
+                    request_id=request.id,
+                    blocks=list(blocks),
+                    num_tokens=request.num_computed_tokens,
+                    why=f"its first {request.num_computed_tokens} tokens are in the prefix cache",
+                )
+            )
+
+    def cache_full_blocks(self, request: Request) -> None:
+        """Offer the blocks that became full to the prefix cache. Called when their K/V really are
+        there.
+        """
+        full = request.num_computed_tokens // self.block_size
+        if full <= request.num_cached_blocks or not self.caching:
+            return
+        self._extend_hashes(request, full)
+        blocks, hashes = [], []
+        for index in range(request.num_cached_blocks, full):
+            if self.pool.cache(request.block_table[index], request.block_hashes[index]):
+                blocks.append(request.block_table[index])
+                hashes.append(request.block_hashes[index].hex())
+        request.num_cached_blocks = full
+        if blocks and self.recorder.enabled:
+            self.recorder.record(
+                events.BlockCached(request_id=request.id, blocks=blocks, hashes=hashes)
+            )
+
+    def _extend_hashes(self, request: Request, count: int) -> None:
+        chain, size = request.block_hashes, self.block_size
+        while len(chain) < count:
+            parent = chain[-1] if chain else root_hash(request.core.cache_salt)
+            chain.append(
+                block_hash(parent, request.token_ids[len(chain) * size : (len(chain) + 1) * size])
+            )
+
+    # -------------------------------------------------------------------------------- fork and free
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """The child reads all of the parent's blocks, the partial last one too; the first to write
+        copies it (rule 6).
+        """
+        child.block_table = list(parent.block_table)
+        child.num_computed_tokens = parent.num_computed_tokens
+        child.num_cached_blocks = parent.num_cached_blocks
+        child.block_hashes = list(parent.block_hashes)
+        self.pool.share(child.block_table)
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.BlockShared(
+                    request_id=child.id,
+                    blocks=list(child.block_table),
+                    num_tokens=child.num_computed_tokens,
+                    why=f"forked from {parent.id}: same prompt, same blocks",
+                )
+            )
+
+    def free(self, request: Request, why: str) -> None:
+        """Let go of all of the request's blocks, last first, and of its host blocks."""
+        blocks = request.block_table[::-1]
+        host_blocks = request.host_blocks
+        self.pool.free(blocks)
+        self.host_pool.free(host_blocks)
+        request.block_table = []
+        request.host_blocks = []
+        request.num_cached_blocks = 0
+        if (blocks or host_blocks) and self.recorder.enabled:
+            self.recorder.record(
+                events.BlockFreed(
+                    request_id=request.id, blocks=blocks, host_blocks=host_blocks, why=why
+                )
+            )
+
+    # ----------------------------------------------------------------------------------------- swap
+
+    def blocks_to_swap(self, request: Request) -> int:
+        """Host blocks that swapping this request out takes: only computed tokens are worth keeping."""
+        return self.blocks_for(request.num_computed_tokens)
+
+    def swap_out(self, request: Request) -> list[tuple[int, int]]:
+        """Claim host blocks for the request's K/V; `free` of its device blocks follows. Raises
+        OutOfBlocks.
+
+        Returns (device block, host block) pairs to copy before anything else happens in the step.
+        """
+        blocks = request.block_table[: self.blocks_to_swap(request)]
+        host_blocks, _ = self.host_pool.allocate(len(blocks))
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.BlockSwappedOut(
+                    request_id=request.id,
+                    blocks=blocks,
+                    host_blocks=host_blocks,
+                    num_bytes=len(blocks) * self.bytes_per_block,
+                )
+            )
+        self.free(request, "swapped out")
+        request.host_blocks = host_blocks
+        return list(zip(blocks, host_blocks, strict=True))
+
+    def swap_in(self, request: Request) -> list[tuple[int, int]]:
+        """Fresh device blocks for a swapped-out request. Raises OutOfBlocks. Returns (host block,
+        device block) pairs.
+        """
+        host_blocks = request.host_blocks
+        blocks, evicted = self.pool.allocate(len(host_blocks))
+        self._record_evicted(evicted, request)
+        request.block_table = blocks
+        request.host_blocks = []
+        self.host_pool.free(host_blocks)
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.BlockAllocated(
+                    request_id=request.id, blocks=list(blocks), why="to swap its K/V back in"
+                )
+            )
+            self.recorder.record(
+                events.BlockSwappedIn(
+                    request_id=request.id,
+                    blocks=list(blocks),
+                    host_blocks=host_blocks,
+                    num_bytes=len(blocks) * self.bytes_per_block,
+                )
+            )
+        return list(zip(host_blocks, blocks, strict=True))
+
+    def _record_evicted(self, evicted: list[tuple[int, bytes]], request: Request) -> None:
+        if not self.recorder.enabled:
+            return
+        for block, old_hash in evicted:
+            self.recorder.record(
+                events.BlockEvicted(
+                    block=block,
+                    hash=old_hash.hex(),
+                    why=f"no block without cached content was free, and {request.id} needs one",
+                )
+            )

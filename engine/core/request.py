@@ -1,0 +1,108 @@
+"""Request: one sequence and where it stands.
+
+Its life: WAITING → RUNNING → FINISHED, and back from RUNNING to WAITING each time it is preempted.
+There are no phases beyond that (rule 2): prefill, chunked prefill, decode and resumption are all
+"compute the tokens that are not computed".
+"""
+
+from __future__ import annotations
+
+import enum
+
+from engine.core.messages import CoreRequest, TokenLogprobs
+
+Rank = tuple[int, int, int]
+"""(priority, arrival number, index among siblings): lowest first, in the queue and among the
+running.
+"""
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """One sequence. A request with n > 1 starts as one of these and forks when its prompt is
+    computed.
+    """
+
+    def __init__(self, core: CoreRequest, rank: Rank, seed: int, max_tokens: int, index: int = 0):
+        self.core = core
+        self.index = index
+        self.id = core.request_id if index == 0 else f"{core.request_id}.{index}"
+        self.rank = rank
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.status = Status.WAITING
+        self.token_ids = list(core.prompt_token_ids)  # prompt, then output
+        self.num_prompt_tokens = len(self.token_ids)
+        self.siblings_to_fork = core.params.n - 1 if index == 0 else 0
+        eos = [] if core.params.ignore_eos else core.eos_token_ids
+        self.eos_ids = frozenset(eos)
+        self.stop_ids = frozenset(core.params.stop_token_ids or ())
+
+        # Rule 1: the tokens whose K/V are in the cache. The last sampled token is in token_ids and
+        # has no K/V yet, so a decoding request is simply one token behind.
+        self.num_computed_tokens = 0
+        # Work that was planned and hasn't come back yet. At most one step in the plain loop's
+        # terms, two when overlapped.
+        self.tokens_in_flight = 0
+        self.samples_in_flight = 0
+
+        self.block_table: list[int] = []
+        self.host_blocks: list[int] = []  # where its K/V wait while it is swapped out
+        self.block_hashes: list[bytes] = []  # chain over its full blocks, as far as it was needed
+        self.num_cached_blocks = (
+            0  # leading blocks of the table that were offered to the prefix cache
+        )
+        self.table_sent = (
+            0  # entries of the table that the worker knows; −1 = the worker has no row
+        )
+
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        self.preempted_as = ""  # "recompute" or "swap" while it waits to be resumed
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at its first admission
+        self.queued_ns = 0
+        self.waiting_since_ns = 0
+        self.first_admitted_ns = 0
+        self.forget_worker_row()
+
+    def forget_worker_row(self) -> None:
+        self.table_sent = -1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_planned_tokens(self) -> int:
+        """Tokens whose K/V are in the cache once everything in flight has come back."""
+        return self.num_computed_tokens + self.tokens_in_flight
+
+    @property
+    def num_tokens_to_plan(self) -> int:
+        """Tokens that are known, or will be once everything in flight has come back, and that no
+        step computes yet.
+        """
+        if self.samples_in_flight and (
+            self.num_output_tokens + self.samples_in_flight >= self.max_tokens
+            or self.siblings_to_fork
+        ):
+            return 0  # the token in flight is its last, or its siblings have to be forked first
+        return len(self.token_ids) + self.samples_in_flight - self.num_planned_tokens
+
+    @property
+    def seats(self) -> int:
+        """A request that will fork keeps its siblings' seats from the start."""
+        return 1 + self.siblings_to_fork
+
+    @property
+    def finished(self) -> bool:
+        return self.status is Status.FINISHED

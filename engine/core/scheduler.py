@@ -1,0 +1,433 @@
+"""Scheduler: one token budget, one pass → StepPlan.
+
+Each step gives each request `min(tokens not yet computed, budget left)` tokens (rule 2): those that
+run first, in rank order, then the head of the waiting queue, and the next head, until one can't be
+admitted (rule 3). If a running request can't get its block, the lowest-ranked running one is
+preempted until it can, or is itself the one; then nobody waiting is admitted in that step.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+
+from engine.config import EngineConfig
+from engine.core.blocks import OutOfBlocks
+from engine.core.kv_manager import KVManager
+from engine.core.messages import KVShape, NewRow, Row, StepPlan, StepStats
+from engine.core.preemption import PreemptionCosts
+from engine.core.request import Request, Status
+from engine.core.waiting_queue import WaitingQueue
+from engine.trace import events
+from engine.trace.recorder import Recorder
+
+
+class Scheduler:
+    """Queues, seats and the pool; `schedule()` makes plans, `release()` takes requests out."""
+
+    def __init__(self, config: EngineConfig, kv: KVShape, recorder: Recorder):
+        self.budget = config.max_num_batched_tokens
+        self.max_num_seqs = config.max_num_seqs
+        self.preemption_mode = config.preemption_mode
+        self.recorder = recorder
+        self.kv = KVManager(
+            kv.num_blocks,
+            kv.num_host_blocks,
+            kv.block_size,
+            kv.bytes_per_block,
+            config.enable_prefix_caching,
+            recorder,
+        )
+        self.costs = PreemptionCosts(kv.swap_us_per_block)
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []  # by rank
+        self.leaving: set[Request] = (
+            set()
+        )  # finished, but a step in flight still writes to their blocks (rule 8)
+        self.seats_taken = 0
+        self.step = 0
+        self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
+        # Orders for the worker that the next plan carries.
+        self._dropped: list[str] = []
+        self._swap_out: list[tuple[int, int]] = []
+        self._last_wait = ("", "")  # (request, what it waits for) of the last request.waiting
+
+    # ---------------------------------------------------------------------------- the queue's doors
+
+    def add(self, request: Request) -> None:
+        request.queued_ns = request.waiting_since_ns = time.monotonic_ns()
+        self.waiting.push(request)
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """The child starts running beside its parent, on the seat that the parent kept for it."""
+        child.status = Status.RUNNING
+        child.first_admitted_ns = parent.first_admitted_ns
+        child.queued_ns = parent.queued_ns
+        child.num_cached_tokens = parent.num_cached_tokens
+        parent.siblings_to_fork -= 1
+        insort(self.running, child, key=_rank)
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.RequestForked(
+                    request_id=child.id,
+                    parent=parent.id,
+                    index=child.index,
+                    num_computed_tokens=parent.num_computed_tokens,
+                    why=f"sibling {child.index + 1} of {parent.core.params.n}: the prompt is computed once for all",
+                )
+            )
+        self.kv.fork(parent, child)
+
+    def release(self, request: Request, why: str) -> None:
+        """The request is over. Its blocks are freed now, or when the last step in flight that uses
+        them is back.
+        """
+        if request.status is Status.RUNNING:
+            self.running.remove(request)
+            self.seats_taken -= request.seats
+            request.status = Status.FINISHED
+        elif request.status is Status.WAITING:
+            request.status = Status.FINISHED
+            self.waiting.remove(request)
+        if request.tokens_in_flight:
+            self.leaving.add(request)
+            return
+        self.leaving.discard(request)
+        self._drop_row(request)
+        self.kv.free(request, why)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or len(self.waiting) or self.leaving)
+
+    # ------------------------------------------------------------------------------------- one step
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step. None if there is nothing to compute, or if something must come back
+        from the worker first: while work is in flight nobody can be preempted (rule 8).
+        """
+        started = time.perf_counter_ns()
+        if not self._all_running_fit():
+            return None
+        self.step += 1
+        self.recorder.step = self.step
+        self.stats = StepStats(step=self.step, blocks_total=self.kv.pool.num_blocks)
+        plan = StepPlan(step=self.step, rows=[])
+        budget = self._plan_running(plan, self.budget)
+        if self.stats.num_preemptions:
+            self._explain_wait(self.waiting.head(), "preemption", 0, 0)
+        else:
+            budget = self._admit_waiting(plan, budget)
+        plan.dropped, self._dropped = self._dropped, []
+        plan.swap_out, self._swap_out = self._swap_out, []
+        self._count(plan)
+        if not plan.rows and not plan.dropped and not plan.swap_out:
+            self.step -= 1
+            return None
+        plan.schedule_us = (time.perf_counter_ns() - started) / 1e3
+        self._record_plan(plan, self.budget - budget)
+        return plan
+
+    def _all_running_fit(self) -> bool:
+        """Whether the running requests get their blocks without a preemption, or nothing is in
+        flight that a preemption would have to wait for.
+        """
+        if not any(request.tokens_in_flight for request in self.running):
+            return True
+        budget, wanted = self.budget, 0
+        for request in self.running:
+            num_tokens = min(request.num_tokens_to_plan, budget)
+            budget -= num_tokens
+            if num_tokens:
+                wanted += self.kv.blocks_to_grow(request, num_tokens)
+        return wanted <= self.kv.pool.num_free
+
+    def _plan_running(self, plan: StepPlan, budget: int) -> int:
+        index = 0
+        while index < len(self.running) and budget:
+            request = self.running[index]
+            num_tokens = min(request.num_tokens_to_plan, budget)
+            if num_tokens == 0 or self._grow_or_preempt(plan, request, num_tokens):
+                index += 1
+            budget -= num_tokens if request.status is Status.RUNNING else 0
+        return budget
+
+    def _grow_or_preempt(self, plan: StepPlan, request: Request, num_tokens: int) -> bool:
+        """Give a running request its slots and its row; False if it had to be preempted itself."""
+        while True:
+            try:
+                copy = self.kv.grow(request, num_tokens)
+            except OutOfBlocks:
+                victim = self.running[-1]  # the lowest rank; never one that has a row in this plan
+                self._preempt(victim, request)
+                if victim is request:
+                    return False
+                continue
+            if copy:
+                plan.copies.append(copy)
+            plan.rows.append(self._row(request, num_tokens))
+            return True
+
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+        while (head := self.waiting.head()) is not None:
+            if not budget:
+                self._explain_wait(head, "budget", 1, 0)
+                break
+            if self.seats_taken + head.seats > self.max_num_seqs:
+                self._explain_wait(head, "seats", head.seats, self.max_num_seqs - self.seats_taken)
+                break
+            prefix = [] if head.host_blocks else self.kv.find_prefix(head)
+            # Blocks for all of its tokens, not just for its first chunk: nobody is admitted only to
+            # be preempted. Cached blocks that nobody uses count: they are free now, and won't be.
+            references = self.kv.pool.references
+            need = self.kv.blocks_for(head.num_tokens) - sum(references[b] > 0 for b in prefix)
+            if need > self.kv.pool.num_free:
+                self._explain_wait(head, "blocks", need, self.kv.pool.num_free)
+                break
+            budget -= self._admit(plan, self.waiting.pop(), prefix, budget)
+        return budget
+
+    def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
+        """Let the request run; returns the tokens that it computes in this step."""
+        resumed_from = request.preempted_as
+        request.status = Status.RUNNING
+        request.preempted_as = ""
+        self.seats_taken += request.seats
+        insort(self.running, request, key=_rank)
+        if not request.host_blocks:
+            request.num_cached_tokens = (
+                request.num_cached_tokens or len(prefix) * self.kv.block_size
+            )
+            if not resumed_from and self.kv.caching:  # a resumed request isn't a new query
+                self.stats.prefix_queries += request.num_tokens
+                self.stats.prefix_hits += len(prefix) * self.kv.block_size
+        self._record_admission(request, resumed_from, len(prefix) * self.kv.block_size)
+        if request.host_blocks:
+            plan.swap_in.extend(self.kv.swap_in(request))
+        else:
+            self.kv.attach_prefix(request, prefix)
+        num_tokens = min(request.num_tokens_to_plan, budget)
+        copy = self.kv.grow(request, num_tokens)
+        assert copy is None, "an admitted request shares only full blocks"
+        plan.rows.append(self._row(request, num_tokens))
+        return num_tokens
+
+    def _row(self, request: Request, num_tokens: int) -> Row:
+        """The request's share of this step, and what the worker must learn for it."""
+        start = request.num_planned_tokens
+        reaches_end = num_tokens == request.num_tokens_to_plan
+        samples = request.seats if reaches_end and request.max_tokens else 0
+        row = Row(request_id=request.id, start=start, num_tokens=num_tokens, samples=samples)
+        if request.table_sent < 0:
+            row.new = NewRow(
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                params=request.core.params,
+                seed=request.seed,
+                stop_token_ids=[*request.eos_ids, *request.stop_ids],
+                trace_full=request.core.trace_full,
+            )
+            request.table_sent = 0
+        if request.table_sent < len(request.block_table):
+            row.table_start = request.table_sent
+            row.table_blocks = request.block_table[request.table_sent :]
+            request.table_sent = len(request.block_table)
+        request.tokens_in_flight += num_tokens
+        request.samples_in_flight += samples > 0
+        return row
+
+    # -------------------------------------------------------------------------- preemption (rule 4)
+
+    def _preempt(self, victim: Request, winner: Request) -> None:
+        recompute_ms = self.costs.recompute_ms(victim.num_computed_tokens)
+        host_blocks = self.kv.blocks_to_swap(victim)
+        swap_ms = self.costs.swap_ms(host_blocks)
+        mode, why = self._preemption_choice(host_blocks, recompute_ms, swap_ms)
+        self.running.remove(victim)
+        self.seats_taken -= victim.seats
+        victim.status = Status.WAITING
+        victim.preempted_as = mode
+        victim.num_preemptions += 1
+        victim.waiting_since_ns = time.monotonic_ns()
+        self.waiting.push(victim)
+        self._drop_row(victim)
+        self.stats.num_preemptions += 1
+        if self.recorder.enabled:
+            self.recorder.record(
+                events.RequestPreempted(
+                    request_id=victim.id,
+                    mode=mode,
+                    num_blocks=len(victim.block_table),
+                    num_computed_tokens=victim.num_computed_tokens,
+                    for_request=winner.id,
+                    recompute_ms=round(recompute_ms, 3),
+                    swap_ms=round(swap_ms, 3),
+                    why=why,
+                )
+            )
+        if mode == "swap":
+            self._swap_out.extend(self.kv.swap_out(victim))
+        else:
+            self.kv.free(victim, "preempted")
+            victim.num_computed_tokens = 0
+            victim.prompt_logprobs = []
+
+    def _preemption_choice(
+        self, host_blocks: int, recompute_ms: float, swap_ms: float
+    ) -> tuple[str, str]:
+        wanted = self.preemption_mode
+        if wanted == "recompute" or host_blocks == 0:
+            return "recompute", "nothing is computed yet" if host_blocks == 0 else "as configured"
+        if host_blocks > self.kv.host_pool.num_free:
+            free = self.kv.host_pool.num_free
+            return "recompute", f"swapping needs {host_blocks} host blocks, {free} are free"
+        if wanted == "swap":
+            return "swap", "as configured"
+        if swap_ms < recompute_ms:
+            return (
+                "swap",
+                f"copying out and in takes {swap_ms:.2f} ms, computing {recompute_ms:.2f} ms",
+            )
+        return (
+            "recompute",
+            f"computing takes {recompute_ms:.2f} ms, copying out and in {swap_ms:.2f} ms",
+        )
+
+    def _drop_row(self, request: Request) -> None:
+        if request.table_sent >= 0:
+            self._dropped.append(request.id)
+            request.forget_worker_row()
+
+    # ------------------------------------------------------------------------- what the record says
+
+    def _count(self, plan: StepPlan) -> None:
+        pool, stats = self.kv.pool, self.stats
+        stats.num_running = len(self.running)
+        stats.num_waiting = len(self.waiting)
+        stats.blocks_used = pool.num_used
+        stats.blocks_cached_free = pool.num_cached_free
+        stats.host_blocks_used = self.kv.host_pool.num_used
+        stats.num_tokens = plan.num_tokens
+
+    def _record_plan(self, plan: StepPlan, budget_used: int) -> None:
+        if not self.recorder.enabled:
+            return
+        pool = self.kv.pool
+        self.recorder.record(
+            events.StepPlanned(
+                rows=[
+                    events.StepRow(row.request_id, row.start, row.num_tokens, row.samples)
+                    for row in plan.rows
+                ],
+                budget=self.budget,
+                budget_used=budget_used,
+                num_running=len(self.running),
+                num_waiting=len(self.waiting),
+                blocks_used=pool.num_used,
+                blocks_cached_free=pool.num_cached_free,
+                blocks_free=pool.num_free - pool.num_cached_free,
+                host_blocks_used=self.kv.host_pool.num_used,
+                schedule_us=round(plan.schedule_us, 1),
+            )
+        )
+
+    def _record_admission(self, request: Request, resumed_from: str, prefix_tokens: int) -> None:
+        now = time.monotonic_ns()
+        waited_us = (now - request.waiting_since_ns) / 1e3
+        request.first_admitted_ns = request.first_admitted_ns or now
+        self._last_wait = ("", "")
+        if not self.recorder.enabled:
+            return
+        common = {
+            "request_id": request.id,
+            "waited_us": round(waited_us, 1),
+            "num_tokens": request.num_tokens,
+        }
+        if not resumed_from:
+            why = f"{request.seats} seat(s) and blocks for {request.num_tokens} tokens are free"
+            self.recorder.record(
+                events.RequestAdmitted(**common, num_cached_tokens=prefix_tokens, why=why)
+            )
+            return
+        kept = request.num_computed_tokens if resumed_from == "swap" else prefix_tokens
+        why = (
+            "its blocks are copied back in"
+            if resumed_from == "swap"
+            else "its K/V are computed again"
+        )
+        self.recorder.record(
+            events.RequestResumed(**common, mode=resumed_from, num_cached_tokens=kept, why=why)
+        )
+
+    def _explain_wait(
+        self, head: Request | None, waits_for: str, need: int, available: int
+    ) -> None:
+        """Say why the head waits, once for each reason."""
+        if head is None or not self.recorder.enabled or self._last_wait == (head.id, waits_for):
+            return
+        self._last_wait = (head.id, waits_for)
+        first, steps = None, 0
+        if waits_for in ("blocks", "seats") and self.running:
+            first = min(self.running, key=_steps_left)
+            steps = _steps_left(first)
+        gives = 0
+        if first is not None:
+            references = self.kv.pool.references
+            alone = sum(references[block] == 1 for block in first.block_table)
+            gives = alone if waits_for == "blocks" else first.seats
+        reasons = {
+            "budget": f"the running requests use all {self.budget} tokens of the step",
+            "seats": f"{self.seats_taken} of {self.max_num_seqs} seats are taken",
+            "blocks": f"its {head.num_tokens} tokens need {need} blocks, {available} are free",
+            "preemption": "a running request had to be preempted in this step, so nobody is admitted",
+        }
+        self.recorder.record(
+            events.RequestWaiting(
+                request_id=head.id,
+                waits_for=waits_for,
+                need=need,
+                available=available,
+                next_release=first.id if first else "",
+                next_release_steps=steps,
+                next_release_amount=gives,
+                behind=len(self.waiting) - 1,
+                why=reasons[waits_for],
+            )
+        )
+
+    # ----------------------------------------------------------------------------------- invariants
+
+    def check(self) -> None:
+        """Raise AssertionError unless queues, tables, pools and counts agree with each other. For
+        tests.
+        """
+        waiting = self.waiting.in_order()
+        everyone = [*self.running, *waiting, *self.leaving]
+        self.kv.pool.check(r.block_table for r in everyone)
+        self.kv.host_pool.check(r.host_blocks for r in everyone)
+        assert len(waiting) == len(self.waiting), "miscounted waiting requests"
+        assert self.running == sorted(self.running, key=_rank), "running requests out of order"
+        assert self.seats_taken == sum(r.seats for r in self.running) <= self.max_num_seqs, "seats"
+        for r in self.running:
+            assert r.status is Status.RUNNING and not r.host_blocks
+            assert r.num_computed_tokens < r.num_tokens, f"{r.id}: rule 1"
+            blocks = self.kv.blocks_for(r.num_planned_tokens)
+            assert len(r.block_table) == blocks, (
+                f"{r.id}: {len(r.block_table)} blocks, not {blocks}"
+            )
+        for r in waiting:
+            assert r.status is Status.WAITING and not r.block_table and not r.tokens_in_flight
+            assert bool(r.host_blocks) == (r.num_computed_tokens > 0), (
+                f"{r.id}: computed, but where?"
+            )
+        for r in self.leaving:
+            assert r.finished and r.tokens_in_flight, f"{r.id} should have left"
+
+
+def _rank(request: Request) -> tuple[int, int, int]:
+    return request.rank
+
+
+def _steps_left(request: Request) -> int:
+    """Steps after which the request must have ended, if nothing delays it."""
+    return max(1, request.max_tokens - request.num_output_tokens)
