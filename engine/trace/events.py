@@ -241,6 +241,7 @@ class BlockFreed(Event, tag="block.freed"):
     """
 
     blocks: list[int] = []
+    host_blocks: list[int] = []  # of a swapped-out request that ended: released in the host pool
     why: str = ""
 
 

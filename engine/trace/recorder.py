@@ -131,7 +131,7 @@ class Recorder:
     # ------------------------------------------------------------------------------ subscribers
 
     def subscribe(self, callback: Subscriber) -> None:
-        """From now on `callback` gets every batch, on the drain thread. It must not block for long."""
+        """From now on `callback` gets every batch, on the drain thread; it must not block long."""
         with self._drain_lock:
             self._subscribers = (*self._subscribers, callback)
 

@@ -1,0 +1,100 @@
+"""The record as bytes: JSON lines in a file, msgpack between processes.
+
+A JSONL record has one event a line: `{"kind":"block.freed","seq":81,…}`. Fields that have their
+default value are left out. Records decode against the event declarations, so a field of the wrong
+type is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine.trace.events import AnyEvent, EngineWarning, Event
+
+_json_encoder = msgspec.json.Encoder()
+_json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(AnyEvent)
+_batch_encoder = msgspec.msgpack.Encoder()
+_batch_decoder: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[AnyEvent])
+
+
+class RecordError(Exception):
+    """A record can't be read; the message says which line, and why."""
+
+
+def to_json(event: Event) -> bytes:
+    """One event as a JSON object, without a line end."""
+    return _json_encoder.encode(event)
+
+
+def to_jsonl(events: list[Event]) -> bytes:
+    """Events as JSON lines, the last one ended, too."""
+    return _json_encoder.encode_lines(events)
+
+
+def pack(events: list[Event]) -> bytes:
+    """A batch of events for another process (`Recorder.forward` takes it there)."""
+    return _batch_encoder.encode(events)
+
+
+def unpack(batch: bytes) -> list[Event]:
+    """What `pack` packed. Raises RecordError."""
+    try:
+        return _batch_decoder.decode(batch)
+    except msgspec.MsgspecError as error:
+        raise RecordError(f"a batch of {len(batch)} bytes holds no events: {error}") from error
+
+
+class JsonlWriter:
+    """A subscriber that writes what it gets to a file, which is complete up to the last batch at
+    any time.
+
+    Raises OSError if the file can't be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = self.path.open("wb")
+
+    def __call__(self, batch: list[Event]) -> None:
+        self._file.write(to_jsonl(batch))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_jsonl(path: str | Path) -> Iterator[Event]:
+    """The events of a JSONL record, in the file's order. Empty lines are skipped.
+
+    A last line without its end was cut off while it was written (the writer was killed, or still
+    writes): it yields an `engine.warning` that says so, and reading ends. Raises OSError if there
+    is no such file, RecordError for any other line that isn't an event.
+    """
+    last = Event()
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                event = _json_decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                if not line.endswith(b"\n"):
+                    message = f"the record ends in the middle of an event, on line {number}"
+                    yield EngineWarning(message=message, ts_ns=last.ts_ns, step=last.step)
+                    return
+                raise RecordError(f"{path}, line {number}: {_explain(line, error)}") from error
+            last = event
+            yield event
+
+
+def read_all(path: str | Path) -> list[Event]:
+    """The whole record in memory. Raises as `read_jsonl` does."""
+    return list(read_jsonl(path))
+
+
+def _explain(line: bytes, error: Exception) -> str:
+    shown = line[:60].decode(errors="replace").strip()
+    return f"this is no event of the record ({error}): {shown}{'…' if len(line) > 60 else ''}"
