@@ -1,1 +1,51 @@
-"""Kernels, each beside its plain-torch reference."""
+"""Kernels, each beside its plain-torch reference.
+
+`kernels_for(device)` is the one place that says which implementation computes on a device. A
+backend is a `Kernels` table: the plain-torch one below, with the entries that it does better
+replaced (`dataclasses.replace(TORCH, paged_attention=…)`). The functions of the torch table are
+the specification: arguments, shapes and results are the same in every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.kernels import torch_attention, torch_ops
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of every operation that a model is made of. See `torch_ops`."""
+
+    name: str
+    write_kv: Callable[..., None]
+    paged_attention: Callable[..., torch.Tensor]
+    linear: Callable[..., torch.Tensor]
+    rms_norm: Callable[..., torch.Tensor]
+    add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    layer_norm: Callable[..., torch.Tensor]
+    add_layer_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    silu_and_mul: Callable[..., torch.Tensor]
+    rotate: Callable[..., torch.Tensor]
+
+
+TORCH = Kernels(
+    name="torch",
+    write_kv=torch_attention.write_kv,
+    paged_attention=torch_attention.paged_attention,
+    linear=torch_ops.linear,
+    rms_norm=torch_ops.rms_norm,
+    add_rms_norm=torch_ops.add_rms_norm,
+    layer_norm=torch_ops.layer_norm,
+    add_layer_norm=torch_ops.add_layer_norm,
+    silu_and_mul=torch_ops.silu_and_mul,
+    rotate=torch_ops.rotate,
+)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """The fastest implementation that runs on this device. Called once per operation: cheap."""
+    return TORCH

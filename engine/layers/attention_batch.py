@@ -1,8 +1,8 @@
 """What attention needs to know of a step, beside q, k and v: the batch, and the pages.
 
-One `AttentionBatch` is built for each step and shared by all layers. Each layer has its own `LayerCache`: the pages
-that hold its keys and values. A token's page and the place in it are one number, its *slot*:
-`slot = block * block_size + offset`.
+One `AttentionBatch` is built for each step and shared by all layers. Each layer has its own
+`LayerCache`: the pages that hold its keys and values. A token's page and its place in it are one
+number, its *slot*: `slot = block * block_size + offset`.
 """
 
 from __future__ import annotations
@@ -18,48 +18,55 @@ class LayerKV(NamedTuple):
 
     num_kv_heads: int
     head_dim: int
-    sliding_window: int | None = (
-        None  # tokens that a query sees, its own included; None: all before it
-    )
+    sliding_window: int | None = None  # tokens that a query sees, itself included; None: all
 
 
 @dataclass
 class LayerCache:
     """The pages of one layer. `k`, `v`: [num_blocks, block_size, num_kv_heads, head_dim].
 
-    Their dtype may differ from that of the model; what is written is rounded to it.
+    Contiguous. Their dtype may differ from the model's: what is written is rounded to it, and
+    attention is computed in it. They must start out finite (zeros): a page is read whole, its
+    unwritten places too, and these are weighted with 0.
     """
 
     k: torch.Tensor
     v: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionSpec:
+    """What distinguishes one attention layer from another, beside its weights."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float  # scores are q·k * scale
+    sliding_window: int | None = None  # tokens that a query sees, itself included; None: all
+    soft_cap: float | None = None  # scores become soft_cap * tanh(scores / soft_cap)
+    sinks: torch.Tensor | None = None  # [num_heads], a score that takes weight and has no value
+
+
 @dataclass
 class AttentionBatch:
     """Which tokens a step computes, for which rows, and where each row's keys and values lie.
 
-    A row is one sequence; its tokens stand together. Rows with exactly one token (decode) come first. The Python copies
-    of lengths are there so that no layer has to wait for the device to know a shape.
+    A row is one sequence; its tokens stand together. Rows with exactly one token (decode) come
+    first. The Python copies of lengths are there so that no layer waits for the device.
     """
 
     positions: torch.Tensor  # int64 [tokens], each token's place in its own sequence, from 0
-    slot_mapping: torch.Tensor  # int64 [tokens], the slot that each token's k and v are written to
-    block_tables: (
-        torch.Tensor
-    )  # int32 [rows, width], block of each page of a row; 0 where there is none
-    query_start: (
-        torch.Tensor
-    )  # int32 [rows + 1], first token of each row, then the number of tokens
-    context_lens: (
-        torch.Tensor
-    )  # int32 [rows], tokens in the cache once this step has written its own
+    slot_mapping: torch.Tensor  # int64 [tokens], the slot that its k and v are written to
+    block_tables: torch.Tensor  # int32 [rows, width], each row's blocks; 0 where there is none
+    query_start: torch.Tensor  # int32 [rows + 1], first token of each row, then their number
+    context_lens: torch.Tensor  # int32 [rows], tokens in the cache after this step's write
     num_decode_rows: int
     block_size: int  # tokens in a page
     query_lens: list[int]  # of each row
     context_lens_list: list[int]  # of each row
     max_context_len: int
     scratch: dict[Any, Any] = field(default_factory=dict)
-    """Computed by the first layer that needs it and reused by the others: gather indices, masks."""
+    """Made by the first layer that needs it, reused by the others: gather indices, masks."""
 
     @property
     def num_rows(self) -> int:

@@ -1,0 +1,189 @@
+"""Paged attention in plain torch: the reference of all attention kernels, and the CPU's fallback.
+
+Pages of a row lie anywhere in the cache, so its keys and values are gathered first (whole pages,
+one memcpy each), then attended to. Rows with one token (decode) are computed together, padded to
+the longest of them; the others (prefill, chunks) one by one. What depends on the step alone
+(which pages, which places count) is made by the first layer and kept in `batch.scratch`.
+
+Grouped-query attention never copies keys: q is seen as [rows, kv_heads, group, D], so that the
+query heads that share a key head are the "sequence" of one small product with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:  # types only: layers import kernels, never the reverse
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+
+def write_kv(
+    k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slot_mapping: torch.Tensor
+) -> None:
+    """Write k, v: [tokens, kv_heads, D] to their slots. slot_mapping: int64 [tokens]."""
+    for pages, new in ((cache.k, k), (cache.v, v)):
+        pages.flatten(0, 1).index_copy_(0, slot_mapping, new.to(pages.dtype))
+
+
+def paged_attention(
+    q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
+) -> torch.Tensor:
+    """Attend to what the cache holds, this step's own tokens included (`write_kv` comes first).
+
+    q: [tokens, heads, D] → [tokens, heads, D] in the cache's dtype. A token at position p sees
+    positions max(0, p − window + 1) … p of its own row.
+    """
+    q = q.to(cache.k.dtype)
+    decode = batch.num_decode_rows
+    if decode == batch.num_rows:
+        return _decode(q, cache, batch, spec)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if decode:
+        out[:decode] = _decode(q[:decode], cache, batch, spec)
+    first = decode
+    for row in range(decode, batch.num_rows):
+        last = first + batch.query_lens[row]
+        out[first:last] = _chunk(q[first:last], cache, batch, spec, row)
+        first = last
+    return out
+
+
+def _decode(
+    q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
+) -> torch.Tensor:
+    """All decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
+    rows, heads, head_dim = q.shape
+    blocks, mask = _decode_context(batch, spec.sliding_window, q.dtype)
+    k, v = _gather(cache, blocks, rows)  # [rows, kv_heads, places, D]
+    # SDPA's "sequence" is the group of query heads on one key head: [rows, kv_heads, group, D]
+    group = heads // spec.num_kv_heads
+    q = q.view(rows, spec.num_kv_heads, group, head_dim)
+    sinks = None if spec.sinks is None else spec.sinks.view(1, spec.num_kv_heads, group, 1)
+    return _attend(q, k, v, mask, spec, sinks).reshape(rows, heads, head_dim)
+
+
+def _chunk(
+    q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec, row: int
+) -> torch.Tensor:
+    """One row with several tokens. q: [queries, heads, D] → [queries, heads, D]."""
+    queries, heads, head_dim = q.shape
+    group = heads // spec.num_kv_heads
+    blocks, start = _chunk_pages(batch, spec.sliding_window, row)
+    k, v = _gather(cache, blocks, 1)  # [1, kv_heads, places, D]
+    # [kv_heads, group, n, D]: each group of query heads on its key head, repeated by stride 0
+    q = q.view(queries, spec.num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    k, v = (x.transpose(0, 1).expand(-1, group, -1, -1) for x in (k, v))
+    whole = batch.context_lens_list[row] == queries  # nothing was computed before
+    within = spec.sliding_window is None or queries <= spec.sliding_window
+    if whole and within and spec.soft_cap is None and spec.sinks is None:
+        k, v = k[:, :, :queries], v[:, :, :queries]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale)
+    else:
+        mask = _chunk_mask(batch, spec.sliding_window, q.dtype, row, start, k.shape[2])
+        sinks = None if spec.sinks is None else spec.sinks.view(spec.num_kv_heads, group, 1, 1)
+        out = _attend(q, k, v, mask, spec, sinks)
+    return out.permute(2, 0, 1, 3).reshape(queries, heads, head_dim)
+
+
+def _gather(
+    cache: LayerCache, blocks: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D]."""
+    kv_heads, head_dim = cache.k.shape[2:]
+    k, v = (
+        pages.flatten(1).index_select(0, blocks).view(rows, -1, kv_heads, head_dim)
+        for pages in (cache.k, cache.v)
+    )
+    return k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    spec: AttentionSpec,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """softmax(cap(q·k * scale) + mask)·v; a sink is one more score, without a value.
+
+    q: [a, b, n, D]; k, v: [a, b, places, D]; mask: 0 or −inf, sinks: both broadcast to
+    [a, b, n, places] and [a, b, n, 1].
+    """
+    if spec.soft_cap is None and sinks is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(spec.scale)
+    if spec.soft_cap is not None:
+        scores = scores.div_(spec.soft_cap).tanh_().mul_(spec.soft_cap)
+    scores = scores.add_(mask)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float().expand(*scores.shape[:-1], 1)), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : k.shape[-2]]
+    return torch.matmul(weights, v.float()).to(q.dtype)
+
+
+# ------------------------------------------------------------- once per step, shared by all layers
+
+
+def _decode_context(
+    batch: AttentionBatch, window: int | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(blocks int32 [rows * pages], mask [rows, 1, 1, pages * block_size]) of the decode rows."""
+    key = ("decode", window, dtype)
+    if key not in batch.scratch:
+        rows, size = batch.num_decode_rows, batch.block_size
+        lengths = batch.context_lens_list[:rows]
+        ends = batch.context_lens[:rows, None].to(torch.int64)  # [rows, 1]
+        if window is None:
+            pages = -(-max(lengths) // size)
+            blocks = batch.block_tables[:rows, :pages]
+            places = torch.arange(pages * size, device=ends.device)[None]
+            hidden = places >= ends
+        else:  # only the pages that the window touches, from a different first one in each row
+            pages = max(-(-n // size) - max(n - window, 0) // size for n in lengths)
+            first = (ends - window).clamp_(min=0) // size
+            index = first + torch.arange(pages, device=ends.device)
+            last_column = batch.block_tables.shape[1] - 1
+            blocks = batch.block_tables[:rows].gather(1, index.clamp(max=last_column))
+            places = first * size + torch.arange(pages * size, device=ends.device)
+            hidden = (places >= ends) | (places < ends - window)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device)
+        mask.masked_fill_(hidden, -math.inf)
+        batch.scratch[key] = blocks.reshape(-1), mask[:, None, None]
+    return batch.scratch[key]
+
+
+def _chunk_pages(batch: AttentionBatch, window: int | None, row: int) -> tuple[torch.Tensor, int]:
+    """(blocks int32 [pages], position of the first one's first place) that the row's chunk sees."""
+    end, size = batch.context_lens_list[row], batch.block_size
+    start = end - batch.query_lens[row]
+    first = 0 if window is None else max(start - window + 1, 0) // size
+    return batch.block_tables[row, first : -(-end // size)], first * size
+
+
+def _chunk_mask(
+    batch: AttentionBatch,
+    window: int | None,
+    dtype: torch.dtype,
+    row: int,
+    start: int,
+    places: int,
+) -> torch.Tensor:
+    """[queries, places], 0 where a query sees a place and −inf elsewhere. The first place is at
+    position `start` of the row."""
+    key = ("chunk", row, window, dtype)
+    if key not in batch.scratch:
+        end, queries = batch.context_lens_list[row], batch.query_lens[row]
+        device = batch.block_tables.device
+        asks = torch.arange(end - queries, end, device=device)[:, None]
+        holds = torch.arange(start, start + places, device=device)[None]
+        hidden = holds > asks
+        if window is not None:
+            hidden |= holds <= asks - window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        batch.scratch[key] = mask.masked_fill_(hidden, -math.inf)
+    return batch.scratch[key]

@@ -1,0 +1,64 @@
+"""The elementwise operations and the matrix product in plain torch: what every backend computes.
+
+Each is the reference of its fused kernels, and what runs where there is none. `x` is
+[tokens, width] unless its argument says otherwise; results are new tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last dimension, in fp32. x: [..., width]."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(x + residual), x + residual): a block's end and the next one's beginning."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """(x − mean) / sqrt(var + eps) * weight + bias over the last dimension, in fp32."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(layer_norm(x + residual), x + residual)."""
+    total = x + residual
+    return layer_norm(total, weight, bias, eps), total
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """x: [tokens, 2 * width], gate then up → silu(gate) * up: [tokens, width]."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding (Su et al., 2021) on halves: dimension i turns with i + D/2.
+
+    x: [tokens, heads, D]; cos, sin: [tokens, 1, D] fp32, sin negated in its first half, so that
+    x * cos + swap(x) * sin is the rotation. Returns fp32 on bf16 input: attention wants q and k
+    in the cache's dtype, and rounding them twice would lose digits.
+    """
+    left, right = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), sin)

@@ -1,0 +1,12 @@
+"""Activations between the two halves of a feed-forward block."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.kernels import kernels_for
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """x: [tokens, 2 * width], gate then up → silu(gate) * up: [tokens, width]."""
+    return kernels_for(x.device).silu_and_mul(x)

@@ -1,0 +1,46 @@
+"""Token embeddings, and the way back: the head that turns hidden states into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.kernels import kernels_for
+
+
+class Embedding(nn.Module):
+    """A table of vectors. weight: [entries, width]."""
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(entries, width), requires_grad=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: int64 [tokens] → [tokens, width]."""
+        return F.embedding(ids, self.weight)
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield f"{prefix}.weight", self.weight
+
+
+class LogitsHead(nn.Module):
+    """hidden [n, width] → logits [n, vocabulary]. A tied head shares the embedding's table."""
+
+    def __init__(self, vocab_size: int, width: int, tied_to: Embedding | None) -> None:
+        super().__init__()
+        self.tied = tied_to is not None
+        self.weight = (
+            tied_to.weight
+            if tied_to is not None
+            else nn.Parameter(torch.empty(vocab_size, width), requires_grad=False)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return kernels_for(hidden.device).linear(hidden, self.weight, None)
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if not self.tied:
+            yield f"{prefix}.weight", self.weight

@@ -1,0 +1,55 @@
+"""Linear layers: one matrix, or several of the checkpoint merged into one for speed.
+
+A model makes its linear layers through a `LinearFactory`, so that a quantized format can put its
+own class in their place. A layer tells the loader where each tensor of the checkpoint goes
+(`weight_targets`): a view into its parameter, so that merging costs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from engine.kernels import kernels_for
+
+
+class LinearLayer(Protocol):
+    """What a model needs of a linear layer."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+class LinearFactory(Protocol):
+    """Makes a linear layer: K inputs, and the outputs of each part by its checkpoint name."""
+
+    def __call__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> LinearLayer: ...
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b. weight: [N, K], the parts one below the other; bias: [N]."""
+
+    def __init__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> None:
+        """inputs: K. parts: name of each merged matrix in the checkpoint → its outputs."""
+        super().__init__()
+        outputs = sum(parts.values())
+        self.parts = dict(parts)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, K] → [tokens, N]."""
+        return kernels_for(x.device).linear(x, self.weight, self.bias)
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name in the checkpoint, where it goes) of each part; prefix: "model.layers.0.mlp"."""
+        start = 0
+        for part, outputs in self.parts.items():
+            yield f"{prefix}.{part}.weight", self.weight[start : start + outputs]
+            if self.bias is not None:
+                yield f"{prefix}.{part}.bias", self.bias[start : start + outputs]
+            start += outputs

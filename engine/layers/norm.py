@@ -1,0 +1,52 @@
+"""Normalisation layers. Each has two verbs: alone, and fused with the residual sum before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from engine.kernels import kernels_for
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, 2019) of [..., width]."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels_for(x.device).rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(x + residual), x + residual)."""
+        return kernels_for(x.device).add_rms_norm(x, residual, self.weight, self.eps)
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield f"{prefix}.weight", self.weight
+
+
+class LayerNorm(nn.Module):
+    """Layer norm (Ba et al., 2016) of [tokens, width], with or without weight and bias."""
+
+    def __init__(self, width: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False) if affine else None
+        self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if affine else None
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels_for(x.device).layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(x + residual), x + residual)."""
+        kernels = kernels_for(x.device)
+        return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if self.weight is not None and self.bias is not None:
+            yield f"{prefix}.weight", self.weight
+            yield f"{prefix}.bias", self.bias

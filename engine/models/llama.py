@@ -1,0 +1,193 @@
+"""The Llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3.
+
+One block: RMSNorm → grouped-query attention with rotary positions → RMSNorm → gated feed-forward,
+with a residual stream around both. The members differ in biases, in Qwen3's norms on q and k, and
+in which layers have a sliding window; `_Shape` reads these from config.json. Weights: q, k, v are
+one matrix here, gate and up another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from engine.layers.activation import silu_and_mul
+from engine.layers.attention import Attention
+from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
+from engine.layers.embedding import Embedding, LogitsHead
+from engine.layers.linear import Linear, LinearFactory
+from engine.layers.norm import RMSNorm
+from engine.layers.rotary import EXACT_TYPES, Rotary, rotate
+
+
+class LlamaModel(nn.Module):
+    """A causal language model of the family, for all members' architectures."""
+
+    implementation = "native"
+
+    def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
+        super().__init__()
+        self.architecture = config.architectures[0]
+        self.vocab_size = config.vocab_size
+        self.max_model_len = _max_model_len(config)
+        shapes = [_Shape.of(config, index) for index in range(config.num_hidden_layers)]
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = Rotary(config, shapes[0].head_dim)
+        self.layers = nn.ModuleList(
+            _Block(config, shape, index, linear) for index, shape in enumerate(shapes)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        tied = self.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = LogitsHead(config.vocab_size, config.hidden_size, tied)
+
+    @staticmethod
+    def supports(config: PretrainedConfig) -> bool:
+        """Whether this class computes the model exactly; if not, the adapter serves it."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        return (
+            config.hidden_act == "silu"
+            and rope.get("rope_type") in EXACT_TYPES
+            and rope.get("partial_rotary_factor", 1.0) == 1.0
+        )
+
+    @property
+    def kv_spec(self) -> list[LayerKV]:
+        return [block.attention.kv for block in self.layers]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        caches: list[LayerCache],
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """input_ids, positions: int64 [tokens] → hidden states, normalised: [tokens, hidden]."""
+        cos, sin = self.rotary(positions)
+        residual = self.embed_tokens(input_ids)
+        # a block's last sum is fused with the norm that follows it: the next block's, or the last
+        norms = [*(block.input_norm for block in self.layers), self.norm]
+        x = norms[0](residual)
+        for index, block in enumerate(self.layers):
+            x = block.attend(x, cos, sin, caches[index], batch)
+            x, residual = block.post_norm.add(x, residual)
+            x, residual = norms[index + 1].add(block.feed_forward(x), residual)
+        return x
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: [n, hidden] → [n, vocabulary], in the model's dtype."""
+        return self.lm_head(hidden)
+
+    def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name in the checkpoint, where it goes) of every weight."""
+        yield from self.embed_tokens.weight_targets("model.embed_tokens")
+        for index, block in enumerate(self.layers):
+            yield from block.weight_targets(f"model.layers.{index}")
+        yield from self.norm.weight_targets("model.norm")
+        yield from self.lm_head.weight_targets("lm_head")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the members of the family differ in, for one layer."""
+
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_window: int | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, index: int) -> _Shape:
+        kind = config.model_type
+        bias = bool(getattr(config, "attention_bias", False))
+        window = getattr(config, "sliding_window", None)
+        layer_types = getattr(config, "layer_types", None)
+        if kind == "llama" or (layer_types and layer_types[index] != "sliding_attention"):
+            window = None
+        return cls(
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
+            qkv_bias=bias or kind == "qwen2",
+            output_bias=bias,
+            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            qk_norm=kind == "qwen3",
+            sliding_window=window,
+        )
+
+
+class _Block(nn.Module):
+    """The weights and halves of one layer; the model joins them with the residual stream."""
+
+    def __init__(
+        self, config: PretrainedConfig, shape: _Shape, index: int, linear: LinearFactory
+    ) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = shape.head_dim
+        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.input_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.qkv = linear(
+            hidden, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}, shape.qkv_bias
+        )
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if shape.qk_norm else None
+        self.attention = Attention(
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.head_dim**-0.5,
+            index,
+            shape.sliding_window,
+        )
+        self.output = linear(q_size, {"o_proj": hidden}, shape.output_bias)
+        self.post_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.gate_up = linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
+        self.down = linear(inner, {"down_proj": hidden}, shape.mlp_bias)
+
+    def attend(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """x: [tokens, hidden], normalised → what attention adds to the residual stream."""
+        turned = self.heads + self.kv_heads  # q and k stand side by side and turn alike
+        qkv = self.qkv(x).view(len(x), turned + self.kv_heads, self.head_dim)
+        qk, v = qkv[:, :turned], qkv[:, turned:]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((self.heads, self.kv_heads), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=1)
+        return self.output(self.attention(q, k, v, cache, batch).flatten(1))
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, hidden], normalised → what the feed-forward adds to the residual stream."""
+        return self.down(silu_and_mul(self.gate_up(x)))
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        yield from self.input_norm.weight_targets(f"{prefix}.input_layernorm")
+        yield from self.qkv.weight_targets(attention)
+        if self.q_norm is not None and self.k_norm is not None:
+            yield from self.q_norm.weight_targets(f"{attention}.q_norm")
+            yield from self.k_norm.weight_targets(f"{attention}.k_norm")
+        yield from self.output.weight_targets(attention)
+        yield from self.post_norm.weight_targets(f"{prefix}.post_attention_layernorm")
+        yield from self.gate_up.weight_targets(mlp)
+        yield from self.down.weight_targets(mlp)
+
+
+def _max_model_len(config: PretrainedConfig) -> int:
+    """Positions that the model is made for. YaRN stretches them when config.json did not yet."""
+    length, rope = config.max_position_embeddings, config.rope_parameters
+    if rope.get("rope_type") == "yarn":
+        length = max(length, int(rope["original_max_position_embeddings"] * rope["factor"]))
+    return length

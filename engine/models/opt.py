@@ -1,0 +1,149 @@
+"""OPT (Zhang et al., 2022), 125m to 66b: LayerNorm, learned positions, ReLU, biases.
+
+All sizes normalise before attention and feed-forward, except 350m, which normalises after them
+and has embeddings narrower than its hidden states (`project_in`, `project_out`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from engine.layers.attention import Attention
+from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
+from engine.layers.embedding import Embedding, LogitsHead
+from engine.layers.linear import Linear, LinearFactory
+from engine.layers.norm import LayerNorm
+
+POSITION_OFFSET = 2  # the checkpoint's first two position vectors belong to no position
+
+
+class OPTModel(nn.Module):
+    """OPTForCausalLM."""
+
+    implementation = "native"
+
+    def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
+        super().__init__()
+        self.architecture = config.architectures[0]
+        self.vocab_size = config.vocab_size
+        self.max_model_len = config.max_position_embeddings
+        self.pre_norm = config.do_layer_norm_before
+        width, hidden = config.word_embed_proj_dim, config.hidden_size
+        self.embed_tokens = Embedding(config.vocab_size, width)
+        self.embed_positions = Embedding(self.max_model_len + POSITION_OFFSET, hidden)
+        narrow = width != hidden
+        self.project_in = linear(width, {"project_in": hidden}, False) if narrow else None
+        self.project_out = linear(hidden, {"project_out": width}, False) if narrow else None
+        self.layers = nn.ModuleList(
+            _Block(config, index, linear) for index in range(config.num_hidden_layers)
+        )
+        final = self.pre_norm and not config._remove_final_layer_norm
+        affine = config.layer_norm_elementwise_affine
+        self.final_norm = LayerNorm(hidden, affine=affine) if final else None
+        tied = self.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = LogitsHead(config.vocab_size, width, tied)
+
+    @staticmethod
+    def supports(config: PretrainedConfig) -> bool:
+        """Whether this class computes the model exactly; if not, the adapter serves it."""
+        return config.activation_function == "relu"
+
+    @property
+    def kv_spec(self) -> list[LayerKV]:
+        return [block.attention.kv for block in self.layers]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        caches: list[LayerCache],
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """input_ids, positions: int64 [tokens] → hidden states, as `compute_logits` takes them."""
+        x = self.embed_tokens(input_ids)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        x = x + self.embed_positions(positions + POSITION_OFFSET)
+        x = self._pre_norm(x, caches, batch) if self.pre_norm else self._post_norm(x, caches, batch)
+        return x if self.project_out is None else self.project_out(x)
+
+    def _pre_norm(
+        self, residual: torch.Tensor, caches: list[LayerCache], batch: AttentionBatch
+    ) -> torch.Tensor:
+        """x += attention(norm(x)); x += feed_forward(norm(x)); each sum is fused with a norm."""
+        x = self.layers[0].attention_norm(residual)
+        for index, block in enumerate(self.layers):
+            x = block.attend(x, caches[index], batch)
+            x, residual = block.feed_forward_norm.add(x, residual)
+            x = block.feed_forward(x)
+            if index + 1 < len(self.layers):
+                x, residual = self.layers[index + 1].attention_norm.add(x, residual)
+        return residual + x if self.final_norm is None else self.final_norm.add(x, residual)[0]
+
+    def _post_norm(
+        self, x: torch.Tensor, caches: list[LayerCache], batch: AttentionBatch
+    ) -> torch.Tensor:
+        """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+        for index, block in enumerate(self.layers):
+            x, _ = block.attention_norm.add(block.attend(x, caches[index], batch), x)
+            x, _ = block.feed_forward_norm.add(block.feed_forward(x), x)
+        return x
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: [n, width of forward's result] → [n, vocabulary], in the model's dtype."""
+        return self.lm_head(hidden)
+
+    def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name in the checkpoint, where it goes) of every weight."""
+        decoder = "model.decoder"
+        yield from self.embed_tokens.weight_targets(f"{decoder}.embed_tokens")
+        yield from self.embed_positions.weight_targets(f"{decoder}.embed_positions")
+        if self.project_in is not None and self.project_out is not None:
+            yield from self.project_in.weight_targets(decoder)
+            yield from self.project_out.weight_targets(decoder)
+        for index, block in enumerate(self.layers):
+            yield from block.weight_targets(f"{decoder}.layers.{index}")
+        if self.final_norm is not None:
+            yield from self.final_norm.weight_targets(f"{decoder}.final_layer_norm")
+        yield from self.lm_head.weight_targets("lm_head")
+
+
+class _Block(nn.Module):
+    """The weights and halves of one layer; the model joins them, norms before or after."""
+
+    def __init__(self, config: PretrainedConfig, index: int, linear: LinearFactory) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.ffn_dim
+        bias, affine = config.enable_bias, config.layer_norm_elementwise_affine
+        self.heads = config.num_attention_heads
+        self.head_dim = hidden // self.heads
+        self.attention_norm = LayerNorm(hidden, affine=affine)
+        self.qkv = linear(hidden, {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden}, bias)
+        self.attention = Attention(
+            self.heads, self.heads, self.head_dim, self.head_dim**-0.5, index
+        )
+        self.output = linear(hidden, {"out_proj": hidden}, bias)
+        self.feed_forward_norm = LayerNorm(hidden, affine=affine)
+        self.fc1 = linear(hidden, {"fc1": inner}, bias)
+        self.fc2 = linear(inner, {"fc2": hidden}, bias)
+
+    def attend(self, x: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
+        """x: [tokens, hidden] → what attention adds to the residual stream."""
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head_dim).unbind(1)
+        return self.output(self.attention(q, k, v, cache, batch).flatten(1))
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, hidden] → what the feed-forward adds to the residual stream."""
+        return self.fc2(self.fc1(x).relu_())
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.attention_norm.weight_targets(f"{prefix}.self_attn_layer_norm")
+        yield from self.qkv.weight_targets(f"{prefix}.self_attn")
+        yield from self.output.weight_targets(f"{prefix}.self_attn")
+        yield from self.feed_forward_norm.weight_targets(f"{prefix}.final_layer_norm")
+        yield from self.fc1.weight_targets(prefix)
+        yield from self.fc2.weight_targets(prefix)
