@@ -1,0 +1,141 @@
+"""Incremental detokenizer: one token in, the text that is certain by now out.
+
+    tokens     " caf"   0xC3        0xA9   "!"
+    text out   " caf"   ""  (held)  "é"    "!"
+
+A character of several bytes may be spread over tokens: nothing of it goes out before it is
+complete. The work for a token doesn't depend on how many came before it. `detokenizer_for` chooses
+between
+
+- `ByteDetokenizer`: the tokens are fixed bytes (nearly every causal model): an incremental UTF-8
+  decoder is all it takes;
+- `WindowDetokenizer`: any other tokenizer: decodes a few tokens twice, without and with the new
+  one, and takes the difference.
+
+Both give text as it reads *behind the prompt*: a first word keeps the space that the tokenizer's
+own decoder would drop at the beginning of a text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from engine.text.pieces import TokenBytes
+from engine.text.tokenizer import Tokenizer
+
+REPLACEMENT = "\ufffd"  # stands for bytes that are no character (yet)
+_CONTEXT_TOKENS = 6  # of the prompt, enough to tell how the next token joins on
+_MAX_HELD_TOKENS = (
+    8  # no character is spread over more tokens than that: what is held longer is no character
+)
+_UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer(Protocol):
+    def feed(self, token_id: int) -> str:
+        """Take the next token; return the text that is complete with it, often "" in the middle of
+        a character."""
+
+    def flush(self) -> str:
+        """The text has ended: return what was held back; half a character becomes U+FFFD."""
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the beginning of a character waits for its rest."""
+
+
+def detokenizer_for(
+    tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True
+) -> Detokenizer:
+    """A detokenizer for the text that follows the prompt."""
+    skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+    # Looking at a bounded number of tokens, however long the prompt.
+    tail = [i for i in prompt_token_ids[-4 * _CONTEXT_TOKENS :] if i not in skipped]
+    tail = tail[-_CONTEXT_TOKENS:]
+    if tokenizer.token_bytes is not None:
+        return ByteDetokenizer(tokenizer.token_bytes, tail, skipped)
+    return WindowDetokenizer(tokenizer, tail, skipped)
+
+
+class ByteDetokenizer:
+    """For tokens that are fixed bytes. `context`: the prompt's last visible tokens."""
+
+    def __init__(self, table: TokenBytes, context: Sequence[int], skipped: frozenset[int]):
+        self._table = table
+        self._skipped = skipped
+        self._decoder = _UTF8_DECODER(errors="replace")
+        self._at_start = table.strips_first_space and not context
+        # A prompt given as token ids may end within a character; the first token may complete it.
+        self._decoder.decode(b"".join(map(table.bytes_of, context)))
+        self._prompt_rest = self.holds_back
+
+    def feed(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        data = self._table.bytes_of(token_id)
+        if self._at_start and data:
+            data = data.removeprefix(b" ")
+            self._at_start = False
+        if self._prompt_rest and data:
+            if data[0] & 0xC0 != 0x80:  # no continuation: the broken character stays the prompt's
+                self._decoder.reset()
+            self._prompt_rest = False
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        if self._prompt_rest:
+            return ""
+        return self._decoder.decode(b"", final=True)
+
+    @property
+    def holds_back(self) -> bool:
+        return bool(self._decoder.getstate()[0])
+
+
+class WindowDetokenizer:
+    """For every other tokenizer: `window` is context that was shown already, then the tokens that
+    are held.
+
+    The new text is what `decode(window)` has beyond the text shown. When it ends in U+FFFD, or got
+    no longer, the token is held; once text goes out, the tokens that made it are the next context.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skipped: frozenset[int]):
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._window = list(context)
+        self._num_context = len(self._window)
+        self._shown = self._decode().rstrip(REPLACEMENT)
+
+    def feed(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
+        self._window.append(token_id)
+        text = self._decode()
+        unsure = text.endswith(REPLACEMENT) or len(text) <= len(self._shown)
+        if unsure and self._num_held < _MAX_HELD_TOKENS:
+            return ""
+        return self._show(text)
+
+    def flush(self) -> str:
+        return self._show(self._decode()) if self.holds_back else ""
+
+    @property
+    def holds_back(self) -> bool:
+        return self._num_held > 0
+
+    @property
+    def _num_held(self) -> int:
+        return len(self._window) - self._num_context
+
+    def _show(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        self._window = self._window[self._num_context :]
+        self._num_context = len(self._window)
+        self._shown = self._decode()
+        return new
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window, skip_special_tokens=False)

@@ -1,0 +1,153 @@
+"""InputProcessor: a prompt and its parameters become a `CoreRequest`, or a clear refusal.
+
+Everything that can be wrong with a prompt is found here, before the core hears of it; clamping
+max_tokens to what the context leaves is the core's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.core.messages import CoreRequest
+from engine.sampling_params import ParameterError, SamplingParams
+from engine.text.errors import TextError
+from engine.text.tokenizer import Tokenizer
+from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
+from engine.trace.recorder import Recorder
+
+Prompt = str | list[int]
+LONG_TEXT = 4_000
+"""Characters: what is shorter takes about a millisecond, not worth a thread's hand-over."""
+
+
+class InputProcessor:
+    """`max_model_len`: tokens, prompt and output. `vocab_size`: the model's own."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_model_len: int, vocab_size: int, recorder: Recorder
+    ):
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.recorder = recorder
+
+    def process(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        add_special_tokens: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
+        trace_full: bool = False,
+        route: str = "",
+        client: str = "",
+        ignored: Sequence[str] = (),
+    ) -> CoreRequest:
+        """The request for the core. Safe to call from several threads.
+
+        Chat prompts come with `add_special_tokens=False`: their template wrote them. `route`,
+        `client` and `ignored` (unknown fields of the body) go into the record.
+
+        Raises `TextError` for the prompt, `ParameterError` for the parameters.
+        """
+        arrival_ns = time.monotonic_ns()
+        if trace_full:
+            self.recorder.full_requests.add(request_id)
+        text = prompt if isinstance(prompt, str) else ""
+        self.recorder.record(
+            RequestReceived(
+                request_id=request_id,
+                route=route,
+                params=params.changed(),
+                client=client,
+                ignored=list(ignored),
+                text=text,
+            )
+        )
+        try:
+            token_ids = self._tokenize(prompt, params, add_special_tokens, request_id)
+            params.check_vocabulary(self.vocab_size)
+            if params.bad_words:
+                sequences = self.tokenizer.bad_words(params.bad_words)
+                params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
+        except (TextError, ParameterError) as error:
+            self.recorder.record(RequestRefused(request_id=request_id, why=str(error)))
+            self.recorder.full_requests.discard(request_id)
+            raise
+        return CoreRequest(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            arrival_ns=arrival_ns,
+            priority=priority,
+            cache_salt=cache_salt,
+            trace_full=trace_full,
+        )
+
+    async def process_async(
+        self, prompt: Prompt, params: SamplingParams, **options: object
+    ) -> CoreRequest:
+        """`process` for a server: a long text is tokenized in a thread, others go on."""
+        call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
+        if isinstance(prompt, str) and len(prompt) > LONG_TEXT:
+            return await asyncio.to_thread(call)
+        return call()
+
+    def _tokenize(
+        self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool, request_id: str
+    ) -> list[int]:
+        start_ns = time.perf_counter_ns()
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt, add_special_tokens)
+        else:
+            token_ids = self._checked_ids(prompt)
+        kept = token_ids
+        if params.truncate_prompt_tokens is not None:
+            kept = token_ids[-params.truncate_prompt_tokens :]
+        self.recorder.record(
+            RequestTokenized(
+                request_id=request_id,
+                num_tokens=len(kept),
+                duration_us=(time.perf_counter_ns() - start_ns) / 1000,
+                truncated=len(token_ids) - len(kept),
+            )
+        )
+        self._check_prompt(kept, params)
+        return kept
+
+    def _checked_ids(self, prompt: list[int]) -> list[int]:
+        for place, token_id in enumerate(prompt):
+            if isinstance(token_id, bool) or not isinstance(token_id, int):
+                raise TextError(
+                    "prompt",
+                    f"prompt has {token_id!r} at place {place}, where a token id is expected.",
+                )
+        return prompt
+
+    def _check_prompt(self, token_ids: list[int], params: SamplingParams) -> None:
+        if not token_ids:
+            raise TextError("prompt", "The prompt is empty: it has no token to start from.")
+        # Also for text: a tokenizer may know more tokens than the model has embeddings for.
+        lowest, highest = min(token_ids), max(token_ids)
+        if lowest < 0 or highest >= self.vocab_size:
+            raise TextError(
+                "prompt",
+                f"The prompt has token {lowest if lowest < 0 else highest}; the model's vocabulary "
+                f"has ids 0 to {self.vocab_size - 1}.",
+            )
+        room_wanted = 0 if params.max_tokens == 0 else 1
+        if len(token_ids) + room_wanted > self.max_model_len:
+            raise TextError(
+                "prompt",
+                f"This model's maximum context length is {self.max_model_len} tokens, but the "
+                f"prompt has {len(token_ids)} tokens, which leaves no room for an answer. Shorten "
+                "the prompt, or set truncate_prompt_tokens.",
+            )

@@ -1,0 +1,292 @@
+"""OutputProcessor: what the core says of token ids becomes text, for the server and for `LLM`
+alike.
+
+    CoreOutput ──▶ detokenizer ──▶ stop strings ──▶ TextDelta (what is new) and RequestText (all)
+
+The core knows no text, so a stop string ends a sequence only here: such a delta has
+`finish_in_core` set, and the caller tells the core, `core.finish(request_id, index, stop_reason)`.
+Whatever the core still sends of a sequence that is over is ignored.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
+from engine.sampling_params import SamplingParams
+from engine.text.detokenizer import detokenizer_for
+from engine.text.stop import StopMatcher
+from engine.text.tokenizer import Tokenizer
+from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
+from engine.trace.recorder import Recorder
+
+
+class Logprob(msgspec.Struct, kw_only=True):
+    """One token at one position, as the model itself saw it (before temperature and the rest)."""
+
+    token_id: int
+    logprob: float  # natural logarithm
+    rank: int  # 1 = the most probable
+    decoded_token: str
+    bytes: bytes
+
+
+class PositionLogprobs(msgspec.Struct):
+    """The token at a position, and the most probable ones there, best first."""
+
+    chosen: Logprob
+    top: list[Logprob]
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Tokens of one request; those of all its `n` outputs together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class SequenceText:
+    """One of a request's `n` outputs, as far as it is known."""
+
+    def __init__(self, index: int, request: CoreRequest, tokenizer: Tokenizer):
+        params = request.params
+        self.index = index
+        self.token_ids: list[int] = []
+        self.logprobs: list[PositionLogprobs] | None = None if params.logprobs is None else []
+        self.cumulative_logprob = 0.0  # of the drawn tokens; counted only with logprobs
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None  # token id or stop string
+        self.detokenizer = detokenizer_for(
+            tokenizer, request.prompt_token_ids, params.skip_special_tokens
+        )
+        self.stops = StopMatcher(params.stop or (), params.include_stop_str_in_output)
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The text that went out."""
+        return "".join(self._pieces)
+
+    def add_token(self, token_id: int, params: SamplingParams, hidden: bool) -> str:
+        """Book one token; return the text that may go out. A `hidden` one is only counted."""
+        self.token_ids.append(token_id)
+        if hidden:
+            return ""
+        armed = len(self.token_ids) >= params.min_tokens
+        return self._keep(self.stops.feed(self.detokenizer.feed(token_id), armed))
+
+    def end(self) -> str:
+        """No more tokens come: return what was held back; it may complete a stop string."""
+        rest = self.stops.feed(self.detokenizer.flush())
+        return self._keep(rest if self.stops.matched is not None else rest + self.stops.flush())
+
+    def _keep(self, text: str) -> str:
+        if text:
+            self._pieces.append(text)
+        return text
+
+
+class RequestText:
+    """One request: its prompt, and all that came out of it so far."""
+
+    def __init__(self, request: CoreRequest, prompt: str | None, tokenizer: Tokenizer):
+        self.request_id = request.request_id
+        self.params = request.params
+        self.prompt = prompt  # as text, if it was one
+        self.prompt_token_ids = request.prompt_token_ids
+        self.prompt_logprobs: list[PositionLogprobs | None] | None = None
+        self.sequences = [SequenceText(i, request, tokenizer) for i in range(request.params.n)]
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.queued_ns = 0
+        self.first_scheduled_ns = 0  # CLOCK_MONOTONIC
+        self.error = ""
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt_token_ids),
+            completion_tokens=sum(len(sequence.token_ids) for sequence in self.sequences),
+            cached_tokens=self.num_cached_tokens,
+        )
+
+
+class TextDelta(msgspec.Struct, kw_only=True):
+    """What one `CoreOutput` added to one sequence.
+
+    `text` may be empty while a character or a stop string is still possible; the tokens and their
+    log-probabilities are told at once.
+    """
+
+    request: RequestText
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs] | None
+    has_prompt_logprobs: bool = False  # request.prompt_logprobs came with this one
+    finish_reason: str | None = None  # "stop", "length", "abort", "error"; set exactly once
+    stop_reason: int | str | None = None
+    finish_in_core: bool = False  # a stop string matched: end the sequence in the core
+
+
+class OutputProcessor:
+    """Keeps the state of every open request. Not thread-safe: one thread or event loop owns it."""
+
+    def __init__(self, tokenizer: Tokenizer, recorder: Recorder):
+        self.tokenizer = tokenizer
+        self.recorder = recorder
+        self._open: dict[str, RequestText] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, request: CoreRequest, prompt: str | None = None) -> RequestText:
+        """Expect outputs of this request. What is returned fills up as they are processed."""
+        if request.request_id in self._open:
+            raise ValueError(f"request id {request.request_id!r} is already in use")
+        text = self._open[request.request_id] = RequestText(request, prompt, self.tokenizer)
+        return text
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that was aborted; nothing happens if it is over already."""
+        self._open.pop(request_id, None)
+        self.recorder.full_requests.discard(request_id)
+
+    def process(self, output: CoreOutput) -> TextDelta | None:
+        """Take one output of the core. None if its sequence is unknown or over: no news."""
+        request = self._open.get(output.request_id)
+        if request is None:
+            return None
+        sequence = request.sequences[output.index]
+        if sequence.finish_reason is not None:
+            return None
+        self._book_request(request, output)
+        delta = self._add_tokens(request, sequence, output)
+        if output.prompt_logprobs is not None:
+            request.prompt_logprobs = [
+                None if entry is None else self._position(entry) for entry in output.prompt_logprobs
+            ]
+            delta.has_prompt_logprobs = True
+        self._record_text(request, sequence, delta)
+        if request.finished:
+            self.remove(request.request_id)
+        return delta
+
+    # ------------------------------------------------------------------------------ details
+
+    def _book_request(self, request: RequestText, output: CoreOutput) -> None:
+        request.num_cached_tokens = max(request.num_cached_tokens, output.num_cached_tokens)
+        request.num_preemptions = max(request.num_preemptions, output.num_preemptions)
+        request.queued_ns = request.queued_ns or output.queued_ns
+        request.first_scheduled_ns = request.first_scheduled_ns or output.first_scheduled_ns
+        request.error = request.error or output.error
+
+    def _add_tokens(
+        self, request: RequestText, sequence: SequenceText, output: CoreOutput
+    ) -> TextDelta:
+        params = request.params
+        # The token that ended the text (end of sequence, or one of stop_token_ids) isn't part of
+        # it.
+        hides_last = output.finish_reason == "stop" and not params.include_stop_str_in_output
+        last = len(output.token_ids) - 1
+        text = ""
+        num_taken = 0
+        for place, token_id in enumerate(output.token_ids):
+            text += sequence.add_token(token_id, params, hidden=hides_last and place == last)
+            num_taken += 1
+            if sequence.stops.matched is not None:
+                break
+        if output.finish_reason is not None and sequence.stops.matched is None:
+            text += sequence.end()
+        delta = TextDelta(
+            request=request,
+            index=sequence.index,
+            text=text,
+            token_ids=output.token_ids[:num_taken],
+            logprobs=self._add_logprobs(sequence, output, num_taken),
+        )
+        if sequence.stops.matched is not None:
+            self._stop_matched(request, sequence, output, delta)
+        else:
+            delta.finish_reason = sequence.finish_reason = output.finish_reason
+            delta.stop_reason = sequence.stop_reason = output.stop_reason
+        return delta
+
+    def _stop_matched(
+        self, request: RequestText, sequence: SequenceText, output: CoreOutput, delta: TextDelta
+    ) -> None:
+        stop = sequence.stops.matched or ""
+        delta.finish_reason = sequence.finish_reason = "stop"
+        delta.stop_reason = sequence.stop_reason = stop
+        delta.finish_in_core = output.finish_reason is None  # else it ended with this very token
+        self.recorder.record(
+            StopMatched(
+                request_id=request.request_id,
+                index=sequence.index,
+                stop=stop,
+                num_output_tokens=len(sequence.token_ids),
+            )
+        )
+
+    def _add_logprobs(
+        self, sequence: SequenceText, output: CoreOutput, num_taken: int
+    ) -> list[PositionLogprobs] | None:
+        if sequence.logprobs is None or output.logprobs is None:
+            return None
+        new = [self._position(entry) for entry in output.logprobs[:num_taken]]
+        sequence.logprobs.extend(new)
+        sequence.cumulative_logprob += sum(position.chosen.logprob for position in new)
+        return new
+
+    def _position(self, entry: TokenLogprobs) -> PositionLogprobs:
+        tops = zip(entry.top_ids, entry.top_logprobs)
+        return PositionLogprobs(
+            chosen=self._logprob(entry.token_id, entry.logprob, entry.rank),
+            top=[self._logprob(i, value, rank) for rank, (i, value) in enumerate(tops, start=1)],
+        )
+
+    def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
+        token = self.tokenizer.token(token_id)
+        return Logprob(
+            token_id=token_id,
+            logprob=logprob,
+            rank=rank,
+            decoded_token=token.text,
+            bytes=token.bytes,
+        )
+
+    def _record_text(self, request: RequestText, sequence: SequenceText, delta: TextDelta) -> None:
+        if not self.recorder.wants_full(request.request_id):
+            return
+        request_id, index = request.request_id, sequence.index
+        if delta.text:
+            self.recorder.record(
+                TextEmitted(
+                    request_id=request_id,
+                    index=index,
+                    text=delta.text,
+                    num_tokens=len(delta.token_ids),
+                )
+            )
+        if sequence.finish_reason is not None:
+            return
+        if sequence.stops.num_held:
+            self._record_held(
+                request_id, index, sequence.stops.num_held, "it may be the start of a stop string"
+            )
+        if sequence.detokenizer.holds_back:
+            self._record_held(request_id, index, 1, "a character is not complete yet")
+
+    def _record_held(self, request_id: str, index: int, num_chars: int, why: str) -> None:
+        self.recorder.record(
+            TextHeldBack(request_id=request_id, index=index, num_chars=num_chars, why=why)
+        )

@@ -1,0 +1,82 @@
+"""Stop strings: where a text ends, and which of its characters may go out before that is known.
+
+Each stop string is followed by a Knuth–Morris–Pratt automaton: its state is the number of
+characters, at the end of the text so far, that are the beginning of the stop string. So the largest
+state is exactly what must be held back (at most max(len) − 1 characters, and none when no stop
+string has begun), a full state is a match, and a character costs the same however long the text is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Takes a text piece by piece. `matched` is the stop string that ended it, else None.
+
+    The match that completes first wins; of those that complete with the same character, the first
+    in the list.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), include_stop: bool = False):
+        self.matched: str | None = None
+        self._include = include_stop
+        self._automata = [_Automaton(stop) for stop in stops]
+        self._held = ""
+
+    @property
+    def num_held(self) -> int:
+        """Characters held back: they are the beginning of a stop string."""
+        return len(self._held)
+
+    def feed(self, text: str, armed: bool = True) -> str:
+        """Take the next piece of text; return what may go out by now.
+
+        After a match that is all up to the stop string (with it, if it is to be included), and the
+        text is over. While not `armed`, a stop string that completes doesn't count; one that has
+        only begun may still complete later.
+        """
+        if not self._automata:
+            return text
+        text_start = len(self._held)
+        pending = self._held + text
+        for place, character in enumerate(text, start=text_start + 1):
+            completed = [a for a in self._automata if a.advance(character)]
+            if completed and armed:
+                self.matched = completed[0].stop
+                self._held = ""
+                return pending[: place if self._include else place - len(self.matched)]
+        certain = len(pending) - max(automaton.state for automaton in self._automata)
+        self._held = pending[certain:]
+        return pending[:certain]
+
+    def flush(self) -> str:
+        """The text ended without a match: return what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+class _Automaton:
+    """One stop string, and how much of it stands at the end of the text."""
+
+    def __init__(self, stop: str):
+        self.stop = stop
+        self.state = 0
+        # fallback[k]: length of the longest proper beginning of the stop string that also ends its
+        # first k characters
+        self._fallback = [0] * (len(stop) + 1)
+        for length in range(2, len(stop) + 1):
+            state = self._fallback[length - 1]
+            while state and stop[state] != stop[length - 1]:
+                state = self._fallback[state]
+            self._fallback[length] = state + (stop[state] == stop[length - 1])
+
+    def advance(self, character: str) -> bool:
+        """Take one character; whether the stop string is complete with it."""
+        stop, state = self.stop, self.state
+        while state and stop[state] != character:
+            state = self._fallback[state]
+        state += stop[state] == character
+        complete = state == len(stop)
+        self.state = self._fallback[state] if complete else state
+        return complete

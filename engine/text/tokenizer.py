@@ -1,0 +1,155 @@
+"""Tokenizer: text ↔ token ids, safe to use from many threads at once.
+
+A thin layer over transformers' tokenizers. It calls the Rust tokenizer below them directly, which
+keeps no state of a call (transformers' own `__call__` sets truncation and padding on the shared
+object first, and two threads then collide) and releases the GIL. Tokenizers without a Rust part
+work too, one call at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from engine.text.errors import TextError
+from engine.text.pieces import token_bytes_of
+
+MAX_TOKEN_ID = 2**32 - 1
+
+
+class TokenText(msgspec.Struct, frozen=True):
+    """One token by itself, as log-probabilities show it.
+
+    `text` is unique to its bytes: half a character can't be shown as text and reads
+    `bytes:\\xe2\\x82`, as in OpenAI's completions.
+    """
+
+    text: str
+    bytes: bytes
+
+
+class Tokenizer:
+    """Wraps `hf`, a transformers tokenizer. `eos_token_ids`: any of them ends a text."""
+
+    def __init__(self, hf: Any, eos_token_ids: Sequence[int] = ()):
+        self.hf = hf
+        self.eos_token_ids = list(eos_token_ids)
+        self._lock = threading.Lock()  # around tokenizers written in Python
+        self._texts: dict[int, TokenText] = {}
+        self._backend = hf.backend_tokenizer if getattr(hf, "is_fast", False) else None
+        if self._backend is not None:
+            self._backend.no_truncation()  # a saved tokenizer.json may carry either of them
+            self._backend.no_padding()
+            added = self._backend.get_added_tokens_decoder()
+            self.special_ids = frozenset(i for i, token in added.items() if token.special)
+            self.token_bytes = token_bytes_of(self._backend)
+        else:
+            self.special_ids = frozenset(hf.all_special_ids)
+            self.token_bytes = None
+        self.vocab_size = len(hf)
+
+    # ------------------------------------------------------------------------------ text ↔ ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Special tokens written out in the text become the special tokens."""
+        if self._backend is not None:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with self._lock:
+            return self.hf.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`, spaces as the tokens have them. An id without a token gives none."""
+        for token_id in token_ids:
+            if not 0 <= token_id <= MAX_TOKEN_ID:
+                raise TextError(
+                    "tokens", f"{token_id} is not a token id; ids are 0 to {self.vocab_size - 1}."
+                )
+        if self._backend is not None:
+            return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        known = [i for i in token_ids if i < self.vocab_size]
+        with self._lock:
+            return self.hf.decode(
+                known,
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+
+    def token(self, token_id: int) -> TokenText:
+        """One token as log-probabilities show it; a special token shows its name."""
+        known = self._texts.get(token_id)
+        if known is None:
+            known = self._texts[token_id] = self._token_text(token_id)
+        return known
+
+    def bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """The token sequences that spell each word: at a text's beginning, after a space, and
+        within a line.
+
+        Raises `TextError` for a word that has no token.
+        """
+        sequences: list[list[int]] = []
+        newline = self.encode("\n", add_special_tokens=False)
+        for word in words:
+            ways = [self.encode(word, False), self.encode(" " + word.lstrip(), False)]
+            # Behind a newline SentencePiece writes no mark of a word's beginning.
+            behind = self.encode("\n" + word.lstrip(), False)
+            if newline and behind[: len(newline)] == newline:
+                ways.append(behind[len(newline) :])
+            spelt = [way for way in ways if way and word.strip() in self.decode(way, False)]
+            if not word.strip() or not spelt:
+                raise TextError("bad_words", f"bad_words has {word!r}, which no token can spell.")
+            sequences.extend(way for way in spelt if way not in sequences)
+        return sequences
+
+    def _token_text(self, token_id: int) -> TokenText:
+        if self.token_bytes is not None:
+            data = self.token_bytes.bytes_of(token_id)
+            try:
+                return TokenText(data.decode(), data)
+            except UnicodeDecodeError:
+                return TokenText("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
+        # A tokenizer may drop a space at the beginning, so the second of two tells how the token
+        # reads within a text.
+        once = self.decode([token_id], skip_special_tokens=False)
+        text = self.decode([token_id, token_id], skip_special_tokens=False)[len(once) :]
+        return TokenText(text, text.encode(errors="replace"))
+
+
+def load_tokenizer(
+    source: str, revision: str | None = None, hf_token: str | None = None
+) -> Tokenizer:
+    """The tokenizer of a local folder or a hub id. Raises `TextError` if there is none."""
+    from transformers import AutoTokenizer  # takes a second to import
+
+    try:
+        hf = AutoTokenizer.from_pretrained(source, revision=revision, token=hf_token)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …
+        reason = " ".join(str(error).split())[:300]
+        raise TextError(
+            "model",
+            f"No tokenizer could be loaded from {source!r}. Give a folder with a tokenizer.json, "
+            "or a hub id that you may read (a gated one needs HF_TOKEN). transformers says: "
+            f"{type(error).__name__}: {reason}",
+        ) from None
+    return Tokenizer(hf, _eos_token_ids(hf, source, revision, hf_token))
+
+
+def _eos_token_ids(hf: Any, source: str, revision: str | None, hf_token: str | None) -> list[int]:
+    """The tokenizer's end of sequence, and those of generation_config.json: chat models list the
+    end of a turn there.
+    """
+    from transformers import GenerationConfig
+
+    ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
+    try:
+        config = GenerationConfig.from_pretrained(
+            source, revision=revision or "main", token=hf_token
+        )
+    except OSError:  # the file is optional
+        return ids
+    more = config.eos_token_id
+    listed = [] if more is None else [more] if isinstance(more, int) else list(more)
+    return ids + [i for i in listed if i not in ids]
