@@ -73,7 +73,7 @@ class EngineState:
     # ------------------------------------------------------------------------------ public verbs
 
     def fold(self, event: Event) -> None:
-        """Apply one event. Raises ReplayError if it contradicts the state, which is then useless."""
+        """Apply one event. Raises ReplayError if it contradicts the state, then useless."""
         if event.src != "core":
             return
         if event.seq:

@@ -1,0 +1,195 @@
+"""The log on the console: the story in columns on a terminal, one JSON object a line elsewhere.
+
+      1.204      1  req-1    starts after 0.2 ms: 1 seat(s) and blocks for 23 tokens are free; …
+      time    step  request  what happened, how much, and why
+
+A console can't take what an engine can record: at most `LINES_A_SECOND` lines are shown, and the
+rest is counted, by kind, in one line. Warnings, failures, refusals and summaries are always shown.
+The record itself stays complete.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+import msgspec
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from engine.trace.events import Event
+from engine.trace.story import Line, Story
+from engine.trace.wording import count, joined
+
+LINES_A_SECOND = 50
+WIDTH = 100  # where the output is no terminal
+
+_ALWAYS = {"summary", "engine.warning", "engine.failed", "request.refused"}
+_COLOURS = (
+    "cyan",
+    "green",
+    "magenta",
+    "yellow",
+    "blue",
+    "bright_red",
+    "bright_cyan",
+    "bright_green",
+)
+_TIME, _STEP, _NAME = 9, 9, 8  # widths of the columns
+_INDENT = _TIME + 1 + _STEP + 2 + _NAME + 1
+
+
+class LogConsole:
+    """A subscriber that prints the story of what it gets. `style` is "rich" or "json".
+
+    Raises ValueError for another style.
+    """
+
+    def __init__(self, style: str, file: TextIO | None = None) -> None:
+        if style not in ("rich", "json"):
+            raise ValueError(f"the log's style is {style!r}: it must be 'rich' or 'json'")
+        file = file or sys.stdout
+        self._story = Story()
+        self._throttle = Throttle()
+        self._print = RichPrinter(file) if style == "rich" else JsonPrinter(file)
+
+    @classmethod
+    def auto(cls, file: TextIO | None = None) -> LogConsole:
+        """Rich on a terminal, JSON lines elsewhere."""
+        return cls("rich" if (file or sys.stdout).isatty() else "json", file)
+
+    def __call__(self, batch: list[Event]) -> None:
+        self._print(self._throttle.pass_on(self._story.tell(batch)))
+
+    def close(self) -> None:
+        """Print what is still open."""
+        self._print(self._throttle.pass_on(self._story.end()))
+        self._print(self._throttle.end())
+
+
+class Throttle:
+    """Lets so many lines through in each second of the record's time, and says how many it kept."""
+
+    def __init__(self, lines_a_second: int = LINES_A_SECOND) -> None:
+        self.lines_a_second = lines_a_second
+        self._second = -1
+        self._passed = 0
+        self._kept: Counter[str] = Counter()
+        self._last_ns = 0
+
+    def pass_on(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """The lines that may be shown, and one for those that may not, when their second is over."""
+        for line in lines:
+            if line.ts_ns // 1_000_000_000 != self._second:
+                yield from self.end()
+                self._second = line.ts_ns // 1_000_000_000
+                self._passed = 0
+            self._last_ns = line.ts_ns
+            if self._passed < self.lines_a_second or line.kind in _ALWAYS:
+                self._passed += 1
+                yield line
+            else:
+                self._kept[line.kind] += 1
+
+    def end(self) -> Iterator[Line]:
+        """One line about what was not shown, if anything."""
+        if self._kept:
+            kinds = joined(f"{times} {name}" for name, times in self._kept.most_common(4))
+            more = count(self._kept.total(), "more line")
+            yield Line(
+                self._last_ns, f"… {more} in this second, not shown here: {kinds}", "omitted"
+            )
+            self._kept.clear()
+
+
+class JsonPrinter:
+    """One object a line: time (s, CLOCK_MONOTONIC), kind, step or [first, last], request, text."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._encode = msgspec.json.Encoder().encode
+
+    def __call__(self, lines: Iterable[Line]) -> None:
+        text = "".join(self._encode(self._fields(line)).decode() + "\n" for line in lines)
+        if text:
+            self._file.write(text)
+            self._file.flush()
+
+    def _fields(self, line: Line) -> dict[str, object]:
+        fields: dict[str, object] = {"time": round(line.ts_ns / 1e9, 6), "kind": line.kind}
+        if line.first_step:
+            one = line.first_step == line.last_step
+            fields["step"] = line.first_step if one else [line.first_step, line.last_step]
+        if line.request_id:
+            fields["request_id"] = line.request_id
+            fields["name"] = line.name
+        fields["text"] = line.text
+        return fields
+
+
+class RichPrinter:
+    """Aligned columns; a request keeps its colour; time, step and name stand only where they
+    change.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        terminal = file.isatty()
+        self._console = RichConsole(
+            file=file, width=None if terminal else WIDTH, highlight=False, soft_wrap=True
+        )
+        self._start_ns = 0
+        self._shown = ("", "", "")
+
+    def __call__(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            self._console.print(self._text(line))
+
+    def _text(self, line: Line) -> Text:
+        self._start_ns = self._start_ns or line.ts_ns
+        time = f"{(line.ts_ns - self._start_ns) / 1e9:.3f}"
+        step = _steps(line)
+        name = line.name
+        at, in_step, of = self._shown
+        self._shown = (time, step, name)
+        text = Text(f"{'' if time == at else time:>{_TIME}} ", style="dim")
+        text.append(f"{'' if step == in_step else step:>{_STEP}}  ", style="bold" if step else "")
+        same = step == in_step and name == of
+        text.append(f"{'' if same else name:<{_NAME}} ", style=_colour(line.request_id))
+        body = Text(style=_body_style(line))
+        body.append(_hanging(line.text, self._console.width))
+        body.highlight_regex(r"(?<=blocks? )\d[\d–, ]*", "bold")
+        return text + body
+
+
+def _steps(line: Line) -> str:
+    if not line.first_step or line.kind == "summary":
+        return ""
+    if line.first_step == line.last_step:
+        return str(line.first_step)
+    return f"{line.first_step}–{line.last_step}"
+
+
+def _colour(request_id: str) -> str:
+    """The same for a request and its siblings, in every run: by a checksum of the id, not its
+    hash().
+    """
+    request = request_id.partition(".")[0]
+    return _COLOURS[zlib.crc32(request.encode()) % len(_COLOURS)] if request else ""
+
+
+def _body_style(line: Line) -> str:
+    if line.kind == "engine.failed":
+        return "bold red"
+    if line.kind in ("engine.warning", "request.preempted", "request.refused", "request.waiting"):
+        return "yellow"
+    return "dim" if line.kind == "omitted" or line.kind.startswith("block.") else ""
+
+
+def _hanging(text: str, width: int) -> str:
+    """Wrapped into the text's column; never narrower than half of what a person reads with ease."""
+    lines = textwrap.wrap(text, max(40, width - _INDENT), break_long_words=False)
+    return f"\n{' ' * _INDENT}".join(lines)

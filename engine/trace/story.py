@@ -1,0 +1,232 @@
+"""The record as a story: what a person wants to read, in the order in which it makes sense.
+
+Not one line an event. Sixty decode steps of a chat are one line ("steps 2–61: decodes 60 tokens,
+one a step, 2.1 ms a step, takes blocks 10, 11"); a step that computes prompts has its own, with
+what it computed and where its time went; what a step brought about (a block cached, a request
+finished) stands below it. Every other decision keeps its line.
+
+    story = Story()
+    for line in story.tell(events): …      # as often as there are new events
+    for line in story.end(): …             # what was still open
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from engine.trace import events as ev
+from engine.trace.annotate import describe, rows_in_words, time_split
+from engine.trace.context import Context
+from engine.trace.events import Event, kind
+from engine.trace.summary import Summary
+from engine.trace.wording import blocks, count, duration, joined
+
+LONGEST_RUN_S = 5.0  # a run of decode steps is told at least so often
+
+_AT_ONCE = (ev.RequestQueued, ev.RequestRefused, ev.EngineWarning, ev.EngineFailed)
+"""Told when they happen; everything else of the core waits for the step that is being computed."""
+
+_GROWTH = (ev.BlockAllocated, ev.BlockCached, ev.BlockEvicted)
+"""What decoding does to blocks all the time: part of the run's line."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of the log. `kind` is the event's, or "steps" for steps, or "summary"."""
+
+    ts_ns: int
+    text: str
+    kind: str
+    first_step: int = 0
+    last_step: int = 0
+    request_id: str = ""
+    name: str = ""  # of the request, short
+
+
+class Run:
+    """Decode steps in a row, of the same requests."""
+
+    def __init__(self, first: ev.StepFinished, rows: list[ev.StepRow]) -> None:
+        self.ids = [row.request_id for row in rows]
+        self.first = first
+        self.last = first
+        self.steps = 0
+        self.sums = ev.StepFinished()
+        self.taken: list[int] = []
+        self.num_cached = 0
+        self.num_evicted = 0
+
+    def continues(self, event: ev.StepFinished, rows: list[ev.StepRow]) -> bool:
+        young = event.ts_ns - self.first.ts_ns < LONGEST_RUN_S * 1e9
+        return young and [row.request_id for row in rows] == self.ids
+
+    def add(self, event: ev.StepFinished, growth: list[Event]) -> None:
+        self.last = event
+        self.steps += 1
+        for name in (
+            "num_tokens",
+            "schedule_us",
+            "prepare_us",
+            "forward_us",
+            "sample_us",
+            "total_us",
+        ):
+            setattr(self.sums, name, getattr(self.sums, name) + getattr(event, name))
+        for happened in growth:
+            if isinstance(happened, ev.BlockAllocated):
+                self.taken += happened.blocks
+            elif isinstance(happened, ev.BlockCached):
+                self.num_cached += len(happened.blocks)
+            else:
+                self.num_evicted += 1
+
+    def line(self, context: Context) -> Line:
+        alone = len(self.ids) == 1
+        tokens = count(self.sums.num_tokens, "token")
+        each = "" if self.steps == 1 else ", one a step" if alone else ", one each a step"
+        who = "decodes" if alone else f"{len(self.ids)} requests decode"
+        took = blocks(self.taken) if len(self.taken) <= 8 else count(len(self.taken), "block")
+        text = joined(
+            [
+                f"{who} {tokens}{each}",
+                self._time(),
+                f"takes {took}" if self.taken else "",
+                f"{self.num_cached} cached" if self.num_cached else "",
+                f"{self.num_evicted} evicted" if self.num_evicted else "",
+            ],
+            "; ",
+        )
+        return Line(
+            ts_ns=self.last.ts_ns,
+            text=text,
+            kind="steps",
+            first_step=self.first.step,
+            last_step=self.last.step,
+            request_id=self.ids[0] if alone else "",
+            name=context.name(self.ids[0]) if alone else "",
+        )
+
+    def _time(self) -> str:
+        if self.last.loop == "overlapped" and self.steps > 1:
+            # Steps overlap, so their own times add up to more than the clock says.
+            interval = (self.last.ts_ns - self.first.ts_ns) / 1e3 / (self.steps - 1)
+            return f"a step every {duration(interval)}"
+        return f"{'a step ' if self.steps > 1 else ''}{time_split(self.sums, self.steps)}"
+
+
+class Story:
+    """Turns events into lines. Keeps what is open: a run of decode steps, and what waits for the
+    step's end.
+    """
+
+    def __init__(self, with_summaries: bool = True) -> None:
+        self.context = Context()
+        self.summary = Summary() if with_summaries else None
+        self._run: Run | None = None
+        self._computing = 0  # steps planned and not finished
+        self._before: list[Event] = []  # growth that its step's plan will explain
+        self._after: list[tuple[Event, Line]] = []  # what the step brings about, told after it
+        self._kernels: Counter[str] = Counter()
+
+    def tell(self, events: Iterable[Event]) -> Iterator[Line]:
+        """The lines that these events complete. Events come in order, in batches of any size."""
+        for event in events:
+            if self.summary is not None:
+                if self.summary.due(event.ts_ns):
+                    yield from self._summarize()
+                self.summary.see(event)
+            self.context.see(event)
+            if isinstance(event, ev.StepPlanned):
+                self._computing += 1
+            elif isinstance(event, ev.StepFinished):
+                yield from self._step(event)
+            elif isinstance(event, ev.KernelLaunched):
+                self._kernels[event.name] += 1
+            elif isinstance(event, _GROWTH) and not self._computing:
+                self._before.append(event)
+            elif self._computing and event.src == "core" and not isinstance(event, _AT_ONCE):
+                self._after.append((event, self._line(event)))
+            else:
+                yield from self._close_run()
+                yield from self._tell_growth()
+                yield self._line(event)
+
+    def end(self) -> Iterator[Line]:
+        """What is still open: the record ends here."""
+        yield from self._close_run()
+        yield from self._tell_growth()
+        yield from self._tell_after()
+        if self.summary is not None and self.summary.num_steps:
+            yield from self._summarize()
+
+    # ------------------------------------------------------------------------------ details
+
+    def _step(self, event: ev.StepFinished) -> Iterator[Line]:
+        self._computing = max(0, self._computing - 1)
+        plan = self.context.plans.pop(event.step, None)
+        rows = plan.rows if plan else []
+        if rows and all(row.num_tokens == 1 for row in rows) and not self._kernels:
+            if self._run is not None and not self._run.continues(event, rows):
+                yield from self._close_run()
+            growth = self._before + [held for held, _line in self._after if type(held) in _GROWTH]
+            self._before = []
+            self._after = [(held, line) for held, line in self._after if type(held) not in _GROWTH]
+            self._run = self._run or Run(event, rows)
+            self._run.add(event, growth)
+            if self._after:
+                yield from self._close_run()
+        else:
+            yield from self._close_run()
+            yield from self._tell_growth()
+            yield self._step_line(event, rows)
+            yield from self._tell_kernels(event)
+        yield from self._tell_after()
+
+    def _step_line(self, event: ev.StepFinished, rows: list[ev.StepRow]) -> Line:
+        work = rows_in_words(rows, self.context)
+        tokens = count(event.num_tokens, "token")
+        return Line(
+            ts_ns=event.ts_ns,
+            text=f"computes {tokens}: {work}; draws {event.num_sampled:,}; {time_split(event)}",
+            kind="steps",
+            first_step=event.step,
+            last_step=event.step,
+        )
+
+    def _line(self, event: Event) -> Line:
+        name = self.context.name(event.request_id) if event.request_id else ""
+        text = describe(event, self.context)
+        return Line(event.ts_ns, text, kind(event), event.step, event.step, event.request_id, name)
+
+    def _close_run(self) -> Iterator[Line]:
+        if self._run is not None:
+            yield self._run.line(self.context)
+            self._run = None
+
+    def _tell_growth(self) -> Iterator[Line]:
+        for event in self._before:
+            yield self._line(event)
+        self._before = []
+
+    def _tell_after(self) -> Iterator[Line]:
+        for _event, line in self._after:
+            yield line
+        self._after = []
+
+    def _tell_kernels(self, event: ev.StepFinished) -> Iterator[Line]:
+        if self._kernels:
+            named = joined(f"{name} × {times}" for name, times in self._kernels.most_common(6))
+            more = len(self._kernels) - 6
+            text = f"launched {count(self._kernels.total(), 'kernel')}: {named}"
+            text += f" and {more} more kinds" if more > 0 else ""
+            yield Line(event.ts_ns, text, "kernel.launched", event.step, event.step)
+            self._kernels.clear()
+
+    def _summarize(self) -> Iterator[Line]:
+        assert self.summary is not None
+        yield from self._close_run()
+        for text in self.summary.lines(self.context):
+            yield Line(self.summary.end_ns, text, "summary")
+        self.summary.clear()
