@@ -72,7 +72,7 @@ def test_random_tokens_stream_exactly(family, skip, request):
     tokenizer = request.getfixturevalue(family)
     anchor = tokenizer.encode("hello", add_special_tokens=False)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     def check(output):
         expected = tokenizer.decode(anchor + output, skip)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from tiny_tokenizers import byte_level_hf
+
+from engine.text.chat import ChatTemplate, read_template
+from engine.text.errors import TextError
+from engine.text.tokenizer import Tokenizer
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def chat(byte_level):
+    return ChatTemplate(byte_level)
+
+
+def test_the_models_own_template(chat):
+    assert chat.render(HELLO) == "<s><|user|>hello</s><|assistant|>"
+    assert chat.render(HELLO, add_generation_prompt=False) == "<s><|user|>hello</s>"
+
+
+def test_continue_the_final_message(chat):
+    messages = [*HELLO, {"role": "assistant", "content": "The engine"}]
+    text = chat.render(messages, add_generation_prompt=False, continue_final_message=True)
+    assert text == "<s><|user|>hello</s><|assistant|>The engine"
+    with pytest.raises(TextError, match="add_generation_prompt") as error:
+        chat.render(messages, continue_final_message=True)
+    assert error.value.param == "continue_final_message"
+
+
+def test_text_parts_are_joined(chat):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert "<|user|>one\ntwo</s>" in chat.render([{"role": "user", "content": parts}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "words"),
+    [
+        ([], "messages", "empty"),
+        (["hi"], "messages.0", "must be an object"),
+        ([{"content": "x"}], "messages.0.role", "role must be a string"),
+        ([*HELLO, {"role": "user"}], "messages.1.content", "string or a list"),
+        ([{"role": "user", "content": 3}], "messages.0.content", "string or a list"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages.0.content.0",
+            "image_url",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "messages.0.content.0.text",
+            "must be a string",
+        ),
+        ([{"role": "user", "content": ["x"]}], "messages.0.content.0", "text parts only"),
+    ],
+)
+def test_messages_that_are_refused(chat, messages, param, words):
+    with pytest.raises(TextError, match=words) as error:
+        chat.render(messages)
+    assert error.value.param == param
+
+
+def test_an_assistants_message_may_be_empty(chat):
+    assert "<|assistant|></s>" in chat.render([*HELLO, {"role": "assistant", "content": None}])
+
+
+def test_a_model_without_a_template():
+    hf = byte_level_hf()
+    hf.chat_template = None
+    with pytest.raises(TextError, match="--chat-template"):
+        ChatTemplate(Tokenizer(hf)).render(HELLO)
+    given_text = ChatTemplate(Tokenizer(hf), "{{ messages[0].content }}!")
+    assert given_text.render(HELLO) == "hello!"
+
+
+def test_a_template_from_a_file(byte_level, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("[{{ messages[-1].content }}]")
+    assert ChatTemplate(byte_level, str(path)).render(HELLO) == "[hello]"
+    with pytest.raises(TextError, match="neither a template file"):
+        ChatTemplate(byte_level, str(tmp_path / "missing.jinja"))
+
+
+def test_a_broken_template_is_refused_at_start(byte_level):
+    with pytest.raises(TextError, match="no valid Jinja, line 2") as error:
+        ChatTemplate(byte_level, "a\n{% for m in %}")
+    assert error.value.param == "chat_template"
+
+
+def test_transformers_own_tags_are_allowed():
+    text = "{% for m in messages %}{% generation %}x{% endgeneration %}{% break %}{% endfor %}"
+    assert read_template(text) == text
+
+
+def test_a_requests_own_template(chat):
+    assert chat.render(HELLO, chat_template="only {{ messages[0].role }}") == "only user"
+    with pytest.raises(TextError, match="no valid Jinja"):
+        chat.render(HELLO, chat_template="{{")
+
+
+def test_a_template_that_objects(byte_level):
+    chat = ChatTemplate(byte_level, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(TextError, match="roles must alternate") as error:
+        chat.render(HELLO)
+    assert error.value.param == "messages"
+
+
+def test_a_template_can_not_reach_out(byte_level):
+    chat = ChatTemplate(byte_level, "{{ messages.__class__.__mro__[-1].__subclasses__() }}")
+    with pytest.raises(TextError, match="SecurityError"):
+        chat.render(HELLO)
+
+
+def test_variables_of_the_template(byte_level):
+    chat = ChatTemplate(byte_level, "{{ mood }} {{ tools | length }}")
+    kwargs = {"mood": "kind", "tools": [{"a": 1}]}
+    assert chat.render(HELLO, chat_template_kwargs=kwargs) == "kind 1"
+    for name in ("tokenize", "add_generation_prompt", "messages"):
+        with pytest.raises(TextError, match=name) as error:
+            chat.render(HELLO, chat_template_kwargs={name: True})
+        assert error.value.param == f"chat_template_kwargs.{name}"
