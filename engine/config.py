@@ -38,7 +38,7 @@ def _option(default: Any, help: str, env: str | None = None, secret: bool = Fals
 
 @dataclass
 class EngineConfig:
-    """All options of the engine and its server. Raises `ConfigError` for an impossible combination."""
+    """All options of the engine and its server. Raises `ConfigError` for impossible ones."""
 
     # -- the model
     model: str = _option(
@@ -53,7 +53,8 @@ class EngineConfig:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto",
-        "weights and activations; auto: what the checkpoint is stored in (on a CPU float16 becomes bfloat16)",
+        "weights and activations; auto: as the checkpoint is stored (on a CPU, float16 becomes"
+        " bfloat16)",
     )
     quantization: Literal["awq", "gptq", "squeezellm", "compressed-tensors", "fp8"] | None = (
         _option(None, "format of a quantized checkpoint; default: as its config.json says")
@@ -98,7 +99,7 @@ class EngineConfig:
     )
     preemption_mode: Literal["recompute", "swap", "auto"] = _option(
         "auto",
-        "how a preempted request's K/V come back; auto: the cheaper of the two, as measured on this machine",
+        "how a preempted request's K/V come back; auto: what is cheaper, as measured here",
     )
     max_num_queued_reqs: int = _option(1024, "waiting requests before the server answers 503")
 
@@ -146,7 +147,8 @@ class EngineConfig:
 
     def _check_ranges(self) -> None:
         at_least_one = (
-            "block_size max_num_seqs max_num_batched_tokens max_model_len num_gpu_blocks_override kv_cache_memory_bytes"
+            "block_size max_num_seqs max_num_batched_tokens max_model_len"
+            " num_gpu_blocks_override kv_cache_memory_bytes"
             " tensor_parallel_size max_num_queued_reqs trace_buffer"
         )
         for name in at_least_one.split():
@@ -159,7 +161,8 @@ class EngineConfig:
             )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
-                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it is a share: more than 0, at most 1."
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it is a share: more than"
+                " 0, at most 1."
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")
@@ -168,11 +171,12 @@ class EngineConfig:
                 raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; it can't be negative.")
         if self.preemption_mode == "swap" and self.swap_space == 0:
             raise ConfigError(
-                "--preemption-mode swap needs host memory: give --swap-space more than 0, or use recompute."
+                "--preemption-mode swap needs host memory: give --swap-space more than 0, or use"
+                " recompute."
             )
         if self.tensor_parallel_size > 1 and self.device == "cpu":
             raise ConfigError(
-                "--tensor-parallel-size above 1 needs one GPU for each share; --device cpu has none."
+                "--tensor-parallel-size above 1 needs one GPU for each share, not --device cpu."
             )
         if self.dtype == "float16" and self.device == "cpu":
             raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")

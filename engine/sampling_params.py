@@ -127,7 +127,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 if not 0 <= token_id < vocab_size:
                     raise ParameterError(
                         name,
-                        f"{name} names token {token_id}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                        f"{name} names token {token_id}; the vocabulary has ids 0 to"
+                        f" {vocab_size - 1}.",
                     )
 
     def changed(self) -> dict:

@@ -32,7 +32,7 @@ from engine.trace.recorder import Recorder
 
 
 class RequestError(ValueError):
-    """The core can't ever serve this request. `param` names the field; the message says the limit."""
+    """The core can't ever serve this request. `param` names the field, the message the limit."""
 
     def __init__(self, param: str, message: str):
         super().__init__(message)
@@ -112,8 +112,8 @@ class EngineCore:
         if room < (params.max_tokens != 0):
             raise RequestError(
                 "prompt",
-                f"This model's maximum context length is {kv.max_model_len} tokens; the prompt has {num_tokens}, which"
-                " leaves no room for an answer. Shorten it.",
+                f"This model's maximum context length is {kv.max_model_len} tokens; the prompt has"
+                f" {num_tokens}, which leaves no room for an answer. Shorten it.",
             )
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token that is drawn is never fed back, so it needs no slot.
@@ -121,14 +121,14 @@ class EngineCore:
         if blocks > kv.num_blocks:
             raise RequestError(
                 "max_tokens",
-                f"The request could need {blocks} KV blocks ({num_tokens} prompt and {max_tokens} output tokens at"
-                f" {kv.block_size} a block); the whole cache has {kv.num_blocks}. Ask for fewer tokens, or give the"
-                " engine a larger cache.",
+                f"The request could need {blocks} KV blocks ({num_tokens} prompt and {max_tokens}"
+                f" output tokens at {kv.block_size} a block); the whole cache has {kv.num_blocks}."
+                " Ask for fewer tokens, or give the engine a larger cache.",
             )
         if params.n > self.config.max_num_seqs:
             raise RequestError(
                 "n",
-                f"n is {params.n}; this server runs at most {self.config.max_num_seqs} sequences at once.",
+                f"n is {params.n}; at most {self.config.max_num_seqs} sequences run at once here.",
             )
         return max_tokens
 
@@ -246,9 +246,10 @@ class EngineCore:
                 for index, sequence in enumerate(self._with_siblings(request, len(tokens))):
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
-                news.append(self._output(request))
+                for index in range(request.core.params.n):
+                    news.append(self._output(request))
+                    news[-1].index, news[-1].finish_reason = index, "length"
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
-                news[-1].finish_reason = "length"
         self.scheduler.costs.observe_step(plan.num_tokens, output.forward_us)
         now = time.perf_counter_ns()
         self.recorder.record(

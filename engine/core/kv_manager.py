@@ -90,7 +90,7 @@ class KVManager:
                     request_id=request.id,
                     blocks=blocks[copy:],
                     index=first_fresh,
-                    why=f"tokens {start} to {start + num_tokens - 1} need {self.blocks_for(start + num_tokens)} blocks",
+                    why=f"for tokens {start} to {start + num_tokens - 1}",
                 )
             )
         return copied
@@ -193,7 +193,7 @@ class KVManager:
     # ----------------------------------------------------------------------------------------- swap
 
     def blocks_to_swap(self, request: Request) -> int:
-        """Host blocks that swapping this request out takes: only computed tokens are worth keeping."""
+        """Host blocks that swapping this request out takes: those with computed tokens."""
         return self.blocks_for(request.num_computed_tokens)
 
     def swap_out(self, request: Request) -> list[tuple[int, int]]:

@@ -78,7 +78,7 @@ class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class NewRow(msgspec.Struct, kw_only=True):
-    """Everything the worker must know of a sequence that it has no row for (new, resumed, forked)."""
+    """What the worker must know of a sequence that it has no row for (new, resumed, forked)."""
 
     token_ids: list[int]  # all tokens known so far: prompt and output
     num_prompt_tokens: int

@@ -13,12 +13,12 @@ from bisect import insort
 
 from engine.config import EngineConfig
 from engine.core.blocks import OutOfBlocks
+from engine.core.explain import Explainer
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewRow, Row, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
 from engine.core.request import Request, Status
 from engine.core.waiting_queue import WaitingQueue
-from engine.trace import events
 from engine.trace.recorder import Recorder
 
 
@@ -39,6 +39,7 @@ class Scheduler:
             recorder,
         )
         self.costs = PreemptionCosts(kv.swap_us_per_block)
+        self.explain = Explainer(recorder)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank
         self.leaving: set[Request] = (
@@ -50,7 +51,6 @@ class Scheduler:
         # Orders for the worker that the next plan carries.
         self._dropped: list[str] = []
         self._swap_out: list[tuple[int, int]] = []
-        self._last_wait = ("", "")  # (request, what it waits for) of the last request.waiting
 
     # ---------------------------------------------------------------------------- the queue's doors
 
@@ -66,16 +66,7 @@ class Scheduler:
         child.num_cached_tokens = parent.num_cached_tokens
         parent.siblings_to_fork -= 1
         insort(self.running, child, key=_rank)
-        if self.recorder.enabled:
-            self.recorder.record(
-                events.RequestForked(
-                    request_id=child.id,
-                    parent=parent.id,
-                    index=child.index,
-                    num_computed_tokens=parent.num_computed_tokens,
-                    why=f"sibling {child.index + 1} of {parent.core.params.n}: the prompt is computed once for all",
-                )
-            )
+        self.explain.fork(parent, child)
         self.kv.fork(parent, child)
 
     def release(self, request: Request, why: str) -> None:
@@ -113,19 +104,19 @@ class Scheduler:
         self.recorder.step = self.step
         self.stats = StepStats(step=self.step, blocks_total=self.kv.pool.num_blocks)
         plan = StepPlan(step=self.step, rows=[])
-        budget = self._plan_running(plan, self.budget)
+        budget_left = self._plan_running(plan, self.budget)
         if self.stats.num_preemptions:
-            self._explain_wait(self.waiting.head(), "preemption", 0, 0)
+            self.explain.wait(self, self.waiting.head(), "preemption", 0, 0)
         else:
-            budget = self._admit_waiting(plan, budget)
-        plan.dropped, self._dropped = self._dropped, []
+            self._admit_waiting(plan, budget_left)
         plan.swap_out, self._swap_out = self._swap_out, []
-        self._count(plan)
-        if not plan.rows and not plan.dropped and not plan.swap_out:
+        if not plan.rows and not plan.swap_out:
             self.step -= 1
             return None
+        plan.dropped, self._dropped = self._dropped, []
+        self._count(plan)
         plan.schedule_us = (time.perf_counter_ns() - started) / 1e3
-        self._record_plan(plan, self.budget - budget)
+        self.explain.plan(self, plan)
         return plan
 
     def _all_running_fit(self) -> bool:
@@ -168,13 +159,14 @@ class Scheduler:
             plan.rows.append(self._row(request, num_tokens))
             return True
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
         while (head := self.waiting.head()) is not None:
             if not budget:
-                self._explain_wait(head, "budget", 1, 0)
+                self.explain.wait(self, head, "budget", 1, 0)
                 break
             if self.seats_taken + head.seats > self.max_num_seqs:
-                self._explain_wait(head, "seats", head.seats, self.max_num_seqs - self.seats_taken)
+                free_seats = self.max_num_seqs - self.seats_taken
+                self.explain.wait(self, head, "seats", head.seats, free_seats)
                 break
             prefix = [] if head.host_blocks else self.kv.find_prefix(head)
             # Blocks for all of its tokens, not just for its first chunk: nobody is admitted only to
@@ -182,10 +174,9 @@ class Scheduler:
             references = self.kv.pool.references
             need = self.kv.blocks_for(head.num_tokens) - sum(references[b] > 0 for b in prefix)
             if need > self.kv.pool.num_free:
-                self._explain_wait(head, "blocks", need, self.kv.pool.num_free)
+                self.explain.wait(self, head, "blocks", need, self.kv.pool.num_free)
                 break
             budget -= self._admit(plan, self.waiting.pop(), prefix, budget)
-        return budget
 
     def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
         """Let the request run; returns the tokens that it computes in this step."""
@@ -201,7 +192,8 @@ class Scheduler:
             if not resumed_from and self.kv.caching:  # a resumed request isn't a new query
                 self.stats.prefix_queries += request.num_tokens
                 self.stats.prefix_hits += len(prefix) * self.kv.block_size
-        self._record_admission(request, resumed_from, len(prefix) * self.kv.block_size)
+        request.first_admitted_ns = request.first_admitted_ns or time.monotonic_ns()
+        self.explain.admission(request, resumed_from, len(prefix) * self.kv.block_size)
         if request.host_blocks:
             plan.swap_in.extend(self.kv.swap_in(request))
         else:
@@ -252,19 +244,7 @@ class Scheduler:
         self.waiting.push(victim)
         self._drop_row(victim)
         self.stats.num_preemptions += 1
-        if self.recorder.enabled:
-            self.recorder.record(
-                events.RequestPreempted(
-                    request_id=victim.id,
-                    mode=mode,
-                    num_blocks=len(victim.block_table),
-                    num_computed_tokens=victim.num_computed_tokens,
-                    for_request=winner.id,
-                    recompute_ms=round(recompute_ms, 3),
-                    swap_ms=round(swap_ms, 3),
-                    why=why,
-                )
-            )
+        self.explain.preemption(victim, winner, mode, recompute_ms, swap_ms, why)
         if mode == "swap":
             self._swap_out.extend(self.kv.swap_out(victim))
         else:
@@ -283,22 +263,13 @@ class Scheduler:
             return "recompute", f"swapping needs {host_blocks} host blocks, {free} are free"
         if wanted == "swap":
             return "swap", "as configured"
-        if swap_ms < recompute_ms:
-            return (
-                "swap",
-                f"copying out and in takes {swap_ms:.2f} ms, computing {recompute_ms:.2f} ms",
-            )
-        return (
-            "recompute",
-            f"computing takes {recompute_ms:.2f} ms, copying out and in {swap_ms:.2f} ms",
-        )
+        mode = "swap" if swap_ms < recompute_ms else "recompute"
+        return mode, f"copying takes {swap_ms:.2f} ms out and in, computing {recompute_ms:.2f} ms"
 
     def _drop_row(self, request: Request) -> None:
         if request.table_sent >= 0:
             self._dropped.append(request.id)
             request.forget_worker_row()
-
-    # ------------------------------------------------------------------------- what the record says
 
     def _count(self, plan: StepPlan) -> None:
         pool, stats = self.kv.pool, self.stats
@@ -308,92 +279,6 @@ class Scheduler:
         stats.blocks_cached_free = pool.num_cached_free
         stats.host_blocks_used = self.kv.host_pool.num_used
         stats.num_tokens = plan.num_tokens
-
-    def _record_plan(self, plan: StepPlan, budget_used: int) -> None:
-        if not self.recorder.enabled:
-            return
-        pool = self.kv.pool
-        self.recorder.record(
-            events.StepPlanned(
-                rows=[
-                    events.StepRow(row.request_id, row.start, row.num_tokens, row.samples)
-                    for row in plan.rows
-                ],
-                budget=self.budget,
-                budget_used=budget_used,
-                num_running=len(self.running),
-                num_waiting=len(self.waiting),
-                blocks_used=pool.num_used,
-                blocks_cached_free=pool.num_cached_free,
-                blocks_free=pool.num_free - pool.num_cached_free,
-                host_blocks_used=self.kv.host_pool.num_used,
-                schedule_us=round(plan.schedule_us, 1),
-            )
-        )
-
-    def _record_admission(self, request: Request, resumed_from: str, prefix_tokens: int) -> None:
-        now = time.monotonic_ns()
-        waited_us = (now - request.waiting_since_ns) / 1e3
-        request.first_admitted_ns = request.first_admitted_ns or now
-        self._last_wait = ("", "")
-        if not self.recorder.enabled:
-            return
-        common = {
-            "request_id": request.id,
-            "waited_us": round(waited_us, 1),
-            "num_tokens": request.num_tokens,
-        }
-        if not resumed_from:
-            why = f"{request.seats} seat(s) and blocks for {request.num_tokens} tokens are free"
-            self.recorder.record(
-                events.RequestAdmitted(**common, num_cached_tokens=prefix_tokens, why=why)
-            )
-            return
-        kept = request.num_computed_tokens if resumed_from == "swap" else prefix_tokens
-        why = (
-            "its blocks are copied back in"
-            if resumed_from == "swap"
-            else "its K/V are computed again"
-        )
-        self.recorder.record(
-            events.RequestResumed(**common, mode=resumed_from, num_cached_tokens=kept, why=why)
-        )
-
-    def _explain_wait(
-        self, head: Request | None, waits_for: str, need: int, available: int
-    ) -> None:
-        """Say why the head waits, once for each reason."""
-        if head is None or not self.recorder.enabled or self._last_wait == (head.id, waits_for):
-            return
-        self._last_wait = (head.id, waits_for)
-        first, steps = None, 0
-        if waits_for in ("blocks", "seats") and self.running:
-            first = min(self.running, key=_steps_left)
-            steps = _steps_left(first)
-        gives = 0
-        if first is not None:
-            references = self.kv.pool.references
-            alone = sum(references[block] == 1 for block in first.block_table)
-            gives = alone if waits_for == "blocks" else first.seats
-        reasons = {
-            "budget": f"the running requests use all {self.budget} tokens of the step",
-            "seats": f"{self.seats_taken} of {self.max_num_seqs} seats are taken",
-            "blocks": f"its {head.num_tokens} tokens need {need} blocks, {available} are free",
-            "preemption": "a running request had to be preempted in this step, so nobody is admitted",
-        }
-        self.recorder.record(
-            events.RequestWaiting(
-                request_id=head.id,
-                waits_for=waits_for,
-                need=need,
-                available=available,
-                next_release=first.id if first else "",
-                next_release_steps=steps,
-                next_release_amount=gives,
-                behind=len(self.waiting) - 1,
-                why=reasons[waits_for],
-            )
-        )
 
     # ----------------------------------------------------------------------------------- invariants
 
@@ -426,8 +311,3 @@ class Scheduler:
 
 def _rank(request: Request) -> tuple[int, int, int]:
     return request.rank
-
-
-def _steps_left(request: Request) -> int:
-    """Steps after which the request must have ended, if nothing delays it."""
-    return max(1, request.max_tokens - request.num_output_tokens)

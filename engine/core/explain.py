@@ -1,0 +1,146 @@
+"""Explainer: what the scheduler decided, as events with their reasons.
+
+The scheduler calls it where it decides; the words stand here, so that the decisions can be read
+without them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from engine.core.messages import StepPlan
+from engine.core.request import Request
+from engine.trace import events
+from engine.trace.recorder import Recorder
+
+if TYPE_CHECKING:
+    from engine.core.scheduler import Scheduler
+
+
+class Explainer:
+    """Records the decisions of one scheduler."""
+
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self._last_wait = ("", "")  # (request, what it waits for) of the last request.waiting
+
+    def plan(self, scheduler: Scheduler, plan: StepPlan) -> None:
+        if not self.recorder.enabled:
+            return
+        pool = scheduler.kv.pool
+        self.recorder.record(
+            events.StepPlanned(
+                rows=[
+                    events.StepRow(row.request_id, row.start, row.num_tokens, row.samples)
+                    for row in plan.rows
+                ],
+                budget=scheduler.budget,
+                budget_used=plan.num_tokens,
+                num_running=len(scheduler.running),
+                num_waiting=len(scheduler.waiting),
+                blocks_used=pool.num_used,
+                blocks_cached_free=pool.num_cached_free,
+                blocks_free=pool.num_free - pool.num_cached_free,
+                host_blocks_used=scheduler.kv.host_pool.num_used,
+                schedule_us=round(plan.schedule_us, 1),
+            )
+        )
+
+    def admission(self, request: Request, resumed_from: str, prefix_tokens: int) -> None:
+        """`resumed_from` is how the request was preempted, "" if it never was."""
+        self._last_wait = ("", "")
+        if not self.recorder.enabled:
+            return
+        waited_us = round((time.monotonic_ns() - request.waiting_since_ns) / 1e3, 1)
+        if not resumed_from:
+            self.recorder.record(
+                events.RequestAdmitted(
+                    request_id=request.id,
+                    waited_us=waited_us,
+                    num_tokens=request.num_tokens,
+                    num_cached_tokens=prefix_tokens,
+                    why=f"{request.seats} seat(s) and blocks for {request.num_tokens} tokens are"
+                    " free",
+                )
+            )
+            return
+        swapped = resumed_from == "swap"
+        self.recorder.record(
+            events.RequestResumed(
+                request_id=request.id,
+                mode=resumed_from,
+                waited_us=waited_us,
+                num_tokens=request.num_tokens,
+                num_cached_tokens=request.num_computed_tokens if swapped else prefix_tokens,
+                why="its blocks are copied back in" if swapped else "its K/V are computed again",
+            )
+        )
+
+    def fork(self, parent: Request, child: Request) -> None:
+        self.recorder.record(
+            events.RequestForked(
+                request_id=child.id,
+                parent=parent.id,
+                index=child.index,
+                num_computed_tokens=parent.num_computed_tokens,
+                why=f"sequence {child.index + 1} of {parent.core.params.n}: the prompt was computed"
+                " once for all",
+            )
+        )
+
+    def preemption(
+        self,
+        victim: Request,
+        winner: Request,
+        mode: str,
+        recompute_ms: float,
+        swap_ms: float,
+        why: str,
+    ) -> None:
+        self.recorder.record(
+            events.RequestPreempted(
+                request_id=victim.id,
+                mode=mode,
+                num_blocks=len(victim.block_table),
+                num_computed_tokens=victim.num_computed_tokens,
+                for_request=winner.id,
+                recompute_ms=round(recompute_ms, 6),
+                swap_ms=round(swap_ms, 6),
+                why=why,
+            )
+        )
+
+    def wait(
+        self, scheduler: Scheduler, head: Request | None, waits_for: str, need: int, available: int
+    ) -> None:
+        """Say why the head of the queue waits, once for each reason."""
+        if head is None or not self.recorder.enabled or self._last_wait == (head.id, waits_for):
+            return
+        self._last_wait = (head.id, waits_for)
+        event = events.RequestWaiting(
+            request_id=head.id,
+            waits_for=waits_for,
+            need=need,
+            available=available,
+            behind=len(scheduler.waiting) - 1,
+            why={
+                "budget": f"the running requests use all {scheduler.budget} tokens of the step",
+                "seats": f"{scheduler.seats_taken} of {scheduler.max_num_seqs} seats are taken",
+                "blocks": f"its {head.num_tokens} tokens need {need} blocks, {available} are free",
+                "preemption": "a running request was preempted in this step: nobody is admitted",
+            }[waits_for],
+        )
+        if waits_for in ("blocks", "seats") and scheduler.running:
+            first = min(scheduler.running, key=_steps_left)
+            event.next_release = first.id
+            event.next_release_steps = _steps_left(first)
+            references = scheduler.kv.pool.references
+            alone = sum(references[block] == 1 for block in first.block_table)
+            event.next_release_amount = alone if waits_for == "blocks" else first.seats
+        self.recorder.record(event)
+
+
+def _steps_left(request: Request) -> int:
+    """Steps after which the request must have ended, if nothing delays it."""
+    return max(1, request.max_tokens - request.num_output_tokens)
