@@ -1,13 +1,15 @@
 """Random numbers without state: Philox4x32-10, a block function of (key, counter).
 
-Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), figure 2 and table 2; tested
-against the known answers that its authors publish with Random123. A token's random number depends on the request's seed
-(the key) and on the token's position (the counter), so it doesn't matter when, where, or beside whom it is drawn.
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), where
+figure 2 and table 2 define it; tested against the known answers that its authors publish with
+Random123. A token's random number depends on the request's seed (the key) and on the token's
+position (the counter), so it doesn't matter when, where, or beside whom it is drawn.
 
-Everything is done in 64-bit integers with operators that NumPy and torch share, so the same lines run on arrays of either:
-NumPy on the host (a tenth of torch's overhead for a batch of 64), torch where the numbers are needed on a device. A
-product of two 32-bit words may pass 2^63 and wrap around to a negative number; its bits are right all the same, and the
-mask after the shift removes the sign that the shift drags in.
+All is done in 64-bit integers with operators that NumPy and torch share, so the same lines run on
+arrays of either: NumPy on the host (less overhead for small batches), torch where the numbers are
+needed on a device. A product of two 32-bit words may pass 2^63 and wrap around to a negative
+number; its bits are right all the same, and the mask after the shift removes the sign bits that
+the shift drags in.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ ROUNDS = 10
 
 
 def philox4x32(counter: tuple[Words, ...], key: tuple[Words, ...]) -> tuple[Words, ...]:
-    """Four pseudo-random words for each element. `counter`: 4 × int64 [n], `key`: 2 × int64 [n]; 0 ≤ each < 2^32."""
+    """Four pseudo-random words for each element.
+
+    `counter`: 4 × int64 [n], `key`: 2 × int64 [n], each value in [0, 2^32). Returns 4 × int64 [n].
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -38,8 +43,12 @@ def philox4x32(counter: tuple[Words, ...], key: tuple[Words, ...]) -> tuple[Word
 
 
 def random_words(seeds: Words, positions: Words) -> Words:
-    """One word in [0, 2^32) for each (seed, position): the first of the block whose key is the seed (low half first) and
-    whose counter is the position. `seeds`, `positions`: int64 [n]; a seed is taken by its 64 bits. Returns int64 [n]."""
+    """One word in [0, 2^32) for each (seed, position).
+
+    It is the first word of the block whose key is the seed (low half first; of a negative seed,
+    its 64 bits) and whose counter is the position. `seeds`, `positions`: int64 [n]. Returns
+    int64 [n].
+    """
     zero = positions * 0
     counter = (positions & WORD, (positions >> 32) & WORD, zero, zero)
     return philox4x32(counter, (seeds & WORD, (seeds >> 32) & WORD))[0]

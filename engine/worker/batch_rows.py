@@ -1,0 +1,146 @@
+"""Persistent rows: what the worker knows of each sequence between steps.
+
+A sequence has a slot, a line in arrays that are allocated once: its tokens, its block table, its
+sampling parameters. A plan brings only what changed (`NewRow`, new blocks), the worker appends the
+tokens that it draws, and a step's tensors are gathered from the arrays by a few NumPy calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.core.messages import NewRow, Row, StepPlan
+from engine.layers.attention_batch import AttentionBatch
+
+
+@dataclass
+class StepInputs:
+    """The tensors of a step. Rows with one token come first; `order[i]` is the place in the plan
+    of row i."""
+
+    token_ids: torch.Tensor  # int64 [tokens]
+    attention: AttentionBatch
+    order: list[int]
+    rows: list[Row]  # in batch order
+    slots: np.ndarray  # int64 [rows], in batch order
+    query_start: np.ndarray  # int64 [rows + 1]
+
+
+class BatchRows:
+    """Slots for at most `num_slots` sequences of at most `max_model_len` tokens."""
+
+    def __init__(self, num_slots: int, max_model_len: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.max_model_len = max_model_len
+        # One token more: the overlapped loop may compute one step past a sequence's end.
+        self.tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
+        width = -(-(max_model_len + 1) // block_size)
+        self.block_table = np.zeros((num_slots, width), np.int32)
+        self.new: list[NewRow | None] = [None] * num_slots  # as each sequence came
+        self._slots: dict[str, int] = {}
+        self._free = list(range(num_slots - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def slot(self, request_id: str) -> int:
+        return self._slots[request_id]
+
+    def drop(self, request_id: str) -> int | None:
+        """Forget a sequence. Returns the slot it had, or None if it had none."""
+        slot = self._slots.pop(request_id, None)
+        if slot is not None:
+            self._free.append(slot)
+            self.new[slot] = None
+        return slot
+
+    def put(self, request_id: str, row: NewRow) -> int:
+        """Take over a sequence, in the slot that it has already or in a free one.
+
+        Raises RuntimeError when there is no free slot, ValueError when it is longer than
+        max_model_len.
+        """
+        if len(row.token_ids) > self.max_model_len:
+            raise ValueError(
+                f"sequence {request_id} has {len(row.token_ids)} tokens; "
+                f"the context is {self.max_model_len}"
+            )
+        slot = self._slots.get(request_id)
+        if slot is None:
+            if not self._free:
+                raise RuntimeError(
+                    f"no row for sequence {request_id}: all {len(self._slots)} are taken; "
+                    "the plan must drop sequences before it brings new ones"
+                )
+            slot = self._slots[request_id] = self._free.pop()
+        self.tokens[slot, : len(row.token_ids)] = row.token_ids
+        self.new[slot] = row
+        return slot
+
+    def update_tables(self, rows: list[Row]) -> None:
+        """Write the blocks that a plan brings."""
+        for row in rows:
+            if row.table_blocks:
+                end = row.table_start + len(row.table_blocks)
+                self.block_table[self._slots[row.request_id], row.table_start : end] = (
+                    row.table_blocks
+                )
+
+    def append(self, slots: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> None:
+        """Write the tokens that were drawn. All int64 [rows]."""
+        self.tokens[slots, positions] = token_ids
+
+    def gather(self, plan: StepPlan, device: torch.device) -> StepInputs:
+        """The tensors of a step, from the rows of its plan (at least one)."""
+        slot_of = self._slots
+        rows, order = plan.rows, list(range(len(plan.rows)))
+        lengths = [row.num_tokens for row in rows]
+        decodes = lengths.count(1)
+        if decodes < len(rows) and 1 in lengths[decodes:]:
+            order.sort(key=lambda i: lengths[i] != 1)  # stable
+            rows = [rows[i] for i in order]
+            lengths = [lengths[i] for i in order]
+        slots = np.array([slot_of[row.request_id] for row in rows])
+        starts = np.array([row.start for row in rows])
+        query_lens = np.array(lengths)
+        contexts = starts + query_lens
+        query_start = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(query_lens, out=query_start[1:])
+        if decodes == len(rows):
+            positions, owner = starts, slots
+        else:
+            offset = np.repeat(starts - query_start[:-1], query_lens)
+            positions = offset + np.arange(query_start[-1])
+            owner = np.repeat(slots, query_lens)
+        size = self.block_size
+        blocks = self.block_table[owner, positions // size].astype(np.int64)
+        longest = int(contexts.max())
+        attention = AttentionBatch(
+            positions=_tensor(positions, device),
+            slot_mapping=_tensor(blocks * size + positions % size, device),
+            block_tables=_tensor(self.block_table[slots, : -(-longest // size)], device),
+            query_start=_tensor(query_start.astype(np.int32), device),
+            context_lens=_tensor(contexts.astype(np.int32), device),
+            num_decode_rows=decodes,
+            block_size=size,
+            query_lens=lengths,
+            context_lens_list=contexts.tolist(),
+            max_context_len=longest,
+        )
+        return StepInputs(
+            token_ids=_tensor(self.tokens[owner, positions].astype(np.int64), device),
+            attention=attention,
+            order=order,
+            rows=rows,
+            slots=slots,
+            query_start=query_start,
+        )
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Onto the device; on the CPU the tensor is the array's memory."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

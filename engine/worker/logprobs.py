@@ -1,0 +1,71 @@
+"""Log-probabilities of the model itself, before every parameter: of the drawn token and of the
+most probable ones.
+
+Ranks follow the logits, greatest first, equal ones by lower id. All numbers of a position come from
+one log_softmax, so the drawn token's is bit for bit the one in the list of the most probable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.core.messages import TokenLogprobs
+
+SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be put in order
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_ids: np.ndarray, counts: list[int]
+) -> list[TokenLogprobs]:
+    """One `TokenLogprobs` for each row.
+
+    `logits`: fp32 [rows, vocab], the model's own. `token_ids`: int64 [rows]. `counts`: how many of
+    the most probable tokens each row wants.
+    """
+    if not counts:
+        return []
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ids = torch.from_numpy(token_ids).to(logits.device)[:, None]
+    own = logits.gather(1, ids)
+    places = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > own) | ((logits == own) & (places < ids))
+    ranks = (ahead.sum(dim=-1) + 1).tolist()
+    own_logprobs = logprobs.gather(1, ids)[:, 0].tolist()
+    top = most_probable(logits, max(counts))
+    top_ids, top_logprobs = top.tolist(), logprobs.gather(1, top).tolist()
+    return [
+        TokenLogprobs(token, logprob, rank, best[:count], best_logprobs[:count])
+        for token, logprob, rank, best, best_logprobs, count in zip(
+            token_ids.tolist(), own_logprobs, ranks, top_ids, top_logprobs, counts
+        )
+    ]
+
+
+def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The ids of the `count` greatest logits of each row, greatest first, equal ones by lower id.
+
+    `logits`: [rows, vocab]. Returns int64 [rows, count], fewer if the vocabulary has fewer.
+    """
+    vocab = logits.shape[1]
+    count = min(count, vocab)
+    if count == 0:
+        return torch.empty((len(logits), 0), dtype=torch.int64, device=logits.device)
+    values, ids = logits.topk(min(count + SPARE, vocab), dim=-1)
+    ids, values = _by_id_where_equal(ids, values)
+    if values.shape[1] < vocab:
+        # as many ties as candidates: those with lower ids may not even be among them
+        for row in (values[:, count - 1] == values[:, -1]).nonzero()[:, 0].tolist():
+            tied = (logits[row] >= values[row, count - 1]).nonzero()[:, 0]
+            ordered, _ = _by_id_where_equal(tied[None], logits[row, tied][None])
+            ids[row, :count] = ordered[0, :count]
+    return ids[:, :count]
+
+
+def _by_id_where_equal(
+    ids: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order candidates by value, greatest first, equal ones by id. Both [rows, candidates]."""
+    ids, order = ids.sort(dim=-1)
+    values, by_value = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, by_value), values

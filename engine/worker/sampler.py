@@ -1,0 +1,80 @@
+"""Logits to tokens (rule 9): a function of (logits, parameters, seed, position), of nothing else.
+
+The order, for each row: allowed and bad words, min_tokens, logit bias (`token_rules.py`) →
+repetition, frequency, presence (`penalties.py`) → temperature (0: the greatest logit, lowest id if
+equal) → min_p, top_k, top_p, draw (`draw.py`, where they are defined to the bit). Raw
+log-probabilities are taken before all this, by `logprobs.py`.
+
+Every operation works on all rows that need it at once, and on each row alone: no row's token
+depends on its neighbours, and rows that need nothing of the kind pay for nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.worker.draw import cut_and_draw, draw, greatest, integer_weights, keep_min_p
+from engine.worker.sampling_table import SampleBatch, SamplingTable
+from engine.worker.token_rules import apply_rules
+
+
+class Sampler:
+    """Draws the tokens of a step with the parameters of a `SamplingTable`."""
+
+    def __init__(self, table: SamplingTable) -> None:
+        self.table = table
+
+    def adjust(
+        self, logits: torch.Tensor, batch: SampleBatch, histories: list[np.ndarray]
+    ) -> torch.Tensor:
+        """Rules and penalties, everything before the temperature. Changes `logits` in place.
+
+        `logits`: fp32 [rows, vocab]. `histories`: all tokens so far of each row in `batch.rules`.
+        """
+        if batch.rules:
+            apply_rules(
+                logits, [(row, rule, seen) for (row, rule), seen in zip(batch.rules, histories)]
+            )
+        if len(batch.penalised):
+            logits[batch.penalised] = self.table.counts.penalise(
+                logits[batch.penalised], batch.penalty_lines, *batch.penalties
+            )
+        return logits
+
+    def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
+        """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab].
+
+        `positions`: int64 [rows], where the drawn token will stand in its sequence.
+        """
+        if not len(batch.random):
+            return greatest(logits)
+        words = torch.from_numpy(batch.words(positions)).to(logits.device)
+        if not len(batch.greedy):
+            return self._draw(logits / batch.temperature, batch, words)
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        tokens[batch.greedy] = greatest(logits[batch.greedy])
+        heated = logits[batch.random] / batch.temperature
+        tokens[batch.random] = self._draw(heated, batch, words[batch.random])
+        return tokens
+
+    def _draw(self, heated: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
+        """As `draw`, for the rows in `batch.random`; `heated`: logits divided by temperature."""
+        weights = integer_weights(heated)
+        if not len(batch.free):
+            return cut_and_draw(weights, batch.cuts, words)
+        if not len(batch.truncated):
+            return self._draw_free(weights, batch, words)
+        tokens = torch.empty(len(heated), dtype=torch.int64, device=heated.device)
+        some = batch.truncated
+        tokens[some] = cut_and_draw(weights[some], batch.cuts.of(some), words[some])
+        tokens[batch.free] = self._draw_free(weights[batch.free], batch, words[batch.free])
+        return tokens
+
+    def _draw_free(
+        self, weights: torch.Tensor, batch: SampleBatch, words: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows without top_k and top_p need no ranking: min_p is a mere threshold."""
+        if batch.free_min_p:
+            weights = keep_min_p(weights, batch.cuts.min_p[batch.free])
+        return draw(weights, words)
