@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import Linear, LinearFactory
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary, rotate
+from engine.models.length import max_model_len
 
 
 class LlamaModel(nn.Module):
@@ -31,15 +33,14 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
         super().__init__()
-        self.architecture = config.architectures[0]
+        self.architecture = (config.architectures or [config.model_type])[0]
         self.vocab_size = config.vocab_size
-        self.max_model_len = _max_model_len(config)
+        self.max_model_len = max_model_len(config)
         shapes = [_Shape.of(config, index) for index in range(config.num_hidden_layers)]
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config, shapes[0].head_dim)
-        self.layers = nn.ModuleList(
-            _Block(config, shape, index, linear) for index, shape in enumerate(shapes)
-        )
+        blocks = [_Block(config, shape, index, linear) for index, shape in enumerate(shapes)]
+        self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LogitsHead(config.vocab_size, config.hidden_size, tied)
@@ -183,11 +184,3 @@ class _Block(nn.Module):
         yield from self.post_norm.weight_targets(f"{prefix}.post_attention_layernorm")
         yield from self.gate_up.weight_targets(mlp)
         yield from self.down.weight_targets(mlp)
-
-
-def _max_model_len(config: PretrainedConfig) -> int:
-    """Positions that the model is made for. YaRN stretches them when config.json did not yet."""
-    length, rope = config.max_position_embeddings, config.rope_parameters
-    if rope.get("rope_type") == "yarn":
-        length = max(length, int(rope["original_max_position_embeddings"] * rope["factor"]))
-    return length

@@ -7,6 +7,7 @@ and has embeddings narrower than its hidden states (`project_in`, `project_out`)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class OPTModel(nn.Module):
 
     def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
         super().__init__()
-        self.architecture = config.architectures[0]
+        self.architecture = (config.architectures or [config.model_type])[0]
         self.vocab_size = config.vocab_size
         self.max_model_len = config.max_position_embeddings
         self.pre_norm = config.do_layer_norm_before
@@ -38,9 +39,8 @@ class OPTModel(nn.Module):
         narrow = width != hidden
         self.project_in = linear(width, {"project_in": hidden}, False) if narrow else None
         self.project_out = linear(hidden, {"project_out": width}, False) if narrow else None
-        self.layers = nn.ModuleList(
-            _Block(config, index, linear) for index in range(config.num_hidden_layers)
-        )
+        blocks = [_Block(config, index, linear) for index in range(config.num_hidden_layers)]
+        self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         final = self.pre_norm and not config._remove_final_layer_norm
         affine = config.layer_norm_elementwise_affine
         self.final_norm = LayerNorm(hidden, affine=affine) if final else None

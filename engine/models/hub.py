@@ -1,0 +1,141 @@
+"""Where a model's files are: a local folder, or the Hugging Face hub, downloaded once.
+
+Only what the engine reads is downloaded: the config, the tokenizer, and one set of weights,
+safetensors where there are any, else `.bin`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+
+from engine.models.errors import ModelError
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is going on: "download" or "load", bytes done, bytes in all)."""
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+"""Config, tokenizer, chat template, and the indexes of sharded weights."""
+
+POLL_SECONDS = 0.5
+
+
+def find_model(
+    model: str, revision: str | None, token: str | None, progress: Progress | None = None
+) -> Path:
+    """The folder with the model's files, after a download where one is needed.
+
+    model: a local folder or a hub id. Raises `ModelError` where there is no such model, where it
+    is gated, or where the hub can't be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")):
+        raise ModelError(f"{model} is not a folder; name a model's folder or a hub id.")
+    try:
+        return _download(model, revision, token, progress)
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"{model} is gated: accept its terms at https://huggingface.co/{model}, then set"
+            " HF_TOKEN to a token of that account."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"{model} is neither a local folder nor a model on the hub; check the name, and set"
+            " HF_TOKEN if it is private."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"{model} has no revision {revision!r}; check --revision.") from None
+    except errors.HFValidationError:
+        raise ModelError(
+            f"{model!r} is neither a local folder nor a hub id (owner/name); check the name."
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise ModelError(
+            f"{model} is not on this machine and could not be downloaded ({_first_line(error)});"
+            " check the network, or name a local folder."
+        ) from None
+
+
+def _download(
+    model: str, revision: str | None, token: str | None, progress: Progress | None
+) -> Path:
+    try:
+        info = huggingface_hub.HfApi(token=token).model_info(
+            model, revision=revision, files_metadata=True
+        )
+    except (errors.OfflineModeIsEnabled, OSError) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+            raise  # the hub answered: gated, missing, refused
+        return _cached(model, revision, error)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    wanted = _wanted(sizes)
+    with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress):
+        folder = huggingface_hub.snapshot_download(
+            model, revision=info.sha, token=token, allow_patterns=[*wanted]
+        )
+    return Path(folder)
+
+
+def _cached(model: str, revision: str | None, why: Exception) -> Path:
+    """The model as an earlier run downloaded it. Raises what kept us from asking the hub."""
+    try:
+        folder = huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
+        raise why from None
+    return Path(folder)
+
+
+def _wanted(sizes: dict[str, int]) -> list[str]:
+    """Of a repository's top-level files, those that we read."""
+    top = [name for name in sizes if "/" not in name]
+    kinds = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
+    weights = next((found for kind in kinds if (found := fnmatch.filter(top, kind))), [])
+    small = [name for name in top if any(fnmatch.fnmatch(name, p) for p in SMALL_FILES)]
+    return sorted({*weights, *small})
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+class _DownloadWatch:
+    """Reports a download's progress by the size of the hub's cache folder, twice a second."""
+
+    def __init__(self, model: str, total: int, progress: Progress | None) -> None:
+        name = f"models--{model.replace('/', '--')}"
+        self._folder = Path(constants.HF_HUB_CACHE) / name / "blobs"
+        self._total, self._progress = total, progress
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="download-progress", daemon=True)
+
+    def __enter__(self) -> None:
+        if self._progress is not None:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._progress is not None:
+            self._thread.join()
+            self._report()
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._report()
+
+    def _report(self) -> None:
+        size = 0
+        for path in self._folder.glob("*"):
+            try:
+                size += path.stat().st_size
+            except FileNotFoundError:  # a finished part was renamed meanwhile
+                continue
+        if self._progress is not None:
+            self._progress("download", min(size, self._total), self._total)

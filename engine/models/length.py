@@ -1,0 +1,39 @@
+"""How long a sequence a model can take, from its config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from engine.models.errors import ModelError
+
+
+def max_model_len(config: PretrainedConfig) -> int:
+    """Positions that the model tells apart, prompt and output together.
+
+    Two rotary scalings change with the length of the sequence, so that one sequence would change
+    another's keys: these models are held to the length up to which they don't (`dynamic`:
+    max_position_embeddings, `longrope`: original_max_position_embeddings). YaRN stretches the
+    length where config.json did not yet. Raises `ModelError` where config.json names no length.
+    """
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 1:
+        raise ModelError(
+            f"config.json of this {config.model_type} model has no max_position_embeddings: the"
+            " longest sequence that it can take is unknown."
+        )
+    for rope in _rope_parameters(config):
+        original = rope.get("original_max_position_embeddings")
+        if rope.get("rope_type") == "longrope" and original:
+            length = min(length, original)
+        if rope.get("rope_type") == "yarn" and original and rope.get("factor"):
+            length = max(length, int(original * rope["factor"]))
+    return length
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The rotary parameters: of the model, or of each of its kinds of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    return nested or [parameters]

@@ -1,0 +1,211 @@
+"""Loads a model: config.json → the class that serves it → its weights, straight into place.
+
+A native model is made with empty parameters in the wanted dtype on the wanted device, and each
+tensor of the checkpoint is copied into its view of them, one at a time: there are never two
+copies of the weights. Every weight must have its tensor and every tensor its weight.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from engine.config import EngineConfig
+from engine.models.checkpoint import Checkpoint, is_computed
+from engine.models.errors import ModelError
+from engine.models.hf_adapter import TransformersModel
+from engine.models.hub import Progress, find_model
+from engine.models.llama import LlamaModel
+from engine.models.opt import OPTModel
+from engine.models.registry import CausalLM, native_class
+from engine.trace.events import EngineModelLoaded
+from engine.trace.recorder import Recorder
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+DUMMY_STD = 0.02
+DUMMY_SEED = 0
+
+
+def load_model(
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    recorder: Recorder | None = None,
+    progress: Progress | None = None,
+) -> CausalLM:
+    """The model that `config` names, ready to compute on `device`.
+
+    dtype: of weights and activations; None: as `config.dtype` says (`choose_dtype`). Records
+    `engine.model_loaded`. Raises `ModelError`, one line: not found, gated, not readable,
+    quantized, not servable, weights missing or left over.
+    """
+    started = time.monotonic()
+    folder = find_model(config.model, config.revision, config.hf_token, progress)
+    description = read_config(folder)
+    _refuse_quantized(description, config.quantization)
+    dtype = dtype or choose_dtype(config.dtype, description, device)
+    native = native_class(description)
+    model: CausalLM
+    if native is None:
+        dummy = config.load_format == "dummy"
+        model = TransformersModel(folder, description, device, dtype, dummy)
+    else:
+        model = _load_native(native, description, folder, device, dtype, config, progress)
+    if recorder is not None:
+        recorder.record(_loaded_event(config.model, model, dtype, time.monotonic() - started))
+    return model
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The model's config.json. Raises `ModelError`."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; name a folder in transformers' format.")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many kinds: unknown model type, remote code, bad JSON, …
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}/config.json can't be used: {reason}") from None
+
+
+def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.device) -> torch.dtype:
+    """`--dtype`, or for "auto" the checkpoint's; float16 on a CPU becomes bfloat16."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    stored = description.get_text_config().dtype
+    if isinstance(stored, str):
+        stored = getattr(torch, stored, None)
+    if stored not in (torch.float32, torch.bfloat16, torch.float16):
+        stored = torch.float32
+    return torch.bfloat16 if stored == torch.float16 and device.type == "cpu" else stored
+
+
+def _refuse_quantized(description: PretrainedConfig, wanted: str | None) -> None:
+    stored = getattr(description, "quantization_config", None)
+    if stored is not None:
+        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
+        method = getattr(method, "quant_method", method)
+        raise ModelError(
+            f"quantized checkpoints ({getattr(method, 'value', method)}) are not supported yet;"
+            " use the model's unquantized checkpoint."
+        )
+    if wanted is not None:
+        raise ModelError(
+            f"--quantization is {wanted}, but the checkpoint is not quantized; leave it out."
+        )
+
+
+# ------------------------------------------------------------------------------------ native models
+
+
+def _load_native(
+    native: type[LlamaModel] | type[OPTModel],
+    description: PretrainedConfig,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: EngineConfig,
+    progress: Progress | None,
+) -> LlamaModel | OPTModel:
+    with _made_as(device, dtype):
+        model = native(description)
+    model.to(device).eval()
+    if config.load_format == "dummy":
+        _fill_randomly(model)
+    else:
+        _fill(model, Checkpoint.open(folder), progress)
+    return model
+
+
+@contextmanager
+def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Parameters made inside have this dtype and lie on this device from the start."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fill(model: LlamaModel | OPTModel, checkpoint: Checkpoint, progress: Progress | None) -> None:
+    """Copy every tensor to its place. Raises `ModelError` unless names and shapes match."""
+    targets = dict(model.weight_targets())
+    missing, unexpected = set(targets), []
+    done, total = 0, checkpoint.num_bytes
+    for name, tensor in checkpoint.tensors():
+        # checkpoints of the bare decoder lack the outermost "model."
+        name = name if name in targets else f"model.{name}"
+        done += tensor.nbytes
+        if name in targets:
+            _copy(name, tensor, targets[name])
+            missing.discard(name)
+        elif not is_computed(name) and not _is_tied_head(model, name):
+            unexpected.append(name.removeprefix("model.model."))
+        if progress is not None:
+            progress("load", min(done, total), total)
+    where = f"the checkpoint in {checkpoint.folder}"
+    if missing:
+        raise ModelError(f"{where} lacks {_some(missing)}; it is not whole, or of another model.")
+    if unexpected:
+        raise ModelError(
+            f"{where} has weights that {model.architecture} has no place for: {_some(unexpected)}."
+        )
+
+
+def _copy(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
+    if tensor.shape != target.shape:
+        raise ModelError(
+            f"weight {name} has shape {list(tensor.shape)}, config.json says"
+            f" {list(target.shape)}; they are not of the same model."
+        )
+    if tensor.dtype not in WEIGHT_DTYPES:
+        raise ModelError(
+            f"weight {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers: the checkpoint"
+            " is quantized, though its config.json does not say so; use the unquantized one."
+        )
+    target.copy_(tensor)
+
+
+def _is_tied_head(model: LlamaModel | OPTModel, name: str) -> bool:
+    """Some checkpoints store the embedding again as a head, though config.json ties the two."""
+    return model.lm_head.tied and name.endswith("lm_head.weight")
+
+
+def _some(names: set[str] | list[str]) -> str:
+    """The first three of them, and how many more there are."""
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _fill_randomly(model: LlamaModel | OPTModel) -> None:
+    """Normal weights of the same values in every run; norms of one."""
+    generator = torch.Generator().manual_seed(DUMMY_SEED)
+    for name, target in model.weight_targets():
+        if target.dim() == 1:
+            target.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            target.copy_(torch.randn(target.shape, generator=generator).mul_(DUMMY_STD))
+
+
+def _loaded_event(
+    name: str, model: CausalLM, dtype: torch.dtype, duration_s: float
+) -> EngineModelLoaded:
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    sizes = [(p.numel(), p.nbytes) for p in parameters]
+    return EngineModelLoaded(
+        model=name,
+        architecture=model.architecture,
+        implementation=model.implementation,
+        num_parameters=sum(count for count, _ in sizes),
+        num_bytes=sum(size for _, size in sizes),
+        dtype=str(dtype).removeprefix("torch."),
+        duration_s=duration_s,
+    )

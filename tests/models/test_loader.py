@@ -1,0 +1,272 @@
+"""The loader: every format of a checkpoint, and one clear line for what can't be loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from paged_harness import PagedModel, Sequence
+from safetensors.torch import load_file, save_file
+from tiny_models import ADAPTED, NATIVE, save
+from transformers import AutoConfig
+
+from engine.config import EngineConfig
+from engine.models.errors import ModelError
+from engine.models.loader import choose_dtype, load_model
+from engine.trace.events import EngineModelLoaded
+from engine.trace.recorder import Recorder
+
+CPU = torch.device("cpu")
+TEXT = [5, 9, 44, 3, 71, 20]
+
+
+def load(folder, **options):
+    return load_model(EngineConfig(model=str(folder), **options), CPU)
+
+
+def logits(model) -> torch.Tensor:
+    return PagedModel(model).run(Sequence(TEXT), [len(TEXT)])
+
+
+def assert_loaded_as(model, reference) -> None:
+    with torch.inference_mode():
+        expected = reference(torch.tensor([TEXT])).logits[0]
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-4)
+
+
+def rewrite(folder, change) -> None:
+    """Apply `change` to the dict of weights in model.safetensors."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **entries) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+# --------------------------------------------------------------------------------- formats
+
+
+def test_sharded_safetensors(tmp_path):
+    reference = save(NATIVE["llama"](), tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_loaded_as(load(tmp_path), reference)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_bin(tmp_path, zipped):
+    reference = save(NATIVE["opt"](), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(
+        reference.state_dict(),
+        tmp_path / "pytorch_model.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
+    assert_loaded_as(load(tmp_path), reference)
+
+
+def test_sharded_bin(tmp_path):
+    reference = save(NATIVE["qwen3"](), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    weights, index = list(reference.state_dict().items()), {}
+    for shard in range(3):
+        file = f"pytorch_model-{shard + 1:05}-of-00003.bin"
+        torch.save(dict(weights[shard::3]), tmp_path / file)
+        index |= dict.fromkeys((name for name, _ in weights[shard::3]), file)
+    index_file = tmp_path / "pytorch_model.bin.index.json"
+    index_file.write_text(json.dumps({"weight_map": index}))
+    assert_loaded_as(load(tmp_path), reference)
+
+
+def test_safetensors_are_preferred(tmp_path):
+    reference = save(NATIVE["llama"](), tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not a checkpoint")
+    assert_loaded_as(load(tmp_path), reference)
+
+
+def test_bin_that_runs_code_is_refused(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": print}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pytorch_model.bin can't be read"):
+        load(tmp_path)
+
+
+def test_bare_decoder_names(tmp_path):
+    """Old OPT checkpoints name their weights "decoder.…", without "model."."""
+    reference = save(NATIVE["opt"](), tmp_path)
+
+    def shorten(weights):
+        for name in list(weights):
+            weights[name.removeprefix("model.")] = weights.pop(name)
+
+    rewrite(tmp_path, shorten)
+    assert_loaded_as(load(tmp_path), reference)
+
+
+def test_tied_embeddings_are_one_tensor(tmp_path):
+    reference = save(NATIVE["llama-biased-tied"](), tmp_path)
+    model = load(tmp_path)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert_loaded_as(model, reference)
+    # some checkpoints store the head again: it is not another one
+    rewrite(tmp_path, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] + 0}))
+    assert_loaded_as(load(tmp_path), reference)
+
+
+COMPUTED = {
+    "llama": "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "gpt2": "transformer.h.0.attn.bias",
+    "gpt-neox": "gpt_neox.layers.1.attention.masked_bias",
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_computed_tensors_of_old_checkpoints_are_skipped(tmp_path, kind):
+    reference = save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    rewrite(tmp_path, lambda weights: weights.update({COMPUTED[kind]: torch.ones(4)}))
+    assert_loaded_as(load(tmp_path), reference)
+
+
+def test_dummy_needs_config_alone_and_is_the_same_each_time(tmp_path):
+    NATIVE["qwen2"]().save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=["Qwen2ForCausalLM"])
+    first, second = (load(tmp_path, load_format="dummy") for _ in range(2))
+    assert torch.equal(logits(first), logits(second))
+    assert float(first.layers[0].qkv.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(first.norm.weight, torch.ones(32))
+
+
+def test_dummy_adapter(tmp_path):
+    ADAPTED["gpt2"]().save_pretrained(tmp_path)
+    first, second = (load(tmp_path, load_format="dummy") for _ in range(2))
+    assert torch.equal(logits(first), logits(second))
+
+
+# --------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_float16_becomes_bfloat16_on_a_cpu(tmp_path, kind):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    edit_config(tmp_path, dtype="float16")
+    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.bfloat16}
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert choose_dtype("auto", config, torch.device("cuda")) == torch.float16
+    assert choose_dtype("float32", config, CPU) == torch.float32
+    assert {p.dtype for p in load(tmp_path, dtype="float32").parameters()} == {torch.float32}
+
+
+def test_default_dtype_is_left_alone(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    load(tmp_path, dtype="bfloat16")
+    assert torch.get_default_dtype() == torch.float32
+
+
+# --------------------------------------------------------------------------------- the record
+
+
+@pytest.mark.parametrize("kind", ["llama-biased-tied", "gpt2"])
+def test_event_and_progress(tmp_path, kind):
+    reference = save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    recorder, events, progress = Recorder(), [], []
+    recorder.subscribe(events.extend)
+    load_model(
+        EngineConfig(model=str(tmp_path)),
+        CPU,
+        recorder=recorder,
+        progress=lambda *report: progress.append(report),
+    )
+    recorder.flush()
+    (event,) = [e for e in events if isinstance(e, EngineModelLoaded)]
+    recorder.close()
+    assert event.num_parameters == reference.num_parameters()
+    assert event.num_bytes == 4 * reference.num_parameters()
+    assert (event.architecture, event.dtype) == (type(reference).__name__, "float32")
+    assert event.duration_s > 0
+    if kind == "llama-biased-tied":
+        assert event.implementation == "native"
+        assert [stage for stage, _, _ in progress] == ["load"] * len(progress)
+        done = [done for _, done, _ in progress]
+        assert done == sorted(done) and done[-1] >= 0.9 * progress[-1][2] > 0
+
+
+# --------------------------------------------------------------------------------- refusals
+
+
+def refused(folder, match: str, **options) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        load(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder(tmp_path):
+    refused(tmp_path / "nothing", "is not a folder; name a model's folder or a hub id")
+    refused(tmp_path, "has no config.json")
+
+
+def test_no_weights(tmp_path):
+    NATIVE["llama"]().save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=["LlamaForCausalLM"])
+    refused(tmp_path, "has no weights: no model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_missing_weight_is_named(tmp_path, kind):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    name = {"llama": "model.layers.1.mlp.up_proj.weight", "gpt2": "transformer.h.1.ln_1.weight"}
+    rewrite(tmp_path, lambda weights: weights.pop(name[kind]))
+    refused(tmp_path, name[kind].removeprefix("transformer.").replace(".", r"\."))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_unexpected_weight_is_named(tmp_path, kind):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    rewrite(tmp_path, lambda weights: weights.update({"extra.gate.weight": torch.ones(2, 2)}))
+    refused(tmp_path, r"extra\.gate\.weight")
+
+
+def test_wrong_shape_is_named(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    rewrite(tmp_path, lambda w: w.update({"model.norm.weight": torch.ones(16)}))
+    refused(tmp_path, r"model\.norm\.weight has shape \[16\], config\.json says \[32\]")
+
+
+def test_missing_shard_is_named(tmp_path):
+    save(NATIVE["llama"](), tmp_path, max_shard_size="10KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    refused(tmp_path, rf"lacks 1 of \d+ weight files, first of them {shard.name}")
+
+
+def test_damaged_file(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(tmp_path, "model.safetensors can't be read")
+
+
+def test_quantized_checkpoint(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "awq", "bits": 4})
+    refused(tmp_path, r"quantized checkpoints \(awq\) are not supported yet")
+
+
+def test_quantized_tensors_without_a_word_in_config(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(tmp_path, lambda w: w.update({name: w[name].to(torch.float8_e4m3fn)}))
+    refused(tmp_path, "holds float8_e4m3fn numbers: the checkpoint is quantized")
+
+
+def test_quantization_of_a_plain_checkpoint(tmp_path):
+    save(NATIVE["llama"](), tmp_path)
+    refused(tmp_path, "--quantization is awq, but the checkpoint is not", quantization="awq")
+
+
+def test_unknown_model_type(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
+    refused(tmp_path, "config.json can't be used: .*no_such_type")
