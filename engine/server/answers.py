@@ -1,0 +1,57 @@
+"""Parts of an answer that completions and chat write alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from engine.text.output import PositionLogprobs, Usage
+
+LOWEST_LOGPROB = -9999.0  # JSON has no −∞
+
+
+def visible_logprob(value: float) -> float:
+    """`value`, or a very small number for the −∞ of a token that was ruled out."""
+    return max(value, LOWEST_LOGPROB)
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def prompt_logprobs_json(
+    positions: Sequence[PositionLogprobs | None] | None,
+) -> list[dict[str, dict[str, Any]] | None] | None:
+    """For each prompt token what was probable there, by token id; nothing for the first."""
+    if positions is None:
+        return None
+    answer: list[dict[str, dict[str, Any]] | None] = []
+    for position in positions:
+        if position is None:
+            answer.append(None)
+            continue
+        by_id: dict[str, dict[str, Any]] = {}
+        for candidate in [*position.top, position.chosen]:
+            by_id.setdefault(
+                str(candidate.token_id),
+                {
+                    "logprob": visible_logprob(candidate.logprob),
+                    "rank": candidate.rank,
+                    "decoded_token": candidate.decoded_token,
+                },
+            )
+        answer.append(by_id)
+    return answer
+
+
+def json_response(body: Any, request_id: str | None = None) -> Response:
+    headers = {"X-Request-Id": request_id} if request_id is not None else None
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)

@@ -1,0 +1,42 @@
+"""The FastAPI application: routes, failures, key. What they share is a `Service`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from engine import __version__
+from engine.server import chat, completions, errors, models, ops, tokenize
+from engine.server.auth import ApiKey, BodyLimit
+from engine.server.service import Service
+
+MAX_BODY_BYTES = 16 * 2**20
+"""Some four million tokens as text: far more than any context."""
+
+
+def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+    """An application that starts `service` when it starts, and stops it when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    # The pages /docs and /redoc load their scripts from somebody else's servers: they are off.
+    app = FastAPI(
+        title="Glasshouse",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    for part in (completions, chat, tokenize, models, ops):
+        app.include_router(part.router(service))
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    if service.config.api_key is not None:
+        app.add_middleware(ApiKey, key=service.config.api_key)  # outermost: it sees a request first
+    return app

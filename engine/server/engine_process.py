@@ -1,0 +1,179 @@
+"""The engine process: the core and the worker, alone with the machine, away from HTTP and text.
+
+Its loop is the engine's heartbeat: take the orders that came in, compute one step, send its tokens.
+With no work it sleeps until an order comes. It ends on `Stop`, on a failure, and with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from loguru import logger
+
+from engine.config import EngineConfig
+from engine.core.engine_core import EngineCore, RequestError
+from engine.server import logs, wire
+from engine.trace.events import EngineFailed, Event
+from engine.trace.files import pack
+from engine.trace.recorder import Recorder
+
+IDLE_POLL_MS = 1000
+LINGER_MS = 2000  # for what was sent last, at the end of the process
+
+Progress = Callable[[str], None]
+Load = Callable[[EngineConfig, Recorder, Progress], Any]
+"""Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`."""
+
+
+def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
+    """The real executor. Imports torch here, so that nothing before it waits for that."""
+    progress("importing torch")
+    from engine.worker.model_runner import ModelRunner
+
+    progress(f"loading {config.model}")
+    runner = ModelRunner(config, recorder)
+    runner.load()
+    return runner
+
+
+def run_engine(config: EngineConfig, addresses: wire.Addresses, load: Load = load_worker) -> None:
+    """The body of the process. Every failure goes up as one `Failed` message; then the exit code is
+    1."""
+    _end_with_parent()
+    # A terminal or a platform signals the whole group: the server decides when the engine stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logs.configure(config)
+    context = zmq.Context()
+    requests = context.socket(zmq.PULL)
+    requests.set_hwm(0)
+    requests.bind(addresses.requests)
+    news = _sender(context, addresses.news, high_water=0)
+    recorder = Recorder(config.trace, src="core", text=config.trace_text == "on")
+    events = EventSender(context, addresses.events)
+    recorder.subscribe(events)
+    failed = False
+    try:
+        executor = load(config, recorder, lambda stage: news.send(wire.encode(wire.Loading(stage))))
+        core = EngineCore(config, executor, recorder)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector needn't walk through it in every step
+        news.send(wire.encode(wire.Ready(executor.kv)))
+        EngineLoop(core, requests, news).run()
+        core.close()
+        requests.close()
+    except Exception as error:
+        failed = True
+        message = one_line(error)
+        logger.debug("{}", "".join(traceback.format_exception(error)))
+        recorder.record(EngineFailed(message=message))
+        news.send(wire.encode(wire.Failed(message)))
+    recorder.close()
+    events.close()
+    news.close(linger=LINGER_MS)
+    context.destroy()
+    sys.exit(1 if failed else 0)
+
+
+class EngineLoop:
+    """Orders in, steps out."""
+
+    def __init__(self, core: EngineCore, requests: zmq.Socket, news: zmq.Socket):
+        self.core = core
+        self.requests = requests
+        self.news = news
+        self.stopped = False
+
+    def run(self) -> None:
+        while not self.stopped:
+            took_orders = self._take_orders()
+            if self.core.has_work:
+                outputs = self.core.step()
+                self.news.send(wire.encode(wire.Step(outputs, self.core.stats())))
+            elif took_orders:  # an abort may have ended the last work: say what is left
+                self.news.send(wire.encode(wire.Step([], self.core.stats())))
+            else:
+                self.requests.poll(IDLE_POLL_MS)
+
+    def _take_orders(self) -> bool:
+        """Carry out what has come in, without waiting for more. Returns whether there was
+        anything."""
+        accepted: list[str] = []
+        refused: list[wire.Refusal] = []
+        took_orders = False
+        while True:
+            try:
+                order = wire.decode_order(self.requests.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            took_orders = True
+            if isinstance(order, wire.Add):
+                request = order.request
+                try:
+                    self.core.add_request(request)
+                    accepted.append(request.request_id)
+                except RequestError as error:
+                    refused.append(wire.Refusal(request.request_id, error.param, str(error)))
+            elif isinstance(order, wire.Abort):
+                self.core.abort(order.request_id, order.why)
+            elif isinstance(order, wire.Finish):
+                self.core.finish(order.request_id, order.index, order.stop_reason)
+            else:
+                self.stopped = True
+        if accepted or refused:
+            booked = wire.Booked(accepted, refused, self.core.num_waiting)
+            self.news.send(wire.encode(booked))
+        return took_orders
+
+
+class EventSender:
+    """Subscribes to the recorder and sends its batches up; the socket lives on the recorder's drain
+    thread."""
+
+    def __init__(self, context: zmq.Context, address: str):
+        self.context = context
+        self.address = address
+        self.socket: zmq.Socket | None = None
+
+    def __call__(self, events: list[Event]) -> None:
+        # Blocks while the server is far behind; the recorder's buffer is bounded and counts what it
+        # loses.
+        if self.socket is None:
+            self.socket = _sender(self.context, self.address, high_water=1000)
+        self.socket.send(pack(events))
+
+    def close(self) -> None:
+        """Call when the drain thread has ended."""
+        if self.socket is not None:
+            self.socket.close(linger=LINGER_MS)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for a person, in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def _sender(context: zmq.Context, address: str, high_water: int) -> zmq.Socket:
+    """A socket to the server, on which at most `high_water` messages wait (0 = any number)."""
+    socket = context.socket(zmq.PUSH)
+    socket.set_hwm(high_water)
+    socket.connect(address)
+    return socket
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the server dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1 and os.getpid() != 1:
+            sys.exit(1)  # the parent died before that call

@@ -1,0 +1,139 @@
+"""Every way in which a request can fail, in the one shape that clients of this API know:
+
+{"error": {"message": …, "type": …, "param": …, "code": <the HTTP status>}}
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from loguru import logger
+from starlette.exceptions import HTTPException
+
+from engine.sampling_params import ParameterError
+from engine.text.errors import TextError
+
+TYPES = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    413: "PayloadTooLargeError",
+    500: "InternalServerError",
+    503: "ServiceUnavailableError",
+}
+
+
+class ApiError(Exception):
+    """A request fails: `status` and `message` for the client, `param` the dotted path of the
+    field."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": TYPES.get(self.status, "ApiError"),
+                "param": self.param,
+                "code": self.status,
+            }
+        }
+
+    def response(self) -> Response:
+        return Response(
+            msgspec.json.encode(self.body()),
+            status_code=self.status,
+            headers=self.headers,
+            media_type="application/json",
+        )
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its answer was complete: nobody reads a reply."""
+
+
+def bad_request(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param)
+
+
+def unavailable(message: str, retry_after_s: int) -> ApiError:
+    """503: the request is fine, the server can't take it now."""
+    return ApiError(503, message, headers={"Retry-After": str(retry_after_s)})
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's complaints about a body, as a 400 with the field's dotted path."""
+    first = errors[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it can't be parsed")
+        return bad_request(f"The body is not valid JSON: {reason} (near character {path}).")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not path:
+        if first["type"] != "value_error":
+            message = (
+                "it must be a JSON object, sent with the header Content-Type: application/json"
+            )
+        return bad_request(f"The body can't be used: {message}.")
+    if first["type"] == "missing":
+        message = "this field is required"
+    return bad_request(f"{path}: {message}.".replace("..", "."), path)
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of a route come out in the one shape."""
+
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    async def parameter_error(request: Request, error: ParameterError | TextError) -> Response:
+        return bad_request(str(error), error.param).response()
+
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        return from_validation(error.errors()).response()
+
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = {
+            404: f"There is no route {request.url.path}.",
+            405: f"{request.method} is not allowed for {request.url.path}.",
+        }.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def client_left(request: Request, error: ClientLeft) -> Response:
+        return Response(status_code=499)  # the number that proxies log for it
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        # The text of the exception may hold people's text: it goes to the log and not to the
+        # client.
+        logger.error("{} failed:\n{}", request.url.path, "".join(traceback.format_exception(error)))
+        return ApiError(500, "The server failed at this request; its log says why.").response()
+
+    handlers: dict[type[Exception], Any] = {
+        ApiError: api_error,
+        ParameterError: parameter_error,
+        TextError: parameter_error,
+        RequestValidationError: validation_error,
+        HTTPException: http_error,
+        ClientLeft: client_left,
+        Exception: unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,124 @@
+"""How a server lives and ends: bind at once, load behind the port, drain on SIGTERM, never outlive
+its engine.
+
+Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from loguru import logger
+
+from engine.config import ConfigError, EngineConfig
+from engine.server import logs
+from engine.server.app import create_app
+from engine.server.service import Service
+
+ANSWER_TIMEOUT_S = 2.0  # for the last bytes of answers, when the server ends
+FAILURE_SHOWN_S = 1.0  # /health says for so long why the engine failed
+_TICK_S = 0.02
+
+
+def serve(config: EngineConfig) -> int:
+    """Run the server until it is told to end; return the exit code. Raises `ConfigError` for a port
+    that is taken."""
+    logs.configure(config)
+    listener = bind(config.host, config.port)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"Glasshouse listens on http://{shown}:{port}", flush=True)
+    service = Service(config)
+    server = Server(service)
+    server.run(sockets=[listener])
+    return 1 if service.client.state == "failed" else 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything slow is done: a health check finds the port from the
+    first second."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: can't listen there ({error.strerror or error})."
+        ) from None
+    listener.listen(1024)
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our way of ending: stop admitting, let the running requests finish, then go."""
+
+    def __init__(self, service: Service):
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                log_config=None,  # `logs` has set them up
+                access_log=False,  # the record shows the requests
+                server_header=False,
+                timeout_graceful_shutdown=int(ANSWER_TIMEOUT_S),
+                timeout_keep_alive=75,  # longer than a proxy keeps its own side open
+            )
+        )
+        self.service = service
+        service.on_failure = self._engine_failed
+        self._ending: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second one ends at once. Called by uvicorn, as a signal
+        handler."""
+        name = signal.Signals(sig).name
+        if self.service.draining or self.service.client.state == "failed":
+            logger.warning("{} again: ending at once.", name)
+            self.should_exit = True
+            return
+        self.service.draining = True
+        self._loop.call_soon_threadsafe(self._start_draining, name)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def _start_draining(self, signal_name: str) -> None:
+        self._ending = asyncio.create_task(self._drain(signal_name))
+
+    async def _drain(self, signal_name: str) -> None:
+        timeout_s = self.service.config.shutdown_timeout
+        logger.info(
+            "{}: no new requests; the {} open ones get {:g} s to finish.",
+            signal_name,
+            self.service.num_open,
+            timeout_s,
+        )
+        if not await self._answered(timeout_s):
+            logger.warning("{} requests did not finish in time.", self.service.num_open)
+            self.service.client.abort_all(
+                "The server is shutting down; the answer is not complete."
+            )
+            await self._answered(ANSWER_TIMEOUT_S)
+        self.should_exit = True
+
+    def _engine_failed(self, message: str) -> None:
+        self._ending = asyncio.create_task(self._end_after_failure())
+
+    async def _end_after_failure(self) -> None:
+        # Every open request has its error by now; its bytes and the state still have to be seen.
+        await asyncio.gather(asyncio.sleep(FAILURE_SHOWN_S), self._answered(ANSWER_TIMEOUT_S))
+        self.should_exit = True
+
+    async def _answered(self, timeout_s: float) -> bool:
+        """Wait until no request is open; False if some still are after `timeout_s`."""
+        deadline = self._loop.time() + timeout_s
+        while self.service.num_open and self._loop.time() < deadline:
+            await asyncio.sleep(_TICK_S)
+        return not self.service.num_open

@@ -1,0 +1,186 @@
+"""Service: everything that the routes share, and the state that /health tells.
+
+loading ──▶ ready ──▶ draining          (SIGTERM: nothing new, the rest may finish)
+   └──────────┴─────▶ failed            (the engine process is gone)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loguru import logger
+
+from engine.config import EngineConfig
+from engine.core.messages import KVShape
+from engine.server.engine_client import RETRY_AFTER_S, EngineClient
+from engine.server.engine_process import Load, load_worker
+from engine.server.errors import ApiError, unavailable
+from engine.server.metrics import Metrics
+from engine.server.sse import HEARTBEAT_S
+from engine.server.trace_hub import TraceHub
+from engine.text.chat import ChatTemplate
+from engine.text.input import InputProcessor
+from engine.text.output import OutputProcessor
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.trace.events import EngineFailed, EngineWarning
+from engine.trace.recorder import Recorder
+
+MAX_NAMES_WARNED = 1000  # a caller may invent names without end
+
+T = TypeVar("T")
+
+
+@dataclass
+class Text:
+    """The translators; they exist as soon as the tokenizer and the model are loaded."""
+
+    tokenizer: Tokenizer
+    input: InputProcessor
+    output: OutputProcessor
+    chat: ChatTemplate
+
+
+class Service:
+    """Made once for a server. `start` begins to load; `on_failure` is called once if the engine
+    fails."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        load: Load = load_worker,
+        heartbeat_s: float = HEARTBEAT_S,
+    ):
+        self.config = config
+        self.heartbeat_s = heartbeat_s
+        self.recorder = Recorder(config.trace, src="server", text=config.trace_text == "on")
+        self.hub = TraceHub(config, self.recorder)
+        self.metrics = Metrics(config)
+        self.client = EngineClient(
+            config, self._model_ready, self._failed, self.metrics.observe_step, load
+        )
+        self.text: Text | None = None
+        self.draining = False
+        self.num_open = 0  # generations that are being answered
+        self.on_failure: Callable[[str], None] = lambda message: None
+        self._tokenizer: Tokenizer | None = None
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Start the engine process and load the tokenizer; call on the event loop, in the main
+        thread."""
+        self.hub.listen(self.client.addresses.events)
+        self.client.start()
+        self._loading = asyncio.create_task(self._load_text())
+
+    async def stop(self) -> None:
+        await self.client.stop()
+        self.hub.close()
+
+    async def _load_text(self) -> None:
+        config = self.config
+        try:
+            self._tokenizer = await _in_daemon_thread(
+                lambda: load_tokenizer(config.model, config.revision, config.hf_token)
+            )
+            # A template that can't be used must be refused at the start, not at the first chat.
+            self._chat = ChatTemplate(self._tokenizer, config.chat_template)
+        except Exception as error:
+            self.client.fail(" ".join(str(error).split()))
+        self._join_text()
+
+    def _model_ready(self, kv: KVShape) -> None:
+        self.metrics.set_cache(kv)
+        self._join_text()
+
+    def _join_text(self) -> None:
+        """Whichever of model and tokenizer comes last makes the server ready."""
+        kv, tokenizer = self.client.kv, self._tokenizer
+        if kv is None or tokenizer is None or self.client.state != "ready":
+            return
+        self.text = Text(
+            tokenizer,
+            InputProcessor(tokenizer, kv.max_model_len, kv.vocab_size, self.recorder),
+            OutputProcessor(tokenizer, self.recorder),
+            self._chat,
+        )
+        logger.info(
+            "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",
+            self.config.served_model_name,
+            kv.num_blocks,
+            kv.block_size,
+            kv.max_model_len,
+        )
+
+    def _failed(self, message: str) -> None:
+        self.recorder.record(EngineFailed(message=message))
+        self.on_failure(message)
+
+    # ------------------------------------------------------------------------------ what routes ask
+
+    @property
+    def state(self) -> str:
+        if self.client.state == "failed":
+            return "failed"
+        if self.draining:
+            return "draining"
+        return "ready" if self.text is not None else "loading"
+
+    @property
+    def detail(self) -> str:
+        """The state in words."""
+        if self.state == "loading" and self.client.state == "ready":
+            return "loading the tokenizer"
+        return "finishing the running requests" if self.state == "draining" else self.client.stage
+
+    def ready_text(self) -> Text:
+        """The translators. Raises `ApiError` 503 unless the server is ready for new work."""
+        if self.state != "ready" or self.text is None:
+            raise unavailable(f"The server is {self.state}: {self.detail}.", RETRY_AFTER_S)
+        return self.text
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `ApiError` 404 unless `name` is the model that is served."""
+        served = self.config.served_model_name
+        if name is not None and name != served:
+            raise ApiError(
+                404, f"The model {name!r} does not exist; this server has {served!r}.", "model"
+            )
+
+    def warn_of_unknown(self, fields: list[str]) -> None:
+        """Name each unknown field of a body in the record, the first time that it is seen."""
+        for name in fields:
+            if name not in self._warned and len(self._warned) < MAX_NAMES_WARNED:
+                self._warned.add(name)
+                message = f"The request field {name!r} is unknown and has no effect."
+                self.recorder.record(EngineWarning(message=message))
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    """`work()` in a thread that doesn't keep the process from exiting: a download may hang."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if not result.done():
+            if error is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            value, error = work(), None
+        except Exception as problem:
+            value, error = None, problem
+        with contextlib.suppress(RuntimeError):  # the server has ended meanwhile, and its loop
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, name="tokenizer", daemon=True).start()
+    return await result

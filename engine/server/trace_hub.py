@@ -1,0 +1,102 @@
+"""TraceHub: where the record of both processes comes together.
+
+    engine process ──ZeroMQ──▶ hub's thread ──forward()──▶ the server's Recorder
+    server process ──record()────────────────────────────▶          │ its drain thread
+                                                                    ├──▶ ring (GET /trace)
+                                                                    ├──▶ file (--trace-file)
+                                                                    ├──▶ console (--log-format)
+                                                                    └──▶ subscribers
+
+Nothing of this is done on the event loop: a slow disk delays the record and no answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+
+from engine.config import ConfigError, EngineConfig
+from engine.trace.events import Event
+from engine.trace.files import JsonlWriter, to_json, unpack
+from engine.trace.recorder import Recorder
+
+RING_BYTES = 256 * 2**20
+"""The ring keeps --trace-buffer events, and no more than this: a step of 256 rows takes 10 kB."""
+
+_POLL_MS = 100
+
+
+class TraceHub:
+    """Collects, keeps the latest events, and passes all on. Raises `ConfigError` for a bad
+    --trace-file."""
+
+    def __init__(self, config: EngineConfig, recorder: Recorder):
+        self.recorder = recorder
+        self._capacity = config.trace_buffer
+        self._ring: deque[bytes] = deque()  # JSON lines
+        self._ring_bytes = 0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        recorder.subscribe(self._keep)
+        self._file: JsonlWriter | None = None
+        if config.trace_file is not None:
+            try:
+                self._file = JsonlWriter(config.trace_file)
+            except OSError as error:
+                raise ConfigError(f"--trace-file can't be written: {error}.") from None
+            recorder.subscribe(self._file)
+
+    def listen(self, address: str) -> None:
+        """Take the engine process's events from a socket bound to `address`, from now on."""
+        self._thread = threading.Thread(
+            target=self._forward, args=(address,), name="trace hub", daemon=True
+        )
+        self._thread.start()
+
+    def subscribe(self, callback: Callable[[list[Event]], None]) -> None:
+        """Every later batch of events, of both processes, goes to `callback`, on the drain
+        thread."""
+        self.recorder.subscribe(callback)
+
+    def unsubscribe(self, callback: Callable[[list[Event]], None]) -> None:
+        self.recorder.unsubscribe(callback)
+
+    def recent(self) -> list[bytes]:
+        """The latest events, oldest first, each a line of JSON without its newline."""
+        self.recorder.flush()
+        with self._lock:
+            return list(self._ring)
+
+    def close(self) -> None:
+        """Take what the engine process sent last, write everything, stop. Call when that process
+        has ended."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self.recorder.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _keep(self, events: list[Event]) -> None:
+        lines = [to_json(event) for event in events]
+        with self._lock:
+            self._ring.extend(lines)
+            self._ring_bytes += sum(map(len, lines))
+            while len(self._ring) > self._capacity or self._ring_bytes > RING_BYTES:
+                self._ring_bytes -= len(self._ring.popleft())
+
+    def _forward(self, address: str) -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.PULL)
+        socket.bind(address)
+        while True:
+            if socket.poll(_POLL_MS):
+                self.recorder.forward(unpack(socket.recv()))
+            elif self._closed.is_set():
+                break
+        socket.close()
+        context.term()
