@@ -161,8 +161,8 @@ class EngineConfig:
             )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
-                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it is a share: more than"
-                " 0, at most 1."
+                f"--gpu-memory-utilization is {self.gpu_memory_utilization}; it is a share: more"
+                " than 0, at most 1."
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port is {self.port}; it must be 0 to 65535.")

@@ -1,6 +1,8 @@
-"""Hypothesis state machines over the pool, the KV manager and the whole core: every invariant after every operation.
+"""Hypothesis state machines over the pool, the KV manager and the whole core: every invariant after
+every operation.
 
-Together they run at least 100,000 operations (`MINIMUM_OPERATIONS`), which the last test of the file counts.
+Together they run at least 100,000 operations (`MINIMUM_OPERATIONS`), which the last test of the
+file counts.
 """
 
 from __future__ import annotations
@@ -211,8 +213,9 @@ class KVMachine(RuleBasedStateMachine):
 
 
 class CoreMachine(RuleBasedStateMachine):
-    """The whole core: any request at any time, aborted at any time, in both loops; every answer is the solo answer, and
-    the record alone rebuilds the state."""
+    """The whole core: any request at any time, aborted at any time, in both loops; every answer is
+    the solo answer, and the record alone rebuilds the state.
+    """
 
     @initialize(
         num_blocks=st.integers(3, 14),

@@ -1,8 +1,9 @@
 """A worker without torch that finds every mistake in block management.
 
-Its "K/V" of a token is the pair (token, position), kept in pages just as the real cache keeps tensors. Its "model" draws
-the next token from a hash of all tokens *as read back through the block table*. So a block that was freed too early, shared
-wrongly, not copied, or swapped to the wrong place changes the text: `solo_answer` says what the text should have been.
+Its "K/V" of a token is the pair (token, position), kept in pages just as the real cache keeps
+tensors. Its "model" draws the next token from a hash of all tokens *as read back through the block
+table*. So a block that was freed too early, shared wrongly, not copied, or swapped to the wrong
+place changes the text: `solo_answer` says what the text should have been.
 """
 
 from __future__ import annotations

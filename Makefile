@@ -1,0 +1,52 @@
+# The two commands of a newcomer are `make demo` and `make test`. Everything else is for those who stay.
+# Needs Python 3.10 or later, make and a C compiler; all else is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo serve test lint format bench pocket clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the engine needs into $(VENV) (once) …"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "Installing what the tests need into $(VENV) (once) …"
+	@$(PIP_INSTALL) -e '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.run ## start the server with the embedded model, ask it, show the answers beside the record
+	@$(BIN)/python -m demo
+
+serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
+	@$(BIN)/python koyeb_api_server.py
+
+test: $(VENV)/.test ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test ## formatting, lint rules and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test ## put every file into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test ## the engine against transformers on this machine; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.compare
+
+pocket: $(VENV)/.run ## train the embedded model again, from a fixed seed (about an hour)
+	$(BIN)/python -m pocket.train
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
