@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -124,6 +125,11 @@ def load_tokenizer(
     """The tokenizer of a local folder or a hub id. Raises `TextError` if there is none."""
     from transformers import AutoTokenizer  # takes a second to import
 
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        source = str(folder)
+    elif folder.exists() or source.startswith((".", "/", "~")):
+        raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
     try:
         hf = AutoTokenizer.from_pretrained(source, revision=revision, token=hf_token)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …

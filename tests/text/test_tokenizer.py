@@ -55,6 +55,12 @@ def test_truncation_saved_with_the_tokenizer_does_not_cut_prompts():
     )
 
 
+def test_a_path_without_a_folder_is_not_looked_for_on_the_hub(tmp_path):
+    for source in (str(tmp_path / "missing"), "./missing"):
+        with pytest.raises(TextError, match="is not a folder"):
+            load_tokenizer(source)
+
+
 @pytest.mark.parametrize("family", ["byte_level", "slow"])
 def test_many_threads_at_once(family, request):
     tokenizer = request.getfixturevalue(family)
