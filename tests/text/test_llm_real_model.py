@@ -1,0 +1,104 @@
+"""LLM from end to end: a small random model, the real worker, against transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_tokenizers import byte_level_hf
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from engine import LLM, SamplingParams
+from engine.trace.events import RequestPreempted
+
+PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """(folder, model, tokenizer)"""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    hf = byte_level_hf()
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=len(hf),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    hf.save_pretrained(folder)
+    return folder, model, hf
+
+
+@pytest.fixture(scope="module", params=["plain", "overlapped", "small"])
+def llm(reference, request):
+    """Both loops, and a cache so small that requests are preempted."""
+    options = {"dtype": "float32", "device": "cpu", "block_size": 8, "cpu_threads": 1}
+    options["async_scheduling"] = request.param == "overlapped"
+    options["num_gpu_blocks_override"] = 14 if request.param == "small" else 64
+    with LLM(str(reference[0]), **options) as llm:
+        yield llm
+        preempted = any(isinstance(event, RequestPreempted) for event in llm.record())
+        assert preempted == (request.param == "small")
+
+
+def test_greedy_text_is_that_of_transformers(llm, reference):
+    _, model, hf = reference
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
+    for output in llm.generate(PROMPTS, params, use_tqdm=False):
+        ids = hf(output.prompt, return_tensors="pt")["input_ids"]
+        assert output.prompt_token_ids == ids[0].tolist()
+        whole = model.generate(ids, do_sample=False, max_new_tokens=NUM_TOKENS)[0].tolist()
+        (answer,) = output.outputs
+        assert output.prompt_token_ids + answer.token_ids == whole
+        ended = whole[-1] == 2
+        assert answer.finish_reason == ("stop" if ended else "length")
+        assert answer.text == hf.decode(answer.token_ids, skip_special_tokens=True)
+
+
+def test_a_stop_string_cuts_the_same_text(llm):
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
+    whole = llm.generate(PROMPTS[0], params, use_tqdm=False)[0].outputs[0].text
+    stop = whole[len(whole) // 2 :][:3]
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, stop=[stop])
+    (answer,) = llm.generate(PROMPTS[0], params, use_tqdm=False)[0].outputs
+    assert answer.text == whole[: whole.index(stop)]
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+
+
+def test_log_probabilities_are_those_of_transformers(llm, reference):
+    _, model, _ = reference
+    params = SamplingParams(temperature=0.0, max_tokens=4, logprobs=3, prompt_logprobs=0)
+    (output,) = llm.generate(PROMPTS[3], params, use_tqdm=False)
+    (answer,) = output.outputs
+    ids = output.prompt_token_ids + answer.token_ids
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert output.prompt_logprobs[0] is None
+    positions = output.prompt_logprobs[1:] + answer.logprobs
+    assert len(positions) == len(ids) - 1
+    for place, position in enumerate(positions):
+        assert ids[place + 1] in position
+        for token_id, entry in position.items():
+            assert entry.logprob == pytest.approx(expected[place, token_id].item(), abs=1e-4)
+    total = sum(expected[len(output.prompt_token_ids) - 1 + k, t].item()
+                for k, t in enumerate(answer.token_ids))  # fmt: skip
+    assert answer.cumulative_logprob == pytest.approx(total, abs=1e-4)
+
+
+def test_a_seed_gives_the_same_answers_again(llm):
+    params = SamplingParams(n=3, seed=5, max_tokens=8, temperature=1.0)
+    first, second = (
+        [answer.token_ids for answer in llm.generate(PROMPTS[0], params, use_tqdm=False)[0].outputs]
+        for _ in range(2)
+    )
+    assert first == second
+    assert len({tuple(ids) for ids in first}) == 3
+    assert llm.core.stats().blocks_used == 0
