@@ -90,11 +90,11 @@ class ChatAnswer:
         """JSON chunks as text comes; each step's together."""
         body = self.body
         extras: dict[str, Any] | None = None
-        async for batch in self.generation.deltas():
+        async for deltas in self.generation.arrivals():
             pieces = []
-            if extras is None:
-                extras = self._prompt_extras()
-            for _, delta in batch:
+            for _, delta in deltas:
+                if extras is None:
+                    extras = self._prompt_extras()
                 # Tokens whose text is held back are told with the text that comes after them.
                 if not delta.text and delta.finish_reason is None:
                     continue

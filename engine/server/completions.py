@@ -146,9 +146,9 @@ class CompletionAnswer:
     async def chunks(self) -> AsyncIterator[list[bytes]]:
         """JSON chunks as text comes; each step's together."""
         body, generation = self.body, self.generation
-        async for batch in generation.deltas():
+        async for deltas in generation.arrivals():
             pieces = []
-            for place, delta in batch:
+            for place, delta in deltas:
                 choice = self.choices[place, delta.index]
                 # Tokens whose text is held back are told with the text that comes after them.
                 if delta.text or delta.finish_reason or (body.echo and not choice.started):

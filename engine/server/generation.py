@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from fastapi import Request
 
-from engine.core.messages import CoreRequest
+from engine.core.messages import CoreOutput, CoreRequest
 from engine.server.engine_client import Mailbox
 from engine.server.errors import ApiError, bad_request
 from engine.server.metrics import RequestClock
@@ -102,32 +102,35 @@ class Generation:
         for answer in booked:
             await answer
 
-    async def deltas(self) -> AsyncIterator[list[tuple[int, TextDelta]]]:
-        """What is new, with the place of its prompt, until every answer is complete.
+    async def arrivals(self) -> AsyncIterator[Iterator[tuple[int, TextDelta]]]:
+        """What is new, each time that something is, until every answer is complete.
 
-        Raises `ApiError` when the engine fails.
+        Each item must be read to its end: a delta is processed when it is asked for, so that between
+        two of them the sequences are as the first one left them. Raises `ApiError` when the engine
+        fails.
         """
         while not self.finished:
-            batch = []
-            for output in await self._mailbox.take():
-                delta = self.text.output.process(output)
-                if delta is None:
-                    continue
-                if delta.finish_reason == "error":
-                    raise ApiError(500, output.error or "The engine failed at this request.")
-                if delta.finish_in_core:
-                    self.service.client.finish(
-                        output.request_id, delta.index, str(delta.stop_reason)
-                    )
-                self._observe(output.request_id, delta)
-                batch.append((self._places[output.request_id], delta))
-            if batch:
-                yield batch
+            yield self._deltas(await self._mailbox.take())
+
+    def _deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
+        """The deltas of some outputs, each with the place of its prompt."""
+        for output in outputs:
+            delta = self.text.output.process(output)
+            if delta is None:
+                continue
+            if delta.finish_reason == "error":
+                raise ApiError(500, output.error or "The engine failed at this request.")
+            if delta.finish_in_core:
+                stop = str(delta.stop_reason)
+                self.service.client.finish(output.request_id, delta.index, stop)
+            self._observe(output.request_id, delta)
+            yield self._places[output.request_id], delta
 
     async def run(self) -> None:
         """Wait until every answer is complete."""
-        async for _ in self.deltas():
-            pass
+        async for deltas in self.arrivals():
+            for _ in deltas:
+                pass
 
     @property
     def finished(self) -> bool:

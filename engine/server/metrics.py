@@ -36,8 +36,8 @@ class Metrics:
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
         self.kv_usage = self._gauge(
             "kv_cache_usage_perc",
-            "Share of the KV blocks that some request references, 0 to 1; cached blocks that nobody "
-            "references are free.",
+            "Share of the KV blocks that some request references, 0 to 1; cached blocks that "
+            "nobody references are free.",
         )
         self.kv_blocks = self._by_state("kv_blocks", "KV blocks by state.")
         self.kv_tokens = self._by_state("kv_tokens", "The same, as room for tokens.")
