@@ -125,14 +125,16 @@ def _forked(event: ev.RequestForked, context: Context) -> str:
 
 def _preempted(event: ev.RequestPreempted, context: Context) -> str:
     back = {"recompute": "to be computed again", "swap": "copied to the host"}
+    itself = event.for_request == event.request_id
+    whom = "by itself, the lowest in rank" if itself else f"for {context.name(event.for_request)}"
     costs = f"recompute {event.recompute_ms:.2f} ms, swap {event.swap_ms:.2f} ms"
     return joined(
         [
-            f"preempted for {context.name(event.for_request)}",
+            f"preempted {whom}",
             f": gives back {count(event.num_blocks, 'block')}",
             f", {count(event.num_computed_tokens, 'token')} {back.get(event.mode, event.mode)}",
             f" ({_because(event, context)})" if event.why else "",
-            f"; {costs}" if event.recompute_ms and event.swap_ms else "",
+            f"; {costs}" if event.recompute_ms and event.swap_ms and " ms" not in event.why else "",
         ],
         "",
     )
@@ -217,16 +219,12 @@ def _step_finished(event: ev.StepFinished, context: Context) -> str:
 # ------------------------------------------------------------------------------------------- blocks
 
 
-def _tokens_of(context: Context, index: int, num_blocks: int) -> str:
-    """The positions that blocks of a table hold, as soon as the size of a block is known."""
-    if not context.block_size:
-        return ""
-    return f" for tokens {span(index * context.block_size, num_blocks * context.block_size)}"
-
-
 def _allocated(event: ev.BlockAllocated, context: Context) -> str:
-    takes = f"takes {blocks(event.blocks)}{_tokens_of(context, event.index, len(event.blocks))}"
-    return joined([takes, _because(event, context)], ": ")
+    why = f": {_because(event, context)}" if event.why else ""
+    if not why and context.block_size:
+        first, tokens = event.index * context.block_size, len(event.blocks) * context.block_size
+        why = f" for tokens {span(first, tokens)}"
+    return f"takes {blocks(event.blocks)}{why}"
 
 
 def _shared(event: ev.BlockShared, context: Context) -> str:
@@ -236,7 +234,7 @@ def _shared(event: ev.BlockShared, context: Context) -> str:
 
 def _cached(event: ev.BlockCached, context: Context) -> str:
     is_full = "is full" if len(event.blocks) == 1 else "are full"
-    return f"{blocks(event.blocks)} {is_full}: an equal prefix can find the content from now on"
+    return f"{blocks(event.blocks)} {is_full}: an equal prefix finds the content from now on"
 
 
 def _copied(event: ev.BlockCopied, context: Context) -> str:
@@ -257,14 +255,20 @@ def _freed(event: ev.BlockFreed, context: Context) -> str:
     return joined(
         [
             f"{gives}: {now_free:,} free now",
-            f"{kept:,} of them keep findable content" if kept else "",
+            f"{kept:,} keep findable content" if kept else "",
             f"{blocks(still_read)} still read by others" if still_read else "",
         ]
     )
 
 
 def _evicted(event: ev.BlockEvicted, context: Context) -> str:
-    return joined([f"block {event.block} loses its cached content", _because(event, context)], ": ")
+    return evictions([event.block], event.why, context)
+
+
+def evictions(lost: list[int], why: str, context: Context) -> str:
+    """Blocks that were taken for something else together."""
+    verb = "loses its" if len(lost) == 1 else "lose their"
+    return joined([f"{blocks(lost)} {verb} cached content", context.plain(why)], ": ")
 
 
 def _swapped_out(event: ev.BlockSwappedOut, context: Context) -> str:

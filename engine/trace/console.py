@@ -25,7 +25,8 @@ from engine.trace.events import Event
 from engine.trace.story import Line, Story
 from engine.trace.wording import count, joined
 
-LINES_A_SECOND = 50
+LINES_A_SECOND = 40
+BURST = 300
 WIDTH = 100  # where the output is no terminal
 
 _ALWAYS = {"summary", "engine.warning", "engine.failed", "request.refused"}
@@ -39,8 +40,8 @@ _COLOURS = (
     "bright_cyan",
     "bright_green",
 )
-_TIME, _STEP, _NAME = 9, 9, 8  # widths of the columns
-_INDENT = _TIME + 1 + _STEP + 2 + _NAME + 1
+_TIME, _STEP, _NAME = 8, 7, 7  # widths of the columns
+_INDENT = _TIME + 1 + _STEP + 1 + _NAME + 1
 
 
 class LogConsole:
@@ -72,38 +73,46 @@ class LogConsole:
 
 
 class Throttle:
-    """Lets so many lines through in each second of the record's time, and says how many it kept."""
+    """Lets a burst of lines through, then so many a second of the record's time, and counts the
+    rest.
+    """
 
-    def __init__(self, lines_a_second: int = LINES_A_SECOND) -> None:
+    def __init__(self, lines_a_second: int = LINES_A_SECOND, burst: int = BURST) -> None:
         self.lines_a_second = lines_a_second
-        self._second = -1
-        self._passed = 0
-        self._kept: Counter[str] = Counter()
+        self.burst = burst
+        self._allowed = float(burst)
         self._last_ns = 0
+        self._omitted: Counter[str] = Counter()
+        self._omitted_since_ns = 0
 
     def pass_on(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """The lines that may be shown, and one for those that may not, when their second is over."""
+        """The lines that may be shown; once a second, a line about those that may not."""
         for line in lines:
-            if line.ts_ns // 1_000_000_000 != self._second:
+            seconds = max(0, line.ts_ns - self._last_ns) / 1e9
+            self._last_ns = max(line.ts_ns, self._last_ns)
+            self._allowed = min(self.burst, self._allowed + seconds * self.lines_a_second)
+            if self._omitted and line.ts_ns - self._omitted_since_ns > 1e9:
                 yield from self.end()
-                self._second = line.ts_ns // 1_000_000_000
-                self._passed = 0
-            self._last_ns = line.ts_ns
-            if self._passed < self.lines_a_second or line.kind in _ALWAYS:
-                self._passed += 1
+            if line.kind in _ALWAYS:
+                yield line
+            elif self._allowed >= 1 and not self._omitted:
+                self._allowed -= 1
                 yield line
             else:
-                self._kept[line.kind] += 1
+                if not self._omitted:
+                    self._omitted_since_ns = line.ts_ns
+                self._omitted[line.kind] += 1
 
     def end(self) -> Iterator[Line]:
         """One line about what was not shown, if anything."""
-        if self._kept:
-            kinds = joined(f"{times} {name}" for name, times in self._kept.most_common(4))
-            more = count(self._kept.total(), "more line")
-            yield Line(
-                self._last_ns, f"… {more} in this second, not shown here: {kinds}", "omitted"
+        if self._omitted:
+            seconds = (self._last_ns - self._omitted_since_ns) / 1e9
+            kinds = joined(f"{times} {name}" for name, times in self._omitted.most_common(4))
+            lines = (
+                f"… {count(self._omitted.total(), 'more line')} in {seconds:.1f} s not shown here"
             )
-            self._kept.clear()
+            yield Line(self._last_ns, f"{lines} (the record has them): {kinds}", "omitted")
+            self._omitted.clear()
 
 
 class JsonPrinter:
@@ -142,7 +151,8 @@ class RichPrinter:
             file=file, width=None if terminal else WIDTH, highlight=False, soft_wrap=True
         )
         self._start_ns = 0
-        self._shown = ("", "", "")
+        self._time = ""
+        self._shown = ("", "")  # step and name of the line above
 
     def __call__(self, lines: Iterable[Line]) -> None:
         for line in lines:
@@ -153,15 +163,18 @@ class RichPrinter:
         time = f"{(line.ts_ns - self._start_ns) / 1e9:.3f}"
         step = _steps(line)
         name = line.name
-        at, in_step, of = self._shown
-        self._shown = (time, step, name)
-        text = Text(f"{'' if time == at else time:>{_TIME}} ", style="dim")
-        text.append(f"{'' if step == in_step else step:>{_STEP}}  ", style="bold" if step else "")
+        in_step, of = self._shown
+        self._shown = (step, name)
+        # What a step brought about is told after it, so a line can be older than the one above.
+        newer = not self._time or float(time) > float(self._time)
+        self._time = time if newer else self._time
+        text = Text(f"{time if newer else '':>{_TIME}} ", style="dim")
+        text.append(f"{'' if step == in_step else step:>{_STEP}} ", style="bold" if step else "")
         same = step == in_step and name == of
         text.append(f"{'' if same else name:<{_NAME}} ", style=_colour(line.request_id))
         body = Text(style=_body_style(line))
         body.append(_hanging(line.text, self._console.width))
-        body.highlight_regex(r"(?<=blocks? )\d[\d–, ]*", "bold")
+        body.highlight_regex(r"\bblocks? \d[\d–, ]*", "not dim bold")
         return text + body
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.trace import events as ev
-from engine.trace.annotate import describe, rows_in_words, time_split
+from engine.trace.annotate import describe, evictions, rows_in_words, time_split
 from engine.trace.context import Context
 from engine.trace.events import Event, kind
 from engine.trace.summary import Summary
@@ -121,7 +121,8 @@ class Story:
     step's end.
     """
 
-    def __init__(self, with_summaries: bool = True) -> None:
+    def __init__(self, with_summaries: bool = True, joined: bool = True) -> None:
+        self.joined = joined  # False: one line for each event, as it stands in the record
         self.context = Context()
         self.summary = Summary() if with_summaries else None
         self._run: Run | None = None
@@ -138,7 +139,9 @@ class Story:
                     yield from self._summarize()
                 self.summary.see(event)
             self.context.see(event)
-            if isinstance(event, ev.StepPlanned):
+            if not self.joined:
+                yield self._line(event)
+            elif isinstance(event, ev.StepPlanned):
                 self._computing += 1
             elif isinstance(event, ev.StepFinished):
                 yield from self._step(event)
@@ -193,6 +196,8 @@ class Story:
             kind="steps",
             first_step=event.step,
             last_step=event.step,
+            request_id=rows[0].request_id if len(rows) == 1 else "",
+            name=self.context.name(rows[0].request_id) if len(rows) == 1 else "",
         )
 
     def _line(self, event: Event) -> Line:
@@ -206,14 +211,31 @@ class Story:
             self._run = None
 
     def _tell_growth(self) -> Iterator[Line]:
-        for event in self._before:
-            yield self._line(event)
+        yield from self._join_evictions((event, self._line(event)) for event in self._before)
         self._before = []
 
     def _tell_after(self) -> Iterator[Line]:
-        for _event, line in self._after:
-            yield line
+        yield from self._join_evictions(self._after)
         self._after = []
+
+    def _join_evictions(self, told: Iterable[tuple[Event, Line]]) -> Iterator[Line]:
+        """The lines, with evictions in a row and for the same reason as one."""
+        lost: list[int] = []
+        why, open_line = "", None
+        for event, line in told:
+            if isinstance(event, ev.BlockEvicted) and event.why == why and open_line is not None:
+                lost.append(event.block)
+                open_line.text = evictions(lost, why, self.context)
+                continue
+            if open_line is not None:
+                yield open_line
+                open_line = None
+            if isinstance(event, ev.BlockEvicted):
+                lost, why, open_line = [event.block], event.why, line
+            else:
+                yield line
+        if open_line is not None:
+            yield open_line
 
     def _tell_kernels(self, event: ev.StepFinished) -> Iterator[Line]:
         if self._kernels:

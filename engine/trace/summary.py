@@ -71,8 +71,8 @@ class Summary:
         return [
             f"the last {seconds:.1f} s: {count(self.num_steps, 'step')}, "
             f"{count(self.sampled, 'token')} drawn{per_second}",
-            f"tokens    {self.computed:,} computed = {self.computed - self.decoded:,} of prompts or "
-            f"chunks + {self.decoded:,} decode; {self.from_cache:,} more came from the cache",
+            f"tokens    {self.computed:,} computed = {self.computed - self.decoded:,} prefill + "
+            f"{self.decoded:,} decode; {self.from_cache:,} more were in the cache",
             "requests  " + self._queues(context),
             "blocks    " + self._blocks(context),
             "a step    " + self._average_step(),

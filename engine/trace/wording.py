@@ -76,10 +76,11 @@ def blocks(numbers: Sequence[int]) -> str:
 
 
 def quoted(text: str, limit: int = 48) -> str:
-    """People's text on one line, shortened in the middle."""
+    """People's text on one line, cut after a word."""
     text = " ".join(text.split()) if text.strip() else repr(text)[1:-1]
     if len(text) > limit:
-        text = f"{text[: limit * 2 // 3].rstrip()} … {text[-limit // 4 :].lstrip()}"
+        text = text[:limit].rpartition(" ")[0] or text[: limit - 1]
+        text += " …"
     return f"“{text}”"
 
 

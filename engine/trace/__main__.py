@@ -1,0 +1,161 @@
+"""`python -m engine.trace {annotate,replay,perfetto,diff,life} FILE`: read a record, offline,
+without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from engine.trace.console import RichPrinter
+from engine.trace.diff import first_difference
+from engine.trace.files import RecordError, read_all, read_jsonl
+from engine.trace.life import life_of, requests_of
+from engine.trace.perfetto import to_perfetto
+from engine.trace.replay import Replay, ReplayError
+from engine.trace.story import Story
+from engine.trace.wording import count, ranges
+
+
+class _Problem(Exception):
+    """What the person who typed the command should read."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 fine, 1 the records differ, 2 an error, told on
+    stderr.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except (RecordError, ReplayError, _Problem) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.trace", description="Read a record that --trace-file or /trace gave."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("file", type=Path, help="a record, one JSON object a line")
+        sub.set_defaults(command=command)
+        return sub
+
+    annotate = add("annotate", _annotate, "Tell the record as a story, or every event in one line.")
+    annotate.add_argument("--request", metavar="ID", help="only lines about this request")
+    annotate.add_argument("--all", action="store_true", help="every event: nothing is joined")
+    replay = add(
+        "replay", _replay, "Rebuild pool, tables and queues from the events, and show them."
+    )
+    replay.add_argument("--step", type=int, help="after this step (default: at the end)")
+    replay.add_argument("--json", action="store_true", help="the whole state as JSON")
+    perfetto = add("perfetto", _perfetto, "Write Chrome Trace Event JSON for ui.perfetto.dev.")
+    perfetto.add_argument(
+        "-o", "--output", type=Path, help="file to write (default: standard output)"
+    )
+    diff = add(
+        "diff", _diff, "Find the first decision in which two records differ; times don't count."
+    )
+    diff.add_argument("other", type=Path, help="the record to compare with")
+    life = add("life", _life, "The life of one request as JSON.")
+    life.add_argument("request", help="the request's id, or its short name in the log (req-7)")
+    return parser
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    events = read_all(arguments.file)
+    wanted = _request(events, arguments.request) if arguments.request else ""
+    story = Story(with_summaries=not wanted, joined=not arguments.all)
+    lines = [*story.tell(events), *story.end()]
+    if wanted:
+        lines = [line for line in lines if line.request_id.partition(".")[0] == wanted]
+    RichPrinter(sys.stdout)(lines)
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    replay = Replay.of(read_jsonl(arguments.file))
+    if arguments.step is not None:
+        try:
+            replay.state_at(arguments.step)
+        except KeyError as error:
+            raise _Problem(error.args[0]) from None
+    replay.check()
+    state = replay.state
+    if arguments.json:
+        _write(msgspec.json.format(msgspec.json.encode(state.to_dict()), indent=1) + b"\n", None)
+        return 0
+    free = len(state.free_queue)
+    kept = sum(not state.references[block] for block in state.hashes)
+    print(f"after step {state.step}, {count(replay.position, 'event')}; every invariant holds")
+    print(
+        f"blocks: {state.num_blocks - free:,} used, {kept:,} cached and free, {free - kept:,} "
+        f"empty, of {state.num_blocks:,} ({state.block_size} tokens each); "
+        f"host: {len(state.host_blocks_used):,} of {state.num_host_blocks:,} used"
+    )
+    print(f"next to be taken: {ranges(list(state.free_queue)) or 'none'}")
+    for title, queue in (("running", state.running), ("waiting", state.waiting)):
+        print(f"{title}: {len(queue):,}")
+        for _rank, name in queue:
+            table = ranges(state.tables.get(name, []), most=12) or "none"
+            computed = count(state.sequences[name].num_computed_tokens, "token")
+            print(f"  {name}: {computed} in the cache, blocks {table}")
+    return 0
+
+
+def _perfetto(arguments: argparse.Namespace) -> int:
+    _write(to_perfetto(read_jsonl(arguments.file)), arguments.output)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    difference = first_difference(read_jsonl(arguments.file), read_jsonl(arguments.other))
+    print(difference or "the records make the same decisions")
+    return 1 if difference else 0
+
+
+def _life(arguments: argparse.Namespace) -> int:
+    events = read_all(arguments.file)
+    life = life_of(events, _request(events, arguments.request))
+    _write(msgspec.json.format(msgspec.json.encode(life), indent=1) + b"\n", None)
+    return 0
+
+
+def _request(events: list, wanted: str) -> str:
+    """The id that was meant: itself, or the one whose short name it is."""
+    known = requests_of(events)
+    if wanted in known:
+        return wanted
+    story = Story(with_summaries=False)
+    for line in story.tell(events):
+        if line.name == wanted and line.request_id in known:
+            return line.request_id
+    shown = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+    raise _Problem(f"the record has no request {wanted!r}; it has {shown or 'none at all'}")
+
+
+def _write(output: bytes, path: Path | None) -> None:
+    if path is None:
+        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.flush()
+    else:
+        path.write_bytes(output)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)

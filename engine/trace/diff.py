@@ -1,0 +1,92 @@
+"""Where two records part: the first decision that differs.
+
+What is compared is what the engine decided and did: which event, for which request, with which
+blocks, tokens, rows. Times, durations, costs and rates differ between any two runs and don't count;
+neither do request ids, which a server draws at random: requests are numbered in the order of their
+arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import Any
+
+import msgspec
+
+from engine.trace import events as ev
+from engine.trace.events import Event, kind
+
+_NOT_DECISIONS = (
+    ev.RequestReceived, ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized, ev.EngineWarning,
+    ev.GraphCaptured, ev.KernelLaunched,
+)  # fmt: skip
+_MEASURED = ("_us", "_ms", "_s", "_ns")
+_IGNORED = {"seq", "why", "client", "next_release_steps", "num_bytes", "queue_length", "swap_us"}
+_NAMES = {"request_id", "parent", "for_request", "next_release"}
+
+
+def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
+    """Two lines about the first decision of the core in which the records differ; empty if there is
+    none.
+    """
+    for number, (left, right) in enumerate(
+        zip_longest(_decisions(one), _decisions(other)), start=1
+    ):
+        if left is None or right is None:
+            longer = "second" if left is None else "first"
+            seq, fields = left or right
+            what = f"decision {number}, {_word(fields)} (seq {seq})"
+            return f"only the {longer} record goes on, with {what}"
+        if left[1] != right[1]:
+            return (
+                f"decision {number} differs:\n"
+                f"  first:  seq {left[0]}: {_word(_only(left[1], right[1]))}\n"
+                f"  second: seq {right[0]}: {_word(_only(right[1], left[1]))}"
+            )
+    return ""
+
+
+def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(seq, comparable fields) of the core's decisions."""
+    numbers: dict[str, str] = {}
+
+    def number(request_id: str) -> str:
+        request, dot, index = request_id.partition(".")
+        return numbers.setdefault(request, f"request {len(numbers) + 1}") + dot + index
+
+    for event in events:
+        if event.src != "core" or isinstance(event, _NOT_DECISIONS):
+            continue
+        fields: dict[str, Any] = {"kind": kind(event), "step": event.step}
+        if event.request_id:
+            fields["request_id"] = number(event.request_id)
+        for name, value in msgspec.structs.asdict(event).items():
+            if name in _IGNORED or name in fields or name.endswith(_MEASURED) or name == "src":
+                continue
+            if name in _NAMES:
+                value = number(value) if value else ""
+            elif name == "rows":
+                value = [(number(r.request_id), r.start, r.num_tokens, r.samples) for r in value]
+            elif name == "candidates":
+                value = [c.token_id for c in value]
+            elif isinstance(value, float):
+                value = round(value, 3)
+            fields[name] = value
+        yield event.seq, fields
+
+
+def _only(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Kind, step and request, and of the rest what differs."""
+    if fields["kind"] != other["kind"]:
+        return fields
+    always = ("kind", "step", "request_id")
+    return {k: v for k, v in fields.items() if k in always or v != other.get(k)}
+
+
+def _word(fields: dict[str, Any]) -> str:
+    shown = {
+        k: v for k, v in fields.items() if k not in ("kind", "step") and v not in ("", [], 0, {})
+    }
+    rest = ", ".join(f"{key} {value}" for key, value in shown.items())
+    return f"{fields['kind']} in step {fields['step']}{': ' if rest else ''}{rest}"

@@ -1,0 +1,235 @@
+"""The record as Chrome Trace Event JSON, which https://ui.perfetto.dev and chrome://tracing open.
+
+    process "engine"    steps (schedule, prepare, forward, sample, update nest in each) · kernels
+                        counters: blocks, requests, tokens of a step
+    process "requests"  one track a sequence: waiting, running with its share of each step,
+    preempted arrows              from a request's share to the step that computed it
+
+Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
+flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
+stands; its parts are laid out from there: planning at its start, the worker's parts and the booking
+back to back at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from engine.trace import events as ev
+from engine.trace.annotate import describe
+from engine.trace.context import Context
+from engine.trace.events import Event, kind
+
+ENGINE, REQUESTS = 1, 2  # process numbers
+STEPS, OVERLAPPED_STEPS, KERNELS = 1, 2, 3  # tracks of the engine
+
+_INSTANTS = (
+    ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
+    ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
+    ev.RequestRefused, ev.BlockCopied, ev.SampleDrawn, ev.TextEmitted, ev.TextHeldBack,
+    ev.StopMatched,
+)  # fmt: skip
+
+
+def to_perfetto(events: Iterable[Event]) -> bytes:
+    """The whole record as one JSON document."""
+    trace = _Trace()
+    for event in events:
+        trace.add(event)
+    return msgspec.json.encode({"traceEvents": trace.finish(), "displayTimeUnit": "ms"})
+
+
+class _Trace:
+    """Trace events so far, and the slices that are still open."""
+
+    def __init__(self) -> None:
+        self._out: list[dict[str, Any]] = []
+        self._context = Context()
+        self._start_ns = 0
+        self._now = 0.0  # µs since the first event
+        self._tracks: dict[str, int] = {}  # sequence → track
+        self._open: dict[str, tuple[str, float]] = {}  # sequence → (state, since)
+        self._ends: dict[tuple[int, int], float] = {}  # (process, track) → end of its last slice
+        self._ended: dict[str, float] = {}  # ended while a step of theirs was under way
+        self._overlapped = False
+        self._flows = 0
+        self._name_track(ENGINE, 0, "process_name", "engine")
+        self._name_track(REQUESTS, 0, "process_name", "requests")
+
+    def add(self, event: Event) -> None:
+        self._start_ns = self._start_ns or event.ts_ns
+        self._now = (event.ts_ns - self._start_ns) / 1e3
+        self._context.see(event)
+        if isinstance(event, ev.RequestQueued):
+            self._change(event.request_id, "waiting")
+        elif isinstance(event, ev.RequestAdmitted | ev.RequestResumed | ev.RequestForked):
+            self._change(event.request_id, "running")
+        elif isinstance(event, ev.RequestPreempted):
+            self._change(event.request_id, f"preempted ({event.mode})")
+        elif isinstance(event, ev.StepPlanned):
+            self._count(event)
+        elif isinstance(event, ev.StepFinished):
+            self._step(event)
+        elif isinstance(event, ev.KernelLaunched):
+            self._kernel(event)
+        elif isinstance(event, ev.EngineWarning | ev.EngineFailed | ev.GraphReplayed):
+            self._instant(ENGINE, STEPS, event)
+        if isinstance(event, _INSTANTS) and event.request_id:
+            self._instant(REQUESTS, self._track(event.request_id), event)
+        if isinstance(event, ev.RequestFinished | ev.RequestAborted | ev.RequestRefused):
+            self._end(event.request_id)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Close what is open, and name the tracks."""
+        for name in list(self._open):
+            self._change(name, "", self._ended.get(name))
+        used = {(out["pid"], out["tid"]) for out in self._out}
+        for track, name in (
+            (STEPS, "steps"), (OVERLAPPED_STEPS, "steps, overlapped"), (KERNELS, "kernels")
+        ):  # fmt: skip
+            if (ENGINE, track) in used:
+                self._name_track(ENGINE, track, "thread_name", name)
+        return self._out
+
+    # ------------------------------------------------------------------------------ requests
+
+    def _track(self, name: str) -> int:
+        if name not in self._tracks:
+            self._tracks[name] = len(self._tracks) + 1
+            self._name_track(REQUESTS, self._tracks[name], "thread_name", self._context.name(name))
+        return self._tracks[name]
+
+    def _change(self, name: str, state: str, at: float | None = None) -> None:
+        """The sequence enters a state, and the slice of the one before is complete."""
+        if name in self._open:
+            before, since = self._open.pop(name)
+            end = self._now if at is None else at
+            self._slice(REQUESTS, self._track(name), before, since, end, {"request_id": name})
+        if state:
+            self._open[name] = (state, self._now)
+
+    def _end(self, name: str) -> None:
+        """The sequence is over. Its last step is booked a little later, and has a share to show."""
+        if self._under_way(name):
+            self._ended[name] = self._now
+        else:
+            self._change(name, "")
+
+    def _settle(self, rows: list[ev.StepRow]) -> None:
+        """Close the sequences that ended in the step that has just been booked."""
+        for row in rows:
+            if row.request_id in self._ended and not self._under_way(row.request_id):
+                self._change(row.request_id, "", self._ended.pop(row.request_id))
+
+    def _under_way(self, name: str) -> bool:
+        plans = self._context.plans.values()
+        return any(row.request_id == name for plan in plans for row in plan.rows)
+
+    def _share(self, row: ev.StepRow, step: int, start: float, end: float) -> None:
+        """What a step computed for one sequence, with an arrow to the step."""
+        state, since = self._open.get(row.request_id, ("", 0.0))
+        if state != "running":
+            return
+        track = self._track(row.request_id)
+        # Steps of the overlapped loop are under way together: a share begins where the last ends.
+        start = max(start, since, self._ends.get((REQUESTS, track), 0.0))
+        end = min(end, self._ended.get(row.request_id, end))
+        if start >= end:
+            return
+        self._ends[REQUESTS, track] = end
+        what = "decode" if row.num_tokens == 1 else f"{row.num_tokens} tokens"
+        args = {"step": step, "start": row.start, "num_tokens": row.num_tokens}
+        self._slice(REQUESTS, track, what, start, end, args)
+        self._flows += 1
+        flow = {"name": "computed in", "cat": "step", "id": self._flows, "ts": round(start, 3)}
+        to = {"pid": ENGINE, "tid": self._step_track(step)}
+        self._out.append({"ph": "s", "pid": REQUESTS, "tid": track, **flow})
+        self._out.append({"ph": "f", "bp": "e", **to, **flow})
+
+    # ------------------------------------------------------------------------------ steps
+
+    def _step_track(self, step: int) -> int:
+        return OVERLAPPED_STEPS if self._overlapped and step % 2 else STEPS
+
+    def _step(self, event: ev.StepFinished) -> None:
+        # Two steps of the overlapped loop are under way at once, so they take turns on two tracks.
+        self._overlapped = event.loop == "overlapped"
+        plan = self._context.plans.pop(event.step, None)
+        track = self._step_track(event.step)
+        end = self._now
+        start = max(end - event.total_us, self._ends.get((ENGINE, track), 0.0), 0.0)
+        args = {
+            "num_tokens": event.num_tokens,
+            "num_decode_tokens": event.num_decode_tokens,
+            "num_sampled": event.num_sampled,
+        }
+        self._slice(ENGINE, track, f"step {event.step}", start, end, args)
+        planned = min(start + event.schedule_us, end)
+        self._slice(ENGINE, track, "schedule", start, planned)
+        parts = [
+            ("update", event.update_us),
+            ("sample", event.sample_us),
+            ("forward", event.forward_us),
+            ("prepare", event.prepare_us),
+        ]
+        part_end = end
+        for name, us in parts:
+            part_start = max(part_end - us, planned)
+            self._slice(ENGINE, track, name, part_start, part_end)
+            part_end = part_start
+        self._ends[ENGINE, track] = end
+        rows = plan.rows if plan else []
+        for row in rows:
+            self._share(row, event.step, start, end)
+        self._settle(rows)
+
+    def _count(self, event: ev.StepPlanned) -> None:
+        blocks = {
+            "used": event.blocks_used,
+            "cached and free": event.blocks_cached_free,
+            "empty": event.blocks_free,
+        }
+        self._counter("KV blocks", blocks)
+        if event.host_blocks_used:
+            self._counter("host blocks", {"used": event.host_blocks_used})
+        self._counter("requests", {"running": event.num_running, "waiting": event.num_waiting})
+        self._counter("tokens of a step", {"planned": event.budget_used})
+
+    def _kernel(self, event: ev.KernelLaunched) -> None:
+        fields = msgspec.to_builtins(event)
+        args = {key: fields[key] for key in fields if key not in ("kind", "seq", "ts_ns", "src")}
+        # Kernels of one stream run one after another: one launched early waits for its turn.
+        start = max(self._now, self._ends.get((ENGINE, KERNELS), 0.0))
+        end = start + event.duration_us
+        self._slice(ENGINE, KERNELS, event.name, start, end, args)
+        self._ends[ENGINE, KERNELS] = end
+
+    # ------------------------------------------------------------------------------ the format
+
+    def _slice(
+        self,
+        pid: int,
+        tid: int,
+        name: str,
+        start: float,
+        end: float,
+        args: dict[str, Any] | None = None,
+    ) -> None:
+        start, end = round(start, 3), round(end, 3)  # rounded first, so that nested ends still nest
+        at = {"pid": pid, "tid": tid, "ts": start, "dur": round(max(0.0, end - start), 3)}
+        self._out.append({"ph": "X", "name": name, **at, "args": args or {}})
+
+    def _instant(self, pid: int, tid: int, event: Event) -> None:
+        args = {"text": describe(event, self._context)}
+        at = {"pid": pid, "tid": tid, "ts": round(self._now, 3)}
+        self._out.append({"ph": "i", "s": "t", "name": kind(event), "args": args, **at})
+
+    def _counter(self, name: str, values: dict[str, int]) -> None:
+        at = {"pid": ENGINE, "tid": 0, "ts": round(self._now, 3)}
+        self._out.append({"ph": "C", "name": name, "args": values, **at})
+
+    def _name_track(self, pid: int, tid: int, what: str, name: str) -> None:
+        self._out.append({"ph": "M", "pid": pid, "tid": tid, "name": what, "args": {"name": name}})
