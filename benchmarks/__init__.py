@@ -1,0 +1,1 @@
+"""The engine beside its peers, and against the limits of the machine. Results go to `results/`."""

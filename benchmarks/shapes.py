@@ -1,0 +1,43 @@
+"""The models that are measured: the pocket model, and known shapes with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+
+from engine.config import POCKET_MODEL
+
+SHAPES = ("pocket", "opt-125m", "smollm2-135m")
+
+
+def shape(name: str) -> PretrainedConfig:
+    """The architecture of a shape, as its model card gives it."""
+    if name == "pocket":
+        return AutoConfig.from_pretrained(POCKET_MODEL)
+    if name == "opt-125m":
+        return OPTConfig()  # transformers' default is facebook/opt-125m
+    if name == "smollm2-135m":
+        return LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rope_theta=100000.0,
+            tie_word_embeddings=True,
+        )
+    raise ValueError(f"shape {name!r} is unknown: choose one of {', '.join(SHAPES)}")
+
+
+def save_random(name: str, folder: Path, dtype: torch.dtype) -> str:
+    """Weights for a shape, saved under `folder`; returns the folder to load. The pocket model has its own."""
+    if name == "pocket":
+        return POCKET_MODEL
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape(name), dtype=dtype)
+    model.save_pretrained(folder / name)
+    return str(folder / name)

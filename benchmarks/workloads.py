@@ -1,0 +1,51 @@
+"""The workloads that every system is given: exact lengths, greedy, end-of-sequence ignored."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: `prompt` token ids, `num_output` tokens wanted."""
+
+    prompt: list[int]
+    num_output: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    what: str
+    jobs: list[Job]
+
+    @property
+    def num_output(self) -> int:
+        return sum(job.num_output for job in self.jobs)
+
+
+def _prompt(draw: random.Random, length: int, vocab_size: int) -> list[int]:
+    return [draw.randrange(10, vocab_size) for _ in range(length)]
+
+
+def mixed(num_requests: int, vocab_size: int, seed: int = 0) -> list[Job]:
+    """`num_requests` at once, input and output lengths uniform in 32 … 256."""
+    draw = random.Random(seed)
+    return [
+        Job(_prompt(draw, draw.randint(32, 256), vocab_size), draw.randint(32, 256))
+        for _ in range(num_requests)
+    ]
+
+
+def workloads(vocab_size: int) -> dict[str, Workload]:
+    """W1 … W4 by name."""
+    draw = random.Random(1)
+    single = Job(_prompt(draw, 32, vocab_size), 128)
+    prefill = Job(_prompt(draw, 1024, vocab_size), 1)
+    return {
+        "W1": Workload("W1", "one request: 32 tokens in, 128 out", [single]),
+        "W2": Workload("W2", "16 requests at once, 32–256 in and out", mixed(16, vocab_size)),
+        "W3": Workload("W3", "64 requests at once, 32–256 in and out", mixed(64, vocab_size)),
+        "W4": Workload("W4", "one prompt of 1,024 tokens", [prefill]),
+    }
