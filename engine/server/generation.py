@@ -105,9 +105,9 @@ class Generation:
     async def arrivals(self) -> AsyncIterator[Iterator[tuple[int, TextDelta]]]:
         """What is new, each time that something is, until every answer is complete.
 
-        Each item must be read to its end: a delta is processed when it is asked for, so that between
-        two of them the sequences are as the first one left them. Raises `ApiError` when the engine
-        fails.
+        Each item must be read to its end: a delta is processed when it is asked for, so that
+        between two of them the sequences are as the first one left them. Raises `ApiError` when the
+        engine fails.
         """
         while not self.finished:
             yield self._deltas(await self._mailbox.take())

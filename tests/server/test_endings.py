@@ -1,0 +1,163 @@
+"""Clients that leave, engines that die, servers that are told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+from fake_engine import crash, expected_text, fake
+
+STREAM = {"prompt": "hello", "max_tokens": 400, "stream": True}
+
+
+def in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_stream_that_is_left_frees_its_blocks(run_server):
+    with run_server(step_s=0.02) as slow:
+        with slow.http.stream("POST", "/v1/completions", json=STREAM) as answer:
+            next(answer.iter_lines())
+            assert slow.blocks_used() > 0
+        slow.wait_until_idle(timeout_s=1)
+        assert slow.service.num_open == 0 and len(slow.service.text.output) == 0
+
+
+def test_a_whole_answer_that_is_left_frees_its_blocks(run_server):
+    with run_server(step_s=0.02) as slow:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{slow.url}/v1/completions",
+                json={"prompt": ["a", "b"], "n": 2, "max_tokens": 400},
+                timeout=0.3,
+            )
+        slow.wait_until_idle(timeout_s=1)
+        assert slow.service.num_open == 0 and len(slow.service.text.output) == 0
+        assert 'request_success_total{engine="0",finished_reason="abort"' in (
+            slow.http.get("/metrics").text
+        )
+
+
+def test_a_waiting_request_that_is_left_is_forgotten(run_server):
+    with run_server(step_s=0.02, max_num_seqs=1) as slow:
+        running = slow.http.stream("POST", "/v1/completions", json=STREAM)
+        with running:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{slow.url}/v1/completions", json={"prompt": "b"}, timeout=0.2)
+            deadline = time.monotonic() + 1
+            while slow.http.get("/load").json()["num_requests_waiting"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
+def test_killing_the_engine_fails_open_requests_at_once(run_server):
+    with run_server(step_s=0.02) as doomed:
+        answers = {}
+
+        def whole():
+            answers["whole"] = doomed.http.post(
+                "/v1/completions", json={"prompt": "a", "max_tokens": 400}
+            )
+
+        def streamed():
+            answers["lines"] = []
+            with doomed.http.stream("POST", "/v1/completions", json=STREAM) as answer:
+                answers["lines"] += [line for line in answer.iter_lines() if line]
+
+        threads = [in_thread(whole), in_thread(streamed)]
+        while doomed.service.num_open < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(doomed.service.client.pid, signal.SIGKILL)
+        started = time.monotonic()
+        for thread in threads:
+            thread.join(timeout=5)
+        assert time.monotonic() - started < 1
+        assert answers["whole"].status_code == 500
+        assert "SIGKILL" in answers["whole"].json()["error"]["message"]
+        assert '"error"' in answers["lines"][-2] and answers["lines"][-1] == "data: [DONE]"
+        health = doomed.http.get("/health")
+        assert health.status_code == 503 and health.json()["status"] == "failed"
+        assert doomed.http.post("/v1/completions", json={"prompt": "a"}).status_code == 503
+        doomed.thread.join(timeout=5)  # it ends by itself
+        assert not doomed.thread.is_alive() and doomed.service.client.state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (fake(error="No model at\n  nowhere."), "No model at nowhere."),
+        (crash, "The engine process ended with code 7."),
+    ],
+)
+def test_a_model_that_can_not_be_loaded(run_server, load, message):
+    with run_server(load=load, wait=False) as doomed:
+        doomed.wait("failed")
+        assert doomed.http.get("/health").json()["detail"] == message
+        doomed.thread.join(timeout=5)
+        assert not doomed.thread.is_alive()
+
+
+def test_a_model_without_tokenizer(tmp_path, run_server):
+    from conftest import RunningServer
+
+    from engine.config import EngineConfig
+
+    doomed = RunningServer(EngineConfig(model=str(tmp_path), log_format="off"), fake())
+    try:
+        doomed.wait("failed")
+        assert "No tokenizer" in doomed.http.get("/health").json()["detail"]
+    finally:
+        doomed.close()
+
+
+def test_a_signal_lets_running_requests_finish(run_server):
+    with run_server(step_s=0.02) as server:
+        answers = {}
+
+        def whole():
+            answers["whole"] = server.complete("hello", max_tokens=40)
+
+        thread = in_thread(whole)
+        while not server.service.num_open:
+            time.sleep(0.01)
+        server.server.handle_exit(signal.SIGTERM, None)
+        refused = server.http.post("/v1/completions", json={"prompt": "a"})
+        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert server.http.get("/health").json()["status"] == "draining"
+        thread.join(timeout=5)
+        assert answers["whole"]["choices"][0]["text"] == expected_text(b"hello", 40)
+        server.thread.join(timeout=5)
+        assert not server.thread.is_alive()
+
+
+def test_a_signal_does_not_wait_for_ever(run_server):
+    with run_server(step_s=0.05, shutdown_timeout=0.3) as server:
+        lines = []
+
+        def streamed():
+            with server.http.stream("POST", "/v1/completions", json=STREAM) as answer:
+                lines.extend(line for line in answer.iter_lines() if line)
+
+        thread = in_thread(streamed)
+        while not server.service.num_open:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.server.handle_exit(signal.SIGTERM, None)
+        server.thread.join(timeout=10)
+        assert 0.3 <= time.monotonic() - started < 5
+        thread.join(timeout=5)
+        assert "shutting down" in lines[-2] and lines[-1] == "data: [DONE]"
+
+
+def test_the_engine_process_ends_with_the_server(run_server):
+    with run_server() as server:
+        pid = server.service.client.pid
+        assert os.path.exists(f"/proc/{pid}")
+    assert not os.path.exists(f"/proc/{pid}")
