@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CORPUS, byte_level_hf
+from tiny_tokenizers import CORPUS, byte_fallback_hf, byte_level_hf
 from tokenizers import decoders
 
 from engine.text.detokenizer import (
@@ -174,4 +174,9 @@ def test_a_decoder_that_is_not_what_it_seems_is_not_trusted():
     backend = byte_level_hf().backend_tokenizer
     assert token_bytes_of(backend) is not None
     backend.decoder = decoders.Sequence([decoders.Strip("h", 1, 0), decoders.ByteLevel()])
+    assert token_bytes_of(backend) is None
+    backend = byte_fallback_hf().backend_tokenizer
+    steps = [decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0), decoders.Fuse()]
+    assert token_bytes_of(backend) is not None
+    backend.decoder = decoders.Sequence(steps)  # known steps, but here every token is stripped
     assert token_bytes_of(backend) is None

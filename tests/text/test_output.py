@@ -125,9 +125,14 @@ def test_what_was_held_goes_out_at_the_end(processor):
 def test_a_stop_string_before_min_tokens_does_not_count(processor):
     ids = ids_of(processor, "a stop, a stop, and on")
     first = next(k for k in range(len(ids)) if "stop" in processor.tokenizer.decode(ids[: k + 1]))
-    request = start(processor, stop=["stop"], min_tokens=first + 2, max_tokens=100)
+    complete = first + 1  # tokens, when the first "stop" is complete
+    request = start(processor, stop=["stop"], min_tokens=complete + 1, max_tokens=100)
     feed(processor, ids)
     assert request.sequences[0].text == "a stop, a "
+    processor.remove("r")
+    request = start(processor, stop=["stop"], min_tokens=complete, max_tokens=100)
+    feed(processor, ids)
+    assert request.sequences[0].text == "a "
 
 
 def test_half_a_character_at_the_very_end_may_complete_no_stop_but_is_shown(processor):

@@ -87,6 +87,10 @@ def test_examples(pieces, stops, shown, matched):
     assert run(pieces, stops) == (shown, matched)
 
 
+def test_a_stop_string_that_did_not_count_may_be_the_start_of_one_that_does():
+    assert run(["aa", "a"], ["aa"], armed_from=1) == (["a", ""], "aa")
+
+
 def test_without_stop_strings_text_passes_through():
     matcher = StopMatcher()
     assert [matcher.feed("a"), matcher.feed("bc"), matcher.flush()] == ["a", "bc", ""]
