@@ -39,7 +39,8 @@ class BatchRows:
         self.tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
         width = -(-(max_model_len + 1) // block_size)
         self.block_table = np.zeros((num_slots, width), np.int32)
-        self.new: list[NewRow | None] = [None] * num_slots  # as each sequence came
+        self._new: dict[int, NewRow] = {}  # by slot, as each sequence came
+        self._prompt_logprobs: set[int] = set()  # slots whose sequences want them
         self._slots: dict[str, int] = {}
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -49,12 +50,21 @@ class BatchRows:
     def slot(self, request_id: str) -> int:
         return self._slots[request_id]
 
+    def new(self, slot: int) -> NewRow:
+        """What the sequence in a slot came with."""
+        return self._new[slot]
+
+    @property
+    def any_prompt_logprobs(self) -> bool:
+        return bool(self._prompt_logprobs)
+
     def drop(self, request_id: str) -> int | None:
         """Forget a sequence. Returns the slot it had, or None if it had none."""
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             self._free.append(slot)
-            self.new[slot] = None
+            del self._new[slot]
+            self._prompt_logprobs.discard(slot)
         return slot
 
     def put(self, request_id: str, row: NewRow) -> int:
@@ -77,7 +87,12 @@ class BatchRows:
                 )
             slot = self._slots[request_id] = self._free.pop()
         self.tokens[slot, : len(row.token_ids)] = row.token_ids
-        self.new[slot] = row
+        self.block_table[slot] = 0
+        self._new[slot] = row
+        if row.params.prompt_logprobs is None:
+            self._prompt_logprobs.discard(slot)
+        else:
+            self._prompt_logprobs.add(slot)
         return slot
 
     def update_tables(self, rows: list[Row]) -> None:

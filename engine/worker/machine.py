@@ -26,11 +26,11 @@ class FreeMemory(NamedTuple):
 def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> FreeMemory:
     """Host memory that this process can still take: the kernel's estimate, or what the container's
     limit leaves, whichever is less."""
-    available = _meminfo_available(meminfo)
+    available = _system_memory(meminfo)
     left = _cgroup_left(cgroup)
-    if left is not None and left < available:
-        return FreeMemory(left, "what the container's memory limit leaves")
-    return FreeMemory(available, "MemAvailable in /proc/meminfo")
+    if left is not None and left < available.num_bytes:
+        return FreeMemory(left, "left below the container's memory limit")
+    return available
 
 
 def physical_cores(cgroup: Path = CGROUP) -> int:
@@ -71,12 +71,12 @@ def pick_device(wanted: str) -> torch.device:
 # --------------------------------------------------------------------------------------- details
 
 
-def _meminfo_available(meminfo: Path) -> int:
+def _system_memory(meminfo: Path) -> FreeMemory:
     for line in (_read(meminfo) or "").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    # not Linux: half of the physical memory is a guess that is said to be one nowhere else
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            return FreeMemory(int(line.split()[1]) * 1024, "available (MemAvailable)")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return FreeMemory(physical // 2, "half of the physical memory (no /proc/meminfo here)")
 
 
 def _cgroup_left(cgroup: Path) -> int | None:

@@ -43,7 +43,8 @@ class Sampler:
         return logits
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
-        """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab].
+        """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab] (of any
+        dtype in a `plain` batch).
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """

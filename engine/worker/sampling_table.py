@@ -43,6 +43,11 @@ class SampleBatch:
     _first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _ahead: np.ndarray = field(default_factory=lambda: np.zeros((0, AHEAD), np.int64))
 
+    @property
+    def plain(self) -> bool:
+        """Greedy rows only, without rules and penalties: the greatest logit is all that's asked."""
+        return not (len(self.random) or len(self.penalised) or self.rules)
+
     def words(self, positions: np.ndarray) -> np.ndarray:
         """Philox's words for the tokens drawn at `positions`, int64 [rows].
 

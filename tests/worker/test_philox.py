@@ -1,4 +1,4 @@
-"""Philox against the known answers that its authors publish (Random123, tests/kat_vectors, `philox4x32 10`)."""
+"""Philox against the known answers of its authors (Random123, tests/kat_vectors)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_numpy_and_torch_agree_for_any_seed():
 
 
 def test_key_and_counter_layout():
-    """The low half of the seed is the first key word, the low half of the position the first counter word."""
+    """Low halves first: of the seed in the key, of the position in the counter."""
     one = np.array([1])
     seed, position = np.array([3 + (5 << 32)]), np.array([7 + (2 << 32)])
     expected = philox4x32((7 * one, 2 * one, 0 * one, 0 * one), (3 * one, 5 * one))[0]

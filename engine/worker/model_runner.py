@@ -1,0 +1,277 @@
+"""The worker: a StepPlan goes in, tokens come out.
+
+`execute` does what a plan says, in the plan's order: forget rows, swap blocks out and in, copy
+blocks, compute the rows, draw. What it keeps between steps are the persistent rows, the KV cache
+and the rows' sampling parameters. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from engine.config import EngineConfig
+from engine.core.messages import (
+    KVShape,
+    NewRow,
+    Row,
+    RowDetail,
+    StepOutput,
+    StepPlan,
+    TokenLogprobs,
+)
+from engine.models.hub import Progress
+from engine.models.loader import load_model
+from engine.models.registry import CausalLM
+from engine.sampling_params import SamplingParams
+from engine.trace.events import EngineKvSized, EngineWarning
+from engine.trace.recorder import Recorder
+from engine.worker import machine
+from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.kv_cache import KVCache, bytes_per_block
+from engine.worker.kv_sizing import gib, size_kv
+from engine.worker.logprobs import token_logprobs
+from engine.worker.sample_step import SampleStep
+from engine.worker.sampling_table import SamplingTable
+
+PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
+WARM_UP_TOKENS = 32
+
+
+class ModelRunner:
+    """`load()` once; then `kv` says what the core may plan with, and `execute` computes."""
+
+    model: CausalLM
+    kv: KVShape
+
+    def __init__(self, config: EngineConfig, recorder: Recorder) -> None:
+        self.config = config
+        self.recorder = recorder
+        self.device = machine.pick_device(config.device)
+
+    # ------------------------------------------------------------------------------ loading
+
+    @torch.inference_mode()
+    def load(self, progress: Progress | None = None) -> None:
+        """Load the model, size and make the KV cache, and compute once, so that the first request
+        finds everything warm. `progress`: see `load_model`.
+
+        Raises `ModelError` when the model can't be served, `ConfigError` when an option asks for
+        what this machine or this model can't hold.
+        """
+        if self.device.type == "cpu":
+            machine.keep_freed_memory()
+            torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
+        self.model = load_model(self.config, self.device, None, self.recorder, progress)
+        self.model_dtype = self._model_dtype()
+        # Keys and values are kept as the model computes them. On a CPU fp32 pages beside bf16
+        # weights were measured too: gathering twice the bytes costs more than fp32 arithmetic
+        # gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against 1.9; two Xeon
+        # cores with AMX), and they hold half as many tokens.
+        self.kv_dtype = self.model_dtype
+        block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
+        budget, budget_why, free = self._memory(block_bytes)
+        size = size_kv(
+            self.config,
+            block_bytes,
+            self.model.max_model_len,
+            budget,
+            budget_why,
+            free,
+            self.device.type == "cpu",
+        )
+        self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
+        self._warm_up(size.num_blocks, size.max_model_len)
+        self.kv = KVShape(
+            num_blocks=size.num_blocks,
+            num_host_blocks=size.num_host_blocks,
+            block_size=self.config.block_size,
+            bytes_per_block=block_bytes,
+            max_model_len=size.max_model_len,
+            vocab_size=self.model.vocab_size,
+            swap_us_per_block=self.cache.measure_swap_us(),
+        )
+        self._record_size(size.why, size.warning, free)
+
+    def _model_dtype(self) -> torch.dtype:
+        parameters = self.model.parameters()  # type: ignore[attr-defined]
+        return next(p.dtype for p in parameters if p.is_floating_point())
+
+    def _make_state(self, num_blocks: int, num_host_blocks: int, max_model_len: int) -> None:
+        seats, vocab = self.config.max_num_seqs, self.model.vocab_size
+        self.cache = KVCache(
+            self.model.kv_spec,
+            num_blocks,
+            num_host_blocks,
+            self.config.block_size,
+            self.kv_dtype,
+            self.device,
+        )
+        self.rows = BatchRows(seats, max_model_len, self.config.block_size)
+        self.table = SamplingTable(seats, vocab, self.device)
+        self.sampling = SampleStep(self.rows, self.table)
+
+    def _memory(self, block_bytes: int) -> tuple[int, str, int]:
+        """(bytes that the KV cache may take, how they come about, bytes free at all)"""
+        share = self.config.gpu_memory_utilization
+        if self.device.type == "cpu":
+            free = machine.free_memory()
+            why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
+            return int(free.num_bytes * share), why, free.num_bytes
+        activations = self._profile_activations()
+        free_bytes, total = torch.cuda.mem_get_info(self.device)
+        used = total - free_bytes
+        why = (
+            f"{gib(total)} of the device × {share:.2f} − {gib(used)} in use"
+            f" − {gib(activations)} for activations (measured)"
+        )
+        return int(total * share) - used - activations, why, free_bytes - activations
+
+    def _profile_activations(self) -> int:
+        """Bytes that the largest step takes beside weights and cache, measured by computing it."""
+        tokens, longest = self.config.max_num_batched_tokens, self.model.max_model_len
+        lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
+        lengths = lengths[: self.config.max_num_seqs]
+        size = self.config.block_size
+        pages = [-(-length // size) for length in lengths]
+        self._make_state(sum(pages), 0, longest)
+        plan = StepPlan(step=0, rows=[])
+        for i, length in enumerate(lengths):
+            first = sum(pages[:i])
+            blocks = list(range(first, first + pages[i]))
+            plan.rows.append(_dummy_row(f"profile {i}", length, blocks))
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.execute(plan)
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        # drawing: raw, adjusted, softmax and weights of every seat, [seats, vocab] × 4 bytes each
+        peak = max(peak, self.config.max_num_seqs * self.model.vocab_size * 16)
+        del self.cache, self.rows, self.table, self.sampling
+        torch.cuda.empty_cache()
+        return peak
+
+    def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
+        """A short prompt, a random and a greedy token; the recorder doesn't see them."""
+        size = self.config.block_size
+        length = min(WARM_UP_TOKENS, max_model_len, num_blocks * size)
+        if length > 1:
+            blocks = list(range(-(-length // size)))
+            self.execute(StepPlan(step=0, rows=[_dummy_row("warm-up", length - 1, blocks)]))
+            row = Row(request_id="warm-up", start=length - 1, num_tokens=1, samples=1)
+            self.execute(StepPlan(step=0, rows=[row]))
+            self.execute(StepPlan(step=0, rows=[], dropped=["warm-up"]))
+        self.sampling.recorder = self.recorder
+
+    def _record_size(self, why: str, warning: str, free: int) -> None:
+        kv, spec = self.kv, self.model.kv_spec
+        self.recorder.record(
+            EngineKvSized(
+                num_blocks=kv.num_blocks,
+                num_host_blocks=kv.num_host_blocks,
+                block_size=kv.block_size,
+                bytes_per_block=kv.bytes_per_block,
+                num_layers=len(spec),
+                num_kv_heads=spec[0].num_kv_heads,
+                head_dim=spec[0].head_dim,
+                kv_dtype=str(self.kv_dtype).removeprefix("torch."),
+                available_bytes=free,
+                max_model_len=kv.max_model_len,
+                swap_us_per_block=kv.swap_us_per_block,
+                why=why,
+            )
+        )
+        if warning:
+            self.recorder.record(EngineWarning(message=warning))
+
+    # ------------------------------------------------------------------------------ a step
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Compute a plan. Its tokens are also in the worker's own rows when this returns."""
+        started = time.perf_counter_ns()
+        self._update_rows(plan)
+        self.cache.swap_out(plan.swap_out)
+        self.cache.swap_in(plan.swap_in)
+        self.cache.copy(plan.copies)
+        if not plan.rows:
+            return StepOutput(step=plan.step, tokens=[])
+        inputs = self.rows.gather(plan, self.device)
+        prepared = time.perf_counter_ns()
+
+        hidden = self.model(
+            inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
+        )
+        drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
+        logits = None
+        if drawing:
+            whole = len(drawing) == len(hidden)  # every row has one token and draws
+            last = inputs.query_start[1:][drawing] - 1
+            logits = self.model.compute_logits(hidden if whole else hidden[last])
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
+        computed = time.perf_counter_ns()
+
+        details: dict[str, RowDetail] = {}
+        if self.rows.any_prompt_logprobs:
+            self._prompt_logprobs(inputs, hidden, details)
+        tokens: list[list[int]] = [[] for _ in plan.rows]
+        if logits is not None:
+            tokens = self.sampling.run(inputs, drawing, logits, details)
+        done = time.perf_counter_ns()
+        return StepOutput(
+            step=plan.step,
+            tokens=tokens,
+            details=details,
+            prepare_us=(prepared - started) / 1e3,
+            forward_us=(computed - prepared) / 1e3,
+            sample_us=(done - computed) / 1e3,
+        )
+
+    def _update_rows(self, plan: StepPlan) -> None:
+        for request_id in plan.dropped:
+            slot = self.rows.drop(request_id)
+            if slot is not None:
+                self.table.clear(slot)
+        for row in plan.rows:
+            if row.new is not None:
+                self.table.set(self.rows.put(row.request_id, row.new), row.new)
+        self.rows.update_tables(plan.rows)
+
+    def _prompt_logprobs(
+        self, inputs: StepInputs, hidden: torch.Tensor, details: dict[str, RowDetail]
+    ) -> None:
+        """Log-probabilities of prompt tokens, each predicted from the position before it."""
+        for row, slot, first in zip(inputs.rows, inputs.slots.tolist(), inputs.query_start):
+            new = self.rows.new(slot)
+            wanted = new.params.prompt_logprobs
+            count = min(row.num_tokens, new.num_prompt_tokens - 1 - row.start)
+            if wanted is None or count < 1:
+                continue
+            targets = self.rows.tokens[slot, row.start + 1 : row.start + 1 + count].astype("int64")
+            entries: list[TokenLogprobs] = []
+            for begin in range(0, count, PROMPT_SLICE):
+                end = min(begin + PROMPT_SLICE, count)
+                logits = self.model.compute_logits(hidden[first + begin : first + end]).float()
+                entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
+            details[row.request_id] = RowDetail(prompt_logprobs=entries)
+
+
+def _dummy_row(request_id: str, length: int, blocks: list[int]) -> Row:
+    """A row of zeros, for steps whose result nobody reads."""
+    new = NewRow(
+        token_ids=[0] * length,
+        num_prompt_tokens=length,
+        params=SamplingParams(top_p=0.9, seed=0),
+        seed=0,
+        stop_token_ids=[],
+    )
+    return Row(
+        request_id=request_id,
+        start=0,
+        num_tokens=length,
+        samples=1,
+        table_blocks=blocks,
+        new=new,
+    )
