@@ -1,0 +1,8 @@
+"""The embedded model: a corpus of our own, the script that trains on it, and the checkpoint.
+
+Importing this package loads neither torch nor transformers: an engine needs only `MODEL_DIR`.
+"""
+
+from pathlib import Path
+
+MODEL_DIR = Path(__file__).parent / "model"
