@@ -1,0 +1,47 @@
+"""Native kernels for the CPU: C++, compiled on first use by the machine's own compiler.
+
+`native()` is all that others need: the operations, or None where they can't be built, and then
+`why_not()` says why. `GLASSHOUSE_NATIVE=0` turns them off. Read `simd.h`, then `linear.cpp` (what
+most of a step's time goes to), then `attention.cpp`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from engine.kernels.cpu.build import BuildError, load, variants_here
+from engine.kernels.cpu.ops import NativeOps
+
+
+def native() -> NativeOps | None:
+    """The operations for this CPU. The first call may compile for some seconds."""
+    return _load()[0]
+
+
+def available() -> bool:
+    """Whether there are native kernels here."""
+    return _load()[0] is not None
+
+
+def why_not() -> str:
+    """Why there are no native kernels, and what that costs; empty if there are."""
+    return _load()[1]
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[NativeOps | None, str]:
+    if os.environ.get("GLASSHOUSE_NATIVE") == "0":
+        return None, "native CPU kernels are off (GLASSHOUSE_NATIVE=0); plain torch computes"
+    try:
+        return for_variant(variants_here()[0]), ""
+    except BuildError as error:
+        return None, (
+            f"no native CPU kernels: {error}. Plain torch computes instead; "
+            "expect a third to a half of the decoding speed"
+        )
+
+
+def for_variant(variant: str) -> NativeOps:
+    """The operations compiled for one variant, for tests and comparisons. Raises BuildError."""
+    return NativeOps(load(variant), variant)

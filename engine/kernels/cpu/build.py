@@ -1,0 +1,116 @@
+"""From C++ source to a loaded library: once per machine, a few seconds, then from the user's cache.
+
+The source is compiled for one *variant*: a kind of x86 CPU, or "portable" for any other. The name
+of the cached file holds a hash of all that shaped it (sources, flags, compiler), so that a stale
+one is never used; nothing in it depends on the rest of the machine. It is written under a
+temporary name and renamed, so that two processes may build at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+SOURCES = ("linear.cpp", "attention.cpp", "elementwise.cpp")
+HEADERS = ("simd.h",)
+FOLDER = Path(__file__).parent
+
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden")
+# Not -ffast-math: infinities hide scores. These two only drop errno and floating-point traps.
+FLAGS += ("-fno-math-errno", "-fno-trapping-math")
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+    "avx512": _AVX512,
+    "avx2": ("avx2", "fma"),
+    "portable": (),
+}
+"""Best first: name → flags of /proc/cpuinfo that the CPU must have."""
+
+
+class BuildError(RuntimeError):
+    """The kernels can't be built here. The message says why, and what would help."""
+
+
+@lru_cache(maxsize=1)
+def variants_here() -> tuple[str, ...]:
+    """The variants that this CPU can run, best first."""
+    flags: set[str] = set()
+    if platform.machine() in ("x86_64", "AMD64"):
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("flags"):
+                    flags = set(line.split(":", 1)[1].split())
+                    break
+        except OSError:
+            pass  # not Linux: the portable variant still runs
+    return tuple(name for name, needs in VARIANTS.items() if flags.issuperset(needs))
+
+
+def load(variant: str) -> ctypes.PyDLL:
+    """The library, built if it isn't in the cache. Raises BuildError.
+
+    PyDLL keeps Python's lock during a call: most calls take microseconds, and to give the lock
+    away and queue for it again can cost more than the kernel.
+    """
+    path = _path(variant)
+    if not path.exists():
+        path = _build(variant, path)
+    try:
+        return ctypes.PyDLL(str(path))
+    except OSError as error:
+        raise BuildError(f"{path} can't be loaded: {error}. Delete it to build it anew.") from error
+
+
+@lru_cache(maxsize=1)
+def _compiler() -> tuple[str, str]:
+    """(path, what it says of its version) of the C++ compiler. Raises BuildError."""
+    for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
+        path = shutil.which(name) if name else None
+        if path:
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            if said.returncode == 0:
+                return path, said.stdout
+    raise BuildError("there is no C++ compiler: install g++ (Debian, Ubuntu: apt install g++)")
+
+
+def _flags(variant: str) -> tuple[str, ...]:
+    machine = tuple(f"-m{flag.replace('_', '')}" for flag in VARIANTS[variant])
+    return FLAGS + machine
+
+
+def _path(variant: str) -> Path:
+    digest = hashlib.sha256()
+    for name in HEADERS + SOURCES:
+        digest.update((FOLDER / name).read_bytes())
+    digest.update(repr((_flags(variant), _compiler(), platform.machine())).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "glasshouse" / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
+
+
+def _build(variant: str, path: Path) -> Path:
+    """Compile to `path`. Returns where the library is: elsewhere if the cache can't be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
+        os.close(handle)
+    except OSError:  # no home, or a read-only one: a folder of our own, for this process only
+        path = Path(tempfile.mkdtemp(prefix="glasshouse-")) / path.name
+        temporary = str(path) + ".tmp"
+    sources = [str(FOLDER / name) for name in SOURCES]
+    command = [_compiler()[0], *_flags(variant), *sources, "-o", temporary]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        Path(temporary).unlink(missing_ok=True)
+        lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
+        raise BuildError(f"{command[0]} could not compile the kernels: {lines[0]}")
+    os.replace(temporary, path)
+    return path

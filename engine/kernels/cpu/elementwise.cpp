@@ -1,0 +1,211 @@
+// The operations between the products: each reads its numbers once and writes once, in one pass where torch makes several.
+//
+// They are bound by memory and by the cost of a call. Rows are shared out to threads only when there is enough to do:
+// waking them takes about a microsecond.
+#include "simd.h"
+
+// Work below this many numbers stays with the calling thread.
+constexpr int64_t ALONE = 32768;
+
+// for i in 0 .. n - 1, a vector at a time: body(i, lanes, load, store) with lanes < VEC for the last, incomplete one.
+template <class Body>
+static INLINE void by_vectors(int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + VEC <= n; i += VEC) body(i, VEC);
+    if (i < n) body(i, n - i);
+}
+template <class T>
+static INLINE vec get(const T* p, int64_t lanes) { return lanes == VEC ? load(p) : load_part(p, lanes); }
+template <class T>
+static INLINE void put(T* p, vec v, int64_t lanes) { lanes == VEC ? store(p, v) : store_part(p, v, lanes); }
+// The sum over the lanes that count.
+static INLINE vec only(vec v, int64_t lanes) {
+    float part[VEC];
+    if (lanes == VEC) return v;
+    store(part, v);
+    return load_part(part, lanes);
+}
+
+// ---------------------------------------------------------------------------- residual sum + RMSNorm or LayerNorm
+
+struct NormArgs {
+    const void *x, *residual;     // [rows, width]; residual null: no sum
+    const void *weight, *bias;    // [width], or null
+    void *out, *total;            // [rows, width]; total = x + residual
+    int64_t rows, width, x_stride, residual_stride;
+    int64_t type, center;         // center: LayerNorm (subtract the mean), else RMSNorm
+    double eps;
+};
+
+template <class T>
+static void norm(const NormArgs& a) {
+#pragma omp parallel for if (a.rows * a.width > ALONE)
+    for (int64_t row = 0; row < a.rows; row++) {
+        const T *x = (const T*)a.x + row * a.x_stride, *residual = (const T*)a.residual + row * a.residual_stride;
+        const T *weight = (const T*)a.weight, *bias = (const T*)a.bias;
+        T *out = (T*)a.out + row * a.width, *total = (T*)a.total + row * a.width;
+        vec plain = {}, squares = {};
+        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+            vec v = get(x + i, lanes);
+            if (a.residual) {
+                v = round_like(v + get(residual + i, lanes), x);  // the sum is kept in T: the norm sees what is kept
+                put(total + i, v, lanes);
+            }
+            plain = plain + v;
+            squares = squares + v * v;
+        });
+        float mean = 0, spread = sum(squares) / a.width;
+        const T* from = a.residual ? total : x;
+        if (a.center) {  // the variance from differences: squares minus mean squared would lose digits
+            mean = sum(plain) / a.width;
+            vec differences = {};
+            by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+                vec d = only(get(from + i, lanes) - mean, lanes);
+                differences = differences + d * d;
+            });
+            spread = sum(differences) / a.width;
+        }
+        float factor = 1.0f / sqrtf(spread + float(a.eps));
+        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+            vec v = (get(from + i, lanes) - mean) * factor;
+            if (weight) v = v * get(weight + i, lanes);
+            if (bias) v = v + get(bias + i, lanes);
+            put(out + i, v, lanes);
+        });
+    }
+}
+
+EXPORT void glasshouse_norm(const NormArgs* a) { WITH_TYPE(a->type, T, norm<T>(*a)); }
+
+// ----------------------------------------------------------------------------------------- silu(gate) * up
+
+struct SiluArgs {
+    const void* x;  // [rows, 2 * width], gate then up
+    void* out;      // [rows, width]
+    int64_t rows, width, x_stride, type;
+};
+
+template <class T>
+static void silu_and_mul(const SiluArgs& a) {
+#pragma omp parallel for if (a.rows * a.width > ALONE / 4)
+    for (int64_t row = 0; row < a.rows; row++) {
+        const T *gate = (const T*)a.x + row * a.x_stride, *up = gate + a.width;
+        T* out = (T*)a.out + row * a.width;
+        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+            vec g = get(gate + i, lanes);
+            put(out + i, g / (1.0f + exp(-g)) * get(up + i, lanes), lanes);
+        });
+    }
+}
+
+EXPORT void glasshouse_silu_and_mul(const SiluArgs* a) { WITH_TYPE(a->type, T, silu_and_mul<T>(*a)); }
+
+// ------------------------------------------------- rotary positions (and the norms before them) + write to the cache
+
+struct RotateArgs {
+    const void* x;            // [tokens, heads + values, dim]: q, then k (turned), then v (written as it is)
+    const float *cos, *sin;   // [tokens, dim], sin negated in its first half; cos null: nothing is turned
+    const void *q_norm, *k_norm;  // [dim] or null: RMSNorm of each head before it turns
+    void* out;                // [tokens, out_heads, dim], of type out_type: the first out_heads heads
+    void *k_pages, *v_pages;  // [blocks * block_size, kv_heads, dim] or null: not written
+    const int64_t* slots;     // [tokens], where in the pages
+    int64_t tokens, heads, out_heads, kv_heads, dim, x_stride, type, out_type, kv_type;
+    double eps;
+};
+
+// One head: dimension i turns with dimension i + dim / 2.
+template <class T, class Out>
+static INLINE void turn(const T* x, const float* cos, const float* sin, const T* weight, float eps, Out* out, int64_t dim) {
+    float factor = 1.0f;
+    if (weight) {
+        vec squares = {};
+        by_vectors(dim, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { squares = squares + get(x + i, lanes) * get(x + i, lanes); });
+        factor = 1.0f / sqrtf(sum(squares) / dim + eps);
+    }
+    auto value = [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+        return weight ? round_like(get(x + i, lanes) * factor * get(weight + i, lanes), x) : get(x + i, lanes);
+    };
+    if (!cos) {
+        by_vectors(dim, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(out + i, value(i, lanes), lanes); });
+        return;
+    }
+    int64_t half = dim / 2;
+    by_vectors(half, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+        vec left = value(i, lanes), right = value(half + i, lanes);
+        put(out + i, left * get(cos + i, lanes) + right * get(sin + i, lanes), lanes);
+        put(out + half + i, right * get(cos + half + i, lanes) + left * get(sin + half + i, lanes), lanes);
+    });
+}
+
+template <class T, class Out, class KV>
+static void rotate(const RotateArgs& a) {
+    const float eps = a.eps;
+#pragma omp parallel for if (a.tokens * a.heads * a.dim > ALONE)
+    for (int64_t token = 0; token < a.tokens; token++) {
+        const T* x = (const T*)a.x + token * a.x_stride;
+        const float *cos = a.cos ? a.cos + token * a.dim : nullptr, *sin = a.sin + token * a.dim;
+        for (int64_t h = 0; h < a.out_heads; h++)
+            turn(x + h * a.dim, cos, sin, (const T*)a.q_norm, eps, (Out*)a.out + (token * a.out_heads + h) * a.dim, a.dim);
+        if (!a.k_pages) continue;
+        for (int64_t h = 0; h < a.kv_heads; h++) {
+            int64_t place = (a.slots[token] * a.kv_heads + h) * a.dim;
+            const T *k = x + (a.out_heads + h) * a.dim, *v = k + a.kv_heads * a.dim;
+            turn(k, cos, sin, (const T*)a.k_norm, eps, (KV*)a.k_pages + place, a.dim);
+            turn<T, KV>(v, nullptr, nullptr, nullptr, eps, (KV*)a.v_pages + place, a.dim);
+        }
+    }
+}
+
+EXPORT void glasshouse_rotate(const RotateArgs* a) {
+    WITH_TYPE(a->type, T, WITH_TYPE(a->out_type, Out, WITH_TYPE(a->kv_type, KV, rotate<T, Out, KV>(*a))));
+}
+
+struct WriteArgs {
+    const void *k, *v;        // [tokens, kv_heads, dim], heads side by side
+    void *k_pages, *v_pages;  // [blocks * block_size, kv_heads, dim]
+    const int64_t* slots;     // [tokens]
+    int64_t tokens, width, k_stride, v_stride;  // width: kv_heads * dim
+    int64_t k_type, v_type, kv_type;
+};
+
+template <class T, class KV>
+static void write(const void* from, void* pages, int64_t stride, const WriteArgs& a) {
+#pragma omp parallel for if (a.tokens * a.width > ALONE)
+    for (int64_t token = 0; token < a.tokens; token++) {
+        const T* x = (const T*)from + token * stride;
+        KV* to = (KV*)pages + a.slots[token] * a.width;
+        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(to + i, get(x + i, lanes), lanes); });
+    }
+}
+
+EXPORT void glasshouse_write_kv(const WriteArgs* a) {
+    WITH_TYPE(a->k_type, T, WITH_TYPE(a->kv_type, KV, write<T, KV>(a->k, a->k_pages, a->k_stride, *a)));
+    WITH_TYPE(a->v_type, T, WITH_TYPE(a->kv_type, KV, write<T, KV>(a->v, a->v_pages, a->v_stride, *a)));
+}
+
+// ------------------------------------------------------------------------------------ argmax over the vocabulary
+
+struct ArgmaxArgs {
+    const void* x;  // [rows, width]
+    int64_t* out;   // [rows]: index of the largest; the first one of equals
+    int64_t rows, width, x_stride, type;
+};
+
+template <class T>
+static void argmax(const ArgmaxArgs& a) {
+#pragma omp parallel for if (a.rows * a.width > ALONE)
+    for (int64_t row = 0; row < a.rows; row++) {
+        const T* x = (const T*)a.x + row * a.x_stride;
+        vec top = vec{} - INFINITY;
+        int64_t i = 0;
+        for (; i + VEC <= a.width; i += VEC) top = vmax(load(x + i), top);
+        float best = largest(top);
+        for (; i < a.width; i++) best = to_float(x[i]) > best ? to_float(x[i]) : best;
+        int64_t index = 0;
+        while (index < a.width - 1 && !(to_float(x[index]) == best)) index++;
+        a.out[row] = index;
+    }
+}
+
+EXPORT void glasshouse_argmax(const ArgmaxArgs* a) { WITH_TYPE(a->type, T, argmax<T>(*a)); }
+EXPORT int64_t glasshouse_threads() { return omp_get_max_threads(); }

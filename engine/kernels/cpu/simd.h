@@ -1,0 +1,156 @@
+// The few words that the kernels are written in: a vector of floats, bfloat16, and how to get from one to the other.
+//
+// The same source is compiled once for each kind of CPU (see build.py); only the width of `vec` differs: 16 floats with
+// AVX-512, 8 with AVX2, 4 elsewhere. `a * b + c` on vectors is the compiler's: it becomes one fused multiply-add.
+// Everything is computed in fp32; bf16 is only how numbers lie in memory.
+#pragma once
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+#include <utility>
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int VEC = 16, REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int VEC = 8, REGISTERS = 16;
+#else
+constexpr int VEC = 4, REGISTERS = 16;
+#endif
+typedef float vec __attribute__((vector_size(VEC * 4)));
+typedef int32_t ivec __attribute__((vector_size(VEC * 4)));
+typedef uint32_t uvec __attribute__((vector_size(VEC * 4)));
+typedef uint16_t hvec __attribute__((vector_size(VEC * 2)));
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// bfloat16 is the upper half of an fp32: same exponent, 8 bits of mantissa.
+struct bf16 {
+    uint16_t bits;
+};
+enum Type : int64_t { F32 = 0, BF16 = 1 };  // as Python passes it
+
+INLINE float to_float(float x) { return x; }
+INLINE float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+INLINE vec load(const float* p) {
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE vec load(const bf16* p) {
+    hvec h;
+    memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
+// Round to nearest, ties to even: add just under half of the last kept bit, plus that bit. Not-a-number stays one.
+INLINE hvec to_bf16(vec v) {
+    uvec bits = (uvec)v;
+    uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, hvec);
+}
+INLINE void store(bf16* p, vec v) {
+    hvec h = to_bf16(v);
+    memcpy(p, &h, sizeof h);
+}
+// The last `n` < VEC elements of a row: never touch memory beyond them.
+template <class T>
+INLINE vec load_part(const T* p, int64_t n) {
+    T lanes[VEC] = {};
+    for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+template <class T>
+INLINE void store_part(T* p, vec v, int64_t n) {
+    T lanes[VEC];
+    store(lanes, v);
+    for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
+}
+INLINE void store(float* p, float x) { *p = x; }
+INLINE void store(bf16* p, float x) { p->bits = to_bf16(vec{} + x)[0]; }
+INLINE float round_like(float x, const float*) { return x; }
+INLINE vec round_like(vec x, const float*) { return x; }
+INLINE vec round_like(vec x, const bf16*) { return (vec)(__builtin_convertvector(to_bf16(x), uvec) << 16); }
+
+INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
+// Lanes of two vectors in a new order: numbers below VEC choose from `a`, the others from `b`.
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+typedef std::make_integer_sequence<int, VEC> Lanes;
+
+// Every lane gets the sum (the largest) of all: add the vector to itself with halves swapped, then quarters, and so on.
+template <int H, int... L>
+INLINE vec swapped(vec v, std::integer_sequence<int, L...>) { return PICK(v, v, (L ^ H)...); }
+template <int H = VEC / 2>
+INLINE vec sum_of(vec v) {
+    v = v + swapped<H>(v, Lanes());
+    if constexpr (H > 1) v = sum_of<H / 2>(v);
+    return v;
+}
+template <int H = VEC / 2>
+INLINE vec largest_of(vec v) {
+    v = vmax(v, swapped<H>(v, Lanes()));
+    if constexpr (H > 1) v = largest_of<H / 2>(v);
+    return v;
+}
+INLINE float sum(vec v) { return sum_of(v)[0]; }
+INLINE float largest(vec v) { return largest_of(v)[0]; }
+
+// VEC vectors at once: lane i of v[0] becomes the sum of v[i]. Each round adds the halves of two vectors and puts the two
+// results into one, so there are VEC - 1 additions instead of VEC * log2(VEC):
+//   [a0 a1 a2 a3] [b0 b1 b2 b3]  ->  [a0+a2 a1+a3 | b0+b2 b1+b3]
+template <int H>
+constexpr int lane(int l) { return (l / H / 2) * 2 * H + l % H + (l / H % 2) * VEC; }
+template <int H, int... L>
+INLINE vec fold(vec a, vec b, std::integer_sequence<int, L...>) {
+    return PICK(a, b, lane<H>(L)...) + PICK(a, b, (lane<H>(L) + H)...);
+}
+template <int H = VEC / 2>
+INLINE void sums(vec* v) {
+    for (int i = 0; i < H; i++) v[i] = fold<H>(v[i], v[i + H], Lanes());
+    if constexpr (H > 1) sums<H / 2>(v);
+}
+
+// e^x, to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of
+// degree 7 (next term < 5e-9); 2^n is written into the exponent's bits. ln 2 is taken in two parts, the first short enough
+// for n * it to be exact. Below -87 the result would be subnormal: 0.
+INLINE vec exp(vec x) {
+    vec bounded = vmax(x < 88.0f ? x : vec{} + 88.0f, vec{} - 87.0f);
+    vec t = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+    ivec n = (ivec)t - 0x4b400000;
+    vec whole = t - 12582912.0f;
+    vec r = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vec e = r * (1 / 5040.0f) + 1 / 720.0f;
+    e = e * r + 1 / 120.0f;
+    e = e * r + 1 / 24.0f;
+    e = e * r + 1 / 6.0f;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    vec power = (vec)((n + 127) << 23);
+    return x < -87.0f ? vec{} : e * power;
+}
+// Not-a-number stays one: it fails both comparisons in `exp`, so ask first where it matters.
+
+// Call `body` with pointers of the right type for each combination of dtypes that a kernel is built for.
+#define WITH_TYPE(code, T, ...)   \
+    if ((code) == BF16) {         \
+        typedef bf16 T;           \
+        __VA_ARGS__;              \
+    } else {                      \
+        typedef float T;          \
+        __VA_ARGS__;              \
+    }

@@ -1,0 +1,335 @@
+"""Every native kernel against its torch reference, in every variant that this CPU can run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.kernels import torch_attention, torch_ops
+from engine.kernels.cpu import for_variant
+from engine.kernels.cpu.build import BuildError, variants_here
+from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+some = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=variants_here())
+def ops(request):
+    try:
+        return for_variant(request.param)
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """`torch.empty` gives not-a-number, so that a place which a kernel forgets is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32, spread: float = 1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * spread).to(dtype)
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Largest difference relative to the largest value expected."""
+    assert found.shape == expected.shape
+    if not expected.numel():
+        return
+    scale = max(float(expected.double().abs().max()), 1e-3)
+    assert float((found.double() - expected.double()).abs().max()) <= tolerance * scale
+
+
+seeds = st.integers(0, 2**20)
+dtypes = st.sampled_from(DTYPES)
+
+# ------------------------------------------------------------------------------------- linear
+
+
+@some
+@given(
+    seeds, st.integers(0, 19), st.integers(1, 150), st.integers(1, 300), st.booleans(),
+    st.sampled_from([(x, w) for x in DTYPES for w in DTYPES if (x, w) != DTYPES[::-1]]),
+)  # fmt: skip
+def test_linear(ops, seed, rows, outputs, inputs, with_bias, types):
+    x_type, w_type = types
+    x = numbers(seed, rows, inputs, dtype=x_type)
+    weight = numbers(seed + 1, outputs, inputs, dtype=w_type)
+    bias = numbers(seed + 2, outputs, dtype=w_type) if with_bias else None
+    expected = torch_ops.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    found = ops.skinny_linear(x, weight, bias)
+    assert found.dtype is x_type
+    assert_near(found, expected, TOLERANCE[x_type])
+
+
+def test_linear_of_a_whole_layer_uses_all_threads(ops):
+    x, weight = numbers(1, 5, 576), numbers(2, 1536, 576)
+    assert_near(ops.skinny_linear(x, weight, None), x.double() @ weight.double().T, 1e-5)
+
+
+def test_linear_leaves_many_rows_to_torch(ops):
+    x, weight = numbers(1, 64, 32), numbers(2, 8, 32)
+    assert torch.equal(ops.linear(x, weight, None), torch_ops.linear(x, weight, None))
+
+
+def test_linear_takes_parts_of_tensors(ops):
+    x, weight = numbers(1, 3, 64), numbers(2, 8, 32)
+    expected = torch_ops.linear(x[:, 16:48], weight, None)
+    assert_near(ops.linear(x[:, 16:48], weight, None), expected, 1e-5)
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+def paged(seed, rows, heads, kv_heads, dim, block_size, dtype):
+    """rows: (tokens before this step, tokens of this step). Blocks lie scattered, some tables are
+    wider than needed, and pages hold large garbage where nothing was written."""
+    rows = sorted(rows, key=lambda row: row[1] != 1)
+    contexts = [before + new for before, new in rows]
+    generator = torch.Generator().manual_seed(seed)
+    needed = [-(-context // block_size) for context in contexts]
+    free = torch.randperm(sum(needed) + 3, generator=generator).tolist()
+    tables = torch.zeros(len(rows), max([1, *needed]) + 2, dtype=torch.int32)
+    k, v = (
+        numbers(seed + i, len(free), block_size, kv_heads, dim, dtype=dtype, spread=50.0)
+        for i in (1, 2)
+    )
+    slots: list[int] = []
+    for row, (before, new) in enumerate(rows):
+        blocks = [free.pop() for _ in range(needed[row])]
+        tables[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        places = [
+            blocks[p // block_size] * block_size + p % block_size for p in range(before + new)
+        ]
+        for pages, shift in ((k, 3), (v, 4)):
+            written = numbers(seed + shift + 9 * row, before + new, kv_heads, dim, dtype=dtype)
+            pages.view(-1, kv_heads, dim)[places] = written
+        slots += places[before:]
+    lengths = [new for _, new in rows]
+    starts = [sum(lengths[:row]) for row in range(len(rows) + 1)]
+    batch = AttentionBatch(
+        positions=torch.cat([torch.arange(b, b + n) for b, n in rows]),
+        slot_mapping=torch.tensor(slots),
+        block_tables=tables,
+        query_start=torch.tensor(starts, dtype=torch.int32),
+        context_lens=torch.tensor(contexts, dtype=torch.int32),
+        num_decode_rows=sum(length == 1 for length in lengths),
+        block_size=block_size,
+        query_lens=lengths,
+        context_lens_list=contexts,
+        max_context_len=max(contexts),
+    )
+    return LayerCache(k, v), batch
+
+
+def exact_attention(q, cache, batch, spec):
+    """In double precision, each query by itself, written from the definition."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    k, v = (pages.double().flatten(0, 1) for pages in (cache.k, cache.v))
+    group, size = spec.num_heads // spec.num_kv_heads, batch.block_size
+    for row, (new, context) in enumerate(zip(batch.query_lens, batch.context_lens_list)):
+        places = torch.arange(context)
+        slots = batch.block_tables[row].long()[places // size] * size + places % size
+        for token in range(new):
+            position = context - new + token
+            first = max(0, position + 1 - (spec.sliding_window or context))
+            seen = slots[first : position + 1]
+            index = int(batch.query_start[row]) + token
+            for head in range(spec.num_heads):
+                scores = k[seen, head // group] @ q[index, head].double() * spec.scale
+                if spec.soft_cap:
+                    scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+                if spec.sinks is not None:
+                    scores = torch.cat((scores, spec.sinks[head : head + 1].double()))
+                weights = torch.softmax(scores, 0)[: len(seen)]
+                out[index, head] = weights @ v[seen, head // group]
+    return out
+
+
+@some
+@given(
+    seed=seeds,
+    rows=st.lists(
+        st.tuples(st.integers(0, 90), st.one_of(st.just(1), st.integers(1, 40))),
+        min_size=1, max_size=4,
+    ),
+    group=st.integers(1, 8),
+    kv_heads=st.integers(1, 3),
+    dim=st.sampled_from([32, 36, 40, 64, 80, 128, 256]),
+    block_size=st.sampled_from([1, 4, 16, 32]),
+    window=st.sampled_from([None, 1, 7, 64]),
+    soft_cap=st.sampled_from([None, 5.0]),
+    sinks=st.booleans(),
+    q_type=dtypes,
+    kv_type=dtypes,
+)  # fmt: skip
+def test_paged_attention(
+    ops, seed, rows, group, kv_heads, dim, block_size, window, soft_cap, sinks, q_type, kv_type
+):
+    heads = group * kv_heads
+    cache, batch = paged(seed, rows, heads, kv_heads, dim, block_size, kv_type)
+    sink = numbers(seed + 5, heads) if sinks else None
+    spec = AttentionSpec(heads, kv_heads, dim, dim**-0.5, window, soft_cap, sink)
+    # a part of a wider tensor, as the model's q is a part of qkv
+    q = numbers(seed, sum(batch.query_lens), heads + 2, dim, dtype=q_type)[:, :heads]
+    found = ops.paged_attention(q, cache, batch, spec)
+    assert found.dtype is kv_type
+    assert_near(found, exact_attention(q, cache, batch, spec), TOLERANCE[kv_type])
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_long_sequence_is_cut_into_parts(ops, window, dtype):
+    cache, batch = paged(3, [(1500, 1)], 3, 1, 64, 16, dtype)
+    spec = AttentionSpec(3, 1, 64, 0.125, window)
+    q = numbers(1, 1, 3, 64, dtype=dtype)
+    expected = exact_attention(q, cache, batch, spec)
+    assert_near(ops.paged_attention(q, cache, batch, spec), expected, TOLERANCE[dtype])
+
+
+def test_a_group_larger_than_a_task(ops):
+    cache, batch = paged(3, [(20, 3), (0, 1)], 71, 1, 32, 16, torch.float32)
+    spec = AttentionSpec(71, 1, 32, 0.2)
+    q = numbers(1, 4, 71, 32)
+    assert_near(
+        ops.paged_attention(q, cache, batch, spec), exact_attention(q, cache, batch, spec), 1e-5
+    )
+
+
+def test_large_scores_stay_finite(ops):
+    cache, batch = paged(3, [(40, 1), (0, 9)], 4, 2, 64, 16, torch.float32)
+    spec = AttentionSpec(4, 2, 64, 1.0)
+    q = numbers(1, 10, 4, 64, spread=40.0)
+    found = ops.paged_attention(q, cache, batch, spec)
+    assert_near(found, exact_attention(q, cache, batch, spec), 1e-4)
+
+
+def test_the_reference_computes_the_definition():
+    cache, batch = paged(3, [(40, 1), (5, 9), (0, 3)], 4, 2, 64, 16, torch.float32)
+    spec = AttentionSpec(4, 2, 64, 0.125, 11)
+    q = numbers(1, 13, 4, 64)
+    assert_near(
+        torch_attention.paged_attention(q, cache, batch, spec),
+        exact_attention(q, cache, batch, spec),
+        1e-5,
+    )
+
+
+@some
+@given(
+    seeds, st.integers(0, 9), st.integers(1, 4), st.sampled_from([4, 32, 36, 128]), dtypes, dtypes
+)
+def test_write_kv(ops, seed, tokens, heads, dim, dtype, kv_type):
+    wide = numbers(seed, tokens, 3 * heads, dim, dtype=dtype)
+    k, v = wide[:, heads : 2 * heads], wide[:, 2 * heads :]
+    slots = torch.randperm(24, generator=torch.Generator().manual_seed(seed))[:tokens]
+    caches = [
+        LayerCache(*(torch.full((6, 4, heads, dim), 7.0, dtype=kv_type) for _ in "kv"))
+        for _ in range(2)
+    ]
+    ops.write_kv(k, v, caches[0], slots)
+    torch_attention.write_kv(k, v, caches[1], slots)
+    assert torch.equal(caches[0].k, caches[1].k)
+    assert torch.equal(caches[0].v, caches[1].v)
+
+
+# ------------------------------------------------------------------------------------- elementwise
+
+
+@some
+@given(seeds, st.integers(0, 9), st.integers(1, 300), dtypes, st.booleans(), st.booleans())
+def test_norms(ops, seed, rows, width, dtype, plain, far):
+    x, residual = (numbers(seed + i, rows, width, dtype=dtype, spread=2.0) for i in (0, 1))
+    if far:
+        x = x + 30  # a mean far from 0, where careless variances lose their digits
+    weight, bias = (
+        (None, None) if plain else (numbers(seed + i, width, dtype=dtype) for i in (2, 3))
+    )
+    ones = torch.ones(width, dtype=dtype) if weight is None else weight
+    limit = 1e-4 if dtype is torch.float32 else 2e-2  # of far: 30 / 2e-7 is all that fp32 has
+    limit = limit if far else TOLERANCE[dtype]
+    pairs = [
+        (ops.rms_norm(x, ones, 1e-5), torch_ops.rms_norm(x.double(), ones.double(), 1e-5)),
+        (
+            ops.layer_norm(x, weight, bias, 1e-5),
+            torch_ops.layer_norm(x.double(), *_double(weight, bias), 1e-5),
+        ),
+    ]
+    total = x + residual
+    for found, expected in (
+        (
+            ops.add_rms_norm(x, residual, ones, 1e-5),
+            torch_ops.rms_norm(total.double(), ones.double(), 1e-5),
+        ),
+        (
+            ops.add_layer_norm(x, residual, weight, bias, 1e-5),
+            torch_ops.layer_norm(total.double(), *_double(weight, bias), 1e-5),
+        ),
+    ):
+        assert torch.equal(found[1], total)
+        pairs.append((found[0], expected))
+    for found, expected in pairs:
+        assert found.dtype is dtype
+        assert_near(found, expected, limit)
+
+
+def _double(*tensors):
+    return [None if tensor is None else tensor.double() for tensor in tensors]
+
+
+def test_norm_of_heads(ops):
+    x = numbers(1, 5, 9, 16)[:, 2:6]  # [tokens, heads, D], a part of a wider tensor
+    weight = numbers(2, 16)
+    assert_near(ops.rms_norm(x, weight, 1e-6), torch_ops.rms_norm(x, weight, 1e-6), 1e-5)
+
+
+@some
+@given(seeds, st.integers(0, 9), st.integers(1, 300), dtypes, st.sampled_from([1.0, 60.0]))
+def test_silu_and_mul(ops, seed, rows, width, dtype, spread):
+    x = numbers(seed, rows, 2 * width, dtype=dtype, spread=spread)
+    found = ops.silu_and_mul(x)
+    assert found.dtype is dtype
+    assert_near(found, torch_ops.silu_and_mul(x.double()), TOLERANCE[dtype])
+
+
+@some
+@given(seeds, st.integers(0, 9), st.integers(1, 4), st.sampled_from([2, 8, 36, 64, 256]), dtypes)
+def test_rotate(ops, seed, tokens, heads, dim, dtype):
+    x = numbers(seed, tokens, heads + 2, dim, dtype=dtype)[:, :heads]
+    cos, sin = numbers(seed + 1, tokens, 1, dim), numbers(seed + 2, tokens, 1, dim)
+    found = ops.rotate(x, cos, sin)
+    assert found.dtype is torch.float32
+    assert_near(found, torch_ops.rotate(x.double(), cos.double(), sin.double()), 1e-5)
+
+
+@some
+@given(seeds, st.integers(1, 5), st.integers(1, 300), dtypes, st.booleans())
+def test_argmax(ops, seed, rows, width, dtype, ties):
+    x = numbers(seed, rows, width, dtype=dtype)
+    x = x.round() if ties else x
+    expected = [row.index(max(row)) for row in x.tolist()]
+    assert ops.argmax(x).tolist() == expected
+
+
+def test_a_type_that_no_kernel_takes_goes_to_torch(ops):
+    x = numbers(1, 3, 8).double()
+    weight = numbers(2, 8).double()
+    assert torch.equal(ops.rms_norm(x, weight, 1e-6), torch_ops.rms_norm(x, weight, 1e-6))
+    assert torch.equal(ops.silu_and_mul(x), torch_ops.silu_and_mul(x))
+    assert math.isclose(float(ops.linear(x, x, None)[0, 0]), float(x[0] @ x[0]))
