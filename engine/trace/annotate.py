@@ -193,9 +193,8 @@ def time_split(event: ev.StepFinished, steps: int = 1) -> str:
     execute = event.prepare_us + event.forward_us
     other = max(0.0, event.total_us - event.schedule_us - execute - event.sample_us)
     parts = (("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us))
-    named = " + ".join(
-        f"{name} {milliseconds(us / steps)}" for name, us in (*parts, ("other", other))
-    )
+    rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the one before
+    named = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in (*parts, (rest, other)))
     return f"{milliseconds(event.total_us / steps)} ms = {named}"
 
 

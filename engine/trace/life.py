@@ -61,6 +61,8 @@ class _Life:
         self._lines: list[dict[str, Any]] = []
 
     def see(self, event: Event) -> None:
+        if not self.first_ns and self._is_mine(event.request_id):
+            self.first_ns = event.ts_ns
         self._tell(event)
         if isinstance(event, ev.StepPlanned):
             rows = [row for row in event.rows if self._is_mine(row.request_id)]
@@ -70,7 +72,6 @@ class _Life:
             for row in self._plans.pop(event.step, ()):
                 self._computed(row, event)
         elif self._is_mine(event.request_id):
-            self.first_ns = self.first_ns or event.ts_ns
             self._happened(event)
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,7 +28,6 @@ STEPS, OVERLAPPED_STEPS, KERNELS = 1, 2, 3  # tracks of the engine
 
 _INSTANTS = (
     ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
-    ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
     ev.RequestRefused, ev.BlockCopied, ev.SampleDrawn, ev.TextEmitted, ev.TextHeldBack,
     ev.StopMatched,
 )  # fmt: skip

@@ -214,5 +214,6 @@ def _drop_text(event: Event) -> None:
         event.text = ""
     elif isinstance(event, StopMatched):
         event.stop = ""
-    elif isinstance(event, RequestFinished):
+    elif isinstance(event, RequestFinished) and event.stop_reason:
         event.stop_reason = ""
+        event.why = "a stop string or stop token of its own (withheld)"

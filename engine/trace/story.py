@@ -53,7 +53,7 @@ class Run:
         self.first = first
         self.last = first
         self.steps = 0
-        self.sums = ev.StepFinished()
+        self.sums = ev.StepFinished(loop=first.loop)
         self.taken: list[int] = []
         self.num_cached = 0
         self.num_evicted = 0
@@ -173,9 +173,7 @@ class Story:
         if rows and all(row.num_tokens == 1 for row in rows) and not self._kernels:
             if self._run is not None and not self._run.continues(event, rows):
                 yield from self._close_run()
-            growth = self._before + [held for held, _line in self._after if type(held) in _GROWTH]
-            self._before = []
-            self._after = [(held, line) for held, line in self._after if type(held) not in _GROWTH]
+            growth = self._take_growth(event.step)
             self._run = self._run or Run(event, rows)
             self._run.add(event, growth)
             if self._after:
@@ -186,6 +184,15 @@ class Story:
             yield self._step_line(event, rows)
             yield from self._tell_kernels(event)
         yield from self._tell_after()
+
+    def _take_growth(self, step: int) -> list[Event]:
+        """The growth that belongs to this step. The overlapped loop has planned the next one
+        already: what that one took stays until it is told."""
+        held = self._before + [event for event, _line in self._after if isinstance(event, _GROWTH)]
+        self._after = [told for told in self._after if not isinstance(told[0], _GROWTH)]
+        own = [event for event in held if isinstance(event, ev.BlockCached) or event.step <= step]
+        self._before = [event for event in held if not any(event is mine for mine in own)]
+        return own
 
     def _step_line(self, event: ev.StepFinished, rows: list[ev.StepRow]) -> Line:
         work = rows_in_words(rows, self.context)

@@ -287,7 +287,7 @@ class ModelEngine:
                     why="max_tokens reached",
                 )
             )
-        if later:
+        if later and sequence.status == "running":  # only those have work in flight
             self.leaving.append(sequence)
         else:
             self.release(sequence, "over")
