@@ -1,0 +1,81 @@
+"""Persistent rows: the tensors of a step against a loop over rows and tokens."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from worker_kit import new_row, row
+
+from engine.core.messages import StepPlan
+from engine.worker.batch_rows import BatchRows
+
+CPU = torch.device("cpu")
+SIZE = 4
+
+
+def test_tensors_of_random_plans():
+    chance = random.Random(1)
+    rows = BatchRows(6, 60, SIZE)
+    tables = {name: chance.sample(range(100), 15) for name in "abcdef"}
+    texts = {name: [chance.randrange(500) for _ in range(60)] for name in "abcdef"}
+    for name in "abcdef":
+        rows.put(name, new_row(texts[name]))
+    for name in "abcdef":  # a table comes in two parts
+        rows.update_tables([row(name, 0, 1, blocks=tables[name][:4])])
+        later = row(name, 0, 1, blocks=tables[name][4:])
+        later.table_start = 4
+        rows.update_tables([later])
+    for _ in range(60):
+        plan = StepPlan(step=1, rows=[])
+        for name in chance.sample("abcdef", chance.randint(1, 6)):
+            start = chance.randrange(50)
+            count = chance.choice([1, 1, chance.randint(1, 10)])
+            plan.rows.append(row(name, start, count))
+        inputs = rows.gather(plan, CPU)
+        ordered = sorted(plan.rows, key=lambda part: part.num_tokens > 1)
+        batch = inputs.attention
+        assert inputs.rows == ordered
+        assert [plan.rows[i] for i in inputs.order] == ordered
+        places = [(r.request_id, r.start + i) for r in ordered for i in range(r.num_tokens)]
+        assert inputs.token_ids.tolist() == [texts[name][i] for name, i in places]
+        assert batch.positions.tolist() == [i for _, i in places]
+        assert batch.slot_mapping.tolist() == [
+            tables[name][i // SIZE] * SIZE + i % SIZE for name, i in places
+        ]
+        contexts = [r.start + r.num_tokens for r in ordered]
+        assert batch.context_lens.tolist() == batch.context_lens_list == contexts
+        assert batch.max_context_len == max(contexts)
+        assert batch.query_lens == [r.num_tokens for r in ordered]
+        starts = [sum(batch.query_lens[:i]) for i in range(len(ordered) + 1)]
+        assert batch.query_start.tolist() == inputs.query_start.tolist() == starts
+        assert batch.num_decode_rows == sum(r.num_tokens == 1 for r in ordered)
+        for part, table in zip(ordered, batch.block_tables.tolist()):
+            pages = -(-(part.start + part.num_tokens) // SIZE)
+            assert table[:pages] == tables[part.request_id][:pages]
+        assert batch.block_tables.dtype == batch.context_lens.dtype == torch.int32
+        assert batch.positions.dtype == batch.slot_mapping.dtype == torch.int64
+
+
+def test_a_slot_is_clean_for_its_next_sequence():
+    """Beyond a row's own pages its table is 0, whoever had the slot before."""
+    rows = BatchRows(2, 40, SIZE)
+    rows.put("a", new_row([1] * 40))
+    rows.put("long", new_row([2] * 40))
+    rows.update_tables([row("a", 0, 1, blocks=range(5, 15)), row("long", 0, 1, blocks=range(20))])
+    rows.drop("a")
+    rows.put("b", new_row([3]))
+    rows.update_tables([row("b", 0, 1, blocks=[7])])
+    plan = StepPlan(step=1, rows=[row("b", 0, 1), row("long", 39, 1)])
+    assert rows.gather(plan, CPU).attention.block_tables[0].tolist() == [7] + [0] * 9
+
+
+def test_slots_come_back():
+    rows = BatchRows(2, 8, SIZE)
+    for i in range(20):
+        rows.put(str(i), new_row([i], prompt_logprobs=1 if i % 2 else None))
+        if i:
+            rows.drop(str(i - 1))
+    assert len(rows) == 1 and rows.any_prompt_logprobs
+    rows.drop("19")
+    assert not rows.any_prompt_logprobs

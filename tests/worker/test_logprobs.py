@@ -1,0 +1,61 @@
+"""Log-probabilities against torch.log_softmax and a plain sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.worker.logprobs import most_probable, token_logprobs
+
+
+def ranked(row: torch.Tensor) -> list[int]:
+    values = row.tolist()
+    return sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 4),
+    st.integers(0, 20),
+    st.sampled_from([None, 0.5, 4.0]),
+    st.integers(0, 1000),
+)
+def test_against_sorting(vocab, rows, count, grid, seed):
+    """Grid: logits are rounded to it, so that ties abound."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocab, generator=generator) * 3
+    if grid:
+        logits = (logits / grid).round() * grid
+    tokens = torch.randint(0, vocab, (rows,), generator=generator).numpy()
+    counts = [max(0, count - i) for i in range(rows)]
+    expected = torch.log_softmax(logits, -1)
+    for i, entry in enumerate(token_logprobs(logits, tokens, counts)):
+        order = ranked(logits[i])
+        assert entry.token_id == tokens[i]
+        assert entry.logprob == expected[i, tokens[i]].item()
+        assert entry.rank == order.index(tokens[i]) + 1
+        assert entry.top_ids == order[: counts[i]]
+        assert entry.top_logprobs == expected[i, order[: counts[i]]].tolist()
+
+
+def test_the_drawn_tokens_number_is_that_of_the_list_bit_for_bit():
+    logits = torch.randn(50, 3_000).bfloat16().float() * 4
+    tokens = logits.argmax(-1).numpy()
+    for entry in token_logprobs(logits, tokens, [5] * 50):
+        assert entry.rank == 1 and entry.top_ids[0] == entry.token_id
+        assert entry.logprob == entry.top_logprobs[0] == max(entry.top_logprobs)
+
+
+def test_more_ties_than_candidates():
+    """All tokens equal: the lowest ids, though topk may name any."""
+    assert most_probable(torch.zeros(2, 10_000), 5).tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_rows(count):
+    assert token_logprobs(torch.zeros(0, 7), np.zeros(0, np.int64), []) == []
+    assert most_probable(torch.zeros(2, 7), 0).shape == (2, 0)
