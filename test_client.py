@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Test a running LLM server from your laptop, or talk to it. One file; needs `pip install httpx rich`.
+"""Test a running LLM server from your laptop, or talk to it. One file.
 
+    pip install httpx rich
     export KOYEB_URL=https://my-app.koyeb.app           # default: http://127.0.0.1:8000
     python test_client.py                               # all suites, a table, an exit code
     python test_client.py --test batch --num-requests 20
@@ -41,16 +42,16 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -60,6 +61,9 @@ PROBE_SECONDS = 10.0  # what a server may take to say that it lives
 # ================================================================================= 1. Verdicts
 
 PASS, FAIL, NOT_OFFERED = "PASS", "FAIL", "NOT OFFERED"
+STYLES = {PASS: "bold green", FAIL: "bold red", NOT_OFFERED: "yellow"}
+MARKS = {PASS: "✓", FAIL: "✗", NOT_OFFERED: "–"}
+ABSENT = (404, 405, 501)  # how servers say that they have no such route
 
 
 class Failed(Exception):
@@ -76,6 +80,11 @@ class Refused(Failed):
     def __init__(self, response: httpx.Response):
         self.status, self.body = response.status_code, response.text
         super().__init__(f"HTTP {self.status}: {error_text(self.body)}")
+
+    @property
+    def without_chat(self) -> bool:
+        """The server has no chat, or its model no chat template."""
+        return self.status in ABSENT or (self.status == 400 and "template" in self.body)
 
 
 class Unreachable(Exception):
@@ -143,7 +152,7 @@ def one_line(text: str, limit: int = 220) -> str:
 
 def printable(text: str) -> str:
     """Without control characters: text from a server must not steer the reader's terminal."""
-    return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c in "\u200d\ufe0f"))
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
 # ================================================================================== 2. Answers
@@ -247,21 +256,20 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class Metrics:
-    """A page of /metrics: `page["vllm:num_requests_running"]` is the sum over its label sets."""
+    """A page of /metrics. The value of a name is the sum over its label sets."""
 
-    LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([-+.\deEinfNa]+)")
+    LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([-+.\deE]+|\+?Inf|NaN)")
 
     def __init__(self, text: str):
         self.values: dict[str, float] = {}
         self.labels: dict[str, dict[str, str]] = {}
-        for line in text.splitlines():
-            if match := self.LINE.match(line):
-                name, labels, value = match.groups()
-                self.values[name] = self.values.get(name, 0.0) + float(value)
-                self.labels[name] = dict(re.findall(r'(\w+)="([^"]*)"', labels or ""))
+        for match in filter(None, map(self.LINE.match, text.splitlines())):
+            name, labels, value = match.groups()
+            self.values[name] = self.values.get(name, 0.0) + float(value)
+            self.labels[name] = dict(re.findall(r'(\w+)="([^"]*)"', labels or ""))
 
     def first(self, *names: str) -> float:
-        """The value of the first name that the page has."""
+        """The value of the first of these names that the page has."""
         for name in names:
             if name in self.values:
                 return self.values[name]
@@ -270,6 +278,10 @@ class Metrics:
     @property
     def running(self) -> float:
         return self.first("vllm:num_requests_running", "llamacpp:requests_processing")
+
+    @property
+    def waiting(self) -> float:
+        return self.first("vllm:num_requests_waiting", "llamacpp:requests_deferred")
 
     @property
     def kv_usage(self) -> float:
@@ -285,14 +297,13 @@ class Facts:
     """What the server says of itself."""
 
     model: str = ""
-    models: list[str] = field(default_factory=list)
     made_by: str = ""  # `owned_by` of the model card: "vllm", "llamacpp", …
     version: str = ""
     max_model_len: int | None = None
     block_size: int | None = None
     num_blocks: int | None = None
     prefix_caching: bool | None = None
-    seats: int | None = None  # requests that can run at once
+    seats: int | None = None  # requests that can run at once, where it says so
 
 
 class Server:
@@ -317,46 +328,35 @@ class Server:
         self, method: str, path: str, limit: float | None = None, **options: Any
     ) -> httpx.Response:
         """Any request, read to its end. Raises `Unreachable`; the status is the caller's matter."""
-        limit = limit or self.timeout
-        try:
-            return await asyncio.wait_for(self.http.request(method, path, **options), limit)
-        except (asyncio.TimeoutError, httpx.TimeoutException):
-            raise Unreachable(f"{path}: no answer within {limit:g} s") from None
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{path}: {describe(error)}") from None
+        with reachable(limit or self.timeout):
+            exchange = self.http.request(method, path, **options)
+            return await asyncio.wait_for(exchange, limit or self.timeout)
 
     async def ask(
         self,
         prompt: str | list[dict],
         *,
         stream: bool = False,
-        on_text: Callable[[str], None] | None = None,
         whole: bool = True,
         into: Answer | None = None,
+        on_text: Callable[[str], None] | None = None,
         **params: Any,
     ) -> Answer:
         """One completion (a text) or chat answer (a list of messages).
 
-        `whole=False` waits as long as bytes keep coming (a chat); `into` lets the caller see the
-        answer while it grows, and keep it when it is cancelled. Raises `Refused`, `BadAnswer`, `Unreachable`.
+        `whole=False` waits as long as bytes keep coming (a chat). `into` lets the caller see the
+        answer grow, and keep it when it is cancelled. Raises `Failed` or `Unreachable`.
         """
-        answer = into or Answer()
-        chat = not isinstance(prompt, str)
+        answer, chat = into or Answer(), not isinstance(prompt, str)
         body = {"model": self.facts.model, "messages" if chat else "prompt": prompt, **params}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         path = "/v1/chat/completions" if chat else "/v1/completions"
         answer.sent = time.perf_counter()
         try:
-            exchange = self._exchange(path, body, answer, on_text)
-            await asyncio.wait_for(exchange, self.timeout if whole else None)
-        except (asyncio.TimeoutError, httpx.TimeoutException):
-            raise Unreachable(
-                f"no complete answer within {self.timeout:g} s (--timeout); "
-                f"{len(answer.text)} characters had come"
-            ) from None
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{describe(error)} after {len(answer.text)} characters") from None
+            with reachable(self.timeout, answer):
+                exchange = self._exchange(path, body, answer, on_text)
+                await asyncio.wait_for(exchange, self.timeout if whole else None)
         finally:
             answer.seconds = time.perf_counter() - answer.sent
         self.on_answer()
@@ -366,11 +366,11 @@ class Server:
         self, path: str, body: dict, answer: Answer, on_text: Callable[[str], None] | None
     ) -> None:
         async with self.http.stream("POST", path, json=body) as response:
-            if response.status_code != 200 or not body.get("stream"):
+            if response.status_code != 200:
                 await response.aread()
-                if response.status_code != 200:
-                    raise Refused(response)
-                answer.take(parse_json(response.content))
+                raise Refused(response)
+            if not body.get("stream"):
+                answer.take(parse_json(await response.aread()))
                 return
             async for data in server_sent_events(response):
                 if answer.done:
@@ -382,64 +382,75 @@ class Server:
         if not answer.done:
             raise BadAnswer(f"the stream ended without [DONE], after {len(answer.text)} characters")
 
+    async def get(self, path: str) -> httpx.Response:
+        """Something that not every server has. Raises `NotOffered` or `Failed`."""
+        return offered(await self.request("GET", path, PROBE_SECONDS), path)
+
     async def metrics(self) -> Metrics:
-        response = await self.request("GET", "/metrics", limit=PROBE_SECONDS)
-        return Metrics(offered(response, "/metrics").text)
+        return Metrics((await self.get("/metrics")).text)
 
     async def count_tokens(self, text: str, special: bool) -> int:
-        """Tokens of `text` by the server's own tokenizer; `special`: with those that a prompt gets."""
+        """Tokens of `text` as the server cuts it; `special`: with those that a prompt gets."""
         bodies = (
             {"model": self.facts.model, "prompt": text, "add_special_tokens": special},
             {"content": text, "add_special": special},  # llama.cpp's way
         )
         for body in bodies:
-            response = offered(await self.request("POST", "/tokenize", json=body), "/tokenize")
-            tokens = parse_json(response.text).get("tokens")
+            response = await self.request("POST", "/tokenize", json=body)
+            tokens = parse_json(offered(response, "/tokenize").text).get("tokens")
             if isinstance(tokens, list) and (tokens or not text):
                 return len(tokens)
         raise NotOffered("/tokenize gives no tokens")
 
-    async def record(self, ids: Sequence[str], ended: bool = True) -> list[dict]:
-        """The events of these requests, oldest first, with the steps that computed for them.
+    async def record(self, ids: Sequence[str]) -> list[dict]:
+        """What the record has of the requests with these answer ids, oldest first: their own
+        events, the steps that computed for them, the size of the cache.
 
-        `ids` are those of the answers. `ended`: wait (up to 3 s) until each has its end recorded.
-        Raises `NotOffered` without /trace, or when the record holds nothing of them.
+        Waits up to 3 s for the end of each. Raises `NotOffered` if there is no record of them.
         """
-        deadline = time.perf_counter() + 3.0
+        start, mine = time.perf_counter(), []
+        wanted = re.compile("|".join(map(re.escape, {*ids, "engine.kv_sized"} - {""})))
         while True:
-            response = offered(await self.request("GET", "/trace"), "/trace")
+            response = await self.get("/trace")
             if "html" in response.headers.get("content-type", ""):
                 raise NotOffered("/trace is a web page here")
-            events = [e for e in map(parse_json, response.text.splitlines()) if concerns(e, ids)]
+            events = [parse_json(x) for x in response.text.splitlines() if wanted.search(x)]
             mine = [e for e in events if any(owns(id, e.get("request_id", "")) for id in ids)]
-            over = {e["request_id"] for e in mine if e["kind"] in ENDS}
-            missing = [id for id in ids if not any(owns(id, rid) for rid in over)]
-            if (mine and not (ended and missing)) or time.perf_counter() > deadline:
-                if not mine:
-                    raise NotOffered("/trace holds no event of these requests (is it off?)")
-                return events
+            over = [e["request_id"] for e in mine if e["kind"] in ENDS]
+            ended = all(any(owns(id, request) for request in over) for id in ids)
+            if ended or time.perf_counter() - start > 3.0:
+                break
             await asyncio.sleep(0.1)
+        if not mine:
+            raise NotOffered("/trace has no event of this request (is the record off?)")
+        return events
 
 
 ENDS = ("request.finished", "request.aborted")
 
 
 def owns(answer_id: str, request_id: str) -> bool:
-    """Does a request of the record belong to the answer with this id? ("cmpl-7" has "7", "7.1", "cmpl-7-0".)"""
-    names = {answer_id, answer_id.split("-", 1)[-1]} - {""}
-    return any(request_id == n or request_id.startswith((f"{n}.", f"{n}-")) for n in names)
+    """Is this a request of that answer? "cmpl-7" has "cmpl-7" itself, "cmpl-7.1", "cmpl-7-0"."""
+    beginnings = (f"{answer_id}.", f"{answer_id}-")
+    return bool(answer_id) and (request_id == answer_id or request_id.startswith(beginnings))
 
 
-def concerns(event: dict, ids: Sequence[str]) -> bool:
-    if event.get("kind") == "step.planned":
-        return any(owns(id, row[0]) for row in event.get("rows", []) for id in ids)
-    if event.get("kind") == "engine.kv_sized":
-        return True
-    return any(owns(id, event.get("request_id", "")) for id in ids)
+@contextlib.contextmanager
+def reachable(limit: float, answer: Answer | None = None) -> Iterator[None]:
+    """Turns whatever can happen to a connection into `Unreachable`."""
+    try:
+        yield
+        return
+    except (asyncio.TimeoutError, httpx.TimeoutException):
+        said = f"no complete answer within {limit:g} s"
+    except httpx.HTTPError as error:
+        said = f"the connection broke ({describe(error)})"
+    had = f"; {len(answer.text)} characters had come" if answer and answer.text else ""
+    raise Unreachable(said + had)
 
 
 def offered(response: httpx.Response, what: str) -> httpx.Response:
-    if response.status_code in (404, 405, 501):
+    if response.status_code in ABSENT:
         raise NotOffered(f"the server has no {what} (HTTP {response.status_code})")
     if response.status_code != 200:
         raise Refused(response)
@@ -448,10 +459,9 @@ def offered(response: httpx.Response, what: str) -> httpx.Response:
 
 def base_url(url: str) -> str:
     """The address without path: accepts `app.koyeb.app`, a trailing slash, a trailing /v1."""
-    url = url.strip() if "://" in url else f"https://{url.strip()}"
-    if re.match(r"https://(127\.|localhost\b|\[::1\])", url) and "https" not in sys.argv:
-        url = url.replace("https://", "http://", 1)
-    return re.sub(r"/+(v1/*)?$", "", url)
+    if "://" not in url:
+        url = ("http://" if re.match(r"127\.|localhost\b|\[::1\]", url) else "https://") + url
+    return re.sub(r"/+(v1/*)?$", "", url.strip())
 
 
 def describe(error: Exception) -> str:
@@ -460,115 +470,93 @@ def describe(error: Exception) -> str:
 
 # ============================================================================== 4. Reaching it
 
+LOOK = "Look at the server's log, and check --url: the server's address, without a path."
+
 
 async def read_facts(server: Server, model: str | None) -> Facts:
     """Find out whether the server can be judged, and what it says of itself. Raises `Unusable`."""
     await probe(server, "/health", required=False)
     response = await probe(server, "/v1/models", required=True)
-    wrong = "Check --url: it must be the server's address, without a path."
     try:
-        cards = json.loads(response.text)["data"]
-        ids = [str(card["id"]) for card in cards]
+        cards = {str(card["id"]): card for card in json.loads(response.text)["data"]}
     except (ValueError, KeyError, TypeError):
-        raise Unusable(
-            f"{server.url}/v1/models isn't a list of models: {one_line(response.text, 80)}", wrong
-        ) from None
-    if not ids or (model and model not in ids):
-        raise Unusable(
-            f"the model {model!r} isn't served; served: {', '.join(ids) or 'none'}",
-            "Name one of these with --model, or leave --model out.",
-        )
-    card = cards[ids.index(model) if model else 0]
-    facts = Facts(model=card["id"], models=ids, made_by=str(card.get("owned_by") or ""))
-    length = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx")
-    facts.max_model_len = length if isinstance(length, int) else None
-    server.facts = facts
-    with contextlib.suppress(Unreachable, Failed, NotOffered, AttributeError):
-        version = offered(await server.request("GET", "/version", limit=PROBE_SECONDS), "")
-        facts.version = str(parse_json(version.text).get("version", ""))
-    with contextlib.suppress(Unreachable, Failed, NotOffered, AttributeError):
-        props = offered(await server.request("GET", "/props", limit=PROBE_SECONDS), "")
-        facts.seats = parse_json(props.text).get("total_slots")
-        settings = parse_json(props.text).get("default_generation_settings") or {}
-        facts.max_model_len = settings.get("n_ctx") or facts.max_model_len
-    with contextlib.suppress(Unreachable, Failed, NotOffered, ValueError):
+        said = f"/v1/models isn't a list of models: {one_line(response.text, 80)}"
+        raise Unusable(f"{server.url}{said}", LOOK) from None
+    card = cards.get(model) if model else next(iter(cards.values()), None)
+    if card is None:
+        said = f"the model {model} isn't served; served: {', '.join(cards) or 'none'}"
+        raise Unusable(said, "Name one of these with --model, or leave --model out.")
+    facts = Facts(model=str(card["id"]), made_by=str(card.get("owned_by") or ""))
+    facts.max_model_len = card.get("max_model_len")
+    absent = contextlib.suppress(
+        Unreachable, Failed, NotOffered, AttributeError, LookupError, ValueError
+    )
+    with absent:
+        facts.version = str(parse_json((await server.get("/version")).text)["version"])
+    with absent:  # llama.cpp
+        props = parse_json((await server.get("/props")).text)
+        facts.seats = props.get("total_slots")
+        facts.max_model_len = props["default_generation_settings"]["n_ctx"]
+    with absent:
         info = (await server.metrics()).labels.get("vllm:cache_config_info", {})
-        facts.block_size = int(info["block_size"]) if "block_size" in info else None
-        facts.num_blocks = int(info["num_gpu_blocks"]) if "num_gpu_blocks" in info else None
-        if "enable_prefix_caching" in info:
-            facts.prefix_caching = info["enable_prefix_caching"].lower() in ("true", "1")
+        facts.block_size = int(info.get("block_size", 0)) or None
+        facts.num_blocks = int(info.get("num_gpu_blocks", 0)) or None
+        caching = info.get("enable_prefix_caching", "").lower()
+        facts.prefix_caching = caching in ("true", "1") if caching else None
     return facts
 
 
 async def probe(server: Server, path: str, required: bool) -> httpx.Response:
     """GET something that a usable server has. Raises `NotReady` or `Unusable`, with advice."""
     try:
-        response = await server.request("GET", path, limit=min(PROBE_SECONDS, server.timeout))
+        response = await server.request("GET", path, min(PROBE_SECONDS, server.timeout))
     except Unreachable as error:
-        raise NotReady(
-            f"nothing usable answers at {server.url} ({error})",
-            "Is it started, and is --url (or KOYEB_URL) right? A cold instance: add --wait.",
-        ) from None
-    status, text = response.status_code, error_text(response.text)
+        advice = "Is it started, and is --url (or KOYEB_URL) right? A cold instance: add --wait."
+        raise NotReady(f"{server.url}{path}: {error}", advice) from None
+    status = response.status_code
+    said = f"HTTP {status} on {server.url}{path}: {error_text(response.text)}"
     if status in (502, 503, 504):
-        who = "the server is not ready" if "json" in response.headers.get("content-type", "") else (
-            "no instance answers behind the address yet"
-        )  # fmt: skip
-        raise NotReady(f"{who} (HTTP {status} on {path}: {text})", "Wait for it: add --wait.")
+        raise NotReady(f"the server isn't ready ({said})", "Wait for it: add --wait.")
     if status in (401, 403):
-        said = "refused the key that was given" if server.has_key else "wants an API key"
-        raise Unusable(
-            f"the server {said} (HTTP {status} on {path})",
-            "Pass the key that it was started with: --api-key KEY, or API_KEY in the environment.",
-        )
+        verb = "refuses the key that was given" if server.has_key else "wants an API key"
+        advice = "Pass the key that it was started with: --api-key, or API_KEY in the environment."
+        raise Unusable(f"the server {verb} ({said})", advice)
     if status != 200 and (required or status >= 500):
-        raise Unusable(
-            f"HTTP {status} on {server.url}{path}: {text}",
-            "This isn't a working OpenAI-compatible server; look at its log, and check --url.",
-        )
+        raise Unusable(f"this isn't a working OpenAI-compatible server ({said})", LOOK)
     return response
 
 
 async def reach(server: Server, model: str | None, wait: float, console: Console) -> Facts:
     """`read_facts`, polling for up to `wait` seconds while the server is cold."""
-    start, said, last_line = time.perf_counter(), "", 0.0
-    with contextlib.ExitStack() as stack:
-        status = stack.enter_context(console.status("")) if wait and console.is_terminal else None
+    start, shown = time.perf_counter(), ("", 0)
+    spinner = console.status("") if wait and console.is_terminal else None
+    with spinner or contextlib.nullcontext():
         while True:
             try:
-                return await read_facts(server, model)
+                server.facts = await read_facts(server, model)
+                return server.facts
             except NotReady as reason:
                 waited = time.perf_counter() - start
                 if waited >= wait:
-                    if wait:
-                        raise Unusable(
-                            f"not ready after {waited:.0f} s: {reason}",
-                            "Read the server's log; wait longer with --wait SECONDS.",
-                        ) from None
-                    raise
-                line = f"waiting, {waited:.0f} of at most {wait:.0f} s: {reason}"
-                if status:
-                    status.update(escape(line))
-                elif str(reason) != said or waited - last_line >= 15:
-                    console.print(escape(line))
-                    said, last_line = str(reason), waited
-                await asyncio.sleep(min(2.0, max(0.05, wait - waited)))
+                    late = f"not ready after {waited:.0f} s: " if wait else ""
+                    raise Unusable(f"{late}{reason}", reason.advice) from None
+                line = escape(f"waiting, {waited:.0f} of at most {wait:.0f} s: {reason}")
+                if spinner:
+                    spinner.update(line)
+                elif shown != (shown := (str(reason), int(waited / 15))):
+                    console.print(line)  # when the reason changes, and every 15 s
+                await asyncio.sleep(min(2.0, wait - waited))
 
 
 async def first_token(server: Server) -> None:
     """A server that can't produce one token is wrong, whatever its /health says."""
     try:
         answer = await server.ask("Hello", max_tokens=1, temperature=0)
+        if not answer.finish:
+            raise BadAnswer("the answer has no finish_reason")
     except (Failed, Unreachable) as error:
-        raise Unusable(
-            f"the server is up, but a request for one token fails: {error}",
-            "Look at the server's log; nothing else can be judged before this works.",
-        ) from None
-    if not answer.finish:
-        raise Unusable(
-            "the server's answer to a request for one token has no finish_reason",
-            "This isn't a working OpenAI-compatible server; look at its log.",
-        )
+        said = f"the server is up, but a request for one token fails: {error}"
+        raise Unusable(said, LOOK) from None
 
 
 # =================================================================================== 5. Suites
@@ -585,16 +573,17 @@ QUESTIONS = (
 )
 STORY = "Once upon a time there was a little"
 WORDS = (
-    "river stone garden window lantern mountain winter morning bread copper silver harbor teacher "
-    "letter station forest candle bridge violin planet island feather engine market shadow thunder"
-).split()
+    "river stone garden window lantern mountain winter bread copper silver harbor teacher letter"
+)
+GREEDY = {"temperature": 0, "ignore_eos": True}
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def fresh_text(num_words: int) -> str:
-    """A text that no server has seen: random words, the first ones already unlike any other text."""
+    """A text that no server has seen: random words, its beginning already unlike any other's."""
     draw = random.SystemRandom()
-    words = [f"{draw.randrange(10_000)}", *(draw.choice(WORDS) for _ in range(num_words - 1))]
-    return " ".join(words)
+    words = (draw.choice(WORDS.split()) for _ in range(num_words - 1))
+    return " ".join([str(draw.randrange(10_000)), *words])
 
 
 @dataclass
@@ -604,41 +593,58 @@ class Options:
 
 
 class Suite:
-    """One subject. `run` sends requests and judges them, check by check."""
+    """One subject. `run` sends requests and judges what comes by what `expects` states."""
 
     name = ""
     title = ""
+    expects: ClassVar[dict[str, str]] = {}
 
     def __init__(self, server: Server, options: Options, on_check: Callable[[Check], None]):
         self.server, self.options, self.on_check = server, options, on_check
-        self.ask = server.ask
+        self.facts, self.ask = server.facts, server.ask
 
     async def run(self) -> None:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def check(self, name: str, expectation: str, vital: bool = False):
-        """Judge one expectation. Raises `SuiteEnded` if a vital one fails, or the server is gone."""
-        check = Check(self.name, name, expectation)
-        start, end_suite = time.perf_counter(), False
+    def check(self, name: str, vital: bool = False) -> Iterator[Check]:
+        """Judge one expectation. `SuiteEnded` if a vital one doesn't pass, or no answer comes."""
+        check = Check(self.name, name, self.expects[name])
+        start, end_suite = time.perf_counter(), vital
         try:
             yield check
             check.verdict = PASS if check.evidence else FAIL
+            end_suite = vital and not check.evidence
         except NotOffered as reason:
-            check.verdict, check.evidence, end_suite = NOT_OFFERED, str(reason), vital
+            check.verdict, check.evidence = NOT_OFFERED, str(reason)
         except Unreachable as error:
             check.measured(str(error))
             end_suite = True
         except Failed as error:
             check.measured(str(error))
-            end_suite = vital
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             check.measured(f"the answer isn't shaped as it should be ({describe(error)})")
-            end_suite = vital
         check.seconds = time.perf_counter() - start
         self.on_check(check)
         if end_suite:
             raise SuiteEnded
+
+    async def words_for(self, tokens: int) -> int:
+        """How many words of ours make that many tokens, or as many as fit: tried with a few."""
+        tokens = min(tokens, (self.facts.max_model_len or 2048) * 6 // 10)
+        if self.facts.num_blocks and self.facts.block_size:
+            tokens = min(tokens, self.facts.num_blocks * self.facts.block_size // 2)
+        tried = await self.ask(fresh_text(40), max_tokens=1)
+        return max(8, tokens * 40 // (tried.count("prompt_tokens") if tried.usage else 120))
+
+    async def chat(self, **params: Any) -> Answer:
+        """A chat answer. Raises `NotOffered` without a chat route, or without a chat template."""
+        try:
+            return await self.ask([{"role": "user", "content": QUESTIONS[2]}], **params)
+        except Refused as refused:
+            if refused.without_chat:
+                raise NotOffered(str(refused)) from None
+            raise
 
     async def same_text(self, prompt: str, a: Answer, b: Answer, **params: Any) -> tuple[bool, str]:
         """Do two greedy answers agree? (agree, what was seen)
@@ -648,163 +654,145 @@ class Suite:
         """
         if a.text == b.text:
             return True, "equal"
-        common = len(os.path.commonprefix([a.text, b.text]))
-        parted = f"they part after {common} characters ({a.text[common:][:12]!r}, {b.text[common:][:12]!r})"
-        with contextlib.suppress(Failed, KeyError, TypeError, IndexError):
+        pairs = enumerate(itertools.zip_longest(a.text, b.text))
+        common = next(i for i, (x, y) in pairs if x != y)
+        here = f"{a.text[common:][:12]!r}, {b.text[common:][:12]!r}"
+        seen = f"they part after {common} characters ({here})"
+        with contextlib.suppress(Failed, KeyError, TypeError, IndexError, ValueError):
             again = (await self.ask(prompt, logprobs=5, **params)).logprobs or {}
             ends = itertools.accumulate(map(len, again["tokens"]))
-            at = next((i for i, end in enumerate(ends) if end > common), None)
-            if at is not None:
-                best, second = sorted(again["top_logprobs"][at].values(), reverse=True)[:2]
-                if best - second <= 0.1:
-                    return True, f"{parted}: a tie, {best - second:.3f} nats between the candidates"
-                parted += f"; the best candidate leads by {best - second:.2f} nats"
-        return False, parted
+            at = next(i for i, end in enumerate(ends) if end > common)
+            best, second = sorted(again["top_logprobs"][at].values(), reverse=True)[:2]
+            seen += f", where the best candidate leads by {best - second:.3f} nats"
+            return best - second <= 0.1, seen
+        return False, seen
 
 
 class Single(Suite):
     name, title = "single", "one request alone"
+    expects: ClassVar = {
+        "answers": "a request is answered with text and one finish_reason",
+        "first token": "text arrives before the answer is complete (TTFT)",
+        "speed": "tokens come one after another, so that their rate can be measured",
+        "usage": "the counts add up and fit the limit and the text",
+        "tokenizer": "usage counts what the server's own /tokenize counts",
+        "chat": "a chat message is answered by the assistant",
+    }
 
     async def run(self) -> None:
         limit = self.options.max_tokens
-        params = {"max_tokens": limit, "temperature": 0, "ignore_eos": True}
-        with self.check(
-            "answers", "a request is answered with text and one finish_reason", True
-        ) as c:
+        params = {"max_tokens": limit, **GREEDY}
+        with self.check("answers", vital=True) as c:
             whole = await self.ask(QUESTIONS[0], return_token_ids=True, **params)
             c.measured(f"{len(whole.text)} characters in {whole.seconds:.2f} s, {whole.finish}")
             c.require(bool(whole.text), "the text is empty")
             c.require(len(whole.finish) == 1, "finish_reason must be there exactly once")
-        with self.check(
-            "first token", "text arrives before the answer is complete (TTFT)", True
-        ) as c:
+        with self.check("first token", vital=True) as c:
             answer = await self.ask(QUESTIONS[0], stream=True, **params)
             c.measured(f"TTFT {answer.ttft * 1000:.0f} ms of {answer.seconds * 1000:.0f} ms")
             c.require(len(set(answer.arrivals)) > 1, "everything arrived at one moment")
-        with self.check(
-            "speed", "tokens come one after another, so that their rate can be measured"
-        ) as c:
+        with self.check("speed") as c:
             if answer.usage is None:
-                raise NotOffered("no usage in the stream, so tokens can't be counted")
+                raise NotOffered("no usage in the stream, so its tokens can't be counted")
             rate, between = answer.rate()
             gaps = sorted(b - a for a, b in itertools.pairwise(answer.arrivals))
-            p95 = gaps[min(len(gaps) - 1, int(len(gaps) * 0.95))]
-            c.measured(
-                f"{rate:.1f} tokens/s, {between * 1000:.1f} ms between tokens "
-                f"(95 % of the chunks within {p95 * 1000:.1f} ms)"
-            )
-        with self.check("usage", "the counts add up and fit the text") as c:
-            self._judge_usage(c, whole, limit)
-            pieces = len(answer.arrivals) - 1  # a last piece may be text held back until the end
-            c.require(
-                answer.usage is None or pieces <= answer.count("completion_tokens"),
-                f"the stream had {pieces + 1} pieces of text, more than the tokens it counts",
-            )
-        with self.check("usage against /tokenize", "the server's tokenizer counts the same") as c:
+            p95 = gaps[int((len(gaps) - 1) * 0.95)]
+            c.measured(f"{rate:.1f} tokens/s, {between * 1000:.1f} ms between tokens")
+            c.measured(f"95 % of the pieces within {p95 * 1000:.1f} ms of the last")
+        with self.check("usage") as c:
+            prompt, drawn, total = map(whole.count, COUNTS)
+            ids = whole.token_ids
+            c.measured(f"{prompt} + {drawn} = {total}, limit {limit}, {whole.finish[0]}")
+            c.measured(f"{drawn if ids is None else len(ids)} token ids")
+            c.require(prompt + drawn == total, "they don't add up")
+            c.require(prompt > 0 and 0 < drawn <= limit, "the counts are impossible")
+            c.require(whole.finish != ["length"] or drawn == limit, "ended before its limit")
+            c.require(ids is None or len(ids) == drawn, "another number of token ids")
+            pieces = len(answer.arrivals) - 1  # the last one may be text that was held back
+            counted = answer.usage is None or pieces <= answer.count("completion_tokens")
+            c.require(counted, f"the stream had {pieces + 1} pieces of text, more than tokens")
+        with self.check("tokenizer") as c:
             prompt = await self.server.count_tokens(QUESTIONS[0], special=True)
             again = await self.server.count_tokens(whole.text, special=False)
             said, drawn = whole.count("prompt_tokens"), whole.count("completion_tokens")
-            c.measured(
-                f"prompt {said}, tokenized {prompt}; output {drawn}, tokenized again {again}"
-            )
+            c.measured(f"prompt {said}, tokenized {prompt}")
+            c.measured(f"output {drawn}, its text tokenized again {again}")
             c.require(said == prompt, "the prompt's count differs")
-            # Tokens that were drawn needn't be those that the text is cut into again, but nearly.
-            near = abs(drawn - again) <= max(3, drawn // 4) or len(whole.token_ids or []) == drawn
+            # Tokens that were drawn needn't be those that their text is cut into, but nearly.
+            near = abs(drawn - again) <= max(3, drawn // 4) or whole.token_ids is not None
             c.require(near, "the output's count doesn't fit its text")
-        with self.check("chat", "a chat message is answered by the assistant") as c:
-            try:
-                chat = await self.ask([{"role": "user", "content": QUESTIONS[0]}], max_tokens=limit)
-            except Refused as refused:
-                if refused.status in (404, 405, 501) or "template" in refused.body:
-                    raise NotOffered(str(refused)) from None
-                raise
+        with self.check("chat") as c:
+            chat = await self.chat(max_tokens=limit)
             c.measured(f"{one_line(chat.text, 60)!r}, {chat.finish}")
             c.require(chat.roles == ["assistant"], f"the role is {chat.roles}")
             c.require(len(chat.finish) == 1, "finish_reason must be there exactly once")
 
-    @staticmethod
-    def _judge_usage(c: Check, answer: Answer, limit: int) -> None:
-        if answer.usage is None:
-            raise Failed("the answer has no usage")
-        prompt, drawn = answer.count("prompt_tokens"), answer.count("completion_tokens")
-        total = answer.count("total_tokens")
-        c.measured(f"{prompt} + {drawn} = {total}, limit {limit}, {answer.finish[0]}")
-        c.require(prompt + drawn == total, "they don't add up")
-        c.require(0 < prompt and 0 < drawn <= limit, "the counts are impossible")
-        c.require(
-            answer.finish != ["length"] or drawn == limit, "stopped by length, but not at the limit"
-        )
-        if answer.token_ids is not None:
-            c.measured(f"{len(answer.token_ids)} token ids returned")
-            c.require(len(answer.token_ids) == drawn, "the token ids are of another number")
-
 
 class Batch(Suite):
     name, title = "batch", "many at once"
+    expects: ClassVar = {
+        "all answered": "N requests one by one, then the same N at once, are all answered",
+        "shared steps": "the server's own record shows requests that were computed together",
+        "speed-up": "at once is at least 1.2 times as fast (a mere queue: 1.0)",
+        "same answers": "greedy answers are the same alone and in company",
+    }
 
     async def run(self) -> None:
         n = self.options.num_requests
         prompts = [f"{QUESTIONS[i % len(QUESTIONS)]} ({i + 1})" for i in range(n)]
-        params = {"max_tokens": self.options.max_tokens, "temperature": 0, "ignore_eos": True}
-        with self.check(
-            "all answered", f"{n} requests one by one, then {n} at once, all answered", True
-        ) as c:
+        params = {"max_tokens": self.options.max_tokens, **GREEDY}
+        with self.check("all answered", vital=True) as c:
             start = time.perf_counter()
             alone = [await self.ask(p, **params) for p in prompts]
-            middle = time.perf_counter()
+            one_by_one = time.perf_counter() - start
             async with Sampler(self.server) as sampler:
-                together = await asyncio.gather(
-                    *(self.ask(p, stream=True, **params) for p in prompts)
-                )
-                end = time.perf_counter()
-            one_by_one, at_once = middle - start, end - middle
-            c.measured(f"{one_by_one:.2f} s one by one, {at_once:.2f} s at once")
-        with self.check(
-            "shared steps", "the server's own record shows requests computed together"
-        ) as c:
-            self._one_seat()
+                start = time.perf_counter()
+                together = await asyncio.gather(*(self.ask(p, **params) for p in prompts))
+                at_once = time.perf_counter() - start
+            c.measured(f"{n} in {one_by_one:.2f} s one by one, in {at_once:.2f} s at once")
+        with self.check("shared steps") as c:
+            self._several_seats()
             try:
-                self._judge_record(c, await self.server.record([a.id for a in together]), together)
+                events = await self.server.record([a.id for a in together])
             except NotOffered:
                 peak = sampler.peak("running")
                 c.measured(
-                    f"num_requests_running reached {peak:.0f} in {len(sampler.rows)} samples"
+                    f"{peak:.0f} ran together, as {len(sampler.rows)} samples of /metrics say"
                 )
                 c.require(peak >= 2, "never two at a time")
-        with self.check(
-            "speed-up", "at once is at least 1.2 times as fast (a mere queue: 1.0)"
-        ) as c:
-            self._one_seat()
-            gain = one_by_one / at_once
-            tokens = sum(a.count("completion_tokens") for a in together)
+            else:
+                self._judge_steps(c, events, together)
+        with self.check("speed-up") as c:
+            self._several_seats()
+            gain, tokens = one_by_one / at_once, sum(a.count("completion_tokens") for a in together)
             c.measured(f"{gain:.2f}×; {tokens / at_once:.1f} tokens/s at once")
             c.require(gain >= 1.2, "no gain from running them together")
-        with self.check("same answers", "greedy answers are the same alone and in company") as c:
-            judged = [
-                await self.same_text(p, a, b, **params) for p, a, b in zip(prompts, alone, together)
+        with self.check("same answers") as c:
+            compared = [
+                await self.same_text(prompt, a, b, **params)
+                for prompt, a, b in zip(prompts, alone, together)
             ]
-            equal = sum(note == "equal" for _, note in judged)
-            c.measured(f"{equal} of {n} equal")
-            for number, (same, note) in enumerate(judged, 1):
-                if note != "equal":
-                    c.measured(f"request {number}: {note}")
-                c.require(same, "another text")
+            c.measured(f"{sum(seen == 'equal' for _, seen in compared)} of {n} equal")
+            for number, (same, seen) in enumerate(compared, 1):
+                if seen != "equal":
+                    c.measured(f"request {number}: {seen}" + (" (a tie)" if same else ""))
+            c.require(all(same for same, _ in compared), "not the same text")
 
-    def _one_seat(self) -> None:
-        if self.server.facts.seats == 1:
+    def _several_seats(self) -> None:
+        if self.facts.seats == 1:
             raise NotOffered("the server runs one request at a time (total_slots 1)")
 
     @staticmethod
-    def _judge_record(c: Check, events: list[dict], answers: list[Answer]) -> None:
+    def _judge_steps(c: Check, events: list[dict], answers: list[Answer]) -> None:
         steps = [e for e in events if e["kind"] == "step.planned"]
-        owners = [{a.id for a in answers for r in s["rows"] if owns(a.id, r[0])} for s in steps]
-        most = max(range(len(steps)), key=lambda i: len(owners[i]))
+        together = [
+            {a.id for a in answers for row in s["rows"] if owns(a.id, row[0])} for s in steps
+        ]
+        most, step = max((len(ids), s.get("step", 0)) for ids, s in zip(together, steps))
         drawn = sum(a.count("completion_tokens") for a in answers)
-        c.measured(
-            f"up to {len(owners[most])} of {len(answers)} in one step (step {steps[most].get('step')}); "
-            f"{drawn} tokens in {len(steps)} steps"
-        )
-        c.require(len(owners[most]) >= 2, "no step computed two of them")
+        c.measured(f"{most} of {len(answers)} in one step (step {step})")
+        c.measured(f"{drawn} tokens in {len(steps)} steps")
+        c.require(most >= 2, "no step computed two of them")
         c.require(len(steps) < drawn, "as many steps as tokens")
 
 
@@ -812,8 +800,7 @@ class Sampler:
     """Reads /metrics over and over while something runs. Without /metrics it stays empty."""
 
     def __init__(self, server: Server):
-        self.server, self.rows, self.task = server, [], None
-        self.reason = "no sample was taken"
+        self.server, self.rows, self.reason = server, [], "no sample was taken"
 
     async def __aenter__(self) -> Sampler:
         self.task = asyncio.create_task(self._sample())
@@ -827,14 +814,17 @@ class Sampler:
         try:
             while True:
                 self.rows.append(await self.server.metrics())
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
         except (NotOffered, Failed, Unreachable) as reason:
             self.reason = str(reason)
 
     def peak(self, what: str) -> float:
         if not self.rows:
             raise NotOffered(self.reason)
-        return max(getattr(row, what) for row in self.rows)
+        peak = max(getattr(row, what) for row in self.rows)
+        if peak == 0:
+            raise NotOffered(f"/metrics showed nothing in {len(self.rows)} samples")
+        return peak
 
 
 @dataclass
@@ -842,7 +832,7 @@ class Pages:
     """What the record says of one request's block table."""
 
     table: dict[int, int] = field(default_factory=dict)  # position in the table → block
-    shared: int = 0  # positions that were there already: prefix cache
+    shared: int = 0  # positions filled with blocks that were there already: prefix cache
     grants: list[tuple[int, int, int]] = field(default_factory=list)  # (step, position, blocks)
     freed: list[int] = field(default_factory=list)
     preempted: int = 0
@@ -850,22 +840,24 @@ class Pages:
     @classmethod
     def of(cls, events: Iterable[dict], answer_id: str) -> Pages:
         pages = cls()
-        for event in events:
-            if not owns(answer_id, event.get("request_id", "")):
-                continue
+        for event in (e for e in events if owns(answer_id, e.get("request_id", ""))):
             kind, index, blocks = event["kind"], event.get("index", 0), event.get("blocks", [])
             if kind in ("block.allocated", "block.shared"):
-                pages.table.update({index + i: block for i, block in enumerate(blocks)})
-                if kind == "block.shared":
-                    pages.shared += len(blocks)
-                else:
-                    pages.grants.append((event.get("step", 0), index, len(blocks)))
+                pages.table.update(enumerate(blocks, index))
+            if kind == "block.allocated":
+                pages.grants.append((event.get("step", 0), index, len(blocks)))
+            elif kind == "block.shared":
+                pages.shared += len(blocks)
             elif kind == "block.copied":
                 pages.table[index] = event.get("dst", 0)
             elif kind == "block.freed":
                 pages.freed += blocks
             pages.preempted += kind == "request.preempted"
         return pages
+
+    @property
+    def all_back(self) -> bool:
+        return sorted(self.freed) == sorted(self.table.values())
 
 
 def blocks_for(tokens: int, block_size: int) -> int:
@@ -874,51 +866,77 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 class Paging(Suite):
     name, title = "paging", "memory in blocks"
+    expects: ClassVar = {
+        "blocks visible": "the server states its block size, and which blocks a request has",
+        "requests": "short and long requests run side by side",
+        "blocks used": "blocks = ceil(tokens with K/V / block size); the last token drawn has none",
+        "growth": "while drawing, blocks come one at a time, when the last one is full",
+        "given back": "at its end a request gives back every block that it had",
+        "pool after": "the pool is as full as before, within 3 s",
+        "reserving": "paging takes less than reserving the whole context for each request",
+    }
 
     async def run(self) -> None:
-        with self.check(
-            "blocks are visible", "the server states its block size and who has which block", True
-        ) as c:
-            size = self.server.facts.block_size
-            probe_id = (await self.ask(fresh_text(4), max_tokens=2)).id
-            try:
-                events, on_record = await self.server.record([probe_id]), True
-            except NotOffered as reason:
-                if size is None or not self.server.facts.num_blocks:
-                    raise NotOffered(f"{reason}; no block size in /metrics either") from None
-                events, on_record = [], False
-            sized = [e for e in events if e["kind"] == "engine.kv_sized"]
-            size = sized[-1].get("block_size", size) if sized else size
-            if not size:
-                raise NotOffered("the block size is neither in /trace nor in /metrics")
+        with self.check("blocks visible", vital=True) as c:
+            size, on_record = await self._block_size()
             source = "/trace" if on_record else "vllm:cache_config_info"
-            c.measured(
-                f"{size} tokens in a block, {self.server.facts.num_blocks} blocks ({source})"
-            )
-        context = self.server.facts.max_model_len or 1024
-        words = min(12 * size, context // 6)  # a word of ours is one to three tokens
+            c.measured(f"{size} tokens in a block, {self.facts.num_blocks} blocks ({source})")
+        words, context = await self.words_for(12 * size), self.facts.max_model_len or 1024
         jobs = {
             "short": (fresh_text(4), max(2, size // 2)),
             "medium": (fresh_text(words // 3), size),
             "long": (fresh_text(words), min(3 * size + 5, context // 4)),
         }
-        with self.check("requests", "short and long requests run side by side", True) as c:
+        with self.check("requests", vital=True) as c:
             before = await self._kv_usage()
-            sent = (
-                self.ask(p, max_tokens=m, temperature=0, ignore_eos=True) for p, m in jobs.values()
-            )
             async with Sampler(self.server) as sampler:
+                sent = (self.ask(text, max_tokens=m, **GREEDY) for text, m in jobs.values())
                 answers = dict(zip(jobs, await asyncio.gather(*sent)))
+            tokens = {name: sum(map(a.count, COUNTS[:2])) for name, a in answers.items()}
             for name, answer in answers.items():
-                c.measured(
-                    f"{name} {answer.count('prompt_tokens')} + {answer.count('completion_tokens')} tokens"
-                )
+                prompt, drawn, _ = map(answer.count, COUNTS)
+                c.measured(f"{name} {prompt} + {drawn} tokens")
         if on_record:
-            events = await self._judge_record(answers, size)
+            await self._judge_record(answers, tokens, size)
         else:
-            self._judge_samples(sampler, answers, size)
-        await self._judge_after(before)
-        self._judge_reserving(answers, size)
+            with self.check("blocks used") as c:
+                most = sum(blocks_for(t, size) for t in tokens.values())
+                peak = sampler.peak("kv_usage") * (self.facts.num_blocks or 0)
+                c.measured(
+                    f"{peak:.0f} at most, in {len(sampler.rows)} samples; by that rule {most}"
+                )
+                c.require(peak <= most + len(answers), "more blocks than paging needs")
+        with self.check("pool after") as c:
+            if before is None:
+                raise NotOffered("/metrics has no vllm:kv_cache_usage_perc")
+            waited, now = await until(self._kv_usage, lambda usage: usage <= before, 3.0)
+            c.measured(f"{before:.2%} before, {now:.2%} after {waited:.2f} s")
+            c.require(now <= before, "blocks are still in use")
+        with self.check("reserving") as c:
+            if self.facts.max_model_len is None:
+                raise NotOffered("the server doesn't state its context length")
+            paged = sum(blocks_for(t, size) for t in tokens.values())
+            reserved = len(tokens) * blocks_for(context, size)
+            filled = sum(tokens.values()) / size
+            c.measured(f"paging {paged} blocks, {filled / paged:.0%} of their slots filled")
+            c.measured(
+                f"reserving {context} tokens each {reserved}, {filled / reserved:.0%} filled"
+            )
+            c.require(paged < reserved, "no less than reserving")
+
+    async def _block_size(self) -> tuple[int, bool]:
+        """(tokens in a block, whether the record shows the blocks of a request)"""
+        one = await self.ask(fresh_text(4), max_tokens=2)
+        try:
+            events = await self.server.record([one.id])
+        except NotOffered as reason:
+            if not self.facts.block_size or not self.facts.num_blocks:
+                raise NotOffered(f"{reason}, and /metrics has no block size") from None
+            return self.facts.block_size, False
+        size = block_size(events) or self.facts.block_size
+        if not size:
+            raise NotOffered("the block size is neither in /trace nor in /metrics")
+        return size, True
 
     async def _kv_usage(self) -> float | None:
         try:
@@ -926,80 +944,38 @@ class Paging(Suite):
         except NotOffered:
             return None
 
-    async def _judge_record(self, answers: dict[str, Answer], size: int) -> None:
-        with self.check("blocks used", "blocks = ceil(tokens with K/V / block size)", True) as c:
+    async def _judge_record(self, answers: dict[str, Answer], tokens: dict, size: int) -> None:
+        with self.check("blocks used", vital=True) as c:
             events = await self.server.record([a.id for a in answers.values()])
             pages = {name: Pages.of(events, a.id) for name, a in answers.items()}
             if any(p.preempted for p in pages.values()):
                 raise NotOffered("a request was preempted meanwhile; ask again on a quiet server")
-            for name, answer in answers.items():
-                tokens = answer.count("prompt_tokens") + answer.count("completion_tokens")
-                used = len(pages[name].table)
-                c.measured(f"{name}: {tokens - 1} → {used} blocks")  # the last one drawn has no K/V
-                right = {blocks_for(tokens - 1, size), blocks_for(tokens, size)}
-                c.require(used in right, f"{min(right)} were expected")
-        with self.check(
-            "growth", "while drawing, blocks come one at a time, when the last is full"
-        ) as c:
-            long, prompt = pages["long"], answers["long"].count("prompt_tokens")
-            grown = [g for g in long.grants if g[1] >= blocks_for(prompt, size)]
+            for name, page in pages.items():
+                right = {blocks_for(tokens[name] - 1, size), blocks_for(tokens[name], size)}
+                c.measured(f"{name}: {tokens[name] - 1} → {len(page.table)} blocks")
+                c.require(len(page.table) in right, f"{min(right)} were expected")
+        with self.check("growth") as c:
+            first = blocks_for(answers["long"].count("prompt_tokens"), size)
+            grown = [grant for grant in pages["long"].grants if grant[1] >= first]
             if not grown:
                 raise NotOffered("the answer ended before it needed another block")
-            c.measured(
-                f"long: {len(long.table) - len(grown)} for its prompt, then "
-                + ", ".join(f"+{n} at step {step}" for step, _, n in grown)
-            )
-            c.require(all(n == 1 for _, _, n in grown), "more than one block at a time")
+            came = ", ".join(f"+{blocks} at step {step}" for step, _, blocks in grown)
+            c.measured(f"long: {first} for its prompt, then {came}")
             steps = [step for step, _, _ in grown]
+            c.require(all(blocks == 1 for _, _, blocks in grown), "several blocks at a time")
             c.require(len(set(steps)) == len(steps), "several blocks in one step")
-        with self.check("given back", "at its end a request gives back every block it had") as c:
+        with self.check("given back") as c:
             for name, page in pages.items():
                 c.measured(f"{name}: {len(page.freed)} of {len(page.table)}")
-                c.require(sorted(page.freed) == sorted(page.table.values()), "not the same blocks")
+            c.require(all(page.all_back for page in pages.values()), "not the same blocks")
 
-    def _judge_samples(self, sampler: Sampler, answers: dict[str, Answer], size: int) -> None:
-        with self.check(
-            "blocks used", "blocks in use never exceed sum of ceil(tokens / block size)"
-        ) as c:
-            most = sum(
-                blocks_for(a.count("prompt_tokens") + a.count("completion_tokens"), size)
-                for a in answers.values()
-            )
-            peak = sampler.peak("kv_usage") * (self.server.facts.num_blocks or 0)
-            c.measured(f"{peak:.1f} at most in {len(sampler.rows)} samples; the sum is {most}")
-            if peak == 0:
-                raise NotOffered("kv_cache_usage_perc never moved while it was sampled")
-            c.require(peak <= most + len(answers), "more blocks than paging needs")
 
-    async def _judge_after(self, before: float | None) -> None:
-        with self.check("pool afterwards", "the pool is as full as before, within 3 s") as c:
-            if before is None:
-                raise NotOffered("/metrics has no vllm:kv_cache_usage_perc")
-            waited, now = await until(self._kv_usage, lambda usage: usage <= before, 3.0)
-            c.measured(f"{before:.2%} before, {now:.2%} after {waited:.2f} s")
-            c.require(now <= before, "blocks are still in use")
-
-    def _judge_reserving(self, answers: dict[str, Answer], size: int) -> None:
-        with self.check(
-            "against reserving", "paging takes less than the whole context for each"
-        ) as c:
-            length = self.server.facts.max_model_len
-            if length is None:
-                raise NotOffered("the server doesn't state its context length")
-            tokens = [
-                a.count("prompt_tokens") + a.count("completion_tokens") for a in answers.values()
-            ]
-            paged = sum(blocks_for(t, size) for t in tokens)
-            reserved = len(tokens) * blocks_for(length, size)
-            c.measured(
-                f"{paged} blocks, {sum(tokens) / paged / size:.0%} of their slots filled; reserving {length} "
-                f"tokens each: {reserved} blocks, {sum(tokens) / reserved / size:.0%} filled ({reserved / paged:.1f}×)"
-            )
-            c.require(paged < reserved, "no less than reserving")
+def block_size(events: Iterable[dict]) -> int | None:
+    return next((e.get("block_size") for e in events if e["kind"] == "engine.kv_sized"), None)
 
 
 async def until(read: Callable, good: Callable, limit: float) -> tuple[float, Any]:
-    """Read again and again until it is good or the time is up: (seconds that passed, last value)."""
+    """Read again and again until it is good or the time is up: (seconds passed, last value)."""
     start = time.perf_counter()
     while True:
         value = await read()
@@ -1021,94 +997,90 @@ def diversity(texts: Sequence[str]) -> float:
 
 class Temperature(Suite):
     name, title = "temperature", "how tokens are drawn"
+    expects: ClassVar = {
+        "temperature 0": "three times the same text",
+        "diversity": "grows: 0 at temperature 0, more at 0.7, more again at 1.5",
+        "seed": "the same seed draws the same text, another seed another",
+    }
 
     async def run(self) -> None:
-        params = {"max_tokens": min(self.options.max_tokens, 64)}
-        with self.check("temperature 0", "three times the same text", True) as c:
-            cold = [await self.ask(STORY, temperature=0, **params) for _ in range(3)]
-            c.measured(
-                f"{len({a.text for a in cold})} different text(s): {one_line(cold[0].text, 50)!r}"
+        limit = min(self.options.max_tokens, 64)
+
+        async def draw(temperature: float, seed: int | None = None) -> str:
+            answer = await self.ask(
+                STORY, temperature=temperature, max_tokens=limit, **({"seed": seed} if seed else {})
             )
-            c.require(len({a.text for a in cold}) == 1, "they differ")
-            c.require(bool(cold[0].text.strip()), "the text is empty")
-        with self.check(
-            "diversity", "grows: 0 at temperature 0, more at 0.7, more again at 1.5"
-        ) as c:
-            spread = {0.0: diversity([a.text for a in cold])}
-            for temperature in (0.7, 1.5):
-                drawn = await asyncio.gather(
-                    *(
-                        self.ask(STORY, temperature=temperature, seed=s, **params)
-                        for s in range(1, 9)
-                    )
-                )
-                spread[temperature] = diversity([a.text for a in drawn])
-            c.measured(
-                "mean pairwise difference of words "
-                + ", ".join(f"{s:.2f} at {t:g}" for t, s in spread.items())
-            )
-            c.require(spread[0.0] == 0 < spread[0.7] < spread[1.5], "it doesn't grow")
-        with self.check("seed", "the same seed draws the same text, another seed another") as c:
-            a, b, other = [
-                (await self.ask(STORY, temperature=1.0, seed=seed, **params)).text
-                for seed in (7, 7, 8)
+            return answer.text
+
+        with self.check("temperature 0", vital=True) as c:
+            cold = [await draw(0) for _ in range(3)]
+            c.measured(f"{len(set(cold))} different text(s), {one_line(cold[0], 50)!r}")
+            c.require(bool(cold[0].strip()), "the text is empty")
+            c.require(len(set(cold)) == 1, "they differ")
+        with self.check("diversity") as c:
+            low, high = [
+                diversity(await asyncio.gather(*(draw(t, seed) for seed in range(1, 9))))
+                for t in (0.7, 1.5)
             ]
-            c.measured(f"seed 7 twice: {'equal' if a == b else 'different'}; seed 8: "
-                       f"{'equal' if a == other else 'different'}")  # fmt: skip
+            c.measured(
+                f"words that differ, mean over pairs: 0 at 0, {low:.2f} at 0.7, {high:.2f} at 1.5"
+            )
+            c.require(0 < low < high, "it doesn't grow")
+        with self.check("seed") as c:
+            a, b, other = [await draw(1.0, seed) for seed in (7, 7, 8)]
+            shown = ["different", "equal"]
+            c.measured(f"seed 7 twice: {shown[a == b]}; seed 8: {shown[a == other]}")
             c.require(a == b, "a seed doesn't repeat")
             c.require(a != other, "the seed has no effect")
 
 
 class Prefix(Suite):
     name, title = "prefix", "a prompt seen before"
+    expects: ClassVar = {
+        "asked twice": "five long new prompts are answered, twice each",
+        "cached tokens": "none the first time; then all full blocks before the last token",
+        "faster": "the first token comes earlier the second time (the best of five each)",
+        "same answers": "greedy answers are the same from the cache",
+    }
 
     async def run(self) -> None:
-        context = self.server.facts.max_model_len or 2048
-        prompts = [fresh_text(min(400, context // 6)) + "\nThe end. Next:" for _ in range(3)]
         params = {"max_tokens": 8, "temperature": 0}
-        with self.check(
-            "asked twice", "three long new prompts are answered, twice each", True
-        ) as c:
+        with self.check("asked twice", vital=True) as c:
+            words = await self.words_for(1500)
+            prompts = [fresh_text(words) + "\nThe end. Next:" for _ in range(5)]
             hits = [await self._hits()]
             cold = [await self.ask(p, stream=True, **params) for p in prompts]
             hits.append(await self._hits())
             warm = [await self.ask(p, stream=True, **params) for p in prompts]
             hits.append(await self._hits())
-            size = cold[0].count("prompt_tokens") if cold[0].usage else None
-            c.measured(f"{size or 'unknown number of'} tokens in the first one")
-        first, again, source = self._cached(cold, warm, hits)
-        with self.check(
-            "cached tokens",
-            "none the first time; the second time all full blocks before the last token",
-        ) as c:
-            if first is None:
-                raise NotOffered(
-                    "neither usage.prompt_tokens_details nor prefix_cache_hits is reported"
-                )
-            if self.server.facts.prefix_caching is False and again == 0:
+            tokens = [a.count("prompt_tokens") if a.usage else 0 for a in warm]
+            c.measured(f"{tokens[0] or 'an unknown number of'} tokens in the first one")
+        source = "usage"
+        first, again = (sum_known(a.cached_tokens for a in answers) for answers in (cold, warm))
+        if first is None and None not in hits:
+            first, again, source = hits[1] - hits[0], hits[2] - hits[1], "vllm:prefix_cache_hits"
+        with self.check("cached tokens") as c:
+            if first is None or again is None:
+                raise NotOffered("neither usage nor /metrics tells of cached tokens")
+            if self.facts.prefix_caching is False and again == 0:
                 raise NotOffered("prefix caching is switched off (vllm:cache_config_info)")
-            tokens = sum(a.count("prompt_tokens") for a in warm)
-            block = self.server.facts.block_size or 64
-            expected = sum((a.count("prompt_tokens") - 1) // block * block for a in warm)
-            c.measured(f"{first} then {again} of {tokens} tokens ({source})")
-            c.require(first < 3 * block, "new prompts were reported as cached")
-            c.require(
-                expected <= again < tokens, f"between {expected} and {tokens - 1} were expected"
-            )
-        with self.check("faster", "the first token comes earlier the second time (medians)") as c:
-            before, after = (statistics.median(a.ttft for a in answers) for answers in (cold, warm))
-            c.measured(
-                f"TTFT {before * 1000:.0f} ms, then {after * 1000:.0f} ms ({before / after:.1f}×)"
-            )
+            block = self.facts.block_size or 64
+            expected = sum((t - 1) // block * block for t in tokens)
+            c.measured(f"{first:.0f}, then {again:.0f} of {sum(tokens)} tokens ({source})")
+            c.require(first < len(cold) * block, "new prompts are reported as cached")
+            c.require(expected <= again < sum(tokens), f"at least {expected} were expected")
+        with self.check("faster") as c:
+            before, after = (min(a.ttft for a in answers) for answers in (cold, warm))
+            c.measured(f"TTFT {before * 1000:.0f} ms, then {after * 1000:.0f} ms")
             if after >= before and not again:
                 raise NotOffered(
                     "no cached prefix is reported, and the first token comes no earlier"
                 )
             c.require(after < before, "not earlier")
-        with self.check("same answers", "greedy answers are the same from the cache") as c:
-            for p, a, b in zip(prompts, cold, warm):
-                same, note = await self.same_text(p, a, b, **params)
-                c.measured(note)
+        with self.check("same answers") as c:
+            for prompt, a, b in zip(prompts, cold, warm):
+                same, seen = await self.same_text(prompt, a, b, **params)
+                c.measured(seen)
                 c.require(same, "another text")
 
     async def _hits(self) -> float | None:
@@ -1117,195 +1089,171 @@ class Prefix(Suite):
         except NotOffered:
             return None
 
-    @staticmethod
-    def _cached(
-        cold: list[Answer], warm: list[Answer], hits: list[float | None]
-    ) -> tuple[int | None, int, str]:
-        """(tokens cached the first time, the second time, who says so)"""
-        if all(a.cached_tokens is not None for a in cold + warm):
-            return sum(a.cached_tokens for a in cold), sum(a.cached_tokens for a in warm), "usage"
-        if None not in hits:
-            return int(hits[1] - hits[0]), int(hits[2] - hits[1]), "vllm:prefix_cache_hits"
-        return None, 0, ""
+
+def sum_known(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(known)
 
 
 class Streaming(Suite):
     name, title = "streaming", "text as it is made"
+    expects: ClassVar = {
+        "spread": "text arrives while it is made: over at least 30 % of the decoding time",
+        "same text": "the pieces make the text of the unstreamed answer",
+        "end": "finish_reason exactly once, the same as unstreamed; [DONE] last",
+        "usage": "include_usage: one last chunk without choices, the unstreamed counts",
+        "chat": "the role first, then the text of the unstreamed answer",
+    }
 
     async def run(self) -> None:
-        params = {
-            "max_tokens": max(self.options.max_tokens, 64),
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-        with self.check(
-            "spread", "text arrives while it is made: over ≥ 30 % of the decoding time", True
-        ) as c:
-            shares = []
+        prompt, params = QUESTIONS[1], {"max_tokens": max(self.options.max_tokens, 64), **GREEDY}
+        with self.check("spread", vital=True) as c:
             for _ in range(3):  # a busy machine may disturb one of them
-                one = await self.ask(QUESTIONS[1], **{**params, "max_tokens": 1})
-                stream = await self.ask(QUESTIONS[1], stream=True, **params)
-                c.require(bool(stream.arrivals), "the stream carries no text")
-                span = stream.arrivals[-1] - stream.arrivals[0]
-                shares.append(span / max(stream.seconds - one.seconds, span, 1e-6))
-                if shares[-1] >= 0.3 and len(set(stream.arrivals)) >= 3:
+                one = await self.ask(prompt, **{**params, "max_tokens": 1})
+                stream = await self.ask(prompt, stream=True, **params)
+                span = stream.arrivals[-1] - stream.ttft
+                share = span / max(stream.seconds - one.seconds, span, 1e-6)
+                good = share >= 0.3 and len(set(stream.arrivals)) >= 3
+                if good:
                     break
-            moments = len(set(stream.arrivals))
-            c.measured(f"{len(stream.arrivals)} pieces at {moments} moments, over {shares[-1]:.0%} of "
-                       f"{stream.seconds:.2f} s less {one.seconds:.2f} s for one token alone")  # fmt: skip
-            c.require(
-                shares[-1] >= 0.3 and moments >= 3, "it came in one go: something holds it back"
+            c.measured(f"{len(stream.arrivals)} pieces at {len(set(stream.arrivals))} moments")
+            c.measured(
+                f"over {share:.0%} of {stream.seconds:.2f} s less {one.seconds:.2f} s for one token"
             )
-        with self.check("same text", "the pieces make the text of the unstreamed answer") as c:
-            whole = await self.ask(QUESTIONS[1], **params)
-            same, note = await self.same_text(QUESTIONS[1], whole, stream, **params)
-            c.measured(f"{len(stream.text)} and {len(whole.text)} characters, {note}")
+            c.require(good, "it came in one go: something holds it back")
+        with self.check("same text") as c:
+            whole = await self.ask(prompt, **params)
+            same, seen = await self.same_text(prompt, whole, stream, **params)
+            c.measured(f"{len(stream.text)} and {len(whole.text)} characters, {seen}")
             c.require(same, "another text")
-        with self.check(
-            "end", "finish_reason exactly once, the same as unstreamed; [DONE] last"
-        ) as c:
-            c.measured(f"{stream.finish}, unstreamed {whole.finish}, [DONE] seen: {stream.done}")
-            c.require(
-                stream.finish == whole.finish and len(stream.finish) == 1 and stream.done, "not so"
-            )
-        with self.check("usage", "include_usage: one last chunk without choices, same counts") as c:
+        with self.check("end") as c:
+            c.measured(f"{stream.finish}, unstreamed {whole.finish}; [DONE] seen: {stream.done}")
+            once = len(stream.finish) == 1 and stream.finish == whole.finish
+            c.require(once and stream.done, "not as expected")
+        with self.check("usage") as c:
             if stream.usage is None:
                 raise NotOffered("include_usage has no effect")
-            names = ("prompt_tokens", "completion_tokens", "total_tokens")
-            counts = [[a.count(name) for name in names] for a in (stream, whole)]
-            c.measured(f"{counts[0]}, unstreamed {counts[1]}")
+            streamed, unstreamed = ([*map(a.count, COUNTS)] for a in (stream, whole))
+            c.measured(f"{streamed}, unstreamed {unstreamed}")
             c.require(stream.usage_alone, "usage came in a chunk with choices")
-            c.require(counts[0] == counts[1], "other counts")
-        with self.check(
-            "chat", "deltas: the role first, then the text of the unstreamed answer"
-        ) as c:
-            messages = [{"role": "user", "content": QUESTIONS[2]}]
-            try:
-                whole = await self.ask(messages, max_tokens=32, temperature=0)
-            except Refused as refused:
-                if refused.status in (404, 405, 501) or "template" in refused.body:
-                    raise NotOffered(str(refused)) from None
-                raise
-            stream = await self.ask(messages, stream=True, max_tokens=32, temperature=0)
+            c.require(streamed == unstreamed, "other counts")
+        with self.check("chat") as c:
+            whole = await self.chat(max_tokens=32, temperature=0)
+            stream = await self.chat(stream=True, max_tokens=32, temperature=0)
             c.measured(f"role {stream.roles}, {len(stream.text)} characters, {stream.finish}")
             c.require(set(stream.roles) == {"assistant"}, "the role must be assistant")
             c.require(len(stream.finish) == 1, "finish_reason must be there exactly once")
-            c.require(stream.text == whole.text, f"unstreamed it is {one_line(whole.text, 60)!r}")
+            c.require(stream.text == whole.text, f"unstreamed {one_line(whole.text, 60)!r}")
 
 
 class Errors(Suite):
     name, title = "errors", "wrong requests"
+    expects: ClassVar = {
+        "unknown model": "404, and an error body",
+        "bad JSON": "400, and an error body",
+        "max_tokens −1": "400, and an error body",
+        "missing prompt": "400, and an error body",
+        "prompt too long": "400, naming the limit and the prompt's length",
+        "wrong key": "401 with a wrong key, 401 without any",
+        "still healthy": "after all that it answers as before",
+    }
 
     async def run(self) -> None:
-        model, prompt = self.server.facts.model, {"prompt": "Hello", "max_tokens": 1}
-        llamacpp = self.server.facts.made_by == "llamacpp"
-        with self.check("unknown model", "404, saying so") as c:
+        good = {"model": self.facts.model, "prompt": "Hello", "max_tokens": 1}
+        llamacpp = self.facts.made_by == "llamacpp"
+        with self.check("unknown model") as c:
             if llamacpp:
                 raise NotOffered("llama.cpp answers whatever the model's name")
-            await self._refusal(c, 404, json={"model": "no-such-model", **prompt})
-        with self.check("bad JSON", "400") as c:
-            await self._refusal(
-                c, 400, content=b'{"model": ', headers={"Content-Type": "application/json"}
-            )
-        with self.check("max_tokens −1", "400") as c:
+            await self._refused(c, 404, json={**good, "model": "no-such-model"})
+        with self.check("bad JSON") as c:
+            kind = {"Content-Type": "application/json"}
+            await self._refused(c, 400, content=b'{"model": ', headers=kind)
+        with self.check("max_tokens −1") as c:
             if llamacpp:
                 raise NotOffered("llama.cpp takes −1 for no limit")
-            await self._refusal(c, 400, json={"model": model, "prompt": "Hello", "max_tokens": -1})
-        with self.check("missing prompt", "400") as c:
-            await self._refusal(c, 400, json={"model": model, "max_tokens": 1})
-        with self.check("prompt too long", "400, with the limit and the prompt's length") as c:
-            limit = self.server.facts.max_model_len
+            await self._refused(c, 400, json={**good, "max_tokens": -1})
+        with self.check("missing prompt") as c:
+            await self._refused(c, 400, json={"model": self.facts.model, "max_tokens": 1})
+        with self.check("prompt too long") as c:
+            limit = self.facts.max_model_len
             if limit is None:
                 raise NotOffered("the server doesn't state its context length")
-            body = {"model": model, "prompt": " hello" * (limit + 32), "max_tokens": 1}
-            text = await self._refusal(c, 400, json=body)
-            numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", text)}
+            said = await self._refused(c, 400, json={**good, "prompt": " hello" * (limit + 32)})
+            numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*", said)}
             c.require(limit in numbers, f"the limit, {limit}, isn't named")
             c.require(max(numbers) > limit, "the prompt's length isn't named")
-        with self.check("wrong key", "401 with a wrong key, 401 without one") as c:
+        with self.check("wrong key") as c:
             if not self.server.has_key:
                 raise NotOffered("the server wants no key")
-            for headers in ({"Authorization": "Bearer not-the-key"}, {"Authorization": ""}):
-                body = {"model": model, **prompt}
-                await self._refusal(c, 401, shape=False, json=body, headers=headers)
-        with self.check("still healthy", "after all that it answers as before") as c:
+            for key in ("Bearer not-the-key", ""):
+                await self._refused(c, 401, json=good, headers={"Authorization": key})
+        with self.check("still healthy") as c:
             health = await self.server.request("GET", "/health", limit=PROBE_SECONDS)
             answer = await self.ask("Hello", max_tokens=4, temperature=0)
-            c.measured(
-                f"/health {health.status_code}; {answer.finish} after {answer.seconds:.2f} s"
-            )
+            c.measured(f"/health {health.status_code}; a text after {answer.seconds:.2f} s")
             c.require(health.status_code in (200, 404, 405), "not healthy")
 
-    async def _refusal(self, c: Check, status: int, shape: bool = True, **request: Any) -> str:
-        """Send something wrong and expect to be told so. The text of the error."""
+    async def _refused(self, c: Check, status: int, **request: Any) -> str:
+        """Send something wrong and expect to be told so: the text of the error."""
         response = await self.server.request("POST", "/v1/completions", **request)
-        text = error_text(response.text)
-        c.measured(f"HTTP {response.status_code}: {one_line(text, 150)}")
+        said = error_text(response.text)
+        c.measured(f"HTTP {response.status_code}: {said}")
         c.require(response.status_code == status, f"HTTP {status} was expected")
-        if shape:
+        if status != 401:  # vLLM's 401 has a body of its own
             error = parse_json(response.text).get("error")
-            whole = isinstance(error, dict) and bool(error.get("message")) and "type" in error
-            c.require(whole, 'the body must be {"error": {"message", "type", …}}')
-        return text
+            whole = isinstance(error, dict) and error.get("message") and "type" in error
+            c.require(bool(whole), 'the body must be {"error": {"message", "type", …}}')
+        return said
 
 
 class Cancel(Suite):
     name, title = "cancel", "a client that leaves"
+    expects: ClassVar = {
+        "leaves": "a stream can be closed while its text is being made",
+        "seat": "num_requests_running is back within 2 s",
+        "blocks": "the KV cache is as full as before, within 2 s",
+        "on record": "the record says that it was aborted and gave its blocks back",
+    }
 
     async def run(self) -> None:
-        metrics = self.server.metrics
-        length = (self.server.facts.max_model_len or 4096) - 64
-        with self.check("leaves", "a stream can be closed while it is being made", True) as c:
+        metrics, answer = self.server.metrics, Answer()
+        length = (self.facts.max_model_len or 4096) - 64
+        with self.check("leaves", vital=True) as c:
             quiet = await metrics()
-            quiet.running  # noqa: B018  NotOffered where the server doesn't count them
-            answer, busy = Answer(), None
+            seats = quiet.running  # NotOffered where they aren't counted
             stream = asyncio.create_task(
-                self.ask(
-                    QUESTIONS[3],
-                    stream=True,
-                    into=answer,
-                    max_tokens=length,
-                    temperature=0,
-                    ignore_eos=True,
-                )
+                self.ask(QUESTIONS[3], stream=True, into=answer, max_tokens=length, **GREEDY)
             )
             try:
-                await until(
-                    lambda: asyncio.sleep(0),
-                    lambda _: len(answer.arrivals) >= 3 or stream.done(),
-                    self.server.timeout,
-                )
+                while len(answer.arrivals) < 3 and not stream.done():
+                    await asyncio.sleep(0.002)
                 busy = await metrics()
             finally:
                 stream.cancel()
                 await asyncio.gather(stream, return_exceptions=True)
             left = time.perf_counter()
-            c.measured(f"left after {len(answer.arrivals)} pieces of at most {length} tokens")
+            c.measured(f"left after {len(answer.arrivals)} pieces of {length} tokens")
+            c.measured(f"running: {seats:.0f} before, {busy.running:.0f} meanwhile")
+            c.require(len(answer.arrivals) >= 3, "it had no text to leave")
             c.require(not answer.finish, "it had ended before it could be cancelled")
-            c.measured(f"running {quiet.running:.0f} before, {busy.running:.0f} meanwhile")
-            c.require(busy.running > quiet.running, "it wasn't counted as running")
-        with self.check("seat", "num_requests_running is back within 2 s") as c:
-            _, now = await until(metrics, lambda m: m.running <= quiet.running, 5.0)
+            c.require(busy.running > seats, "it wasn't counted as running")
+        with self.check("seat") as c:
+            _, now = await until(metrics, lambda page: page.running <= seats, 2.0)
             c.measured(f"{now.running:.0f} after {time.perf_counter() - left:.2f} s")
-            c.require(now.running <= quiet.running, "the seat is still taken")
-            c.require(time.perf_counter() - left <= 2.0, "too late")
-        with self.check("blocks", "the KV cache is as full as before") as c:
-            _, now = await until(metrics, lambda m: m.kv_usage <= quiet.kv_usage, 2.0)
-            c.measured(
-                f"{quiet.kv_usage:.2%} before, {busy.kv_usage:.2%} meanwhile, {now.kv_usage:.2%} after"
-            )
+            c.require(now.running <= seats, "the seat stays taken")
+        with self.check("blocks") as c:
+            _, now = await until(metrics, lambda page: page.kv_usage <= quiet.kv_usage, 2.0)
+            levels = [f"{page.kv_usage:.2%}" for page in (quiet, busy, now)]
+            c.measured("{} before, {} meanwhile, {} after".format(*levels))
             c.require(now.kv_usage <= quiet.kv_usage, "its blocks are still in use")
-        with self.check(
-            "on record", "the record says that it was aborted and gave its blocks back"
-        ) as c:
+        with self.check("on record") as c:
             events = await self.server.record([answer.id])
-            kinds = [e["kind"] for e in events]
             aborted = next((e for e in events if e["kind"] == "request.aborted"), None)
             pages = Pages.of(events, answer.id)
             c.measured(f"{len(pages.freed)} of {len(pages.table)} blocks freed")
-            c.require(aborted is not None, f"no request.aborted; the last is {kinds[-1]}")
+            c.require(aborted is not None, f"no request.aborted; last: {events[-1]['kind']}")
             c.measured(f"request.aborted: {aborted.get('why', '')}")
-            c.require(sorted(pages.freed) == sorted(pages.table.values()), "not the same blocks")
+            c.require(pages.all_back, "not the same blocks")
 
 
 SUITES = {
@@ -1314,23 +1262,31 @@ SUITES = {
 
 # ============================================================================== 6. Interactive
 
-HELP = """/temp X      temperature (0 = always the most probable token)      /top_p X    0 < X ≤ 1
-/seed N      repeat a draw; /seed off                                /system T   system message
-/stats       times of this chat, and the server's load               /blocks     KV blocks of the last answer
-/why         why the last answer waited and stopped                  /save FILE  keep this chat as JSON
-/clear       forget the chat                                         /quit       leave (also Ctrl-D)
-Ctrl-C stops an answer, not the program."""
+HELP = """\
+/temp X     temperature, 0 = always the most probable token    /top_p X    0 < X ≤ 1
+/seed N     repeat a draw                                      /system T   system message
+/stats      times of this chat, load of the server             /blocks     KV blocks of the last answer
+/why        why the last answer waited, why it stopped         /save FILE  keep this chat as JSON
+/clear      forget the chat                                    /quit       leave (or Ctrl-D)
+`off` takes a setting back. Ctrl-C stops an answer, not the program."""  # noqa: E501
 
 
 class Chat:
     """A conversation in the terminal, or over a pipe: one line in, one answer out."""
 
+    SETTINGS: ClassVar = {
+        "/temp": ("temperature", float, 0, 100),
+        "/top_p": ("top_p", float, 1e-9, 1),
+        "/seed": ("seed", int, -(2**63), 2**63 - 1),
+    }
+    TOLD = ("request.waiting", "request.admitted", "request.preempted", "request.resumed", *ENDS)
+    UNTOLD = ("kind", "seq", "ts_ns", "step", "src", "request_id", "why")  # by /why
+
     def __init__(
         self, server: Server, loop: asyncio.AbstractEventLoop, console: Console, max_tokens: int
     ):
-        self.server, self.loop, self.console = server, loop, console
-        self.max_tokens = max_tokens
-        self.settings: dict[str, Any] = {}
+        self.server, self.facts, self.loop, self.console = server, server.facts, loop, console
+        self.settings: dict[str, Any] = {"max_tokens": max_tokens}
         self.system = ""
         self.history: list[dict] = []
         self.answers: list[Answer] = []
@@ -1338,37 +1294,38 @@ class Chat:
 
     def run(self) -> int:
         """Read lines until /quit or the end of the input. The exit code: 1 if an answer failed."""
-        self.console.print(
-            f"[bold]{escape(self.server.facts.model)}[/] at {escape(self.server.url)} · /help, /quit"
-        )
-        failed = False
+        self._print(f"{self.facts.model} at {self.server.url} · /help, /quit")
+        typed, failed = sys.stdin.isatty(), False
         while True:
             try:
-                line = input("\n› ") if sys.stdin.isatty() else sys.stdin.readline()
-            except EOFError:
-                line = ""
+                line = input("\n› ") if typed else next(sys.stdin)
+            except (EOFError, StopIteration):
+                break
             except KeyboardInterrupt:
-                self.console.print("(/quit or Ctrl-D leaves)")
+                self._print("(/quit or Ctrl-D leaves)")
                 continue
-            if (not line and not sys.stdin.isatty()) or line.strip() == "/quit":
-                return 1 if failed else 0
-            if not sys.stdin.isatty() and line.strip():
-                self.console.print(f"\n› {escape(printable(line.strip()))}")
+            line = line.strip()
+            if line and not typed:
+                self._print(f"\n› {line}")
+            if line == "/quit":
+                break
             if line.startswith("/"):
-                self._command(line.strip())
-            elif line.strip():
-                failed |= not self._say(line.strip())
+                self._print(self._command(*line.partition(" ")[::2]))
+            elif line:
+                failed |= not self._say(line)
+        return 1 if failed else 0
+
+    def _print(self, text: str) -> None:
+        self.console.print(escape(printable(text)), highlight=False)
 
     def _say(self, text: str) -> bool:
-        """Ask, print what comes as it comes, then its times. False if it failed."""
-        answer = Answer()
+        """Ask, show the answer while it comes, then its times. False if it failed."""
+        answer, said, good = Answer(), "", True
         self.history.append({"role": "user", "content": text})
         task = self.loop.create_task(self._answer(answer))
-        try:  # Ctrl-C cancels the task; where signals can't reach a loop it interrupts the loop
+        # Ctrl-C cancels the task; where a loop can't take signals (Windows) it interrupts the loop.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             self.loop.add_signal_handler(signal.SIGINT, task.cancel)
-        except (NotImplementedError, RuntimeError):
-            pass
-        said, good = "", True
         try:
             self.loop.run_until_complete(task)
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -1380,40 +1337,30 @@ class Chat:
         finally:
             with contextlib.suppress(NotImplementedError, RuntimeError):
                 self.loop.remove_signal_handler(signal.SIGINT)
-        answer.seconds = time.perf_counter() - answer.sent
         if answer.text:
             self.history.append({"role": "assistant", "content": answer.text})
             self.answers.append(answer)
         else:
             self.history.pop()  # nothing was said in return: as if not asked
-        self.console.print(f"\n[dim]{escape(said + self._times(answer))}[/]", highlight=False)
+        self._print(f"\n[{said}{self._times(answer)}]")
         return good
 
     async def _answer(self, answer: Answer) -> None:
-        params = {"max_tokens": self.max_tokens, **self.settings}
+        how = {"stream": True, "whole": False, "into": answer, "on_text": self._show}
         system = [{"role": "system", "content": self.system}] if self.system else []
-        ask = self.server.ask
+        messages = system + self.history
         if not self.as_text:
             try:
-                await ask(
-                    system + self.history,
-                    stream=True,
-                    into=answer,
-                    on_text=self._show,
-                    whole=False,
-                    **params,
-                )
+                await self.server.ask(messages, **how, **self.settings)
                 return
             except Refused as refused:
-                if refused.status not in (404, 405, 501) and "template" not in refused.body:
+                if not refused.without_chat:
                     raise
                 self.as_text = True
-                self.console.print("[dim](no chat template here: the chat goes as plain text)[/]")
-        lines = [f"{m['role'].title()}: {m['content']}\n" for m in system + self.history]
-        await ask(
-            "".join(lines) + "Assistant:", stream=True, into=answer, on_text=self._show, whole=False,
-            stop=["\nUser:"], **params,
-        )  # fmt: skip
+                self._print("(no chat template here: the chat goes as plain text)")
+        lines = [f"{m['role'].title()}: {m['content']}\n" for m in messages]
+        text = "".join([*lines, "Assistant:"])
+        await self.server.ask(text, stop=["\nUser:"], **how, **self.settings)
 
     def _show(self, text: str) -> None:
         self.console.file.write(printable(text))
@@ -1423,149 +1370,109 @@ class Chat:
     def _times(answer: Answer) -> str:
         if not answer.arrivals:
             return f"no text after {answer.seconds:.2f} s"
-        parts = [f"TTFT {answer.ttft * 1000:.0f} ms", f"{answer.seconds:.2f} s"]
-        if answer.usage:
+        parts = [f"TTFT {answer.ttft * 1000:.0f} ms", f"{answer.seconds:.2f} s", *answer.finish]
+        with contextlib.suppress(Failed):
             parts.insert(0, f"{answer.count('completion_tokens')} tokens")
-            with contextlib.suppress(Failed):
-                parts.append(f"{answer.rate()[0]:.1f} tokens/s")
-        return " · ".join(parts + answer.finish)
+            parts.insert(1, f"{answer.rate()[0]:.1f} tokens/s")
+        return " · ".join(parts)
 
-    def _command(self, line: str) -> None:
-        name, _, rest = line.partition(" ")
-        commands = {
-            "/temp": self._set, "/top_p": self._set, "/seed": self._set, "/system": self._set_system,
-            "/stats": self._stats, "/blocks": self._blocks, "/why": self._why, "/save": self._save,
-            "/clear": self._clear, "/help": lambda *_: HELP,
-        }  # fmt: skip
+    def _command(self, name: str, rest: str) -> str:
+        """What a command has to say."""
+        commands = {"/stats": self._stats, "/blocks": self._blocks, "/why": self._why}
         try:
-            said = (
-                commands[name](name, rest.strip()) if name in commands else f"no {name} here: /help"
-            )
+            if name in self.SETTINGS:
+                return self._set(name, rest)
+            if name in commands:
+                return "\n".join(commands[name]())
+            if name == "/save":
+                return self._save(rest)
         except NotOffered as reason:
-            said = f"{NOT_OFFERED}: {reason}"
+            return f"{NOT_OFFERED}: {reason}"
         except (Failed, Unreachable, OSError) as error:
-            said = f"that didn't work: {error}"
-        self.console.print(escape(printable(said)), highlight=False)
+            return f"that didn't work: {error}"
+        if name == "/system":
+            self.system = "" if rest == "off" else rest
+            return f"system message: {self.system or 'none'}"
+        if name == "/clear":
+            self.history, self.answers = [], []
+            return "forgotten"
+        return HELP if name == "/help" else f"there is no {name}; /help"
 
     def _set(self, name: str, value: str) -> str:
-        key, read, low, high = {
-            "/temp": ("temperature", float, 0, 100),
-            "/top_p": ("top_p", float, 0, 1),
-            "/seed": ("seed", int, -(2**63), 2**63 - 1),
-        }[name]
+        key, read, low, high = self.SETTINGS[name]
         if value in ("", "off"):
             self.settings.pop(key, None)
             return f"{key}: the server's default"
         try:
             number = read(value)
         except ValueError:
-            return f"{value!r} isn't a number: {name} {'N' if read is int else 'X'}, or {name} off"
-        if not low <= number <= high or (key == "top_p" and number == 0):
-            return f"{key} must be between {low} and {high}"
+            number = math.nan
+        if not low <= number <= high:
+            return f"{key} is {value!r}; a number from {low} to {high}, or `off`"
         self.settings[key] = number
-        return f"{key}: {number:g}" if read is float else f"{key}: {number}"
+        return f"{key}: {number}"
 
-    def _set_system(self, _: str, text: str) -> str:
-        self.system = text
-        return "system message set" if text else "no system message"
-
-    def _clear(self, *_: str) -> str:
-        self.history, self.answers = [], []
-        return "forgotten"
-
-    def _save(self, _: str, path: str) -> str:
+    def _save(self, path: str) -> str:
         if not path:
             return "where to? /save FILE"
-        chat = {
-            "url": self.server.url, "model": self.server.facts.model, "system": self.system,
-            "settings": self.settings, "messages": self.history,
-            "answers": [{"id": a.id, "usage": a.usage, "seconds": a.seconds, "finish": a.finish,
-                         "ttft": a.arrivals[0] if a.arrivals else None} for a in self.answers],
-        }  # fmt: skip
-        Path(path).expanduser().write_text(json.dumps(chat, indent=2, ensure_ascii=False) + "\n")
+        answers = [asdict(a) for a in self.answers]
+        chat = {"model": self.facts.model, "system": self.system, "settings": self.settings}
+        save_json(path, {**chat, "messages": self.history, "answers": answers})
         return f"{len(self.history)} messages saved in {path}"
 
-    def _stats(self, *_: str) -> str:
-        lines = [f"{len(self.answers)} answers"]
+    def _stats(self) -> Iterator[str]:
+        yield f"{len(self.answers)} answers"
         if self.answers:
-            lines.append(f"last: {self._times(self.answers[-1])}")
-            lines.append(
-                f"median TTFT {statistics.median(a.ttft for a in self.answers) * 1000:.0f} ms"
-            )
+            median = statistics.median(a.ttft for a in self.answers)
+            yield f"the last: {self._times(self.answers[-1])}; median TTFT {median * 1000:.0f} ms"
         try:
             page = self.loop.run_until_complete(self.server.metrics())
-            lines.append(f"server: {page.running:.0f} running, "
-                         f"{page.first('vllm:num_requests_waiting', 'llamacpp:requests_deferred'):.0f} waiting")  # fmt: skip
-            lines.append(f"KV cache in use: {page.kv_usage:.1%}")
+            yield f"the server: {page.running:.0f} running, {page.waiting:.0f} waiting"
+            yield f"KV cache in use: {page.kv_usage:.1%}"
         except NotOffered as reason:
-            lines.append(f"{NOT_OFFERED}: {reason}")
-        return "\n".join(lines)
+            yield f"{NOT_OFFERED}: {reason}"
 
-    def _last(self) -> tuple[Answer, list[dict]]:
+    def _last(self) -> tuple[str, list[dict]]:
+        """(id, what the record has of it) of the last answer"""
         if not self.answers:
             raise NotOffered("there is no answer yet")
-        answer = self.answers[-1]
-        return answer, self.loop.run_until_complete(self.server.record([answer.id]))
+        last = self.answers[-1].id
+        return last, self.loop.run_until_complete(self.server.record([last]))
 
-    def _blocks(self, *_: str) -> str:
-        answer, events = self._last()
-        pages = Pages.of(events, answer.id)
-        sized = [e for e in events if e["kind"] == "engine.kv_sized"]
-        size = sized[-1].get("block_size", 0) if sized else self.server.facts.block_size
-        queued = next((e for e in events if e["kind"] == "request.queued"), {})
-        lines = [
-            f"{len(pages.table)} blocks" + (f" of {size} tokens" if size else "")
-            + f", {pages.shared} of them shared with earlier requests (prefix cache)",
-            "table: " + " ".join(str(pages.table[i]) for i in sorted(pages.table)),
-            *(f"step {step}: +{n} from position {index} on" for step, index, n in pages.grants),
-            f"given back: {len(pages.freed)}",
-        ]  # fmt: skip
-        if prompt := queued.get("num_prompt_tokens"):
-            lines.insert(
-                1,
-                f"the prompt has {prompt} tokens"
-                + (f" = {blocks_for(prompt, size)} blocks" if size else ""),
-            )
-        if size and self.server.facts.max_model_len:
-            lines.append(
-                f"reserving the whole context would have taken {blocks_for(self.server.facts.max_model_len, size)}"
-            )
-        return "\n".join(lines)
+    def _blocks(self) -> Iterator[str]:
+        last, events = self._last()
+        pages, context = Pages.of(events, last), self.facts.max_model_len
+        size = block_size(events) or self.facts.block_size or 0
+        yield f"{len(pages.table)} blocks of {size or '?'} tokens, {pages.shared} of them shared"
+        yield "table: " + " ".join(str(pages.table[i]) for i in sorted(pages.table))
+        for step, index, count in pages.grants:
+            yield f"step {step}: +{count} at position {index}"
+        yield f"given back: {len(pages.freed)}"
+        if size and context:
+            yield f"reserving {context} tokens would have taken {blocks_for(context, size)}"
 
-    def _why(self, *_: str) -> str:
-        answer, events = self._last()
-        told = (
-            "request.waiting",
-            "request.admitted",
-            "request.preempted",
-            "request.resumed",
-            "stop.matched",
-            *ENDS,
-        )
-        lines = []
-        for event in (e for e in events if e["kind"] in told):
-            facts = {
-                k: v
-                for k, v in event.items()
-                if k not in ("kind", "seq", "ts_ns", "step", "src", "request_id", "why")
-            }
-            shown = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()
-            )
-            why = f": {event['why']}" if event.get("why") else ""
-            lines.append(f"step {event.get('step', 0):>4} {event['kind']}{why} ({shown})")
-        return "\n".join(lines) or "the record has nothing about it any more"
+    def _why(self) -> Iterator[str]:
+        for event in self._last()[1]:
+            if event["kind"] in self.TOLD or event["kind"] == "stop.matched":
+                rest = {k: v for k, v in event.items() if k not in self.UNTOLD}
+                facts = ", ".join(f"{k} {v}" for k, v in rest.items())
+                what = f"step {event.get('step', 0)} {event['kind']}"
+                yield f"{what}: {event.get('why', '')} ({facts})"
 
 
 # =================================================================================== 7. Report
+
+
+def save_json(path: str, body: dict) -> None:
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    Path(path).expanduser().write_text(text + "\n", encoding="utf-8")
 
 
 class Report:
     """Gathers checks, shows them, and knows the exit code."""
 
     def __init__(self, url: str, options: dict):
-        self.started = time.time()
-        self.clock = time.perf_counter()
+        self.started, self.clock = time.time(), time.perf_counter()
         self.url, self.options = url, options
         self.facts: Facts | None = None
         self.checks: list[Check] = []
@@ -1577,7 +1484,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        if self.unusable or self.not_run or not (self.of(PASS) or self.of(FAIL)):
+        if self.unusable or not (self.of(PASS) or self.of(FAIL)):
             return 2
         return 1 if self.of(FAIL) else 0
 
@@ -1588,26 +1495,18 @@ class Report:
     def print(self, console: Console) -> None:
         if self.checks:
             console.print(self._table())
-        seconds = time.perf_counter() - self.clock
-        style = {PASS: "bold green", FAIL: "bold red"}.get(self.verdict, "bold yellow")
-        counts = f"{len(self.of(PASS))} passed, {len(self.of(FAIL))} failed, {len(self.of(NOT_OFFERED))} not offered"
-        if not self.checks:
-            counts = "nothing was judged"
-        elif self.exit_code == 2:  # the word of success has no place beside a broken server
-            counts = f"{len(self.of(FAIL))} of {len(self.checks)} checks failed"
-        console.print(f"[{style}]{self.verdict}[/]  {counts}, {seconds:.1f} s", highlight=False)
-        for check in self.of(FAIL):
-            console.print(
-                f"  {check.suite}/{check.name}: {escape(printable(check.evidence))}",
-                highlight=False,
-            )
+        style = STYLES.get(self.verdict, "bold yellow")
+        failed, missing = self.of(FAIL), self.of(NOT_OFFERED)
+        lines = [
+            f"{len(self.checks)} checks: {len(failed)} failed, {len(missing)} not offered, "
+            f"{time.perf_counter() - self.clock:.1f} s"
+        ]
+        lines += [f"  {c.suite}/{c.name}: {c.evidence}" for c in failed]
         if self.unusable:
-            console.print(
-                f"{escape(printable(str(self.unusable)))}\n{escape(self.unusable.advice)}",
-                highlight=False,
-            )
+            lines += [str(self.unusable), self.unusable.advice]
         if self.not_run:
-            console.print(f"not run: {', '.join(self.not_run)}", highlight=False)
+            lines.append(f"not run: {', '.join(self.not_run)}")
+        console.print(f"[{style}]{self.verdict}[/]  {escape(printable(chr(10).join(lines)))}")
 
     def _table(self) -> Table:
         table = Table(show_lines=True, expand=True)
@@ -1615,15 +1514,14 @@ class Report:
             table.add_column(header, ratio=ratio, overflow="fold")
         table.add_column("verdict", width=11)
         for c in self.checks:
-            style = {PASS: "green", FAIL: "bold red"}.get(c.verdict, "yellow")
+            verdict = f"[{STYLES[c.verdict]}]{c.verdict}[/]"
             measured = escape(printable(c.evidence))
-            table.add_row(
-                f"[bold]{c.suite}[/]\n{c.name}", c.expectation, measured, f"[{style}]{c.verdict}[/]"
-            )
+            table.add_row(f"{c.suite}\n[bold]{c.name}[/]", c.expectation, measured, verdict)
         return table
 
-    def save(self, path: str) -> None:
-        body = {
+    def body(self) -> dict:
+        """The report for machines."""
+        return {
             "url": self.url,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "seconds": round(time.perf_counter() - self.clock, 3),
@@ -1637,28 +1535,22 @@ class Report:
             "counts": {v: len(self.of(v)) for v in (PASS, FAIL, NOT_OFFERED)},
             "checks": [asdict(c) for c in self.checks],
         }
-        Path(path).write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
 
 
 async def run_suites(
     server: Server, names: Sequence[str], options: Options, report: Report, console: Console
 ) -> None:
     """Run them in order. Stops when the server is gone: `report.unusable` then says so."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         overall = progress.add_task("suites", total=len(names))
         answers = progress.add_task("answers", total=None)
         server.on_answer = lambda: progress.advance(answers)
 
         def on_check(check: Check) -> None:
             report.checks.append(check)
-            mark = {PASS: "[green]✓[/]", FAIL: "[bold red]✗[/]"}.get(check.verdict, "[yellow]–[/]")
+            mark = f"[{STYLES[check.verdict]}]{MARKS[check.verdict]}[/]"
             progress.console.print(f"{mark} {check.suite}/{check.name}", highlight=False)
 
         for number, name in enumerate(names):
@@ -1672,9 +1564,8 @@ async def run_suites(
                 try:
                     await probe(server, "/v1/models", required=True)
                 except Unusable as gone:
-                    report.unusable = Unusable(
-                        f"during {name} the server went away: {gone}", gone.advice
-                    )
+                    said = f"during {name} the server went away: {gone}"
+                    report.unusable = Unusable(said, "Look at its log.")
                     report.not_run = list(names[number + 1 :])
                     return
 
@@ -1683,74 +1574,76 @@ async def run_suites(
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    def number(kind: type, low: float) -> Callable[[str], Any]:
-        def parse(text: str) -> Any:
-            value = kind(text)
-            if not value >= low:
+    def at_least(low: float) -> Callable[[str], Any]:
+        def number(text: str) -> Any:
+            value = type(low)(text)
+            if not low <= value < math.inf:
                 raise argparse.ArgumentTypeError(f"{text} is too small; at least {low}")
             return value
 
-        parse.__name__ = kind.__name__  # argparse names it when the text is no number
-        return parse
+        return number
 
     parser = argparse.ArgumentParser(
         description="Test a running LLM server, or talk to it.",
         epilog="Exit code: 0 nothing failed, 1 a check failed, 2 no judgement was possible.",
     )
-    add = parser.add_argument
-    add("--url", default=os.environ.get("KOYEB_URL") or DEFAULT_URL, help=f"server; default: KOYEB_URL, else {DEFAULT_URL}")  # fmt: skip
-    add("--api-key", default=os.environ.get("API_KEY") or None, help="default: API_KEY")
+    add, environment = parser.add_argument, os.environ.get
+    url = environment("KOYEB_URL") or DEFAULT_URL
+    add("--url", default=url, help=f"of the server; default: KOYEB_URL, else {DEFAULT_URL}")
+    add("--api-key", default=environment("API_KEY"), help="default: API_KEY")
     add("--model", help="default: the first one that the server lists")
-    add("--test", default="all", choices=("all", *SUITES), help="which suite; default: all")
-    add("--num-requests", type=number(int, 2), default=8, metavar="N", help="for batch; default: 8")
-    add(
-        "--max-tokens",
-        type=number(int, 2),
-        metavar="N",
-        help="of an answer; default: 64, in a chat 512",
-    )
+    add("--test", default="all", choices=("all", *SUITES), help="one suite; default: all")
+    add("--num-requests", type=at_least(2), default=8, metavar="N", help="of batch; default: 8")
+    length = "of an answer; default: 64, in a chat 512"
+    add("--max-tokens", type=at_least(2), metavar="N", help=length)
     add("--interactive", action="store_true", help="chat in the terminal")
     add("--json", metavar="FILE", help="write every check with its evidence")
-    add("--timeout", type=number(float, 0.1), default=120.0, metavar="S", help="seconds for one request; default: 120")  # fmt: skip
-    add("--wait", type=number(float, 0), nargs="?", const=LONGEST_WAIT, default=0, metavar="SECONDS",
-        help=f"wait until a cold server is ready; without a number {LONGEST_WAIT} s")  # fmt: skip
+    limit = "seconds for one request; default: 120"
+    add("--timeout", type=at_least(0.1), default=120.0, metavar="S", help=limit)
+    wait = f"for a cold server to be ready; without a number {LONGEST_WAIT} s"
+    seconds = {"type": at_least(0.0), "default": 0.0, "metavar": "SECONDS"}
+    add("--wait", nargs="?", const=float(LONGEST_WAIT), help=wait, **seconds)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    shown = {k: v for k, v in vars(args).items() if k not in ("api_key", "url", "json")}
-    report = Report(base_url(args.url), shown)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    options = {k: v for k, v in vars(args).items() if k not in ("api_key", "url", "json")}
+    report = Report(base_url(args.url), options)
     loop = asyncio.new_event_loop()
-    server = Server(args.url, args.api_key, args.timeout)
+    wait_for = loop.run_until_complete
     try:
-        report.facts = facts = loop.run_until_complete(
-            reach(server, args.model, args.wait, console)
-        )
+        server = Server(args.url, args.api_key, args.timeout)
+    except (httpx.InvalidURL, ValueError) as error:
+        console.print(escape(f"--url or --api-key can't be used: {error}"))
+        return 2
+    try:
+        report.facts = facts = wait_for(reach(server, args.model, args.wait, console))
         if args.interactive:
             return Chat(server, loop, console, args.max_tokens or 512).run()
-        length = f", context {facts.max_model_len}" if facts.max_model_len else ""
-        console.print(f"[bold]{escape(facts.model)}[/]{length} at {escape(server.url)}"
-                      f" ({escape(' '.join([facts.made_by, facts.version]).strip() or 'unknown make')})")  # fmt: skip
-        loop.run_until_complete(first_token(server))
+        make = f"{facts.made_by} {facts.version}".strip() or "unknown make"
+        context = f", context {facts.max_model_len}" if facts.max_model_len else ""
+        console.print(escape(f"{facts.model}{context} at {server.url} ({make})"))
+        wait_for(first_token(server))
         names = list(SUITES) if args.test == "all" else [args.test]
         options = Options(args.num_requests, args.max_tokens or 64)
-        loop.run_until_complete(run_suites(server, names, options, report, console))
+        wait_for(run_suites(server, names, options, report, console))
     except Unusable as reason:
         report.unusable = reason
     except KeyboardInterrupt:
         console.print("interrupted: nothing is claimed")
         return 130
     finally:
-        with contextlib.suppress(Exception):
-            loop.run_until_complete(server.http.aclose())
+        wait_for(server.http.aclose())
         loop.close()
     report.print(console)
     if args.json:
-        report.save(args.json)
+        try:
+            save_json(args.json, report.body())
+        except OSError as error:
+            console.print(escape(f"--json could not be written: {error}"))
+            return report.exit_code or 2
     return report.exit_code
 
 

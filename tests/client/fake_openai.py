@@ -1,8 +1,8 @@
-"""A small OpenAI-compatible server for testing the client: it really makes tokens, step by step, many requests a step.
+"""A small OpenAI-compatible server for testing the client: it really makes tokens, step by step.
 
-Its model is a table of word pairs, its KV cache is bookkeeping only, but blocks, steps, the prefix cache and the record
-are kept as a real engine keeps them, so that the client's readings can be right or wrong. `faults` names what it does
-wrong, one thing at a time: every check of the client must be able to fail.
+Its model is a table of word pairs and its KV cache mere bookkeeping, but blocks, steps, the prefix
+cache and the record are kept as a real engine keeps them, so that what the client reads can be
+right or wrong. `faults` names what it does wrong: every check of the client must be able to fail.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ from fastapi.responses import (
 )
 
 BLOCK, NUM_BLOCKS, CONTEXT, BUDGET = 16, 256, 1024, 256
-VOCABULARY = [
-    f"{a}{b}" for a in "ba ke li mo nu ra si to vu za".split() for b in "n r s l m t d k".split()
-]
+VOCABULARY = [a + b + c for a in "bklmnrstvz" for b in "aiou" for c in "nrlt"]
 PIECE = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 
 
@@ -75,13 +73,12 @@ class FakeEngine:
         self.record("engine.kv_sized", "", block_size=BLOCK, num_blocks=NUM_BLOCKS)
 
     def record(self, kind: str, request_id: str, **fields: object) -> None:
-        self.events.append(
-            {"kind": kind, "seq": len(self.events) + 1, "step": self.steps, "request_id": request_id, **fields}
-        )  # fmt: skip
+        event = {"kind": kind, "seq": len(self.events) + 1, "step": self.steps}
+        self.events.append({**event, "request_id": request_id, **fields})
 
-    def add(self, prompt: list[int], params: dict) -> Job:
+    def add(self, prefix: str, prompt: list[int], params: dict) -> Job:
         self.count += 1
-        job = Job(f"{self.count}", prompt, params)
+        job = Job(f"{prefix}-{self.count}", prompt, params)
         self.record("request.queued", job.id, num_prompt_tokens=len(prompt))
         self.waiting.append(job)
         return job
@@ -136,11 +133,11 @@ class FakeEngine:
     def draw(self, job: Job) -> str:
         last = job.tokens[-2:]
         table = random.Random(str(last))
-        words = table.sample(VOCABULARY, 24)
+        words = sorted(table.sample(VOCABULARY, 24), key=VOCABULARY.index)  # the first are common
         temperature = job.params.get("temperature", 1.0)
         if temperature == 0 and "greedy_noise" not in self.faults:
             return " " + words[0]
-        if "temperature_ignored" in self.faults:
+        if self.faults & {"temperature_ignored", "greedy_noise"}:
             temperature = 1.0
         seed = None if "seed_ignored" in self.faults else job.params.get("seed")
         if seed is None:
@@ -150,7 +147,7 @@ class FakeEngine:
         return " " + rng.choices(words, weights)[0]
 
     async def step(self) -> None:
-        seats = 1 if "serial" in self.faults else 64
+        seats = 1 if self.faults & {"serial", "llamacpp"} else 64
         while self.waiting and len(self.running) < seats:
             self.admit(self.waiting.pop(0))
         if not self.running:
@@ -183,7 +180,11 @@ class FakeEngine:
         job.pieces.append(piece)
         if len(job.pieces) >= job.params["max_tokens"]:
             job.ended = "length"
-        elif zlib.crc32(piece.encode()) % 41 == 0 and not job.params.get("ignore_eos"):
+        elif (
+            zlib.crc32(piece.encode()) % 41 == 0
+            and not job.params.get("ignore_eos")
+            and "never_ends" not in self.faults
+        ):
             job.ended = "stop"
         job.news.put_nowait((piece, job.ended))
         if job.ended:
@@ -217,7 +218,7 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
     app = FastAPI(lifespan=life)
 
     @app.middleware("http")
-    async def guard(request: Request, call_next):  # noqa: ANN001, ANN202
+    async def guard(request: Request, call_next):
         if "html" in faults:
             return HTMLResponse("<html><body>Welcome to nginx</body></html>")
         if "hang" in faults:
@@ -237,46 +238,47 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
     async def models() -> dict:
         if "no_models" in faults:
             return {"hello": "world"}
-        card = {
-            "id": "fake",
-            "object": "model",
-            "owned_by": "fake",
-            "root": "fake",
-            "max_model_len": CONTEXT,
-        }
+        card = {"id": "fake", "object": "model", "owned_by": "fake", "max_model_len": CONTEXT}
+        if "llamacpp" in faults:
+            card = {"id": "fake", "owned_by": "llamacpp", "meta": {"n_ctx_train": 4096}}
         return {"object": "list", "data": [card]}
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        if "llamacpp" in faults:
+            return refusal(501, "This server does not support metrics endpoint.")
         if "bare" in faults:
             return Response(status_code=404)
         used = sum(r > 0 for r in engine.references)
         info = f'block_size="{BLOCK}",num_gpu_blocks="{NUM_BLOCKS}",enable_prefix_caching="True"'
-        running = (
-            1 + len(engine.running)
-            if "seat_leak" in faults and engine.count
-            else len(engine.running)
-        )
-        if "seat_leak" in faults:
-            running = engine.count
+        running = engine.count if "seat_leak" in faults else len(engine.running)
         return PlainTextResponse(
             f'# HELP x\nvllm:num_requests_running{{model_name="fake"}} {running}\n'
             f"vllm:num_requests_waiting {len(engine.waiting)}\n"
-            f"vllm:kv_cache_usage_perc {used / NUM_BLOCKS}\nvllm:prefix_cache_hits_total {float(engine.hits)}\n"
+            f"vllm:kv_cache_usage_perc {used / NUM_BLOCKS}\n"
+            f"vllm:prefix_cache_hits_total {float(engine.hits)}\n"
             f"vllm:cache_config_info{{{info}}} 1.0\n"
         )
 
     @app.get("/trace")
     async def trace() -> Response:
-        if faults & {"bare", "no_trace"}:
+        if faults & {"bare", "no_trace", "llamacpp"}:
             return Response(status_code=404)
         return PlainTextResponse("".join(json.dumps(e) + "\n" for e in engine.events))
+
+    @app.get("/props")
+    async def props() -> Response:
+        if "llamacpp" not in faults:
+            return Response(status_code=404)
+        settings = {"n_ctx": CONTEXT}
+        return JSONResponse({"total_slots": 1, "default_generation_settings": settings})
 
     @app.post("/tokenize")
     async def tokens(request: Request) -> Response:
         if "bare" in faults:
             return Response(status_code=404)
-        ids = tokenize((await request.json())["prompt"])
+        body = await request.json()
+        ids = tokenize(body.get("content", "") if "llamacpp" in faults else body["prompt"])
         return JSONResponse({"count": len(ids), "tokens": ids})
 
     def usage(job: Job) -> dict:
@@ -328,8 +330,8 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
             return refusal(400, "this model has no chat template", "messages")
         params = {**body, "max_tokens": min(limit, CONTEXT - len(prompt))}
         engine_faults = engine.faults
-        job = engine.add(prompt, params)
-        base = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{job.id}", "model": "fake"}
+        job = engine.add("chatcmpl" if chat else "cmpl", prompt, params)
+        base = {"id": job.id, "model": "fake"}
         if not body.get("stream"):
             while not job.ended:
                 await job.news.get()
@@ -360,7 +362,8 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
                     if sent == 4 and "truncated" in faults:
                         return
                     if sent == 4 and "error_chunk" in faults:
-                        yield 'data: {"error": {"message": "the engine died", "code": 500}}\n\ndata: [DONE]\n\n'
+                        error = {"message": "the engine died", "code": 500}
+                        yield f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
                         return
                     if sent == 4 and "garbage" in faults:
                         yield "data: {not json\n\n"
