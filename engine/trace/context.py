@@ -32,6 +32,8 @@ class Context:
 
     def see(self, event: Event) -> None:
         """Learn from an event."""
+        if event.request_id:
+            self.name(event.request_id)  # numbered as they appear
         if isinstance(event, ev.StepPlanned):
             self.plans[event.step] = event
         elif isinstance(event, ev.EngineKvSized):

@@ -1,0 +1,100 @@
+"""Imports go down only: server → text → core; engine_core → worker → models → layers → kernels; all
+→ trace.
+
+`trace` imports nothing of the engine, and neither it nor `core` imports torch: both are tested on
+machines without.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# package → the packages of the engine that it may import, besides itself, trace, and the two
+# modules of plain declarations (config, sampling_params) that everything but trace may read
+BELOW = {
+    "trace": set(),
+    "core": set(),
+    "kernels": set(),
+    "layers": {"kernels"},
+    "models": {"layers", "kernels"},
+    "worker": {"models", "layers", "kernels", "core.messages"},
+    "text": {"core"},
+    "server": {"text", "core", "worker"},
+}
+DECLARATIONS = {"config", "sampling_params"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it; relative ones made absolute."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} if module != "engine" else {f"engine.{a.name}" for a in node.names}
+    return names
+
+
+def files_of(package: str) -> list[Path]:
+    return sorted((ROOT / "engine" / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_go_down_only(package):
+    assert files_of(package), f"engine/{package} has no files"
+    for path in files_of(package):
+        for name in imported(path):
+            if not name.startswith("engine."):
+                continue
+            module = name.removeprefix("engine.")
+            top = module.split(".")[0]
+            if top == package or (package != "trace" and top in DECLARATIONS | {"trace"}):
+                continue
+            allowed = any(f"{module}.".startswith(f"{below}.") for below in BELOW[package])
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}: {package} stands below it"
+
+
+@pytest.mark.parametrize("package", ["trace", "core"])
+def test_no_torch_here(package):
+    for path in files_of(package):
+        heavy = {name.split(".")[0] for name in imported(path)} & {
+            "torch",
+            "transformers",
+            "triton",
+        }
+        assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
+
+
+@pytest.mark.parametrize("package", ["trace", "core"])
+def test_every_module_loads_where_there_is_no_torch(package):
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files_of(package)]
+    blocked = (
+        "import sys, importlib; sys.modules.update(torch=None, transformers=None, triton=None)"
+    )
+    loading = f"{blocked}\nfor name in {modules!r}: importlib.import_module(name)"
+    result = subprocess.run(
+        [sys.executable, "-c", loading], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_rule_would_see_an_upward_import(tmp_path, monkeypatch):
+    engine = tmp_path / "engine" / "core"
+    engine.mkdir(parents=True)
+    (engine / "a.py").write_text(
+        "def f():\n    from engine.server import app\n    from .. import text\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert imported(engine / "a.py") == {"engine.server", "engine.text"}
+    with pytest.raises(AssertionError, match="core stands below it"):
+        test_imports_go_down_only("core")
