@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# package → the packages of the engine that it may import, besides itself, trace, and the two
-# modules of plain declarations (config, sampling_params) that everything but trace may read
+# package → the packages of the engine that it may import, besides itself, trace, and the plain
+# declarations (config, sampling_params, the version) that everything but trace may read
 BELOW = {
     "trace": set(),
     "core": set(),
@@ -28,14 +28,18 @@ BELOW = {
     "text": {"core"},
     "server": {"text", "core", "worker"},
 }
-DECLARATIONS = {"config", "sampling_params"}
+DECLARATIONS = {"config", "sampling_params", "__version__"}
 
 
 def imported(path: Path) -> set[str]:
-    """Modules that a file imports, anywhere in it; relative ones made absolute."""
+    """Modules that a file imports when it runs, anywhere in it; relative ones made absolute."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []  # names for annotations only
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
