@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from engine.kernels import torch_attention, torch_ops
+from engine.kernels import cpu, torch_attention, torch_ops
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,24 @@ TORCH = Kernels(
 
 def kernels_for(device: torch.device) -> Kernels:
     """The fastest implementation that runs on this device. Called once per operation: cheap."""
-    return TORCH
+    return _on_cpu() if device.type == "cpu" else TORCH
+
+
+@lru_cache(maxsize=1)
+def _on_cpu() -> Kernels:
+    """Our own kernels where they can be built (the first call may take some seconds)."""
+    ops = cpu.native()
+    if ops is None:
+        return TORCH
+    return Kernels(
+        name=f"native {ops.variant}",
+        write_kv=ops.write_kv,
+        paged_attention=ops.paged_attention,
+        linear=ops.linear,
+        rms_norm=ops.rms_norm,
+        add_rms_norm=ops.add_rms_norm,
+        layer_norm=ops.layer_norm,
+        add_layer_norm=ops.add_layer_norm,
+        silu_and_mul=ops.silu_and_mul,
+        rotate=ops.rotate,
+    )

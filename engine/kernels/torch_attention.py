@@ -58,7 +58,7 @@ def _decode(
     """All decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
     rows, heads, head_dim = q.shape
     blocks, mask = _decode_context(batch, spec.sliding_window, q.dtype)
-    k, v = _gather(cache, blocks, rows)  # [rows, kv_heads, places, D]
+    k, v = _gather(cache, blocks, rows, batch)  # [rows, kv_heads, places, D]
     # SDPA's "sequence" is the group of query heads on one key head: [rows, kv_heads, group, D]
     group = heads // spec.num_kv_heads
     q = q.view(rows, spec.num_kv_heads, group, head_dim)
@@ -73,7 +73,7 @@ def _chunk(
     queries, heads, head_dim = q.shape
     group = heads // spec.num_kv_heads
     blocks, start = _chunk_pages(batch, spec.sliding_window, row)
-    k, v = _gather(cache, blocks, 1)  # [1, kv_heads, places, D]
+    k, v = _gather(cache, blocks, 1, batch)  # [1, kv_heads, places, D]
     # [kv_heads, group, n, D]: each group of query heads on its key head, repeated by stride 0
     q = q.view(queries, spec.num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
     k, v = (x.transpose(0, 1).expand(-1, group, -1, -1) for x in (k, v))
@@ -90,15 +90,23 @@ def _chunk(
 
 
 def _gather(
-    cache: LayerCache, blocks: torch.Tensor, rows: int
+    cache: LayerCache, blocks: torch.Tensor, rows: int, batch: AttentionBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D]."""
-    kv_heads, head_dim = cache.k.shape[2:]
-    k, v = (
-        pages.flatten(1).index_select(0, blocks).view(rows, -1, kv_heads, head_dim)
-        for pages in (cache.k, cache.v)
-    )
-    return k.transpose(1, 2), v.transpose(1, 2)
+    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D].
+
+    They are overwritten by the next gather of this size: the layers share one workspace in a
+    step, for fresh memory of some MB costs more (page faults) than what is done with it.
+    """
+    _, size, kv_heads, head_dim = cache.k.shape
+    key = ("gathered", len(blocks), kv_heads, head_dim, cache.k.dtype)
+    if key not in batch.scratch:
+        shape = (2, len(blocks), size * kv_heads * head_dim)
+        batch.scratch[key] = torch.empty(shape, dtype=cache.k.dtype, device=cache.k.device)
+    k, v = batch.scratch[key]
+    torch.index_select(cache.k.flatten(1), 0, blocks, out=k)
+    torch.index_select(cache.v.flatten(1), 0, blocks, out=v)
+    k, v = (x.view(rows, -1, kv_heads, head_dim).transpose(1, 2) for x in (k, v))
+    return k, v
 
 
 def _attend(

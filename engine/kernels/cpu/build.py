@@ -22,7 +22,14 @@ SOURCES = ("linear.cpp", "attention.cpp", "elementwise.cpp")
 HEADERS = ("simd.h",)
 FOLDER = Path(__file__).parent
 
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fvisibility=hidden")
+FLAGS: tuple[str, ...] = (
+    "-O3",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+)
 # Not -ffast-math: infinities hide scores. These two only drop errno and floating-point traps.
 FLAGS += ("-fno-math-errno", "-fno-trapping-math")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -160,18 +160,18 @@ class NativeOps:
         q, q_stride = _rows(q, heads * dim, dim)
         sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         out = torch.empty((tokens, heads, dim), dtype=dtype)
-        tables = batch.block_tables
+        step = batch.scratch.get("native") or _step(batch)
         packed = _ATTENTION(
             q.data_ptr(),
             cache.k.data_ptr(),
             cache.v.data_ptr(),
             out.data_ptr(),
-            tables.data_ptr(),
-            batch.query_start.data_ptr(),
-            batch.context_lens.data_ptr(),
+            step.tables.data_ptr(),
+            step.query_start.data_ptr(),
+            step.context_lens.data_ptr(),
             0 if sinks is None else sinks.data_ptr(),
-            batch.num_rows,
-            tables.stride(0),
+            step.rows,
+            step.width,
             heads,
             spec.num_kv_heads,
             dim,
@@ -322,6 +322,27 @@ class NativeOps:
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])
         launch("argmax", "native", self._argmax, (packed,), _elementwise_cost, x, out)
         return out
+
+
+class _Step(NamedTuple):
+    """A batch's tensors as C++ reads them: int32, contiguous."""
+
+    tables: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    rows: int
+    width: int
+
+
+def _step(batch: AttentionBatch) -> _Step:
+    """Made by the first layer of a step and kept for the others."""
+    tables, query_start, context_lens = (
+        tensor.to(torch.int32).contiguous()
+        for tensor in (batch.block_tables, batch.query_start, batch.context_lens)
+    )
+    step = _Step(tables, query_start, context_lens, len(tables), tables.shape[1])
+    batch.scratch["native"] = step
+    return step
 
 
 def _rows(x: torch.Tensor, width: int, dim: int) -> tuple[torch.Tensor, int]:
