@@ -209,8 +209,8 @@ def _step_planned(event: ev.StepPlanned, context: Context) -> str:
 
 
 def _step_finished(event: ev.StepFinished, context: Context) -> str:
-    plan = context.plans.pop(event.step, None)
-    work = f": {rows_in_words(plan.rows, context, most=2)}" if plan else ""
+    rows = context.finish_step(event.step)
+    work = f": {rows_in_words(rows, context, most=2)}" if rows else ""
     tokens = f"computed {count(event.num_tokens, 'token')}, drew {event.num_sampled:,}"
     return f"{tokens}{work}; {time_split(event)}"
 

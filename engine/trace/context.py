@@ -46,6 +46,14 @@ class Context:
             ):  # the record has a gap: lines go on, without what only the state knows
                 self.state = None
 
+    def finish_step(self, step: int) -> list[ev.StepRow]:
+        """The rows of a step that is finished; none if its plan isn't known. Steps finish in order,
+        so older plans that are still here have lost their end: they go, too."""
+        plan = self.plans.get(step)
+        for planned in [planned for planned in self.plans if planned <= step]:
+            del self.plans[planned]
+        return plan.rows if plan else []
+
     def name(self, request_id: str) -> str:
         """A short name that stays the same: "req-7", "req-7.1" for a sibling; short ids stay as
         they are.

@@ -156,7 +156,7 @@ class _Trace:
     def _step(self, event: ev.StepFinished) -> None:
         # Two steps of the overlapped loop are under way at once, so they take turns on two tracks.
         self._overlapped = event.loop == "overlapped"
-        plan = self._context.plans.pop(event.step, None)
+        rows = self._context.finish_step(event.step)
         track = self._step_track(event.step)
         end = self._now
         start = max(end - event.total_us, self._ends.get((ENGINE, track), 0.0), 0.0)
@@ -180,7 +180,6 @@ class _Trace:
             self._slice(ENGINE, track, name, part_start, part_end)
             part_end = part_start
         self._ends[ENGINE, track] = end
-        rows = plan.rows if plan else []
         for row in rows:
             self._share(row, event.step, start, end)
         self._settle(rows)

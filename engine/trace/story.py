@@ -126,7 +126,6 @@ class Story:
         self.context = Context()
         self.summary = Summary() if with_summaries else None
         self._run: Run | None = None
-        self._computing = 0  # steps planned and not finished
         self._before: list[Event] = []  # growth that its step's plan will explain
         self._after: list[tuple[Event, Line]] = []  # what the step brings about, told after it
         self._kernels: Counter[str] = Counter()
@@ -141,19 +140,21 @@ class Story:
             self.context.see(event)
             if not self.joined:
                 yield self._line(event)
-            elif isinstance(event, ev.StepPlanned):
-                self._computing += 1
             elif isinstance(event, ev.StepFinished):
                 yield from self._step(event)
             elif isinstance(event, ev.KernelLaunched):
                 self._kernels[event.name] += 1
-            elif isinstance(event, _GROWTH) and not self._computing:
+            elif isinstance(event, ev.StepPlanned):
+                pass  # told when it is finished
+            elif isinstance(event, _GROWTH) and not self.context.plans:
                 self._before.append(event)
-            elif self._computing and event.src == "core" and not isinstance(event, _AT_ONCE):
+            elif self.context.plans and event.src == "core" and not isinstance(event, _AT_ONCE):
                 self._after.append((event, self._line(event)))
             else:
                 yield from self._close_run()
                 yield from self._tell_growth()
+                if isinstance(event, ev.EngineFailed):  # no step will end any more
+                    yield from self._tell_after()
                 yield self._line(event)
 
     def end(self) -> Iterator[Line]:
@@ -167,9 +168,7 @@ class Story:
     # ------------------------------------------------------------------------------ details
 
     def _step(self, event: ev.StepFinished) -> Iterator[Line]:
-        self._computing = max(0, self._computing - 1)
-        plan = self.context.plans.pop(event.step, None)
-        rows = plan.rows if plan else []
+        rows = self.context.finish_step(event.step)
         if rows and all(row.num_tokens == 1 for row in rows) and not self._kernels:
             if self._run is not None and not self._run.continues(event, rows):
                 yield from self._close_run()

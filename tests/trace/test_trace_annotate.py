@@ -231,6 +231,29 @@ def test_growth_of_the_next_step_is_not_told_with_this_one():
     assert "takes" not in lines[-3].text
 
 
+def test_a_lost_end_of_a_step_holds_nothing_back_for_long():
+    chat = Chat()
+    chat.start("a", 5)
+    chat.step += 1
+    chat.add(ev.StepPlanned(rows=[ev.StepRow("a", 5, 1, 1)]))
+    chat.run([ev.StepRow("a", 6, 1, 1)])
+    chat.add(ev.RequestAborted(request_id="a", why="the client left"))
+    story = Story()
+    assert [line.kind for line in story.tell(chat.events)][-2:] == ["steps", "request.aborted"]
+    assert story.context.plans == {}
+
+
+def test_a_failure_tells_what_was_held_back():
+    chat = Chat()
+    chat.start("a", 5)
+    chat.step += 1
+    chat.add(ev.StepPlanned(rows=[ev.StepRow("a", 5, 1, 1)]))
+    chat.add(ev.RequestAborted(request_id="a", why="the engine failed"))
+    chat.add(ev.EngineFailed(message="out of memory"))
+    told = [line.kind for line in Story().tell(chat.events)]
+    assert told[-2:] == ["request.aborted", "engine.failed"]
+
+
 def test_evictions_for_one_reason_are_one_line():
     chat = Chat()
     chat.start("a", 5)
