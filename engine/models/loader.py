@@ -168,8 +168,8 @@ def _copy(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
         )
     if tensor.dtype not in WEIGHT_DTYPES:
         raise ModelError(
-            f"weight {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers: the checkpoint"
-            " is quantized, though its config.json does not say so; use the unquantized one."
+            f"weight {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers: a quantized"
+            " checkpoint whose config.json does not say so; use the unquantized one."
         )
     target.copy_(tensor)
 

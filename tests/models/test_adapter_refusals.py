@@ -91,7 +91,7 @@ def test_unknown_attention_argument_is_refused():
 
 
 def test_state_outside_the_pages_is_found(tmp_path, monkeypatch):
-    """A model whose tokens depend on their neighbours other than by attention: the logits say so."""
+    """Tokens that depend on their neighbours other than by attention: the logits say so."""
     config = ADAPTED["gpt2"]()
     inner = make(config)
     wte_forward = inner.transformer.wte.forward

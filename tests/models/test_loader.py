@@ -91,7 +91,7 @@ def test_bin_that_runs_code_is_refused(tmp_path):
     save(NATIVE["llama"](), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"model.norm.weight": print}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="pytorch_model.bin can't be read"):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin can't be read"):
         load(tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_quantized_tensors_without_a_word_in_config(tmp_path):
     save(NATIVE["llama"](), tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(tmp_path, lambda w: w.update({name: w[name].to(torch.float8_e4m3fn)}))
-    refused(tmp_path, "holds float8_e4m3fn numbers: the checkpoint is quantized")
+    refused(tmp_path, "holds float8_e4m3fn numbers: a quantized checkpoint")
 
 
 def test_quantization_of_a_plain_checkpoint(tmp_path):
