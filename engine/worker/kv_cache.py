@@ -107,7 +107,7 @@ class KVCache:
 
 def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros. On a CPU the kernel gives them page by page, as they are first written (calloc)."""
-    if device.type == "cpu":
+    if device.type == "cpu" and 0 not in shape:
         memory = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
         return torch.from_numpy(memory).view(dtype).view(shape)
     return torch.zeros(shape, dtype=dtype, device=device)
