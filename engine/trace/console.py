@@ -168,7 +168,8 @@ class RichPrinter:
         # What a step brought about is told after it, so a line can be older than the one above.
         newer = not self._time or float(time) > float(self._time)
         self._time = time if newer else self._time
-        text = Text(f"{time if newer else '':>{_TIME}} ", style="dim")
+        text = Text()  # without a style of its own: it would lie under every part
+        text.append(f"{time if newer else '':>{_TIME}} ", style="dim")
         text.append(f"{'' if step == in_step else step:>{_STEP}} ", style="bold" if step else "")
         same = step == in_step and name == of
         text.append(f"{'' if same else name:<{_NAME}} ", style=_colour(line.request_id))

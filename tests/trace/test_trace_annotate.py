@@ -372,6 +372,9 @@ def test_a_request_keeps_its_colour_and_step_stands_once():
             Line(3, "three", "block.freed", 3, 3, f"{ID}.1", "req-1.1"),
         ]
     )
+    assert "\x1b[2mone" in out.getvalue()  # what happens to blocks is dim …
+    RichPrinter(out)([Line(4, "takes blocks 4–5", "steps", 4, 4)])
+    assert "takes \x1b[1mblocks 4–5\x1b[0m" in out.getvalue()  # … and a step is not
     plain = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
     assert (
         plain.count("req-1 ") == 1 and plain.count("req-1.1") == 1 and plain.split().count("3") == 1
