@@ -11,6 +11,8 @@ import gc
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -36,11 +38,19 @@ Load = Callable[[EngineConfig, Recorder, Progress], Any]
 def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
     """The real executor. Imports torch here, so that nothing before it waits for that."""
     progress("importing torch")
+    from engine.server.surroundings import surroundings
     from engine.worker.model_runner import ModelRunner
+
+    recorder.record(surroundings(config))
+
+    def bytes_done(what: str, done: int, total: int) -> None:
+        doing = "downloading" if what == "download" else "loading the weights of"
+        share = done / total if total else 1.0
+        progress(f"{doing} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
     progress(f"loading {config.model}")
     runner = ModelRunner(config, recorder)
-    runner.load()
+    runner.load(bytes_done)
     return runner
 
 
@@ -62,7 +72,7 @@ def run_engine(config: EngineConfig, addresses: wire.Addresses, load: Load = loa
     recorder.subscribe(events)
     failed = False
     try:
-        executor = load(config, recorder, lambda stage: news.send(wire.encode(wire.Loading(stage))))
+        executor = load(config, recorder, Stages(news))
         core = EngineCore(config, executor, recorder)
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector needn't walk through it in every step
@@ -73,7 +83,8 @@ def run_engine(config: EngineConfig, addresses: wire.Addresses, load: Load = loa
     except Exception as error:
         failed = True
         message = one_line(error)
-        logger.debug("{}", "".join(traceback.format_exception(error)))
+        if not type(error).__module__.startswith("engine."):  # nobody foresaw it
+            logger.error("{}", "".join(traceback.format_exception(error)))
         recorder.record(EngineFailed(message=message))
         news.send(wire.encode(wire.Failed(message)))
     recorder.close()
@@ -134,6 +145,24 @@ class EngineLoop:
         return took_orders
 
 
+class Stages:
+    """Tells the server how far the loading is, at most every `EVERY_S`; from any thread."""
+
+    EVERY_S = 0.2
+
+    def __init__(self, news: zmq.Socket):
+        self.news = news
+        self._lock = threading.Lock()  # a socket may change threads, but only between two calls
+        self._last_s = 0.0
+
+    def __call__(self, stage: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_s >= self.EVERY_S:
+                self._last_s = now
+                self.news.send(wire.encode(wire.Loading(stage)))
+
+
 class EventSender:
     """Subscribes to the recorder and sends its batches up; the socket lives on the recorder's drain
     thread."""
@@ -157,9 +186,10 @@ class EventSender:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, for a person, in one line."""
+    """What went wrong, for a person, in one line; our own errors are such lines already."""
     text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+    ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
+    return text if ours else f"{type(error).__name__}: {text}"
 
 
 def _sender(context: zmq.Context, address: str, high_water: int) -> zmq.Socket:

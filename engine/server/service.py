@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class Service:
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
         )
+        gc.freeze()  # all that was imported and loaded: collections needn't walk through it
         logger.info(
             "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",
             self.config.served_model_name,

@@ -27,11 +27,20 @@ T = TypeVar("T")
 HEARTBEAT_S = 10.0
 HEARTBEAT = b": waiting\n\n"
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 
 
 def frame(chunks: Iterable[bytes]) -> bytes:
-    """JSON documents → their events, in one piece."""
-    return b"".join([b"data: " + chunk + b"\n\n" for chunk in chunks])
+    """JSON documents → their events, in one piece.
+
+    Many clients split a stream with a function that knows more line ends than SSE does; U+0085,
+    U+2028 and U+2029 within a text would cut its JSON in two, so they are written as escapes.
+    """
+    events = b"".join([b"data: " + chunk + b"\n\n" for chunk in chunks])
+    if not events.isascii():
+        for raw, escaped in _LINE_ENDS:
+            events = events.replace(raw, escaped)
+    return events
 
 
 class EventStream(Response):

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import zmq
 
 from engine.config import ConfigError, EngineConfig
+from engine.trace.console import LogConsole
 from engine.trace.events import Event
 from engine.trace.files import JsonlWriter, to_json, unpack
 from engine.trace.recorder import Recorder
@@ -49,6 +50,9 @@ class TraceHub:
             except OSError as error:
                 raise ConfigError(f"--trace-file can't be written: {error}.") from None
             recorder.subscribe(self._file)
+        self._console = _console(config.log_format)
+        if self._console is not None:
+            recorder.subscribe(self._console)
 
     def listen(self, address: str) -> None:
         """Take the engine process's events from a socket bound to `address`, from now on."""
@@ -78,6 +82,8 @@ class TraceHub:
         if self._thread is not None:
             self._thread.join(timeout=5)
         self.recorder.close()
+        if self._console is not None:
+            self._console.close()
         if self._file is not None:
             self._file.close()
 
@@ -100,3 +106,9 @@ class TraceHub:
                 break
         socket.close()
         context.term()
+
+
+def _console(log_format: str) -> LogConsole | None:
+    if log_format == "off":
+        return None
+    return LogConsole.auto() if log_format == "auto" else LogConsole(log_format)

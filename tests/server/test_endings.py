@@ -92,7 +92,7 @@ def test_killing_the_engine_fails_open_requests_at_once(run_server):
 @pytest.mark.parametrize(
     ("load", "message"),
     [
-        (fake(error="No model at\n  nowhere."), "No model at nowhere."),
+        (fake(error="No model at\n  nowhere."), "ValueError: No model at nowhere."),
         (crash, "The engine process ended with code 7."),
     ],
 )

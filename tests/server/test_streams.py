@@ -4,8 +4,11 @@ import itertools
 import json
 import time
 
+import msgspec
 import pytest
 from fake_engine import expected_text
+
+from engine.server.sse import frame
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -131,3 +134,10 @@ def test_no_heartbeat_while_tokens_flow(run_server):
         request = {"prompt": "hello", "max_tokens": 30, "stream": True}
         with quick.http.stream("POST", "/v1/completions", json=request) as answer:
             assert ": waiting" not in list(answer.iter_lines())
+
+
+def test_characters_that_some_clients_take_for_line_ends_are_escaped():
+    text = "one\x85two\u2028three\u2029four é"
+    event = frame([msgspec.json.encode({"text": text})]).decode()
+    assert len(event.splitlines()) == 2 and "é" in event
+    assert json.loads(event.removeprefix("data: ")) == {"text": text}
