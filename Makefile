@@ -25,7 +25,7 @@ $(VENV)/.test: $(VENV)/.run
 	@touch $@
 
 demo: $(VENV)/.run ## start the server with the embedded model, ask it, show the answers beside the record
-	@$(BIN)/python -m demo
+	@$(BIN)/python examples/demo.py
 
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py

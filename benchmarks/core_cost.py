@@ -1,9 +1,11 @@
-"""What deciding, bookkeeping and recording cost a step: the core alone, on a worker that takes no time.
+"""What deciding, bookkeeping and recording cost a step: the core alone, on a worker that takes no
+time.
 
     python -m benchmarks.core_cost
 
-64 requests decode; the pool has 1,000 or 100,000 blocks; the record is off, at `steps`, or at `full`. CPU time of all
-threads of the process counts, so the recorder's drain thread, which writes a JSONL file, is included.
+64 requests decode; the pool has 1,000 or 100,000 blocks; the record is off, at `steps`, or at
+`full`. CPU time of all threads of the process counts, so the recorder's drain thread, which writes
+a JSONL file, is included.
 """
 
 from __future__ import annotations

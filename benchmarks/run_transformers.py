@@ -21,7 +21,9 @@ class Transformers:
         return self._run(workload, 1)
 
     def static(self, workload: Workload, batch_size: int) -> Run:
-        """Batches in order of arrival, padded left to the longest prompt, run until the longest answer is done."""
+        """Batches in order of arrival, padded left to the longest prompt, run until the longest
+        answer is done.
+        """
         return self._run(workload, batch_size)
 
     def _run(self, workload: Workload, batch_size: int) -> Run:

@@ -34,7 +34,9 @@ def shape(name: str) -> PretrainedConfig:
 
 
 def save_random(name: str, folder: Path, dtype: torch.dtype) -> str:
-    """Weights for a shape, saved under `folder`; returns the folder to load. The pocket model has its own."""
+    """Weights for a shape, saved under `folder`; returns the folder to load. The pocket model has
+    its own.
+    """
     if name == "pocket":
         return POCKET_MODEL
     torch.manual_seed(0)

@@ -120,13 +120,6 @@ class BlockPool:
             found.append(block)
         return found
 
-    def forget_cache(self) -> None:
-        """Drop every hash, so that nothing is found any more."""
-        for block in self.cached.values():
-            self.hashes[block] = None
-        self.cached.clear()
-        self.num_cached_free = 0
-
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless the pool agrees with the block tables that exist. For tests;
         O(num_blocks).

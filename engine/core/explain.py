@@ -60,8 +60,7 @@ class Explainer:
                     waited_us=waited_us,
                     num_tokens=request.num_tokens,
                     num_cached_tokens=prefix_tokens,
-                    why=f"{request.seats} seat(s) and blocks for {request.num_tokens} tokens are"
-                    " free",
+                    why=_free_for(request),
                 )
             )
             return
@@ -139,6 +138,11 @@ class Explainer:
             alone = sum(references[block] == 1 for block in first.block_table)
             event.next_release_amount = alone if waits_for == "blocks" else first.seats
         self.recorder.record(event)
+
+
+def _free_for(request: Request) -> str:
+    seats = "a seat" if request.seats == 1 else f"{request.seats} seats"
+    return f"{seats} and blocks for {request.num_tokens} tokens are free"
 
 
 def _steps_left(request: Request) -> int:

@@ -74,6 +74,7 @@ class KVManager:
             request.table_sent = min(request.table_sent, index)
             if self.recorder.enabled:
                 sharers = self.pool.references[copied[0]]
+                readers = "another sequence reads" if sharers == 1 else f"{sharers} others read"
                 self.recorder.record(
                     events.BlockCopied(
                         request_id=request.id,
@@ -81,7 +82,7 @@ class KVManager:
                         dst_block=copied[1],
                         index=index,
                         sharers=sharers,
-                        why=f"token {start} is written into a block that {sharers} other(s) read",
+                        why=f"token {start} would go into a block that {readers}",
                     )
                 )
         if fresh and self.recorder.enabled:
@@ -90,7 +91,9 @@ class KVManager:
                     request_id=request.id,
                     blocks=blocks[copy:],
                     index=first_fresh,
-                    why=f"for tokens {start} to {start + num_tokens - 1}",
+                    why=f"for token {start}"
+                    if num_tokens == 1
+                    else f"for tokens {start} to {start + num_tokens - 1}",
                 )
             )
         return copied

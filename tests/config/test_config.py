@@ -11,13 +11,35 @@ import pytest
 
 from engine.config import ConfigError, EngineConfig, options_table
 
-FLAGS_OF_VLLM = """
-    --model --served-model-name --host --port --api-key --dtype --max-model-len --block-size
-    --gpu-memory-utilization --kv-cache-memory-bytes --num-gpu-blocks-override --max-num-seqs
-    --max-num-batched-tokens --enable-prefix-caching --no-enable-prefix-caching --preemption-mode
-    --swap-space --scheduling-policy --max-num-queued-reqs --tensor-parallel-size --quantization
-    --enforce-eager --chat-template --seed --device --trace --log-format
-""".split()
+FLAGS_OF_VLLM = [
+    "--model",
+    "--served-model-name",
+    "--host",
+    "--port",
+    "--api-key",
+    "--dtype",
+    "--max-model-len",
+    "--block-size",
+    "--gpu-memory-utilization",
+    "--kv-cache-memory-bytes",
+    "--num-gpu-blocks-override",
+    "--max-num-seqs",
+    "--max-num-batched-tokens",
+    "--enable-prefix-caching",
+    "--no-enable-prefix-caching",
+    "--preemption-mode",
+    "--swap-space",
+    "--scheduling-policy",
+    "--max-num-queued-reqs",
+    "--tensor-parallel-size",
+    "--quantization",
+    "--enforce-eager",
+    "--chat-template",
+    "--seed",
+    "--device",
+    "--trace",
+    "--log-format",
+]
 
 
 def test_every_promised_flag_is_in_the_table():

@@ -1,4 +1,4 @@
-"""The ten rules of the core, one by one, on a worker that finds every mistake in block management."""
+"""The ten rules of the core, one by one, on a worker that finds mistakes in block management."""
 
 from __future__ import annotations
 
@@ -403,7 +403,7 @@ def test_seeds_of_unseeded_requests_repeat_with_the_engines_seed(engine):
 
 
 def test_a_step_costs_the_same_in_a_pool_of_any_size(engine):
-    """Nothing in a step grows with the pool: count the bytecode that deciding takes, not the time."""
+    """Nothing in a step grows with the pool: count the lines that deciding runs, not the time."""
     import sys
 
     counts = []

@@ -95,11 +95,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.share(found)
         self.tables.append(found)
 
-    @rule()
-    def forget_cache(self):
-        operations["pool"] += 1
-        self.pool.forget_cache()
-
     @invariant()
     def agrees(self):
         if hasattr(self, "pool"):

@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""`make demo`: a real server, real requests, and beside each answer what the engine did for it.
+
+Starts `koyeb_api_server.py` with the embedded pocket model on a free port, asks it in four scenes
+(one question as a stream, six at once, a shared beginning, three answers to one prompt), tells the
+engine's own record after each, and stops the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import msgspec
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.panel import Panel
+from rich.table import Table
+
+from engine.trace.console import RichPrinter
+from engine.trace.events import AnyEvent
+from engine.trace.story import Story
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 120
+RECORD_DELAY_S = 0.3  # the record is written about every 50 ms, from two processes
+
+QUESTIONS = [
+    "What is a token?",
+    "What is a block table?",
+    "What is prefill?",
+    "What is continuous batching?",
+    "What does temperature do?",
+    "What is the capital of France?",
+]
+SYSTEM = (
+    "You are the guide of a small museum. Your visitors want to know how a language model is"
+    " served. Answer in two or three plain sentences, and say so when you do not know something."
+)
+
+
+class Server:
+    """The server process, its address, and the record that it writes."""
+
+    def __init__(self, folder: Path):
+        self.trace_file = folder / "trace.jsonl"
+        command = [sys.executable, str(ROOT / "koyeb_api_server.py"), "--port", "0"]
+        command += ["--host", "127.0.0.1", "--trace-file", str(self.trace_file)]
+        command += ["--log-format", "off"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.output: list[str] = []
+        self._urls: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read_output, daemon=True).start()
+        self.url = self._wait_until_ready()
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line)
+            found = re.search(r"listens on (http://\S+)", line)
+            if found:
+                self._urls.put(found.group(1))
+
+    def _wait_until_ready(self) -> str:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        url = ""
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                url = url or self._urls.get(timeout=0.1)
+                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                    return url
+                time.sleep(0.1)
+            except (queue.Empty, httpx.TransportError):
+                pass
+        self.process.kill()
+        raise SystemExit("The server did not start:\n" + "".join(self.output[-20:]))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=40)
+
+
+class Record:
+    """Tells what the record gained since the last time."""
+
+    def __init__(self, path: Path):
+        self.file = path.open("rb")
+        self.decoder = msgspec.json.Decoder(AnyEvent)
+        self.story = Story(with_summaries=False)
+        self.printer = RichPrinter(sys.stdout)
+
+    def tell(self, last: bool = False) -> None:
+        time.sleep(RECORD_DELAY_S)
+        lines = [line for line in self.file.read().split(b"\n") if line]
+        self.printer(self.story.tell(self.decoder.decode(line) for line in lines))
+        if last:
+            self.printer(self.story.end())
+
+
+async def stream(client: httpx.AsyncClient, request_id: str, **body) -> AsyncIterator[str]:
+    """The pieces of one chat answer as they come."""
+    body = {"model": "pocket", "stream": True, "request_id": request_id, "temperature": 0} | body
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                chunk = msgspec.json.decode(line[6:])
+                for choice in chunk["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+
+async def ask(client: httpx.AsyncClient, request_id: str, **body) -> dict:
+    """One whole chat answer, with the seconds it took."""
+    started = time.perf_counter()
+    body = {"model": "pocket", "request_id": request_id, "temperature": 0, "max_tokens": 100} | body
+    response = await client.post("/v1/chat/completions", json=body)
+    response.raise_for_status()
+    return response.json() | {"seconds": time.perf_counter() - started}
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+class Demo:
+    """The four scenes."""
+
+    def __init__(self, client: httpx.AsyncClient, record: Record, console: Console):
+        self.client, self.record, self.console = client, record, console
+
+    def scene(self, number: int, title: str, text: str) -> None:
+        self.console.print()
+        self.console.print(Panel(text, title=f"{number}. {title}", title_align="left", width=100))
+
+    def engine_says(self) -> None:
+        self.console.print("[bold]What the engine recorded[/] (time, step, request, what and why)")
+        self.record.tell()
+
+    async def one(self) -> None:
+        question = "What is PagedAttention?"
+        self.scene(1, "One question, streamed", "Every piece below is printed when it arrives.")
+        self.console.print(f"[bold cyan]{question}[/]  ", end="")
+        started, first, pieces = time.perf_counter(), 0.0, 0
+        async for piece in stream(self.client, "one", messages=user(question), max_tokens=100):
+            if piece:
+                first = first or time.perf_counter() - started
+                pieces += 1
+                self.console.print(piece, end="", soft_wrap=True)
+        total = time.perf_counter() - started
+        self.console.print(
+            f"\n[dim]first piece after {first * 1e3:.0f} ms; {pieces} pieces in {total:.2f} s[/]\n"
+        )
+        self.engine_says()
+
+    async def several(self) -> None:
+        self.scene(
+            2,
+            "Six questions at once",
+            "They share the steps: watch how many requests one step computes. The last question is"
+            " one that the model was never taught.",
+        )
+        started = time.perf_counter()
+        answers = await asyncio.gather(
+            *(
+                ask(self.client, f"six-{i}", messages=user(question))
+                for i, question in enumerate(QUESTIONS)
+            )
+        )
+        total = time.perf_counter() - started
+        self.table(QUESTIONS, answers)
+        tokens = sum(a["usage"]["completion_tokens"] for a in answers)
+        self.console.print(f"[dim]{tokens} tokens in {total:.2f} s: {tokens / total:.0f}/s[/]\n")
+        self.engine_says()
+
+    async def shared(self) -> None:
+        questions = ["What is a KV cache?", "What is preemption?"]
+        self.scene(
+            3,
+            "A shared beginning",
+            "Both requests start with the same long instruction. The second finds its blocks in the"
+            " prefix cache, and computes only what is new.",
+        )
+        answers = []
+        for i, question in enumerate(questions):
+            messages = [{"role": "system", "content": SYSTEM}, *user(question)]
+            answers.append(await ask(self.client, f"shared-{i}", messages=messages))
+        self.table(questions, answers)
+        self.engine_says()
+
+    async def siblings(self) -> None:
+        self.scene(
+            4,
+            "Three answers to one prompt",
+            "n = 3 at temperature 1.2: the prompt is computed once, its blocks are shared, and a"
+            " block is copied only when a sibling writes into it.",
+        )
+        answer = await ask(
+            self.client,
+            "tales",
+            messages=user("Tell me a story about a fox."),
+            n=3,
+            temperature=1.2,
+            seed=7,
+            max_tokens=60,
+        )
+        for choice in answer["choices"]:
+            self.console.print(f"[cyan]{choice['index'] + 1}.[/] {choice['message']['content']}")
+        self.console.print()
+        self.engine_says()
+
+    def table(self, questions: list[str], answers: list[dict]) -> None:
+        table = Table(width=100, show_lines=False, header_style="bold")
+        table.add_column("question", style="cyan", ratio=3)
+        table.add_column("answer", ratio=8)
+        table.add_column("tokens", justify="right", width=6)
+        table.add_column("cached", justify="right", width=6)
+        table.add_column("s", justify="right", width=5)
+        for question, answer in zip(questions, answers, strict=True):
+            usage = answer["usage"]
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+            text = answer["choices"][0]["message"]["content"].strip()
+            table.add_row(
+                question,
+                text,
+                str(usage["completion_tokens"]),
+                str(cached),
+                f"{answer['seconds']:.2f}",
+            )
+        self.console.print(table)
+
+
+NEXT = """
+**What to try next**
+
+- `make serve`, then `python test_client.py --interactive` in a second terminal, and ask it `/why`
+- `python test_client.py --test all` judges the running server
+- `python koyeb_api_server.py --num-gpu-blocks-override 24 --log-format rich` and several questions
+  at once: watch requests wait, be preempted, and come back
+- `docs/START_HERE.md` says where to read on
+"""
+
+
+async def run(console: Console, server: Server) -> None:
+    record = Record(server.trace_file)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        console.print("[bold]What the engine recorded while it started[/]")
+        record.tell()
+        demo = Demo(client, record, console)
+        await demo.one()
+        await demo.several()
+        await demo.shared()
+        await demo.siblings()
+
+
+def main() -> int:
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        console.print("Starting the server with the embedded pocket model …")
+        server = Server(Path(folder))
+        console.print(f"It answers at {server.url} after {time.perf_counter() - started:.1f} s.\n")
+        try:
+            asyncio.run(run(console, server))
+        finally:
+            code = server.stop()
+    console.print(f"\nThe server was told to stop and exited with code {code}.")
+    console.print(Markdown(NEXT))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
