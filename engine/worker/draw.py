@@ -57,7 +57,8 @@ def integer_weights(logits: torch.Tensor) -> torch.Tensor:
     """Step 1. `logits`: fp32 [rows, vocab]. Returns int32 [rows, vocab rounded up to chunks]."""
     rows, vocab = logits.shape
     half = torch.tensor(0.5, device=logits.device)
-    scaled = torch.add(half, torch.softmax(logits, dim=-1), alpha=float(ONE))
+    scaled = torch.softmax(logits, dim=-1)
+    torch.add(half, scaled, alpha=float(ONE), out=scaled)
     padded = -(-vocab // CHUNK) * CHUNK
     weights = torch.empty((rows, padded), dtype=torch.int32, device=logits.device)
     weights[:, vocab:] = 0

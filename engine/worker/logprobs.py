@@ -12,6 +12,7 @@ import torch
 
 from engine.core.messages import TokenLogprobs
 
+FIRST_LOOK = 8  # most probable tokens among which a drawn one is looked for first
 SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be put in order
 
 
@@ -27,17 +28,15 @@ def token_logprobs(
         return []
     logprobs = torch.log_softmax(logits, dim=-1)
     ids = torch.from_numpy(token_ids).to(logits.device)[:, None]
-    own = logits.gather(1, ids)
-    places = torch.arange(logits.shape[1], device=logits.device)
-    ahead = (logits > own) | ((logits == own) & (places < ids))
-    ranks = (ahead.sum(dim=-1) + 1).tolist()
-    own_logprobs = logprobs.gather(1, ids)[:, 0].tolist()
-    top = most_probable(logits, max(counts))
+    own = logprobs.gather(1, ids)[:, 0].tolist()
+    top = most_probable(logits, max(*counts, FIRST_LOOK))
+    ranks = _ranks(logits, ids, top).tolist()
+    top = top[:, : max(counts)]
     top_ids, top_logprobs = top.tolist(), logprobs.gather(1, top).tolist()
     return [
         TokenLogprobs(token, logprob, rank, best[:count], best_logprobs[:count])
         for token, logprob, rank, best, best_logprobs, count in zip(
-            token_ids.tolist(), own_logprobs, ranks, top_ids, top_logprobs, counts
+            token_ids.tolist(), own, ranks, top_ids, top_logprobs, counts
         )
     ]
 
@@ -60,6 +59,21 @@ def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
             ordered, _ = _by_id_where_equal(tied[None], logits[row, tied][None])
             ids[row, :count] = ordered[0, :count]
     return ids[:, :count]
+
+
+def _ranks(logits: torch.Tensor, ids: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    """The ranks of tokens `ids`, int64 [rows, 1], from 1. Most are found in `top`, the best of each
+    row in order; for the others the tokens ahead of them are counted."""
+    found = top == ids
+    ranks = found.int().argmax(dim=-1) + 1
+    missing = (~found.any(dim=-1)).nonzero()[:, 0]
+    if len(missing):
+        some, its = logits[missing], ids[missing]
+        own = some.gather(1, its)
+        places = torch.arange(some.shape[1], device=logits.device)
+        ahead = (some > own) | ((some == own) & (places < its))
+        ranks[missing] = ahead.sum(dim=-1) + 1
+    return ranks
 
 
 def _by_id_where_equal(

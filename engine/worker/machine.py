@@ -47,9 +47,8 @@ def physical_cores(cgroup: Path = CGROUP) -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed in place of returning it to the kernel.
 
-    A step allocates and frees the same few large tensors. By default each of them is mapped anew,
-    and its pages fault in one by one: on a batch of 64 × 50k logits that costs 12 ms of 20.
-    Without glibc (macOS, musl) nothing is changed.
+    A step allocates and frees the same few large tensors; memory that went back to the kernel in
+    between faults in again, page by page, as zeros. Without glibc (macOS, musl) nothing is changed.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
     try:

@@ -1,8 +1,9 @@
-"""Repetition, frequency and presence penalties: token counts of the rows that use them, and only
-of those.
+"""Repetition, frequency and presence penalties.
 
-A row that asks for a penalty gets one line in two tables: which tokens its prompt has, and how
-often its output has each. The tables grow by doubling; a line goes back when its row goes.
+They change the logits of tokens that a sequence already has, a few hundred of a vocabulary: so
+those are gathered, changed and put back, and nothing passes over the vocabulary. How often each
+token was produced is counted as tokens are drawn, in a table with a line for each row that uses
+penalties; it grows by doubling, and a line goes back when its row goes.
 """
 
 from __future__ import annotations
@@ -11,25 +12,20 @@ import numpy as np
 import torch
 
 
-class TokenCounts:
-    """`prompt`: bool [lines, vocab], `output`: fp32 [lines, vocab] (counts, exact up to 2^24)."""
+class OutputCounts:
+    """`table`: fp32 [lines, vocab], how often a sequence's output has a token (exact to 2^24)."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self.prompt = torch.zeros((0, vocab_size), dtype=torch.bool, device=device)
-        self.output = torch.zeros((0, vocab_size), dtype=torch.float32, device=device)
+        self.table = torch.zeros((0, vocab_size), dtype=torch.float32, device=device)
         self._free: list[int] = []
 
-    def add(self, token_ids: np.ndarray, num_prompt_tokens: int) -> int:
-        """Count the tokens of a sequence (int [tokens], prompt first). Returns its line."""
+    def add(self, output_ids: np.ndarray) -> int:
+        """Count the output of a sequence, int64 [tokens]. Returns its line."""
         if not self._free:
             self._grow()
         line = self._free.pop()
-        ids = torch.from_numpy(token_ids.astype(np.int64)).to(self.prompt.device)
-        self.prompt[line] = False
-        self.prompt[line, ids[:num_prompt_tokens]] = True
-        self.output[line] = torch.bincount(
-            ids[num_prompt_tokens:], minlength=self.output.shape[1]
-        ).float()
+        ids = torch.from_numpy(output_ids).to(self.table.device)
+        self.table[line] = torch.bincount(ids, minlength=self.table.shape[1])
         return line
 
     def release(self, line: int) -> None:
@@ -37,32 +33,34 @@ class TokenCounts:
 
     def count(self, lines: torch.Tensor, token_ids: torch.Tensor) -> None:
         """One more output token for each of `lines`, int64 [rows], no line twice."""
-        self.output[lines, token_ids] += 1
-
-    def penalise(
-        self,
-        logits: torch.Tensor,
-        lines: torch.Tensor,
-        repetition: torch.Tensor,
-        frequency: torch.Tensor,
-        presence: torch.Tensor,
-    ) -> torch.Tensor:
-        """Returns the penalised logits. `logits`: fp32 [rows, vocab]; the others: [rows].
-
-        Repetition, over prompt and output (Keskar et al. 2019, CTRL, section 4.1): a positive logit
-        is divided by it, a negative one multiplied. Frequency and presence, over the output (as in
-        OpenAI's API): `logit − frequency · count − presence · (count > 0)`.
-        """
-        counts = self.output[lines]
-        produced = counts > 0
-        factor = repetition[:, None]
-        repeated = torch.where(logits > 0, logits / factor, logits * factor)
-        logits = torch.where(self.prompt[lines] | produced, repeated, logits)
-        return logits - frequency[:, None] * counts - presence[:, None] * produced
+        self.table[lines, token_ids] += 1
 
     def _grow(self) -> None:
-        lines, vocab = self.prompt.shape
+        lines, vocab = self.table.shape
         more = max(lines, 4)
-        self.prompt = torch.cat((self.prompt, self.prompt.new_zeros((more, vocab))))
-        self.output = torch.cat((self.output, self.output.new_zeros((more, vocab))))
+        self.table = torch.cat((self.table, self.table.new_zeros((more, vocab))))
         self._free.extend(range(lines + more - 1, lines - 1, -1))
+
+
+def penalise(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    seen: torch.Tensor,
+    counts: torch.Tensor,
+    penalties: torch.Tensor,
+) -> None:
+    """Change `logits`, fp32 [all rows, vocab], in place.
+
+    `rows`: int64 [p], the rows with penalties. `seen`: int64 [p, longest], every token that each of
+    them has, prompt and output; a token may come again. `counts`: fp32 [p, longest], how often the
+    output has it. `penalties`: fp32 [3, p], repetition, frequency, presence.
+
+    Repetition, over prompt and output (Keskar et al. 2019, "CTRL", section 4.1): a positive logit
+    is divided by it, a negative one multiplied. Then frequency and presence, over the output (as
+    OpenAI's API defines them): `logit − frequency · count − presence · (count > 0)`.
+    """
+    repetition, frequency, presence = penalties[:, :, None]
+    values = logits[rows[:, None], seen]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values = values - frequency * counts - presence * (counts > 0)
+    logits[rows[:, None], seen] = values  # a token that comes again gets the same value again

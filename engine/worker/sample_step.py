@@ -93,8 +93,7 @@ class SampleStep:
         logits = logits.float()
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
-        histories = [self.rows.tokens[batch.slots[i], : positions[i]] for i, _ in batch.rules]
-        adjusted = self.sampler.adjust(logits, batch, histories)
+        adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
         tokens = self.sampler.draw(adjusted, batch, positions).cpu().numpy()
         wanted = [self._params(batch, place).logprobs or 0 for place in asking]
         logprobs = dict(zip(asking, token_logprobs(raw, tokens[asking], wanted)))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from engine.worker.draw import cut_and_draw, draw, greatest, integer_weights, keep_min_p
+from engine.worker.penalties import penalise
 from engine.worker.sampling_table import SampleBatch, SamplingTable
 from engine.worker.token_rules import apply_rules
 
@@ -26,21 +27,33 @@ class Sampler:
         self.table = table
 
     def adjust(
-        self, logits: torch.Tensor, batch: SampleBatch, histories: list[np.ndarray]
+        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
     ) -> torch.Tensor:
         """Rules and penalties, everything before the temperature. Changes `logits` in place.
 
-        `logits`: fp32 [rows, vocab]. `histories`: all tokens so far of each row in `batch.rules`.
+        `logits`: fp32 [rows, vocab]. `tokens`: int32 [slots, longest], of all slots. `positions`:
+        int64 [rows], how many of its slot's tokens each row has.
         """
         if batch.rules:
-            apply_rules(
-                logits, [(row, rule, seen) for (row, rule), seen in zip(batch.rules, histories)]
-            )
+            seen = [tokens[batch.slots[row], : positions[row]] for row, _ in batch.rules]
+            rules = [(row, rule, its) for (row, rule), its in zip(batch.rules, seen)]
+            apply_rules(logits, rules)
         if len(batch.penalised):
-            logits[batch.penalised] = self.table.counts.penalise(
-                logits[batch.penalised], batch.penalty_lines, *batch.penalties
-            )
+            self._penalise(logits, batch, tokens, positions)
         return logits
+
+    def _penalise(
+        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
+    ) -> None:
+        some = batch.penalised
+        ends = positions[some, None]
+        seen = tokens[batch.slots[some], : ends.max()].astype(np.int64)
+        beyond = np.arange(seen.shape[1]) >= ends
+        seen[beyond] = np.broadcast_to(seen[:, :1], seen.shape)[beyond]  # its first token, again
+        ids = torch.from_numpy(seen).to(logits.device)
+        counts = self.table.counts.table[batch.penalty_lines[:, None], ids]
+        rows = torch.from_numpy(some).to(logits.device)
+        penalise(logits, rows, ids, counts, batch.penalties)
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
         """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab] (of any
@@ -52,21 +65,22 @@ class Sampler:
             return greatest(logits)
         words = torch.from_numpy(batch.words(positions)).to(logits.device)
         if not len(batch.greedy):
-            return self._draw(logits / batch.temperature, batch, words)
+            return self._draw(logits, batch, words)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         tokens[batch.greedy] = greatest(logits[batch.greedy])
-        heated = logits[batch.random] / batch.temperature
-        tokens[batch.random] = self._draw(heated, batch, words[batch.random])
+        tokens[batch.random] = self._draw(logits[batch.random], batch, words[batch.random])
         return tokens
 
-    def _draw(self, heated: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
-        """As `draw`, for the rows in `batch.random`; `heated`: logits divided by temperature."""
-        weights = integer_weights(heated)
+    def _draw(self, logits: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
+        """As `draw`, for the rows in `batch.random` alone."""
+        if batch.temperature is not None:
+            logits = logits / batch.temperature
+        weights = integer_weights(logits)
         if not len(batch.free):
             return cut_and_draw(weights, batch.cuts, words)
         if not len(batch.truncated):
             return self._draw_free(weights, batch, words)
-        tokens = torch.empty(len(heated), dtype=torch.int64, device=heated.device)
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         some = batch.truncated
         tokens[some] = cut_and_draw(weights[some], batch.cuts.of(some), words[some])
         tokens[batch.free] = self._draw_free(weights[batch.free], batch, words[batch.free])

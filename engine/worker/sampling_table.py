@@ -14,7 +14,7 @@ import torch
 
 from engine.core.messages import NewRow
 from engine.worker.draw import Cuts
-from engine.worker.penalties import TokenCounts
+from engine.worker.penalties import OutputCounts
 from engine.worker.philox import random_words
 from engine.worker.token_rules import TokenRules
 
@@ -30,13 +30,13 @@ class SampleBatch:
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
     greedy: torch.Tensor  # int64 [g], rows with temperature 0
     random: torch.Tensor  # int64 [r], the others
-    temperature: torch.Tensor  # fp32 [r, 1]
+    temperature: torch.Tensor | None  # fp32 [r, 1]; None: 1 in every row
     cuts: Cuts  # [r]
     truncated: torch.Tensor  # int64 [t], those of the r with top_k or top_p
     free: torch.Tensor  # int64 [r − t], those with neither
     free_min_p: bool  # one of these uses min_p
-    penalised: torch.Tensor  # int64 [p]
-    penalty_lines: torch.Tensor  # int64 [p], in TokenCounts
+    penalised: np.ndarray  # int64 [p]
+    penalty_lines: torch.Tensor  # int64 [p], in OutputCounts
     penalties: torch.Tensor  # fp32 [3, p]: repetition, frequency, presence
     rules: list[tuple[int, TokenRules]]
     logprob_rows: list[int]  # rows that want log-probabilities
@@ -69,7 +69,7 @@ class SamplingTable:
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.device = device
-        self.counts = TokenCounts(vocab_size, device)
+        self.counts = OutputCounts(vocab_size, device)
         self._floats = np.zeros((num_slots, 6))
         self._top_k = np.zeros(num_slots, np.int64)
         self._seeds = np.zeros(num_slots, np.int64)
@@ -99,8 +99,8 @@ class SamplingTable:
             self._rules[slot] = rules
         neutral = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
         if neutral != (1.0, 0.0, 0.0):
-            tokens = np.asarray(row.token_ids, np.int64)
-            self._lines[slot] = self.counts.add(tokens, row.num_prompt_tokens)
+            output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
+            self._lines[slot] = self.counts.add(output)
 
     def clear(self, slot: int) -> None:
         """Forget the sequence of a slot."""
@@ -130,6 +130,7 @@ class SamplingTable:
         greedy = floats[:, TEMPERATURE] == 0
         random = np.flatnonzero(~greedy)
         some = floats[random]
+        heat = some[:, TEMPERATURE, None].astype(np.float32)
         top_k = self._top_k[slots[random]]
         truncated = (top_k < self.vocab_size) | (some[:, TOP_P] < 1)
         penalised = np.flatnonzero(self._lines[slots] >= 0)
@@ -139,12 +140,12 @@ class SamplingTable:
             seeds=self._seeds[slots] + siblings,
             greedy=place(np.flatnonzero(greedy)),
             random=place(random),
-            temperature=place(some[:, TEMPERATURE, None].astype(np.float32)),
+            temperature=place(heat) if (heat != 1).any() else None,
             cuts=Cuts(place(top_k), place(some[:, TOP_P]), place(some[:, MIN_P])),
             truncated=place(np.flatnonzero(truncated)),
             free=place(np.flatnonzero(~truncated)),
             free_min_p=bool(some[~truncated, MIN_P].any()),
-            penalised=place(penalised),
+            penalised=penalised,
             penalty_lines=place(self._lines[slots[penalised]]),
             penalties=place(floats[penalised, REPETITION:].T.astype(np.float32)),
             rules=[

@@ -62,7 +62,7 @@ def test_a_slot_is_clean_for_its_next_sequence():
     rows = BatchRows(2, 40, SIZE)
     rows.put("a", new_row([1] * 40))
     rows.put("long", new_row([2] * 40))
-    rows.update_tables([row("a", 0, 1, blocks=range(5, 15)), row("long", 0, 1, blocks=range(20))])
+    rows.update_tables([row("a", 0, 1, blocks=range(5, 15)), row("long", 0, 1, blocks=range(10))])
     rows.drop("a")
     rows.put("b", new_row([3]))
     rows.update_tables([row("b", 0, 1, blocks=[7])])

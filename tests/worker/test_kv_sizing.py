@@ -60,7 +60,7 @@ def test_what_the_user_fixes_must_be_there():
 def test_a_pool_below_the_context():
     got = size(num_gpu_blocks_override=10)
     assert got.max_model_len == 160 and "160 tokens" in got.warning and "2048" in got.warning
-    with pytest.raises(ConfigError, match="--max-model-len is 161 tokens.*holds only 160"):
+    with pytest.raises(ConfigError, match=r"--max-model-len is 161 tokens.*holds only 160"):
         size(num_gpu_blocks_override=10, max_model_len=161)
     exact = size(num_gpu_blocks_override=10, max_model_len=160)
     assert exact.max_model_len == 160 and not exact.warning
@@ -77,7 +77,7 @@ def test_no_memory_at_all():
             size(budget=budget, on_cpu=False)
 
 
-# ------------------------------------------------------------------------------- what is really free
+# ------------------------------------------------------------------------------ what is really free
 
 
 @pytest.fixture

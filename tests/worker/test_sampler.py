@@ -97,9 +97,17 @@ def sample(
         table.set(slot, row)
     batch = table.batch(np.arange(len(rows)), np.array(siblings or [0] * len(rows)))
     sampler = Sampler(table)
-    histories = [np.array(tokens[place], np.int32) for place, _ in batch.rules]
-    adjusted = sampler.adjust(logits.clone(), batch, histories)
-    return sampler.draw(adjusted, batch, np.array([len(seen) for seen in tokens])).tolist()
+    positions = np.array([len(seen) for seen in tokens])
+    adjusted = sampler.adjust(logits.clone(), batch, token_array(tokens), positions)
+    return sampler.draw(adjusted, batch, positions).tolist()
+
+
+def token_array(tokens: list[list[int]]) -> np.ndarray:
+    """As BatchRows keeps them; what lies beyond a sequence's end is another's rest."""
+    array = np.full((len(tokens), max(map(len, tokens)) + 2), 7, np.int32)
+    for line, seen in zip(array, tokens):
+        line[: len(seen)] = seen
+    return array
 
 
 VOCAB = 40
@@ -155,8 +163,8 @@ def test_adjusted_logits_equal_the_reference(case, seed):
     table = SamplingTable(1, VOCAB, CPU)
     table.set(0, row)
     batch = table.batch(np.array([0]), np.array([0]))
-    history = [np.array(tokens)] * len(batch.rules)
-    got = Sampler(table).adjust(logits.clone(), batch, history)[0]
+    positions = np.array([len(tokens)])
+    got = Sampler(table).adjust(logits.clone(), batch, token_array([tokens]), positions)[0]
     torch.testing.assert_close(got, reference_adjust(logits[0], row, tokens))
 
 
@@ -312,23 +320,22 @@ def test_penalties_count_the_tokens_that_were_drawn():
     anew = SamplingTable(1, VOCAB, CPU)
     anew.set(0, new_row([1, 2, 0, 4, 4, 9], prompt=3, **options))
     x = torch.randn(1, VOCAB)
+    tokens, zero = token_array([[1, 2, 0, 4, 4, 9]]), np.array([0])
     results = [
-        Sampler(t).adjust(x.clone(), t.batch(np.array([0]), np.array([0])), [])
+        Sampler(t).adjust(x.clone(), t.batch(zero, zero), tokens, np.array([6]))
         for t in (table, anew)
     ]
     assert (results[0] == results[1]).all() and (results[0] != x).sum() == 2
 
 
 def test_a_slot_forgets_its_last_sequence():
-    """Lines of the count tables are reused, and come back clean."""
+    """Lines of the count table are reused, and come back clean."""
     table = SamplingTable(1, VOCAB, CPU)
-    for seen in ([1, 2], [3], [4, 5, 6]):
+    for seen in ([1, 2], [3], [1, 4, 5, 6]):
         for _ in range(5):
-            table.set(0, new_row(seen, repetition_penalty=2.0))
-    assert len(table.counts.prompt) == 4  # five sequences in a row never needed more than a line
-    batch = table.batch(np.array([0]), np.array([0]))
-    changed = Sampler(table).adjust(torch.ones(1, VOCAB), batch, [])[0]
-    assert changed.tolist() == [0.5 if token in (4, 5, 6) else 1.0 for token in range(VOCAB)]
+            table.set(0, new_row(seen, prompt=1, frequency_penalty=0.5))
+    assert len(table.counts.table) == 4  # 15 sequences, one by one, never needed more than a line
+    assert table.counts.table[0].nonzero()[:, 0].tolist() == [4, 5, 6]
     table.set(0, new_row([1], temperature=0.0))
     batch = table.batch(np.array([0]), np.array([0]))
     assert batch.plain
