@@ -56,7 +56,7 @@ def find_model(
         raise ModelError(
             f"{model!r} is neither a local folder nor a hub id (owner/name); check the name."
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the HTTP clients of the hub's library have errors of their own
         raise ModelError(
             f"{model} is not on this machine and could not be downloaded ({_first_line(error)});"
             " check the network, or name a local folder."
@@ -70,15 +70,15 @@ def _download(
         info = huggingface_hub.HfApi(token=token).model_info(
             model, revision=revision, files_metadata=True
         )
-    except (errors.OfflineModeIsEnabled, OSError) as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
-            raise  # the hub answered: gated, missing, refused
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, ValueError):
+        raise  # the hub has answered, or the name is not one to ask for
+    except Exception as error:  # no network, no hub: of many kinds, see `find_model`
         return _cached(model, revision, error)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     wanted = _wanted(sizes)
     with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress):
         folder = huggingface_hub.snapshot_download(
-            model, revision=info.sha, token=token, allow_patterns=[*wanted]
+            model, revision=revision, token=token, allow_patterns=[*wanted]
         )
     return Path(folder)
 
@@ -86,7 +86,13 @@ def _download(
 def _cached(model: str, revision: str | None, why: Exception) -> Path:
     """The model as an earlier run downloaded it. Raises what kept us from asking the hub."""
     try:
-        folder = huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True)
+        folder = huggingface_hub.snapshot_download(
+            # asked for more, it may refuse a folder for files that we never wanted
+            model,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=["config.json"],
+        )
     except errors.LocalEntryNotFoundError:
         raise why from None
     return Path(folder)

@@ -1,0 +1,114 @@
+"""Norms, rotary embedding, activation and merged linear layers against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from engine.layers.activation import silu_and_mul
+from engine.layers.embedding import Embedding, LogitsHead
+from engine.layers.linear import Linear
+from engine.layers.norm import LayerNorm, RMSNorm
+from engine.layers.rotary import Rotary, rotate
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def randomised(layer):
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    return layer
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_rms_norm(dtype, limit):
+    norm = randomised(RMSNorm(24, eps=1e-3)).to(dtype)
+    x, residual = torch.randn(2, 5, 24).to(dtype)
+
+    def formula(x):
+        x = x.double()
+        return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight.double()
+
+    torch.testing.assert_close(norm(x).double(), formula(x), rtol=limit, atol=limit)
+    normed, total = norm.add(x, residual)
+    assert torch.equal(total, x + residual)
+    torch.testing.assert_close(normed.double(), formula(total), rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm(affine):
+    norm = randomised(LayerNorm(24, affine=affine))
+    x, residual = torch.randn(2, 5, 24)
+
+    def formula(x):
+        centred = x.double() - x.double().mean(-1, keepdim=True)
+        y = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return y * norm.weight.double() + norm.bias.double() if affine else y
+
+    torch.testing.assert_close(norm(x).double(), formula(x), rtol=0, atol=1e-5)
+    normed, total = norm.add(x, residual)
+    assert torch.equal(total, x + residual)
+    torch.testing.assert_close(normed.double(), formula(total), rtol=0, atol=1e-5)
+    names = [name for name, _ in norm.weight_targets("here")]
+    assert names == (["here.weight", "here.bias"] if affine else [])
+
+
+def test_rotation_is_a_rotation_by_position():
+    config = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    rotary = Rotary(config, head_dim=6)
+    positions = torch.tensor([0, 3, 1000])
+    x = torch.randn(3, 2, 6)
+    turned = rotate(x, *rotary(positions))
+    for token, position in enumerate(positions.tolist()):
+        for i in range(3):  # dimension i turns with i + D/2
+            angle = position * 100.0 ** (-2 * i / 6)
+            a, b = x[token, :, i], x[token, :, i + 3]
+            pair = (
+                a * math.cos(angle) - b * math.sin(angle),
+                b * math.cos(angle) + a * math.sin(angle),
+            )
+            torch.testing.assert_close(turned[token, :, i], pair[0], rtol=0, atol=3e-4)
+            torch.testing.assert_close(turned[token, :, i + 3], pair[1], rtol=0, atol=3e-4)
+    torch.testing.assert_close(turned[0], x[0])
+
+
+def test_silu_and_mul():
+    x = torch.randn(4, 10)
+    before = x.clone()
+    gate, up = x.double().split(5, dim=1)
+    expected = gate / (1 + (-gate).exp()) * up
+    torch.testing.assert_close(silu_and_mul(x).double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_merged_linear_is_its_parts(bias):
+    linear = Linear(6, {"gate": 4, "up": 3}, bias)
+    parts = {name: torch.randn(t.shape) for name, t in linear.weight_targets("mlp")}
+    for name, target in linear.weight_targets("mlp"):
+        target.copy_(parts[name])
+    assert set(parts) >= {"mlp.gate.weight", "mlp.up.weight"} and len(parts) == 2 + 2 * bias
+    x = torch.randn(5, 6)
+    expected = torch.cat(
+        [
+            x @ parts[f"mlp.{part}.weight"].T + (parts[f"mlp.{part}.bias"] if bias else 0)
+            for part in ("gate", "up")
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(linear(x), expected)
+
+
+def test_tied_head_has_no_weight_of_its_own():
+    embedding = randomised(Embedding(11, 4))
+    head = LogitsHead(11, 4, tied_to=embedding)
+    assert list(head.weight_targets("lm_head")) == []
+    torch.testing.assert_close(head(embedding.weight), embedding.weight @ embedding.weight.T)
+    free = randomised(LogitsHead(11, 4, tied_to=None))
+    assert [name for name, _ in free.weight_targets("lm_head")] == ["lm_head.weight"]
