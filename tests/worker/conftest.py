@@ -30,6 +30,7 @@ def tiny(tmp_path_factory) -> tuple[str, LlamaForCausalLM]:
         max_position_embeddings=128,
         initializer_range=0.4,  # sharp distributions, so that greedy texts don't hang on rounding
         tie_word_embeddings=False,
+        eos_token_id=None,  # or generate would end at it
     )
     model = LlamaForCausalLM(config).eval()
     folder = tmp_path_factory.mktemp("tiny")

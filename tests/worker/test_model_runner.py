@@ -30,10 +30,11 @@ def generate(model, prompt: list[int], count: int) -> list[int]:
             torch.tensor([prompt]),
             max_new_tokens=count,
             do_sample=False,
-            eos_token_id=None,
             pad_token_id=0,
         )
-    return out[0, len(prompt) :].tolist()
+    text = out[0, len(prompt) :].tolist()
+    assert len(text) == count
+    return text
 
 
 def test_prefill_and_decode_equal_transformers(driver, tiny):
