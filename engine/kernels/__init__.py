@@ -24,6 +24,7 @@ class Kernels:
     name: str
     write_kv: Callable[..., None]
     paged_attention: Callable[..., torch.Tensor]
+    qkv_attention: Callable[..., torch.Tensor]
     linear: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -37,6 +38,7 @@ TORCH = Kernels(
     name="torch",
     write_kv=torch_attention.write_kv,
     paged_attention=torch_attention.paged_attention,
+    qkv_attention=torch_attention.qkv_attention,
     linear=torch_ops.linear,
     rms_norm=torch_ops.rms_norm,
     add_rms_norm=torch_ops.add_rms_norm,
@@ -62,6 +64,7 @@ def _on_cpu() -> Kernels:
         name=f"native {ops.variant}",
         write_kv=ops.write_kv,
         paged_attention=ops.paged_attention,
+        qkv_attention=ops.qkv_attention,
         linear=ops.linear,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,

@@ -12,13 +12,23 @@ query heads that share a key head are the "sequence" of one small product with i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from engine.kernels import torch_ops
+
 if TYPE_CHECKING:  # types only: layers import kernels, never the reverse
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+
+class QKNorms(NamedTuple):
+    """RMSNorm of each head, before it is rotated (Qwen3)."""
+
+    q_weight: torch.Tensor  # [D]
+    k_weight: torch.Tensor
+    eps: float
 
 
 def write_kv(
@@ -50,6 +60,35 @@ def paged_attention(
         out[first:last] = _chunk(q[first:last], cache, batch, spec, row)
         first = last
     return out
+
+
+def qkv_attention(
+    qkv: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    norms: QKNorms | None,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """From the merged projection to attention's result, in the projection's dtype.
+
+    qkv: [tokens, (heads + 2 kv_heads) * D], q, then k, then v. norms: RMSNorm of each head of q
+    and k. angles: cos, sin, as `torch_ops.rotate` takes them; None: nothing is rotated.
+    → [tokens, heads * D]
+    """
+    heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    x = qkv.view(len(qkv), heads + 2 * kv_heads, dim)
+    qk, v = x[:, : heads + kv_heads], x[:, heads + kv_heads :]
+    if norms is not None:
+        q, k = qk.split((heads, kv_heads), dim=1)
+        q = torch_ops.rms_norm(q, norms.q_weight, norms.eps)
+        k = torch_ops.rms_norm(k, norms.k_weight, norms.eps)
+        qk = torch.cat((q, k), dim=1)
+    if angles is not None:
+        qk = torch_ops.rotate(qk, *angles)
+    q, k = qk.split((heads, kv_heads), dim=1)
+    write_kv(k, v, cache, batch.slot_mapping)
+    return paged_attention(q, cache, batch, spec).to(qkv.dtype).flatten(1)
 
 
 def _decode(

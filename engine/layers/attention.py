@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine.kernels import kernels_for
+from engine.kernels.torch_attention import QKNorms
 from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache, LayerKV
 
 
@@ -48,3 +49,16 @@ class Attention(nn.Module):
         kernels = kernels_for(q.device)
         kernels.write_kv(k, v, cache, batch.slot_mapping)
         return kernels.paged_attention(q, cache, batch, self.spec).to(v.dtype)
+
+    def from_qkv(
+        self,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        norms: QKNorms | None = None,
+    ) -> torch.Tensor:
+        """The same from the merged projection, with all that lies between in as few passes as the
+        device's kernels need. qkv: [tokens, (heads + 2 kv_heads) * D] → [tokens, heads * D].
+        """
+        return kernels_for(qkv.device).qkv_attention(qkv, angles, norms, cache, batch, self.spec)

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from engine.kernels.torch_attention import QKNorms
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
 from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import Linear, LinearFactory
 from engine.layers.norm import RMSNorm
-from engine.layers.rotary import EXACT_TYPES, Rotary, rotate
+from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.models.length import max_model_len
 
 
@@ -160,14 +161,10 @@ class _Block(nn.Module):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """x: [tokens, hidden], normalised → what attention adds to the residual stream."""
-        turned = self.heads + self.kv_heads  # q and k stand side by side and turn alike
-        qkv = self.qkv(x).view(len(x), turned + self.kv_heads, self.head_dim)
-        qk, v = qkv[:, :turned], qkv[:, turned:]
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.heads, self.kv_heads), dim=1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=1)
-        return self.output(self.attention(q, k, v, cache, batch).flatten(1))
+            norms = QKNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        return self.output(self.attention.from_qkv(self.qkv(x), (cos, sin), cache, batch, norms))
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, hidden], normalised → what the feed-forward adds to the residual stream."""

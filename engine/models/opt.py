@@ -133,8 +133,7 @@ class _Block(nn.Module):
 
     def attend(self, x: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
         """x: [tokens, hidden] → what attention adds to the residual stream."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, self.head_dim).unbind(1)
-        return self.output(self.attention(q, k, v, cache, batch).flatten(1))
+        return self.output(self.attention.from_qkv(self.qkv(x), None, cache, batch))
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, hidden] → what the feed-forward adds to the residual stream."""

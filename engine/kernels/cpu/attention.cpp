@@ -4,11 +4,12 @@
 // a key head, and all tokens of a chunk, go over its keys together, so K and V are read once for all of them. A task:
 //
 //   for each KEYS positions of the context, in order:
-//     copy their K from the pages to fp32 rows side by side (they stay in the first cache)
+//     copy their K and V from the pages to fp32 rows side by side (they stay in the caches nearby)
+//     ask the memory for the next KEYS positions
 //     scores = q K^T; hide what lies in the future, or before the window
 //     softmax goes on: m is the largest score so far, l the sum of e^(score - m), o the weighted sum of values. A larger
 //       m shrinks the old l and o by e^(m_old - m_new)
-//     copy their V; o += weights * V
+//     o += weights * V
 //   out = o / l
 //
 // Bytes: each key and value once, 2 * kv_heads * dim * size for each position of each sequence. When there are few
@@ -29,7 +30,8 @@ struct AttentionArgs {
     double scale, soft_cap; // soft_cap 0: none
 };
 
-constexpr int KEYS = 32, QUERIES = 32, MAX_DIM = 256;
+constexpr int KEYS = 64, QUERIES = 32, MAX_DIM = 256;
+constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head;
@@ -40,13 +42,15 @@ struct Task {
     int64_t slot;           // where its unfinished result goes, if parts > 1
 };
 
-// What is known of a task's queries. Query number t * heads + h is token t, head h.
+// What is known of a task's queries. Query number t * heads + h is token t, head h. Rows of q, k, v and o lie side by
+// side, `pitch` numbers apart: dim rounded up to whole vectors, so that a small head fills a small part of the cache.
 struct State {
     float m[QUERIES], l[QUERIES];
-    float o[QUERIES][MAX_DIM];
+    float o[QUERIES * MAX_DIM];
 };
 struct Scratch {
-    float q[QUERIES][MAX_DIM], k[KEYS][MAX_DIM], v[KEYS][MAX_DIM], s[QUERIES][KEYS];
+    float q[QUERIES * MAX_DIM], k[KEYS * MAX_DIM], v[KEYS * MAX_DIM], s[QUERIES][KEYS];
+    int64_t pitch;
     State state;
 };
 
@@ -58,28 +62,29 @@ static INLINE void stage(float* to, const T* from, int64_t dim, float scale = 1.
     if (d < dim) store(to + d, load_part(from + d, dim - d) * scale);
 }
 
-// `count` rows of K or V from position `first` on.
-template <class T>
-static void stage_keys(float (*to)[MAX_DIM], const void* pages, const AttentionArgs& a, const Task& t, int64_t first, int64_t count) {
+// body(j, element) for `count` positions from `first` on, element being where the key head's K (and V) of each starts.
+// The block table is asked once for each page.
+template <class Body>
+static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, int64_t count, Body body) {
     const int32_t* table = a.tables + t.row * a.width;
-    for (int64_t j = 0; j < count; j++) {
-        int64_t place = first + j, block = table[place / a.block_size];
-        int64_t slot = block * a.block_size + place % a.block_size;
-        stage(to[j], (const T*)pages + (slot * a.kv_heads + t.kv_head) * a.dim, a.dim);
+    int64_t page = first / a.block_size, offset = first % a.block_size;
+    for (int64_t j = 0; j < count; page++, offset = 0) {
+        int64_t element = ((table[page] * a.block_size + offset) * a.kv_heads + t.kv_head) * a.dim;
+        for (; offset < a.block_size && j < count; offset++, j++, element += a.kv_heads * a.dim) body(j, element);
     }
 }
 
-// Scores of Q queries with all staged keys: VEC sums grow at once, Q of queries times VEC / Q of keys.
+// Scores of Q queries with the staged keys: VEC sums grow at once, Q of queries times VEC / Q of keys.
 template <int Q>
-static INLINE void scores(Scratch& x, int64_t query, int64_t dim) {
+static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
     constexpr int K = VEC / Q;
-    for (int64_t key = 0; key < KEYS; key += K) {
+    for (int64_t key = 0; key < keys; key += K) {
         vec acc[VEC] = {};
-        for (int64_t d = 0; d < dim; d += VEC) {
+        for (int64_t d = 0; d < x.pitch; d += VEC) {
             vec k[K];
-            for (int j = 0; j < K; j++) k[j] = load(&x.k[key + j][d]);
+            for (int j = 0; j < K; j++) k[j] = load(x.k + (key + j) * x.pitch + d);
             for (int i = 0; i < Q; i++) {
-                vec q = load(&x.q[query + i][d]);
+                vec q = load(x.q + (query + i) * x.pitch + d);
                 for (int j = 0; j < K; j++) acc[i * K + j] += q * k[j];
             }
         }
@@ -90,93 +95,114 @@ static INLINE void scores(Scratch& x, int64_t query, int64_t dim) {
     }
 }
 
-// One query's scores become weights, and its m, l and o follow. Sees positions from `low` to below `high`.
-static INLINE void softmax(Scratch& x, int64_t query, const AttentionArgs& a, int64_t first, int64_t low, int64_t high) {
+// One query's scores become weights, and its m, l and o follow. It sees staged keys from `low` to below `high`.
+static INLINE void softmax(Scratch& x, int64_t query, float soft_cap, int64_t keys, int64_t low, int64_t high) {
     static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     float* s = x.s[query];
+    float &m = x.state.m[query], &l = x.state.l[query];
+    bool all = low <= 0 && high >= keys && keys % VEC == 0;
     vec top = vec{} - INFINITY;
-    for (int j = 0; j < KEYS; j += VEC) {
-        vec score = load(s + j), index = load(count) + float(j);
-        if (a.soft_cap > 0) score = float(a.soft_cap) * (1.0f - 2.0f / (exp(score * float(2 / a.soft_cap)) + 1.0f));
-        score = (index >= float(low - first)) & (index < float(high - first)) ? score : vec{} - INFINITY;
+    for (int64_t j = 0; j < keys; j += VEC) {
+        vec score = load(s + j);
+        if (soft_cap > 0) score = soft_cap * (1.0f - 2.0f / (exp(score * (2 / soft_cap)) + 1.0f));
+        if (!all) {
+            vec index = load(count) + float(j);
+            score = (index >= float(low)) & (index < float(high)) ? score : vec{} - INFINITY;
+        }
         top = vmax(top, score);
         store(s + j, score);
     }
-    State& y = x.state;
-    float m = largest(top);
-    m = m > y.m[query] ? m : y.m[query];
-    if (m == -INFINITY) {  // it sees nothing here, and has seen nothing yet
-        memset(s, 0, KEYS * sizeof(float));
-        return;
+    float largest_here = largest(top);
+    if (largest_here > m) {
+        if (m != -INFINITY) {
+            float shrink = exp(vec{} + (m - largest_here))[0];
+            l *= shrink;
+            float* o = x.state.o + query * x.pitch;
+            for (int64_t d = 0; d < x.pitch; d += VEC) store(o + d, load(o + d) * shrink);
+        }
+        m = largest_here;
     }
+    float from = m == -INFINITY ? 0.0f : m;  // it has seen nothing yet: all weights are 0
     vec total = {};
-    for (int j = 0; j < KEYS; j += VEC) {
-        vec weight = exp(load(s + j) - m);
+    for (int64_t j = 0; j < keys; j += VEC) {
+        vec weight = exp(load(s + j) - from);
         total = total + weight;
         store(s + j, weight);
     }
-    float shrink = exp(vec{} + (y.m[query] - m))[0];
-    y.m[query] = m;
-    y.l[query] = y.l[query] * shrink + sum(total);
-    if (shrink != 1.0f)
-        for (int64_t d = 0; d < a.dim; d += VEC) store(&y.o[query][d], load(&y.o[query][d]) * shrink);
+    l += sum(total);
 }
 
 // o += weights * V for Q queries and D vectors of the head's dimensions.
 template <int Q, int D>
 static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
+    float* o = x.state.o + query * x.pitch + d;
     vec acc[Q][D];
     for (int i = 0; i < Q; i++)
-        for (int e = 0; e < D; e++) acc[i][e] = load(&x.state.o[query + i][d + e * VEC]);
+        for (int e = 0; e < D; e++) acc[i][e] = load(o + i * x.pitch + e * VEC);
     for (int64_t j = 0; j < keys; j++) {
         vec v[D];
-        for (int e = 0; e < D; e++) v[e] = load(&x.v[j][d + e * VEC]);
+        for (int e = 0; e < D; e++) v[e] = load(x.v + j * x.pitch + d + e * VEC);
         for (int i = 0; i < Q; i++) {
             float weight = x.s[query + i][j];
             for (int e = 0; e < D; e++) acc[i][e] += weight * v[e];
         }
     }
     for (int i = 0; i < Q; i++)
-        for (int e = 0; e < D; e++) store(&x.state.o[query + i][d + e * VEC], acc[i][e]);
+        for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
+}
+
+// All queries from 0 to `padded`, Q at a time, with the keys that are staged.
+template <int Q, class KV>
+static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded, int64_t first, int64_t keys) {
+    int64_t queries = t.tokens * t.heads;
+    int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token - first;
+    for (int64_t i = 0; i < padded; i += Q) scores<Q>(x, i, keys);
+    for (int64_t i = 0; i < queries; i++) {
+        int64_t position = start + i / t.heads;  // counted from `first`
+        softmax(x, i, float(a.soft_cap), keys, a.window ? position - a.window + 1 : 0, position + 1 < keys ? position + 1 : keys);
+    }
+    for (int64_t i = 0; i < padded; i += Q) {
+        int64_t d = 0;
+        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values<Q, 4>(x, i, d, keys);
+        for (; d < x.pitch; d += VEC) values<Q, 1>(x, i, d, keys);
+    }
 }
 
 template <class KV>
 static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
-    constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together
     int64_t queries = t.tokens * t.heads, group = a.heads / a.kv_heads;
-    int64_t context = a.context_lens[t.row], start = context - (a.query_start[t.row + 1] - a.query_start[t.row]);
+    int64_t padded = queries == 1 ? 1 : (queries + TILE - 1) / TILE * TILE;  // whole tiles; the rest is zeros
+    x.pitch = (a.dim + VEC - 1) / VEC * VEC;
+    memset(x.q + queries * x.pitch, 0, (padded - queries) * x.pitch * sizeof(float));
+    memset(x.s[queries], 0, (padded - queries) * sizeof x.s[0]);
+    memset(x.state.o, 0, padded * x.pitch * sizeof(float));
     for (int64_t i = 0; i < queries; i++) {
         int64_t token = a.query_start[t.row] + t.token + i / t.heads;
         int64_t head = t.kv_head * group + t.head + i % t.heads;
-        WITH_TYPE(a.q_type, T, stage(x.q[i], (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
+        WITH_TYPE(a.q_type, T, stage(x.q + i * x.pitch, (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
         bool sink = a.sinks && t.part == 0;
         x.state.m[i] = sink ? a.sinks[head] : -INFINITY;
         x.state.l[i] = sink ? 1.0f : 0.0f;
-        for (int64_t d = 0; d < a.dim; d += VEC) store(&x.state.o[i][d], vec{});
     }
+    const KV *k = (const KV*)a.k, *v = (const KV*)a.v;
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         int64_t keys = t.last - first < KEYS ? t.last - first : KEYS;
-        stage_keys<KV>(x.k, a.k, a, t, first, keys);
-        int64_t i = 0;
-        for (; i + TILE <= queries; i += TILE) scores<TILE>(x, i, a.dim);
-        for (; i < queries; i++) scores<1>(x, i, a.dim);
-        for (i = 0; i < queries; i++) {
-            int64_t position = start + t.token + i / t.heads;
-            int64_t low = a.window && position >= a.window ? position - a.window + 1 : 0;
-            int64_t high = position + 1 < t.last ? position + 1 : t.last;
-            softmax(x, i, a, first, low, high);
-        }
-        stage_keys<KV>(x.v, a.v, a, t, first, keys);
-        for (i = 0; i < queries; i += i + TILE <= queries ? TILE : 1) {
-            int64_t d = 0;
-            for (; d + 4 * VEC <= a.dim; d += 4 * VEC) i + TILE <= queries ? values<TILE, 4>(x, i, d, keys) : values<1, 4>(x, i, d, keys);
-            for (; d < a.dim; d += VEC) i + TILE <= queries ? values<TILE, 1>(x, i, d, keys) : values<1, 1>(x, i, d, keys);
-        }
+        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA {
+            stage(x.k + j * x.pitch, k + from, a.dim);
+            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) __builtin_prefetch(v + from + d);  // needed soon
+        });
+        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { stage(x.v + j * x.pitch, v + from, a.dim); });
+        int64_t next = first + KEYS < t.last ? first + KEYS : t.last;  // the pages' order is known to nobody but us
+        walk(a, t, next, t.last - next < KEYS ? t.last - next : KEYS, [&](int64_t, int64_t from) INLINE_LAMBDA {
+            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) __builtin_prefetch(k + from + d);
+        });
+        padded == 1 ? block<1, KV>(x, a, t, padded, first, keys) : block<TILE, KV>(x, a, t, padded, first, keys);
     }
 }
 
 // out = o / l
 static void finish(const State& y, const AttentionArgs& a, const Task& t) {
+    int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     for (int64_t i = 0; i < t.tokens * t.heads; i++) {
         int64_t token = a.query_start[t.row] + t.token + i / t.heads;
         int64_t head = t.kv_head * (a.heads / a.kv_heads) + t.head + i % t.heads;
@@ -184,21 +210,22 @@ static void finish(const State& y, const AttentionArgs& a, const Task& t) {
         WITH_TYPE(a.out_type, T, {
             T* out = (T*)a.out + (token * a.heads + head) * a.dim;
             int64_t d = 0;
-            for (; d + VEC <= a.dim; d += VEC) store(out + d, load(&y.o[i][d]) * share);
-            if (d < a.dim) store_part(out + d, load(&y.o[i][d]) * share, a.dim - d);
+            for (; d + VEC <= a.dim; d += VEC) store(out + d, load(y.o + i * pitch + d) * share);
+            if (d < a.dim) store_part(out + d, load(y.o + i * pitch + d) * share, a.dim - d);
         });
     }
 }
 
 // One part's m, l and o join those of the parts before it.
 static void join(State& y, const State& part, const AttentionArgs& a, const Task& t) {
+    int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     for (int64_t i = 0; i < t.tokens * t.heads; i++) {
         float m = y.m[i] > part.m[i] ? y.m[i] : part.m[i];
         if (m == -INFINITY) continue;
         float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
         y.m[i] = m;
         y.l[i] = y.l[i] * mine + part.l[i] * theirs;
-        for (int64_t d = 0; d < a.dim; d += VEC) store(&y.o[i][d], load(&y.o[i][d]) * mine + load(&part.o[i][d]) * theirs);
+        for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC) store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
     }
 }
 
@@ -226,6 +253,12 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_p
     }
 }
 
+// One for each thread. Not inline: where a thread's variables lie is asked once, and not at each use.
+__attribute__((noinline)) static Scratch& scratch() {
+    static thread_local Scratch x;
+    return x;
+}
+
 EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     const AttentionArgs& a = *args;
     static thread_local std::vector<Task> tasks;
@@ -248,7 +281,7 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     State* parts = unfinished.data();
 #pragma omp parallel if (!alone)
     {
-        static thread_local Scratch x;
+        Scratch& x = scratch();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++) {
             const Task& t = list[i];

@@ -142,25 +142,24 @@ class NativeOps:
         self, q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
     ) -> torch.Tensor:
         """As `torch_attention.paged_attention`; reads the pages in place."""
-        return self.attend(q, cache, batch, spec, cache.k.dtype)
+        if q.dtype not in TYPES or not _takes(cache, spec):
+            return torch_attention.paged_attention(q, cache, batch, spec)
+        q, stride = _rows(q, spec.num_heads * spec.head_dim, spec.head_dim)
+        return self._attend(q, stride, cache, batch, spec, cache.k.dtype)
 
-    def attend(
+    def _attend(
         self,
         q: torch.Tensor,
+        q_stride: int,
         cache: LayerCache,
         batch: AttentionBatch,
         spec: AttentionSpec,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """`paged_attention` with a result in `dtype`."""
-        kv_type = TYPES.get(cache.k.dtype)
-        if q.dtype not in TYPES or kv_type is None or spec.head_dim > MAX_HEAD_DIM:
-            return torch_attention.paged_attention(q, cache, batch, spec).to(dtype)
-        tokens, heads, dim = q.shape
-        q, q_stride = _rows(q, heads * dim, dim)
-        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        out = torch.empty((tokens, heads, dim), dtype=dtype)
+        """q: [tokens, heads, D], heads side by side, tokens `q_stride` apart. Result in `dtype`."""
+        out = torch.empty(q.shape, dtype=dtype)
         step = batch.scratch.get("native") or _step(batch)
+        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
         packed = _ATTENTION(
             q.data_ptr(),
             cache.k.data_ptr(),
@@ -172,30 +171,64 @@ class NativeOps:
             0 if sinks is None else sinks.data_ptr(),
             step.rows,
             step.width,
-            heads,
+            spec.num_heads,
             spec.num_kv_heads,
-            dim,
+            spec.head_dim,
             batch.block_size,
             q_stride,
             TYPES[q.dtype],
-            kv_type,
+            TYPES[cache.k.dtype],
             TYPES[dtype],
             spec.sliding_window or 0,
             spec.scale,
             spec.soft_cap or 0.0,
         )
-        launch(
-            "paged_attention",
-            "native",
-            self._attention,
-            (packed,),
-            _attention_cost,
-            q,
-            cache,
-            batch,
-            spec,
-        )
+        run, facts = self._attention, (q, cache, batch, spec)
+        launch("paged_attention", "native", run, (packed,), _attention_cost, *facts)
         return out
+
+    def qkv_attention(
+        self,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor] | None,
+        norms: torch_attention.QKNorms | None,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """As `torch_attention.qkv_attention` in two calls: norms, rotation and both writes to the
+        cache, then attention."""
+        dtype = qkv.dtype
+        other = norms is not None and norms.q_weight.dtype is not dtype
+        if dtype not in TYPES or other or not _takes(cache, spec) or not qkv.is_contiguous():
+            return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
+        tokens, width = qkv.shape
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        # q keeps the digits that rotation gives it; unrotated, it is what the projection made
+        q = torch.empty((tokens, heads * dim), dtype=torch.float32)
+        packed = _ROTATE(
+            qkv.data_ptr(),
+            0 if angles is None else angles[0].data_ptr(),
+            0 if angles is None else angles[1].data_ptr(),
+            0 if norms is None else norms.q_weight.data_ptr(),
+            0 if norms is None else norms.k_weight.data_ptr(),
+            q.data_ptr(),
+            cache.k.data_ptr(),
+            cache.v.data_ptr(),
+            batch.slot_mapping.data_ptr(),
+            tokens,
+            heads + kv_heads,
+            heads,
+            kv_heads,
+            dim,
+            width,
+            TYPES[dtype],
+            TYPES[torch.float32],
+            TYPES[cache.k.dtype],
+            0.0 if norms is None else norms.eps,
+        )
+        launch("rotate_and_write", "native", self._rotate, (packed,), _elementwise_cost, qkv, q)
+        return self._attend(q, heads * dim, cache, batch, spec, dtype)
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """As `torch_ops.rotate`: fp32, [tokens, heads, D]."""
@@ -322,6 +355,11 @@ class NativeOps:
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])
         launch("argmax", "native", self._argmax, (packed,), _elementwise_cost, x, out)
         return out
+
+
+def _takes(cache: LayerCache, spec: AttentionSpec) -> bool:
+    """Whether the attention kernel is built for this layer."""
+    return cache.k.dtype in TYPES and spec.head_dim <= MAX_HEAD_DIM
 
 
 class _Step(NamedTuple):
