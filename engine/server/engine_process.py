@@ -22,6 +22,7 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore, RequestError
+from engine.models.hub import find_model
 from engine.server import logs, wire
 from engine.trace.events import EngineFailed, Event
 from engine.trace.files import pack
@@ -36,18 +37,20 @@ Load = Callable[[EngineConfig, Recorder, Progress], Any]
 
 
 def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
-    """The real executor. Imports torch here, so that nothing before it waits for that."""
-    progress("importing torch")
-    from engine.server.surroundings import surroundings
-    from engine.worker.model_runner import ModelRunner
-
-    recorder.record(surroundings(config))
+    """The real executor."""
 
     def bytes_done(what: str, done: int, total: int) -> None:
         doing = "downloading" if what == "download" else "loading the weights of"
         share = done / total if total else 1.0
         progress(f"{doing} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
+    # Before torch is imported, which takes seconds: a model that isn't there is said at once.
+    find_model(config.model, config.revision, config.hf_token, bytes_done)
+    progress("importing torch")
+    from engine.server.surroundings import surroundings
+    from engine.worker.model_runner import ModelRunner
+
+    recorder.record(surroundings(config))
     progress(f"loading {config.model}")
     runner = ModelRunner(config, recorder)
     runner.load(bytes_done)

@@ -81,7 +81,13 @@ class ServerProcess:
         return result
 
     def wait_until_ready(self) -> None:
-        self._wait_for(lambda: self.http.get("/health").status_code == 200, 120)
+        def ready() -> bool:
+            try:
+                return self.http.get("/health").status_code == 200
+            except httpx.TransportError:  # it has ended: _wait_for shows its output
+                return False
+
+        self._wait_for(ready, 120)
 
     def wait_until_idle(self, timeout_s: float) -> None:
         def idle() -> bool:

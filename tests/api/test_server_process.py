@@ -47,7 +47,8 @@ def test_key_guards_everything_else(api):
 
 def test_a_stream_that_is_left_frees_its_blocks(api):
     with api.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
-        assert '"text"' in next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection with it
+        assert '"text"' in next(lines)
         assert api.http.get("/load").json()["kv_blocks"]["used"] > 0
     api.wait_until_idle(2)
 
@@ -141,16 +142,6 @@ def test_killing_the_engine(start_server):
         assert answers["whole"].status_code == 500
         assert server.exit_code() == 1
         assert "SIGKILL" in server.output
-
-
-def test_the_engine_dies_with_its_server(start_server):
-    with start_server() as server:
-        engine = server.engine_pid()
-        assert server.end(signal.SIGKILL) == -signal.SIGKILL
-        deadline = time.monotonic() + 5
-        while os.path.exists(f"/proc/{engine}"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(start_server):

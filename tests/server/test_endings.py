@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,7 +26,8 @@ def in_thread(work):
 def test_a_stream_that_is_left_frees_its_blocks(run_server):
     with run_server(step_s=0.02) as slow:
         with slow.http.stream("POST", "/v1/completions", json=STREAM) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: httpx closes the connection with it
+            next(lines)
             assert slow.blocks_used() > 0
         slow.wait_until_idle(timeout_s=1)
         assert slow.service.num_open == 0 and len(slow.service.text.output) == 0
@@ -161,3 +165,43 @@ def test_the_engine_process_ends_with_the_server(run_server):
         pid = server.service.client.pid
         assert os.path.exists(f"/proc/{pid}")
     assert not os.path.exists(f"/proc/{pid}")
+
+
+SERVER_ALONE = """
+import asyncio, sys
+sys.path[:0] = sys.argv[1:3]
+from fake_engine import fake
+from engine.config import EngineConfig
+from engine.server.service import Service
+
+async def run():
+    service = Service(EngineConfig(model="/nowhere", log_format="off"), fake())
+    service.client.start()
+    while service.client.state != "ready":
+        await asyncio.sleep(0.01)
+    print(service.client.pid, flush=True)
+    await asyncio.sleep(60)
+
+if __name__ == "__main__":
+    asyncio.run(run())
+"""
+
+
+def test_the_engine_process_dies_with_a_server_that_is_killed(tmp_path):
+    script = tmp_path / "server_alone.py"
+    script.write_text(SERVER_ALONE)
+    here = Path(__file__).parent
+    server = subprocess.Popen(
+        [sys.executable, str(script), str(here), str(here.parents[1])],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    engine = int(server.stdout.readline())
+    assert os.path.exists(f"/proc/{engine}")
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{engine}"):
+        assert time.monotonic() < deadline, "the engine outlives its server"
+        time.sleep(0.02)
