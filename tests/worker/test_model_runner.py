@@ -28,6 +28,7 @@ def generate(model, prompt: list[int], count: int) -> list[int]:
     with torch.inference_mode():
         out = model.generate(
             torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),  # or token 0 counts as padding
             max_new_tokens=count,
             do_sample=False,
             pad_token_id=0,
