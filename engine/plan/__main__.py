@@ -1,0 +1,41 @@
+"""`python -m engine.plan MODEL`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from engine.config import POCKET_MODEL
+from engine.plan.fit import make_plan
+from engine.plan.report import report
+from engine.plan.shape import PlanError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a plan; exit code 0 if a GPU fits, 1 if none does, 2 if no plan can be made."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.plan", description="Which GPU fits a model, and why."
+    )
+    parser.add_argument(
+        "model", nargs="?", default=POCKET_MODEL, help="folder or hub id; default: the pocket model"
+    )
+    parser.add_argument("--max-model-len", type=int, help="tokens; default: the model's own")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, help="sequences of that length at once [1]"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        plan = make_plan(arguments.model, arguments.max_model_len, arguments.concurrency)
+    except PlanError as error:
+        print(f"engine.plan: {error}", file=sys.stderr)
+        return 2
+    print(report(plan))
+    return 0 if plan.choice() else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
