@@ -18,7 +18,7 @@ def load(folder, **options):
 
 
 @pytest.mark.parametrize("kind", NATIVE)
-def test_native_model_equals_transformers(kind, tmp_path):
+def test_native_model_equals_transformers(kind, backend, tmp_path):
     reference = save(NATIVE[kind](), tmp_path)
     model = load(tmp_path)
     assert model.implementation == "native"
@@ -26,7 +26,7 @@ def test_native_model_equals_transformers(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ADAPTED)
-def test_adapted_model_equals_transformers(kind, tmp_path):
+def test_adapted_model_equals_transformers(kind, backend, tmp_path):
     reference = save(ADAPTED[kind](), tmp_path)
     reference.set_attn_implementation("eager")  # soft-caps and sinks need it
     model = load(tmp_path)
@@ -36,7 +36,7 @@ def test_adapted_model_equals_transformers(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "opt", "gemma2"])
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float32])
-def test_bf16_stays_near_fp32(kind, cache_dtype, tmp_path):
+def test_bf16_stays_near_fp32(kind, cache_dtype, backend, tmp_path):
     reference = save({**NATIVE, **ADAPTED}[kind](), tmp_path)
     reference.set_attn_implementation("eager")
     model = load(tmp_path, dtype="bfloat16")

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import engine.kernels
+
+torch.set_num_threads(1)  # tiny matrices: a second thread only waits
+
+
+@pytest.fixture(params=["torch", "fastest"], autouse=True)
+def backend(request, monkeypatch):
+    """Every test of a layer runs on the plain-torch reference and on this machine's best."""
+    if request.param == "torch":
+        for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
+            module = f"engine.layers.{name}.kernels_for"
+            monkeypatch.setattr(module, lambda device: engine.kernels.TORCH)
+    return request.param
