@@ -1,4 +1,4 @@
-"""transformers' `generate` on a workload: one request after another, or in static padded batches."""
+"""transformers' `generate` on a workload: one request after another, or static padded batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rule 9: a seeded request gets the same text alone and among 31 others, and after being preempted."""
+"""Rule 9: a seeded request gets the same text alone, among 31 others, and when preempted."""
 
 from __future__ import annotations
 
