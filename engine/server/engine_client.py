@@ -22,68 +22,14 @@ import zmq
 from loguru import logger
 
 from engine.config import EngineConfig
-from engine.core.messages import CoreOutput, CoreRequest, KVShape, StepStats
+from engine.core.messages import CoreRequest, KVShape, StepStats
 from engine.server import wire
 from engine.server.engine_process import Load, load_worker, run_engine
 from engine.server.errors import ApiError, bad_request, unavailable
+from engine.server.mailbox import Mailbox, OpenRequest
 
 RETRY_AFTER_S = 5
 EXIT_TIMEOUT_S = 3.0
-
-
-class Mailbox:
-    """The news of one caller's requests that it has not read yet."""
-
-    def __init__(self) -> None:
-        self._news: list[CoreOutput] = []
-        self._error: ApiError | None = None
-        self._wake: asyncio.Future[None] | None = None
-
-    async def take(self) -> list[CoreOutput]:
-        """All that came since the last call, at least one. Raises `ApiError` when the engine
-        fails."""
-        while not self._news:
-            if self._error is not None:
-                raise self._error
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        news, self._news = self._news, []
-        return news
-
-    def put(self, output: CoreOutput) -> None:
-        self._news.append(output)
-        self._wake_reader()
-
-    def fail(self, error: ApiError) -> None:
-        self._error = error
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-
-class OpenRequest:
-    """One request in the engine. `booked` is done when the core has taken it, or raises why not."""
-
-    def __init__(self, request: CoreRequest, mailbox: Mailbox):
-        self.id = request.request_id
-        self.mailbox = mailbox
-        self.booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unfinished = set(range(request.params.n))  # indices of the sequences that still run
-
-    def deliver(self, output: CoreOutput) -> None:
-        """Pass news on. Those of a sequence that has ended already are dropped."""
-        if output.index in self.unfinished:
-            if output.finish_reason is not None:
-                self.unfinished.discard(output.index)
-            self.mailbox.put(output)
-
-    def fail(self, error: ApiError) -> None:
-        if not self.booked.done():
-            self.booked.set_exception(error)
-            self.booked.exception()  # it may be that nobody waits for it any more
-        self.mailbox.fail(error)
 
 
 class EngineClient:
@@ -116,8 +62,7 @@ class EngineClient:
             *(f"ipc://{self._folder / name}" for name in ("requests", "news", "events"))
         )
         self._context = zmq.Context()
-        # The engine binds the requests' socket: a socket that connects queues even before it has a
-        # peer.
+        # The engine binds this one: a socket that connects can queue before it has a peer.
         self._orders = self._context.socket(zmq.PUSH)
         self._orders.set_hwm(0)
         self._orders.connect(self.addresses.requests)
@@ -129,8 +74,7 @@ class EngineClient:
     # ------------------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Start the engine process. Call on the main thread: the process ends with the thread that
-        made it."""
+        """Start the engine process. Call on the main thread: the process ends with its thread."""
         self._loop = asyncio.get_running_loop()
         # Spawn: a fresh interpreter, with none of this process's threads, locks or CUDA state.
         self._process = multiprocessing.get_context("spawn").Process(
@@ -139,8 +83,7 @@ class EngineClient:
         self._process.start()
         self._loop.add_reader(self._news.fileno(), self._read_news)
         self._loop.add_reader(self._process.sentinel, self._process_ended)
-        # The first messages may have come before the reader was there, and the socket tells only of
-        # new ones.
+        # Messages may have come before the reader was there, and it is told only of new ones.
         self._loop.call_soon(self._read_news)
 
     def abort_all(self, why: str) -> None:

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from fastapi import Request
 
 from engine.core.messages import CoreOutput, CoreRequest
-from engine.server.engine_client import Mailbox
 from engine.server.errors import ApiError, bad_request
+from engine.server.mailbox import Mailbox
 from engine.server.metrics import RequestClock
 from engine.server.protocol import GenerationRequest
 from engine.server.service import Service

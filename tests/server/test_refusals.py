@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.server.protocol import UNSUPPORTED
+from engine.server.unsupported import UNSUPPORTED
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -177,3 +177,18 @@ def test_a_body_that_is_too_large(server):
         "/v1/completions", content=parts(), headers={"Content-Type": "application/json"}
     )
     assert answer.status_code == 413 and "16,777,216" in answer.json()["error"]["message"]
+
+
+def test_a_request_id_that_is_in_use_is_refused(run_server):
+    with run_server(step_s=0.02) as slow:
+        body = {"prompt": "a", "max_tokens": 300, "stream": True, "request_id": "same"}
+        with slow.http.stream("POST", "/v1/completions", json=body):
+            for stream in (False, True):
+                error = slow.refusal(prompt="b", request_id="same", stream=stream)
+                assert error["param"] == "request_id"
+            headers = {"X-Request-Id": "same"}  # a proxy's, sent again with a retry
+            answer = slow.http.post(
+                "/v1/completions", json={"prompt": "b", "max_tokens": 1}, headers=headers
+            )
+            assert answer.status_code == 200 and answer.json()["id"] != "cmpl-same"
+        slow.wait_until_idle()
