@@ -14,8 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.server.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"})
 """Need no key: they show no text and cost no computation."""
+
+OPEN_FOLDERS = ("/room/", "/guide/")
+"""The live page's files and guides; what the page shows comes from routes that need the key."""
 
 
 class ApiKey:
@@ -26,7 +29,7 @@ class ApiKey:
         self.key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_known(scope):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._is_known(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -39,6 +42,10 @@ class ApiKey:
     def _is_known(self, scope: Scope) -> bool:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.key)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 class BodyLimit:

@@ -2,7 +2,7 @@
 
     engine process ──ZeroMQ──▶ hub's thread ──forward()──▶ the server's Recorder
     server process ──record()────────────────────────────▶          │ its drain thread
-                                                                    ├──▶ ring (GET /trace)
+                                                                    ├──▶ window (GET /trace…)
                                                                     ├──▶ file (--trace-file)
                                                                     ├──▶ console (--log-format)
                                                                     └──▶ subscribers
@@ -13,19 +13,16 @@ Nothing of this is done on the event loop: a slow disk delays the record and no 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 
 import zmq
 
 from engine.config import ConfigError, EngineConfig
+from engine.server.record_window import RecordWindow
 from engine.trace.console import LogConsole
 from engine.trace.events import Event
-from engine.trace.files import JsonlWriter, to_json, unpack
+from engine.trace.files import JsonlWriter, unpack
 from engine.trace.recorder import Recorder
-
-RING_BYTES = 256 * 2**20
-"""The ring keeps --trace-buffer events, and no more than this: a step of 256 rows takes 10 kB."""
 
 _POLL_MS = 100
 
@@ -36,13 +33,10 @@ class TraceHub:
 
     def __init__(self, config: EngineConfig, recorder: Recorder):
         self.recorder = recorder
-        self._capacity = config.trace_buffer
-        self._ring: deque[bytes] = deque()  # JSON lines
-        self._ring_bytes = 0
-        self._lock = threading.Lock()
+        self.window = RecordWindow(config.trace_buffer)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        recorder.subscribe(self._keep)
+        recorder.subscribe(self.window)
         self._file: JsonlWriter | None = None
         if config.trace_file is not None:
             try:
@@ -72,8 +66,7 @@ class TraceHub:
     def recent(self) -> list[bytes]:
         """The latest events, oldest first, each a line of JSON without its newline."""
         self.recorder.flush()
-        with self._lock:
-            return list(self._ring)
+        return self.window.lines()
 
     def close(self) -> None:
         """Take what the engine process sent last, write everything, stop. Call when that process
@@ -86,14 +79,6 @@ class TraceHub:
             self._console.close()
         if self._file is not None:
             self._file.close()
-
-    def _keep(self, events: list[Event]) -> None:
-        lines = [to_json(event) for event in events]
-        with self._lock:
-            self._ring.extend(lines)
-            self._ring_bytes += sum(map(len, lines))
-            while len(self._ring) > self._capacity or self._ring_bytes > RING_BYTES:
-                self._ring_bytes -= len(self._ring.popleft())
 
     def _forward(self, address: str) -> None:
         context = zmq.Context()

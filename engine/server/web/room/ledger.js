@@ -1,0 +1,142 @@
+// Ledger: what the panels look up: each sequence's life, each step's plan, times and kernels. It is
+// about the whole record, whatever the position; `at` says from which position on something is known.
+
+const FINAL = { "request.finished": "finished", "request.aborted": "aborted", "request.refused": "refused" };
+const GOLDEN_ANGLE = 137.508; // neighbours in order of arrival get far-off hues
+
+export class Ledger {
+  facts = {}; // engine.started, engine.model_loaded, engine.kv_sized
+  sequences = new Map(); // name → life
+  steps = new Map(); // step → {plan, finished, kernels, at}
+  skipped = 0; // events that this viewer missed
+  warnings = [];
+  #short = 0;
+
+  see(entry, at) {
+    if (entry.kind === "snapshot") {
+      this.skipped += entry.skipped;
+      for (const event of entry.snapshot.standing) this.see(event, at);
+      this.#takeOver(entry.snapshot.state, at);
+      return;
+    }
+    const handler = SEEN[entry.kind];
+    if (handler) handler(this, entry, at);
+    else if (entry.kind.startsWith("engine.")) this.facts[entry.kind] = entry;
+  }
+
+  /** A sequence whose beginning was before the record that we have. */
+  #takeOver(state, at) {
+    for (const [name, status] of Object.entries(state?.status ?? {})) {
+      const life = this.life(name);
+      if (!life.spans.length || life.spans.at(-1).state !== status) this.enter(name, status, state.step, at);
+    }
+    for (const life of this.sequences.values()) {
+      if (!life.end && state && !(life.name in state.status)) this.enter(life.name, "", state.step, at);
+    }
+  }
+
+  life(name) {
+    let life = this.sequences.get(name);
+    if (!life) {
+      const order = this.sequences.size;
+      life = {
+        name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
+        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: 0,
+        queued: null, received: null, admitted: null, end: null, forked: null,
+      };
+      life.label = this.#label(name);
+      this.sequences.set(name, life);
+    }
+    return life;
+  }
+
+  /** The log's short names come with its lines; until one does, ours. */
+  #label(name) {
+    if (name.length <= 10) return name;
+    const [, parent, index] = /^(.*)\.(\d+)$/.exec(name) ?? [];
+    if (parent && this.sequences.has(parent)) return `${this.sequences.get(parent).label}.${index}`;
+    return `req-${++this.#short}`;
+  }
+
+  enter(name, state, step, at) {
+    const { spans } = this.life(name);
+    if (spans.length && spans.at(-1).to === undefined) spans.at(-1).to = step;
+    if (state) spans.push({ state, from: step, at });
+  }
+
+  step(number, at) {
+    let step = this.steps.get(number);
+    if (!step) this.steps.set(number, (step = { number, plan: null, finished: null, kernels: [], at }));
+    return step;
+  }
+
+  forget(firstStep, gone) {
+    for (const number of this.steps.keys()) if (number < firstStep) this.steps.delete(number);
+    for (const [name, life] of this.sequences) {
+      if (life.end && life.end.step < firstStep) this.sequences.delete(name);
+      life.at -= gone;
+      for (const list of [life.spans, life.waits, life.draws, life.texts]) {
+        for (const item of list) item.at -= gone;
+      }
+    }
+  }
+}
+
+const begin = (field) => (ledger, event, at) => {
+  const life = ledger.life(event.request_id);
+  life[field] = event;
+  life.at = Math.min(life.at, at);
+  return life;
+};
+
+const SEEN = {
+  "request.received": begin("received"),
+  "request.tokenized": begin("tokenized"),
+  "request.queued"(ledger, event, at) {
+    begin("queued")(ledger, event, at);
+    ledger.enter(event.request_id, "waiting", event.step ?? 0, at);
+  },
+  "request.waiting"(ledger, event, at) { ledger.life(event.request_id).waits.push({ at, event }); },
+  "request.admitted"(ledger, event, at) {
+    const life = begin("admitted")(ledger, event, at);
+    if (event.num_cached_tokens) life.cachedAt.set(event.step, event.num_cached_tokens);
+    ledger.enter(event.request_id, "running", event.step, at);
+  },
+  "request.resumed"(ledger, event, at) {
+    const life = ledger.life(event.request_id);
+    if (event.num_cached_tokens) life.cachedAt.set(event.step, event.num_cached_tokens);
+    ledger.enter(event.request_id, "running", event.step, at);
+  },
+  "request.forked"(ledger, event, at) {
+    const life = begin("forked")(ledger, event, at);
+    life.queued = ledger.life(event.parent).queued;
+    life.received = ledger.life(event.parent).received;
+    ledger.enter(event.request_id, "running", event.step, at);
+  },
+  "request.preempted"(ledger, event, at) {
+    ledger.life(event.request_id).preemptions++;
+    ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
+  },
+  "step.planned"(ledger, event, at) { ledger.step(event.step, at).plan = event; },
+  "step.finished"(ledger, event, at) { ledger.step(event.step, at).finished = event; },
+  "kernel.launched"(ledger, event, at) { ledger.step(event.step ?? 0, at).kernels.push(event); },
+  "graph.replayed"(ledger, event, at) { ledger.step(event.step ?? 0, at).graph = event; },
+  "sample.drawn"(ledger, event, at) {
+    const index = event.index ?? 0;
+    const own = index && !/\.\d+$/.test(event.request_id) ? `${event.request_id}.${index}` : event.request_id;
+    ledger.life(own).draws.push({ at, event });
+  },
+  "text.emitted"(ledger, event, at) {
+    const name = event.index ? `${event.request_id}.${event.index}` : event.request_id;
+    ledger.life(name).texts.push({ at, event });
+  },
+  "engine.warning"(ledger, event, at) { ledger.warnings.push({ at, event }); },
+};
+for (const [kind, how] of Object.entries(FINAL)) {
+  SEEN[kind] = (ledger, event, at) => {
+    const life = ledger.life(event.request_id);
+    life.at = Math.min(life.at, at);
+    life.end = { how, step: event.step ?? 0, at, event };
+    ledger.enter(event.request_id, "", event.step ?? 0, at);
+  };
+}

@@ -1,0 +1,125 @@
+// The token lens: for any recorded token, what else it could have been, and how it was drawn.
+
+import { element, ownerColour } from "./paint.js";
+import { number, plural, visible } from "./words.js";
+
+const MOST_TOKENS = 400;
+
+export class Lens {
+  constructor(room, panel) {
+    this.room = room;
+    this.tokens = panel.querySelector(".tokens");
+    this.detail = panel.querySelector(".draw");
+    this.caption = panel.querySelector(".caption");
+    this.shown = "";
+    this.tokens.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  redraw() { this.shown = ""; }
+
+  update() {
+    const { record, ledger, selection } = this.room;
+    const life = ledger.sequences.get(selection.request);
+    const draws = life ? life.draws.filter(({ at }) => at <= record.position) : [];
+    const code = [selection.request, draws.length, selection.token, this.room.tokensKnown].join();
+    if (code === this.shown) return;
+    this.shown = code;
+    if (!draws.length) return this.#explain(life);
+    this.caption.textContent = `${life.label}: ${plural(draws.length, "token")} drawn so far`;
+    const first = Math.max(0, draws.length - MOST_TOKENS);
+    const chosen = draws.find(({ event }) => event.position === selection.token) ?? draws.at(-1);
+    this.tokens.replaceChildren(...draws.slice(first).map(({ event }) => {
+      const chance = Math.exp(event.logprob ?? 0);
+      const active = event === chosen.event;
+      const made = element("button.token", {
+        type: "button",
+        title: `position ${event.position}: probability ${chance.toFixed(3)}, rank ${event.rank}`,
+        tabIndex: active ? 0 : -1,
+        onclick: () => this.room.select({ token: event.position }),
+      }, visible(this.room.tokenText(event.token_id)));
+      made.setAttribute("aria-pressed", String(active));
+      // The less the model expected it, the stronger its tint.
+      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - chance) * 10) / 16));
+      return made;
+    }));
+    if (!this.tokens.contains(document.activeElement)) this.tokens.scrollTop = this.tokens.scrollHeight;
+    this.detail.replaceChildren(...this.#draw(chosen.event, life));
+  }
+
+  #explain(life) {
+    this.caption.textContent = "";
+    this.tokens.replaceChildren();
+    this.detail.replaceChildren(element("p.quiet", {}, life
+      ? `The record has no draws of ${life.label} up to here: they are recorded at level “full”. Requests sent from this page ask for it with "trace": "full".`
+      : "Select a request: in the grid, the timeline or the queues."));
+  }
+
+  #draw(event, life) {
+    const { token_id: id = 0, candidates = [], position = 0, greedy, rank, logprob = 0 } = event;
+    const name = (token) => visible(this.room.tokenText(token));
+    const parts = [];
+    const limits = [
+      `temperature ${event.temperature ?? 0}`,
+      event.top_k > 0 ? `top-k ${event.top_k}` : "",
+      (event.top_p ?? 1) < 1 ? `top-p ${event.top_p}` : "",
+      event.min_p ? `min-p ${event.min_p}` : "",
+    ].filter(Boolean).join(", ");
+    parts.push(element("p.how", {},
+      element("b", {}, `“${name(id)}”`), ` at position ${position}, rank ${number(rank)}. `,
+      greedy ? "Greedy: the most probable token is taken, nothing is drawn."
+        : `${limits}: ${plural(event.num_kept ?? 0, "token")} kept; u = ${(event.uniform ?? 0).toFixed(4)} drew it. Seed ${event.seed ?? 0}, so it can be drawn again.`));
+    const rows = candidates.map(([token, itsLogprob, after]) => ({ token, before: Math.exp(itsLogprob), after }));
+    if (!rows.some(({ token }) => token === id)) rows.push({ token: id, before: Math.exp(logprob), after: null });
+    const most = Math.max(0.001, ...rows.map(({ before, after }) => Math.max(before, after ?? 0)));
+    const body = rows.map(({ token, before, after }) => {
+      const bar = (share, kind) => element("span.bar", {}, element(`span.fill.${kind}`, { style: `width:${(100 * share) / most}%` }));
+      const row = element("tr", { className: token === id ? "drawn" : after === 0 ? "cut" : "" },
+        element("th", { scope: "row" }, element("span.token-name", { title: `token ${token}` }, name(token))),
+        element("td", {}, bar(before, "before"), bar(after ?? 0, "after")),
+        element("td.number", {}, before.toFixed(3)),
+        element("td.number", {}, after === null ? "not recorded" : after === 0 ? "cut" : after.toFixed(3)));
+      row.style.setProperty("--owner", ownerColour(life.hue));
+      return row;
+    });
+    parts.push(element("table", {},
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "token"), element("th", {}),
+        element("th.number", { scope: "col" }, "before"), element("th.number", { scope: "col" }, "after"))),
+      element("tbody", {}, ...body)));
+    const strip = greedy ? null : this.#strip(event, rows, life);
+    if (strip) parts.push(strip);
+    return parts;
+  }
+
+  /** The draw as a strip from 0 to 1: kept tokens by id, and where u fell. Only if all are recorded. */
+  #strip(event, rows, life) {
+    const kept = rows.filter(({ after }) => after > 0).sort((a, b) => a.token - b.token);
+    if (kept.length !== event.num_kept) {
+      return element("p.quiet", {}, `The record keeps the ${rows.length} most probable of ${number(event.num_kept)} tokens, so where u fell among all of them isn't drawn.`);
+    }
+    const total = kept.reduce((sum, { after }) => sum + after, 0);
+    const strip = element("div.strip", { role: "img", "aria-label": `u = ${event.uniform} falls on the drawn token` });
+    for (const { token, after } of kept) {
+      const part = element("span", { style: `flex:${after / total}`, title: visible(this.room.tokenText(token)) },
+        after / total > 0.06 ? visible(this.room.tokenText(token)) : "");
+      part.style.background = ownerColour(life.hue, token === event.token_id ? 0.9 : 0.25);
+      strip.append(part);
+    }
+    strip.append(element("i", { style: `left:${100 * (event.uniform ?? 0)}%`, title: `u = ${event.uniform}` }));
+    return strip;
+  }
+
+  #key(event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const buttons = [...this.tokens.children];
+    const next = buttons[buttons.indexOf(document.activeElement) + step];
+    if (next) {
+      const place = buttons.indexOf(next);
+      next.click();
+      this.update();
+      this.tokens.children[place]?.focus();
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  }
+}

@@ -1,0 +1,92 @@
+// The log: the server's own sentences about what happened, up to the moment that is shown.
+
+import { element, ownerColour } from "./paint.js";
+import { fields } from "./words.js";
+
+const MOST_LINES = 160;
+const QUIET = new Set(["step.planned", "kernel.launched", "block.cached"]);
+
+export class Log {
+  constructor(room, panel) {
+    this.room = room;
+    this.list = panel.querySelector("ol");
+    this.filter = panel.querySelector("input");
+    this.caption = panel.querySelector(".caption");
+    this.filter.addEventListener("input", () => room.touch());
+    this.shown = "";
+  }
+
+  redraw() { this.shown = ""; }
+
+  update() {
+    const { record, selection } = this.room;
+    const code = [record.position, record.lines.length, selection.request, this.filter.value].join();
+    if (code === this.shown) return;
+    this.shown = code;
+    const wanted = this.filter.value.trim().toLowerCase();
+    const lines = record.lines.length ? this.#told(wanted) : this.#fromEvents(wanted);
+    this.caption.textContent = [
+      selection.request ? `about ${this.room.ledger.life(selection.request).label}` : "",
+      record.lines.length ? "" : "this record came without the log's sentences: the events' own fields",
+    ].filter(Boolean).join(" · ");
+    const atEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
+    this.list.replaceChildren(...lines.reverse().map((line) => this.#line(line)));
+    if (atEnd || !this.room.following) this.list.scrollTop = this.list.scrollHeight;
+  }
+
+  #concerns(line, wanted) {
+    const { request } = this.room.selection;
+    if (request && line.request_id !== request && !line.text.includes(this.room.ledger.life(request).label)) return false;
+    return !wanted || `${line.kind} ${line.name} ${line.text}`.toLowerCase().includes(wanted);
+  }
+
+  /** Latest first. A line about a run of steps stands from its first one on. */
+  #told(wanted) {
+    const { record } = this.room;
+    const { step } = record.state;
+    const found = [];
+    for (let i = record.lines.length - 1; i >= 0 && found.length < MOST_LINES; i--) {
+      const line = record.lines[i];
+      const here = line.at <= record.position || (line.kind === "steps" && line.first_step <= step && step <= line.last_step);
+      if (here && this.#concerns(line, wanted)) found.push(line);
+    }
+    return found;
+  }
+
+  #fromEvents(wanted) {
+    const { record, ledger } = this.room;
+    const found = [];
+    for (let at = record.position - 1; at >= 0 && found.length < MOST_LINES; at--) {
+      const entry = record.entries[at];
+      if (QUIET.has(entry.kind) || entry.kind === "snapshot") continue;
+      const step = entry.step ?? 0;
+      const line = {
+        at: at + 1, kind: entry.kind, ts_ns: entry.ts_ns, first_step: step, last_step: step,
+        request_id: entry.request_id ?? "", name: entry.request_id ? ledger.life(entry.request_id).label : "",
+        text: `${entry.kind.replace(".", " ").replace("_", " ")}: ${fields(entry)}`,
+      };
+      if (this.#concerns(line, wanted)) found.push(line);
+    }
+    return found;
+  }
+
+  #line(line) {
+    const { record, ledger, firstNs } = this.room;
+    const first = line.first_step ?? 0, last = line.last_step ?? first;
+    const steps = !first ? "" : first === last ? `${first}` : `${first}–${last}`;
+    const made = element(`li.${line.kind.replace(".", "-")}`, {},
+      element("time", {}, ((line.ts_ns - firstNs) / 1e9).toFixed(3)),
+      element("button.link", { type: "button", tabIndex: -1, onclick: () => this.#open(line) }, steps),
+      element("span.who", {}, line.name ?? ""),
+      element("span.text", {}, line.text));
+    if (line.request_id) made.style.setProperty("--owner", ownerColour(ledger.life(line.request_id).hue));
+    const now = record.state.step;
+    if (first && first <= now && now <= last) made.classList.add("now");
+    return made;
+  }
+
+  #open(line) {
+    if (line.request_id) this.room.select({ request: line.request_id });
+    if (line.first_step) this.room.goToStep(line.first_step);
+  }
+}

@@ -1,0 +1,342 @@
+// The Engine Room: one record, one position in it, one selection; panels that show them.
+
+import { Grid } from "./grid.js";
+import { Ledger } from "./ledger.js";
+import { Lens } from "./lens.js";
+import { Log } from "./log.js";
+import { forgetColours } from "./paint.js";
+import { Pipeline } from "./pipeline.js";
+import { Provoke } from "./provoke.js";
+import { Record } from "./record.js";
+import { Queues, Selection, StepPanel } from "./side.js";
+import { api, key, LiveSource, readRecord } from "./source.js";
+import { Timeline } from "./timeline.js";
+import { Transport } from "./transport.js";
+import { number, plural } from "./words.js";
+
+const SLOW_PANELS_MS = 150; // panels made of text change at most so often while the record grows
+const TOKENS_AT_ONCE = 500;
+
+class Room {
+  record = new Record();
+  ledger = new Ledger();
+  selection = { request: null, block: null, token: null };
+  following = true;
+  playing = false;
+  speed = 10; // steps a second
+  firstNs = 0;
+  tokensKnown = 0;
+  frames = { drawn: 0, busyMs: 0 }; // for benchmarks/viewer_cost.py
+  #tokens = new Map();
+  #wanted = new Set();
+  #changed = true;
+  #slowAt = 0;
+  #playedAt = 0;
+  #wish = new URLSearchParams(location.hash.slice(1)); // a moment that a link asks for
+
+  constructor() {
+    const panel = (name) => document.querySelector(`#${name}`);
+    this.grid = new Grid(this, panel("blocks"));
+    this.timeline = new Timeline(this, panel("timeline"));
+    this.pipeline = new Pipeline(this, panel("pipeline"));
+    this.transport = new Transport(this, panel("transport"));
+    this.slow = [
+      new Queues(this, panel("queues")),
+      new Selection(this, panel("selection")),
+      new StepPanel(this, panel("step")),
+      (this.lens = new Lens(this, panel("lens"))),
+      (this.log = new Log(this, panel("log"))),
+    ];
+    this.provoke = new Provoke(this, panel("provoke"));
+    new ResizeObserver(() => this.redraw()).observe(document.querySelector("main"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
+    requestAnimationFrame((now) => this.#frame(now));
+  }
+
+  // ------------------------------------------------------------------------------ the record grows
+
+  add(events, lines = [], position = 0) {
+    const offset = this.record.length - position; // the server's positions → ours
+    for (const event of events) {
+      this.record.add(event);
+      this.ledger.see(event, this.record.length);
+      this.firstNs ||= event.ts_ns ?? 0;
+    }
+    for (const [at, line] of lines) {
+      line.at = at + offset;
+      if (line.request_id && line.name) this.ledger.life(line.request_id).label = line.name;
+      this.record.lines.push(line);
+    }
+    const gone = this.record.trim();
+    if (gone) this.ledger.forget(this.record.steps[0] ?? 0, gone);
+    this.#grantWish();
+    this.touch();
+  }
+
+  join({ snapshot, skipped, position }) {
+    this.firstNs ||= snapshot.standing[0]?.ts_ns ?? 0;
+    this.add([{ kind: "snapshot", snapshot, skipped }], [], position);
+    if (skipped) this.notice(`This page was too slow: ${plural(this.ledger.skipped, "event")} were not sent to it. It goes on from the present state.`);
+  }
+
+  async open(text, name) {
+    this.live?.stop();
+    document.body.classList.add("offline");
+    this.record = new Record();
+    this.ledger = new Ledger();
+    this.firstNs = 0;
+    this.selection = { request: null, block: null, token: null };
+    this.redraw();
+    this.status("file", name);
+    const unreadable = await readRecord(text, (events) => this.add(events));
+    if (unreadable) this.notice(`${plural(unreadable, "line")} of ${name} could not be read.`);
+    if (!this.record.length) this.notice(`${name} holds no events.`);
+  }
+
+  // ------------------------------------------------------------------------------ going through it
+
+  touch() { this.#changed = true; }
+
+  redraw() {
+    forgetColours();
+    for (const panel of [this.grid, ...this.slow]) panel.redraw?.();
+    this.#slowAt = 0;
+    this.touch();
+  }
+
+  select(parts) {
+    if (parts.request !== undefined && parts.request !== this.selection.request) this.selection.token = null;
+    Object.assign(this.selection, parts);
+    this.#slowAt = 0;
+    this.grid.redraw();
+    this.touch();
+  }
+
+  goTo(position) {
+    this.pause();
+    this.record.seek(position);
+    this.#slowAt = 0;
+    this.touch();
+  }
+
+  goToStep(step) {
+    const known = this.record.stepAt(step);
+    this.goTo(known === undefined ? 0 : this.record.endOf(known));
+  }
+
+  stepBy(count) {
+    const { record } = this;
+    const now = record.state.step;
+    const place = record.steps.indexOf(record.stepAt(now));
+    if (count < 0 && place >= 0 && place + count < 0) return this.goTo(0);
+    const step = record.steps[Math.max(0, Math.min(record.steps.length - 1, place + count))];
+    if (step !== undefined) this.goTo(record.endOf(step));
+  }
+
+  follow() {
+    this.following = true;
+    this.playing = false;
+    this.touch();
+  }
+
+  pause() { this.following = this.playing = false; }
+
+  toggle() {
+    if (this.following || this.playing) this.pause();
+    else if (this.record.position >= this.record.length) this.follow();
+    else this.playing = true;
+    this.#playedAt = performance.now();
+    this.touch();
+  }
+
+  #play(now) {
+    const steps = Math.floor(((now - this.#playedAt) / 1000) * this.speed);
+    if (steps < 1) return;
+    this.#playedAt += (steps * 1000) / this.speed;
+    const before = this.record.position;
+    this.stepBy(steps);
+    this.playing = this.record.position > before;
+    if (!this.playing && this.live) this.follow(); // it has caught up with the present
+  }
+
+  // ------------------------------------------------------------------------------ words
+
+  /** A link to this moment, and to what is selected. */
+  link() {
+    const parts = new URLSearchParams({ step: this.record.state.step });
+    for (const [name, value] of Object.entries(this.selection)) {
+      if (value !== null && value !== undefined) parts.set(name, value);
+    }
+    const url = new URL(location.href);
+    url.hash = parts;
+    return url.href;
+  }
+
+  #grantWish() {
+    const step = this.#wish.get("step");
+    if (step === null || (this.record.steps.at(-1) ?? 0) < Number(step)) return;
+    const { request, block, token } = Object.fromEntries(this.#wish);
+    this.#wish = new URLSearchParams();
+    this.select({ request: request ?? null, block: block === undefined ? null : Number(block), token: token === undefined ? null : Number(token) });
+    this.goToStep(Number(step));
+  }
+
+  /** A token's text; its number until the server has told it, and in files. */
+  tokenText(id) {
+    if (id === -1) return "(withheld)";
+    if (this.#tokens.has(id)) return this.#tokens.get(id);
+    if (this.live && !this.#wanted.has(id)) {
+      if (!this.#wanted.size) setTimeout(() => this.#askTokens(), 60);
+      this.#wanted.add(id);
+    }
+    return `#${id}`;
+  }
+
+  async #askTokens() {
+    const ids = [...this.#wanted].slice(0, TOKENS_AT_ONCE);
+    try {
+      const answer = await api(`trace/tokens?ids=${ids.join()}`);
+      if (!answer.ok) return;
+      for (const [id, text] of Object.entries(await answer.json())) this.#tokens.set(Number(id), text);
+      this.tokensKnown = this.#tokens.size;
+      for (const id of ids) this.#wanted.delete(id);
+      this.#slowAt = 0;
+      this.touch();
+      if (this.#wanted.size) setTimeout(() => this.#askTokens(), 60);
+    } catch {
+      this.#wanted.clear(); // asked again when it is shown again
+    }
+  }
+
+  /** A recorded text with the log's short names in place of long ids. */
+  plain(text) {
+    return text.replace(/[\w.-]*[\w-]/g, (word) => this.ledger.sequences.get(word)?.label ?? word);
+  }
+
+  status(state, detail) {
+    const names = { live: "live", reconnecting: "reconnecting", key: "needs its key", off: "nothing is recorded", file: "recorded file" };
+    const shown = document.querySelector("#status");
+    shown.dataset.state = state;
+    shown.querySelector("b").textContent = names[state] ?? state;
+    shown.title = detail;
+    if (state === "file") shown.querySelector("b").textContent = detail;
+    document.querySelector("#key-dialog").hidden = state !== "key";
+    if (state === "off") this.notice(detail);
+    this.touch();
+  }
+
+  notice(text) {
+    const shown = document.querySelector("#notice");
+    shown.querySelector("span").textContent = text;
+    shown.hidden = !text;
+  }
+
+  // ------------------------------------------------------------------------------ drawing
+
+  #frame(now) {
+    requestAnimationFrame((later) => this.#frame(later));
+    if (this.playing) this.#play(now);
+    if (this.following && this.record.position < this.record.length) {
+      this.record.seek(this.record.length);
+      this.touch();
+    }
+    if (!this.#changed) return;
+    const started = performance.now();
+    this.#changed = false;
+    this.grid.update();
+    this.timeline.update();
+    this.transport.update();
+    const moves = this.pipeline.update(now);
+    const slowDue = now - this.#slowAt > SLOW_PANELS_MS;
+    if (slowDue) {
+      this.#slowAt = now;
+      for (const panel of this.slow) panel.update();
+      this.#tellEngine();
+    }
+    if (moves || !slowDue) this.touch();
+    this.frames.drawn++;
+    this.frames.busyMs += performance.now() - started;
+  }
+
+  #tellEngine() {
+    const { facts } = this.ledger;
+    const model = facts["engine.model_loaded"], started = facts["engine.started"];
+    const parts = [
+      model ? `${model.model.split("/").at(-1)} · ${model.architecture} · ${number(Math.round(model.num_parameters / 1e5) / 10)} M parameters · ${model.dtype}` : "",
+      started?.machine?.device ?? "",
+    ];
+    document.querySelector("#engine").textContent = parts.filter(Boolean).join(" · ");
+    if (this.record.broken) this.notice(`Blocks and queues can't be told exactly here: ${this.record.broken}.`);
+  }
+}
+
+
+// -------------------------------------------------------------------------------- the page begins
+
+function theme() {
+  const button = document.querySelector("#theme");
+  const root = document.documentElement;
+  const set = (name) => {
+    if (name) root.dataset.theme = name;
+    else delete root.dataset.theme;
+    room.redraw();
+  };
+  const asked = new URLSearchParams(location.search).get("theme") ?? localStorage.getItem("glasshouse theme");
+  if (asked) set(asked);
+  button.onclick = () => {
+    const dark = getComputedStyle(root).colorScheme.includes("dark");
+    localStorage.setItem("glasshouse theme", dark ? "light" : "dark");
+    set(dark ? "light" : "dark");
+  };
+}
+
+function dropFiles() {
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", async (event) => {
+    event.preventDefault();
+    const [file] = event.dataTransfer.files;
+    if (file) room.open(await file.text(), file.name);
+  });
+  document.querySelector("#file").onchange = async ({ target }) => {
+    const [file] = target.files;
+    if (file) room.open(await file.text(), file.name);
+  };
+}
+
+function watch() {
+  room.live = new LiveSource({
+    onSnapshot: (frame) => room.join(frame),
+    onEvents: ({ events, lines, position }) => room.add(events, lines, position),
+    onStatus: (state, detail) => room.status(state, detail),
+  });
+  room.live.run();
+}
+
+async function begin() {
+  const recorded = new URLSearchParams(location.search).get("trace");
+  const embedded = document.querySelector("#record");
+  if (embedded) return room.open(embedded.textContent, embedded.dataset.name);
+  if (!recorded) return watch();
+  const url = new URL(recorded, document.baseURI);
+  try {
+    const answer = url.origin === location.origin ? await api(url) : await fetch(url);
+    if (!answer.ok) throw new Error(`the answer was ${answer.status}`);
+    await room.open(await answer.text(), url.pathname.split("/").at(-1));
+  } catch (error) {
+    room.status("file", recorded);
+    room.notice(`${recorded} can't be read: ${error.message}. A record can be dropped onto this page, too.`);
+  }
+}
+
+const room = new Room();
+globalThis.room = room; // for the curious, and for the tests
+theme();
+dropFiles();
+document.querySelector("#notice button").onclick = () => room.notice("");
+document.querySelector("#key-dialog").onsubmit = (event) => {
+  event.preventDefault();
+  key.value = new FormData(event.target).get("key");
+  watch();
+};
+document.querySelector("#help").onclick = () => document.querySelector("#keys").showModal();
+begin();

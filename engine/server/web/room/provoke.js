@@ -1,0 +1,148 @@
+// Provoke: send requests from the page, so that one can see what one wants to see. Each asks for
+// "trace": "full", so its draws and kernels are in the record.
+
+import { api, serverSentEvents } from "./source.js";
+import { chip, element } from "./paint.js";
+import { number } from "./words.js";
+
+const SENTENCE = "The keeper of the lighthouse wrote down the weather of every day, and so we know that ";
+const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
+const MOST_AT_ONCE = 48;
+
+export class Provoke {
+  constructor(room, panel) {
+    this.room = room;
+    this.form = panel.querySelector("form");
+    this.prompt = panel.querySelector("textarea");
+    this.answers = panel.querySelector(".answers");
+    this.told = panel.querySelector(".told");
+    this.form.onsubmit = (event) => {
+      event.preventDefault();
+      this.#own();
+    };
+    this.prompt.onkeydown = (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#own();
+    };
+    for (const button of panel.querySelectorAll("[data-show]")) {
+      button.onclick = () => this[button.dataset.show]();
+    }
+
+  }
+
+  value(name) { return Number(this.form.elements[name].value); }
+
+  #own() {
+    const prompt = this.prompt.value || SENTENCE.trim();
+    this.#begin("");
+    this.#send({ prompt, temperature: this.value("temperature"), max_tokens: this.value("max_tokens"), n: this.value("n") });
+  }
+
+  get #pool() {
+    const sized = this.room.ledger.facts["engine.kv_sized"];
+    if (!sized) return null;
+    return { blocks: sized.num_blocks, size: sized.block_size, longest: sized.max_model_len, tokens: sized.num_blocks * sized.block_size };
+  }
+
+  /** Enough different requests that their blocks, with what stays cached, cover the pool. */
+  fill() {
+    const pool = this.#pool;
+    if (!pool) return this.#begin("The record doesn't say how large the pool is.");
+    const each = Math.min(pool.longest, Math.max(128, Math.ceil(pool.tokens / 24)));
+    const count = Math.min(MOST_AT_ONCE, Math.ceil(pool.tokens / each) + 2);
+    const out = Math.min(64, Math.floor(each / 2));
+    this.#begin(`${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${number(pool.tokens)}.`);
+    for (let i = 0; i < count; i++) this.#long(i, each - out, out);
+  }
+
+  /** One long beginning and six ends: the first computes it, the others find it. */
+  async share() {
+    const pool = this.#pool;
+    const length = Math.min(600, Math.floor((pool?.longest ?? 512) / 2));
+    this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
+    const prefix = await this.#text(length);
+    const ask = (i) => this.#send({ prompt: `${prefix} ${NAMES[i]} said`, max_tokens: 48, temperature: 0 }, NAMES[i]);
+    const first = ask(0);
+    await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 700))]);
+    for (let i = 1; i < 6; i++) ask(i);
+  }
+
+  /** More output than the pool holds, from requests that all fit at the beginning. */
+  preempt() {
+    const pool = this.#pool;
+    if (!pool) return this.#begin("The record doesn't say how large the pool is.");
+    const out = Math.floor(Math.min(pool.longest, pool.tokens) * 0.75);
+    const count = Math.ceil((pool.tokens * 1.3) / out);
+    if (count > MOST_AT_ONCE) {
+      const few = Math.ceil((pool.longest * 3) / pool.size);
+      return this.#begin(`This pool is too large to run over from here: it would take ${count} requests of ${number(out)} tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`);
+    }
+    this.#begin(`${count} requests that want ${number(out)} tokens each: together more than the ${number(pool.tokens)} that the pool holds.`);
+    for (let i = 0; i < count; i++) {
+      this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${SENTENCE}`, max_tokens: out, ignore_eos: true, temperature: 1, seed: i }, `${NAMES[i % 16]} ${i}`);
+    }
+  }
+
+  /** The same prompt, the same seed, three temperatures. */
+  temperatures() {
+    this.#begin("One prompt, one seed, three temperatures. Compare their tokens in the lens.");
+    const prompt = this.prompt.value || SENTENCE.trim();
+    for (const temperature of [0, 0.8, 1.6]) {
+      this.#send({ prompt, max_tokens: 40, temperature, seed: 7 }, `T = ${temperature}`);
+    }
+  }
+
+  async #long(i, tokens, out) {
+    const text = await this.#text(tokens);
+    this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${text}`, max_tokens: out, temperature: 0.8, seed: i }, `${NAMES[i % 16]} ${i}`);
+  }
+
+  /** A text of about so many tokens of this model; a little less, never more. */
+  async #text(tokens) {
+    this.perSentence ??= api("tokenize", this.#json({ prompt: SENTENCE.repeat(4) }))
+      .then((answer) => answer.json()).then(({ count }) => count / 4);
+    return SENTENCE.repeat(Math.max(1, Math.floor((tokens - 16) / (await this.perSentence))));
+  }
+
+  #json(body) {
+    return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  }
+
+  #begin(told) {
+    this.told.textContent = told;
+    this.answers.replaceChildren();
+    this.room.follow();
+  }
+
+  async #send(body, title = "") {
+    const id = `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
+    const text = element("span.answer-text", {});
+    const line = element("div.answer", {}, text);
+    this.answers.append(line);
+    try {
+      const answer = await api("v1/completions", this.#json({ ...body, request_id: id, stream: true, trace: "full" }));
+      if (!answer.ok) {
+        const said = await answer.json().catch(() => ({}));
+        throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
+      }
+      const name = `cmpl-${id}`;
+      line.prepend(chip(this.room, name, title));
+      if (this.answers.children.length === 1) this.room.select({ request: name, token: null, block: null });
+      await this.#read(answer, text);
+    } catch (error) {
+      text.textContent = error.message;
+      line.classList.add("failed");
+    }
+  }
+
+  async #read(answer, shown) {
+    const texts = new Map(); // the n answers
+    for await (const { data } of serverSentEvents(answer)) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(chunk.error.message);
+      for (const { index, text } of chunk.choices ?? []) texts.set(index, (texts.get(index) ?? "") + text);
+      shown.textContent = [...texts.values()].join("\n― ");
+    }
+  }
+}
+

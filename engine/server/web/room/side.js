@@ -1,0 +1,196 @@
+// The panels beside: the queues, what is selected, and the step at hand.
+
+import { chip, element, ownerColour } from "./paint.js";
+import { partColour } from "./timeline.js";
+import { amount, bytes, duration, number, plural, ranges } from "./words.js";
+
+const MOST_CHIPS = 72;
+const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
+
+export class Queues {
+  constructor(room, panel) {
+    this.room = room;
+    this.running = panel.querySelector(".running");
+    this.waiting = panel.querySelector(".waiting");
+    this.why = panel.querySelector(".why");
+  }
+
+  update() {
+    const { record, ledger } = this.room;
+    const { running, waiting } = record.state;
+    this.#fill(this.running, running, "running");
+    this.#fill(this.waiting, waiting, "waiting");
+    const head = waiting[0] && ledger.life(waiting[0].name);
+    const wait = head?.waits.filter(({ at }) => at <= record.position).at(-1);
+    this.why.textContent = wait ? `${head.label} waits: ${this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)}` : "";
+  }
+
+  #fill(list, queue, title) {
+    const chips = queue.slice(0, MOST_CHIPS).map(({ name, status, computed }) => {
+      const made = chip(this.room, name);
+      const queued = this.room.ledger.life(name).queued;
+      const whole = queued ? (queued.num_prompt_tokens ?? 0) + (queued.max_tokens ?? 0) : 0;
+      if (whole) made.style.setProperty("--done", `${Math.min(100, (100 * computed) / whole).toFixed(0)}%`);
+      if (status === "preempted") made.classList.add("preempted");
+      made.title = `${name}: ${number(computed)} tokens in the cache${whole ? ` of at most ${number(whole)}` : ""}`;
+      return made;
+    });
+    if (queue.length > MOST_CHIPS) chips.push(element("span.quiet", {}, `and ${queue.length - MOST_CHIPS} more`));
+    if (!queue.length) chips.push(element("span.quiet", {}, "nobody"));
+    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), ...chips);
+  }
+}
+
+export class Selection {
+  constructor(room, panel) {
+    this.room = room;
+    this.body = panel.querySelector(".body");
+  }
+
+  update() {
+    const { request, block } = this.room.selection;
+    const parts = [];
+    if (request) parts.push(...this.#request(request));
+    if (block !== null && block !== undefined) parts.push(...this.#block(block));
+    if (!parts.length) parts.push(element("p.quiet", {}, "Nothing. Click a block, a row of the timeline, a request or a line of the log."));
+    else parts.push(element("button.quiet-button", { type: "button", onclick: () => this.room.select({ request: null, block: null, token: null }) }, "clear (Esc)"));
+    this.body.replaceChildren(...parts);
+  }
+
+  #request(name) {
+    const { ledger, record } = this.room;
+    const life = ledger.sequences.get(name);
+    if (!life) return [element("p.quiet", {}, `The record has no request ${name} up to here.`)];
+    const { state } = record;
+    const sequence = state.sequences.get(name);
+    const known = (event, at = 0) => (event && at <= record.position ? event : null);
+    const queued = known(life.queued, life.at), end = life.end && life.end.at <= record.position ? life.end : null;
+    const span = life.spans.filter(({ at }) => at <= record.position).at(-1);
+    const table = state.tables.get(name) ?? [];
+    const facts = [];
+    const add = (title, ...value) => facts.push(element("dt", {}, title), element("dd", {}, ...value));
+    add("state", end ? `${end.how}${end.event.reason ? ` (${end.event.reason})` : ""}` : sequence ? sequence.status : span?.state ?? "not here yet");
+    if (end?.event.why) add("why", this.room.plain(end.event.why));
+    if (queued) add("asked for", `${number(queued.num_prompt_tokens ?? 0)} in, at most ${number(queued.max_tokens ?? 0)} out`);
+    if (life.admitted && life.admitted.step <= state.step) {
+      add("waited", duration(life.admitted.waited_us ?? 0), life.admitted.why ? element("small", {}, this.room.plain(life.admitted.why)) : null);
+      if (life.admitted.num_cached_tokens) add("from the cache", plural(life.admitted.num_cached_tokens, "token"));
+    }
+    if (sequence) add("in the cache", plural(sequence.computed, "token"));
+    if (table.length) {
+      const shared = table.filter((one) => state.references[one] > 1);
+      add("blocks", `${table.length}: ${ranges([...table].sort((a, b) => a - b))}`);
+      if (shared.length) add("shared", `${shared.length}, with ${this.#sharers(state, name, shared)}`);
+    }
+    const host = state.hostTables.get(name);
+    if (host?.length) add("on the host", plural(host.length, "block"));
+    if (life.preemptions) add("preempted", `${life.preemptions} ×`);
+    const params = Object.entries(life.received?.params ?? {}).map(([key, value]) => `${key} ${value}`);
+    if (params.length) add("parameters", params.join(", "));
+    const title = element("h3.owner", {}, element("i"), life.label, name === life.label ? null : element("small", {}, name));
+    title.style.setProperty("--owner", ownerColour(life.hue));
+    const parts = [title, element("dl", {}, ...facts)];
+    if (life.received?.text) parts.splice(1, 0, element("blockquote", {}, life.received.text.length > 240 ? `${life.received.text.slice(0, 240)}…` : life.received.text));
+    return parts;
+  }
+
+  #sharers(state, name, shared) {
+    const wanted = new Set(shared);
+    const others = [...state.tables].filter(([other, table]) => other !== name && table.some((block) => wanted.has(block)));
+    const labels = others.map(([other]) => this.room.ledger.life(other).label);
+    return labels.slice(0, 5).join(", ") + (labels.length > 5 ? ` and ${labels.length - 5} more` : "");
+  }
+
+  #block(block) {
+    const { record } = this.room;
+    const history = this.room.grid.history(block);
+    const items = history.map(({ at, entry }) => {
+      const verb = entry.kind.replace("block.", "").replace("_", " ");
+      const who = entry.request_id ? this.room.ledger.life(entry.request_id).label : "";
+      return element("li", {}, element("button.link", { type: "button", onclick: () => this.room.goTo(at) }, `step ${entry.step ?? 0}`),
+        ` ${verb}${who ? `, ${who}` : ""}`, entry.why ? element("small", {}, this.room.plain(entry.why)) : null);
+    });
+    return [
+      element("h3", {}, `block ${block}`),
+      element("p.pre", {}, block < record.state.numBlocks ? this.room.grid.describe(block).split("\n").slice(1).join("\n") : "not in this pool"),
+      element("ol.history", {}, ...items),
+      items.length ? null : element("p.quiet", {}, "Nothing happened to it up to here."),
+    ].filter(Boolean);
+  }
+}
+
+export class StepPanel {
+  constructor(room, panel) {
+    this.room = room;
+    this.title = panel.querySelector("h2 span");
+    this.body = panel.querySelector(".body");
+    this.shown = null;
+  }
+
+  redraw() { this.shown = null; }
+
+  update() {
+    const { record, ledger } = this.room;
+    const step = ledger.steps.get(record.state.step);
+    const code = `${record.state.step},${step?.finished?.seq},${step?.kernels.length}`;
+    if (code === this.shown) return;
+    this.shown = code;
+    this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
+    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet."));
+    const { plan, finished } = step;
+    const rows = plan.rows ?? [];
+    const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
+    const parts = [element("p", {}, [
+      `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
+      rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "", decodes ? plural(decodes, "decode") : "",
+      finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : "under way",
+    ].filter(Boolean).join(" · "))];
+    if (finished) parts.push(...this.#time(finished));
+    parts.push(...this.#kernels(step.kernels));
+    if (step.graph) parts.push(element("p", {}, `CUDA graph for ${step.graph.batch_size} rows replayed, ${step.graph.num_rows} real`));
+    this.body.replaceChildren(...parts);
+  }
+
+  #time(finished) {
+    const total = finished.total_us ?? 0;
+    const times = PARTS.map((part) => finished[`${part}_us`] ?? 0);
+    const rest = Math.max(0, total - times.reduce((sum, us) => sum + us, 0));
+    const bar = element("div.split", { role: "img", "aria-label": `${duration(total)} in all` });
+    const legend = element("dl.legend", {});
+    [...PARTS, finished.loop === "overlapped" ? "waits for the step before" : "other"].forEach((part, i) => {
+      const us = times[i] ?? rest;
+      const colour = i < PARTS.length ? partColour(i) : "var(--line)";
+      const share = element("span", { title: `${part}: ${duration(us)}` });
+      share.style.cssText = `flex:${us || 0.0001}; background:${colour}`;
+      bar.append(share);
+      const mark = element("i");
+      mark.style.background = colour;
+      legend.append(element("dt", {}, mark, part), element("dd", {}, duration(us)));
+    });
+    return [element("p.total", {}, element("b", {}, duration(total)), ` in all, ${finished.loop} loop`), bar, legend];
+  }
+
+  #kernels(kernels) {
+    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are at level “full”.")];
+    const kinds = new Map();
+    for (const kernel of kernels) {
+      const code = `${kernel.name} ${(kernel.grid ?? []).join("×")}`;
+      const kind = kinds.get(code) ?? { kernel, times: 0, us: 0, bytes: 0, flops: 0 };
+      kind.times++;
+      kind.us += kernel.duration_us ?? 0;
+      kind.bytes += kernel.num_bytes ?? 0;
+      kind.flops += kernel.flops ?? 0;
+      kinds.set(code, kind);
+    }
+    const rows = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes).map(({ kernel, times, us, bytes: moved, flops }) =>
+      element("tr", { title: kernel.why ?? "" },
+        element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
+        element("td", {}, [kernel.backend, (kernel.grid ?? []).join(" × ")].filter(Boolean).join(" · ")),
+        element("td.number", {}, moved ? bytes(moved) : ""),
+        element("td.number", {}, flops ? `${amount(flops)}op` : ""),
+        element("td.number", {}, us ? duration(us) : "not timed"),
+        element("td.number", {}, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "")));
+    return [element("h3", {}, plural(kernels.length, "kernel launch").replace("launchs", "launches")),
+      element("div.scroll", {}, element("table.kernels", {}, element("tbody", {}, ...rows)))];
+  }
+}
