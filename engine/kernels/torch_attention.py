@@ -57,7 +57,7 @@ def paged_attention(
     first = decode
     for row in range(decode, batch.num_rows):
         last = first + batch.query_lens[row]
-        out[first:last] = _chunk(q[first:last], cache, batch, spec, row)
+        out[first:last] = chunk_attention(q[first:last], cache, batch, spec, row)
         first = last
     return out
 
@@ -105,10 +105,10 @@ def _decode(
     return _attend(q, k, v, mask, spec, sinks).reshape(rows, heads, head_dim)
 
 
-def _chunk(
+def chunk_attention(
     q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec, row: int
 ) -> torch.Tensor:
-    """One row with several tokens. q: [queries, heads, D] → [queries, heads, D]."""
+    """One row with several tokens. q: [queries, heads, D] in the cache's dtype → the same."""
     queries, heads, head_dim = q.shape
     group = heads // spec.num_kv_heads
     blocks, start = _chunk_pages(batch, spec.sliding_window, row)

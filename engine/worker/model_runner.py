@@ -21,6 +21,8 @@ from engine.core.messages import (
     StepPlan,
     TokenLogprobs,
 )
+from engine.kernels import cpu
+from engine.kernels.launch import recording
 from engine.models.hub import Progress
 from engine.models.loader import load_model
 from engine.models.registry import CausalLM
@@ -63,6 +65,8 @@ class ModelRunner:
         if self.device.type == "cpu":
             machine.keep_freed_memory()
             torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
+            if not cpu.available():
+                self.recorder.record(EngineWarning(message=cpu.why_not()))
         self.model = load_model(self.config, self.device, None, self.recorder, progress)
         self.model_dtype = self._model_dtype()
         # Keys and values are kept as the model computes them. On a CPU fp32 pages beside bf16
@@ -200,15 +204,16 @@ class ModelRunner:
         inputs = self.rows.gather(plan, self.device)
         prepared = time.perf_counter_ns()
 
-        hidden = self.model(
-            inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
-        )
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
         logits = None
-        if drawing:
-            whole = len(drawing) == len(hidden)  # every row has one token and draws
-            last = inputs.query_start[1:][drawing] - 1
-            logits = self.model.compute_logits(hidden if whole else hidden[last])
+        with recording(self.recorder):
+            hidden = self.model(
+                inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
+            )
+            if drawing:
+                whole = len(drawing) == len(hidden)  # every row has one token and draws
+                last = inputs.query_start[1:][drawing] - 1
+                logits = self.model.compute_logits(hidden if whole else hidden[last])
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
         computed = time.perf_counter_ns()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from engine.kernels.cpu.build import BuildError, load, variants_here
+from engine.kernels.cpu.build import BuildError, cpu_flags, load, variants_here
 from engine.kernels.cpu.ops import NativeOps
 
 
@@ -44,4 +44,4 @@ def _load() -> tuple[NativeOps | None, str]:
 
 def for_variant(variant: str) -> NativeOps:
     """The operations compiled for one variant, for tests and comparisons. Raises BuildError."""
-    return NativeOps(load(variant), variant)
+    return NativeOps(load(variant), variant, "amx_bf16" in cpu_flags())

@@ -48,18 +48,21 @@ class BuildError(RuntimeError):
 
 
 @lru_cache(maxsize=1)
-def variants_here() -> tuple[str, ...]:
-    """The variants that this CPU can run, best first."""
-    flags: set[str] = set()
+def cpu_flags() -> frozenset[str]:
+    """What this x86 CPU can do, as /proc/cpuinfo names it; empty on others."""
     if platform.machine() in ("x86_64", "AMD64"):
         try:
             for line in Path("/proc/cpuinfo").read_text().splitlines():
                 if line.startswith("flags"):
-                    flags = set(line.split(":", 1)[1].split())
-                    break
+                    return frozenset(line.split(":", 1)[1].split())
         except OSError:
             pass  # not Linux: the portable variant still runs
-    return tuple(name for name, needs in VARIANTS.items() if flags.issuperset(needs))
+    return frozenset()
+
+
+def variants_here() -> tuple[str, ...]:
+    """The variants that this CPU can run, best first."""
+    return tuple(name for name, needs in VARIANTS.items() if cpu_flags().issuperset(needs))
 
 
 def load(variant: str) -> ctypes.PyDLL:

@@ -34,7 +34,7 @@ _ATTENTION = Struct("19q2d").pack
 _ARGMAX = Struct("6q").pack
 
 LINEAR_ROWS = {
-    ("avx512_bf16", torch.bfloat16): 8,
+    ("avx512_bf16", torch.bfloat16): 16,
     ("avx512_bf16", torch.float32): 16,
     ("avx512", torch.bfloat16): 4,
     ("avx512", torch.float32): 16,
@@ -43,18 +43,28 @@ LINEAR_ROWS = {
     ("portable", torch.bfloat16): 1,
     ("portable", torch.float32): 1,
 }
-"""Up to this many rows of x our product is faster than torch's, by variant and the weights' dtype;
-from `benchmarks/kernels_cpu.py`."""
+"""Up to this many rows of x our product is faster than torch's, by variant and dtype of weights."""
+LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where torch has matrix tiles to compute with
+
+TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: 1 << 30}
+"""From chunks of this many tokens on, torch's attention is faster: it multiplies larger tiles. In
+bf16 only with AMX:"""
+TORCH_CHUNKS_AMX = 64
+# All of these: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 
 
 class NativeOps:
     """The operations of one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, variant: str) -> None:
+    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
+        """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
         self.variant = variant
-        self.max_linear_rows = {
-            dtype: LINEAR_ROWS[variant, dtype] for dtype in (torch.float32, torch.bfloat16)
-        }
+        self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
+        self.torch_chunks = dict(TORCH_CHUNKS)
+        if amx:
+            rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
+            self.max_linear_rows[torch.bfloat16] = rows
+            self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS_AMX
 
         def function(name: str, returns: type | None = None) -> Callable[[bytes], int]:
             found = getattr(library, f"glasshouse_{name}")
@@ -156,35 +166,54 @@ class NativeOps:
         spec: AttentionSpec,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """q: [tokens, heads, D], heads side by side, tokens `q_stride` apart. Result in `dtype`."""
+        """q: tokens `q_stride` apart, heads side by side. Result in `dtype`, of q's shape. Long
+        chunks go to torch where it is faster."""
         out = torch.empty(q.shape, dtype=dtype)
         step = batch.scratch.get("native") or _step(batch)
-        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-        packed = _ATTENTION(
-            q.data_ptr(),
-            cache.k.data_ptr(),
-            cache.v.data_ptr(),
-            out.data_ptr(),
-            step.tables.data_ptr(),
-            step.query_start.data_ptr(),
-            step.context_lens.data_ptr(),
-            0 if sinks is None else sinks.data_ptr(),
-            step.rows,
-            step.width,
-            spec.num_heads,
-            spec.num_kv_heads,
-            spec.head_dim,
-            batch.block_size,
-            q_stride,
-            TYPES[q.dtype],
-            TYPES[cache.k.dtype],
-            TYPES[dtype],
-            spec.sliding_window or 0,
-            spec.scale,
-            spec.soft_cap or 0.0,
-        )
-        run, facts = self._attention, (q, cache, batch, spec)
-        launch("paged_attention", "native", run, (packed,), _attention_cost, *facts)
+        rows = step.rows
+        if step.longest >= self.torch_chunks[cache.k.dtype]:
+            rows = batch.num_decode_rows
+        if rows:
+            sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
+            packed = _ATTENTION(
+                q.data_ptr(),
+                cache.k.data_ptr(),
+                cache.v.data_ptr(),
+                out.data_ptr(),
+                step.tables.data_ptr(),
+                step.query_start.data_ptr(),
+                step.context_lens.data_ptr(),
+                0 if sinks is None else sinks.data_ptr(),
+                rows,
+                step.width,
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.head_dim,
+                batch.block_size,
+                q_stride,
+                TYPES[q.dtype],
+                TYPES[cache.k.dtype],
+                TYPES[dtype],
+                spec.sliding_window or 0,
+                spec.scale,
+                spec.soft_cap or 0.0,
+            )
+            run, facts = self._attention, (q, cache, batch, spec, range(rows))
+            launch("paged_attention", "native", run, (packed,), _attention_cost, *facts)
+        first = rows
+        for row in range(rows, step.rows):
+            last = first + batch.query_lens[row]
+            part = q[first:last].view(last - first, spec.num_heads, spec.head_dim)
+            made = launch(
+                "paged_attention",
+                "torch",
+                torch_attention.chunk_attention,
+                (part.to(cache.k.dtype), cache, batch, spec, row),
+                _attention_cost,
+                *(q, cache, batch, spec, range(row, row + 1)),
+            )
+            out[first:last] = made.view(out[first:last].shape)
+            first = last
         return out
 
     def qkv_attention(
@@ -369,7 +398,8 @@ class _Step(NamedTuple):
     query_start: torch.Tensor
     context_lens: torch.Tensor
     rows: int
-    width: int
+    width: int  # of tables
+    longest: int  # query tokens of a row
 
 
 def _step(batch: AttentionBatch) -> _Step:
@@ -378,7 +408,8 @@ def _step(batch: AttentionBatch) -> _Step:
         tensor.to(torch.int32).contiguous()
         for tensor in (batch.block_tables, batch.query_start, batch.context_lens)
     )
-    step = _Step(tables, query_start, context_lens, len(tables), tables.shape[1])
+    rows, width = tables.shape
+    step = _Step(tables, query_start, context_lens, rows, width, max(batch.query_lens))
     batch.scratch["native"] = step
     return step
 
@@ -412,22 +443,29 @@ def _write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) ->
 
 
 def _attention_cost(
-    tasks: int, q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
+    result: int | torch.Tensor,
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    rows: range,
 ) -> Cost:
-    window = spec.sliding_window or batch.max_context_len
-    read = pairs = 0  # positions read by each key head; query–position pairs of each query head
-    for queries, context in zip(batch.query_lens, batch.context_lens_list, strict=True):
-        start = context - queries
+    """result: the number of tasks that the kernel cut the rows into, or torch's tensor."""
+    tokens = read = pairs = 0  # positions read by a key head; query–position pairs of a query head
+    for row in rows:
+        queries, context = batch.query_lens[row], batch.context_lens_list[row]
+        start, window = context - queries, spec.sliding_window or context
+        tokens += queries
         read += context - max(start - window + 1, 0)
         pairs += sum(min(position + 1, window) for position in range(start, context))
-    kv_bytes = 2 * read * spec.num_kv_heads * spec.head_dim * cache.k.element_size()
-    return Cost(
-        [tasks],
-        kv_bytes + q.nbytes + q.numel() * cache.k.element_size(),
-        4 * pairs * spec.num_heads * spec.head_dim,
-        "float32",
-        f"{batch.num_rows} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks",
-    )
+    size = cache.k.element_size()
+    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads  # K and V; q and the result
+    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    if isinstance(result, torch.Tensor):
+        dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {tokens} tokens"
+        return Cost([len(rows)], moved * spec.head_dim * size, flops, dtype, why)
+    why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {result} tasks"
+    return Cost([result], moved * spec.head_dim * size, flops, "float32", why)
 
 
 def _norm_cost(_: None, x: torch.Tensor, added: bool) -> Cost:

@@ -23,7 +23,7 @@ some = settings(
 )
 
 
-@pytest.fixture(scope="module", params=variants_here())
+@pytest.fixture(params=variants_here())
 def ops(request):
     try:
         return for_variant(request.param)
@@ -191,6 +191,55 @@ def test_paged_attention(
     found = ops.paged_attention(q, cache, batch, spec)
     assert found.dtype is kv_type
     assert_near(found, exact_attention(q, cache, batch, spec), TOLERANCE[kv_type])
+
+
+@some
+@given(
+    seed=seeds,
+    rows=st.lists(
+        st.tuples(st.integers(0, 40), st.one_of(st.just(1), st.integers(1, 20))),
+        min_size=1, max_size=3,
+    ),
+    group=st.integers(1, 4),
+    kv_heads=st.integers(1, 3),
+    dim=st.sampled_from([8, 32, 36, 64, 128]),
+    turned=st.booleans(),
+    normed=st.booleans(),
+    dtype=dtypes,
+    kv_type=dtypes,
+)  # fmt: skip
+def test_qkv_attention(ops, seed, rows, group, kv_heads, dim, turned, normed, dtype, kv_type):
+    heads = group * kv_heads
+    caches = [paged(seed, rows, heads, kv_heads, dim, 4, kv_type) for _ in range(2)]
+    spec = AttentionSpec(heads, kv_heads, dim, dim**-0.5)
+    tokens = sum(caches[0][1].query_lens)
+    qkv = numbers(seed, tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    angles = tuple(numbers(seed + i, tokens, 1, dim) for i in (1, 2)) if turned else None
+    weights = (numbers(seed + i, dim, dtype=dtype) for i in (3, 4))
+    norms = torch_attention.QKNorms(*weights, 1e-6) if normed else None
+    found = ops.qkv_attention(qkv, angles, norms, *caches[0], spec)
+    expected = torch_attention.qkv_attention(qkv, angles, norms, *caches[1], spec)
+    assert found.dtype is dtype
+    exact = dtype is kv_type is torch.float32
+    limit = 2e-5 if exact else 3e-2  # the reference rounds q to bf16, the kernel doesn't
+    assert_near(found, expected, limit)
+    written = caches[0][1].slot_mapping
+    for mine, theirs in zip((caches[0][0].k, caches[0][0].v), (caches[1][0].k, caches[1][0].v)):
+        mine, theirs = mine.flatten(0, 1), theirs.flatten(0, 1)
+        assert_near(mine[written], theirs[written], 1e-5 if exact else 1e-2)
+        mine[written] = theirs[written] = 0
+        assert torch.equal(mine, theirs)  # all other places stay as they were
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_chunks_beside_decode_rows(ops, dtype):
+    cache, batch = paged(3, [(50, 1), (9, 1), (30, 90), (0, 64), (70, 2)], 4, 2, 32, 16, dtype)
+    spec = AttentionSpec(4, 2, 32, 0.2, sliding_window=80)
+    q = numbers(1, 158, 6, 32, dtype=dtype)[:, :4]
+    expected = exact_attention(q, cache, batch, spec)
+    for limit in (64, 1000):  # long chunks by torch, or all by the kernel
+        ops.torch_chunks = {dtype: limit}
+        assert_near(ops.paged_attention(q, cache, batch, spec), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("window", [None, 300])
