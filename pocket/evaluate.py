@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pocket import MODEL_DIR
-from pocket.corpus import read_corpus
+from pocket.corpus import SMALL_TALK, read_corpus
 from pocket.phrasings import held_out_wording, normal
 from pocket.unknowns import Unknowns, is_honest
 
@@ -75,7 +75,7 @@ def evaluate(folder: Path, show: int = 0) -> dict[str, float | int]:
     greedy = answerer.answers([question for question, _ in asked])
     exact = [text == answer for text, (_, answer) in zip(greedy, asked, strict=True)]
 
-    wordings = [(held_out_wording(entry.question), entry.answer) for entry in entries]
+    wordings = [(held_out_wording(e.question), e.answer) for e in entries if e.topic != SMALL_TALK]
     reworded = [(q, answer) for q, answer in wordings if q and normal(q) not in taught]
     understood = answerer.answers([question for question, _ in reworded])
     same = [text == answer for text, (_, answer) in zip(understood, reworded, strict=True)]

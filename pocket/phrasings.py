@@ -32,6 +32,9 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "{0}?",
             "What do you know about {0}?",
             "Define {0}.",
+            "Describe {0}.",
+            "What is meant by {0}?",
+            "I don't understand {0}.",
         ),
     ),
     (

@@ -20,10 +20,10 @@ from pocket.corpus import read_corpus
 from pocket.documents import Mixture
 from pocket.evaluate import evaluate, print_table
 from pocket.packing import IGNORED, Packer
-from pocket.tokenizer import CONTEXT, save_tokenizer, train_tokenizer
+from pocket.tokenizer import CONTEXT, train_tokenizer
 
 SEED = 2026
-STEPS = 2000
+STEPS = 800
 TOKENS_PER_STEP = 4096
 WARMUP = 60
 PEAK_MUON, PEAK_ADAMW = 4e-3, 3e-3
@@ -145,7 +145,7 @@ def main() -> None:
         do_sample=False,
     )
     model.save_pretrained(args.out)
-    save_tokenizer(tokenizer, args.out)
+    tokenizer.save_pretrained(args.out)
     results = evaluate(args.out)
     report = {
         "parameters": parameters,
