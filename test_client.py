@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -42,7 +43,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -228,7 +229,8 @@ class Answer:
 
     def rate(self) -> tuple[float, float]:
         """(tokens per second, seconds between tokens), from the first text to the last."""
-        span, tokens = self.arrivals[-1] - self.ttft, self.count("completion_tokens") - 1
+        first, tokens = self.ttft, self.count("completion_tokens") - 1
+        span = self.arrivals[-1] - first
         if tokens < 1 or span <= 0:
             raise Failed("all of the text came at one moment: no rate can be measured")
         return tokens / span, span / tokens
@@ -258,7 +260,9 @@ def parse_json(text: str | bytes) -> Any:
 class Metrics:
     """A page of /metrics. The value of a name is the sum over its label sets."""
 
-    LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([-+.\deE]+|\+?Inf|NaN)")
+    LINE = re.compile(
+        r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?|\+?Inf|NaN)"
+    )
 
     def __init__(self, text: str):
         self.values: dict[str, float] = {}
@@ -733,7 +737,7 @@ class Batch(Suite):
     expects: ClassVar = {
         "all answered": "N requests one by one, then the same N at once, are all answered",
         "shared steps": "the server's own record shows requests that were computed together",
-        "speed-up": "at once is at least 1.2 times as fast (a mere queue: 1.0)",
+        "speed-up": "at once is 1.3 times as fast or more (a mere queue: 1.0); up to 3 rounds",
         "same answers": "greedy answers are the same alone and in company",
     }
 
@@ -742,13 +746,17 @@ class Batch(Suite):
         prompts = [f"{QUESTIONS[i % len(QUESTIONS)]} ({i + 1})" for i in range(n)]
         params = {"max_tokens": self.options.max_tokens, **GREEDY}
         with self.check("all answered", vital=True) as c:
-            start = time.perf_counter()
-            alone = [await self.ask(p, **params) for p in prompts]
-            one_by_one = time.perf_counter() - start
-            async with Sampler(self.server) as sampler:
+            gains: list[float] = []
+            while not gains or (gains[-1] < 1.3 and len(gains) < 3):  # the machine may be busy
                 start = time.perf_counter()
-                together = await asyncio.gather(*(self.ask(p, **params) for p in prompts))
-                at_once = time.perf_counter() - start
+                alone = [await self.ask(p, **params) for p in prompts]
+                one_by_one = time.perf_counter() - start
+                async with Sampler(self.server) as sampler:
+                    start = time.perf_counter()
+                    together = await asyncio.gather(*(self.ask(p, **params) for p in prompts))
+                    at_once = time.perf_counter() - start
+                # A queue, too, hides the way there and back of all but one when they come at once.
+                gains.append((one_by_one - (n - 1) * await self._round_trip()) / at_once)
             c.measured(f"{n} in {one_by_one:.2f} s one by one, in {at_once:.2f} s at once")
         with self.check("shared steps") as c:
             self._several_seats()
@@ -764,9 +772,10 @@ class Batch(Suite):
                 self._judge_steps(c, events, together)
         with self.check("speed-up") as c:
             self._several_seats()
-            gain, tokens = one_by_one / at_once, sum(a.count("completion_tokens") for a in together)
-            c.measured(f"{gain:.2f}×; {tokens / at_once:.1f} tokens/s at once")
-            c.require(gain >= 1.2, "no gain from running them together")
+            tokens = sum(a.count("completion_tokens") for a in together)
+            c.measured(f"{gains[-1]:.2f}× in round {len(gains)}, the network's time left out")
+            c.measured(f"{tokens / at_once:.1f} tokens/s at once")
+            c.require(gains[-1] >= 1.3, "no gain from running them together")
         with self.check("same answers") as c:
             compared = [
                 await self.same_text(prompt, a, b, **params)
@@ -777,6 +786,15 @@ class Batch(Suite):
                 if seen != "equal":
                     c.measured(f"request {number}: {seen}" + (" (a tie)" if same else ""))
             c.require(all(same for same, _ in compared), "not the same text")
+
+    async def _round_trip(self) -> float:
+        """Seconds that a request takes when there is nothing to compute."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            await self.server.request("GET", "/v1/models")
+            times.append(time.perf_counter() - start)
+        return min(times)
 
     def _several_seats(self) -> None:
         if self.facts.seats == 1:
@@ -801,18 +819,19 @@ class Sampler:
 
     def __init__(self, server: Server):
         self.server, self.rows, self.reason = server, [], "no sample was taken"
+        self.over = False  # not a cancellation: before Python 3.12 `wait_for` may swallow that
 
     async def __aenter__(self) -> Sampler:
         self.task = asyncio.create_task(self._sample())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        self.over = True
+        await self.task
 
     async def _sample(self) -> None:
         try:
-            while True:
+            while not self.over:
                 self.rows.append(await self.server.metrics())
                 await asyncio.sleep(0.03)
         except (NotOffered, Failed, Unreachable) as reason:
@@ -1098,7 +1117,7 @@ def sum_known(values: Iterable[int | None]) -> int | None:
 class Streaming(Suite):
     name, title = "streaming", "text as it is made"
     expects: ClassVar = {
-        "spread": "text arrives while it is made: over at least 30 % of the decoding time",
+        "spread": "text comes while it is made: over 30 % of the decoding time; up to 3 tries",
         "same text": "the pieces make the text of the unstreamed answer",
         "end": "finish_reason exactly once, the same as unstreamed; [DONE] last",
         "usage": "include_usage: one last chunk without choices, the unstreamed counts",
@@ -1322,21 +1341,12 @@ class Chat:
         """Ask, show the answer while it comes, then its times. False if it failed."""
         answer, said, good = Answer(), "", True
         self.history.append({"role": "user", "content": text})
-        task = self.loop.create_task(self._answer(answer))
-        # Ctrl-C cancels the task; where a loop can't take signals (Windows) it interrupts the loop.
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            self.loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:
-            self.loop.run_until_complete(task)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            task.cancel()
-            self.loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+            interruptible(self.loop, self._answer(answer))
+        except KeyboardInterrupt:
             said = "cancelled; "
         except (Failed, Unreachable) as error:
             said, good = f"failed: {error}; ", False
-        finally:
-            with contextlib.suppress(NotImplementedError, RuntimeError):
-                self.loop.remove_signal_handler(signal.SIGINT)
         if answer.text:
             self.history.append({"role": "assistant", "content": answer.text})
             self.answers.append(answer)
@@ -1390,6 +1400,8 @@ class Chat:
             return f"{NOT_OFFERED}: {reason}"
         except (Failed, Unreachable, OSError) as error:
             return f"that didn't work: {error}"
+        except KeyboardInterrupt:
+            return "cancelled"
         if name == "/system":
             self.system = "" if rest == "off" else rest
             return f"system message: {self.system or 'none'}"
@@ -1426,7 +1438,7 @@ class Chat:
             median = statistics.median(a.ttft for a in self.answers)
             yield f"the last: {self._times(self.answers[-1])}; median TTFT {median * 1000:.0f} ms"
         try:
-            page = self.loop.run_until_complete(self.server.metrics())
+            page = interruptible(self.loop, self.server.metrics())
             yield f"the server: {page.running:.0f} running, {page.waiting:.0f} waiting"
             yield f"KV cache in use: {page.kv_usage:.1%}"
         except NotOffered as reason:
@@ -1437,7 +1449,7 @@ class Chat:
         if not self.answers:
             raise NotOffered("there is no answer yet")
         last = self.answers[-1].id
-        return last, self.loop.run_until_complete(self.server.record([last]))
+        return last, interruptible(self.loop, self.server.record([last]))
 
     def _blocks(self) -> Iterator[str]:
         last, events = self._last()
@@ -1606,13 +1618,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it to its end. Ctrl-C cancels it and raises `KeyboardInterrupt`."""
+    task = loop.create_task(work)
+    # Where a loop can't take signals (Windows), Ctrl-C interrupts the loop itself.
+    with contextlib.suppress(NotImplementedError, RuntimeError):
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return loop.run_until_complete(task)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        task.cancel()
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        raise KeyboardInterrupt from None
+    finally:
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            loop.remove_signal_handler(signal.SIGINT)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     options = {k: v for k, v in vars(args).items() if k not in ("api_key", "url", "json")}
     report = Report(base_url(args.url), options)
     loop = asyncio.new_event_loop()
-    wait_for = loop.run_until_complete
+    wait_for = functools.partial(interruptible, loop)
     try:
         server = Server(args.url, args.api_key, args.timeout)
     except (httpx.InvalidURL, ValueError) as error:

@@ -219,6 +219,8 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
 
     @app.middleware("http")
     async def guard(request: Request, call_next):
+        if "far" in faults:
+            await asyncio.sleep(0.1)
         if "html" in faults:
             return HTMLResponse("<html><body>Welcome to nginx</body></html>")
         if "hang" in faults:
@@ -411,7 +413,7 @@ def serve(
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         app = build(FakeEngine(frozenset(faults), step), api_key, ready_after)
-        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=0)
+        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -85,7 +85,7 @@ def test_without_a_record_blocks_are_not_offered() -> None:
 
 
 def test_a_failing_answer_is_said_and_ends_in_a_code() -> None:
-    with serve("truncated") as url:
+    with serve("truncated", "never_ends") as url:
         code, text = chat(url, "Hello", "Hello again")
     assert code == 1
     assert text.count("failed: the stream ended without [DONE]") == 2
@@ -165,6 +165,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         screen.type("/why\n")
         screen.expect("request.aborted: the client left")
         screen.expect("› ")
+        time.sleep(0.5)  # until it really reads
         screen.type("\x03")
         screen.expect("leaves")
         screen.type("/quit\n")
