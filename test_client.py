@@ -929,7 +929,7 @@ class Paging(Suite):
             if before is None:
                 raise NotOffered("/metrics has no vllm:kv_cache_usage_perc")
             waited, now = await until(self._kv_usage, lambda usage: usage <= before, 3.0)
-            c.measured(f"{before:.2%} before, {now:.2%} after {waited:.2f} s")
+            c.measured(f"{before:.4%} before, {now:.4%} after {waited:.2f} s")
             c.require(now <= before, "blocks are still in use")
         with self.check("reserving") as c:
             if self.facts.max_model_len is None:
@@ -1262,7 +1262,7 @@ class Cancel(Suite):
             c.require(now.running <= seats, "the seat stays taken")
         with self.check("blocks") as c:
             _, now = await until(metrics, lambda page: page.kv_usage <= quiet.kv_usage, 2.0)
-            levels = [f"{page.kv_usage:.2%}" for page in (quiet, busy, now)]
+            levels = [f"{page.kv_usage:.4%}" for page in (quiet, busy, now)]
             c.measured("{} before, {} meanwhile, {} after".format(*levels))
             c.require(now.kv_usage <= quiet.kv_usage, "its blocks are still in use")
         with self.check("on record") as c:
