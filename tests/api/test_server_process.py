@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LONG = {"prompt": "hello", "max_tokens": 3000, "ignore_eos": True, "temperature": 0}
 

@@ -109,7 +109,7 @@ def test_a_model_that_can_not_be_loaded(run_server, load, message):
 
 
 def test_a_model_without_tokenizer(tmp_path, run_server):
-    from conftest import RunningServer
+    from running_server import RunningServer
 
     from engine.config import EngineConfig
 
