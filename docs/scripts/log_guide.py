@@ -1,0 +1,197 @@
+"""Writes docs/LOG_GUIDE.md: `python -m docs.scripts.log_guide`.
+
+The excerpts are lines of docs/records/, told by the code that tells them on the console; the kinds
+and fields are read from engine/trace/events.py. The words between them stand here.
+"""
+
+# ruff: noqa: E501 - prose
+from __future__ import annotations
+
+import sys
+
+from docs.scripts.declarations import Declaration, Field, common_fields, declarations
+from docs.scripts.questions import QUESTIONS, Question
+from docs.scripts.reader import RECORDS, Record, printed
+from docs.scripts.server import ROOT
+from engine.trace import events as ev
+from engine.trace.events import Event
+from engine.trace.files import to_json
+
+TARGET = ROOT / "docs" / "LOG_GUIDE.md"
+LONGEST_JSON = 400  # characters of an example; the rest is cut
+
+READING = {
+    "request.received": "`ignored` lists fields of the body that have no effect here: a typo shows.",
+    "request.tokenized": "`truncated` above 0 means that the model never saw the beginning.",
+    "request.queued": "`clamped_from` says what was asked for when the context could not hold it.",
+    "request.waiting": "`need` against `available`, and who is bound to end first. It is emitted"
+    " when the reason changes, not in every step.",
+    "request.refused": "The message is also the error that the client got.",
+    "request.admitted": "`waited_us` is the whole time in the queue; `num_cached_tokens` were not"
+    " computed again.",
+    "request.forked": "From here on it has its own table; the blocks are its parent's.",
+    "request.preempted": "Compare `recompute_ms` with `swap_ms`: `auto` takes the smaller one.",
+    "request.resumed": "`num_cached_tokens` is what the preemption did not cost.",
+    "request.finished": "`queued_ms` + `running_ms` is its life in the core.",
+    "request.aborted": "Not an error of the engine: somebody left, or the server was told to end.",
+    "step.planned": "`budget_used` of `budget` tokens; the blocks add up to the whole pool.",
+    "step.finished": "The parts add up to `total_us` but for bookkeeping, shown as “other”.",
+    "block.allocated": "`index` × block size is the first token that goes into these blocks.",
+    "block.shared": "Nothing was computed and nothing copied: the table points to them.",
+    "block.cached": "The hash covers all tokens before it, so equal hashes mean equal beginnings.",
+    "block.copied": "It follows a fork: two sequences would have written into one block.",
+    "block.freed": "The order counts: the last block is freed first, so it is evicted first.",
+    "block.evicted": "Many of these mean that the pool is smaller than what would be worth keeping.",
+    "block.swapped_out": "Its `num_bytes` cross the bus to the host.",
+    "block.swapped_in": "The block numbers differ from those before: only the table knows.",
+    "kernel.launched": "`num_bytes` and `flops` are counted from shapes; times need a profile.",
+    "graph.captured": "Once for each batch size, at the start.",
+    "graph.replayed": "`batch_size` − `num_rows` is padding.",
+    "sample.drawn": "`rank` 1 is the most probable token; `num_kept` is what the cuts left.",
+    "text.emitted": "One chunk of the stream.",
+    "text.held_back": "It comes out with a later `text.emitted`, or never: then it was the stop.",
+    "stop.matched": "The core hears of it and ends the sequence.",
+    "engine.started": "`config` holds every option as it was understood.",
+    "engine.model_loaded": "`implementation` tells whether our own code computes it.",
+    "engine.kv_sized": "`why` is the whole arithmetic from memory to blocks.",
+    "engine.warning": "Nothing stops, but something is not as one would think.",
+    "engine.failed": "Every open request got an error; the process ends with code 1.",
+}
+
+NO_EXAMPLE = {
+    "graph.captured": "It needs a CUDA device; the records here are from a CPU.",
+    "graph.replayed": "It needs a CUDA device; the records here are from a CPU.",
+    "engine.failed": "No record here has one: these engines did not fail.",
+}
+
+INTRO = """\
+<!-- Written by `python -m docs.scripts.log_guide`: change that, not this file. -->
+# Reading the log
+
+The engine writes down what it decides, and why, while it runs. This page answers the questions that
+people ask of an engine with excerpts of such records, and then lists every kind of event.
+
+Nothing here is typed: each excerpt comes from a file in [docs/records](records), which a server wrote
+while it answered real requests ([record.py](scripts/record.py) has the requests). You can ask these
+files all that is asked here. The model that answered was {model}.
+
+## Where the log is
+
+| you want | do this |
+|---|---|
+| to see it live | start the server in a terminal (`--log-format rich`); in a container it is JSON lines |
+| a file | start the server with `--trace-file run.jsonl` |
+| the latest events of a running server | `GET /trace` |
+| one request in full (tokens, kernels) | send `"trace": "full"` in its body, or start with `--trace full` |
+
+Offline, without torch and without a GPU:
+
+<!-- check: run -->
+```bash
+python -m engine.trace annotate docs/records/tour.jsonl
+python -m engine.trace annotate docs/records/tour.jsonl --all
+python -m engine.trace replay docs/records/crowd.jsonl --step 20
+python -m engine.trace diff docs/records/crowd.jsonl docs/records/crowd-recompute.jsonl || true
+```
+
+The columns are: seconds since the first line · step · request · what happened, how much, and why.
+Time, step and name are left out where they are those of the line above. Decode steps in a row are
+told as one line; `--all` tells every event.
+"""
+
+
+def guide(records: dict[str, Record]) -> str:
+    """The whole page."""
+    loaded = records["tour"].first(ev.EngineModelLoaded)
+    model = f"`{loaded.model}` ({loaded.num_parameters:,} parameters, {loaded.dtype})"
+    parts = [INTRO.replace("{model}", model), "## Questions\n"]
+    parts += [f"- [{q.title}](#{anchor(q.title)})" for q in QUESTIONS]
+    parts += ["", *(_answer(question, records) for question in QUESTIONS)]
+    parts += [kinds_section(records)]
+    return "\n".join(parts)
+
+
+def anchor(title: str) -> str:
+    """The fragment that GitHub gives a heading."""
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
+def _answer(question: Question, records: dict[str, Record]) -> str:
+    text, excerpts = question.answer(records)
+    lines = [f"## {question.title}\n", text, ""]
+    for caption, excerpt in excerpts:
+        lines += [f"{caption}\n", "```text", excerpt, "```", ""]
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------- every kind of event
+
+
+def kinds_section(records: dict[str, Record]) -> str:
+    """The reference: what stands in events.py, with an example of each kind."""
+    parts = [
+        "## Every kind of event\n",
+        "Declared in [engine/trace/events.py](../engine/trace/events.py). Every event also has:\n",
+        _table(common_fields()),
+        "",
+    ]
+    return "\n".join(parts + [_kind(declaration, records) for declaration in declarations()])
+
+
+def _kind(declaration: Declaration, records: dict[str, Record]) -> str:
+    made_in = " · ".join(f"[{path}](../{path})" for path in declaration.emitters)
+    level = "level `full` only" if declaration.full_only else "levels `steps` and `full`"
+    return "\n".join(
+        [
+            f"### `{declaration.kind}`\n",
+            f"{declaration.doc}\n",
+            f"Emitted by {made_in or 'no code of this version'}; {level}.\n",
+            _table(declaration.fields),
+            "",
+            _example(declaration, records),
+            "",
+            f"{READING[declaration.kind]}\n",
+        ]
+    )
+
+
+def _table(fields: list[Field]) -> str:
+    rows = [
+        f"| `{f.name}` | `{f.type}` | {f.meaning.replace('|', chr(92) + '|')} |" for f in fields
+    ]
+    return "\n".join(["| field | type | meaning, unit |", "|---|---|---|", *rows])
+
+
+def _example(declaration: Declaration, records: dict[str, Record]) -> str:
+    event_class = next(e for e in ev.ALL_EVENTS if ev.kind(e) == declaration.kind)
+    for record in records.values():
+        examples: list[Event] = record.all(event_class)
+        if not examples:
+            continue
+        example = min(examples, key=lambda e: abs(len(to_json(e)) - 250))  # telling, and not long
+        raw = to_json(example).decode()
+        raw = raw if len(raw) <= LONGEST_JSON else raw[:LONGEST_JSON] + " …"
+        line = printed([record.line_of(example)])
+        return f"```json\n{raw}\n```\n\n```text\n{line}\n```"
+    return NO_EXAMPLE[declaration.kind]
+
+
+def read_records() -> dict[str, Record]:
+    """All of docs/records, by name."""
+    return {path.stem: Record(path.stem) for path in sorted(RECORDS.glob("*.jsonl"), reverse=True)}
+
+
+def main() -> int:
+    """Write the page."""
+    try:
+        TARGET.write_text(guide(read_records()), encoding="utf-8")
+    except LookupError as problem:
+        print(f"log_guide: {problem}", file=sys.stderr)
+        return 1
+    print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

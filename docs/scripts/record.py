@@ -1,0 +1,138 @@
+"""Records real runs of the engine for the documents: `python -m docs.scripts.record`.
+
+Each record in docs/records/ is what a server wrote with --trace-file while it answered the requests
+below. LOG_GUIDE.md and the figures are made from these files, so what they show has happened.
+Record again when the engine has changed what it does; the other scripts only read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from docs.scripts.server import ROOT, LocalServer
+
+RECORDS = ROOT / "docs" / "records"
+POCKET = Path("pocket/model")
+
+COUNT = "Explain continuous batching, paging, preemption and the prefix cache, one after another."
+TOPICS = [
+    "What is a token?",
+    "What is a block table?",
+    "What is prefill?",
+    "What is continuous batching?",
+    "What does temperature do?",
+    "What is a KV cache?",
+    "What is preemption?",
+    "What is a prefix cache?",
+]
+
+
+class Client:
+    """Asks the server, and raises for an answer that is not the expected one."""
+
+    def __init__(self, http: httpx.AsyncClient):
+        self.http = http
+
+    async def ask(self, request_id: str, question: str, status: int = 200, **fields) -> dict:
+        body = {"model": "pocket", "request_id": request_id, "max_tokens": 48, "temperature": 0}
+        body |= {"messages": [{"role": "user", "content": question}], **fields}
+        answer = await self.http.post("/v1/chat/completions", json=body)
+        if answer.status_code != status:
+            raise RuntimeError(f"{request_id}: HTTP {answer.status_code}: {answer.text}")
+        return answer.json()
+
+    async def leave_early(self, request_id: str, question: str) -> None:
+        """Read two pieces of a stream, then go."""
+        body = {"model": "pocket", "request_id": request_id, "stream": True, "ignore_eos": True}
+        body |= {"messages": [{"role": "user", "content": question}], "max_tokens": 400}
+        async with self.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.aiter_lines()
+            for _ in range(6):
+                await anext(lines)
+        await asyncio.sleep(0.3)
+
+
+async def tour(client: Client) -> None:
+    """One thing after another, each a request whose id says what it shows."""
+    await client.ask("first", TOPICS[5], trace="full", max_tokens=4)
+    await client.ask("again", TOPICS[5])
+    await client.ask("other", TOPICS[0])
+    await client.ask("warm", "Tell me a story about a fox.", trace="full", max_tokens=4,
+                     temperature=1.0, top_k=20, top_p=0.9, seed=7)  # fmt: skip
+    # One of the two prompts ends inside a block, which its sequences then share.
+    await client.ask("three", "Tell me a story about a bear.", n=3, temperature=1.2, seed=7,
+                     max_tokens=24, ignore_eos=True)  # fmt: skip
+    await client.ask("trio", "Tell me a story about a brown bear.", n=3, temperature=1.2, seed=7,
+                     max_tokens=24, ignore_eos=True)  # fmt: skip
+    await client.ask("length", TOPICS[3], max_tokens=8, ignore_eos=True)
+    text = (await client.ask("ends", TOPICS[3]))["choices"][0]["message"]["content"]
+    stop = text[8:14]  # really occurs: it is part of the answer to the same prompt
+    await client.ask("stops", TOPICS[3], stop=stop, trace="full")
+    await client.leave_early("leaves", TOPICS[4])
+    await asyncio.gather(*(client.ask(f"six-{i}", TOPICS[i], max_tokens=12) for i in range(6)))
+
+
+async def crowd(client: Client) -> None:
+    """Eight long answers on a pool that holds three: they wait, and some are preempted."""
+    await client.ask("too-long", "word " * 400, status=400)
+    questions = [f"{topic} {COUNT}" for topic in TOPICS]
+    await asyncio.gather(
+        *(
+            client.ask(f"crowd-{i}", question, max_tokens=64, ignore_eos=True)
+            for i, question in enumerate(questions)
+        )
+    )
+
+
+SMALL = ("--num-gpu-blocks-override", "20", "--max-num-seqs", "5", "--max-num-batched-tokens", "64")
+RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
+    "tour": (("--num-gpu-blocks-override", "256", "--max-num-seqs", "8"), tour),
+    "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
+    "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),
+}
+
+
+def record(name: str, model: Path) -> Path:
+    """Run one of `RUNS` and write its record."""
+    flags, scene = RUNS[name]
+    path = RECORDS / f"{name}.jsonl"
+    model_flags = ("--model", str(model), "--served-model-name", "pocket")
+    record_flags = ("--trace-file", str(path.relative_to(ROOT)), "--log-format", "off")
+
+    async def run(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+            await scene(Client(http))
+
+    with LocalServer(*model_flags, *record_flags, *flags) as server:
+        asyncio.run(run(server.url))
+    if server.exit_code:
+        raise RuntimeError(f"the server ended with {server.exit_code}:\n{''.join(server.output)}")
+    return path
+
+
+def main(argv: list[str]) -> int:
+    """Record all runs, or those that are named. `--model FOLDER` (relative) for another model."""
+    model = POCKET
+    if "--model" in argv:
+        model = Path(argv.pop(argv.index("--model") + 1))
+        argv.remove("--model")
+    if not (ROOT / model / "config.json").is_file():
+        print(f"record: there is no model in {model}", file=sys.stderr)
+        return 2
+    RECORDS.mkdir(exist_ok=True)
+    for name in argv or RUNS:
+        path = record(name, model)
+        with contextlib.suppress(ValueError):
+            path = path.relative_to(ROOT)
+        print(f"{path}: {(ROOT / path).stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
