@@ -1,0 +1,42 @@
+"""The chapters in their order."""
+
+from __future__ import annotations
+
+from lab import (
+    attention,
+    batching,
+    graphs,
+    kv_cache,
+    loading,
+    machine,
+    paging,
+    preemption,
+    prefix,
+    sampling,
+    tokens,
+    whole,
+)
+from lab.chapter import Chapter
+
+CHAPTERS: tuple[Chapter, ...] = tuple(
+    module.CHAPTER
+    for module in (
+        machine, loading, tokens, kv_cache, paging, batching, prefix, attention, preemption,
+        sampling, graphs, whole,
+    )
+)  # fmt: skip
+
+
+class UnknownChapter(ValueError):
+    """--only names no chapter; the message lists those that there are."""
+
+
+def chosen(names: list[str]) -> list[Chapter]:
+    """The chapters of these names in the lab's order; all for none. Raises `UnknownChapter`."""
+    known = [chapter.name for chapter in CHAPTERS]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UnknownChapter(
+            f"there is no chapter {', '.join(map(repr, unknown))}; choose from {', '.join(known)}."
+        )
+    return [chapter for chapter in CHAPTERS if not names or chapter.name in names]

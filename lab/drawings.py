@@ -1,0 +1,108 @@
+"""What a chapter can draw: five kinds of pictures, as plain data.
+
+`terminal` draws them with characters, `svg` with shapes. A colour is a number: an entry of
+`PALETTE`, or `EMPTY` for what nobody uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Union
+
+PALETTE = (
+    "#4c8fe0", "#e0803a", "#3fa66b", "#d0608c", "#8d78d8", "#b8952a", "#2fa3ab", "#a27556",
+)  # fmt: skip
+"""Colours that are legible on white and on black."""
+
+EMPTY = -1
+Legend = list[tuple[str, int]]  # (name, colour)
+
+
+def colour(number: int) -> int:
+    """An entry of the palette for the owner with this number; owners beyond it share colours."""
+    return number % len(PALETTE)
+
+
+@dataclass
+class Bar:
+    """One horizontal bar, made of parts that lie end to end."""
+
+    label: str
+    parts: list[tuple[float, int]]  # (value, colour)
+    text: str = ""  # behind the bar; default: the sum, in the drawing's unit
+
+    @property
+    def total(self) -> float:
+        return sum(value for value, _ in self.parts)
+
+
+@dataclass
+class Bars:
+    """Bars of one unit on one scale, which starts at 0."""
+
+    title: str
+    unit: str
+    bars: list[Bar]
+    legend: Legend = field(default_factory=list)
+
+
+@dataclass
+class Series:
+    """One line: points from left to right."""
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+@dataclass
+class Lines:
+    """Lines over one x axis. Values of a logarithmic axis are above 0."""
+
+    title: str
+    x_name: str
+    y_name: str
+    series: list[Series]
+    log_x: bool = False
+    log_y: bool = False
+
+    def range(self, axis: int) -> tuple[float, float]:
+        """Smallest and largest value of x (0) or y (1); a linear y axis starts at 0."""
+        values = [point[axis] for line in self.series for point in line.points]
+        low = min(values)
+        if axis == 1 and not self.log_y:
+            low = min(0.0, low)
+        return low, max(values)
+
+
+@dataclass
+class Cells:
+    """Rows of equal cells, each the colour of its owner: memory, block by block."""
+
+    title: str
+    rows: list[tuple[str, list[int]]]  # (label, colours)
+    legend: Legend = field(default_factory=list)
+
+
+@dataclass
+class Lanes:
+    """Who did what, when: one lane for each, spans of [start, end) on a common axis from 0."""
+
+    title: str
+    x_name: str
+    lanes: list[tuple[str, list[tuple[float, float, int]]]]  # (label, (start, end, colour))
+    legend: Legend = field(default_factory=list)
+
+    @property
+    def end(self) -> float:
+        return max((span[1] for _, spans in self.lanes for span in spans), default=0.0)
+
+
+@dataclass
+class Pieces:
+    """Texts cut into their tokens."""
+
+    title: str
+    lines: list[tuple[str, list[str]]]  # (label, the text of each token)
+
+
+Drawing = Union[Bars, Lines, Cells, Lanes, Pieces]  # noqa: UP007 - Python 3.10 keeps it an alias

@@ -1,0 +1,163 @@
+"""Chapter: kernel fusion, and CUDA graphs where there is a GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.kernels import TORCH, kernels_for
+from engine.trace.events import GraphCaptured
+from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
+from lab.drawings import Bar, Bars, Lines, Series
+from lab.limits import best_seconds
+from lab.workbench import Workbench
+
+REPEAT = 200  # calls that are timed together: one alone is shorter than the clock is exact
+CHAIN = 100  # kernels in a row, for the graph
+EPS = 1e-5
+SEPARATE_PASSES = 5  # the sum: 2 read, 1 written; the norm: 1 read, 1 written
+FUSED_PASSES = 4  # 2 read, 2 written
+
+
+def _rows(bench: Workbench) -> list[int]:
+    return [1, 16, 256, 4096]
+
+
+def _width(bench: Workbench) -> int:
+    return bench.description.hidden_size
+
+
+def _call_seconds(bench: Workbench) -> float:
+    """What calling one torch operation costs, whatever it computes: a sum of two numbers."""
+    x = torch.ones(1, dtype=bench.dtype, device=bench.device)
+    return best_seconds(lambda: [x + x for _ in range(REPEAT)], bench.device) / REPEAT
+
+
+def _fused(bench: Workbench) -> bool:
+    return kernels_for(bench.device) is not TORCH
+
+
+def predict(bench: Workbench) -> list[Expectation]:
+    if not _fused(bench) and bench.device.type != "cuda":
+        raise CannotShow("no fused kernels could be built here, and there is no GPU")
+    call = _call_seconds(bench)
+    rows, width = _rows(bench)[-1], _width(bench)
+    expectations = []
+    if _fused(bench):
+        expectations += [
+            Expectation(
+                "separate", "x + residual, then its norm, one token", 2 * call, "s",
+                f"two operations, and calling one takes {quantity(call, 's')}",
+            ),
+            Expectation(
+                "fused", "both fused, one token", call, "s", "one call",
+            ),
+            Expectation(
+                "gain", f"gain of fusing at {rows:,} tokens",
+                SEPARATE_PASSES / FUSED_PASSES, "×",
+                f"{SEPARATE_PASSES} passes over {rows:,} × {width} numbers become {FUSED_PASSES}",
+            ),
+        ]  # fmt: skip
+    if bench.device.type == "cuda":
+        expectations.append(
+            Expectation(
+                "launches", f"{CHAIN} small kernels, launched one by one", CHAIN * call, "s",
+                f"launching takes {quantity(call, 's')} each, computing next to nothing",
+            )
+        )  # fmt: skip
+    return expectations
+
+
+@torch.inference_mode()
+def run(bench: Workbench) -> Outcome:
+    outcome = Outcome()
+    if _fused(bench):
+        _run_fusion(bench, outcome)
+    else:
+        outcome.not_shown.append("fusion: this device computes with torch's own operations")
+    if bench.device.type == "cuda":
+        _run_graph(bench, outcome)
+    else:
+        outcome.not_shown.append(
+            "CUDA graphs: they replay the launches of a GPU's kernels, and this machine has no CUDA"
+            " device"
+        )
+    return outcome
+
+
+def _run_fusion(bench: Workbench, outcome: Outcome) -> None:
+    kernels = kernels_for(bench.device)
+    points: dict[str, list[tuple[float, float]]] = {"separate": [], "fused": []}
+    for rows in _rows(bench):
+        x = torch.randn(rows, _width(bench)).to(bench.device, bench.dtype)
+        residual, weight = torch.randn_like(x), torch.ones_like(x[0])
+        repeat = max(1, REPEAT // rows)
+        for name, table in (("separate", TORCH), ("fused", kernels)):
+            norm = table.add_rms_norm
+            seconds = best_seconds(
+                lambda norm=norm, x=x, r=residual, w=weight, repeat=repeat: [
+                    norm(x, r, w, EPS) for _ in range(repeat)
+                ],
+                bench.device,
+            )
+            points[name].append((rows, seconds / repeat))
+    separate, fused = points["separate"], points["fused"]
+    outcome.measured.update(
+        separate=separate[0][1], fused=fused[0][1], gain=separate[-1][1] / fused[-1][1]
+    )
+    outcome.findings.append(
+        f"{kernels.name} against torch: {quantity(separate[0][1] / fused[0][1], '×')} as fast for"
+        f" one token, {quantity(separate[-1][1] / fused[-1][1], '×')} for"
+        f" {separate[-1][0]:,}; a layer of the model does this twice"
+    )
+    outcome.drawings.append(
+        Lines(
+            "Residual sum and norm, separate and fused", "tokens", "seconds",
+            [Series(name, line) for name, line in points.items()], log_x=True, log_y=True,
+        )
+    )  # fmt: skip
+
+
+def _run_graph(bench: Workbench, outcome: Outcome) -> None:
+    """A chain of small kernels, launched by Python and replayed as one graph."""
+    x = torch.ones(1, dtype=bench.dtype, device=bench.device)
+
+    def chain() -> None:
+        for _ in range(CHAIN):
+            x.add_(1)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        chain()  # a capture wants a warm start on another stream
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain()
+    eager = best_seconds(chain, bench.device)
+    replayed = best_seconds(graph.replay, bench.device)
+    outcome.measured["launches"] = eager
+    captured = [e for e in bench.start_events if isinstance(e, GraphCaptured)]
+    own = (
+        f"the engine itself captured {len(captured)} graphs when it started"
+        if captured
+        else "the engine itself captured no graphs when it started"
+    )
+    outcome.findings.append(
+        f"replayed as one graph the {CHAIN} kernels take {quantity(replayed, 's')},"
+        f" {quantity(eager / replayed, '×')} as fast; {own}"
+    )
+    bars = [Bar("one by one", [(eager, 0)]), Bar("as a graph", [(replayed, 1)])]
+    outcome.drawings.append(Bars(f"{CHAIN} small kernels", "s", bars))
+
+
+CHAPTER = Chapter(
+    "graphs",
+    "Fusion and CUDA graphs: fewer, larger calls",
+    "A small model spends much of a step not on computing but on telling the device what to do."
+    " A fused kernel does in one call, and in fewer passes over memory, what took several. A CUDA"
+    " graph records all calls of a step once and replays them as one.",
+    predict,
+    run,
+    "engine/kernels/__init__.py",
+    "which implementation computes on which device",
+)

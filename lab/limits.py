@@ -1,0 +1,95 @@
+"""What this machine could do at best, on whichever device the engine computes."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.kernels.machine_limits import machine_limits
+
+TRIES = 5
+CUDA_BYTES = 1 << 30
+CUDA_MATRIX = 8192
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured: what memory delivers when it is only read, and a large product in one dtype."""
+
+    read_gb_s: float
+    gemm_gflop_s: float
+
+    def least_s(self, num_bytes: float, flops: float) -> float:
+        """The shortest time that memory or arithmetic allow, whichever binds."""
+        return max(num_bytes / self.read_gb_s, flops / self.gemm_gflop_s) / 1e9
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """Some seconds on a CPU, less on a GPU."""
+    if device.type == "cpu":
+        known = machine_limits()
+        name = str(dtype).removeprefix("torch.")
+        return Limits(known.read_gb_s, known.gemm_gflop_s[name])
+    source = torch.ones(CUDA_BYTES // 4, dtype=torch.float32, device=device)
+    read = best_seconds(lambda: source.sum(), device)
+    a = torch.randn(CUDA_MATRIX, CUDA_MATRIX, device=device).to(dtype)
+    product = best_seconds(lambda: torch.nn.functional.linear(a, a), device)
+    return Limits(CUDA_BYTES / read / 1e9, 2 * CUDA_MATRIX**3 / product / 1e9)
+
+
+def best_seconds(call: Callable[[], object], device: torch.device, tries: int = TRIES) -> float:
+    """The shortest of several runs, after one that is not counted; the device has finished."""
+    _timed(call, device)
+    return min(_timed(call, device) for _ in range(tries))
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def describe_machine(device: torch.device) -> list[str]:
+    """Device, memory, driver and libraries, as the system states them."""
+    lines = [f"{_cpu_name()}, {torch.get_num_threads()} threads for the model"]
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        lines.append(
+            f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, {gpu.multi_processor_count} SMs,"
+            f" compute capability {gpu.major}.{gpu.minor}"
+        )
+        lines.append(f"driver {_driver()}, CUDA {torch.version.cuda}")
+    else:
+        lines.append("no CUDA device: the engine computes on the CPU")
+    lines.append(f"Python {platform.python_version()}, torch {torch.__version__}")
+    return lines
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (
+        line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")
+    )
+    return next(names, platform.machine())
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version, as its kernel module states it."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown (no /proc/driver/nvidia here)"
+    words = text.split("\n", 1)[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

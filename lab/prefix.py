@@ -1,0 +1,120 @@
+"""Chapter: prefix caching."""
+
+from __future__ import annotations
+
+from engine.trace.events import BlockShared, RequestAdmitted
+from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
+from lab.drawings import Bar, Bars, Cells
+from lab.workbench import Job, Workbench
+
+OUTPUT = 4
+QUESTION = 12  # tokens that are the asker's own
+
+
+def _shared(bench: Workbench) -> int:
+    """Tokens of the common beginning, deliberately not a whole number of blocks."""
+    longest = 512 if bench.quick else 1024
+    shared = min(longest, bench.kv.max_model_len - QUESTION - OUTPUT) - bench.kv.block_size // 2
+    if shared < bench.kv.block_size:
+        raise CannotShow(f"a context of {bench.kv.max_model_len} tokens has no block to share")
+    return shared
+
+
+def _cached(bench: Workbench) -> int:
+    size = bench.kv.block_size
+    return _shared(bench) // size * size
+
+
+def predict(bench: Workbench) -> list[Expectation]:
+    shared, cached, cost = _shared(bench), _cached(bench), bench.step_cost
+    size, whole = bench.kv.block_size, _shared(bench) + QUESTION
+    return [
+        Expectation(
+            "cached", "second request: tokens from the cache", cached, "",
+            f"whole blocks of {size} in {shared} common tokens: {shared // size} × {size}",
+        ),
+        Expectation(
+            "computed", "second request: tokens computed", whole - cached, "",
+            f"the rest of its {whole}",
+        ),
+        Expectation(
+            "cold", "first token of the first", cost.prefill(whole), "s",
+            f"{quantity(cost.fixed, 's')} + {whole} × {quantity(cost.token, 's')}",
+        ),
+        Expectation(
+            "warm", "first token of the second", cost.prefill(whole - cached), "s",
+            f"the same for {whole - cached} tokens",
+        ),
+    ]  # fmt: skip
+
+
+def run(bench: Workbench) -> Outcome:
+    beginning = bench.prompt(_shared(bench))
+
+    def batches(name: str) -> list[list[Job]]:
+        # The questions differ in their first token already, so no block beyond the beginning fits.
+        questions = [bench.prompt(QUESTION, 3), bench.prompt(QUESTION, 3)[::-1]]
+        questions[1][0] = (questions[0][0] + 1) % bench.kv.vocab_size
+        return [
+            [Job(f"{name}-{i}", beginning + question, OUTPUT)]
+            for i, question in enumerate(questions)
+        ]
+
+    on = bench.run(batches("on"), enable_prefix_caching=True)
+    off = bench.run(batches("off"), enable_prefix_caching=False)
+    admitted = {event.request_id: event for event in on.of(RequestAdmitted)}
+    cached = admitted["on-1"].num_cached_tokens
+    whole = admitted["on-1"].num_tokens
+    shared = [block for event in on.of(BlockShared) for block in event.blocks]
+    same = [on.tokens[f"on-{i}"] == off.tokens[f"off-{i}"] for i in range(2)]
+    answers = "the answers are those of a run without the prefix cache"
+    if not all(same):
+        answers = "an answer differs from the run without: rounding between nearly equal tokens"
+    size = bench.kv.block_size
+    own = -(-whole // size) - len(shared)
+    return Outcome(
+        {
+            "cached": cached,
+            "computed": whole - cached,
+            "cold": on.first_s["on-0"],
+            "warm": on.first_s["on-1"],
+        },
+        [
+            f"the second request's first token came"
+            f" {quantity(on.first_s['on-0'] / on.first_s['on-1'], '×')} as soon as the first's;"
+            f" with the cache off {quantity(off.first_s['off-0'] / off.first_s['off-1'], '×')}",
+            f"{len(shared)} blocks were shared, not copied:"
+            f" {quantity(len(shared) * bench.kv.bytes_per_block, 'B')} that need not be held"
+            f" twice; {answers}",
+        ],
+        [
+            Bars(
+                "Tokens of each prompt",
+                "",
+                [
+                    Bar("first request", [(admitted["on-0"].num_tokens, 1)]),
+                    Bar("second request", [(cached, 0), (whole - cached, 1)]),
+                ],
+                [("from the cache", 0), ("computed", 1)],
+            ),
+            Cells(
+                "The second request's block table",
+                [("blocks", [0] * len(shared) + [1] * own)],
+                [("shared with the first", 0), ("its own", 1)],
+            ),
+        ],
+    )
+
+
+CHAPTER = Chapter(
+    "prefix",
+    "Prefix caching: the same beginning, computed once",
+    "Many requests begin alike: the same instructions, the same document, the same conversation so"
+    " far. A full block is named by a hash of its tokens and of all tokens before it, so an equal"
+    " beginning is found by its name. The blocks are then shared, and only what differs is"
+    " computed.",
+    predict,
+    run,
+    "engine/core/blocks.py",
+    "block hashes, reference counts and eviction",
+)

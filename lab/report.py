@@ -1,0 +1,118 @@
+"""The lab as one HTML file: everything is in it, so it opens without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from lab.chapter import Chapter, Expectation, Outcome, quantity
+from lab.svg import figure
+from lab.terminal import comparison
+
+
+@dataclass
+class Section:
+    """One chapter as it ran; `reason` says why, if it didn't."""
+
+    chapter: Chapter
+    expectations: list[Expectation]
+    outcome: Outcome
+    seconds: float = 0.0
+    reason: str = ""
+
+
+STYLE = """
+:root{--ink:#1c2430;--quiet:#667080;--paper:#fbfbf9;--card:#fff;--edge:#e2e4e8;--empty:#d9dce1;
+--accent:#2566b8;color-scheme:light dark}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ee;--quiet:#98a2b0;--paper:#14171c;--card:#1b1f26;
+--edge:#2c323c;--empty:#39404b;--accent:#7db4f5}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:900px;padding:32px 20px 80px;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,sans-serif}
+h1{font-size:2rem;margin:0 0 4px}h2{font-size:1.35rem;margin:0 0 8px}
+h2 span{color:var(--quiet);font-weight:400;margin-right:.5em}
+header p,.quiet,footer{color:var(--quiet)}
+nav ol{columns:2;padding-left:1.4em}a{color:var(--accent)}
+section{background:var(--card);border:1px solid var(--edge);border-radius:12px;padding:24px 28px;
+margin:22px 0}
+table{border-collapse:collapse;width:100%;margin:16px 0;font-size:.93rem}
+th{font-weight:500;color:var(--quiet);text-align:left;border-bottom:1px solid var(--edge)}
+th,td{padding:6px 10px 6px 0;vertical-align:top}
+td+td,th+th{text-align:right;white-space:nowrap}td.why,th.why{text-align:left;white-space:normal;
+color:var(--quiet)}td.measured{font-weight:650}
+figure{margin:22px 0 6px}figcaption{font-weight:600;margin-bottom:8px}
+svg{width:100%;height:auto;display:block}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+svg text.quiet{fill:var(--quiet);font-size:12px}
+.grid{stroke:var(--edge)}.line{fill:none;stroke-width:2.2;stroke-linejoin:round}
+.legend{color:var(--quiet);font-size:.87rem;margin-top:6px}.legend span{margin-right:1.4em}
+.legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
+.pieces p{margin:6px 0;display:flex;gap:12px}.pieces span{color:var(--quiet);flex:0 0 70px}
+.pieces code{flex:1;font:14px/1.7 ui-monospace,monospace;white-space:pre-wrap}
+.pieces b{font-weight:400;color:#fff;padding:1px 0;border-radius:3px}
+.pieces em{color:var(--quiet);font-style:normal}
+.missing{border-left:3px solid #b8952a;padding-left:12px}
+"""
+
+
+def report(title: list[str], sections: list[Section]) -> str:
+    """`title`: lines about the model and the run."""
+    links = "".join(
+        f'<li><a href="#{s.chapter.name}">{escape(s.chapter.title)}</a></li>' for s in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Glasshouse: the lab</title><style>{STYLE}</style></head><body>"
+        f"<header><h1>The lab</h1>{''.join(f'<p>{escape(line)}</p>' for line in title)}</header>"
+        f"<nav><ol>{links}</ol></nav>"
+        + "\n".join(_section(number, s) for number, s in enumerate(sections, 1))
+        + "<footer>Every figure here was measured while this report was made.</footer>"
+        "</body></html>\n"
+    )
+
+
+def _section(number: int, section: Section) -> str:
+    chapter, outcome = section.chapter, section.outcome
+    parts = [
+        f'<section id="{chapter.name}"><h2><span>{number}</span>{escape(chapter.title)}</h2>',
+        f"<p>{escape(chapter.idea)}</p>",
+    ]
+    missing = [section.reason] if section.reason else outcome.not_shown
+    if section.expectations:
+        parts.append(_predictions(section.expectations))
+    rows = comparison(section.expectations, outcome)
+    if rows:
+        parts.append(_measurements(rows))
+    if outcome.findings:
+        parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in outcome.findings)}</ul>")
+    parts += [f'<p class="missing">Not shown here: {escape(text)}</p>' for text in missing]
+    parts += [figure(drawing) for drawing in outcome.drawings]
+    parts.append(
+        f'<p class="quiet">Read next: <code>{escape(chapter.read_next)}</code>,'
+        f" {escape(chapter.read_for)} ({quantity(section.seconds, 's')})</p></section>"
+    )
+    return "\n".join(parts)
+
+
+def _predictions(expectations: list[Expectation]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(item.what)}</td><td>{escape(quantity(item.value, item.unit))}</td>"
+        f'<td class="why">{escape(item.why)}</td></tr>'
+        for item in expectations
+    )
+    return (
+        "<table><thead><tr><th>The prediction</th><th>expected</th>"
+        f'<th class="why">because</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def _measurements(rows: list[list[str]]) -> str:
+    body = "".join(
+        f"<tr><td>{escape(what)}</td><td>{escape(expected)}</td>"
+        f'<td class="measured">{escape(measured)}</td><td>{escape(ratio)}</td></tr>'
+        for what, expected, measured, ratio in rows
+    )
+    return (
+        "<table><thead><tr><th>Measured on this machine</th><th>expected</th><th>measured</th>"
+        f"<th>÷</th></tr></thead><tbody>{body}</tbody></table>"
+    )

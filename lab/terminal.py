@@ -1,0 +1,127 @@
+"""The lab on a terminal: chapters as rich text, 100 columns wide."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lab.chapter import Chapter, Expectation, Outcome, quantity
+from lab.terminal_drawings import draw
+
+WIDTH = 100
+
+
+class Terminal:
+    """Shows a chapter in the order in which it happens."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(width=WIDTH, highlight=False)
+
+    def title(self, model: str, quick: bool, number: int) -> None:
+        chapters = "1 chapter" if number == 1 else f"{number} chapters"
+        text = Text.assemble(
+            ("The lab", "bold"), f"   {chapters}{', quick' if quick else ''}   model ", model
+        )
+        self.console.print(text, overflow="fold")
+
+    def open(self, number: int, chapter: Chapter) -> None:
+        """The idea, before anything is measured."""
+        self.console.print()
+        heading = Text.assemble((f" {number} ", "bold reverse"), f" {chapter.title} ")
+        body = Text(chapter.idea)
+        self.console.print(
+            Panel(body, title=heading, title_align="left", width=WIDTH, border_style="dim")
+        )
+
+    def expect(self, expectations: list[Expectation]) -> None:
+        """The prediction, before the run."""
+        table = _table("the prediction", "expected", "because")
+        for item in expectations:
+            table.add_row(item.what, quantity(item.value, item.unit), Text(item.why, style="dim"))
+        self.console.print(table)
+
+    def working(self, what: str):
+        """Shown on a terminal while something runs."""
+        return self.console.status(f"[dim]{what} …[/]")
+
+    def close(
+        self,
+        chapter: Chapter,
+        expectations: list[Expectation],
+        outcome: Outcome,
+        seconds: float,
+    ) -> None:
+        """What came out, beside what was expected."""
+        console = self.console
+        if any(item.key in outcome.measured for item in expectations):
+            table = _table("measured on this machine, now", "expected", "measured", "÷")
+            for row in comparison(expectations, outcome):
+                table.add_row(*row)
+            console.print(table)
+        console.print()
+        for finding in outcome.findings:
+            console.print(_item("•", finding))
+        for missing in outcome.not_shown:
+            console.print(_item("!", f"not shown here: {missing}", "yellow"))
+        for drawing in outcome.drawings:
+            console.print()
+            console.print(_indented(draw(drawing)))
+        console.print()
+        console.print(
+            Text.assemble(
+                "Read next: ", (chapter.read_next, "bold cyan"), f"  {chapter.read_for}",
+                (f"   ({quantity(seconds, 's')})", "dim"),
+            )
+        )  # fmt: skip
+
+    def cannot(self, reason: str) -> None:
+        self.console.print(_item("!", f"not shown here: {reason}", "yellow"))
+
+    def end(self, seconds: float, report: str) -> None:
+        self.console.print()
+        where = f", the report is in {report}" if report else ""
+        self.console.print(f"[dim]Done in {quantity(seconds, 's')}{where}.[/]", soft_wrap=True)
+
+
+def comparison(expectations: list[Expectation], outcome: Outcome) -> list[list[str]]:
+    """[what, expected, measured, measured ÷ expected] of each figure that was measured."""
+    rows = []
+    for item in expectations:
+        if item.key in outcome.measured:
+            value = outcome.measured[item.key]
+            ratio = f"{value / item.value:.2f}" if item.value else ""
+            exact = "=" if value == item.value else ratio
+            rows.append(
+                [item.what, quantity(item.value, item.unit), quantity(value, item.unit), exact]
+            )
+    return rows
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(
+        box=None, width=WIDTH - 2, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
+    )
+    table.add_column(first, width=38)
+    for name in others:
+        if name == "because":
+            table.add_column(name, ratio=1)
+        else:
+            style = "bold" if name == "measured" else ""
+            table.add_column(name, justify="right", width=14 if name != "÷" else 6, style=style)
+    return table
+
+
+def _item(mark: str, text: str, style: str = "") -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=2, justify="right")
+    grid.add_column(width=WIDTH - 5)
+    grid.add_row(Text(mark, style=style or "dim"), Text(text, style=style))
+    return grid
+
+
+def _indented(content: RenderableType) -> RenderableType:
+    grid = Table.grid(padding=(0, 0, 0, 2))
+    grid.add_row(Group(content))
+    return grid

@@ -1,0 +1,153 @@
+"""Drawings with characters: blocks for bars and cells, braille dots for lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lab.axes import Axis
+from lab.chapter import quantity
+from lab.drawings import EMPTY, PALETTE, Bars, Cells, Drawing, Lanes, Legend, Lines, Pieces
+
+LABEL = 26  # columns of a label
+BAR = 46  # columns of the longest bar
+PLOT = (72, 12)  # columns and rows of a line plot
+EIGHTHS = " ▏▎▍▌▋▊▉"
+DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille cell, [x][y]
+
+
+def draw(drawing: Drawing) -> RenderableType:
+    """Any drawing, with its title and legend, at most 96 columns wide."""
+    lines = [Text(drawing.title, style="bold")]
+    lines += _DRAW[type(drawing)](drawing)
+    legend = getattr(drawing, "legend", [])
+    if legend:
+        lines.append(_legend(legend))
+    return Group(*lines)
+
+
+def _style(colour: int) -> str:
+    return "dim" if colour == EMPTY else PALETTE[colour]
+
+
+def _legend(legend: Legend) -> Text:
+    text = Text()
+    for name, colour in legend:
+        text.append("· " if colour == EMPTY else "■ ", _style(colour))
+        text.append(f"{name}   ", "dim")
+    return text
+
+
+def _label(text: str) -> Text:
+    label = Text(text[: LABEL - 1] if len(text) < LABEL else text[: LABEL - 2] + "…")
+    label.pad_right(LABEL - len(label))
+    return label
+
+
+def _bars(drawing: Bars) -> list[Text]:
+    longest = max((bar.total for bar in drawing.bars), default=0.0) or 1.0
+    lines = []
+    for bar in drawing.bars:
+        line, end, drawn = _label(bar.label), 0.0, 0
+        for value, colour in bar.parts:
+            end += value / longest * BAR
+            whole, eighth = int(end), int((end - int(end)) * 8)
+            last = colour == bar.parts[-1][1]
+            line.append("█" * (whole - drawn), _style(colour))
+            if last and eighth:
+                line.append(EIGHTHS[eighth], _style(colour))
+            drawn = whole
+        line.append(f" {bar.text or quantity(bar.total, drawing.unit)}")
+        lines.append(line)
+    return lines
+
+
+def _cells(drawing: Cells) -> list[Text]:
+    width = max((len(label) for label, _ in drawing.rows), default=0) + 1
+    lines = []
+    for label, cells in drawing.rows:
+        line = Text(f"{label:>{width - 1}} ", "dim")
+        for cell in cells:
+            line.append("·" if cell == EMPTY else "■", _style(cell))
+        line.no_wrap = False
+        lines.append(line)
+    return lines
+
+
+def _lanes(drawing: Lanes) -> list[Text]:
+    width, end = 78, drawing.end or 1.0
+    lines = []
+    for label, spans in drawing.lanes:
+        columns: list[int | None] = [None] * width
+        for start, stop, colour in spans:
+            first = int(start / end * width)
+            for column in range(first, max(first + 1, int(stop / end * width))):
+                if column < width:
+                    columns[column] = colour
+        line = Text(f"{label:<12.12} ")
+        for column in columns:
+            if column is None:
+                line.append(" ")
+            else:
+                line.append("─" if column == EMPTY else "█", _style(column))
+        lines.append(line)
+    scale = f"{0:<{width - 12}}{drawing.x_name + ' ' + format(drawing.end, ',.0f'):>12}"
+    lines.append(Text(" " * 13 + scale, "dim"))
+    return lines
+
+
+def _lines(drawing: Lines) -> list[Text]:
+    columns, rows = PLOT
+    x_axis = Axis(*drawing.range(0), drawing.log_x)
+    y_axis = Axis(*drawing.range(1), drawing.log_y)
+    dots = [[0] * columns for _ in range(rows)]
+    colours = [[0] * columns for _ in range(rows)]
+    for number, series in enumerate(drawing.series):
+        places = [(x_axis.place(x), y_axis.place(y)) for x, y in series.points]
+        for (x1, y1), (x2, y2) in zip(places, places[1:] or places):
+            count = 2 * max(int(abs(x2 - x1) * 2 * columns), int(abs(y2 - y1) * 4 * rows), 1)
+            for i in range(count + 1):
+                x = min(int((x1 + (x2 - x1) * i / count) * 2 * columns), 2 * columns - 1)
+                y = min(int((y1 + (y2 - y1) * i / count) * 4 * rows), 4 * rows - 1)
+                row, column = rows - 1 - y // 4, x // 2
+                dots[row][column] |= DOTS[x % 2][3 - y % 4]
+                colours[row][column] = number
+    unit = {"seconds": "s"}.get(drawing.y_name, "")
+    lines = []
+    for row in range(rows):
+        mark = ""
+        if row in (0, rows - 1, rows // 2):
+            mark = quantity(y_axis.value(1 - row / (rows - 1)), unit)
+        line = Text(f"{mark:>11} ", "dim")
+        line.append("│", "dim")
+        for dot, owner in zip(dots[row], colours[row], strict=True):
+            line.append(chr(0x2800 + dot) if dot else " ", PALETTE[owner % len(PALETTE)])
+        lines.append(line)
+    low, high = drawing.range(0)
+    left, right = quantity(low, ""), f"{quantity(high, '')} {drawing.x_name}"
+    lines.append(Text(" " * 13 + left + " " * (columns - len(left) - len(right)) + right, "dim"))
+    legend = [(series.name, i % len(PALETTE)) for i, series in enumerate(drawing.series)]
+    return [Text(" " * 12 + drawing.y_name, "dim"), *lines, _legend(legend)]
+
+
+def _pieces(drawing: Pieces) -> list[Text]:
+    lines = []
+    for label, pieces in drawing.lines:
+        line = Text(f"{label:<9.9} ", "dim")
+        for i, piece in enumerate(pieces):
+            shown = piece.replace("\n", "⏎") if not piece.startswith("bytes:") else "▯"
+            line.append(shown, f"{PALETTE[i % 3]} reverse")
+        line.append(f"  {len(pieces)}", "dim")
+        lines.append(line)
+    return lines
+
+
+_DRAW: dict[type, Callable[..., list[Text]]] = {
+    Bars: _bars,
+    Cells: _cells,
+    Lanes: _lanes,
+    Lines: _lines,
+    Pieces: _pieces,
+}
