@@ -22,7 +22,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "pocket" / "model"
 LISTENS = re.compile(r"^Glasshouse listens on (http://\S+)$", re.MULTILINE)
-KEY = "room-key"
 CHROMIUM_FLAGS = [
     "--headless=new",
     "--no-sandbox",

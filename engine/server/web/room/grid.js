@@ -4,7 +4,7 @@ import { colours, element, fit, ownerColour } from "./paint.js";
 import { number, plural } from "./words.js";
 
 const TALLEST = 300; // px, before it scrolls
-const LARGEST = 16, SMALLEST = 4; // px of a block, gap included
+const LARGEST = 26, SMALLEST = 4; // px of a block, gap included
 
 export class Grid {
   constructor(room, panel) {
@@ -45,7 +45,8 @@ export class Grid {
     const width = this.box.clientWidth;
     if (width === this.laidOutFor?.width && count === this.laidOutFor.count) return;
     let cell = LARGEST;
-    while (cell > SMALLEST && Math.ceil(count / Math.floor(width / cell)) * cell > TALLEST) cell--;
+    const comfortable = count <= 512 ? TALLEST / 2 : TALLEST;
+    while (cell > SMALLEST && Math.ceil(count / Math.floor(width / cell)) * cell > comfortable) cell--;
     this.cell = cell;
     this.columns = Math.max(1, Math.floor(width / cell));
     this.rows = Math.ceil(count / this.columns);
@@ -95,7 +96,7 @@ export class Grid {
     this.drawn[block] = code;
     const cell = this.cell;
     const x = (block % this.columns) * cell, y = Math.floor(block / this.columns) * cell;
-    const gap = cell > 6 ? 2 : 1, size = cell - gap;
+    const gap = cell > 18 ? 3 : cell > 6 ? 2 : 1, size = cell - gap;
     const all = colours();
     context.clearRect(x, y, cell, cell);
     if (!life) {
@@ -124,9 +125,9 @@ export class Grid {
     context.rect(x, y, size, size);
     context.clip();
     context.strokeStyle = colour;
-    context.lineWidth = Math.max(1, size / 5);
+    context.lineWidth = Math.max(1.2, size / 7);
     context.beginPath();
-    for (let offset = -size; offset < size; offset += Math.max(3, size / 2)) {
+    for (let offset = -size; offset < size; offset += Math.max(3, size / 2.5)) {
       context.moveTo(x + offset, y + size);
       context.lineTo(x + offset + size, y);
     }
@@ -147,7 +148,7 @@ export class Grid {
       tokens += computed;
     }
     const running = state.running.length;
-    const rows = [["paged, as here", used, `${number(tokens)} tokens of ${plural(running, "running sequence")}`]];
+    const rows = [["paged, as here", used, `${number(tokens)} tokens in ${plural(running, "sequence")}`]];
     if (knowsAsked) rows.push(["reserving what each asked for", asked, "prompt + max_tokens"]);
     if (longest) rows.push(["reserving the model's maximum", running * per(longest), `${number(longest)} tokens each`]);
     const most = Math.max(state.numBlocks, ...rows.map(([, blocks]) => blocks));

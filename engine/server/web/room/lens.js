@@ -5,6 +5,8 @@ import { number, plural, visible } from "./words.js";
 
 const MOST_TOKENS = 400;
 
+const chance = (share) => (share > 0 && share < 0.0005 ? "< 0.001" : share.toFixed(3));
+
 export class Lens {
   constructor(room, panel) {
     this.room = room;
@@ -29,17 +31,17 @@ export class Lens {
     const first = Math.max(0, draws.length - MOST_TOKENS);
     const chosen = draws.find(({ event }) => event.position === selection.token) ?? draws.at(-1);
     this.tokens.replaceChildren(...draws.slice(first).map(({ event }) => {
-      const chance = Math.exp(event.logprob ?? 0);
+      const likely = Math.exp(event.logprob ?? 0);
       const active = event === chosen.event;
       const made = element("button.token", {
         type: "button",
-        title: `position ${event.position}: probability ${chance.toFixed(3)}, rank ${event.rank}`,
+        title: `position ${event.position}: probability ${chance(likely)}, rank ${event.rank}`,
         tabIndex: active ? 0 : -1,
         onclick: () => this.room.select({ token: event.position }),
       }, visible(this.room.tokenText(event.token_id)));
       made.setAttribute("aria-pressed", String(active));
       // The less the model expected it, the stronger its tint.
-      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - chance) * 10) / 16));
+      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - likely) * 10) / 16));
       return made;
     }));
     if (!this.tokens.contains(document.activeElement)) this.tokens.scrollTop = this.tokens.scrollHeight;
@@ -73,11 +75,11 @@ export class Lens {
     const most = Math.max(0.001, ...rows.map(({ before, after }) => Math.max(before, after ?? 0)));
     const body = rows.map(({ token, before, after }) => {
       const bar = (share, kind) => element("span.bar", {}, element(`span.fill.${kind}`, { style: `width:${(100 * share) / most}%` }));
-      const row = element("tr", { className: token === id ? "drawn" : after === 0 ? "cut" : "" },
+      const row = element("tr", { className: token === id ? "drawn" : after === 0 && !greedy ? "cut" : "" },
         element("th", { scope: "row" }, element("span.token-name", { title: `token ${token}` }, name(token))),
         element("td", {}, bar(before, "before"), bar(after ?? 0, "after")),
-        element("td.number", {}, before.toFixed(3)),
-        element("td.number", {}, after === null ? "not recorded" : after === 0 ? "cut" : after.toFixed(3)));
+        element("td.number", {}, chance(before)),
+        element("td.number", {}, after === null ? "not recorded" : after === 0 ? (greedy ? "–" : "cut") : chance(after)));
       row.style.setProperty("--owner", ownerColour(life.hue));
       return row;
     });

@@ -5,6 +5,7 @@ import { fields } from "./words.js";
 
 const MOST_LINES = 160;
 const QUIET = new Set(["step.planned", "kernel.launched", "block.cached"]);
+const OF_TOKENS = new Set(["sample.drawn", "text.emitted", "text.held_back"]); // a line for each token
 
 export class Log {
   constructor(room, panel) {
@@ -24,9 +25,11 @@ export class Log {
     if (code === this.shown) return;
     this.shown = code;
     const wanted = this.filter.value.trim().toLowerCase();
+    const label = selection.request ? this.room.ledger.life(selection.request).label : "";
+    this.mention = new RegExp(`(^|[^\\w-])${label.replaceAll(".", "\\.")}(?![\\w-]|\\.\\d)`); // req-1, not req-13
     const lines = record.lines.length ? this.#told(wanted) : this.#fromEvents(wanted);
     this.caption.textContent = [
-      selection.request ? `about ${this.room.ledger.life(selection.request).label}` : "",
+      selection.request ? `about ${this.room.ledger.life(selection.request).label}` : "single tokens only of a selected request",
       record.lines.length ? "" : "this record came without the log's sentences: the events' own fields",
     ].filter(Boolean).join(" · ");
     const atEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
@@ -36,7 +39,8 @@ export class Log {
 
   #concerns(line, wanted) {
     const { request } = this.room.selection;
-    if (request && line.request_id !== request && !line.text.includes(this.room.ledger.life(request).label)) return false;
+    if (!request && OF_TOKENS.has(line.kind)) return false;
+    if (request && line.request_id !== request && !this.mention.test(line.text)) return false;
     return !wanted || `${line.kind} ${line.name} ${line.text}`.toLowerCase().includes(wanted);
   }
 

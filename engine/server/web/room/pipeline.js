@@ -13,7 +13,7 @@ const STATIONS = [
 ];
 const WIDTH = 1000, HEIGHT = 96, MIDDLE = 34;
 const TRAVEL_MS = 700;
-const MOST_DOTS = 48, DOTS_A_LEG = 10;
+const DOTS_A_LEG = 9; // at a time: more say nothing more
 
 export class Pipeline {
   constructor(room, panel) {
@@ -107,11 +107,11 @@ export class Pipeline {
       }
     }
     legs.forEach((names, leg) => names.forEach((name, i) => {
-      if (this.dots.length >= MOST_DOTS) return;
+      if (this.dots.filter((other) => other.leg === leg).length >= DOTS_A_LEG) return;
       const dot = svg("circle", { r: 4, cy: MIDDLE, class: "dot" });
       dot.style.fill = ownerColour(ledger.life(name).hue);
       this.dotLayer.append(dot);
-      this.dots.push({ dot, from: this.#place(leg) + 46, to: this.#place(leg + 1) - 46, start: now + i * 35, y: MIDDLE + ((i % 3) - 1) * 7 });
+      this.dots.push({ dot, leg, from: this.#place(leg) + 46, to: this.#place(leg + 1) - 46, start: now + i * 35, y: MIDDLE + ((i % 3) - 1) * 7 });
     }));
   }
 

@@ -60,7 +60,7 @@ export class Provoke {
     const length = Math.min(600, Math.floor((pool?.longest ?? 512) / 2));
     this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
     const prefix = await this.#text(length);
-    const ask = (i) => this.#send({ prompt: `${prefix} ${NAMES[i]} said`, max_tokens: 48, temperature: 0 }, NAMES[i]);
+    const ask = (i) => this.#send({ prompt: `${prefix} ${NAMES[i]} said`, max_tokens: 48, ignore_eos: true, temperature: 0.8, seed: i }, NAMES[i]);
     const first = ask(0);
     await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 700))]);
     for (let i = 1; i < 6; i++) ask(i);
@@ -93,7 +93,7 @@ export class Provoke {
 
   async #long(i, tokens, out) {
     const text = await this.#text(tokens);
-    this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${text}`, max_tokens: out, temperature: 0.8, seed: i }, `${NAMES[i % 16]} ${i}`);
+    this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${text}`, max_tokens: out, ignore_eos: true, temperature: 0.8, seed: i }, `${NAMES[i % 16]} ${i}`);
   }
 
   /** A text of about so many tokens of this model; a little less, never more. */

@@ -22,7 +22,7 @@ export class Queues {
     this.#fill(this.waiting, waiting, "waiting");
     const head = waiting[0] && ledger.life(waiting[0].name);
     const wait = head?.waits.filter(({ at }) => at <= record.position).at(-1);
-    this.why.textContent = wait ? `${head.label} waits: ${this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)}` : "";
+    this.why.textContent = wait ? `${head.label} waits since step ${wait.event.step ?? 0}: ${this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)}` : "";
   }
 
   #fill(list, queue, title) {
@@ -182,15 +182,17 @@ export class StepPanel {
       kind.flops += kernel.flops ?? 0;
       kinds.set(code, kind);
     }
+    const timed = kernels.some(({ duration_us: us }) => us);
     const rows = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes).map(({ kernel, times, us, bytes: moved, flops }) =>
       element("tr", { title: kernel.why ?? "" },
         element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
         element("td", {}, [kernel.backend, (kernel.grid ?? []).join(" × ")].filter(Boolean).join(" · ")),
         element("td.number", {}, moved ? bytes(moved) : ""),
         element("td.number", {}, flops ? `${amount(flops)}op` : ""),
-        element("td.number", {}, us ? duration(us) : "not timed"),
-        element("td.number", {}, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "")));
-    return [element("h3", {}, plural(kernels.length, "kernel launch").replace("launchs", "launches")),
+        timed ? element("td.number", {}, us ? duration(us) : "") : null,
+        timed ? element("td.number", { title: "of the machine's limit" }, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "") : null));
+    const launches = kernels.length === 1 ? "1 kernel launch" : `${number(kernels.length)} kernel launches`;
+    return [element("h3", {}, launches, timed ? null : element("small", {}, " · not timed: only when profiling")),
       element("div.scroll", {}, element("table.kernels", {}, element("tbody", {}, ...rows)))];
   }
 }

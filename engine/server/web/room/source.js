@@ -58,6 +58,7 @@ export class LiveSource {
         if (this.#abort.signal.aborted) return;
         if (error.fatal) return this.onStatus(error.fatal, error.message);
       }
+      if (this.#abort.signal.aborted) return;
       const wait = RETRY_MS[Math.min(this.#failures++, RETRY_MS.length - 1)];
       this.onStatus("reconnecting", `the stream ended; trying again in ${wait / 1000} s`);
       await new Promise((resolve) => setTimeout(resolve, wait));
@@ -85,8 +86,10 @@ export class LiveSource {
       const fatal = { 401: "key", 404: "off" }[response.status];
       throw Object.assign(new Error(message), { fatal });
     }
+    if (this.#abort.signal.aborted) return;
     this.onStatus("live", "");
     for await (const { event, id, data } of serverSentEvents(response)) {
+      if (this.#abort.signal.aborted) return; // what was read already belongs to nobody now
       if (event !== "snapshot" && event !== "events") continue;
       const frame = JSON.parse(data);
       this.#failures = 0;

@@ -32,7 +32,7 @@ export class Transport {
     if (document.activeElement !== this.scrubber || following || playing) this.scrubber.value = record.position;
     if (document.activeElement !== this.step) this.step.value = record.state.step;
     const moving = following || playing;
-    this.play.textContent = moving ? "❚❚" : "▶";
+    this.play.classList.toggle("moving", moving);
     this.play.setAttribute("aria-label", moving ? "pause" : "play");
     this.live.setAttribute("aria-pressed", String(following));
     this.count.textContent = `of ${(record.steps.at(-1) ?? 0).toLocaleString("en-US")}`;

@@ -39,7 +39,7 @@ export function ranges(numbers, most = 8) {
 
 /** A token's text so that spaces and line ends can be seen. */
 export function visible(text) {
-  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "·") || "∅";
+  return text.replace(/^bytes:/, "").replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "·") || "∅";
 }
 
 const STAMPS = new Set(["kind", "seq", "ts_ns", "step", "src", "request_id", "why", "text", "candidates"]);

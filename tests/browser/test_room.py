@@ -1,0 +1,233 @@
+"""The Engine Room in a real browser, on a real server: what it shows is what happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IMAGES = ROOT / "docs" / "images"
+KEY = "room-key"
+
+
+def until(page, condition: str, timeout_s: float = 60) -> None:
+    """Wait for a condition. (Playwright's own waiting evaluates strings inside the page, which the
+    page's Content-Security-Policy forbids.)"""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.05)
+
+
+def caught_up(page) -> None:
+    """Wait until the page shows everything that the server has recorded and nothing runs."""
+    until(
+        page,
+        "room.record.steps.length > 0 && room.record.state.running.length === 0"
+        " && room.record.state.waiting.length === 0"
+        " && [...room.ledger.steps.values()].every((step) => step.finished)",
+    )
+
+
+def send(page, prompt: str, tokens: int = 24, n: int = 1) -> str:
+    """Send a prompt from the page; the name of its request."""
+    page.fill("textarea[name=prompt]", prompt)
+    page.fill("input[name=max_tokens]", str(tokens))
+    page.fill("input[name=n]", str(n))
+    page.click("#provoke .primary")
+    page.wait_for_selector("#provoke .answer .chip")
+    return page.get_attribute("#provoke .answer .chip", "title")
+
+
+def test_a_request_sent_from_the_page_is_found_in_the_grid(open_room):
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    name = send(page, "A block table maps the tokens of a sequence to blocks.", tokens=40)
+    assert name.startswith("cmpl-room-")
+    caught_up(page)
+    assert page.evaluate("room.selection.request") == name
+    # Step back until it runs: its blocks are in its table, in its colour, and the tip names it.
+    for _ in range(60):
+        table = page.evaluate(f"room.record.state.tables.get({name!r}) ?? []")
+        if table:
+            break
+        page.keyboard.press("ArrowLeft")
+    assert table
+    before = page.evaluate("room.record.state.step")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("room.record.state.step") == before - 1
+    page.keyboard.press("ArrowRight")
+    page.evaluate("room.grid.redraw(); room.touch()")
+    cell, columns = page.evaluate("[room.grid.cell, room.grid.columns]")
+    block = table[0]
+    place = {"x": block % columns * cell + 3, "y": block // columns * cell + 3}
+    page.hover("#blocks canvas", position=place)
+    label = page.evaluate(f"room.ledger.life({name!r}).label")
+    tip = page.inner_text("#blocks .tip")
+    assert f"block {block} · {label}" in tip and "tokens 0–" in tip
+    page.click("#blocks canvas", position=place)
+    history = page.locator("#selection .history")
+    history.wait_for()
+    assert label in history.inner_text()
+
+
+def test_the_lens_shows_what_a_token_could_have_been(open_room, live):
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    name = send(page, "What is a KV cache?", tokens=8)
+    caught_up(page)
+    page.wait_for_selector("#lens .token")
+    drawn = page.evaluate(f"room.ledger.life({name!r}).draws.map(({{event}}) => event.token_id)")
+    page.locator("#lens .token").nth(1).click()
+    rows = page.locator("#lens tbody tr")
+    rows.first.wait_for()
+    assert rows.count() >= 10 and page.locator("#lens tr.drawn").count() == 1
+    shown = page.locator("#lens tr.drawn .token-name").get_attribute("title")
+    assert shown == f"token {drawn[1]}"
+    texts = live.http.get("/trace/tokens", params={"ids": ",".join(map(str, drawn))}).json()
+    until(page, "!document.querySelector('#lens .tokens').innerText.includes('#')")
+    assert set(texts) == {str(token) for token in drawn}
+
+
+def test_the_pages_state_equals_the_replays_at_ten_random_steps(open_room, live):
+    page = open_room()
+    page.click("[data-show=share]")
+    until(page, "document.querySelectorAll('.answer .chip').length === 6")
+    caught_up(page)
+    page.click("[data-show=preempt]")  # the pool is small: blocks are evicted, requests preempted
+    page.wait_for_selector(".answer .chip")
+    until(page, "room.record.entries.some((e) => e.kind === 'request.preempted')", timeout_s=120)
+    caught_up(page)
+    live.wait_until_idle()
+    steps = page.evaluate("room.record.steps")
+    for step in random.Random(4).sample(steps, 10):
+        expected = live.http.get("/trace/state", params={"step": step}).json()["state"]
+        page.evaluate(f"room.goToStep({step})")
+        assert page.evaluate("room.record.broken") == ""
+        assert page.evaluate("room.record.state.toDict()") == expected, step
+    assert page.inner_text("#step h2").strip() == f"Step {step:,}"
+
+
+def test_the_stream_goes_on_where_it_was_cut(open_room, live):
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    live.complete("before the cut", max_tokens=4)
+    caught_up(page)
+    page.evaluate("room.live.drop()")
+    page.wait_for_selector("#status[data-state=reconnecting]")
+    live.complete("while it was cut", max_tokens=4)
+    page.wait_for_selector("#status[data-state=live]")
+    last = live.http.get("/trace/state").json()["state"]["step"]
+    until(page, f"room.record.state.step === {last}")
+    of_core = "(e.src ?? (/^(text|stop)/.test(e.kind) ? 'server' : 'core')) === 'core'"
+    entries = page.evaluate(
+        f"room.record.entries.filter((e) => e.seq && {of_core}).map((e) => e.seq)"
+    )
+    assert entries == list(range(entries[0], entries[0] + len(entries)))  # none twice, none missing
+    assert page.evaluate("room.ledger.skipped") == 0
+
+
+def test_a_recorded_file_replays_without_its_server(open_room, live, tmp_path):
+    live.complete("for the file", max_tokens=12)
+    live.wait_until_idle()
+    record = live.http.get("/trace").text
+    path = tmp_path / "record.jsonl"
+    path.write_text(record)
+    page = open_room()
+    page.set_input_files("#file", str(path))
+    page.wait_for_selector("#status[data-state=file]")
+    until(page, f"room.record.length === {len(record.splitlines())}")
+    assert page.inner_text("#status") == "record.jsonl"
+    caught_up(page)
+    assert page.evaluate("room.record.broken") == ""
+    assert page.locator("#provoke").is_hidden() and page.locator("#log li").count() > 3
+    page.keyboard.press("Home")
+    assert page.evaluate("room.record.position") == 0
+    page.keyboard.press("End")
+    step = page.evaluate("room.record.state.step")
+    expected = live.http.get("/trace/state", params={"step": step}).json()["state"]
+    assert page.evaluate("room.record.state.toDict()") == expected
+
+
+def test_a_link_leads_to_its_moment(open_room, live):
+    answer = live.complete("a moment to come back to", max_tokens=10, trace="full")
+    live.wait_until_idle()
+    life = live.http.get(f"/trace/requests/{answer['id']}").json()
+    step = life["sequences"][answer["id"]]["decode"]["first_step"] + 2
+    page = open_room(f"#step={step}&request={answer['id']}")
+    until(page, f"!room.following && room.record.state.step === {step}")
+    assert page.evaluate("room.selection.request") == answer["id"]
+    assert f"#step={step}&request={answer['id']}" in page.evaluate("room.link()")
+    page.keyboard.press("l")
+    assert page.evaluate("room.following")
+
+
+def test_a_server_with_a_key_asks_for_it(open_room, start_server):
+    flags = ("--api-key", KEY, "--num-gpu-blocks-override", "32", "--max-model-len", "256")
+    with start_server(*flags, api_key=KEY) as guarded:
+        page = open_room(server=guarded)
+        page.wait_for_selector("#key-dialog:not([hidden])")
+        page.fill("#key-dialog input", KEY)
+        page.click("#key-dialog button")
+        page.wait_for_selector("#status[data-state=live]")
+        guarded.complete("hello", max_tokens=3)
+        caught_up(page)
+        assert KEY not in page.content() and KEY not in page.url
+        page.errors[:] = [said for said in page.errors if "401" not in said]  # it was refused once
+
+
+def test_keys_work_without_a_mouse(open_room, live):
+    live.complete("keys", max_tokens=6)
+    page = open_room()
+    caught_up(page)
+    page.focus("#blocks canvas")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    columns = page.evaluate("room.grid.columns")
+    assert page.evaluate("room.grid.pointed") == 1 + columns
+    page.keyboard.press("Enter")
+    assert page.evaluate("room.selection.block") == 1 + columns
+    page.keyboard.press("Escape")
+    assert page.evaluate("room.selection.block") is None
+    page.locator("#blocks canvas").blur()
+    page.keyboard.press("Space")
+    assert not page.evaluate("room.following")
+    end = page.evaluate("room.record.position")
+    page.keyboard.press(",")
+    assert page.evaluate("room.record.position") == end - 1
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_screenshots(open_room, start_server, theme):
+    """Kept in docs/images: the moment when requests share blocks and one waits."""
+    flags = ("--num-gpu-blocks-override", "256", "--max-num-seqs", "8", "--seed", "1")
+    with start_server(*flags) as server:
+        page = open_room(f"?theme={theme}", server=server)
+        page.wait_for_selector("#status[data-state=live]")
+        page.click("[data-show=fill]")
+        until(page, "document.querySelectorAll('.answer .chip').length > 12")
+        caught_up(page)
+        page.click("[data-show=share]")
+        until(page, "document.querySelectorAll('.answer .chip').length === 6")
+        caught_up(page)
+        # The last of those who share has just begun.
+        page.evaluate(
+            """() => {
+              const lives = [...room.ledger.sequences.values()].filter((one) => one.cachedAt.size);
+              const last = lives.at(-1);
+              room.select({ request: last.name, block: null, token: null });
+              room.goToStep(last.draws[Math.min(9, last.draws.length - 1)].event.step);
+            }"""
+        )
+        page.wait_for_timeout(900)
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=IMAGES / f"engine-room-{theme}.png", full_page=True)
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        bright = sum(int(part) for part in json.loads(f"[{ground[4:-1]}]"))
+        assert bright > 600 if theme == "light" else bright < 120
