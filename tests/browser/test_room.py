@@ -135,6 +135,7 @@ def test_the_stream_goes_on_where_it_was_cut(open_room, live):
 def test_a_recorded_file_replays_without_its_server(open_room, live, tmp_path):
     live.complete("for the file", max_tokens=12)
     live.wait_until_idle()
+    time.sleep(0.3)  # the engine process sends its events every 50 ms
     record = live.http.get("/trace").text
     path = tmp_path / "record.jsonl"
     path.write_text(record)
@@ -157,6 +158,7 @@ def test_a_recorded_file_replays_without_its_server(open_room, live, tmp_path):
 def test_a_link_leads_to_its_moment(open_room, live):
     answer = live.complete("a moment to come back to", max_tokens=10, trace="full")
     live.wait_until_idle()
+    time.sleep(0.3)
     life = live.http.get(f"/trace/requests/{answer['id']}").json()
     step = life["sequences"][answer["id"]]["decode"]["first_step"] + 2
     page = open_room(f"#step={step}&request={answer['id']}")
@@ -179,6 +181,7 @@ def test_a_server_with_a_key_asks_for_it(open_room, start_server):
         caught_up(page)
         assert KEY not in page.content() and KEY not in page.url
         page.errors[:] = [said for said in page.errors if "401" not in said]  # it was refused once
+        page.context.close()  # before its server is gone
 
 
 def test_keys_work_without_a_mouse(open_room, live):
@@ -231,3 +234,4 @@ def test_screenshots(open_room, start_server, theme):
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         bright = sum(int(part) for part in json.loads(f"[{ground[4:-1]}]"))
         assert bright > 600 if theme == "light" else bright < 120
+        page.context.close()  # before its server is gone

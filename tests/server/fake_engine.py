@@ -11,6 +11,7 @@ import time
 from functools import partial
 
 from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan, TokenLogprobs
+from engine.trace.events import EngineKvSized
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz "
 
@@ -86,6 +87,7 @@ def load_fake(config, recorder, progress, step_s=0.0, num_blocks=256, load_s=0.0
     time.sleep(load_s)
     if error:
         raise ValueError(error)
+    recorder.record(EngineKvSized(num_blocks=num_blocks, block_size=16, max_model_len=512))
     return FakeExecutor(step_s, num_blocks)
 
 

@@ -55,22 +55,20 @@ export class Grid {
     this.drawn = null;
   }
 
-  /** block → up to two owners (1-based), and the place in the first one's table. */
+  /** block → its first owner (1-based), and the place in that one's table. */
   #owners(state) {
-    const first = new Int32Array(state.numBlocks), second = new Int32Array(state.numBlocks);
-    const place = new Int32Array(state.numBlocks);
+    const first = new Int32Array(state.numBlocks), place = new Int32Array(state.numBlocks);
     const names = [""];
     for (const [name, table] of state.tables) {
       const owner = names.push(name) - 1;
       for (let index = 0; index < table.length; index++) {
         const block = table[index];
-        if (!first[block]) {
-          first[block] = owner;
-          place[block] = index;
-        } else if (!second[block]) second[block] = owner;
+        if (first[block]) continue;
+        first[block] = owner;
+        place[block] = index;
       }
     }
-    return { first, second, place, names };
+    return { first, place, names };
   }
 
   #filled(state, name, index) {
@@ -80,17 +78,17 @@ export class Grid {
   }
 
   #draw(context, state, block) {
-    const { first, second, place, names } = this.owners;
+    const { first, place, names } = this.owners;
     const { ledger, selection } = this.room;
-    const owner = names[first[block]];
+    const shared = state.references[block] > 1;
+    const chosen = shared && selection.request && state.tables.get(selection.request)?.includes(block);
+    const owner = chosen ? selection.request : names[first[block]];
     const findable = state.hashes.has(block);
     const life = owner ? ledger.life(owner) : null;
-    const other = second[block] ? ledger.life(names[second[block]]) : null;
     const filled = owner ? this.#filled(state, owner, place[block]) / state.blockSize : 0;
-    const mine = !selection.request || owner === selection.request || names[second[block]] === selection.request
-      || (state.references[block] > 2 && state.tables.get(selection.request)?.includes(block));
+    const mine = !selection.request || owner === selection.request;
     const marked = block === selection.block || block === this.pointed;
-    const code = (((life ? life.order + 1 : 0) * 8192 + (other ? other.order + 1 : 0)) * 64
+    const code = (((life ? life.order + 1 : 0) * 2 + (shared ? 1 : 0)) * 64
       + Math.round(filled * 15)) * 8 + (findable ? 4 : 0) + (mine ? 2 : 0) + (marked ? 1 : 0);
     if (this.drawn[block] === code) return;
     this.drawn[block] = code;
@@ -103,14 +101,13 @@ export class Grid {
       context.fillStyle = findable ? all.kept : all.empty;
       context.fillRect(x, y, size, size);
     } else {
-      const strength = mine ? 1 : 0.22;
+      const strength = mine ? 1 : 0.3;
       context.fillStyle = ownerColour(life.hue, mine ? 0.3 : 0.1);
       context.fillRect(x, y, size, size);
       const high = Math.max(filled > 0 ? 1 : 0, Math.round(size * filled));
       context.fillStyle = ownerColour(life.hue, strength);
       context.fillRect(x, y + size - high, size, high);
-      if (other) this.#hatch(context, x, y, size, ownerColour(other.hue, strength));
-      else if (state.references[block] > 1) this.#hatch(context, x, y, size, all.surface);
+      if (shared) this.#hatch(context, x, y, size, all.surface);
     }
     if (marked) {
       context.strokeStyle = all.ink;
@@ -151,6 +148,9 @@ export class Grid {
     const rows = [["paged, as here", used, `${number(tokens)} tokens in ${plural(running, "sequence")}`]];
     if (knowsAsked) rows.push(["reserving what each asked for", asked, "prompt + max_tokens"]);
     if (longest) rows.push(["reserving the model's maximum", running * per(longest), `${number(longest)} tokens each`]);
+    const code = JSON.stringify([rows, kept]);
+    if (code === this.told) return;
+    this.told = code;
     const most = Math.max(state.numBlocks, ...rows.map(([, blocks]) => blocks));
     this.reserve.replaceChildren(...rows.map(([title, blocks, note], i) => {
       const over = blocks > state.numBlocks;

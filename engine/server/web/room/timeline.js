@@ -83,7 +83,7 @@ export class Timeline {
     const { from, to, width } = this.view;
     const now = this.room.record.state.step, latest = this.room.record.steps.at(-1) ?? now;
     const dim = this.room.selection.request && this.room.selection.request !== life.name;
-    context.globalAlpha = dim ? 0.3 : 1;
+    context.globalAlpha = dim ? 0.4 : 1;
     for (const span of life.spans) {
       const end = span.to ?? latest + 1;
       if (end < from || span.from > to) continue;
@@ -126,7 +126,7 @@ export class Timeline {
         const dim = selection.request && selection.request !== name;
         const y = AXIS + row * this.rowHeight, high = this.rowHeight - 2;
         const cached = life.cachedAt.get(at);
-        context.globalAlpha = (future ? 0.35 : 1) * (dim ? 0.3 : 1);
+        context.globalAlpha = (future ? 0.35 : 1) * (dim ? 0.4 : 1);
         context.fillStyle = ownerColour(life.hue);
         if (count === 1 && samples) { // a decode
           const thin = Math.max(2, Math.round(high * 0.4));
