@@ -1,0 +1,25 @@
+"""One solution of exercise 6."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.core.messages import RowDetail
+from engine.worker.batch_rows import StepInputs
+from engine.worker.sample_step import SampleStep
+
+
+class NoRepeat(SampleStep):
+    def run(
+        self,
+        inputs: StepInputs,
+        drawing: list[int],
+        logits: torch.Tensor,
+        details: dict[str, RowDetail],
+    ) -> list[list[int]]:
+        logits = logits.clone()
+        for place, index in enumerate(drawing):
+            row = inputs.rows[index]
+            last = self.rows.tokens[inputs.slots[index], row.start + row.num_tokens - 1]
+            logits[place, last] = -torch.inf
+        return super().run(inputs, drawing, logits, details)
