@@ -13,6 +13,7 @@ from engine.layers.attention_batch import AttentionSpec, LayerCache
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.limits import best_seconds
+from lab.operations import operations_of
 from lab.workbench import Workbench, row_of
 
 PASSES = 6  # over the scores: written, masked (read, written), softmax (read, written), read
@@ -81,7 +82,7 @@ def run(bench: Workbench) -> Outcome:
             seconds = best_seconds(way, bench.device, tries=3)
             times.setdefault(name, []).append((length, seconds))
             if length == lengths[-1]:
-                allocated[name] = _largest(way, bench.device)
+                allocated[name] = operations_of(way).largest_bytes
     last = {name: points[-1][1] for name, points in times.items()}
     naive, flash, paged = last.values()
     return Outcome(
@@ -103,7 +104,7 @@ def run(bench: Workbench) -> Outcome:
                 log_y=True,
             ),
             Bars(
-                f"The largest allocation at {lengths[-1]:,} tokens",
+                f"The largest tensor that is made at {lengths[-1]:,} tokens",
                 "B",
                 [Bar(name, [(size, i)]) for i, (name, size) in enumerate(allocated.items())],
             ),
@@ -133,9 +134,8 @@ def _ways(bench: Workbench, heads: _Heads, length: int) -> dict[str, Callable[[]
         return (weights @ by_head[2]).transpose(0, 1)
 
     def flash() -> torch.Tensor:
-        out = F.scaled_dot_product_attention(
-            *(x[None] for x in by_head), is_causal=True, scale=scale
-        )
+        queries, keys, values = (x[None] for x in by_head)
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
         return out[0].transpose(0, 1)
 
     pages = -(-length // size)
@@ -152,19 +152,6 @@ def _ways(bench: Workbench, heads: _Heads, length: int) -> dict[str, Callable[[]
         "flash (torch's SDPA)": flash,
         "paged (the engine's)": lambda: kernels.paged_attention(q, cache, batch, spec),
     }
-
-
-def _largest(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes of the largest tensor that torch allocates in a call."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        call()
-    sizes = [
-        event.cpu_memory_usage if device.type == "cpu" else event.device_memory_usage
-        for event in profile.events()
-    ]
-    return max(sizes, default=0)
 
 
 CHAPTER = Chapter(

@@ -9,13 +9,12 @@ from engine.trace.events import GraphCaptured
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.limits import best_seconds
+from lab.operations import operations_of
 from lab.workbench import Workbench
 
 REPEAT = 200  # calls that are timed together: one alone is shorter than the clock is exact
 CHAIN = 100  # kernels in a row, for the graph
 EPS = 1e-5
-SEPARATE_PASSES = 5  # the sum: 2 read, 1 written; the norm: 1 read, 1 written
-FUSED_PASSES = 4  # 2 read, 2 written
 
 
 def _rows(bench: Workbench) -> list[int]:
@@ -24,6 +23,12 @@ def _rows(bench: Workbench) -> list[int]:
 
 def _width(bench: Workbench) -> int:
     return bench.description.hidden_size
+
+
+def _numbers(bench: Workbench, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: [rows, width], weight: [width]."""
+    x = torch.randn(rows, _width(bench)).to(bench.device, bench.dtype)
+    return x, torch.ones_like(x[0])
 
 
 def _call_seconds(bench: Workbench) -> float:
@@ -43,18 +48,22 @@ def predict(bench: Workbench) -> list[Expectation]:
     rows, width = _rows(bench)[-1], _width(bench)
     expectations = []
     if _fused(bench):
+        x, weight = _numbers(bench, rows)
+        separate = operations_of(lambda: TORCH.add_rms_norm(x, x.clone(), weight, EPS))
+        fused_bytes = 4 * x.nbytes
         expectations += [
             Expectation(
-                "separate", "x + residual, then its norm, one token", 2 * call, "s",
-                f"two operations, and calling one takes {quantity(call, 's')}",
+                "separate", "x + residual, then its norm: one token", separate.number * call, "s",
+                f"torch makes {separate.number} operations of it, and calling one takes"
+                f" {quantity(call, 's')}",
             ),
-            Expectation(
-                "fused", "both fused, one token", call, "s", "one call",
-            ),
+            Expectation("fused", "both in one kernel: one token", call, "s", "one call"),
             Expectation(
                 "gain", f"gain of fusing at {rows:,} tokens",
-                SEPARATE_PASSES / FUSED_PASSES, "×",
-                f"{SEPARATE_PASSES} passes over {rows:,} × {width} numbers become {FUSED_PASSES}",
+                separate.touched_bytes / fused_bytes, "×",
+                f"{quantity(separate.touched_bytes, 'B')} read and written in all operations;"
+                f" fused: two tensors of {width} numbers a token read, two written,"
+                f" {quantity(fused_bytes, 'B')}",
             ),
         ]  # fmt: skip
     if bench.device.type == "cuda":
@@ -88,8 +97,8 @@ def _run_fusion(bench: Workbench, outcome: Outcome) -> None:
     kernels = kernels_for(bench.device)
     points: dict[str, list[tuple[float, float]]] = {"separate": [], "fused": []}
     for rows in _rows(bench):
-        x = torch.randn(rows, _width(bench)).to(bench.device, bench.dtype)
-        residual, weight = torch.randn_like(x), torch.ones_like(x[0])
+        x, weight = _numbers(bench, rows)
+        residual = x.clone()
         repeat = max(1, REPEAT // rows)
         for name, table in (("separate", TORCH), ("fused", kernels)):
             norm = table.add_rms_norm

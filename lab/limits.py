@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
 
 def describe_machine(device: torch.device) -> list[str]:
     """Device, memory, driver and libraries, as the system states them."""
-    lines = [f"{_cpu_name()}, {torch.get_num_threads()} threads for the model"]
+    threads = torch.get_num_threads()
+    lines = [f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'} for the model"]
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         lines.append(
@@ -70,6 +72,12 @@ def describe_machine(device: torch.device) -> list[str]:
         lines.append(f"driver {_driver()}, CUDA {torch.version.cuda}")
     else:
         lines.append("no CUDA device: the engine computes on the CPU")
+    busy = os.getloadavg()[0]
+    if busy > (os.cpu_count() or 1):
+        lines.append(
+            f"busy: {busy:.1f} programs want to run on {os.cpu_count()} cores, so times here are"
+            " longer than the machine's own"
+        )
     lines.append(f"Python {platform.python_version()}, torch {torch.__version__}")
     return lines
 

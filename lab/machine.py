@@ -7,20 +7,21 @@ from __future__ import annotations
 import torch
 
 from engine.kernels import kernels_for
+from engine.kernels.machine_limits import BUFFER_BYTES
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Lines, Series
 from lab.limits import best_seconds, describe_machine
 from lab.workbench import Workbench
 
-MATRIX_BYTES = 128 << 20
 WIDTH = 4096
 FEW = 1
 
 
 def _matrix(bench: Workbench) -> tuple[int, int]:
-    """(rows, bytes) of a weight matrix [rows, WIDTH] in the model's dtype."""
-    size = torch.empty(0, dtype=bench.dtype).element_size()
-    return MATRIX_BYTES // (WIDTH * size), MATRIX_BYTES
+    """(rows, bytes) of a weight matrix [rows, WIDTH] in the model's dtype, as large as the buffer
+    that the bandwidth is measured on: what a cache could hold would not be read from memory.
+    """
+    return BUFFER_BYTES // (WIDTH * bench.dtype.itemsize), BUFFER_BYTES
 
 
 def _token_counts(bench: Workbench) -> list[int]:
@@ -59,11 +60,10 @@ def predict(bench: Workbench) -> list[Expectation]:
 def run(bench: Workbench) -> Outcome:
     rows, num_bytes = _matrix(bench)
     counts, linear = _token_counts(bench), kernels_for(bench.device).linear
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, WIDTH, generator=generator).to(bench.device, bench.dtype)
+    weight = torch.full((rows, WIDTH), 0.01, dtype=bench.dtype, device=bench.device)
     seconds = {}
     for count in counts:
-        x = torch.randn(count, WIDTH, generator=generator).to(bench.device, bench.dtype)
+        x = torch.full((count, WIDTH), 0.01, dtype=bench.dtype, device=bench.device)
         seconds[count] = best_seconds(lambda x=x: linear(x, weight, None), bench.device, tries=3)
     many = counts[-1]
     limits = bench.limits

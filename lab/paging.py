@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import statistics
 
+from engine.trace.events import RequestPreempted, StepPlanned
 from engine.trace.replay import Replay
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import EMPTY, Cells, Lines, Series, colour
 from lab.workbench import Job, Run, Workbench
 
-RESERVATIONS = 2  # whole contexts that the pool holds
+RESERVATIONS = 2  # of the longest request that the pool holds
 REQUESTS = 12
 
 
+def _longest(bench: Workbench) -> int:
+    """Tokens that a request may have: as a server says that can't give everyone its whole model."""
+    return min(bench.kv.max_model_len, 512 if bench.quick else 1024)
+
+
 def _reserved(bench: Workbench) -> int:
-    """Blocks that reserving a request's longest possible length takes."""
-    return -(-bench.kv.max_model_len // bench.kv.block_size)
+    """Blocks that reserving for the longest possible request takes."""
+    return -(-_longest(bench) // bench.kv.block_size)
 
 
 def _jobs(bench: Workbench, name: str) -> list[Job]:
-    """Requests of many lengths, as people send them; the longest is a part of the context."""
-    unit = min(bench.kv.max_model_len, 256 if bench.quick else 512) // 16
+    """Requests of many lengths, as people send them; most are far from the longest."""
+    unit = _longest(bench) // 32
     return [
         Job(f"{name}-{i}", bench.prompt(unit * (1 + i * 5 % 4), i), unit * (1 + i * 7 % 6))
         for i in range(REQUESTS)
@@ -43,7 +49,7 @@ def predict(bench: Workbench) -> list[Expectation]:
         Expectation(
             "reserved", "reserved: slots that hold a token",
             mean / (_reserved(bench) * size), "share",
-            f"{mean:.0f} tokens of {_reserved(bench) * size:,} that the context allows",
+            f"{mean:.0f} tokens of the {_reserved(bench) * size:,} that a request may have",
         ),
         Expectation(
             "together", "paged: requests at once", together, "",
@@ -65,6 +71,7 @@ def run(bench: Workbench) -> Outcome:
     used = [len(step.planned.rows) * reserve * bench.kv.block_size for step in reserved.steps]
     held = [step.tokens_held for step in reserved.steps]
     most = max(paged.steps, key=lambda step: len(step.planned.rows))
+    fullest = max(paged.steps, key=lambda step: step.planned.blocks_used)
     return Outcome(
         {
             "paged": paged.memory_efficiency(),
@@ -76,12 +83,12 @@ def run(bench: Workbench) -> Outcome:
             f"the same {REQUESTS} requests in the same memory: {quantity(paged.seconds, 's')} paged"
             f" in {len(paged.steps)} steps, {quantity(reserved.seconds, 's')} reserved in"
             f" {len(reserved.steps)}",
-            f"at most {max(step.planned.blocks_used for step in paged.steps)} of {pool} blocks were"
-            f" in use; {most.planned.blocks_used} blocks held"
-            f" {len(most.planned.rows)} requests, for which reserving takes"
-            f" {len(most.planned.rows) * reserve:,}",
+            f"at most {fullest.planned.blocks_used} of {pool} blocks were in use, by"
+            f" {len(fullest.planned.rows)} requests, for which reserving takes"
+            f" {len(fullest.planned.rows) * reserve:,}; {len(paged.of(RequestPreempted))} times a"
+            " request had to give its blocks back",
         ],
-        [_grid(paged, most.planned.step, pool), _memory(paged, reserve)],
+        [_grid(paged, fullest.planned.step, pool), _memory(paged, reserve)],
     )
 
 
@@ -90,8 +97,9 @@ def _grid(run: Run, step: int, pool: int) -> Cells:
     replay = Replay(pool, run.kv.num_host_blocks)
     for event in run.events:
         replay.fold(event)
-    tables = replay.state_at(step - 1).tables if step - 1 in replay.steps else {}
-    tables = tables or replay.state_at(step).tables
+    replay.seek(next(i for i, event in enumerate(run.events, 1)
+                     if isinstance(event, StepPlanned) and event.step == step))  # fmt: skip
+    tables = replay.state.tables
     cells = [EMPTY] * pool
     for number, table in enumerate(tables.values()):
         for block in table:
@@ -99,7 +107,7 @@ def _grid(run: Run, step: int, pool: int) -> Cells:
     width = 64
     rows = [(f"{first}", cells[first : first + width]) for first in range(0, pool, width)]
     return Cells(
-        f"The pool before step {step}: {pool} blocks, each in the colour of its request",
+        f"The pool in step {step}: {pool} blocks, each in the colour of its request",
         rows,
         [("free", EMPTY)],
     )

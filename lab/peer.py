@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from lab.workbench import Job, Workbench
 
@@ -26,6 +27,7 @@ class Peer:
     """The same weights, dtype and device as the engine's."""
 
     def __init__(self, bench: Workbench):
+        logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(str(bench.folder), dtype=bench.dtype)
         self.model = model.eval().to(bench.device)
         self.device = bench.device

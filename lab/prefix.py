@@ -80,9 +80,9 @@ def run(bench: Workbench) -> Outcome:
             "warm": on.first_s["on-1"],
         },
         [
-            f"the second request's first token came"
-            f" {quantity(on.first_s['on-0'] / on.first_s['on-1'], '×')} as soon as the first's;"
-            f" with the cache off {quantity(off.first_s['off-0'] / off.first_s['off-1'], '×')}",
+            f"first tokens came after {quantity(on.first_s['on-0'], 's')} and"
+            f" {quantity(on.first_s['on-1'], 's')}; with the cache off after"
+            f" {quantity(off.first_s['off-0'], 's')} and {quantity(off.first_s['off-1'], 's')}",
             f"{len(shared)} blocks were shared, not copied:"
             f" {quantity(len(shared) * bench.kv.bytes_per_block, 'B')} that need not be held"
             f" twice; {answers}",

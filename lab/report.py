@@ -63,7 +63,7 @@ def report(title: list[str], sections: list[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Glasshouse: the lab</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>The lab</h1>{''.join(f'<p>{escape(line)}</p>' for line in title)}</header>"
+        f"<header><h1>The lab</h1><p>{'<br>'.join(map(escape, title))}</p></header>"
         f"<nav><ol>{links}</ol></nav>"
         + "\n".join(_section(number, s) for number, s in enumerate(sections, 1))
         + "<footer>Every figure here was measured while this report was made.</footer>"

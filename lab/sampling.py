@@ -75,7 +75,7 @@ def predict(bench: Workbench) -> list[Expectation]:
             f"{name}: different tokens in {draws} draws",
             _expected_distinct(chances, draws),
             "",
-            f"{int((chances > 0).sum()):,} can be drawn, the first with {float(chances[0]):.1%}",
+            f"{len(chances):,} left to draw from, the most probable with {float(chances[0]):.1%}",
         )
         for name, chances in kept.items()
     ]
@@ -96,7 +96,7 @@ def run(bench: Workbench) -> Outcome:
         tokens = [event.token_id for event in drawn]
         measured[name] = len(set(tokens))
         findings.append(
-            f"{name}: {drawn[0].num_kept:,} tokens were left to draw from; e.g."
+            f"{name}, tokens left to draw from: {drawn[0].num_kept:,}; with seed 1 it goes on"
             f" {_text(bench, prompt, options)}"
         )
         if number in (1, 2):

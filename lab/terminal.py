@@ -59,6 +59,7 @@ class Terminal:
             table = _table("measured on this machine, now", "expected", "measured", "÷")
             for row in comparison(expectations, outcome):
                 table.add_row(*row)
+            console.print()
             console.print(table)
         console.print()
         for finding in outcome.findings:
@@ -103,13 +104,16 @@ def _table(first: str, *others: str) -> Table:
     table = Table(
         box=None, width=WIDTH - 2, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
     )
-    table.add_column(first, width=38)
+    if "because" in others:
+        table.add_column(first, width=40)
+    else:
+        table.add_column(first, ratio=1)
     for name in others:
         if name == "because":
             table.add_column(name, ratio=1)
         else:
             style = "bold" if name == "measured" else ""
-            table.add_column(name, justify="right", width=14 if name != "÷" else 6, style=style)
+            table.add_column(name, justify="right", width=12 if name != "÷" else 6, style=style)
     return table
 
 

@@ -13,6 +13,7 @@ from lab.drawings import EMPTY, PALETTE, Bars, Cells, Drawing, Lanes, Legend, Li
 
 LABEL = 26  # columns of a label
 BAR = 46  # columns of the longest bar
+PIECES = 90  # columns of a text cut into tokens
 PLOT = (72, 12)  # columns and rows of a line plot
 EIGHTHS = " ▏▎▍▌▋▊▉"
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille cell, [x][y]
@@ -24,7 +25,7 @@ def draw(drawing: Drawing) -> RenderableType:
     lines += _DRAW[type(drawing)](drawing)
     legend = getattr(drawing, "legend", [])
     if legend:
-        lines.append(_legend(legend))
+        lines.append(_legend(legend, "─" if isinstance(drawing, Lanes) else "·"))
     return Group(*lines)
 
 
@@ -32,10 +33,10 @@ def _style(colour: int) -> str:
     return "dim" if colour == EMPTY else PALETTE[colour]
 
 
-def _legend(legend: Legend) -> Text:
+def _legend(legend: Legend, empty: str = "·") -> Text:
     text = Text()
     for name, colour in legend:
-        text.append("· " if colour == EMPTY else "■ ", _style(colour))
+        text.append(f"{empty if colour == EMPTY else '■'} ", _style(colour))
         text.append(f"{name}   ", "dim")
     return text
 
@@ -139,6 +140,7 @@ def _pieces(drawing: Pieces) -> list[Text]:
         for i, piece in enumerate(pieces):
             shown = piece.replace("\n", "⏎") if not piece.startswith("bytes:") else "▯"
             line.append(shown, f"{PALETTE[i % 3]} reverse")
+        line.truncate(PIECES, overflow="ellipsis")
         line.append(f"  {len(pieces)}", "dim")
         lines.append(line)
     return lines

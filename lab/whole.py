@@ -108,7 +108,7 @@ def run(bench: Workbench) -> Outcome:
                 f" P50 {quantity(p50, 's')}, P95 {quantity(p95, 's')}, P99 {quantity(p99, 's')}"
                 for name, (p50, p95, p99) in points.items()
             ),
-            f"{len(jobs)} requests at once; this engine is"
+            f"{len(jobs)} requests at once (P99 is the slowest of them); this engine is"
             f" {quantity(static.seconds / ours.seconds, '×')} as fast as static batches, and"
             f" {same} of {len(jobs)} answers equal those of transformers one by one, token for"
             " token" + _rounding(bench, same, len(jobs)),

@@ -118,7 +118,7 @@ class StepCost:
     row: float
     token: float
 
-    def decode(self, rows: int) -> float:
+    def decode(self, rows: float) -> float:
         return self.fixed + self.row * rows
 
     def prefill(self, tokens: int) -> float:

@@ -1,0 +1,178 @@
+"""The command, what it shows on a terminal, and the report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lab import svg, terminal_drawings
+from lab.axes import Axis
+from lab.chapter import Expectation, Outcome, quantity
+from lab.chapters import CHAPTERS
+from lab.command import Refused, main
+from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series
+from lab.operations import operations_of
+from lab.report import Section, report
+from lab.whole import percentile
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAWINGS = [
+    Bars("bars <&>", "s", [Bar("a", [(1.0, 0), (2.0, 1)]), Bar("none", [(0.0, 2)])], [("x", 0)]),
+    Lines("lines", "x", "seconds", [Series("a", [(1, 2.0), (10, 3.0)])], log_x=True, log_y=True),
+    Lines("flat", "x", "y", [Series("one point", [(1, 2.0)]), Series("two", [(0, 0), (2, 4)])]),
+    Cells("cells", [("0", [0, 1, EMPTY] * 30)], [("free", EMPTY)]),
+    Lanes("lanes", "step", [("seat", [(0, 3, 1), (3, 4, EMPTY)])], [("waits", EMPTY)]),
+    Pieces("pieces", [("text", ["a", " b", "\n", "bytes:\\xe2"] * 40)]),
+]
+VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed wrongly; collects ids and what would be loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.loads = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids += [values["id"]] if "id" in values else []
+        self.loads += [values[name] for name in ("src", "href") if name in values]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Balanced:
+    reader = Balanced()
+    reader.feed(page)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def test_a_report_has_every_chapter_and_loads_nothing():
+    sections = [
+        Section(
+            chapter,
+            [Expectation("k", "what <b>", 2.0, "s", "why & how")],
+            Outcome({"k": 4.0}, ["found <i>"], DRAWINGS, ["no GPU"]),
+        )
+        for chapter in CHAPTERS
+    ]
+    page = report(["Model: <x>"], sections)
+    reader = parsed(page)
+    names = [chapter.name for chapter in CHAPTERS]
+    assert reader.ids == names
+    assert reader.loads == [f"#{name}" for name in names]
+    assert "http" not in page and "<script" not in page and "url(" not in page
+    assert page.count("what &lt;b&gt;") == 2 * len(names)
+    assert page.count(">2.00</td>") == len(names)  # 4 s is twice 2 s
+
+
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.title)
+def test_a_drawing_is_well_formed_and_fits_a_terminal(drawing):
+    figure = svg.figure(drawing)
+    ET.fromstring(figure)
+    assert "nan" not in figure and "inf" not in figure
+    out = StringIO()
+    Console(file=out, width=100).print(terminal_drawings.draw(drawing))
+    lines = out.getvalue().splitlines()
+    assert lines[0].strip() == drawing.title
+    assert len(lines) > 1 and max(map(len, lines)) <= 100
+
+
+def test_only_runs_the_chapters_named_and_writes_them(folder, tmp_path, capsys):
+    target = tmp_path / "lab.html"
+    main(["--model", str(folder), "--quick", "--only", "prefix,tokens", "--report", str(target)])
+    shown = capsys.readouterr().out
+    assert "Tokens, the unit of everything" in shown and "Prefix caching" in shown
+    assert shown.index("Tokens, the unit") < shown.index("Prefix caching")  # the lab's order
+    assert "Sampling" not in shown
+    assert max(map(len, shown.splitlines())) <= 100 + len(str(target))
+    assert shown.index("the prediction") < shown.index("measured on this machine")
+    assert parsed(target.read_text(encoding="utf-8")).ids == ["tokens", "prefix"]
+
+
+def test_a_chapter_that_the_model_can_not_show_says_so(folder, capsys, monkeypatch):
+    monkeypatch.setattr("lab.prefix._shared", _too_short)
+    main(["--model", str(folder), "--quick", "--only", "prefix"])
+    assert "not shown here: a context of 3 tokens" in capsys.readouterr().out
+
+
+def _too_short(bench):
+    from lab.chapter import CannotShow
+
+    raise CannotShow("a context of 3 tokens")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "paging", "magic"], ["'magic'", "machine, loading, tokens"]),
+        (["--model", "/no/such/model"], ["/no/such/model is not a folder"]),
+        (["--report", "/no/such/folder/lab.html"], ["can't be written"]),
+    ],
+)
+def test_what_can_not_be_done_is_refused_in_one_line(arguments, words):
+    with pytest.raises(Refused) as refusal:
+        main(arguments)
+    message = str(refusal.value)
+    assert "\n" not in message and all(word in message for word in words)
+
+
+def test_the_script_exits_with_2_and_one_line():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "koyeb_vllm_setup.py"), "--only", "magic"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("koyeb_vllm_setup: there is no chapter 'magic'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_quantities_are_written_for_readers():
+    assert quantity(0.00123, "s") == "1.23 ms"
+    assert quantity(2e-7, "s") == "0.20 µs"
+    assert quantity(3 * 2**20, "B") == "3 MiB"
+    assert quantity(17, "B") == "17 B"
+    assert quantity(0.881, "share") == "88.1 %"
+    assert quantity(2.5, "×") == "2.50×"
+    assert quantity(1234567, "") == "1,234,567"
+    assert quantity(12.34, "tokens/s") == "12.3 tokens/s"
+
+
+def test_an_axis_goes_there_and_back():
+    for axis in (Axis(1, 1000, log=True), Axis(-2, 6)):
+        for place in (0.0, 0.25, 1.0):
+            assert axis.place(axis.value(place)) == pytest.approx(place)
+    assert Axis(5, 5).place(5) == 0.0
+
+
+def test_percentiles_are_nearest_ranks():
+    values = [float(i) for i in range(1, 101)]
+    assert [percentile(values, q) for q in (50, 95, 99)] == [50, 95, 99]
+    assert percentile([3.0, 1.0], 50) == 1.0 and percentile([3.0, 1.0], 99) == 3.0
+
+
+def test_operations_are_counted_and_views_are_not():
+    import torch
+
+    x = torch.ones(8, 4)
+    seen = operations_of(lambda: (x + x).view(32)[:3] * 2)
+    assert seen.number == 2
+    assert seen.largest_bytes == 8 * 4 * 4
+    assert seen.touched_bytes == 3 * 128 + 2 * 12
