@@ -24,7 +24,9 @@ from engine.trace.context import Context
 from engine.trace.events import Event, kind
 
 ENGINE, REQUESTS = 1, 2  # process numbers
-STEPS, OVERLAPPED_STEPS, KERNELS = 1, 2, 3  # tracks of the engine
+# Perfetto takes a track with its process's number for the main thread, and puts it first.
+STEPS, OVERLAPPED_STEPS, KERNELS = 11, 12, 13  # tracks of the engine
+FIRST_REQUEST = 101  # its track; the following requests' follow
 
 _INSTANTS = (
     ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
@@ -54,6 +56,7 @@ class _Trace:
         self._ends: dict[tuple[int, int], float] = {}  # (process, track) → end of its last slice
         self._ended: dict[str, float] = {}  # ended while a step of theirs was under way
         self._overlapped = False
+        self._swapped = False  # some block has been in host memory
         self._flows = 0
         self._name_track(ENGINE, 0, "process_name", "engine")
         self._name_track(REQUESTS, 0, "process_name", "requests")
@@ -97,7 +100,7 @@ class _Trace:
 
     def _track(self, name: str) -> int:
         if name not in self._tracks:
-            self._tracks[name] = len(self._tracks) + 1
+            self._tracks[name] = FIRST_REQUEST + len(self._tracks)
             self._name_track(REQUESTS, self._tracks[name], "thread_name", self._context.name(name))
         return self._tracks[name]
 
@@ -191,7 +194,8 @@ class _Trace:
             "empty": event.blocks_free,
         }
         self._counter("KV blocks", blocks)
-        if event.host_blocks_used:
+        self._swapped |= event.host_blocks_used > 0
+        if self._swapped:
             self._counter("host blocks", {"used": event.host_blocks_used})
         self._counter("requests", {"running": event.num_running, "waiting": event.num_waiting})
         self._counter("tokens of a step", {"planned": event.budget_used})

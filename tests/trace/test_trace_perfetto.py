@@ -13,7 +13,7 @@ from model_engine import ModelEngine
 
 from engine.trace import events as ev
 from engine.trace.life import life_of, requests_of
-from engine.trace.perfetto import ENGINE, REQUESTS, to_perfetto
+from engine.trace.perfetto import ENGINE, FIRST_REQUEST, REQUESTS, to_perfetto
 
 
 def model_events(seed: int, operations: int = 400) -> list[ev.Event]:
@@ -126,6 +126,11 @@ def test_every_used_track_has_a_name(trace):
     assert {(i["pid"], i["tid"]) for i in trace if i["ph"] in "Xi"} <= named
 
 
+def test_no_track_is_taken_for_a_main_thread(trace):
+    """Perfetto does that with a track that has its process's number, and puts it first."""
+    assert all(i["tid"] != i["pid"] for i in trace if i["ph"] != "M" or i["tid"])
+
+
 def test_steps_shares_and_counters_are_all_there():
     events = model_events(3)
     items = json.loads(to_perfetto(events))["traceEvents"]
@@ -139,6 +144,10 @@ def test_steps_shares_and_counters_are_all_there():
     assert len([i for i in items if i["ph"] == "s"]) == rows > 50
     counters = [i for i in items if i["ph"] == "C" and i["name"] == "KV blocks"]
     assert [sum(i["args"].values()) for i in counters] == [20] * len(planned)
+    host = [i["args"]["used"] for i in items if i["ph"] == "C" and i["name"] == "host blocks"]
+    in_host = [e.host_blocks_used for e in planned.values()]
+    first = next(place for place, used in enumerate(in_host) if used)
+    assert host == in_host[first:] and 0 in host, "a pool that is empty again must show that"
     sequences = {e.request_id for e in events if isinstance(e, ev.RequestAdmitted)}
     tracks = {i["args"]["name"] for i in items if i["ph"] == "M" and i["name"] == "thread_name"}
     assert sequences <= tracks
@@ -147,7 +156,9 @@ def test_steps_shares_and_counters_are_all_there():
 def test_the_last_step_of_a_request_shows_its_share():
     """request.finished stands before the step.finished that books its last token."""
     items = json.loads(to_perfetto(overlapped_events()))["traceEvents"]
-    decodes = [i for i in items if i["ph"] == "X" and i["name"] == "decode" and i["tid"] == 1]
+    decodes = [
+        i for i in items if i["ph"] == "X" and i["name"] == "decode" and i["tid"] == FIRST_REQUEST
+    ]
     assert [i["args"]["step"] for i in decodes] == list(range(1, 21))
 
 
