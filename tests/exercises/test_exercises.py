@@ -1,4 +1,4 @@
-"""The checks of docs/EXERCISES.md: each runs on the solution here, and on your file if there is one.
+"""The checks of docs/EXERCISES.md: each runs on the solution, and on your file if there is one.
 
 A check of a changed engine is also run on the engine as it is: it must fail there, or it would
 check nothing.
