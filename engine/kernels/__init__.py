@@ -9,12 +9,12 @@ the specification: arguments, shapes and results are the same in every backend.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
-from engine.kernels import cpu, torch_attention, torch_ops
+from engine.kernels import cpu, torch_attention, torch_ops, triton
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ TORCH = Kernels(
 
 def kernels_for(device: torch.device) -> Kernels:
     """The fastest implementation that runs on this device. Called once per operation: cheap."""
-    return _on_cpu() if device.type == "cpu" else TORCH
+    return _on_cpu() if device.type == "cpu" else on_cuda()
 
 
 @lru_cache(maxsize=1)
@@ -73,3 +73,10 @@ def _on_cpu() -> Kernels:
         silu_and_mul=ops.silu_and_mul,
         rotate=ops.rotate,
     )
+
+
+@lru_cache(maxsize=1)
+def on_cuda() -> Kernels:
+    """Triton's kernels where Triton is installed; they also run on a CPU, in its interpreter."""
+    operations = triton.operations()
+    return TORCH if operations is None else replace(TORCH, name="triton", **operations)

@@ -30,6 +30,12 @@ class Cost(NamedTuple):
     flops: int
     flops_type: str = "float32"  # dtype of the products: "float32" or "bfloat16"
     why: str = ""  # why this grid, or this variant
+    # What only compiled kernels have:
+    constexprs: dict[str, int] | None = None
+    num_warps: int = 0
+    num_stages: int = 0
+    registers: int = 0  # of one thread
+    shared_bytes: int = 0  # of one program
 
 
 class _Door:
@@ -81,6 +87,11 @@ def launch(
         name=name,
         backend=backend,
         grid=cost.grid,
+        constexprs=cost.constexprs or {},
+        num_warps=cost.num_warps,
+        num_stages=cost.num_stages,
+        registers=cost.registers,
+        shared_bytes=cost.shared_bytes,
         num_bytes=cost.num_bytes,
         flops=cost.flops,
         why=cost.why,

@@ -1,0 +1,34 @@
+"""Triton kernels for CUDA: the same arguments, shapes and results as the plain-torch table.
+
+`operations()` is all that others need: the entries of the `Kernels` table, or None where Triton
+isn't installed, and then plain torch computes. Read `attention.py` first, it is most of the work;
+`start.py` is how each is launched; `compile_all.py` compiles all of them for every GPU without one.
+
+Large matrix products are cuBLAS's, through torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+
+@lru_cache(maxsize=1)
+def operations() -> dict[str, Callable[..., Any]] | None:
+    """Name in the `Kernels` table → function. What is missing is plain torch's."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    found: dict[str, Callable[..., Any]] = {}
+    for module, names in {
+        "attention": ("paged_attention",),
+        "rotary": ("qkv_attention", "write_kv"),
+        "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
+        "activation": ("silu_and_mul",),
+        "linear": ("linear",),
+    }.items():
+        loaded = importlib.import_module(f"engine.kernels.triton.{module}")
+        found |= {name: getattr(loaded, name) for name in names}
+    return found

@@ -1,0 +1,436 @@
+"""Paged attention in Triton: what `torch_attention.paged_attention` computes, pages read in place.
+
+One kernel serves decode, prefill and chunks. Its unit of work is a tile of query rows times all
+keys that any of them sees. A tile's rows are (tokens × query heads of one key head), so that a
+key is read once for its whole group and even one token fills a tensor core's 16 rows.
+
+- Decode (`DECODE`): program (row, key head, split). A row is one token. When rows × key heads are
+  too few to fill the device, each context is cut into `splits` segments; every program keeps its
+  own maximum and sum, and `_merge_kernel` joins them. Grid and arguments depend on the number of
+  rows alone, never on the lengths, which are read on the device: a CUDA graph can replay it. Rows
+  that only pad a graph have a context of 0 and cost one empty program.
+- Prefill and chunks: program (tile, key head). A row of n tokens has ceil(n / Q) tiles; the row of
+  a tile is found by bisection in `query_start`, so nothing is sent to the device for it. The grid
+  is the bound tokens // Q + rows; what is too many leaves at once.
+
+Tiles of keys (`BLOCK_N`) have nothing to do with the size of a page: each position looks up its
+page. Softmax runs online in base 2 (scale and log2 e are one factor), in fp32.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from engine.kernels import torch_attention
+from engine.kernels.launch import Cost
+from engine.kernels.triton.start import FLOATS, start
+
+if TYPE_CHECKING:
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+MAX_HEAD_DIM = 256
+MAX_SPLITS = 32
+MERGE_WARPS = 4
+SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
+LOG2_E = tl.constexpr(1.4426950408889634)
+INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there is no device
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr,  # [tokens, heads, HEAD_DIM], tokens q_stride apart, in the cache's dtype
+    k_ptr,  # [blocks, PAGE, kv_heads, HEAD_DIM]
+    v_ptr,  # the same
+    out_ptr,  # [tokens, heads, HEAD_DIM], contiguous; not written when SPLIT
+    part_ptr,  # fp32 [rows, heads, splits, HEAD_DIM], unnormalised sums; written when SPLIT
+    stats_ptr,  # fp32 [rows, heads, splits, 2], maximum (log2) and sum; written when SPLIT
+    tables_ptr,  # int32 [rows, table_width]
+    query_start_ptr,  # int32 [rows + 1]
+    context_lens_ptr,  # int32 [rows]
+    sinks_ptr,  # fp32 [heads]; read when SINKS
+    scale_log2,  # scores are q·k * scale_log2, in base 2
+    soft_cap,  # read when SOFT_CAP
+    window,  # tokens that a query sees, itself included; read when WINDOW
+    first_row,  # rows before it are another launch's
+    last_row,  # one past the last
+    q_stride,
+    table_width,
+    kv_heads,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,  # HEAD_DIM, rounded up to a power of two
+    GROUP: tl.constexpr,  # query heads on one key head
+    PAGE: tl.constexpr,  # tokens in a block
+    BLOCK_M: tl.constexpr,  # rows of a tile: BLOCK_M // GROUP tokens × GROUP heads
+    BLOCK_N: tl.constexpr,  # keys of a tile
+    DECODE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+    if DECODE:
+        row = first_row + tl.program_id(0)
+        row_start = tl.load(query_start_ptr + row)
+        tile = 0
+    else:
+        # The last row whose first tile is not after this one.
+        base = tl.load(query_start_ptr + first_row)
+        low = first_row
+        high = last_row - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            begins = (tl.load(query_start_ptr + middle) - base) // TOKENS + middle - first_row
+            if begins <= tl.program_id(0):
+                low = middle
+            else:
+                high = middle - 1
+        row = low
+        row_start = tl.load(query_start_ptr + row)
+        tile = tl.program_id(0) - ((row_start - base) // TOKENS + row - first_row)
+    row_tokens = tl.load(query_start_ptr + row + 1) - row_start
+    if tile * TOKENS >= row_tokens:
+        return  # the grid is a bound
+    context = tl.load(context_lens_ptr + row)
+    first_position = context - row_tokens + tile * TOKENS  # of the tile's first token
+
+    m = tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, DIM)
+    token = m // GROUP  # of the tile
+    head = kv_head * GROUP + m % GROUP
+    real = (token < TOKENS) & (tile * TOKENS + token < row_tokens)
+    position = first_position + token
+    place = (row_start + tile * TOKENS + token).to(tl.int64)  # among the step's tokens
+    inside = real[:, None] & (dims < HEAD_DIM)[None, :]
+    q = tl.load(
+        q_ptr + place[:, None] * q_stride + head[:, None] * HEAD_DIM + dims[None, :],
+        mask=inside,
+        other=0.0,
+    )
+
+    begin = 0
+    end = tl.minimum(first_position + TOKENS, context)
+    if WINDOW:
+        begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
+    if SPLIT:
+        segment = tl.cdiv(tl.cdiv(end - begin, tl.num_programs(2)), BLOCK_N) * BLOCK_N
+        begin += split * segment
+        end = tl.minimum(begin + segment, end)
+
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
+    if SINKS:  # a score like others, without a value
+        if split == 0:
+            best = tl.load(sinks_ptr + head, mask=real, other=0.0) * LOG2_E
+            total += 1.0
+
+    n = tl.arange(0, BLOCK_N)
+    table_ptr = tables_ptr + row.to(tl.int64) * table_width
+    head_base = kv_head * HEAD_DIM
+    token_stride = kv_heads * HEAD_DIM
+    for first in range(begin, end, BLOCK_N):
+        at = first + n
+        held = at < end
+        block = tl.load(table_ptr + at // PAGE, mask=held, other=0).to(tl.int64)
+        slot = (block * PAGE + at % PAGE) * token_stride + head_base
+        keys = tl.load(
+            k_ptr + slot[None, :] + dims[:, None],
+            mask=held[None, :] & (dims < HEAD_DIM)[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
+        if SOFT_CAP:
+            turned = scores * (2.0 / (soft_cap * LOG2_E))
+            tanh = 1.0 - 2.0 / (tl.exp(turned) + 1.0)
+            scores = tanh * (soft_cap * LOG2_E)
+        seen = held[None, :] & (at[None, :] <= position[:, None])
+        if WINDOW:
+            seen = seen & (at[None, :] > position[:, None] - window)
+        scores = tl.where(seen, scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        # A row that sees nothing here keeps -inf as its maximum: -inf − -inf would be NaN.
+        finite = tl.where(new_best == float("-inf"), 0.0, new_best)
+        weights = tl.exp2(scores - finite[:, None])
+        shrink = tl.exp2(best - finite)
+        total = total * shrink + tl.sum(weights, 1)
+        values = tl.load(
+            v_ptr + slot[:, None] + dims[None, :],
+            mask=held[:, None] & (dims < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        mixed = mixed * shrink[:, None]
+        mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
+        best = new_best
+
+    num_heads = kv_heads * GROUP
+    if SPLIT:  # decode: the tile has one token
+        part = (row * num_heads + head).to(tl.int64) * tl.num_programs(2) + split
+        tl.store(part_ptr + part[:, None] * HEAD_DIM + dims[None, :], mixed, mask=inside)
+        tl.store(stats_ptr + part * 2, best, mask=real)
+        tl.store(stats_ptr + part * 2 + 1, total, mask=real)
+    else:
+        mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+        out = (place * num_heads + head) * HEAD_DIM
+        tl.store(
+            out_ptr + out[:, None] + dims[None, :],
+            mixed.to(out_ptr.dtype.element_ty),
+            mask=inside,
+        )
+
+
+@triton.jit
+def merge_kernel(
+    part_ptr,  # fp32 [rows, heads, SPLITS, HEAD_DIM]
+    stats_ptr,  # fp32 [rows, heads, SPLITS, 2]
+    out_ptr,  # [rows, heads, HEAD_DIM]
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,  # HEAD_DIM, rounded up to a power of two
+    SPLITS: tl.constexpr,  # a power of two
+):
+    """Join the segments of one row and head. Grid: one program for each of rows × heads: each
+    reads SPLITS * HEAD_DIM floats, a few KB, which the L2 cache still holds."""
+    pair = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, SPLITS)
+    dims = tl.arange(0, DIM)
+    best = tl.load(stats_ptr + (pair * SPLITS + splits) * 2)
+    total = tl.load(stats_ptr + (pair * SPLITS + splits) * 2 + 1)
+    greatest = tl.max(best, 0)
+    greatest = tl.where(greatest == float("-inf"), 0.0, greatest)  # a row that only pads a graph
+    weight = tl.exp2(best - greatest)
+    part = tl.load(
+        part_ptr + (pair * SPLITS + splits)[:, None] * HEAD_DIM + dims[None, :],
+        mask=(dims < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    total = tl.sum(total * weight, 0)
+    mixed = tl.sum(part * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(
+        out_ptr + pair * HEAD_DIM + dims, mixed.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM
+    )
+
+
+class Tile(NamedTuple):
+    """How a launch is cut. Chosen so that shared memory fits the smallest device (99 KiB)."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def tile_for(dtype: torch.dtype, head_dim: int, group: int, decode: bool) -> Tile:
+    """dtype: of the cache. Decode is a matter of bytes in flight: few rows, deep pipeline; prefill
+    one of reuse: many rows. fp32 products run on ordinary cores and want small tiles."""
+    dim = _power(head_dim)
+    rows = max(16, _power(group))
+    if dtype == torch.float32:
+        return Tile(rows, 16, 4, 2)  # 32 keys would not fit the registers
+    if decode:
+        return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
+    if dim > 128:
+        return Tile(max(64, rows), 32, 8, 2)
+    return Tile(max(64, rows), 64, 4, 2)
+
+
+def splits_for(pairs: int, processors: int, max_context: int) -> int:
+    """Segments of each context: a power of two. pairs: rows × key heads, each of which keeps one
+    multiprocessor's corner busy; two for each multiprocessor fill a device."""
+    splits = 1
+    while (
+        splits < MAX_SPLITS
+        and pairs * splits * 2 <= 2 * processors
+        and max_context >= 2 * splits * SPLIT_TOKENS
+    ):
+        splits *= 2
+    return splits
+
+
+def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
+    """Whether the kernel is built for this layer; plain torch computes the others."""
+    return q_dtype in FLOATS and cache.k.dtype in FLOATS and spec.head_dim <= MAX_HEAD_DIM
+
+
+def paged_attention(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
+    `out_dtype`, by default the cache's."""
+    out_dtype = out_dtype or cache.k.dtype
+    if not takes(q.dtype, cache, spec):
+        return torch_attention.paged_attention(q, cache, batch, spec).to(out_dtype)
+    q = q.to(cache.k.dtype)
+    if q.stride(2) != 1 or q.stride(1) != spec.head_dim:
+        q = q.contiguous()
+    out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
+    decode, rows = batch.num_decode_rows, batch.num_rows
+    if decode:
+        _decode(q, cache, batch, spec, out)
+    if decode < rows:
+        tile = tile_for(cache.k.dtype, spec.head_dim, _group(spec), decode=False)
+        tokens = sum(batch.query_lens[decode:])
+        tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
+        why = f"{tokens} tokens of {rows - decode} rows in tiles of {tile.block_m} query rows"
+        grid = (tiles, spec.num_kv_heads, 1)
+        none = out  # a pointer that isn't used
+        _run(grid, tile, range(decode, rows), False, why, q, cache, out, none, none, batch, spec)
+    return out
+
+
+def _decode(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out: torch.Tensor,
+) -> None:
+    """The rows with one token: one launch, or two when contexts are split."""
+    rows, dim, heads = batch.num_decode_rows, spec.head_dim, spec.num_heads
+    tile = tile_for(cache.k.dtype, dim, _group(spec), decode=True)
+    pairs = rows * spec.num_kv_heads
+    longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
+    splits = splits_for(pairs, _processors(q.device), longest)
+    why = f"{rows} rows × {spec.num_kv_heads} key heads"
+    grid = (rows, spec.num_kv_heads, splits)
+    if splits == 1:
+        _run(grid, tile, range(rows), True, why, q, cache, out, out, out, batch, spec)
+        return
+    why += f" leave multiprocessors idle: each context in {splits} segments"
+    key = ("split", rows, heads, splits, dim)
+    if key not in batch.scratch:
+        shape = (rows, heads, splits)
+        part = torch.empty((*shape, dim), dtype=torch.float32, device=q.device)
+        stats = torch.empty((*shape, 2), dtype=torch.float32, device=q.device)
+        batch.scratch[key] = part, stats
+    part, stats = batch.scratch[key]
+    _run(grid, tile, range(rows), True, why, q, cache, out, part, stats, batch, spec)
+    start(
+        "merge_segments",
+        merge_kernel,
+        (rows * heads,),
+        (part, stats, out),
+        merge_constants(dim, splits),
+        MERGE_WARPS,
+        1,
+        lambda: Cost([rows * heads], part.nbytes + stats.nbytes + out.nbytes, 4 * part.numel()),
+    )
+
+
+def _run(
+    grid: tuple[int, int, int],
+    tile: Tile,
+    rows: range,
+    decode: bool,
+    why: str,
+    q: torch.Tensor,
+    cache: LayerCache,
+    out: torch.Tensor,
+    part: torch.Tensor,
+    stats: torch.Tensor,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+) -> None:
+    sinks = q if spec.sinks is None else spec.sinks.float().contiguous()
+    start(
+        "paged_attention",
+        attention_kernel,
+        grid,
+        (
+            q,
+            cache.k,
+            cache.v,
+            out,
+            part,
+            stats,
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            sinks,
+            spec.scale * LOG2_E.value,
+            spec.soft_cap or 0.0,
+            spec.sliding_window or 0,
+            rows.start,
+            rows.stop,
+            q.stride(0),
+            batch.block_tables.stride(0),
+            spec.num_kv_heads,
+        ),
+        constants(tile, spec, batch.block_size, decode, split=grid[2] > 1),
+        tile.num_warps,
+        tile.num_stages,
+        lambda: _cost(grid, cache, batch, spec, rows, why),
+    )
+
+
+def constants(
+    tile: Tile, spec: AttentionSpec, page: int, decode: bool, split: bool
+) -> dict[str, int]:
+    """The kernel's compile-time arguments. Flags are 0 or 1."""
+    return {
+        "HEAD_DIM": spec.head_dim,
+        "DIM": _power(spec.head_dim),
+        "GROUP": _group(spec),
+        "PAGE": page,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "DECODE": int(decode),
+        "SPLIT": int(split),
+        "WINDOW": int(spec.sliding_window is not None),
+        "SOFT_CAP": int(spec.soft_cap is not None),
+        "SINKS": int(spec.sinks is not None),
+    }
+
+
+def merge_constants(head_dim: int, splits: int) -> dict[str, int]:
+    """The merging kernel's compile-time arguments."""
+    return {"HEAD_DIM": head_dim, "DIM": _power(head_dim), "SPLITS": splits}
+
+
+def _group(spec: AttentionSpec) -> int:
+    return spec.num_heads // spec.num_kv_heads
+
+
+def _power(n: int) -> int:
+    """The next power of two that tl.dot can reduce over."""
+    return max(16, triton.next_power_of_2(n))
+
+
+@lru_cache(maxsize=8)
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _cost(
+    grid: tuple[int, int, int],
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    rows: range,
+    why: str,
+) -> Cost:
+    """Each key and value that is seen read once, q and the result once; 4 flops for each pair of
+    query and position, head and dimension."""
+    tokens = read = pairs = 0
+    for row in rows:
+        queries, context = batch.query_lens[row], batch.context_lens_list[row]
+        first, window = context - queries, spec.sliding_window or context
+        tokens += queries
+        read += context - max(first - window + 1, 0)
+        pairs += sum(min(position + 1, window) for position in range(first, context))
+    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads
+    dtype = str(cache.k.dtype).removeprefix("torch.")
+    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    return Cost(list(grid), moved * spec.head_dim * cache.k.element_size(), flops, dtype, why)

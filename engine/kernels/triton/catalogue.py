@@ -1,0 +1,198 @@
+"""Every kernel in every configuration that the engine can launch, as the compiler wants them.
+
+What shapes the machine code is enumerated: dtypes, head sizes, tiles, which parts are on. What is
+a mere number at run time (tokens, widths, strides) is not. Where a choice only swaps one constant
+for another (page size; group, as long as it fits the same tile) its usual value stands for all; and
+bf16 stands for fp16 in all but a few, for the two differ in the names of their instructions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.kernels.triton import activation, attention, blocks, draw, norm, rotary
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+HEAD_DIMS = (64, 80, 96, 128, 256)
+PAGE = 16
+WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation. `types` and `constants` together name every parameter of the kernel."""
+
+    name: str  # unique: "attention decode bf16 d128"
+    kernel: Any  # what triton.jit made
+    types: dict[str, str]  # of run-time parameters: "*bf16", "i32", "fp32"
+    constants: dict[str, int]
+    num_warps: int
+    num_stages: int
+    has_dot: bool = False
+    tensor_cores: bool = False  # fp32 products don't use them
+
+
+def variants() -> Iterator[Variant]:
+    """All of them."""
+    for dtype in DTYPES:
+        head_dims = (128,) if dtype == "fp16" else HEAD_DIMS
+        for kind in ("decode", "split", "prefill"):
+            for head_dim in head_dims:
+                yield _attention(kind, dtype, head_dim, group=4)
+            if dtype != "fp16":
+                yield _attention(kind, dtype, 128, group=1)
+                yield _attention(kind, dtype, 128, group=8, window=True, soft_cap=True, sinks=True)
+        yield _attention("decode", dtype, 64, group=32)  # more rows than a tile's least
+        for head_dim in head_dims:
+            yield _rotate(dtype, head_dim, rotated=True, normed=False)
+        yield _rotate(dtype, 128, rotated=True, normed=True)
+        yield _rotate(dtype, 64, rotated=False, normed=False)
+        yield _elementwise("write_kv", dtype)
+        yield _elementwise("silu_and_mul", dtype)
+        for width in WIDTHS if dtype == "bf16" else WIDTHS[1:2]:
+            for center in (False, True):
+                for add in (False, True):
+                    yield _norm(dtype, width, center, add)
+    for head_dim in HEAD_DIMS:
+        for splits in (2, attention.MAX_SPLITS):
+            yield _merge(head_dim, splits)
+    for vocab in (256, 32000):
+        yield _draw(vocab)
+    yield _copy()
+
+
+def _attention(
+    kind: str,
+    dtype: str,
+    head_dim: int,
+    group: int,
+    window: bool = False,
+    soft_cap: bool = False,
+    sinks: bool = False,
+) -> Variant:
+    from engine.layers.attention_batch import AttentionSpec  # a layer's class: not at import
+
+    spec = AttentionSpec(
+        num_heads=group,
+        num_kv_heads=1,
+        head_dim=head_dim,
+        scale=1.0,
+        sliding_window=1 if window else None,
+        soft_cap=1.0 if soft_cap else None,
+        sinks=torch.zeros(group) if sinks else None,
+    )
+    decode = kind != "prefill"
+    tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode)
+    extras = " window cap sinks" if window else ""
+    return Variant(
+        name=f"attention {kind} {dtype} d{head_dim} group {group}{extras}",
+        kernel=attention.attention_kernel,
+        types={
+            **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("part_ptr", "stats_ptr", "sinks_ptr"), "*fp32"),
+            **dict.fromkeys(("tables_ptr", "query_start_ptr", "context_lens_ptr"), "*i32"),
+            **dict.fromkeys(("scale_log2", "soft_cap"), "fp32"),
+            **dict.fromkeys(("window", "first_row", "last_row"), "i32"),
+            **dict.fromkeys(("q_stride", "table_width", "kv_heads"), "i32"),
+        },
+        constants=attention.constants(tile, spec, PAGE, decode, kind == "split"),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        has_dot=True,
+        tensor_cores=dtype != "fp32",
+    )
+
+
+def _merge(head_dim: int, splits: int) -> Variant:
+    return Variant(
+        name=f"merge d{head_dim} splits {splits}",
+        kernel=attention.merge_kernel,
+        types={"part_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16"},
+        constants=attention.merge_constants(head_dim, splits),
+        num_warps=attention.MERGE_WARPS,
+        num_stages=1,
+    )
+
+
+def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool) -> Variant:
+    floats = ["qkv_ptr", "q_norm_ptr", "k_norm_ptr", "q_ptr", "k_ptr", "v_ptr"]
+    extras = (" rotate" if rotated else "") + (" norm" if normed else "")
+    return Variant(
+        name=f"write{extras} {dtype} d{head_dim}",
+        kernel=rotary.rotate_and_write_kernel,
+        types={
+            **dict.fromkeys(floats, f"*{dtype}"),
+            **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
+            "slots_ptr": "*i64",
+            **dict.fromkeys(("heads", "kv_heads"), "i32"),
+            "eps": "fp32",
+        },
+        constants=rotary.rotate_constants(head_dim, rotated, normed),
+        num_warps=rotary.ROTATE_WARPS,
+        num_stages=1,
+    )
+
+
+def _elementwise(name: str, dtype: str) -> Variant:
+    pointer = f"*{dtype}"
+    if name == "silu_and_mul":
+        kernel, warps = activation.silu_and_mul_kernel, activation.NUM_WARPS
+        types = {"x_ptr": pointer, "out_ptr": pointer, "width": "i32"}
+        constants = {"BLOCK": activation.PIECE}
+    else:
+        kernel, warps = rotary.write_kv_kernel, rotary.WRITE_WARPS
+        pointers = ("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr")
+        types = {**dict.fromkeys(pointers, pointer), "slots_ptr": "*i64"}
+        types |= {"k_stride": "i32", "v_stride": "i32", "width": "i32"}
+        constants = {"BLOCK": rotary.PIECE}
+    return Variant(f"{name} {dtype}", kernel, types, constants, warps, 1)
+
+
+def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
+    pointers = ["x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr", "total_ptr"]
+    name = ("add " if add else "") + ("layer norm" if center else "rms norm")
+    constants = norm.constants(width, center, add, weight=True, bias=center)
+    return Variant(
+        name=f"{name} {dtype} width {width}",
+        kernel=norm.norm_kernel,
+        types={**dict.fromkeys(pointers, f"*{dtype}"), "width": "i32", "eps": "fp32"},
+        constants=constants,
+        num_warps=norm.warps_for(constants["BLOCK"]),
+        num_stages=1,
+    )
+
+
+def _draw(vocab: int) -> Variant:
+    return Variant(
+        name=f"draw vocabulary {vocab}",
+        kernel=draw.draw_kernel,
+        types={
+            "logits_ptr": "*fp32",
+            "weights_ptr": "*i32",
+            "top_k_ptr": "*i64",
+            "top_p_ptr": "*fp64",
+            "min_p_ptr": "*fp64",
+            "words_ptr": "*i64",
+            "tokens_ptr": "*i64",
+            "vocab": "i32",
+        },
+        constants={"BLOCK": draw.block_for(vocab)},
+        num_warps=draw.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _copy() -> Variant:
+    pointers = ("addresses_ptr", "words_ptr", "pairs_ptr")
+    return Variant(
+        name="copy_blocks",
+        kernel=blocks.copy_blocks_kernel,
+        types=dict.fromkeys(pointers, "*i64"),
+        constants={"BLOCK": blocks.PIECE},
+        num_warps=blocks.NUM_WARPS,
+        num_stages=1,
+    )

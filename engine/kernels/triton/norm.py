@@ -1,0 +1,144 @@
+"""RMSNorm and LayerNorm in Triton, alone or behind a residual sum: `torch_ops.rms_norm`,
+`add_rms_norm`, `layer_norm`, `add_layer_norm`.
+
+Grid: one program for each row. A row is read once, kept in registers as fp32, and written once;
+with the residual, its sum is rounded to the tensors' dtype before it is normalised, as the torch
+reference does, and is written too.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from engine.kernels import torch_ops
+from engine.kernels.launch import Cost
+from engine.kernels.triton.start import FLOATS, start
+
+MAX_WIDTH = 32768  # a row must fit the registers of one program
+
+
+@triton.jit
+def norm_kernel(
+    x_ptr,  # [rows, width], contiguous, like all others
+    residual_ptr,  # [rows, width]; read when ADD
+    weight_ptr,  # [width]; read when WEIGHT
+    bias_ptr,  # [width]; read when BIAS
+    out_ptr,  # [rows, width]
+    total_ptr,  # [rows, width], x + residual; written when ADD
+    width,
+    eps,
+    BLOCK: tl.constexpr,  # width, rounded up to a power of two
+    CENTER: tl.constexpr,  # LayerNorm: the mean goes first
+    ADD: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    at = tl.arange(0, BLOCK)
+    real = at < width
+    row = tl.program_id(0).to(tl.int64) * width
+    x = tl.load(x_ptr + row + at, mask=real, other=0.0)
+    if ADD:
+        residual = tl.load(residual_ptr + row + at, mask=real, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        tl.store(total_ptr + row + at, x, mask=real)
+    x = x.to(tl.float32)
+    if CENTER:
+        x = tl.where(real, x - tl.sum(x, 0) / width, 0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+    if WEIGHT:
+        y = y * tl.load(weight_ptr + at, mask=real, other=0.0).to(tl.float32)
+    if BIAS:
+        y = y + tl.load(bias_ptr + at, mask=real, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row + at, y.to(out_ptr.dtype.element_ty), mask=real)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `torch_ops.rms_norm`."""
+    if not _takes(x, weight):
+        return torch_ops.rms_norm(x, weight, eps)
+    return _run("rms_norm", x, None, weight, None, eps, center=False)[0]
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `torch_ops.add_rms_norm`."""
+    if not _takes(x, residual, weight):
+        return torch_ops.add_rms_norm(x, residual, weight, eps)
+    return _run("add_rms_norm", x, residual, weight, None, eps, center=False)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """As `torch_ops.layer_norm`."""
+    if not _takes(x, weight, bias):
+        return torch_ops.layer_norm(x, weight, bias, eps)
+    return _run("layer_norm", x, None, weight, bias, eps, center=True)[0]
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `torch_ops.add_layer_norm`."""
+    if not _takes(x, residual, weight, bias):
+        return torch_ops.add_layer_norm(x, residual, weight, bias, eps)
+    return _run("add_layer_norm", x, residual, weight, bias, eps, center=True)
+
+
+def warps_for(block: int) -> int:
+    """About 16 values a thread: enough in flight, few enough for the registers."""
+    return min(16, max(1, block // 512))
+
+
+def constants(width: int, center: bool, add: bool, weight: bool, bias: bool) -> dict[str, int]:
+    """The kernel's compile-time arguments."""
+    return {
+        "BLOCK": triton.next_power_of_2(width),
+        "CENTER": int(center),
+        "ADD": int(add),
+        "WEIGHT": int(weight),
+        "BIAS": int(bias),
+    }
+
+
+def _takes(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """One dtype of ours, so that the rounding is the reference's, and a row that fits."""
+    same = all(other is None or other.dtype == x.dtype for other in others)
+    return same and x.dtype in FLOATS and x.shape[-1] <= MAX_WIDTH and x.numel() > 0
+
+
+def _run(
+    name: str,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    center: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm, x + residual)"""
+    x = x.contiguous()
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    out, total = torch.empty_like(x), x
+    if residual is not None:
+        residual, total = residual.contiguous(), torch.empty_like(x)
+    pointers = tuple(x if tensor is None else tensor for tensor in (residual, weight, bias))
+    moved = x.nbytes * (2 if residual is None else 4)
+    start(
+        name,
+        norm_kernel,
+        (rows,),
+        (x, *pointers, out, total, width, eps),
+        constants(width, center, residual is not None, weight is not None, bias is not None),
+        warps_for(triton.next_power_of_2(width)),
+        1,
+        lambda: Cost([rows], moved, 4 * x.numel(), why="one program for each row"),
+    )
+    return out, total

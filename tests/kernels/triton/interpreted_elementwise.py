@@ -1,0 +1,131 @@
+"""Norms, activation, draw and block copy in Triton's interpreter against their references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.kernels import on_cuda, torch_ops
+from engine.kernels.launch import recording
+from engine.kernels.triton import activation, blocks, draw, norm
+from engine.trace.events import KernelLaunched
+from engine.trace.recorder import Recorder
+from engine.worker import draw as definition
+
+FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+DTYPES = st.sampled_from([torch.float32, torch.float16])
+NEAR = {
+    torch.float32: {"rtol": 2e-5, "atol": 2e-6},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+}
+
+
+@given(st.integers(1, 5), st.integers(1, 1100), DTYPES, st.booleans(), st.integers(0, 99))
+@FEW
+def test_norms(rows, width, dtype, affine, seed):
+    torch.manual_seed(seed)
+    x, residual = (torch.randn(rows, width).to(dtype) * 3 for _ in range(2))
+    weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
+    near = NEAR[dtype]
+    torch.testing.assert_close(
+        norm.rms_norm(x, weight, 1e-5), torch_ops.rms_norm(x, weight, 1e-5), **near
+    )
+    found, total = norm.add_rms_norm(x, residual, weight, 1e-5)
+    expected, exact = torch_ops.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, exact)
+    torch.testing.assert_close(found, expected, **near)
+    both = (weight, bias) if affine else (None, None)
+    torch.testing.assert_close(
+        norm.layer_norm(x, *both, 1e-3), torch_ops.layer_norm(x, *both, 1e-3), **near
+    )
+    found, total = norm.add_layer_norm(x, residual, *both, 1e-3)
+    expected, exact = torch_ops.add_layer_norm(x, residual, *both, 1e-3)
+    assert torch.equal(total, exact)
+    torch.testing.assert_close(found, expected, **near)
+
+
+def test_norms_of_heads_and_of_other_dtypes():
+    x = torch.randn(2, 3, 16)
+    weight = torch.rand(16)
+    torch.testing.assert_close(
+        norm.rms_norm(x[:, 1:], weight, 1e-6), torch_ops.rms_norm(x[:, 1:], weight, 1e-6)
+    )
+    mixed = norm.rms_norm(x.half(), weight, 1e-6)  # plain torch, with its own rules of dtypes
+    assert torch.equal(mixed, torch_ops.rms_norm(x.half(), weight, 1e-6))
+
+
+@given(st.integers(1, 4), st.integers(1, 2100), DTYPES)
+@FEW
+def test_silu_and_mul(rows, width, dtype):
+    x = (torch.randn(rows, 2 * width) * 5).to(dtype)
+    expected = torch_ops.silu_and_mul(x.clone())
+    torch.testing.assert_close(activation.silu_and_mul(x), expected, **NEAR[dtype])
+
+
+def test_silu_of_extremes():
+    x = torch.tensor([[-200.0, 200.0, 0.0, 1.0, 1.0, 1.0]])
+    assert activation.silu_and_mul(x).tolist() == [[0.0, 200.0, 0.0]]
+
+
+@given(st.integers(2, 700), st.integers(0, 1000))
+@settings(FEW, max_examples=3)
+def test_the_same_draw_as_on_the_cpu(vocab, seed):
+    torch.manual_seed(seed)
+    rows = 8
+    logits = torch.randn(rows, vocab) * 3
+    logits[1] = logits[1].round()  # ties
+    logits[2] = 0  # nothing but ties
+    logits[3, : vocab // 2] = float("-inf")  # tokens that aren't allowed
+    cuts = definition.Cuts(
+        top_k=torch.tensor([vocab, 5, 7, vocab + 9, 1, 3, vocab, 40]),
+        top_p=torch.tensor([1.0, 0.9, 0.3, 0.8, 1.0, 0.01, 0.95, 1.0], dtype=torch.float64),
+        min_p=torch.tensor([0, 0, 0.5, 0, 0.1, 1.0, 0.02, 0.001], dtype=torch.float64),
+    )
+    words = torch.randint(0, 2**32, (rows,))
+    words[0], words[1] = 0, 2**32 - 1
+    expected = definition.draw(definition.cut(definition.integer_weights(logits), cuts), words)
+    assert torch.equal(draw.draw_tokens(logits, *cuts, words), expected)
+
+
+def test_a_draw_over_several_passes_of_a_large_vocabulary():
+    torch.manual_seed(0)
+    logits, words = torch.randn(2, 9001) * 2, torch.randint(0, 2**32, (2,))
+    top_p = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    cuts = definition.Cuts(torch.tensor([9001, 100]), top_p, torch.zeros(2, dtype=torch.float64))
+    expected = definition.cut_and_draw(definition.integer_weights(logits), cuts, words)
+    assert torch.equal(draw.draw_tokens(logits, *cuts, words), expected)
+
+
+def test_blocks_are_copied_in_all_tensors():
+    torch.manual_seed(0)
+    pools = [torch.randint(-(2**60), 2**60, (6, words)) for words in (3, 1500)]
+    expected = [pool.clone() for pool in pools]
+    for pool in expected:
+        pool[4], pool[5] = pool[0].clone(), pool[2].clone()
+    addresses = torch.tensor([pool.data_ptr() for pool in pools])
+    words = torch.tensor([pool.shape[1] for pool in pools])
+    blocks.copy_blocks(addresses, words, torch.tensor([[0, 4], [2, 5]]))
+    for pool, wanted in zip(pools, expected):
+        assert torch.equal(pool, wanted)
+
+
+@pytest.mark.parametrize("width", [10, 1024, 1025])
+def test_a_launch_is_recorded_as_it_was_made(width):
+    recorder = Recorder("full")
+    found: list = []
+    recorder.subscribe(found.extend)
+    x = torch.randn(3, 2 * width)
+    with recording(recorder):
+        on_cuda().silu_and_mul(x)
+        on_cuda().linear(x, torch.randn(4, 2 * width), None)
+    recorder.close()
+    launch, product = (event for event in found if isinstance(event, KernelLaunched))
+    assert (launch.name, launch.backend) == ("silu_and_mul", "triton")
+    assert launch.grid == [3, -(-width // 1024)]
+    assert launch.constexprs == {"BLOCK": 1024}
+    assert launch.num_warps == activation.NUM_WARPS
+    assert launch.num_bytes == 4 * 3 * 3 * width
+    assert (product.name, product.backend) == ("linear", "torch")
+    assert product.flops == 2 * 3 * 4 * 2 * width
