@@ -89,15 +89,15 @@ def run(bench: Workbench) -> Outcome:
         },
         [
             f"static {quantity(rates[0], 'tokens/s')}, continuous"
-            f" {quantity(rates[1], 'tokens/s')}; seats in use {_busy(static):.0%} against"
-            f" {_busy(continuous):.0%}",
+            f" {quantity(rates[1], 'tokens/s')}; seats in use"
+            f" {quantity(_busy(static), 'share')} against {quantity(_busy(continuous), 'share')}",
             f"the fourth request had its first token after {quantity(wait[0], 's')} with static"
             f" batches and after {quantity(wait[1], 's')} with continuous batching",
             "the static run is kind to its side: an answer that is done is not computed on, as it"
             " would be in a padded batch",
         ],
-        [_lanes("Static: a batch waits for its slowest", static, end),
-         _lanes("Continuous: a seat is taken as soon as it is free", continuous, end)],
+        [_lanes("Static, a batch waits for its slowest", static, end),
+         _lanes("Continuous, a seat is taken as soon as it is free", continuous, end)],
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _lanes(title: str, run: Run, end: int) -> Lanes:
                 spans.append((number, number + 1, own))
     lanes = [(f"seat {i + 1}", spans) for i, spans in enumerate(seats)]
     legend = [(f"request {i + 1}", colour(i)) for i in range(len(OUTPUTS))]
-    return Lanes(f"{title} ({len(run.steps)} of {end} steps)", "step", lanes, legend)
+    return Lanes(f"{title}: {len(run.steps)} steps", "step", lanes, legend, at_least=end)
 
 
 CHAPTER = Chapter(

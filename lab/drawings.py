@@ -91,10 +91,11 @@ class Lanes:
     x_name: str
     lanes: list[tuple[str, list[tuple[float, float, int]]]]  # (label, (start, end, colour))
     legend: Legend = field(default_factory=list)
+    at_least: float = 0.0  # where the axis ends if nothing lasts longer: two drawings, one scale
 
     @property
     def end(self) -> float:
-        return max((span[1] for _, spans in self.lanes for span in spans), default=0.0)
+        return max(self.at_least, *(span[1] for _, spans in self.lanes for span in spans))
 
 
 @dataclass
@@ -103,6 +104,17 @@ class Pieces:
 
     title: str
     lines: list[tuple[str, list[str]]]  # (label, the text of each token)
+
+
+def printable(token: str) -> str:
+    """A token's text on one line: ⏎ for a line's end, ▯ for what has no shape (half a character,
+    control characters).
+    """
+    if token.startswith("bytes:"):
+        return "▯"
+    return "".join(
+        "⏎" if letter == "\n" else letter if letter.isprintable() else "▯" for letter in token
+    )
 
 
 Drawing = Union[Bars, Lines, Cells, Lanes, Pieces]  # noqa: UP007 - Python 3.10 keeps it an alias

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from engine.kernels import TORCH, kernels_for
@@ -101,13 +104,8 @@ def _run_fusion(bench: Workbench, outcome: Outcome) -> None:
         residual = x.clone()
         repeat = max(1, REPEAT // rows)
         for name, table in (("separate", TORCH), ("fused", kernels)):
-            norm = table.add_rms_norm
-            seconds = best_seconds(
-                lambda norm=norm, x=x, r=residual, w=weight, repeat=repeat: [
-                    norm(x, r, w, EPS) for _ in range(repeat)
-                ],
-                bench.device,
-            )
+            call = partial(table.add_rms_norm, x, residual, weight, EPS)
+            seconds = best_seconds(partial(_repeated, call, repeat), bench.device)
             points[name].append((rows, seconds / repeat))
     separate, fused = points["separate"], points["fused"]
     outcome.measured.update(
@@ -124,6 +122,11 @@ def _run_fusion(bench: Workbench, outcome: Outcome) -> None:
             [Series(name, line) for name, line in points.items()], log_x=True, log_y=True,
         )
     )  # fmt: skip
+
+
+def _repeated(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
 def _run_graph(bench: Workbench, outcome: Outcome) -> None:

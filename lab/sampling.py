@@ -9,8 +9,8 @@ import torch
 from engine.sampling_params import SamplingParams
 from engine.text.chat import ChatTemplate
 from engine.trace.events import SampleDrawn
-from lab.chapter import Chapter, Expectation, Outcome
-from lab.drawings import Bar, Bars
+from lab.chapter import Chapter, Expectation, Outcome, quantity
+from lab.drawings import Bar, Bars, printable
 from lab.workbench import Job, Workbench
 
 QUESTION = "Tell me a story about a fox."
@@ -75,7 +75,8 @@ def predict(bench: Workbench) -> list[Expectation]:
             f"{name}: different tokens in {draws} draws",
             _expected_distinct(chances, draws),
             "",
-            f"{len(chances):,} left to draw from, the most probable with {float(chances[0]):.1%}",
+            f"{len(chances):,} left to draw from, the most probable with"
+            f" {quantity(float(chances[0]), 'share')}",
         )
         for name, chances in kept.items()
     ]
@@ -83,7 +84,7 @@ def predict(bench: Workbench) -> list[Expectation]:
 
 def run(bench: Workbench) -> Outcome:
     prompt, draws = _prompt(bench), _num_draws(bench)
-    measured, findings, drawings = {}, [], []
+    outcome = Outcome()
     for number, (name, options) in enumerate(WAYS.items()):
         jobs = [
             Job(
@@ -94,14 +95,14 @@ def run(bench: Workbench) -> Outcome:
         ]  # fmt: skip
         drawn = bench.run([jobs], enable_prefix_caching=True).of(SampleDrawn)
         tokens = [event.token_id for event in drawn]
-        measured[name] = len(set(tokens))
-        findings.append(
+        outcome.measured[name] = len(set(tokens))
+        outcome.findings.append(
             f"{name}, tokens left to draw from: {drawn[0].num_kept:,}; with seed 1 it goes on"
             f" {_text(bench, prompt, options)}"
         )
         if number in (1, 2):
-            drawings.append(_chances(bench, name, drawn))
-    return Outcome(measured, findings, drawings)
+            outcome.drawings.append(_chances(bench, name, drawn))
+    return outcome
 
 
 def _text(bench: Workbench, prompt: list[int], options: dict) -> str:
@@ -110,7 +111,7 @@ def _text(bench: Workbench, prompt: list[int], options: dict) -> str:
     params = SamplingParams(max_tokens=length, seed=1, ignore_eos=True, **options)
     run = bench.run([[Job("text", prompt, length, params)]])
     text = bench.tokenizer.decode(run.tokens["text"])
-    return "“…" + " ".join(text.split()) + " …”"
+    return "“…" + printable(" ".join(text.split())) + " …”"
 
 
 def _chances(bench: Workbench, name: str, drawn: list[SampleDrawn]) -> Bars:
@@ -120,9 +121,9 @@ def _chances(bench: Workbench, name: str, drawn: list[SampleDrawn]) -> Bars:
     for candidate in drawn[0].candidates[:SHOWN]:
         share = tokens.count(candidate.token_id) / len(tokens)
         text = repr(bench.tokenizer.token(candidate.token_id).text)
-        before = f"{math.exp(candidate.logprob):.1%}"
-        bars.append(Bar(text, [(candidate.probability, 0)], f"{candidate.probability:.1%}"))
-        bars.append(Bar("", [(share, 1)], f"drawn {share:.1%} (model: {before})"))
+        before = quantity(math.exp(candidate.logprob), "share")
+        bars.append(Bar(text, [(candidate.probability, 0)]))
+        bars.append(Bar("", [(share, 1)], f"drawn {quantity(share, 'share')} (model: {before})"))
     return Bars(f"{name}: chance and draws of the most probable tokens", "share", bars,
                 [("chance", 0), ("drawn", 1)])  # fmt: skip
 

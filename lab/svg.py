@@ -11,7 +11,18 @@ from html import escape
 
 from lab.axes import Axis
 from lab.chapter import quantity
-from lab.drawings import EMPTY, PALETTE, Bars, Cells, Drawing, Lanes, Legend, Lines, Pieces
+from lab.drawings import (
+    EMPTY,
+    PALETTE,
+    Bars,
+    Cells,
+    Drawing,
+    Lanes,
+    Legend,
+    Lines,
+    Pieces,
+    printable,
+)
 
 WIDTH = 760
 LABEL = 190
@@ -147,9 +158,7 @@ def _pieces(drawing: Pieces) -> str:
     lines = []
     for label, pieces in drawing.lines:
         spans = "".join(
-            f'<b style="background:{PALETTE[i % 3]}">'
-            + escape("▯" if piece.startswith("bytes:") else piece.replace("\n", "⏎"))
-            + "</b>"
+            f'<b style="background:{PALETTE[i % 3]}">' + escape(printable(piece)) + "</b>"
             for i, piece in enumerate(pieces)
         )
         lines.append(

@@ -29,7 +29,7 @@ class Terminal:
     def open(self, number: int, chapter: Chapter) -> None:
         """The idea, before anything is measured."""
         self.console.print()
-        heading = Text.assemble((f" {number} ", "bold reverse"), f" {chapter.title} ")
+        heading = Text.assemble((f" {number} ", "bold reverse"), (f" {chapter.title} ", "bold"))
         body = Text(chapter.idea)
         self.console.print(
             Panel(body, title=heading, title_align="left", width=WIDTH, border_style="dim")
@@ -105,7 +105,7 @@ def _table(first: str, *others: str) -> Table:
         box=None, width=WIDTH - 2, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
     )
     if "because" in others:
-        table.add_column(first, width=40)
+        table.add_column(first, width=36)
     else:
         table.add_column(first, ratio=1)
     for name in others:

@@ -9,12 +9,23 @@ from rich.text import Text
 
 from lab.axes import Axis
 from lab.chapter import quantity
-from lab.drawings import EMPTY, PALETTE, Bars, Cells, Drawing, Lanes, Legend, Lines, Pieces
+from lab.drawings import (
+    EMPTY,
+    PALETTE,
+    Bars,
+    Cells,
+    Drawing,
+    Lanes,
+    Legend,
+    Lines,
+    Pieces,
+    printable,
+)
 
 LABEL = 26  # columns of a label
 BAR = 46  # columns of the longest bar
 PIECES = 90  # columns of a text cut into tokens
-PLOT = (72, 12)  # columns and rows of a line plot
+PLOT = (72, 13)  # columns and rows of a line plot; odd, so that one row is the middle
 EIGHTHS = " ▏▎▍▌▋▊▉"
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille cell, [x][y]
 
@@ -69,10 +80,9 @@ def _cells(drawing: Cells) -> list[Text]:
     width = max((len(label) for label, _ in drawing.rows), default=0) + 1
     lines = []
     for label, cells in drawing.rows:
-        line = Text(f"{label:>{width - 1}} ", "dim")
+        line = Text.assemble((f"{label:>{width - 1}} ", "dim"))
         for cell in cells:
             line.append("·" if cell == EMPTY else "■", _style(cell))
-        line.no_wrap = False
         lines.append(line)
     return lines
 
@@ -82,17 +92,18 @@ def _lanes(drawing: Lanes) -> list[Text]:
     lines = []
     for label, spans in drawing.lanes:
         columns: list[int | None] = [None] * width
-        for start, stop, colour in spans:
+        # the shortest last, so that a single step is seen
+        for start, stop, colour in sorted(spans, key=lambda span: span[0] - span[1]):
             first = int(start / end * width)
             for column in range(first, max(first + 1, int(stop / end * width))):
                 if column < width:
                     columns[column] = colour
         line = Text(f"{label:<12.12} ")
-        for column in columns:
-            if column is None:
+        for owner in columns:
+            if owner is None:
                 line.append(" ")
             else:
-                line.append("─" if column == EMPTY else "█", _style(column))
+                line.append("─" if owner == EMPTY else "█", _style(owner))
         lines.append(line)
     scale = f"{0:<{width - 12}}{drawing.x_name + ' ' + format(drawing.end, ',.0f'):>12}"
     lines.append(Text(" " * 13 + scale, "dim"))
@@ -121,7 +132,7 @@ def _lines(drawing: Lines) -> list[Text]:
         mark = ""
         if row in (0, rows - 1, rows // 2):
             mark = quantity(y_axis.value(1 - row / (rows - 1)), unit)
-        line = Text(f"{mark:>11} ", "dim")
+        line = Text.assemble((f"{mark:>11} ", "dim"))
         line.append("│", "dim")
         for dot, owner in zip(dots[row], colours[row], strict=True):
             line.append(chr(0x2800 + dot) if dot else " ", PALETTE[owner % len(PALETTE)])
@@ -136,10 +147,9 @@ def _lines(drawing: Lines) -> list[Text]:
 def _pieces(drawing: Pieces) -> list[Text]:
     lines = []
     for label, pieces in drawing.lines:
-        line = Text(f"{label:<9.9} ", "dim")
+        line = Text.assemble((f"{label:<9.9} ", "dim"))
         for i, piece in enumerate(pieces):
-            shown = piece.replace("\n", "⏎") if not piece.startswith("bytes:") else "▯"
-            line.append(shown, f"{PALETTE[i % 3]} reverse")
+            line.append(printable(piece), f"{PALETTE[i % 3]} reverse")
         line.truncate(PIECES, overflow="ellipsis")
         line.append(f"  {len(pieces)}", "dim")
         lines.append(line)

@@ -7,6 +7,7 @@ same worker, with as few blocks and seats as the chapter wants, and returns the 
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ class Workbench:
         on_gpu = self.device.type == "cuda"
         self.config = EngineConfig(
             model=model,
+            hf_token=os.environ.get("HF_TOKEN"),
             max_num_seqs=SEATS,
             gpu_memory_utilization=CUDA_SHARE if on_gpu else 0.9,
         )

@@ -17,7 +17,7 @@ from lab.axes import Axis
 from lab.chapter import Expectation, Outcome, quantity
 from lab.chapters import CHAPTERS
 from lab.command import Refused, main
-from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series
+from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series, printable
 from lab.operations import operations_of
 from lab.report import Section, report
 from lab.whole import percentile
@@ -29,7 +29,7 @@ DRAWINGS = [
     Lines("flat", "x", "y", [Series("one point", [(1, 2.0)]), Series("two", [(0, 0), (2, 4)])]),
     Cells("cells", [("0", [0, 1, EMPTY] * 30)], [("free", EMPTY)]),
     Lanes("lanes", "step", [("seat", [(0, 3, 1), (3, 4, EMPTY)])], [("waits", EMPTY)]),
-    Pieces("pieces", [("text", ["a", " b", "\n", "bytes:\\xe2"] * 40)]),
+    Pieces("pieces", [("text", ["a", " b", "\n", "\x1b", "bytes:\\xe2"] * 40)]),
 ]
 VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 
@@ -91,7 +91,7 @@ def test_a_drawing_is_well_formed_and_fits_a_terminal(drawing):
     out = StringIO()
     Console(file=out, width=100).print(terminal_drawings.draw(drawing))
     lines = out.getvalue().splitlines()
-    assert lines[0].strip() == drawing.title
+    assert lines[0].strip() == drawing.title and "\x1b" not in out.getvalue()
     assert len(lines) > 1 and max(map(len, lines)) <= 100
 
 
@@ -153,6 +153,12 @@ def test_quantities_are_written_for_readers():
     assert quantity(2.5, "×") == "2.50×"
     assert quantity(1234567, "") == "1,234,567"
     assert quantity(12.34, "tokens/s") == "12.3 tokens/s"
+
+
+def test_tokens_are_shown_on_one_line_whatever_they_hold():
+    assert printable(" a\n") == " a⏎"
+    assert printable("bytes:\\xe2") == "▯"
+    assert printable("\x00\x1b[2J") == "▯▯[2J"  # a terminal must not obey a token
 
 
 def test_an_axis_goes_there_and_back():
