@@ -3,7 +3,7 @@
     process "engine"    steps (schedule, prepare, forward, sample, update nest in each) · kernels
                         counters: blocks, requests, tokens of a step
     process "requests"  one track a sequence: waiting, running with its share of each step,
-    preempted arrows              from a request's share to the step that computed it
+    preempted arrows              from a request's share to the forward pass that computed it
 
 Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
 flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
@@ -130,8 +130,8 @@ class _Trace:
         plans = self._context.plans.values()
         return any(row.request_id == name for plan in plans for row in plan.rows)
 
-    def _share(self, row: ev.StepRow, step: int, start: float, end: float) -> None:
-        """What a step computed for one sequence, with an arrow to the step."""
+    def _share(self, row: ev.StepRow, step: int, start: float, forward: float, end: float) -> None:
+        """What a step computed for one sequence, with an arrow to the step's forward pass."""
         state, since = self._open.get(row.request_id, ("", 0.0))
         if state != "running":
             return
@@ -146,10 +146,15 @@ class _Trace:
         args = {"step": step, "start": row.start, "num_tokens": row.num_tokens}
         self._slice(REQUESTS, track, what, start, end, args)
         self._flows += 1
-        flow = {"name": "computed in", "cat": "step", "id": self._flows, "ts": round(start, 3)}
-        to = {"pid": ENGINE, "tid": self._step_track(step)}
-        self._out.append({"ph": "s", "pid": REQUESTS, "tid": track, **flow})
-        self._out.append({"ph": "f", "bp": "e", **to, **flow})
+        flow = {"name": "computed in", "cat": "step", "id": self._flows}
+        here = {"pid": REQUESTS, "tid": track, "ts": round(start, 3)}
+        there = {
+            "pid": ENGINE,
+            "tid": self._step_track(step),
+            "ts": round(max(start, forward), 3),  # an arrow can't go back in time
+        }
+        self._out.append({"ph": "s", **here, **flow})
+        self._out.append({"ph": "f", "bp": "e", **there, **flow})
 
     # ------------------------------------------------------------------------------ steps
 
@@ -178,13 +183,14 @@ class _Trace:
             ("prepare", event.prepare_us),
         ]
         part_end = end
+        starts: dict[str, float] = {}
         for name, us in parts:
-            part_start = max(part_end - us, planned)
-            self._slice(ENGINE, track, name, part_start, part_end)
-            part_end = part_start
+            starts[name] = max(part_end - us, planned)
+            self._slice(ENGINE, track, name, starts[name], part_end)
+            part_end = starts[name]
         self._ends[ENGINE, track] = end
         for row in rows:
-            self._share(row, event.step, start, end)
+            self._share(row, event.step, start, starts["forward"], end)
         self._settle(rows)
 
     def _count(self, event: ev.StepPlanned) -> None:

