@@ -26,7 +26,7 @@ BELOW = {
     "models": {"layers", "kernels"},
     "worker": {"models", "layers", "kernels", "core.messages"},
     "text": {"core"},
-    "server": {"text", "core", "worker"},
+    "server": {"text", "core", "worker", "models.hub"},  # is the model there? asked before torch
 }
 DECLARATIONS = {"config", "sampling_params", "__version__"}
 
