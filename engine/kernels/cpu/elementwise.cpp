@@ -193,7 +193,7 @@ struct ArgmaxArgs {
 
 template <class T>
 static void argmax(const ArgmaxArgs& a) {
-#pragma omp parallel for if (a.rows * a.width > ALONE)
+#pragma omp parallel for if (a.rows > 1 && a.rows * a.width > ALONE)
     for (int64_t row = 0; row < a.rows; row++) {
         const T* x = (const T*)a.x + row * a.x_stride;
         vec top = vec{} - INFINITY;
@@ -208,4 +208,3 @@ static void argmax(const ArgmaxArgs& a) {
 }
 
 EXPORT void glasshouse_argmax(const ArgmaxArgs* a) { WITH_TYPE(a->type, T, argmax<T>(*a)); }
-EXPORT int64_t glasshouse_threads() { return omp_get_max_threads(); }

@@ -88,13 +88,13 @@ static void rows(const X* x, X* y, int64_t first, int64_t last, const LinearArgs
 
 template <class X, class W>
 static void linear(const LinearArgs& a) {
-    // A block of W is small enough to stay in the first cache while each group of 8 rows of x goes over it, and large
-    // enough (32 KiB, 2 us of memory traffic) that taking the next one costs nothing.
-    int64_t block = 32768 / (a.k * int64_t(sizeof(W)));
-    block = block < 24 ? 24 : block / 24 * 24;
-    if (a.m == 1 && block < 64) block = 64;
+    // A thread takes a block of W, and the next when it is done, so that one which is interrupted doesn't hold the others
+    // up. A few blocks for each thread are enough: at the start of a block the memory isn't asked ahead yet. But where
+    // several groups of rows of x go over it, a block must stay in the first cache meanwhile: 32 KiB.
+    constexpr int64_t GROUP = REGISTERS / 4, UNIT = 48;  // UNIT: whole tiles of any height but 5 and 7
+    int64_t block = a.m > GROUP ? 32768 / (a.k * int64_t(sizeof(W))) : a.n / (4 * omp_get_max_threads());
+    block = block < UNIT ? UNIT : block / UNIT * UNIT;
     int64_t blocks = (a.n + block - 1) / block;
-    constexpr int64_t GROUP = REGISTERS / 4;
 #pragma omp parallel for schedule(dynamic, 1) if (a.n * a.k > 16384)
     for (int64_t b = 0; b < blocks; b++) {
         int64_t first = b * block, last = first + block < a.n ? first + block : a.n;

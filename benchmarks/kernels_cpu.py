@@ -1,0 +1,280 @@
+"""Each native CPU kernel against plain torch and against the memory of this machine.
+
+    python benchmarks/kernels_cpu.py [--threads N] [--seconds S]
+
+One round times the native kernel, torch, and a plain read of as many bytes, one after the other on
+data that no cache holds (weights and pages rotate through more memory than the last-level cache
+has; `warm` rows reuse one set). Rounds repeat; the table shows the fastest tenth of each, and the
+JSON medians beside it: on a busy machine a median tells how often others interrupted, and the
+fastest tenth what the kernel does. `share` is the time of the read divided by the kernel's: 100 %
+is the memory's own speed.
+
+Prints a table and writes it to benchmarks/results/kernels_cpu.json, by number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from engine.kernels import TORCH, cpu  # noqa: E402
+from engine.kernels.machine_limits import machine_limits  # noqa: E402
+from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "kernels_cpu.json"
+MATRICES = {
+    "OPT-125M fc1": (3072, 768),
+    "SmolLM2 gate+up": (3072, 576),
+    "Qwen3 gate+up": (6144, 1024),
+}
+ROWS = (1, 2, 4, 8, 12, 16, 32)
+BLOCK = 16
+
+
+class Bench:
+    """Collects rows of the table. `cold`: bytes that data is rotated through."""
+
+    def __init__(self, seconds: float, cold: int) -> None:
+        self.seconds, self.cold = seconds, cold
+        self.memory = torch.ones(cold // 4)
+        self.place = 0
+        self.results: list[dict] = []
+
+    def read(self, num_bytes: int) -> None:
+        """Read so many bytes that were not read lately."""
+        count = max(num_bytes // 4, 1)
+        if self.place + count > len(self.memory):
+            self.place = 0
+        self.memory[self.place : self.place + count].sum()
+        self.place += count
+
+    def compare(
+        self,
+        kernel: str,
+        case: str,
+        dtype: torch.dtype,
+        native: Callable[[int], object],
+        plain: Callable[[int], object],
+        num_bytes: int,
+        flops: int,
+        sets: int,
+    ) -> None:
+        """native(i), plain(i): one run on data set i of `sets`. num_bytes: what one run moves."""
+        times: dict[str, list[float]] = {"native": [], "torch": [], "read": []}
+        runs = {"native": native, "torch": plain, "read": lambda _: self.read(num_bytes)}
+        for run in runs.values():
+            run(0)
+        started, index = time.perf_counter(), 0
+        while time.perf_counter() - started < self.seconds or len(times["read"]) < 15:
+            for name, run in runs.items():
+                index = (index + 1) % sets  # each run on data that the one before didn't touch
+                before = time.perf_counter()
+                run(index)
+                times[name].append(time.perf_counter() - before)
+        fast = {name: statistics.quantiles(taken, n=10)[0] for name, taken in times.items()}
+        row = {
+            "kernel": kernel,
+            "case": case,
+            "dtype": str(dtype).removeprefix("torch."),
+            "cold": sets > 1,
+            **{f"{name}_us": taken * 1e6 for name, taken in fast.items()},
+            **{f"{name}_median_us": statistics.median(t) * 1e6 for name, t in times.items()},
+            "faster_than_torch": fast["torch"] / fast["native"],
+            "share_of_bandwidth": fast["read"] / fast["native"],
+            "gb_s": num_bytes / fast["native"] / 1e9,
+            "gflop_s": flops / fast["native"] / 1e9,
+            "rounds": len(times["read"]),
+        }
+        self.results.append(row)
+        print(
+            f"{kernel:10} {case:32} {row['dtype']:9} {'cold' if row['cold'] else 'warm'}"
+            f" {row['native_us']:10.1f} {row['torch_us']:10.1f} {row['faster_than_torch']:7.2f}x"
+            f" {row['share_of_bandwidth']:7.0%} {row['gb_s']:7.1f} {row['gflop_s']:8.1f}",
+            flush=True,
+        )
+
+
+def linear(bench: Bench, ops: cpu.NativeOps) -> None:
+    for name, (outputs, inputs) in MATRICES.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            size = outputs * inputs * dtype.itemsize
+            first = torch.randn(outputs, inputs).to(dtype)
+            weights = [first.clone() for _ in range(bench.cold // size)]
+            for rows in ROWS if name == "OPT-125M fc1" else (1, 4, 16):
+                x = torch.randn(rows, inputs).to(dtype)
+                bench.compare(
+                    "linear",
+                    f"{name}, {rows} rows",
+                    dtype,
+                    lambda i, x=x, w=weights: ops.skinny_linear(x, w[i], None),
+                    lambda i, x=x, w=weights: TORCH.linear(x, w[i], None),
+                    size + x.nbytes + rows * outputs * dtype.itemsize,
+                    2 * rows * outputs * inputs,
+                    len(weights),
+                )
+
+
+ATTENTION = {  # name: (heads, kv_heads, head_dim), (rows, tokens before, tokens now)
+    "SmolLM2, 1 row at 2000": ((9, 3, 64), (1, 1999, 1)),
+    "SmolLM2, 16 rows at 256": ((9, 3, 64), (16, 255, 1)),
+    "SmolLM2, 64 rows at 256": ((9, 3, 64), (64, 255, 1)),
+    "OPT-125M, 16 rows at 256": ((12, 12, 64), (16, 255, 1)),
+    "Qwen3, 16 rows at 256": ((16, 8, 128), (16, 255, 1)),
+    "SmolLM2, prompt of 128": ((9, 3, 64), (1, 0, 128)),
+    "SmolLM2, prompt of 1024": ((9, 3, 64), (1, 0, 1024)),
+    "SmolLM2, 256 more at 1024": ((9, 3, 64), (1, 1024, 256)),
+}
+
+
+def attention(bench: Bench, ops: cpu.NativeOps) -> None:
+    ops.torch_chunks = dict.fromkeys(ops.torch_chunks, 1 << 30)  # the kernel itself, always
+    for name, ((heads, kv_heads, dim), (rows, before, now)) in ATTENTION.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            context, spec = before + now, AttentionSpec(heads, kv_heads, dim, dim**-0.5)
+            pages = -(-context // BLOCK)
+            row_bytes = 2 * context * kv_heads * dim * dtype.itemsize
+            sets = max(min(bench.cold // (rows * row_bytes), 64), 1)
+            cache = LayerCache(
+                *(torch.randn(sets * rows * pages, BLOCK, kv_heads, dim).to(dtype) for _ in "kv")
+            )
+            order = torch.randperm(sets * rows * pages, dtype=torch.int32)
+            tables = order.view(sets, rows, pages)
+            batches = [batch_of(tables[i], before, now) for i in range(sets)]
+            q = torch.randn(rows * now, heads, dim).to(dtype)
+            pairs = sum(before + i + 1 for i in range(now)) * rows
+            bench.compare(
+                "attention",
+                name,
+                dtype,
+                lambda i, a=(q, cache, batches, spec): ops.paged_attention(
+                    a[0], a[1], a[2][i], a[3]
+                ),
+                lambda i, a=(q, cache, batches, spec): TORCH.paged_attention(
+                    a[0], a[1], a[2][i], a[3]
+                ),
+                rows * row_bytes + 2 * q.nbytes,
+                4 * pairs * heads * dim,
+                sets,
+            )
+
+
+def batch_of(tables: torch.Tensor, before: int, now: int) -> AttentionBatch:
+    """A step in which every row has `before` tokens in the cache and computes `now`."""
+    rows, context = len(tables), before + now
+    return AttentionBatch(
+        positions=torch.arange(before, context).repeat(rows),
+        slot_mapping=torch.empty(0, dtype=torch.int64),
+        block_tables=tables,
+        query_start=torch.arange(0, rows * now + 1, now, dtype=torch.int32),
+        context_lens=torch.full((rows,), context, dtype=torch.int32),
+        num_decode_rows=rows if now == 1 else 0,
+        block_size=BLOCK,
+        query_lens=[now] * rows,
+        context_lens_list=[context] * rows,
+        max_context_len=context,
+    )
+
+
+def elementwise(bench: Bench, ops: cpu.NativeOps) -> None:
+    """On one set of data: what a layer hands to the next is in the cache."""
+    for rows in (1, 16, 512):
+        for dtype in (torch.float32, torch.bfloat16):
+            x, residual = (torch.randn(rows, 576).to(dtype) for _ in range(2))
+            weight = torch.ones(576, dtype=dtype)
+            both, logits = torch.randn(rows, 3072).to(dtype), torch.randn(rows, 49152).to(dtype)
+            qk, cos = torch.randn(rows, 12, 64).to(dtype), torch.randn(rows, 1, 64)
+            cases: list[tuple[str, Callable[[object], object], int]] = [
+                ("add_rms_norm", lambda k, a=(x, residual, weight, 1e-5): k.add_rms_norm(*a), 4),
+                ("add_layer_norm",
+                 lambda k, a=(x, residual, weight, weight, 1e-5): k.add_layer_norm(*a), 4),
+                ("rotate", lambda k, a=(qk, cos, cos): k.rotate(*a), 4),
+                ("silu_and_mul", lambda k, a=both: k.silu_and_mul(a), 4),
+            ]  # fmt: skip
+            for name, run, passes in cases:
+                moved = passes * rows * 576 * dtype.itemsize
+                bench.compare(
+                    name,
+                    f"SmolLM2, {rows} rows",
+                    dtype,
+                    lambda _, run=run: run(ops),
+                    lambda _, run=run: run(TORCH),
+                    rows * 4608 * dtype.itemsize if name == "silu_and_mul" else moved,
+                    moved,
+                    1,
+                )
+            if rows < 512:
+                bench.compare(
+                    "argmax",
+                    f"49152 tokens, {rows} rows",
+                    dtype,
+                    lambda _, a=logits: ops.argmax(a),
+                    lambda _, a=logits: a.argmax(dim=-1),
+                    logits.nbytes,
+                    logits.numel(),
+                    1,
+                )
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=0.5, help="of rounds for each line")
+    parser.add_argument("--cold-mib", type=int, default=768, help="data is rotated through this")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    ops = cpu.native()
+    if ops is None:
+        sys.exit(cpu.why_not())
+    limits = machine_limits()
+    print(f"{processor()}, {options.threads} threads, kernels for {ops.variant}")
+    print(
+        f"read {limits.read_gb_s:.0f} GB/s, copy {limits.copy_gb_s:.0f} GB/s, GEMM "
+        + ", ".join(f"{dtype} {rate:.0f} GFLOP/s" for dtype, rate in limits.gemm_gflop_s.items())
+    )
+    print(
+        f"{'kernel':10} {'case':32} {'dtype':9} data {'native µs':>10} {'torch µs':>10}"
+        f" {'faster':>8} {'share':>7} {'GB/s':>7} {'GFLOP/s':>8}"
+    )
+    bench = Bench(options.seconds, options.cold_mib << 20)
+    with torch.inference_mode():
+        for part in (linear, attention, elementwise):
+            part(bench, ops)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "processor": processor(),
+        "threads": options.threads,
+        "variant": ops.variant,
+        "load_average": Path("/proc/loadavg").read_text().split()[:3],
+        "limits": {
+            "read_gb_s": limits.read_gb_s,
+            "copy_gb_s": limits.copy_gb_s,
+            "gemm_gflop_s": limits.gemm_gflop_s,
+        },
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    runs = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    runs[f"{options.threads} threads"] = {"machine": machine, "results": bench.results}
+    RESULT.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

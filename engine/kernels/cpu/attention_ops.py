@@ -1,0 +1,258 @@
+"""Attention and what belongs to it as Python functions: see `ops.py` for how a call goes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from engine.kernels import torch_attention, torch_ops
+from engine.kernels.cpu.costs import attention_cost, elementwise_cost, write_cost
+from engine.kernels.launch import launch
+
+if TYPE_CHECKING:
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum Type in simd.h
+MAX_HEAD_DIM = 256  # MAX_DIM in attention.cpp
+
+# Fields of the C++ argument structs: q is a pointer or an integer, d a double.
+_ROTATE = Struct("18qd").pack
+_WRITE = Struct("12q").pack
+_ATTENTION = Struct("19q2d").pack
+
+TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: 1 << 30}
+"""From chunks of this many tokens on, torch's attention is faster: it multiplies larger tiles. In
+bf16 only with AMX:"""
+TORCH_CHUNKS_AMX = 64
+
+
+def function(
+    library: ctypes.PyDLL, name: str, returns: type | None = None
+) -> Callable[[bytes], int]:
+    """A kernel of the library: takes its argument struct as bytes."""
+    found = getattr(library, f"glasshouse_{name}")
+    found.argtypes, found.restype = [ctypes.c_char_p], returns
+    return found
+
+
+class AttentionOps:
+    """The operations between a layer's two projections, by one loaded library."""
+
+    def __init__(self, library: ctypes.PyDLL, amx: bool) -> None:
+        """amx: torch computes bf16 in AMX tiles."""
+        self.torch_chunks = dict(TORCH_CHUNKS)
+        if amx:
+            self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS_AMX
+        self._rotate = function(library, "rotate")
+        self._write = function(library, "write_kv")
+        self._attention = function(library, "attention", ctypes.c_int64)
+
+    def write_kv(
+        self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slot_mapping: torch.Tensor
+    ) -> None:
+        """As `torch_attention.write_kv`, k and v in one call."""
+        kv_type = TYPES.get(cache.k.dtype)
+        if k.dtype not in TYPES or v.dtype not in TYPES or kv_type is None:
+            return torch_attention.write_kv(k, v, cache, slot_mapping)
+        tokens, heads, dim = k.shape
+        width = heads * dim
+        k, k_stride = _rows(k, width, dim)
+        v, v_stride = _rows(v, width, dim)
+        packed = _WRITE(
+            k.data_ptr(),
+            v.data_ptr(),
+            cache.k.data_ptr(),
+            cache.v.data_ptr(),
+            slot_mapping.data_ptr(),
+            tokens,
+            width,
+            k_stride,
+            v_stride,
+            TYPES[k.dtype],
+            TYPES[v.dtype],
+            kv_type,
+        )
+        launch("write_kv", "native", self._write, (packed,), write_cost, k, v, cache)
+
+    def paged_attention(
+        self, q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """As `torch_attention.paged_attention`; reads the pages in place."""
+        if q.dtype not in TYPES or not _takes(cache, spec):
+            return torch_attention.paged_attention(q, cache, batch, spec)
+        q, stride = _rows(q, spec.num_heads * spec.head_dim, spec.head_dim)
+        return self._attend(q, stride, cache, batch, spec, cache.k.dtype)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        q_stride: int,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        spec: AttentionSpec,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """q: tokens `q_stride` apart, heads side by side. Result in `dtype`, of q's shape. Long
+        chunks go to torch where it is faster."""
+        out = torch.empty(q.shape, dtype=dtype)
+        step = batch.scratch.get("native") or _step(batch)
+        rows = step.rows
+        if step.longest >= self.torch_chunks[cache.k.dtype]:
+            rows = batch.num_decode_rows
+        if rows:
+            sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
+            packed = _ATTENTION(
+                q.data_ptr(),
+                cache.k.data_ptr(),
+                cache.v.data_ptr(),
+                out.data_ptr(),
+                step.tables.data_ptr(),
+                step.query_start.data_ptr(),
+                step.context_lens.data_ptr(),
+                0 if sinks is None else sinks.data_ptr(),
+                rows,
+                step.width,
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.head_dim,
+                batch.block_size,
+                q_stride,
+                TYPES[q.dtype],
+                TYPES[cache.k.dtype],
+                TYPES[dtype],
+                spec.sliding_window or 0,
+                spec.scale,
+                spec.soft_cap or 0.0,
+            )
+            run, facts = self._attention, (q, cache, batch, spec, range(rows))
+            launch("paged_attention", "native", run, (packed,), attention_cost, *facts)
+        first = rows
+        for row in range(rows, step.rows):
+            last = first + batch.query_lens[row]
+            part = q[first:last].view(last - first, spec.num_heads, spec.head_dim)
+            made = launch(
+                "paged_attention",
+                "torch",
+                torch_attention.chunk_attention,
+                (part.to(cache.k.dtype), cache, batch, spec, row),
+                attention_cost,
+                *(q, cache, batch, spec, range(row, row + 1)),
+            )
+            out[first:last] = made.view(out[first:last].shape)
+            first = last
+        return out
+
+    def qkv_attention(
+        self,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor] | None,
+        norms: torch_attention.QKNorms | None,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """As `torch_attention.qkv_attention` in two calls: norms, rotation and both writes to the
+        cache, then attention."""
+        dtype = qkv.dtype
+        other = norms is not None and norms.q_weight.dtype is not dtype
+        if dtype not in TYPES or other or not _takes(cache, spec) or not qkv.is_contiguous():
+            return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
+        tokens, width = qkv.shape
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        # q keeps the digits that rotation gives it; unrotated, it is what the projection made
+        q = torch.empty((tokens, heads * dim), dtype=torch.float32)
+        packed = _ROTATE(
+            qkv.data_ptr(),
+            0 if angles is None else angles[0].data_ptr(),
+            0 if angles is None else angles[1].data_ptr(),
+            0 if norms is None else norms.q_weight.data_ptr(),
+            0 if norms is None else norms.k_weight.data_ptr(),
+            q.data_ptr(),
+            cache.k.data_ptr(),
+            cache.v.data_ptr(),
+            batch.slot_mapping.data_ptr(),
+            tokens,
+            heads + kv_heads,
+            heads,
+            kv_heads,
+            dim,
+            width,
+            TYPES[dtype],
+            TYPES[torch.float32],
+            TYPES[cache.k.dtype],
+            0.0 if norms is None else norms.eps,
+        )
+        launch("rotate_and_write", "native", self._rotate, (packed,), elementwise_cost, qkv, q)
+        return self._attend(q, heads * dim, cache, batch, spec, dtype)
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As `torch_ops.rotate`: fp32, [tokens, heads, D]."""
+        if x.dtype not in TYPES:
+            return torch_ops.rotate(x, cos, sin)
+        tokens, heads, dim = x.shape
+        x, stride = _rows(x, heads * dim, dim)
+        out = torch.empty((tokens, heads, dim), dtype=torch.float32)
+        packed = _ROTATE(
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            0,
+            0,
+            out.data_ptr(),
+            0,
+            0,
+            0,
+            tokens,
+            heads,
+            heads,
+            0,
+            dim,
+            stride,
+            TYPES[x.dtype],
+            TYPES[torch.float32],
+            TYPES[torch.float32],
+            0.0,
+        )
+        launch("rotate", "native", self._rotate, (packed,), elementwise_cost, x, out)
+        return out
+
+
+def _takes(cache: LayerCache, spec: AttentionSpec) -> bool:
+    """Whether the attention kernel is built for this layer."""
+    return cache.k.dtype in TYPES and spec.head_dim <= MAX_HEAD_DIM
+
+
+class _Step(NamedTuple):
+    """A batch's tensors as C++ reads them: int32, contiguous."""
+
+    tables: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    rows: int
+    width: int  # of tables
+    longest: int  # query tokens of a row
+
+
+def _step(batch: AttentionBatch) -> _Step:
+    """Made by the first layer of a step and kept for the others."""
+    tables, query_start, context_lens = (
+        tensor.to(torch.int32).contiguous()
+        for tensor in (batch.block_tables, batch.query_start, batch.context_lens)
+    )
+    rows, width = tables.shape
+    step = _Step(tables, query_start, context_lens, rows, width, max(batch.query_lens))
+    batch.scratch["native"] = step
+    return step
+
+
+def _rows(x: torch.Tensor, width: int, dim: int) -> tuple[torch.Tensor, int]:
+    """(x, its stride from token to token), copied if heads don't lie side by side: x [tokens,
+    heads, dim] may be a part of a wider tensor."""
+    stride, head_stride, inner = x.stride()
+    if inner != 1 or head_stride != dim:
+        return x.contiguous(), width
+    return x, stride

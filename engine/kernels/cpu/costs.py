@@ -1,0 +1,65 @@
+"""What a launch of a native kernel moves and computes, counted from its shapes for the record.
+
+The first argument of each is what the kernel returned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.kernels.launch import Cost
+
+if TYPE_CHECKING:
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+
+def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, variant: str) -> Cost:
+    rows, outputs = len(x), len(weight)
+    return Cost(
+        [outputs],
+        weight.nbytes + x.nbytes + rows * outputs * x.element_size(),
+        2 * rows * weight.numel(),
+        str(weight.dtype).removeprefix("torch."),
+        f"{rows} rows: reading the weights once is the whole cost; variant {variant}",
+    )
+
+
+def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:
+    written = (k.numel() + v.numel()) * cache.k.element_size()
+    return Cost([len(k)], k.nbytes + v.nbytes + written, 0)
+
+
+def attention_cost(
+    result: int | torch.Tensor,
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    rows: range,
+) -> Cost:
+    """result: the number of tasks that the kernel cut the rows into, or torch's tensor."""
+    tokens = read = pairs = 0  # positions read by a key head; query–position pairs of a query head
+    for row in rows:
+        queries, context = batch.query_lens[row], batch.context_lens_list[row]
+        start, window = context - queries, spec.sliding_window or context
+        tokens += queries
+        read += context - max(start - window + 1, 0)
+        pairs += sum(min(position + 1, window) for position in range(start, context))
+    size = cache.k.element_size()
+    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads  # K and V; q and the result
+    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    if isinstance(result, torch.Tensor):
+        dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {tokens} tokens"
+        return Cost([len(rows)], moved * spec.head_dim * size, flops, dtype, why)
+    why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {result} tasks"
+    return Cost([result], moved * spec.head_dim * size, flops, "float32", why)
+
+
+def norm_cost(_: None, x: torch.Tensor, added: bool) -> Cost:
+    return Cost([x.numel() // x.shape[-1]], x.nbytes * (4 if added else 2), 4 * x.numel())
+
+
+def elementwise_cost(_: None, x: torch.Tensor, out: torch.Tensor) -> Cost:
+    return Cost([len(x)], x.nbytes + out.nbytes, 4 * x.numel())

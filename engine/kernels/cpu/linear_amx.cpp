@@ -1,0 +1,166 @@
+// y = x W^T + bias in bf16 for 5 to 64 rows, on the matrix tiles (AMX) of newer Xeons.
+//
+// One tile instruction adds the products of 16 rows of W with 16 rows of x over 32 places of k: 8,192 multiplications,
+// so that reading W is the whole cost again, up to 64 rows. It wants its operands in two shapes:
+//
+//   A: 16 rows x 32 places, row by row       W lies so already: a tile is loaded from where the checkpoint put it
+//   B: 16 pairs of places x 16 columns       x, turned; it is small, and turned once a call
+//   C: 16 x 16 sums in fp32                  y, turned back when it is stored
+//
+// (torch does it the other way round and repacks W in every call, which costs more than reading it.)
+// As in linear.cpp the memory is asked ahead: AHEAD places further in the rows, and at their end in the next ones.
+#include "simd.h"
+
+#if defined(__AMX_BF16__)
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+constexpr int64_t TILE = 16, PLACES = 32;  // rows of a tile; places of k in one step
+constexpr int64_t ROWS = 2 * TILE;         // rows of W that a block takes
+constexpr int64_t AHEAD = 256;             // places; 128 to 512 are alike, 768 is slower for long rows
+
+struct AmxLinearArgs {
+    const bf16 *x, *w, *bias;  // [m, k], [n, k], [n] or null; k a multiple of 32, n at least 32
+    bf16* y;                   // [m, n]
+    int64_t m, n, k, x_stride, y_stride;
+    int64_t x_type, w_type;  // both BF16
+};
+
+// Linux keeps the tiles' 8 KiB of registers from a process until it asks for them. 0 if it gives them.
+EXPORT int64_t glasshouse_allow_amx() {
+    const long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+}
+
+static void configure_tiles() {
+    struct alignas(64) { uint8_t palette, start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } all = {};
+    all.palette = 1;
+    for (int i = 0; i < 8; i++) all.row_bytes[i] = 64, all.rows[i] = TILE;
+    _tile_loadconfig(&all);
+}
+
+// 16 rows of 16 pairs, turned in registers: out[p][i] = rows[i][p].
+static INLINE void turn(__m512i r[16], uint32_t* out) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int h = 0; h < 16; h += 8)
+        for (int i = 0; i < 4; i++) {
+            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
+            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        _mm512_store_si512(out + i * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_store_si512(out + (8 + i) * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+    }
+}
+
+// Up to 16 rows of x as B tiles: [k / 2 pairs][16 columns]; missing rows are zeros.
+static void turn_rows(const bf16* x, int64_t m, int64_t k, int64_t stride, uint32_t* out) {
+    for (int64_t p = 0; p < k / 2; p += TILE) {
+        __m512i rows[16];
+        for (int i = 0; i < 16; i++)
+            rows[i] = i < m ? _mm512_loadu_si512(x + i * stride + 2 * p) : _mm512_setzero_si512();
+        turn(rows, out + p * TILE);
+    }
+}
+
+// Tile C, 16 outputs x m rows of x, with its bias to y.
+static INLINE void put(const float* c, const bf16* bias, bf16* y, int64_t m, int64_t y_stride) {
+    const __m512i column = _mm512_mullo_epi32(
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE));
+    __m512 add = _mm512_setzero_ps();
+    if (bias) {
+        __m256i narrow = _mm256_loadu_si256((const __m256i*)bias);
+        add = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    }
+    for (int64_t i = 0; i < m; i++) {
+        __m512 sums = _mm512_add_ps(_mm512_i32gather_ps(column, c + i, 4), add);
+        _mm256_storeu_si256((__m256i*)(y + i * y_stride), (__m256i)_mm512_cvtneps_pbh(sums));
+    }
+}
+
+// 32 rows of W with 16 (one column of tiles) or 32 rows of x. next: the 32 rows of W that come after, or null.
+template <int COLUMNS>
+static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x, int64_t first, const bf16* next) {
+    const int64_t k = a.k, width = k / 2 * TILE;  // width: of one column of B tiles, in pairs
+    const bf16* w = a.w + row * k;
+    const int64_t ahead = k < AHEAD ? k : AHEAD;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (COLUMNS == 2) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < k; i += PLACES) {
+        const bf16* soon = i + ahead < k ? w + i + ahead : next ? next + i + ahead - k : nullptr;
+        if (soon)
+            for (int r = 0; r < ROWS; r++) __builtin_prefetch(soon + r * k);
+        _tile_loadd(6, x + i / 2 * TILE, 64);
+        _tile_loadd(4, w + i, k * sizeof(bf16));
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, w + TILE * k + i, k * sizeof(bf16));
+        _tile_dpbf16ps(1, 5, 6);
+        if (COLUMNS == 2) {
+            _tile_loadd(7, x + width + i / 2 * TILE, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    alignas(64) float c[TILE * TILE];
+    const bf16 *low = a.bias ? a.bias + row : nullptr, *high = a.bias ? low + TILE : nullptr;
+    int64_t left = a.m - first, m = left < TILE ? left : TILE;
+    bf16* y = a.y + first * a.y_stride + row;
+    _tile_stored(0, c, 64);
+    put(c, low, y, m, a.y_stride);
+    _tile_stored(1, c, 64);
+    put(c, high, y + TILE, m, a.y_stride);
+    if (COLUMNS == 2) {
+        m = left - TILE < TILE ? left - TILE : TILE, y += TILE * a.y_stride;
+        _tile_stored(2, c, 64);
+        put(c, low, y, m, a.y_stride);
+        _tile_stored(3, c, 64);
+        put(c, high, y + TILE, m, a.y_stride);
+    }
+}
+
+EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
+    const AmxLinearArgs& a = *args;
+    const int64_t columns = (a.m + TILE - 1) / TILE, width = a.k / 2 * TILE;
+    uint32_t* x = (uint32_t*)aligned_alloc(64, columns * width * sizeof(uint32_t));
+    for (int64_t c = 0; c < columns; c++) {
+        int64_t left = a.m - c * TILE;
+        turn_rows(a.x + c * TILE * a.x_stride, left < TILE ? left : TILE, a.k, a.x_stride, x + c * width);
+    }
+    // Where n is no multiple of 32 the last block overlaps the one before it: what they share is computed twice, alike.
+    const int64_t blocks = (a.n + ROWS - 1) / ROWS, share = blocks / (4 * omp_get_max_threads());
+    const int64_t chunk = columns > 2 || share < 1 ? 1 : share;
+#pragma omp parallel if (a.n * a.k > 16384)
+    {
+        configure_tiles();
+#pragma omp for schedule(dynamic, chunk)
+        for (int64_t b = 0; b < blocks; b++) {
+            int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
+            const bf16* next = row + 2 * ROWS <= a.n ? a.w + (row + ROWS) * a.k : nullptr;
+            for (int64_t c = 0; c < columns; c += 2) {
+                const bf16* then = c ? nullptr : next;
+                if (c + 1 < columns)
+                    block<2>(a, row, x + c * width, c * TILE, then);
+                else
+                    block<1>(a, row, x + c * width, c * TILE, then);
+            }
+        }
+        _tile_release();
+    }
+    free(x);
+}
+#endif
