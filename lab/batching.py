@@ -72,8 +72,13 @@ def run(bench: Workbench) -> Outcome:
 
     waiting = jobs("static")
     batches = [waiting[i : i + SEATS] for i in range(0, len(waiting), SEATS)]
-    static = bench.run(batches, max_num_seqs=SEATS)
-    continuous = bench.run([jobs("continuous")], max_num_seqs=SEATS)
+    runs = bench.in_turns(
+        {
+            "static": lambda: bench.run(batches, max_num_seqs=SEATS),
+            "continuous": lambda: bench.run([jobs("continuous")], max_num_seqs=SEATS),
+        }
+    )
+    static, continuous = runs["static"], runs["continuous"]
     wait = [run.first_s[f"{name}-3"] for name, run in
             (("static", static), ("continuous", continuous))]  # fmt: skip
     wait[0] += static.end_s["static-0"]  # handed over when the first batch was done

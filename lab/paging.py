@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 from engine.trace.events import RequestPreempted, StepPlanned
 from engine.trace.replay import Replay
@@ -65,9 +66,16 @@ def predict(bench: Workbench) -> list[Expectation]:
 
 def run(bench: Workbench) -> Outcome:
     reserve, pool = _reserved(bench), RESERVATIONS * _reserved(bench)
-    paged = bench.run([_jobs(bench, "paged")], num_blocks=pool)
-    # Reserving means: so many seats and no more, each with a whole context to itself.
-    reserved = bench.run([_jobs(bench, "seat")], num_blocks=pool, max_num_seqs=RESERVATIONS)
+    # Reserving means: so many seats and no more, each with the longest request's room to itself.
+    runs = bench.in_turns(
+        {
+            "paged": partial(bench.run, [_jobs(bench, "paged")], num_blocks=pool),
+            "reserved": partial(
+                bench.run, [_jobs(bench, "seat")], num_blocks=pool, max_num_seqs=RESERVATIONS
+            ),
+        }
+    )
+    paged, reserved = runs["paged"], runs["reserved"]
     used = [len(step.planned.rows) * reserve * bench.kv.block_size for step in reserved.steps]
     held = [step.tokens_held for step in reserved.steps]
     most = max(paged.steps, key=lambda step: len(step.planned.rows))

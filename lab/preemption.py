@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 from engine.trace.events import (
     BlockSwappedIn,
@@ -67,11 +68,14 @@ def predict(bench: Workbench) -> list[Expectation]:
 
 
 def run(bench: Workbench) -> Outcome:
-    roomy = bench.run([_jobs(bench, "roomy")])
-    runs = {
-        mode: bench.run([_jobs(bench, mode)], num_blocks=_pool(bench), preemption_mode=mode)
+    ways = {
+        mode: partial(
+            bench.run, [_jobs(bench, mode)], num_blocks=_pool(bench), preemption_mode=mode
+        )
         for mode in ("recompute", "swap", "auto")
     }
+    runs = bench.in_turns({"roomy": partial(bench.run, [_jobs(bench, "roomy")]), **ways})
+    roomy = runs.pop("roomy")
     preempted = {mode: run.of(RequestPreempted)[0] for mode, run in runs.items()}
     wanted = [roomy.tokens[f"roomy-{i}"] for i in range(2)]
     same = [mode for mode, run in runs.items()

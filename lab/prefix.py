@@ -60,8 +60,13 @@ def run(bench: Workbench) -> Outcome:
             for i, question in enumerate(questions)
         ]
 
-    on = bench.run(batches("on"), enable_prefix_caching=True)
-    off = bench.run(batches("off"), enable_prefix_caching=False)
+    runs = bench.in_turns(
+        {
+            "on": lambda: bench.run(batches("on"), enable_prefix_caching=True),
+            "off": lambda: bench.run(batches("off"), enable_prefix_caching=False),
+        }
+    )
+    on, off = runs["on"], runs["off"]
     admitted = {event.request_id: event for event in on.of(RequestAdmitted)}
     cached = admitted["on-1"].num_cached_tokens
     whole = admitted["on-1"].num_tokens

@@ -102,7 +102,7 @@ def comparison(expectations: list[Expectation], outcome: Outcome) -> list[list[s
 
 def _table(first: str, *others: str) -> Table:
     table = Table(
-        box=None, width=WIDTH - 2, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
+        box=None, width=WIDTH - 1, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
     )
     if "because" in others:
         table.add_column(first, width=36)
@@ -113,7 +113,7 @@ def _table(first: str, *others: str) -> Table:
             table.add_column(name, ratio=1)
         else:
             style = "bold" if name == "measured" else ""
-            table.add_column(name, justify="right", width=12 if name != "÷" else 6, style=style)
+            table.add_column(name, justify="right", width=14 if name != "÷" else 6, style=style)
     return table
 
 

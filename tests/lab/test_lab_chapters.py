@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from lab.chapter import CannotShow
 from lab.chapters import CHAPTERS
 from lab.drawings import Lines
-from lab.workbench import Job
+from lab.workbench import Job, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
@@ -114,6 +114,21 @@ def test_a_run_leaves_nothing_behind(bench):
     assert run.num_computed == 3 * (20 + 4)
     assert run.steps[-1].planned.num_waiting == 0
     assert 0 < run.memory_efficiency() <= 1
+
+
+def test_the_fastest_of_several_turns_counts(bench):
+    ran = []
+
+    def way(name):
+        def run():
+            ran.append(name)
+            return Run(bench.kv, seconds=[3.0, 1.0, 2.0][(len(ran) - 1) // 2])
+
+        return run
+
+    fastest = bench.in_turns({"a": way("a"), "b": way("b")})
+    assert ran == ["a", "b"] * 3
+    assert {name: run.seconds for name, run in fastest.items()} == {"a": 1.0, "b": 1.0}
 
 
 def test_next_logits_are_those_of_transformers(bench, folder):
