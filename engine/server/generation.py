@@ -75,6 +75,8 @@ class Generation:
         for place, prompt in enumerate(prompts):
             request_id = self.id if len(prompts) == 1 else f"{self.id}-{place}"
             self._ids.append(request_id)
+            if self.service.telemetry is not None:
+                self.service.telemetry.spans.note_parent(request_id, http.headers)
             requests.append(
                 await self.text.input.process_async(
                     prompt,

@@ -18,6 +18,7 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape
+from engine.server import telemetry
 from engine.server.engine_client import RETRY_AFTER_S, EngineClient
 from engine.server.engine_process import Load, load_worker
 from engine.server.errors import ApiError, unavailable
@@ -60,6 +61,9 @@ class Service:
         self.heartbeat_s = heartbeat_s
         self.recorder = Recorder(config.trace, src="server", text=config.trace_text == "on")
         self.hub = TraceHub(config, self.recorder)
+        self.telemetry = telemetry.connect(config)
+        if self.telemetry is not None:
+            self.hub.subscribe(self.telemetry.spans)
         self.metrics = Metrics(config)
         self.client = EngineClient(
             config, self._model_ready, self._failed, self.metrics.observe_step, load
@@ -83,6 +87,8 @@ class Service:
     async def stop(self) -> None:
         await self.client.stop()
         self.hub.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
 
     async def _load_text(self) -> None:
         config = self.config
