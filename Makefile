@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve test lint format bench pocket clean
+.PHONY: help demo serve test lint format bench gpu pocket docs image-check clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,19 @@ format: $(VENV)/.test ## put every file into the house format
 bench: $(VENV)/.test ## the engine against transformers on this machine; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare
 
+gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
 pocket: $(VENV)/.run ## train the embedded model again, from a fixed seed (about an hour)
 	$(BIN)/python -m pocket.train
+
+docs: $(VENV)/.test ## write again what the documents take from records, plans and results
+	$(BIN)/python -m docs.scripts.log_guide
+	$(BIN)/python -m docs.scripts.fill
+	$(BIN)/python -m docs.scripts.performance
+
+image-check: $(VENV)/.run ## build Dockerfile.koyeb with buildah and judge what it serves (root; 10 minutes)
+	PYTHON=$(BIN)/python container/check.sh
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -178,12 +178,13 @@ def _reserving(records: Records) -> Answer:
 
 
 def _step(records: Records) -> Answer:
-    record = records["tour"]
 
     def mixed(plan: ev.StepPlanned) -> bool:
         sizes = [row.num_tokens for row in plan.rows]
         return len(sizes) > 1 and max(sizes) > 1 and min(sizes) == 1
 
+    shown = (r for r in records.values() if any(map(mixed, r.all(ev.StepPlanned))))
+    record = next(shown, records["crowd"])
     plan = record.first(ev.StepPlanned, mixed)
     finished = record.first(ev.StepFinished, lambda e: e.step == plan.step)
     text = (

@@ -21,6 +21,7 @@ RECORDS = ROOT / "docs" / "records"
 POCKET = Path("pocket/model")
 
 COUNT = "Explain continuous batching, paging, preemption and the prefix cache, one after another."
+LENGTHS = (80, 20, 60, 40, 24, 56)
 TOPICS = [
     "What is a token?",
     "What is a block table?",
@@ -60,9 +61,9 @@ class Client:
 
 async def tour(client: Client) -> None:
     """One thing after another, each a request whose id says what it shows."""
-    await client.ask("first", TOPICS[5], trace="full", max_tokens=4)
-    await client.ask("again", TOPICS[5])
-    await client.ask("other", TOPICS[0])
+    await client.ask("first", f"{TOPICS[5]} {COUNT}", trace="full", max_tokens=4)
+    await client.ask("again", f"{TOPICS[5]} {COUNT}")
+    await client.ask("other", f"{TOPICS[0]} {COUNT}")
     await client.ask("warm", "Tell me a story about a fox.", trace="full", max_tokens=4,
                      temperature=1.0, top_k=20, top_p=0.9, seed=7)  # fmt: skip
     # One of the two prompts ends inside a block, which its sequences then share.
@@ -90,9 +91,17 @@ async def crowd(client: Client) -> None:
     )
 
 
+async def seats(client: Client) -> None:
+    """Six answers of different lengths for three seats: a seat is taken again at once."""
+    asked = [client.ask(f"seat-{i}", TOPICS[i], max_tokens=length, ignore_eos=True)
+             for i, length in enumerate(LENGTHS)]  # fmt: skip
+    await asyncio.gather(*asked)
+
+
 SMALL = ("--num-gpu-blocks-override", "20", "--max-num-seqs", "5", "--max-num-batched-tokens", "64")
 RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "tour": (("--num-gpu-blocks-override", "256", "--max-num-seqs", "8"), tour),
+    "seats": (("--num-gpu-blocks-override", "128", "--max-num-seqs", "3"), seats),
     "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
     "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),
 }
@@ -103,7 +112,8 @@ def record(name: str, model: Path) -> Path:
     flags, scene = RUNS[name]
     path = RECORDS / f"{name}.jsonl"
     model_flags = ("--model", str(model), "--served-model-name", "pocket")
-    record_flags = ("--trace-file", str(path.relative_to(ROOT)), "--log-format", "off")
+    new = path.with_suffix(".new")  # a run that fails leaves the old record as it is
+    record_flags = ("--trace-file", str(new.relative_to(ROOT)), "--log-format", "off")
 
     async def run(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -113,7 +123,7 @@ def record(name: str, model: Path) -> Path:
         asyncio.run(run(server.url))
     if server.exit_code:
         raise RuntimeError(f"the server ended with {server.exit_code}:\n{''.join(server.output)}")
-    return path
+    return new.replace(path)
 
 
 def main(argv: list[str]) -> int:

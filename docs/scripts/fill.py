@@ -1,0 +1,182 @@
+"""Fills what is computed into the documents: `python -m docs.scripts.fill`.
+
+A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; what stands between is replaced
+by what the function of that name below returns. The figures in docs/images/ are written too. All of
+it comes from the records, from engine.plan and from engine.config; nothing is typed.
+"""
+
+# ruff: noqa: E501 - table headings
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from docs.scripts.figures import blocks_figure, seats_figure
+from docs.scripts.questions import reserving
+from docs.scripts.reader import Record, trace_output
+from docs.scripts.record import LENGTHS
+from docs.scripts.server import ROOT
+from engine.config import options_table
+from engine.plan.fit import GIB, Plan, make_plan
+from engine.trace import events as ev
+from engine.trace.wording import ranges, size
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IMAGES = ROOT / "docs" / "images"
+PLACE = re.compile(r"(<!-- filled: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+PLANNED = (  # model, tokens of a sequence, sequences at once
+    ("facebook/opt-125m", 2048, 32),
+    ("facebook/opt-1.3b", 2048, 16),
+    ("HuggingFaceTB/SmolLM2-1.7B", 4096, 8),
+    ("Qwen/Qwen3-0.6B", 8192, 8),
+    ("meta-llama/Llama-3.2-1B", 8192, 16),
+    ("meta-llama/Llama-2-7b-hf", 4096, 4),
+    ("meta-llama/Llama-3.1-8B", 8192, 2),
+    ("meta-llama/Llama-3.1-8B", 8192, 16),
+    ("mistralai/Mistral-7B-v0.3", 8192, 8),
+    ("Qwen/Qwen3-8B", 32768, 8),
+)
+
+
+def instances() -> str:
+    """Which GPU holds which model, as engine.plan finds it."""
+    lines = [
+        "| model | weights | KV a token | sequences × tokens | KV cache | needed | smallest that fits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, length, concurrency in PLANNED:
+        plan = make_plan(model, length, concurrency)
+        gpu = plan.choice()
+        lines.append(
+            f"| `{model}` | {_gib(plan.shape.weight_bytes)} | {size(plan.shape.kv_bytes_per_token)}"
+            f" | {concurrency} × {length:,} | {_gib(plan.kv_bytes)} | {_gib(plan.needed)}"
+            f" | {_named(plan, gpu)} |"
+        )
+    return "\n".join(lines)
+
+
+def _named(plan: Plan, gpu) -> str:
+    return f"`{gpu.instance_type}` ({gpu.regions})" if gpu else "none of the list"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"
+
+
+def life() -> str:
+    """The steps of one short request: what was computed, its table, what was drawn."""
+    record = Record("tour")
+    request = record.id_of("first")
+    finished = record.first(ev.RequestFinished, lambda e: e.request_id == request)
+    lines = [
+        "| step | tokens computed | positions | block table | token drawn | log-probability |",
+        "|---|---|---|---|---|---|",
+    ]
+    for plan in record.all(ev.StepPlanned):
+        row = next((row for row in plan.rows if row.request_id == request), None)
+        if row is None:
+            continue
+        before_end = next(
+            i for i, e in enumerate(record.events)
+            if isinstance(e, ev.StepFinished) and e.step == plan.step
+        )  # fmt: skip
+        first = next(i for i, e in enumerate(record.events) if e is plan)
+        table: list[int] = []
+        for position in range(first, before_end + 1):  # the last one frees it within the step
+            table = record.replay.seek(position).tables.get(request) or table
+        drawn = record.first(ev.SampleDrawn, lambda e, s=plan.step: e.step == s)
+        last = row.start + row.num_tokens - 1
+        where = str(row.start) if row.num_tokens == 1 else f"{row.start}–{last}"
+        lines.append(
+            f"| {plan.step} | {row.num_tokens} | {where} | {ranges(table)} | {drawn.token_id}"
+            f" | {drawn.logprob:.2f} |"
+        )
+    return "\n".join(
+        [*lines, "", f"It ended because: {finished.why} (`finish_reason`: `{finished.reason}`)."]
+    )
+
+
+def paging() -> str:
+    """Paging against reserving, counted in two records."""
+    lines = [
+        "| record | sequences running | blocks used | of their slots filled | blocks if reserved | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("tour", "seats", "crowd"):
+        record = Record(name)
+        block_size = record.first(ev.EngineKvSized).block_size
+        plan, used, tokens, reserved, running = reserving(record)
+        lines.append(
+            f"| [{name}](records/{name}.jsonl), step {plan.step} | {running} | {used}"
+            f" | {tokens / (used * block_size):.0%} | {reserved} | {reserved / used:.1f} × |"
+        )
+    return "\n".join(lines)
+
+
+def batching() -> str:
+    """Steps that continuous batching took, beside those that batches of three would need."""
+    record = Record("seats")
+    seats = record.first(ev.EngineStarted).config["max_num_seqs"]
+    taken = len(record.all(ev.StepFinished))
+    groups = [LENGTHS[i : i + seats] for i in range(0, len(LENGTHS), seats)]
+    static = sum(max(group) for group in groups)
+    tokens = sum(LENGTHS)
+    drawn = sum(e.num_output_tokens for e in record.all(ev.RequestFinished))
+    if drawn != tokens:
+        raise LookupError(f"{record.name} drew {drawn} tokens, not {tokens}; record it again.")
+    words = " + ".join(str(max(group)) for group in groups)
+    return "\n".join(
+        [
+            f"| way | steps for {tokens} tokens of {len(LENGTHS)} requests on {seats} seats | tokens a step |",
+            "|---|---|---|",
+            f"| continuous: recorded | {taken} | {tokens / taken:.2f} |",
+            f"| static, in groups of {seats}: counted, {words} | {static} | {tokens / static:.2f} |",
+        ]
+    )
+
+
+def replayed() -> str:
+    """What `replay` prints for the record of the crowd."""
+    output = trace_output(["replay", str(Record("crowd").path), "--step", "20"])
+    return f"```text\n{output}\n```"
+
+
+PLACES: dict[str, Callable[[], str]] = {
+    "instances": instances,
+    "options": options_table,
+    "life": life,
+    "paging": paging,
+    "batching": batching,
+    "replayed": replayed,
+}
+
+
+def filled(text: str) -> str:
+    """A page with every place filled. Raises KeyError for a name that nobody computes."""
+    return PLACE.sub(lambda found: f"{found[1]}{PLACES[found[2]]()}\n{found[4]}", text)
+
+
+def figures() -> dict[Path, str]:
+    """File → SVG."""
+    return {
+        IMAGES / "blocks.svg": blocks_figure(Record("crowd")),
+        IMAGES / "seats.svg": seats_figure(Record("seats")),
+    }
+
+
+def main() -> int:
+    """Write all pages and figures."""
+    IMAGES.mkdir(exist_ok=True)
+    for path, svg in figures().items():
+        path.write_text(svg, encoding="utf-8")
+    for page in PAGES:
+        if page.exists():
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

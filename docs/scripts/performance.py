@@ -1,0 +1,75 @@
+"""Writes docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
+
+Every `*.md` there is a table that a benchmark wrote, and stands on the page as it is. A `*.json`
+holds the single runs behind a table, or a table that has no page of its own yet: it is named.
+"""
+
+# ruff: noqa: E501 - prose
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from docs.scripts.server import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+TARGET = ROOT / "docs" / "PERFORMANCE.md"
+NOTES = "NOTES.md"
+
+TITLES = {"compare": "Beside transformers, on the same machine"}
+
+INTRO = """\
+<!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->
+# How fast is it?
+
+Speed is a ratio in one run: against a named peer with the same weights, the same numbers and the same
+threads, or against what the machine was measured to reach at best. Figures from elsewhere, and figures
+of GPUs that were not at hand, are not repeated here.
+
+Make the tables on your machine:
+
+<!-- check: long -->
+```bash
+make bench
+```
+
+What was predicted before each change, and what then came out, also where it missed, stands in
+[benchmarks/results/NOTES.md](../benchmarks/results/NOTES.md).
+"""
+
+OUTRO = """\
+## When something else is the better choice
+
+- One user, one answer at a time, on a CPU: nothing here batches then. Programs that are made for that, with
+  weights of 4 bits, need less memory and less of its bandwidth; this version refuses quantized checkpoints.
+- Several GPUs for one model: this version uses one.
+- A model that is so small that it answers before a scheduler has thought: transformers in your own process has
+  less between you and the model.
+"""
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page; without results it says so."""
+    tables = [path for path in sorted(results.glob("*.md")) if path.name != NOTES]
+    raw = sorted(results.glob("*.json"))
+    parts = [INTRO]
+    for path in tables:
+        title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
+        parts += [f"## {title}\n", path.read_text(encoding="utf-8").strip(), ""]
+    if not tables:
+        parts += ["No table has been measured on this checkout yet.\n"]
+    if raw:
+        names = [f"[{path.name}](../benchmarks/results/{path.name})" for path in raw]
+        parts += [f"Every single run: {', '.join(names)}.\n"]
+    return "\n".join([*parts, OUTRO])
+
+
+def main() -> int:
+    """Write the page."""
+    TARGET.write_text(page(), encoding="utf-8")
+    print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

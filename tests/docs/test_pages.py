@@ -1,0 +1,135 @@
+"""Every page filled as its script fills it; every link, file, line and anchor exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from docs.scripts import fill, performance
+from docs.scripts.log_guide import anchor
+from docs.scripts.server import ROOT
+from engine.plan.fit import GPUS
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FILE_AND_LINE = re.compile(r"\b([\w./-]+\.(?:py|cpp|sh|toml)):(\d+)\b")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    return {anchor(heading.replace("`", "")) for heading in HEADING.findall(prose(page))}
+
+
+@pytest.mark.parametrize("page", fill.PAGES, ids=lambda p: p.name)
+def test_filled_places_are_current(page):
+    text = page.read_text(encoding="utf-8")
+    assert fill.filled(text) == text, "run `python -m docs.scripts.fill`"
+
+
+def test_figures_are_current():
+    for path, svg in fill.figures().items():
+        assert path.read_text(encoding="utf-8") == svg, "run `python -m docs.scripts.fill`"
+
+
+def test_a_stale_place_is_noticed():
+    assert "| model |" in fill.filled("<!-- filled: instances -->\nold\n<!-- end -->")
+    with pytest.raises(KeyError):
+        fill.filled("<!-- filled: nothing-like-it -->\n<!-- end -->")
+
+
+def test_performance_has_every_result(tmp_path):
+    text = performance.TARGET.read_text(encoding="utf-8")
+    for path in performance.RESULTS.glob("*.md"):
+        if path.name != performance.NOTES:
+            assert path.read_text(encoding="utf-8").strip() in text, (
+                "run `python -m docs.scripts.performance`"
+            )
+    (tmp_path / "compare.md").write_text("| a | b |\n")
+    assert "## Beside transformers" in performance.page(tmp_path)
+    assert "No table has been measured" not in performance.page(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _hash, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if fragment:
+            assert fragment in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_lines_that_are_named_exist(page):
+    for name, line in FILE_AND_LINE.findall(page.read_text(encoding="utf-8")):
+        file = ROOT / name
+        assert file.is_file(), f"{page.name} names {name}"
+        assert int(line) <= len(file.read_text().splitlines()), f"{page.name} names {name}:{line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_are_named_in_code_exist(page):
+    for name in re.findall(
+        r"`((?:engine|docs|tests|examples|koyeb|container)/[\w./-]+)`", prose(page)
+    ):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_no_page_names_this_machine():
+    for page in [*PAGES, *(ROOT / "docs" / "records").glob("*.jsonl")]:
+        text = page.read_text(encoding="utf-8")
+        assert str(ROOT) not in text and "/root/" not in text, page.name
+
+
+# ------------------------------------------------------------------------- the button, the file
+
+
+def button() -> dict[str, list[str]]:
+    link = next(t for t in LINK.findall(prose(ROOT / "README.md")) if "app.koyeb.com/deploy" in t)
+    return parse_qs(urlsplit(link).query, strict_parsing=True)
+
+
+def test_the_button_has_every_parameter_right():
+    values = {key: value for key, (value,) in button().items()}
+    gpu = next(gpu for gpu in GPUS if gpu.instance_type == values["instance_type"])
+    assert values["regions"] in gpu.regions.split(", ")
+    assert (ROOT / values["dockerfile"]).is_file()
+    assert values["type"] == "git" and values["builder"] == "dockerfile"
+    assert values["repository"] == "ORG/REPO"
+    assert values["instances_min"] == "1" and values["instances_max"] == "1"
+    port, protocol, route = values["ports"].split(";")
+    assert (port, protocol, route) == ("8000", "http", "/")
+    assert values[f"hc_protocol[{port}]"] == "http"
+    assert values[f"hc_path[{port}]"] == "/health"
+    assert values[f"hc_grace_period[{port}]"] == "900"
+    assert values["env[MODEL_NAME]"] == "facebook/opt-125m"
+
+
+def test_the_compose_file_says_the_same_as_the_button():
+    values = {key: value for key, (value,) in button().items()}
+    file = yaml.safe_load((ROOT / "koyeb" / "compose.yaml").read_text())
+    (service,) = file["services"]
+    definition = service["definition"]
+    assert definition["type"] == "WEB"
+    assert definition["git"]["docker"]["dockerfile"] == values["dockerfile"]
+    (region,) = definition["regions"]
+    assert region == values["regions"]
+    (instance,) = definition["instance_types"]
+    assert instance == {"scopes": [f"region:{region}"], "type": values["instance_type"]}
+    (scaling,) = definition["scalings"]
+    assert (scaling["min"], scaling["max"]) == (1, 1)
+    (check,) = definition["health_checks"]
+    assert check == {"grace_period": 900, "http": {"port": 8000, "path": "/health"}}
+    assert definition["ports"] == [{"port": 8000, "protocol": "http"}]
+    assert definition["routes"] == [{"port": 8000, "path": "/"}]
