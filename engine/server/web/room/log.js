@@ -3,7 +3,7 @@
 import { element, ownerColour } from "./paint.js";
 import { fields } from "./words.js";
 
-const MOST_LINES = 160;
+const MOST_LINES = 120;
 const QUIET = new Set(["step.planned", "kernel.launched", "block.cached"]);
 const OF_TOKENS = new Set(["sample.drawn", "text.emitted", "text.held_back"]); // a line for each token
 
@@ -14,10 +14,13 @@ export class Log {
     this.filter = panel.querySelector("input");
     this.caption = panel.querySelector(".caption");
     this.filter.addEventListener("input", () => room.touch());
-    this.shown = "";
+    this.redraw();
   }
 
-  redraw() { this.shown = ""; }
+  redraw() {
+    this.shown = "";
+    this.items = new WeakMap(); // a line → its element
+  }
 
   update() {
     const { record, selection } = this.room;
@@ -32,9 +35,26 @@ export class Log {
       selection.request ? `about ${this.room.ledger.life(selection.request).label}` : "single tokens only of a selected request",
       record.lines.length ? "" : "this record came without the log's sentences: the events' own fields",
     ].filter(Boolean).join(" · ");
-    const atEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
-    this.list.replaceChildren(...lines.reverse().map((line) => this.#line(line)));
-    if (atEnd || !this.room.following) this.list.scrollTop = this.list.scrollHeight;
+    this.#show(lines);
+  }
+
+  /** Lines, latest first: those that stand there already stay, so that little is laid out anew. */
+  #show(lines) {
+    const now = this.room.record.state.step;
+    const items = lines.map((line) => {
+      const item = this.items.get(line) ?? this.#line(line);
+      this.items.set(line, item);
+      const first = line.first_step ?? 0;
+      item.classList.toggle("now", first > 0 && first <= now && now <= (line.last_step ?? first));
+      return item;
+    });
+    const kept = new Set(items);
+    for (const item of [...this.list.children]) if (!kept.has(item)) item.remove();
+    let next = this.list.firstChild;
+    for (const item of items) {
+      if (item === next) next = next.nextSibling;
+      else this.list.insertBefore(item, next);
+    }
   }
 
   #concerns(line, wanted) {
@@ -75,7 +95,7 @@ export class Log {
   }
 
   #line(line) {
-    const { record, ledger, firstNs } = this.room;
+    const { ledger, firstNs } = this.room;
     const first = line.first_step ?? 0, last = line.last_step ?? first;
     const steps = !first ? "" : first === last ? `${first}` : `${first}–${last}`;
     const made = element(`li.${line.kind.replace(".", "-")}`, {},
@@ -84,8 +104,6 @@ export class Log {
       element("span.who", {}, line.name ?? ""),
       element("span.text", {}, line.text));
     if (line.request_id) made.style.setProperty("--owner", ownerColour(ledger.life(line.request_id).hue));
-    const now = record.state.step;
-    if (first && first <= now && now <= last) made.classList.add("now");
     return made;
   }
 

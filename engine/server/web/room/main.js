@@ -30,6 +30,7 @@ class Room {
   #tokens = new Map();
   #wanted = new Set();
   #changed = true;
+  #stale = true; // the slow panels show an older moment
   #slowAt = 0;
   #playedAt = 0;
   #wish = new URLSearchParams(location.hash.slice(1)); // a moment that a link asks for
@@ -240,20 +241,23 @@ class Room {
       this.record.seek(this.record.length);
       this.touch();
     }
-    if (!this.#changed) return;
+    const slowDue = this.#stale && now - this.#slowAt > SLOW_PANELS_MS;
+    if (!this.#changed && !slowDue && !this.pipeline.moving) return;
     const started = performance.now();
-    this.#changed = false;
-    this.grid.update();
-    this.timeline.update();
-    this.transport.update();
-    const moves = this.pipeline.update(now);
-    const slowDue = now - this.#slowAt > SLOW_PANELS_MS;
+    this.pipeline.update(now); // its dots move between the steps, too
+    if (this.#changed) {
+      this.#changed = false;
+      this.#stale = true;
+      this.grid.update();
+      this.timeline.update();
+      this.transport.update();
+    }
     if (slowDue) {
+      this.#stale = false;
       this.#slowAt = now;
       for (const panel of this.slow) panel.update();
       this.#tellEngine();
     }
-    if (moves || !slowDue) this.touch();
     this.frames.drawn++;
     this.frames.busyMs += performance.now() - started;
   }

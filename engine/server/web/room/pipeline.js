@@ -12,7 +12,7 @@ const STATIONS = [
   ["text", "tokens → text"],
 ];
 const WIDTH = 1000, HEIGHT = 96, MIDDLE = 34;
-const TRAVEL_MS = 700;
+const TRAVEL_MS = 700, FRAME_MS = 30;
 const DOTS_A_LEG = 9; // at a time: more say nothing more
 
 export class Pipeline {
@@ -21,6 +21,7 @@ export class Pipeline {
     this.svg = panel.querySelector("svg");
     this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.dots = [];
+    this.movedAt = 0;
     this.seen = 0; // entries up to which dots were sent off
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     this.#build();
@@ -51,9 +52,14 @@ export class Pipeline {
       this.seen = record.position;
       this.#tell();
     }
-    this.#move(now);
-    return this.dots.length > 0; // whether it wants to be drawn again soon
+    if (this.dots.length && now - this.movedAt >= FRAME_MS) {
+      this.movedAt = now;
+      this.#move(now);
+    }
   }
+
+  /** Whether it wants to be drawn again soon. */
+  get moving() { return this.dots.length > 0; }
 
   /** What the step at hand and the moments around it did at each station. */
   #tell() {

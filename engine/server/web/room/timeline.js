@@ -187,7 +187,7 @@ export class Timeline {
     if (this.rowHeight >= 8) {
       this.shown.forEach((life, row) => {
         context.fillStyle = this.room.selection.request === life.name ? all.ink : all["ink-2"];
-        context.fillText(life.label, 10, AXIS + (row + 0.5) * this.rowHeight, LABELS - 14);
+        context.fillText(life.label, 10, AXIS + (row + 0.5) * this.rowHeight);
       });
     }
     this.shown.forEach((life, row) => {

@@ -1,7 +1,9 @@
 // Numbers and names as people read them. The log's sentences are the server's (engine.trace.annotate);
 // a file without them gets its events' own fields here, and nothing that would have to be guessed.
 
-export const number = (value) => Number(value).toLocaleString("en-US");
+const grouped = new Intl.NumberFormat("en-US");
+
+export const number = (value) => grouped.format(value);
 
 export const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
