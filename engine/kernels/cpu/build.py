@@ -18,7 +18,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = ("linear.cpp", "attention.cpp", "elementwise.cpp")
+SOURCES = ("linear.cpp", "linear_amx.cpp", "attention.cpp", "elementwise.cpp")
 HEADERS = ("simd.h",)
 FOLDER = Path(__file__).parent
 
@@ -35,12 +35,14 @@ FLAGS += ("-fno-math-errno", "-fno-trapping-math")
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma")
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "amx": (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
     "avx512_bf16": (*_AVX512, "avx512_bf16"),
     "avx512": _AVX512,
     "avx2": ("avx2", "fma"),
     "portable": (),
 }
 """Best first: name → flags of /proc/cpuinfo that the CPU must have."""
+COMPILER_NAMES = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
 
 
 class BuildError(RuntimeError):
@@ -93,7 +95,7 @@ def _compiler() -> tuple[str, str]:
 
 
 def _flags(variant: str) -> tuple[str, ...]:
-    machine = tuple(f"-m{flag.replace('_', '')}" for flag in VARIANTS[variant])
+    machine = tuple(f"-m{COMPILER_NAMES.get(flag, flag)}" for flag in VARIANTS[variant])
     return FLAGS + machine
 
 

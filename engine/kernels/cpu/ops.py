@@ -9,6 +9,7 @@ arguments one by one, and an extension module, 0.15 µs faster, would need Pytho
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from struct import Struct
 
 import torch
@@ -25,6 +26,8 @@ _SILU = Struct("6q").pack
 _ARGMAX = Struct("6q").pack
 
 LINEAR_ROWS = {
+    ("amx", torch.bfloat16): 4,
+    ("amx", torch.float32): 16,
     ("avx512_bf16", torch.bfloat16): 16,
     ("avx512_bf16", torch.float32): 16,
     ("avx512", torch.bfloat16): 4,
@@ -34,9 +37,11 @@ LINEAR_ROWS = {
     ("portable", torch.bfloat16): 1,
     ("portable", torch.float32): 1,
 }
-"""Up to this many rows of x our product is faster than torch's, by variant and dtype of weights."""
-LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where torch has matrix tiles to compute with
-# Both: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
+"""Up to this many rows of x our product is faster than others, by variant and dtype of weights."""
+LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where only torch has matrix tiles to compute with
+AMX_ROWS = 64  # up to here our tiles are faster than torch's, which repacks the weights
+AMX_MULTIPLE = 32  # of inputs; and there must be as many outputs at least
+# All: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 
 
 class NativeOps(AttentionOps):
@@ -47,7 +52,14 @@ class NativeOps(AttentionOps):
         super().__init__(library, amx)
         self.variant = variant
         self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
-        if amx:
+        self.amx_linear_rows = 0
+        if variant == "amx":
+            if function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
+                self.amx_linear_rows = AMX_ROWS
+                self._linear_amx = function(library, "linear_amx")
+            else:
+                self.max_linear_rows[torch.bfloat16] = LINEAR_ROWS_BESIDE_AMX
+        elif amx:
             rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
             self.max_linear_rows[torch.bfloat16] = rows
 
@@ -67,16 +79,36 @@ class NativeOps(AttentionOps):
             x_type is None
             or w_type is None
             or x_type > w_type  # bf16 rows with fp32 weights: nobody has them
-            or len(x) > self.max_linear_rows[weight.dtype]
             or not (x.is_contiguous() and weight.is_contiguous())
         ):
             return torch_ops.linear(x, weight, bias)
-        return self.skinny_linear(x, weight, bias)
+        rows = len(x)
+        if rows <= self.max_linear_rows[weight.dtype]:
+            return self.skinny_linear(x, weight, bias)
+        if rows <= self.amx_linear_rows and x_type and w_type and _fits_tiles(weight):
+            return self.amx_linear(x, weight, bias)
+        return torch_ops.linear(x, weight, bias)
 
     def skinny_linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """`linear` by the kernel, whatever the number of rows. Contiguous x and weight."""
+        return self._product("linear", self._linear, x, weight, bias)
+
+    def amx_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`linear` in bf16 on matrix tiles, for weights that `_fits_tiles`; all contiguous."""
+        return self._product("linear_amx", self._linear_amx, x, weight, bias)
+
+    def _product(
+        self,
+        name: str,
+        run: Callable[[bytes], int],
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
         rows, inputs = x.shape
         outputs = len(weight)
         y = torch.empty((rows, outputs), dtype=x.dtype)
@@ -93,7 +125,7 @@ class NativeOps(AttentionOps):
             TYPES[x.dtype],
             TYPES[weight.dtype],
         )
-        launch("linear", "native", self._linear, (packed,), linear_cost, x, weight, self.variant)
+        launch(name, "native", run, (packed,), linear_cost, x, weight, self.variant)
         return y
 
     # ---------------------------------------------------------------------------- norms, activation
@@ -194,3 +226,8 @@ class NativeOps(AttentionOps):
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])
         launch("argmax", "native", self._argmax, (packed,), elementwise_cost, x, out)
         return out
+
+
+def _fits_tiles(weight: torch.Tensor) -> bool:
+    outputs, inputs = weight.shape
+    return inputs % AMX_MULTIPLE == 0 and outputs >= AMX_MULTIPLE

@@ -78,6 +78,32 @@ def test_linear(ops, seed, rows, outputs, inputs, with_bias, types):
     assert_near(found, expected, TOLERANCE[x_type])
 
 
+@some
+@given(
+    seeds, st.integers(1, 80), st.integers(32, 200), st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+def test_linear_on_matrix_tiles(ops, seed, rows, outputs, steps, with_bias):
+    if not ops.amx_linear_rows:
+        pytest.skip("this variant, or this machine, has no matrix tiles")
+    inputs = 32 * steps
+    x = numbers(seed, rows, inputs, dtype=torch.bfloat16)
+    weight = numbers(seed + 1, outputs, inputs, dtype=torch.bfloat16)
+    bias = numbers(seed + 2, outputs, dtype=torch.bfloat16) if with_bias else None
+    expected = torch_ops.linear(
+        x.double(), weight.double(), None if bias is None else bias.double()
+    )
+    assert_near(ops.amx_linear(x, weight, bias), expected, TOLERANCE[torch.bfloat16])
+
+
+def test_products_of_torch_are_right_after_ours_on_tiles(ops):
+    """Tiles are configured anew by each user: neither may disturb the other."""
+    x, weight = numbers(1, 40, 256).bfloat16(), numbers(2, 512, 256).bfloat16()
+    expected = torch_ops.linear(x.double(), weight.double(), None)
+    for _ in range(3):
+        assert_near(ops.linear(x, weight, None), expected, 1e-2)
+        assert_near(torch_ops.linear(x, weight, None), expected, 1e-2)
+
+
 def test_linear_of_a_whole_layer_uses_all_threads(ops):
     x, weight = numbers(1, 5, 576), numbers(2, 1536, 576)
     assert_near(ops.skinny_linear(x, weight, None), x.double() @ weight.double().T, 1e-5)
