@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response, StreamingResponse
 
 from engine import __version__
 from engine.server.answers import json_response
 from engine.server.engine_client import RETRY_AFTER_S
+from engine.server.record_filter import lines_about
 from engine.server.service import Service
 
 LINES_AT_ONCE = 1000
+MOST_REQUESTS = 100  # in one question
 
 
 def router(service: Service) -> APIRouter:
@@ -66,9 +69,17 @@ def router(service: Service) -> APIRouter:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @routes.get("/trace")
-    def trace() -> Response:
-        """The latest events of both processes as JSON lines; it may show people's text."""
+    def trace(
+        request_id: Annotated[list[str] | None, Query(max_length=MOST_REQUESTS)] = None,
+    ) -> Response:
+        """The latest events of both processes as JSON lines; it may show people's text.
+
+        `?request_id=A&request_id=B`: only those about these requests, with the steps that computed
+        for them.
+        """
         lines = service.hub.recent()
+        if request_id:
+            lines = list(lines_about(lines, request_id))
 
         def parts() -> Iterator[bytes]:
             for start in range(0, len(lines), LINES_AT_ONCE):

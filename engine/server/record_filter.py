@@ -1,0 +1,47 @@
+"""The lines of the record that tell about some requests: `GET /trace?request_id=…`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+_PLANNED, _FINISHED = b'{"kind":"step.planned"', b'{"kind":"step.finished"'
+_FACTS = (
+    b'{"kind":"engine.started"',
+    b'{"kind":"engine.model_loaded"',
+    b'{"kind":"engine.kv_sized"',
+)
+
+
+class _Head(msgspec.Struct):
+    step: int = 0
+
+
+_step_of = msgspec.json.Decoder(_Head).decode
+
+
+def lines_about(lines: Iterable[bytes], request_ids: Iterable[str]) -> Iterator[bytes]:
+    """Every event that names one of the requests, a sequence of it ("x.1") or a prompt of it
+    ("x-0"); the steps that computed for them, to their end; and the engine's facts. In order, one
+    line of JSON each.
+
+    Enough for the life of these requests, but not for a replay: the other requests are left out.
+    """
+    wanted = [name.encode() for name in request_ids]
+    # No letter may stand before or after a name: cmpl-1 is not cmpl-12.
+    names = re.compile(
+        rb"(?<![\w-])(?:" + b"|".join(map(re.escape, wanted)) + rb")(?:[.-]\d+)*(?![\w-])"
+    )
+    steps: set[int] = set()
+    for line in lines:
+        if line.startswith(_FACTS):
+            yield line
+        elif line.startswith(_FINISHED):
+            if _step_of(line).step in steps:
+                yield line
+        elif any(name in line for name in wanted) and names.search(line):  # `in` is the quick one
+            if line.startswith(_PLANNED):
+                steps.add(_step_of(line).step)
+            yield line
