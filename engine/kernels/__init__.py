@@ -32,6 +32,8 @@ class Kernels:
     add_layer_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     silu_and_mul: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
+    draw: Callable[..., torch.Tensor] | None = None
+    """None: `worker/draw.py` draws, in plain torch."""
 
 
 TORCH = Kernels(

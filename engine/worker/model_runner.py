@@ -21,7 +21,7 @@ from engine.core.messages import (
     StepPlan,
     TokenLogprobs,
 )
-from engine.kernels import cpu
+from engine.kernels import cpu, kernels_for
 from engine.kernels.launch import recording
 from engine.models.hub import Progress
 from engine.models.loader import load_model
@@ -31,6 +31,7 @@ from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import machine
 from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.cuda_graphs import CudaGraphs
 from engine.worker.kv_cache import KVCache, bytes_per_block
 from engine.worker.kv_sizing import gib, size_kv
 from engine.worker.logprobs import token_logprobs
@@ -51,6 +52,9 @@ class ModelRunner:
         self.config = config
         self.recorder = recorder
         self.device = machine.pick_device(config.device)
+        self.graphs: CudaGraphs | None = None
+        if config.async_scheduling is None:  # the option's default, now that the device is known
+            config.async_scheduling = self.device.type == "cuda"
 
     # ------------------------------------------------------------------------------ loading
 
@@ -87,6 +91,8 @@ class ModelRunner:
         )
         self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
         self._warm_up(size.num_blocks, size.max_model_len)
+        if self._graphs_wanted():
+            self.graphs = self.capture_graphs()
         self.kv = KVShape(
             num_blocks=size.num_blocks,
             num_host_blocks=size.num_host_blocks,
@@ -168,6 +174,25 @@ class ModelRunner:
             self.execute(StepPlan(step=0, rows=[], dropped=["warm-up"]))
         self.sampling.recorder = self.recorder
 
+    def _graphs_wanted(self) -> bool:
+        """On CUDA, unless told otherwise, for models whose every kernel is ours: transformers'
+        code may look at values on the host, which a graph can't."""
+        if self.device.type != "cuda" or self.config.enforce_eager:
+            return False
+        return self.model.implementation == "native" and kernels_for(self.device).name == "triton"
+
+    def capture_graphs(self) -> CudaGraphs:
+        """Graphs for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`."""
+        return CudaGraphs(
+            self.model,
+            self.cache.layers,
+            self.config.max_num_seqs,
+            self.rows.block_table.shape[1],
+            self.config.block_size,
+            self.device,
+            self.recorder,
+        )
+
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec
         self.recorder.record(
@@ -206,14 +231,13 @@ class ModelRunner:
 
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
         logits = None
-        with recording(self.recorder):
-            hidden = self.model(
-                inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
-            )
+        if self.graphs is not None and self.graphs.fits(inputs.attention):
+            hidden, every = self.graphs.run(inputs.token_ids, inputs.attention)
             if drawing:
-                whole = len(drawing) == len(hidden)  # every row has one token and draws
-                last = inputs.query_start[1:][drawing] - 1
-                logits = self.model.compute_logits(hidden if whole else hidden[last])
+                logits = every if len(drawing) == len(every) else every[drawing]
+        else:
+            with recording(self.recorder):
+                hidden, logits = self._compute(inputs, drawing)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
         computed = time.perf_counter_ns()
@@ -223,7 +247,8 @@ class ModelRunner:
             self._prompt_logprobs(inputs, hidden, details)
         tokens: list[list[int]] = [[] for _ in plan.rows]
         if logits is not None:
-            tokens = self.sampling.run(inputs, drawing, logits, details)
+            with recording(self.recorder):
+                tokens = self.sampling.run(inputs, drawing, logits, details)
         done = time.perf_counter_ns()
         return StepOutput(
             step=plan.step,
@@ -233,6 +258,19 @@ class ModelRunner:
             forward_us=(computed - prepared) / 1e3,
             sample_us=(done - computed) / 1e3,
         )
+
+    def _compute(
+        self, inputs: StepInputs, drawing: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(hidden states of all tokens, logits of the rows that draw), launched one by one."""
+        hidden = self.model(
+            inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
+        )
+        if not drawing:
+            return hidden, None
+        whole = len(drawing) == len(hidden)  # every row has one token and draws
+        last = inputs.query_start[1:][drawing] - 1
+        return hidden, self.model.compute_logits(hidden if whole else hidden[last])
 
     def _update_rows(self, plan: StepPlan) -> None:
         for request_id in plan.dropped:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from engine.kernels import kernels_for
 from engine.worker.draw import cut_and_draw, draw, greatest, integer_weights, keep_min_p
 from engine.worker.penalties import penalise
 from engine.worker.sampling_table import SampleBatch, SamplingTable
@@ -75,6 +76,9 @@ class Sampler:
         """As `draw`, for the rows in `batch.random` alone."""
         if batch.temperature is not None:
             logits = logits / batch.temperature
+        fused = kernels_for(logits.device).draw
+        if fused is not None:
+            return fused(logits, *batch.cuts, words)
         weights = integer_weights(logits)
         if not len(batch.free):
             return cut_and_draw(weights, batch.cuts, words)

@@ -28,6 +28,7 @@ def operations() -> dict[str, Callable[..., Any]] | None:
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "activation": ("silu_and_mul",),
         "linear": ("linear",),
+        "draw": ("draw",),
     }.items():
         loaded = importlib.import_module(f"engine.kernels.triton.{module}")
         found |= {name: getattr(loaded, name) for name in names}

@@ -127,8 +127,8 @@ def attention_kernel(
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
-    if SINKS:  # a score like others, without a value
-        if split == 0:
+    if SINKS:  # noqa: SIM102 (decided by the compiler; the inner one by each program)
+        if split == 0:  # a score like others, without a value
             best = tl.load(sinks_ptr + head, mask=real, other=0.0) * LOG2_E
             total += 1.0
 
@@ -224,6 +224,14 @@ class Tile(NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
+
+
+class Extras(NamedTuple):
+    """Which of the less usual parts a layer has."""
+
+    window: bool = False
+    soft_cap: bool = False
+    sinks: bool = False
 
 
 def tile_for(dtype: torch.dtype, head_dim: int, group: int, decode: bool) -> Tile:
@@ -341,6 +349,9 @@ def _run(
     batch: AttentionBatch,
     spec: AttentionSpec,
 ) -> None:
+    extras = Extras(
+        spec.sliding_window is not None, spec.soft_cap is not None, spec.sinks is not None
+    )
     sinks = q if spec.sinks is None else spec.sinks.float().contiguous()
     start(
         "paged_attention",
@@ -366,7 +377,7 @@ def _run(
             batch.block_tables.stride(0),
             spec.num_kv_heads,
         ),
-        constants(tile, spec, batch.block_size, decode, split=grid[2] > 1),
+        constants(tile, spec.head_dim, _group(spec), batch.block_size, decode, grid[2] > 1, extras),
         tile.num_warps,
         tile.num_stages,
         lambda: _cost(grid, cache, batch, spec, rows, why),
@@ -374,21 +385,21 @@ def _run(
 
 
 def constants(
-    tile: Tile, spec: AttentionSpec, page: int, decode: bool, split: bool
+    tile: Tile, head_dim: int, group: int, page: int, decode: bool, split: bool, extras: Extras
 ) -> dict[str, int]:
     """The kernel's compile-time arguments. Flags are 0 or 1."""
     return {
-        "HEAD_DIM": spec.head_dim,
-        "DIM": _power(spec.head_dim),
-        "GROUP": _group(spec),
+        "HEAD_DIM": head_dim,
+        "DIM": _power(head_dim),
+        "GROUP": group,
         "PAGE": page,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "DECODE": int(decode),
         "SPLIT": int(split),
-        "WINDOW": int(spec.sliding_window is not None),
-        "SOFT_CAP": int(spec.soft_cap is not None),
-        "SINKS": int(spec.sinks is not None),
+        "WINDOW": int(extras.window),
+        "SOFT_CAP": int(extras.soft_cap),
+        "SINKS": int(extras.sinks),
     }
 
 

@@ -45,7 +45,7 @@ def variants() -> Iterator[Variant]:
                 yield _attention(kind, dtype, head_dim, group=4)
             if dtype != "fp16":
                 yield _attention(kind, dtype, 128, group=1)
-                yield _attention(kind, dtype, 128, group=8, window=True, soft_cap=True, sinks=True)
+                yield _attention(kind, dtype, 128, 8, attention.Extras(True, True, True))
         yield _attention("decode", dtype, 64, group=32)  # more rows than a tile's least
         for head_dim in head_dims:
             yield _rotate(dtype, head_dim, rotated=True, normed=False)
@@ -70,26 +70,13 @@ def _attention(
     dtype: str,
     head_dim: int,
     group: int,
-    window: bool = False,
-    soft_cap: bool = False,
-    sinks: bool = False,
+    extras: attention.Extras = attention.Extras(),  # noqa: B008 (immutable)
 ) -> Variant:
-    from engine.layers.attention_batch import AttentionSpec  # a layer's class: not at import
-
-    spec = AttentionSpec(
-        num_heads=group,
-        num_kv_heads=1,
-        head_dim=head_dim,
-        scale=1.0,
-        sliding_window=1 if window else None,
-        soft_cap=1.0 if soft_cap else None,
-        sinks=torch.zeros(group) if sinks else None,
-    )
     decode = kind != "prefill"
     tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode)
-    extras = " window cap sinks" if window else ""
+    more = " window cap sinks" if extras.window else ""
     return Variant(
-        name=f"attention {kind} {dtype} d{head_dim} group {group}{extras}",
+        name=f"attention {kind} {dtype} d{head_dim} group {group}{more}",
         kernel=attention.attention_kernel,
         types={
             **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
@@ -99,7 +86,7 @@ def _attention(
             **dict.fromkeys(("window", "first_row", "last_row"), "i32"),
             **dict.fromkeys(("q_stride", "table_width", "kv_heads"), "i32"),
         },
-        constants=attention.constants(tile, spec, PAGE, decode, kind == "split"),
+        constants=attention.constants(tile, head_dim, group, PAGE, decode, kind == "split", extras),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         has_dot=True,

@@ -131,7 +131,7 @@ def draw_kernel(
     tl.store(tokens_ptr + row, token)
 
 
-def draw_tokens(
+def draw(
     logits: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,

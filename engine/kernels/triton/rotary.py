@@ -41,7 +41,7 @@ def rotate_and_write_kernel(
     q_ptr,  # [tokens, heads, 2 * HALF], written
     k_ptr,  # [slots, kv_heads, 2 * HALF], the pages, written
     v_ptr,  # the same
-    slots_ptr,  # int64 [tokens]
+    slots_ptr,  # int64 [tokens], −1: a row that only pads a graph, written nowhere
     heads,
     kv_heads,
     eps,
@@ -94,12 +94,13 @@ def rotate_and_write_kernel(
     tl.store(q_ptr + q_at, left.to(q_ptr.dtype.element_ty), mask=to_q)
     tl.store(q_ptr + q_at + HALF, right.to(q_ptr.dtype.element_ty), mask=to_q)
     slot = tl.load(slots_ptr + token) * kv_heads
+    held = slot >= 0
     k_at = (slot + head - heads)[:, None] * (2 * HALF) + at[None, :]
-    to_k = is_k[:, None] & dims[None, :]
+    to_k = (is_k & held)[:, None] & dims[None, :]
     tl.store(k_ptr + k_at, left.to(k_ptr.dtype.element_ty), mask=to_k)
     tl.store(k_ptr + k_at + HALF, right.to(k_ptr.dtype.element_ty), mask=to_k)
     v_at = (slot + head - heads - kv_heads)[:, None] * (2 * HALF) + at[None, :]
-    to_v = is_v[:, None] & dims[None, :]
+    to_v = (is_v & held)[:, None] & dims[None, :]
     tl.store(v_ptr + v_at, left.to(v_ptr.dtype.element_ty), mask=to_v)
     tl.store(v_ptr + v_at + HALF, right.to(v_ptr.dtype.element_ty), mask=to_v)
 
@@ -110,7 +111,7 @@ def write_kv_kernel(
     v_ptr,  # [tokens, width], tokens v_stride apart
     k_pages_ptr,  # [slots, width], written
     v_pages_ptr,  # [slots, width], written
-    slots_ptr,  # int64 [tokens]
+    slots_ptr,  # int64 [tokens], −1: a row that only pads a graph, written nowhere
     k_stride,
     v_stride,
     width,  # kv_heads * head_dim
@@ -118,8 +119,9 @@ def write_kv_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    real = at < width
-    to = tl.load(slots_ptr + token) * width + at
+    slot = tl.load(slots_ptr + token)
+    real = (at < width) & (slot >= 0)
+    to = slot * width + at
     k = tl.load(k_ptr + token * k_stride + at, mask=real, other=0.0)
     v = tl.load(v_ptr + token * v_stride + at, mask=real, other=0.0)
     tl.store(k_pages_ptr + to, k.to(k_pages_ptr.dtype.element_ty), mask=real)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paged_step import finite, make_step
 
+from benchmarks.gpu.paged_step import finite, make_step
 from engine.kernels import torch_attention
 from engine.kernels.triton import attention, rotary
 from engine.layers.attention_batch import AttentionSpec, LayerCache

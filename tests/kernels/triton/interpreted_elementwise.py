@@ -86,7 +86,7 @@ def test_the_same_draw_as_on_the_cpu(vocab, seed):
     words = torch.randint(0, 2**32, (rows,))
     words[0], words[1] = 0, 2**32 - 1
     expected = definition.draw(definition.cut(definition.integer_weights(logits), cuts), words)
-    assert torch.equal(draw.draw_tokens(logits, *cuts, words), expected)
+    assert torch.equal(draw.draw(logits, *cuts, words), expected)
 
 
 def test_a_draw_over_several_passes_of_a_large_vocabulary():
@@ -95,7 +95,7 @@ def test_a_draw_over_several_passes_of_a_large_vocabulary():
     top_p = torch.tensor([1.0, 0.5], dtype=torch.float64)
     cuts = definition.Cuts(torch.tensor([9001, 100]), top_p, torch.zeros(2, dtype=torch.float64))
     expected = definition.cut_and_draw(definition.integer_weights(logits), cuts, words)
-    assert torch.equal(draw.draw_tokens(logits, *cuts, words), expected)
+    assert torch.equal(draw.draw(logits, *cuts, words), expected)
 
 
 def test_blocks_are_copied_in_all_tensors():

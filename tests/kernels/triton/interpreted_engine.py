@@ -10,14 +10,17 @@ from engine_on_tokens import TokenEngine
 from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 
 import engine.kernels
-from engine.trace.events import KernelLaunched
+from engine.kernels import Kernels
+from engine.sampling_params import SamplingParams
+from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched
+from engine.worker.cuda_graphs import CudaGraphs
 
 MODELS = {
     "qwen3": Qwen3Config(
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -28,7 +31,7 @@ MODELS = {
         hidden_size=32,
         word_embed_proj_dim=32,
         ffn_dim=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=64,
     ),
@@ -36,14 +39,26 @@ MODELS = {
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [3], [20, 21, 22, 23, 24]]
 
 
-def answers(folder, monkeypatch, kernels) -> tuple[list, Counter]:
-    """(tokens of each prompt, launches by name and backend)"""
+PARAMS = [
+    SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True),
+    SamplingParams(temperature=1.5, max_tokens=2, ignore_eos=True, seed=7),
+    SamplingParams(temperature=0.8, top_p=0.9, top_k=50, max_tokens=3, ignore_eos=True, seed=3),
+]
+
+
+def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": 6}
-    with TokenEngine(folder, max_num_seqs=4, **options) as on_tokens:
-        on_tokens.recorder.level = "full"
-        tokens = on_tokens.run(PROMPTS, temperature=0.0, max_tokens=4, ignore_eos=True)
+    monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: kernels)
+    options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
+    return TokenEngine(folder, max_num_seqs=4, **options)
+
+
+def answers(folder, monkeypatch, kernels: Kernels) -> tuple[list, Counter]:
+    """(tokens of each prompt, launches by name and backend)"""
+    with make_engine(folder, monkeypatch, kernels) as on_tokens:
+        on_tokens.recorder.full = True
+        tokens = on_tokens.run(PROMPTS, PARAMS)
         launched = on_tokens.recorded(KernelLaunched)
     return tokens, Counter((event.name, event.backend) for event in launched)
 
@@ -56,6 +71,43 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     found, launched = answers(tmp_path, monkeypatch, engine.kernels.on_cuda())
     assert found == expected
     assert not none
-    wanted = {"paged_attention", "rotate_and_write"}
+    wanted = {"paged_attention", "rotate_and_write", "draw"}
     wanted |= {"rms_norm", "add_rms_norm", "silu_and_mul"} if name == "qwen3" else {"layer_norm"}
     assert wanted <= {kernel for kernel, backend in launched if backend == "triton"}
+
+
+def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
+    """All of `cuda_graphs.py` but the capture itself, for which there is no device: a "replay" here
+    runs the same function again and writes into the tensors of the first run, as a graph would.
+    """
+
+    def record(self, forward):
+        outputs = forward()
+
+        def replay():
+            for old, new in zip(outputs, forward()):
+                old.copy_(new)
+
+        return replay, outputs
+
+    monkeypatch.setattr(CudaGraphs, "_record", record)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
+    expected, _ = answers(tmp_path, monkeypatch, engine.kernels.TORCH)
+    with make_engine(tmp_path, monkeypatch, engine.kernels.on_cuda(), budget=16) as on_tokens:
+        on_tokens.recorder.full = True
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.capture_graphs()
+        before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
+        assert on_tokens.run(PROMPTS, PARAMS) == expected
+        captured = on_tokens.recorded(GraphCaptured)
+        replayed = on_tokens.recorded(GraphReplayed)
+    assert [event.batch_size for event in captured] == [4, 2, 1]
+    assert all(event.num_kernels > 5 for event in captured)
+    by_size = {event.batch_size: event.seq for event in captured}
+    assert {event.num_rows for event in replayed} >= {2, 3}  # three rows in a graph for four
+    assert all(event.captured_seq == by_size[event.batch_size] for event in replayed)
+    for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing, not even at −1
+        assert torch.equal(k, layer.k[-1])
+        assert torch.equal(v, layer.v[-1])

@@ -1,4 +1,4 @@
-"""A random step over random pages, for tests of attention kernels."""
+"""A random step over random pages: for tests of attention kernels, and for their speed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""The engine on the device against transformers: the same greedy tokens in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
+
+from benchmarks.run_transformers import Transformers
+from engine.config import EngineConfig
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CoreRequest
+from engine.sampling_params import SamplingParams
+from engine.trace.recorder import Recorder
+from engine.worker.model_runner import ModelRunner
+
+_SMALL = {
+    "vocab_size": 997,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+MODELS = {
+    "llama": LlamaConfig(**_SMALL, intermediate_size=256, num_key_value_heads=2, head_dim=64),
+    "qwen3": Qwen3Config(**_SMALL, intermediate_size=256, num_key_value_heads=1, head_dim=64),
+    "opt": OPTConfig(**_SMALL, ffn_dim=256, word_embed_proj_dim=128),
+}
+
+
+def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> list[dict]:
+    """For each model: how many of its prompts got transformers' very tokens."""
+    results = []
+    for name, shape in MODELS.items():
+        torch.manual_seed(0)
+        where = str(folder / name)
+        AutoModelForCausalLM.from_config(shape).float().save_pretrained(where)
+        peer = Transformers(where, torch.float32).model.to(device)
+        asked = [torch.randint(3, 997, (3 + 29 * i % 200,)).tolist() for i in range(prompts)]
+        expected = []
+        for prompt in asked:
+            ids = torch.tensor([prompt], device=device)
+            with torch.inference_mode():
+                made = peer.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                    eos_token_id=None,
+                )
+            expected.append(made[0, len(prompt) :].tolist())
+        found = _engine(where, device, asked, tokens)
+        equal = sum(a == b for a, b in zip(found, expected))
+        results.append({"model": name, "prompts": prompts, "equal": equal})
+    return results
+
+
+def _engine(
+    model: str, device: torch.device, prompts: list[list[int]], tokens: int
+) -> list[list[int]]:
+    config = EngineConfig(
+        model=model,
+        dtype="float32",
+        device=device.type,
+        max_num_seqs=4,
+        swap_space=0.01,
+        num_gpu_blocks_override=256,
+        max_num_batched_tokens=64,
+    )
+    recorder = Recorder("steps")
+    runner = ModelRunner(config, recorder)
+    runner.load()
+    core = EngineCore(config, runner, recorder)
+    answers: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+        core.add_request(CoreRequest(request_id=str(i), prompt_token_ids=prompt, params=params))
+        answers[str(i)] = []
+    while core.has_work:
+        for output in core.step():
+            answers[output.request_id] += output.token_ids
+    core.close()
+    recorder.close()
+    return list(answers.values())

@@ -1,0 +1,145 @@
+"""CUDA graphs for decode: the whole life of a graph is here.
+
+A decode step launches some ten kernels a layer, each of them short; started one by one from
+Python they would leave the GPU waiting. A graph is captured once for each of a ladder of batch
+sizes, and a step replays the smallest that holds its rows. The rest of its rows is padding: slot
+−1 (nothing is written), context 0 (nothing is read).
+
+A graph reads its inputs from the same memory each time, so they are copied there first. What the
+Python side of a launch decides (grids, splits) is decided at capture, from the batch size and the
+longest context that may come, never from a step's lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.kernels.launch import recording
+from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.models.registry import CausalLM
+from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunched
+from engine.trace.recorder import Recorder
+
+Outputs = tuple[torch.Tensor, torch.Tensor]  # hidden [rows, width], logits [rows, vocab]
+
+
+class _Graph(NamedTuple):
+    replay: Callable[[], None]
+    outputs: Outputs  # overwritten by each replay
+    captured_seq: int
+
+
+def ladder(max_rows: int) -> list[int]:
+    """Batch sizes: padding costs at most half of a small step, an eighth of a large one."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_rows + 64, 64)]
+    return [size for size in sizes if size < max_rows] + [max_rows]
+
+
+class CudaGraphs:
+    """`fits` says whether a step can be replayed, `run` replays it."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        caches: list[LayerCache],
+        max_rows: int,
+        table_width: int,
+        block_size: int,
+        device: torch.device,
+        recorder: Recorder,
+    ) -> None:
+        """Captures every size, the largest first: the others live in its memory. The kernels must
+        have run once (they compile at first use, which can't be captured)."""
+        self.model = model
+        self.caches = caches
+        self.block_size = block_size
+        self.recorder = recorder
+        self.pool: Any = None  # of memory, shared by all graphs; the first one makes it
+        self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.slots = torch.full((max_rows,), -1, dtype=torch.int64, device=device)
+        self.contexts = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
+        self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self.graphs = {size: self._capture(size) for size in reversed(ladder(max_rows))}
+        self.sizes = sorted(self.graphs)
+
+    def fits(self, batch: AttentionBatch) -> bool:
+        """Every row decodes, and there are not too many."""
+        return batch.num_decode_rows == batch.num_rows <= self.sizes[-1]
+
+    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> Outputs:
+        """token_ids: int64 [rows]. Hidden states and logits of the rows; the next run overwrites
+        them."""
+        rows = batch.num_rows
+        size = next(size for size in self.sizes if size >= rows)
+        graph = self.graphs[size]
+        self.token_ids[:rows].copy_(token_ids)
+        self.positions[:rows].copy_(batch.positions)
+        self.slots[:rows].copy_(batch.slot_mapping)
+        self.contexts[:rows].copy_(batch.context_lens)
+        self.tables[:rows, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+        self.slots[rows:size].fill_(-1)
+        self.contexts[rows:size].zero_()
+        graph.replay()
+        self.recorder.record(
+            GraphReplayed(batch_size=size, num_rows=rows, captured_seq=graph.captured_seq)
+        )
+        hidden, logits = graph.outputs
+        return hidden[:rows], logits[:rows]
+
+    def _capture(self, size: int) -> _Graph:
+        """A graph for `size` rows, and its event. At level full the launches are recorded before
+        it, once: a replay points at them."""
+        started = time.perf_counter()
+        launches = Recorder("full")
+        found: list[Event] = []
+        launches.subscribe(found.extend)
+        with recording(launches):
+            replay, outputs = self._record(lambda: self._forward(size))
+        launches.close()
+        kernels = [event for event in found if isinstance(event, KernelLaunched)]
+        for event in kernels:
+            self.recorder.record(event)
+        captured = GraphCaptured(
+            batch_size=size,
+            num_kernels=len(kernels),
+            duration_ms=(time.perf_counter() - started) * 1e3,
+        )
+        self.recorder.record(captured)
+        return _Graph(replay, outputs, captured.seq)
+
+    def _forward(self, size: int) -> Outputs:
+        longest = self.tables.shape[1] * self.block_size
+        batch = AttentionBatch(
+            positions=self.positions[:size],
+            slot_mapping=self.slots[:size],
+            block_tables=self.tables[:size],
+            query_start=self.query_start[: size + 1],
+            context_lens=self.contexts[:size],
+            num_decode_rows=size,
+            block_size=self.block_size,
+            query_lens=[1] * size,
+            context_lens_list=[longest] * size,
+            max_context_len=longest,
+        )
+        hidden = self.model(self.token_ids[:size], batch.positions, self.caches, batch)
+        return hidden, self.model.compute_logits(hidden)
+
+    def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """(replay, the tensors that a replay fills). Once without capture, on the side: what
+        libraries set up at their first call must not fall into a graph."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            outputs = forward()
+        self.pool = self.pool or graph.pool()
+        return graph.replay, outputs
