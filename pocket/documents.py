@@ -4,11 +4,10 @@ A document is a list of (text, is_learned) segments. Learned are the answers and
 what a user or a system message says is only read.
 """
 
-from itertools import pairwise
 from random import Random
 
 from pocket.corpus import SMALL_TALK, Entry
-from pocket.phrasings import Phrasings, worn
+from pocket.phrasings import Phrasings, vary
 from pocket.stories import StoryTeller
 from pocket.tokenizer import BOS, END, turn
 from pocket.unknowns import Unknowns
@@ -24,10 +23,6 @@ SYSTEM_MESSAGES = (
     "You are a helpful assistant. Say so when you don't know something.",
     "Be concise.",
 )
-MORE = (
-    "Tell me more.", "tell me more", "More", "Go on.", "Go on", "What else?", "Anything else?",
-    "Continue.", "And what else should I know?", "Tell me something related.",
-)  # fmt: skip
 
 
 def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
@@ -55,11 +50,6 @@ class Mixture:
         self.stories = StoryTeller()
         self.unknowns = Unknowns()
         self.deck: list[Entry] = []
-        self.following = {
-            entry: after
-            for entry, after in pairwise(entries)
-            if entry.topic == after.topic != SMALL_TALK
-        }
         self.topics: dict[str, list[Entry]] = {}
         for entry in entries:
             if entry.topic != SMALL_TALK:
@@ -74,29 +64,24 @@ class Mixture:
     def turns(self, count: int) -> list[tuple[str, str]]:
         """A conversation of `count` exchanges."""
         turns: list[tuple[str, str]] = []
-        last: Entry | None = None
-        while len(turns) < count:
+        for _ in range(count):
             dice = self.rng.random()
-            if last in self.following and dice < 0.12:
-                last = self.following[last]
-                turns.append((self.rng.choice(MORE), last.answer))
+            if dice < 0.20:
+                question, answer = self.unknowns.exchange(self.rng)
+                turns.append((vary(question, self.rng), answer))
             elif dice < 0.30:
-                last, (question, answer) = None, self.unknowns.exchange(self.rng)
-                turns.append((worn(question, self.rng), answer))
-            elif dice < 0.34:
-                last = None
                 turns.append(self.stories.request(self.rng))
             else:
-                last = self.next_entry()
-                turns.append((self.phrasings.draw(last, self.rng), last.answer))
+                entry = self.next_entry()
+                turns.append((self.phrasings.draw(entry, self.rng), entry.answer))
         return turns
 
     def short(self) -> Document:
         """One exchange, or one plain text: at most about 200 tokens."""
         dice = self.rng.random()
-        if dice < 0.06:
+        if dice < 0.08:
             return plain(self.stories.story(self.rng))
-        if dice < 0.14:
+        if dice < 0.16:
             return plain(self.exposition(self.rng.choice([1, 1, 2, 3])))
         system = self.rng.choice(SYSTEM_MESSAGES) if self.rng.random() < 0.2 else None
         return chat(self.turns(1), system)

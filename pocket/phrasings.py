@@ -35,6 +35,13 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
             "Describe {0}.",
             "What is meant by {0}?",
             "I don't understand {0}.",
+            "Help me understand {0}.",
+            "Can you describe {0}?",
+            "Give me a short explanation of {0}.",
+            "Could you explain {0} to me?",
+            "I want to know more about {0}.",
+            "Explain {0} to a beginner.",
+            "Explain {0} in simple words.",
         ),
     ),
     (
@@ -83,14 +90,19 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 ARTICLE = re.compile(r"^(?:an?|the|your) ")
 PREFIXES = (
     "Hi! ", "Hello, ", "Please tell me: ", "Quick question: ", "I have a question. ", "In short: ",
-    "Can you tell me: ", "I'd like to know: ", "Sorry, but ", "So, ", "Okay, ", "And ",
+    "Can you tell me: ", "I'd like to know: ", "Sorry, but ", "So, ", "Okay, ", "And ", "Hey, ",
+    "Pocket, ", "My question is: ", "Do you know: ", "Could you tell me: ", "Explain to me: ",
+)  # fmt: skip
+SUFFIXES = (
+    ", please", " Please explain.", " In simple words.", " Briefly, please.", " I'm a beginner.",
+    " Thanks!", " Can you explain?",
 )  # fmt: skip
 # Wordings that are never trained on: they measure whether a question is understood, not recalled.
 HELD_OUT = (
-    (r"What is (.+)\?", "Could you describe {0} to me?"),
-    (r"How does (.+) work\?", "I'd be glad to hear how {0} works."),
-    (r"Why (is|are|does|do) (.+)\?", "I wonder why {0} {1}?"),
-    (r"How (?:do|can) I (.+)\?", "Is there a way to {0}?"),
+    (r"What is (.+)\?", "Would you mind going over {0} with me?"),
+    (r"How does (.+) work\?", "Walk me through the way {0} works."),
+    (r"Why (is|are|does|do) (.+)\?", "For what reason {0} {1}?"),
+    (r"How (?:do|can) I (.+)\?", "I'm looking for a way to {0}."),
 )
 
 
@@ -140,18 +152,33 @@ class Phrasings:
         if rng.random() < 0.5:
             return rng.choice(entry.questions)
         text = rng.choice(self.by_entry[entry])
-        if entry.topic != SMALL_TALK and rng.random() < 0.25:
-            text = rng.choice(PREFIXES) + text
-        return worn(text, rng)
+        return worn(text if entry.topic == SMALL_TALK else framed(text, rng), rng)
+
+
+def vary(question: str, rng: Random) -> str:
+    """A question out of scope in the wordings of those in scope, so that only its subject tells."""
+    if rng.random() < 0.3:
+        question = rng.choice(reworded(question) or [question])
+    return worn(framed(question, rng), rng)
+
+
+def framed(text: str, rng: Random) -> str:
+    """The text with something polite or idle before or after it, now and then."""
+    dice = rng.random()
+    if dice < 0.2:
+        return rng.choice(PREFIXES) + text
+    if dice < 0.3:
+        return text + rng.choice(SUFFIXES)
+    return text
 
 
 def worn(text: str, rng: Random) -> str:
     """The text as a hurried reader would type it."""
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
         text = text.lower()
     if rng.random() < 0.35:
         text = text.rstrip("?.!")
-    if rng.random() < 0.15 and len(text) > 8:
+    if rng.random() < 0.15 and len(text) > 14:
         place = rng.randrange(1, len(text) - 1)
         text = rng.choice(
             (

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from pocket.grammar import GRAMMAR_DIR, SLOT, fix_articles, read_sections
+from pocket.grammar import GRAMMAR_DIR, SLOT, fix_articles, invented_word, read_sections
 
 REQUESTS = (
     "Tell me a story about a {hero}",
@@ -49,8 +49,8 @@ class StoryTeller:
         return fix_articles(expand("story"))
 
     def request(self, rng: Random) -> tuple[str, str]:
-        """(what the user asks, the story that answers it)."""
+        """(what the user asks, the story); some heroes are invented words, to teach copying."""
         if rng.random() < 0.25:
             return rng.choice(OPEN_REQUESTS), self.story(rng)
-        hero = rng.choice(self.heroes)
+        hero = rng.choice(self.heroes) if rng.random() < 0.85 else invented_word(rng)
         return fix_articles(rng.choice(REQUESTS).format(hero=hero)), self.story(rng, hero)

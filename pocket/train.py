@@ -23,7 +23,7 @@ from pocket.packing import IGNORED, Packer
 from pocket.tokenizer import CONTEXT, train_tokenizer
 
 SEED = 2026
-STEPS = 800
+STEPS = 1000
 TOKENS_PER_STEP = 4096
 WARMUP = 60
 PEAK_MUON, PEAK_ADAMW = 4e-3, 3e-3

@@ -121,6 +121,11 @@ def test_a_high_temperature_wanders(answerer, greedy):
     assert changed >= len(entries) // 2
 
 
+@pytest.mark.parametrize("hero", ["fox", "robot", "penguin"])
+def test_a_story_has_the_hero_that_was_asked_for(answerer, hero):
+    assert hero in answerer.answers([f"Tell me a story about a {hero}"])[0]
+
+
 def test_the_report_belongs_to_this_checkpoint(answerer):
     report = json.loads((MODEL_DIR / "report.json").read_text(encoding="utf-8"))
     assert report["parameters"] == answerer.model.num_parameters()
