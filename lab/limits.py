@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.kernels.machine_limits import machine_limits
+from engine.worker import machine
 
 TRIES = 5
 CUDA_BYTES = 1 << 30
@@ -59,6 +60,17 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def threads() -> int:
+    """Threads for the model on a CPU: one a core; one in all where other programs fill the cores,
+    for threads that wait for each other are slower than one there.
+    """
+    return 1 if _busy() else machine.physical_cores()
+
+
+def _busy() -> bool:
+    return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+
+
 def describe_machine(device: torch.device) -> list[str]:
     """Device, memory, driver and libraries, as the system states them."""
     threads = torch.get_num_threads()
@@ -72,11 +84,10 @@ def describe_machine(device: torch.device) -> list[str]:
         lines.append(f"driver {_driver()}, CUDA {torch.version.cuda}")
     else:
         lines.append("no CUDA device: the engine computes on the CPU")
-    busy = os.getloadavg()[0]
-    if busy > (os.cpu_count() or 1):
+    if _busy():
         lines.append(
-            f"busy: {busy:.1f} programs want to run on {os.cpu_count()} cores, so times here are"
-            " longer than the machine's own"
+            f"busy: {os.getloadavg()[0]:.1f} programs want to run on {os.cpu_count()} cores, so"
+            " times here are longer than the machine's own"
         )
     lines.append(f"Python {platform.python_version()}, torch {torch.__version__}")
     return lines

@@ -10,9 +10,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from lab import svg, terminal_drawings
+from lab import limits, svg, terminal_drawings
 from lab.axes import Axis
 from lab.chapter import Expectation, Outcome, quantity
 from lab.chapters import CHAPTERS
@@ -23,6 +24,7 @@ from lab.report import Section, report
 from lab.whole import percentile
 
 ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
 DRAWINGS = [
     Bars("bars <&>", "s", [Bar("a", [(1.0, 0), (2.0, 1)]), Bar("none", [(0.0, 2)])], [("x", 0)]),
     Lines("lines", "x", "seconds", [Series("a", [(1, 2.0), (10, 3.0)])], log_x=True, log_y=True),
@@ -161,6 +163,16 @@ def test_tokens_are_shown_on_one_line_whatever_they_hold():
     assert printable("\x00\x1b[2J") == "▯▯[2J"  # a terminal must not obey a token
 
 
+def test_on_a_busy_machine_one_thread_computes(monkeypatch):
+    monkeypatch.setattr(limits.machine, "physical_cores", lambda: 4)
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(limits.os, "getloadavg", lambda: (0.5, 0.0, 0.0))
+    assert limits.threads() == 4
+    monkeypatch.setattr(limits.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    assert limits.threads() == 1
+    assert any(line.startswith("busy: 9.0 programs") for line in limits.describe_machine(CPU))
+
+
 def test_an_axis_goes_there_and_back():
     for axis in (Axis(1, 1000, log=True), Axis(-2, 6)):
         for place in (0.0, 0.25, 1.0):
@@ -175,8 +187,6 @@ def test_percentiles_are_nearest_ranks():
 
 
 def test_operations_are_counted_and_views_are_not():
-    import torch
-
     x = torch.ones(8, 4)
     seen = operations_of(lambda: (x + x).view(32)[:3] * 2)
     assert seen.number == 2
