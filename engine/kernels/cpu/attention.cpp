@@ -151,6 +151,58 @@ static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
         for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
 }
 
+// The same for a single query (decoding, one query head for each key head): each key and value is used once, so they are
+// taken from the pages as they lie. at[j]: where position j's K (and V) start.
+template <class KV>
+static INLINE void scores_in_place(Scratch& x, const KV* k, const int64_t* at, int64_t keys) {
+    for (int64_t key = 0; key < keys; key += VEC) {
+        vec acc[VEC] = {};
+        for (int64_t d = 0; d < x.pitch; d += VEC) {
+            vec q = load(x.q + d);
+            for (int j = 0; j < VEC; j++) acc[j] += q * load(k + at[key + j] + d);
+        }
+        sums(acc);
+        store(x.s[0] + key, acc[0]);
+    }
+}
+template <int D, class KV>
+static INLINE void values_in_place(Scratch& x, const KV* v, const int64_t* at, int64_t d, int64_t keys) {
+    vec acc[D];
+    for (int e = 0; e < D; e++) acc[e] = load(x.state.o + d + e * VEC);
+    for (int64_t j = 0; j < keys; j++)
+        for (int e = 0; e < D; e++) acc[e] += x.s[0][j] * load(v + at[j] + d + e * VEC);
+    for (int e = 0; e < D; e++) store(x.state.o + d + e * VEC, acc[e]);
+}
+template <class KV>
+static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t) {
+    const KV *k = (const KV*)a.k, *v = (const KV*)a.v;
+    int64_t here[KEYS], then[KEYS];
+    int64_t *at = here, *next = then;
+    auto find = [&](int64_t first, int64_t* to) INLINE_LAMBDA {  // and ask the memory for it
+        int64_t keys = t.last - first < KEYS ? t.last - first : KEYS;
+        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA {
+            to[j] = from;
+            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) {
+                __builtin_prefetch(k + from + d);
+                __builtin_prefetch(v + from + d);
+            }
+        });
+        for (int64_t j = keys; j % VEC; j++) to[j] = to[0];  // any place that exists: its score is hidden
+        return keys;
+    };
+    int64_t keys = find(t.first, at), position = a.context_lens[t.row] - 1;
+    for (int64_t first = t.first; first < t.last; first += KEYS) {
+        int64_t coming = first + KEYS < t.last ? find(first + KEYS, next) : 0;
+        scores_in_place(x, k, at, keys);
+        softmax(x, 0, float(a.soft_cap), keys, a.window ? position - first - a.window + 1 : 0, keys);
+        int64_t d = 0;
+        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values_in_place<4>(x, v, at, d, keys);
+        for (; d < x.pitch; d += VEC) values_in_place<1>(x, v, at, d, keys);
+        std::swap(at, next);
+        keys = coming;
+    }
+}
+
 // All queries from 0 to `padded`, Q at a time, with the keys that are staged.
 template <int Q, class KV>
 static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded, int64_t first, int64_t keys) {
@@ -184,6 +236,7 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
         x.state.m[i] = sink ? a.sinks[head] : -INFINITY;
         x.state.l[i] = sink ? 1.0f : 0.0f;
     }
+    if (queries == 1 && x.pitch == a.dim) return attend_in_place<KV>(x, a, t);
     const KV *k = (const KV*)a.k, *v = (const KV*)a.v;
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         int64_t keys = t.last - first < KEYS ? t.last - first : KEYS;
