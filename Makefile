@@ -1,4 +1,4 @@
-# The two commands of a newcomer are `make demo` and `make test`. Everything else is for those who stay.
+# The two commands of a newcomer are `make demo` and `make test`. The rest is for those who stay.
 # Needs Python 3.10 or later, make and a C compiler; all else is installed into $(VENV).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve test lint format bench gpu pocket docs image-check clean
+.PHONY: help demo serve test lint format lab bench gpu pocket docs image-check clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ lint: $(VENV)/.test ## formatting, lint rules and types
 format: $(VENV)/.test ## put every file into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lab: $(VENV)/.run ## each optimisation shown, measured and explained, one after another (2 minutes)
+	@$(BIN)/python koyeb_vllm_setup.py --quick --report lab.html
 
 bench: $(VENV)/.test ## the engine against transformers on this machine; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare

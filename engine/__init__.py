@@ -2,8 +2,8 @@
 
     from engine import LLM, SamplingParams
 
-The names below are loaded on first use: `import engine` is light, and `python -m engine.trace` works
-without torch.
+The names below are loaded on first use: `import engine` is light, and `python -m engine.trace`
+works without torch.
 """
 
 from __future__ import annotations
