@@ -44,13 +44,19 @@ THREAD_SLICES = """slice join thread_track on slice.track_id = thread_track.id
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory) -> list[ev.Event]:
-    """Real requests on a real engine, whose pool is so small that it preempts, and swaps."""
-    from engine_on_tokens import TokenEngine
+def run_requests(tmp_path_factory):
+    """`run_requests(async_scheduling=True)`: the record of real requests on a real engine, whose
+    pool is so small that it preempts, and swaps."""
     from tiny_models import NATIVE, save
 
     folder = tmp_path_factory.mktemp("perfetto") / "llama"
     save(NATIVE["llama"](), folder)
+    return functools.partial(_run_requests, folder)
+
+
+def _run_requests(folder: Path, **options) -> list[ev.Event]:
+    from engine_on_tokens import TokenEngine
+
     rng = random.Random(1)
     with TokenEngine(
         folder,
@@ -60,6 +66,7 @@ def record(tmp_path_factory) -> list[ev.Event]:
         max_num_batched_tokens=64,
         preemption_mode="swap",
         swap_space=5e-5,  # GiB: some 25 blocks
+        **options,
     ) as engine:
         for number in range(NUM_REQUESTS):
             prompt = [rng.randrange(97) for _ in range(rng.randint(3, 24))]
@@ -84,6 +91,11 @@ def record(tmp_path_factory) -> list[ev.Event]:
     for kind in (ev.RequestPreempted, ev.RequestForked, ev.BlockSwappedIn, ev.KernelLaunched):
         assert any(isinstance(event, kind) for event in events), f"the record lacks {kind}"
     return events
+
+
+@pytest.fixture(scope="module")
+def record(run_requests) -> list[ev.Event]:
+    return run_requests()
 
 
 @pytest.fixture(scope="module")
@@ -250,21 +262,48 @@ def test_counters_have_the_values_of_the_record(perfetto, record):
     assert max(counter("host blocks used")) == max(e.host_blocks_used for e in planned) > 0
 
 
+ARROWS = """select thread.name, extract_arg(share.arg_set_id, 'args.step'), step.name, part.name
+    from flow
+    join slice as share on flow.slice_out = share.id
+    join slice as part on flow.slice_in = part.id
+    join slice as step on part.parent_id = step.id
+    join thread_track on share.track_id = thread_track.id join thread using (utid)"""
+
+
+def shares_of(record) -> set[tuple[str, int]]:
+    planned = [event for event in record if isinstance(event, ev.StepPlanned)]
+    return {(row.request_id, event.step) for event in planned for row in event.rows}
+
+
 def test_arrows_go_from_a_share_to_the_forward_pass_that_computed_it(perfetto, record):
-    rows = perfetto.sql(
-        """select thread.name, extract_arg(share.arg_set_id, 'args.step'), step.name,
-               part.name from flow
-           join slice as share on flow.slice_out = share.id
-           join slice as part on flow.slice_in = part.id
-           join slice as step on part.parent_id = step.id
-           join thread_track on share.track_id = thread_track.id join thread using (utid)"""
-    )
+    rows = perfetto.sql(ARROWS)
     assert all(step == f"step {number}" for _, number, step, _ in rows)
     assert {part for *_, part in rows} == {"forward"}
-    shares = {(row.request_id, e.step) for e in record if isinstance(e, ev.StepPlanned)
-              for row in e.rows}  # fmt: skip
-    assert {(name, number) for name, number, *_ in rows} == shares
-    assert len(rows) == len(shares)
+    assert {(name, number) for name, number, *_ in rows} == shares_of(record)
+    assert len(rows) == len(shares_of(record))
+
+
+def test_two_steps_under_way_at_once(open_in_perfetto, run_requests):
+    """The overlapped loop: a share begins where the last one ends, so perhaps after the forward
+    pass. (Perfetto turns such an arrow round: it starts at the slice that began first.)"""
+    record = run_requests(async_scheduling=True)
+    with open_in_perfetto(to_perfetto(record)) as perfetto:
+        assert perfetto.sql(COMPLAINTS) == []
+        rows = perfetto.sql(
+            """select extract_arg(one.arg_set_id, 'args.step'), parent_of_one.name,
+                   extract_arg(other.arg_set_id, 'args.step'), parent_of_other.name from flow
+               join slice as one on flow.slice_out = one.id
+               join slice as other on flow.slice_in = other.id
+               left join slice as parent_of_one on one.parent_id = parent_of_one.id
+               left join slice as parent_of_other on other.parent_id = parent_of_other.id"""
+        )
+        assert perfetto.sql("select count(*) from flow") == [[len(rows)]] and len(rows) > 1000
+        for number, parent, other_number, other_parent in rows:
+            assert f"step {number}" == other_parent or f"step {other_number}" == parent
+        tracks = perfetto.sql(
+            f"select distinct thread.name from {THREAD_SLICES} where process.name = 'engine'"
+        )
+        assert ["steps, overlapped"] in tracks and ["steps"] in tracks
 
 
 def test_kernels_stand_in_their_step(perfetto, record):
