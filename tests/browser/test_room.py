@@ -110,7 +110,8 @@ def test_the_pages_state_equals_the_replays_at_ten_random_steps(open_room, live)
         page.evaluate(f"room.goToStep({step})")
         assert page.evaluate("room.record.broken") == ""
         assert page.evaluate("room.record.state.toDict()") == expected, step
-    assert page.inner_text("#step h2").strip() == f"Step {step:,}"
+    shown = "document.querySelector('#step h2').innerText.trim()"
+    until(page, f"{shown} === 'Step {step:,}'", timeout_s=5)
 
 
 def test_the_stream_goes_on_where_it_was_cut(open_room, live):
