@@ -3,9 +3,16 @@ in tests/kernels/triton/interpreted_engine.py; capture itself, by `make gpu`."""
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.trace.recorder import Recorder
+from engine.worker import machine
 from engine.worker.cuda_graphs import ladder
+from engine.worker.model_runner import ModelRunner
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 8, 63, 64, 100, 256, 257, 1000])
@@ -15,4 +22,31 @@ def test_a_ladder_ends_at_the_seats_and_wastes_little(max_rows):
     assert sizes[-1] == max_rows
     for rows in range(1, max_rows + 1):
         size = next(size for size in sizes if size >= rows)
-        assert size - rows <= max(rows * 3 // 4, 0) or size - rows <= rows // 4 + 3
+        assert size - rows < (8 if rows < 64 else 16 if rows < 256 else 64)
+
+
+def runner_on(device, monkeypatch, **options) -> ModelRunner:
+    monkeypatch.setattr(machine, "pick_device", lambda wanted: torch.device(device))
+    return ModelRunner(EngineConfig(**options), Recorder("off"))
+
+
+@pytest.mark.parametrize(("asked", "cpu", "cuda"), [(None, False, True), (True,) * 3, (False,) * 3])
+def test_the_overlapped_loop_is_the_default_on_cuda(asked, cpu, cuda, monkeypatch):
+    for device, expected in (("cpu", cpu), ("cuda", cuda)):
+        assert runner_on(device, monkeypatch, async_scheduling=asked).config.async_scheduling is (
+            expected
+        )
+
+
+def test_graphs_are_for_our_own_kernels_on_cuda(monkeypatch):
+    pytest.importorskip("triton")
+    ours, theirs = (SimpleNamespace(implementation=x) for x in ("native", "transformers adapter"))
+    for device, model, eager, expected in (
+        ("cuda", ours, False, True),
+        ("cuda", ours, True, False),
+        ("cuda", theirs, False, False),
+        ("cpu", ours, False, False),
+    ):
+        runner = runner_on(device, monkeypatch, enforce_eager=eager)
+        runner.model = model
+        assert runner._graphs_wanted() is expected

@@ -23,7 +23,7 @@ def operations() -> dict[str, Callable[..., Any]] | None:
         return None
     found: dict[str, Callable[..., Any]] = {}
     for module, names in {
-        "attention": ("paged_attention",),
+        "paged_attention": ("paged_attention",),
         "rotary": ("qkv_attention", "write_kv"),
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "activation": ("silu_and_mul",),

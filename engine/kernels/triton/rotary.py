@@ -19,7 +19,7 @@ import triton.language as tl
 
 from engine.kernels import torch_attention
 from engine.kernels.launch import Cost
-from engine.kernels.triton import attention
+from engine.kernels.triton.paged_attention import paged_attention, takes
 from engine.kernels.triton.start import FLOATS, start
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def qkv_attention(
     spec: AttentionSpec,
 ) -> torch.Tensor:
     """As `torch_attention.qkv_attention`: one launch up to the cache, then attention."""
-    if not attention.takes(qkv.dtype, cache, spec) or not qkv.is_contiguous() or spec.head_dim % 2:
+    if not takes(qkv.dtype, cache, spec) or not qkv.is_contiguous() or spec.head_dim % 2:
         return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
     tokens, heads, kv_heads, dim = len(qkv), spec.num_heads, spec.num_kv_heads, spec.head_dim
     q = torch.empty((tokens, heads, dim), dtype=cache.k.dtype, device=qkv.device)
@@ -196,7 +196,7 @@ def qkv_attention(
             why=f"tokens × tiles of {HEADS} heads",
         ),
     )
-    return attention.paged_attention(q, cache, batch, spec, qkv.dtype).flatten(1)
+    return paged_attention(q, cache, batch, spec, qkv.dtype).flatten(1)
 
 
 def rotate_constants(head_dim: int, rotated: bool, normed: bool) -> dict[str, int]:

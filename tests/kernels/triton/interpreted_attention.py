@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu.paged_step import finite, make_step
 from engine.kernels import torch_attention
-from engine.kernels.triton import attention, rotary
+from engine.kernels.triton import paged_attention as attention
+from engine.kernels.triton import rotary
 from engine.layers.attention_batch import AttentionSpec, LayerCache
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3}

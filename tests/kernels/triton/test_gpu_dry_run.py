@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_dry_run(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(tmp_path)],

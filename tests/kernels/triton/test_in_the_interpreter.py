@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", sorted(path.name for path in HERE.glob("interpreted_*.py")))
 def test_interpreted(file):
     result = subprocess.run(

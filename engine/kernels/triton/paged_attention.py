@@ -1,0 +1,190 @@
+"""Paged attention in Triton: `torch_attention.paged_attention`, by the kernels of `attention.py`.
+
+One launch for the rows with one token, two when their contexts are split; one for all others.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.kernels import torch_attention
+from engine.kernels.launch import Cost
+from engine.kernels.triton.attention import (
+    LOG2_E,
+    MERGE_WARPS,
+    Extras,
+    Tile,
+    attention_kernel,
+    constants,
+    merge_constants,
+    merge_kernel,
+    splits_for,
+    tile_for,
+)
+from engine.kernels.triton.start import FLOATS, start
+
+if TYPE_CHECKING:
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+MAX_HEAD_DIM = 256
+INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there is no device
+
+
+def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
+    """Whether the kernel is built for this layer; plain torch computes the others."""
+    return q_dtype in FLOATS and cache.k.dtype in FLOATS and spec.head_dim <= MAX_HEAD_DIM
+
+
+def paged_attention(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
+    `out_dtype`, by default the cache's."""
+    out_dtype = out_dtype or cache.k.dtype
+    if not takes(q.dtype, cache, spec):
+        return torch_attention.paged_attention(q, cache, batch, spec).to(out_dtype)
+    q = q.to(cache.k.dtype)
+    if q.stride(2) != 1 or q.stride(1) != spec.head_dim:
+        q = q.contiguous()
+    out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
+    decode, rows = batch.num_decode_rows, batch.num_rows
+    if decode:
+        _decode(q, cache, batch, spec, out)
+    if decode < rows:
+        tile = tile_for(cache.k.dtype, spec.head_dim, _group(spec), decode=False)
+        tokens = sum(batch.query_lens[decode:])
+        tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
+        why = f"{tokens} tokens of {rows - decode} rows in tiles of {tile.block_m} query rows"
+        grid = (tiles, spec.num_kv_heads, 1)
+        none = out  # a pointer that isn't used
+        _run(grid, tile, range(decode, rows), False, why, q, cache, out, none, none, batch, spec)
+    return out
+
+
+def _decode(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out: torch.Tensor,
+) -> None:
+    """The rows with one token: one launch, or two when contexts are split."""
+    rows, dim, heads = batch.num_decode_rows, spec.head_dim, spec.num_heads
+    tile = tile_for(cache.k.dtype, dim, _group(spec), decode=True)
+    pairs = rows * spec.num_kv_heads
+    longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
+    splits = splits_for(pairs, _processors(q.device), longest)
+    why = f"{rows} rows × {spec.num_kv_heads} key heads"
+    grid = (rows, spec.num_kv_heads, splits)
+    if splits == 1:
+        _run(grid, tile, range(rows), True, why, q, cache, out, out, out, batch, spec)
+        return
+    why += f" leave multiprocessors idle: each context in {splits} segments"
+    key = ("split", rows, heads, splits, dim)
+    if key not in batch.scratch:
+        shape = (rows, heads, splits)
+        part = torch.empty((*shape, dim), dtype=torch.float32, device=q.device)
+        stats = torch.empty((*shape, 2), dtype=torch.float32, device=q.device)
+        batch.scratch[key] = part, stats
+    part, stats = batch.scratch[key]
+    _run(grid, tile, range(rows), True, why, q, cache, out, part, stats, batch, spec)
+    start(
+        "merge_segments",
+        merge_kernel,
+        (rows * heads,),
+        (part, stats, out),
+        merge_constants(dim, splits),
+        MERGE_WARPS,
+        1,
+        lambda: Cost([rows * heads], part.nbytes + stats.nbytes + out.nbytes, 4 * part.numel()),
+    )
+
+
+def _run(
+    grid: tuple[int, int, int],
+    tile: Tile,
+    rows: range,
+    decode: bool,
+    why: str,
+    q: torch.Tensor,
+    cache: LayerCache,
+    out: torch.Tensor,
+    part: torch.Tensor,
+    stats: torch.Tensor,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+) -> None:
+    extras = Extras(
+        spec.sliding_window is not None, spec.soft_cap is not None, spec.sinks is not None
+    )
+    sinks = q if spec.sinks is None else spec.sinks.float().contiguous()
+    start(
+        "paged_attention",
+        attention_kernel,
+        grid,
+        (
+            q,
+            cache.k,
+            cache.v,
+            out,
+            part,
+            stats,
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            sinks,
+            spec.scale * LOG2_E.value,
+            spec.soft_cap or 0.0,
+            spec.sliding_window or 0,
+            rows.start,
+            rows.stop,
+            q.stride(0),
+            batch.block_tables.stride(0),
+            spec.num_kv_heads,
+        ),
+        constants(tile, spec.head_dim, _group(spec), batch.block_size, decode, grid[2] > 1, extras),
+        tile.num_warps,
+        tile.num_stages,
+        lambda: _cost(grid, cache, batch, spec, rows, why),
+    )
+
+
+def _group(spec: AttentionSpec) -> int:
+    return spec.num_heads // spec.num_kv_heads
+
+
+@lru_cache(maxsize=8)
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _cost(
+    grid: tuple[int, int, int],
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    rows: range,
+    why: str,
+) -> Cost:
+    """Each key and value that is seen read once, q and the result once; 4 flops for each pair of
+    query and position, head and dimension."""
+    tokens = read = pairs = 0
+    for row in rows:
+        queries, context = batch.query_lens[row], batch.context_lens_list[row]
+        first, window = context - queries, spec.sliding_window or context
+        tokens += queries
+        read += context - max(first - window + 1, 0)
+        pairs += sum(min(position + 1, window) for position in range(first, context))
+    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads
+    dtype = str(cache.k.dtype).removeprefix("torch.")
+    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    return Cost(list(grid), moved * spec.head_dim * cache.k.element_size(), flops, dtype, why)
