@@ -15,7 +15,7 @@ ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """Relative error: of the greatest difference to the greatest exact value."""
 STEPS = {
     "decode": [(0, 1), (100, 1), (1030, 1)],
-    "long decode": [(5000, 1)],
+    "long decode": [(2100, 1)],
     "mixed": [(77, 1), (0, 50), (33, 20)],
 }
 EXTRAS = {
