@@ -59,9 +59,15 @@ say "built in $((SECONDS - started)) s"
 # ------------------------------------------------------------------------------------------- the run
 container=$(buildah from --pull-never "$IMAGE")
 run_pid='' server_pid=''
+# buildah starts children from any of its threads.
+descendants() { for child in $(cat "/proc/$1/task/"*/children 2> /dev/null); do
+    echo "$child"; descendants "$child"; done; }
 cleanup() {
-    [ -z "$server_pid" ] || kill -KILL "$server_pid" 2> /dev/null || true
-    [ -z "$run_pid" ] || wait "$run_pid" 2> /dev/null || true
+    if [ -n "$run_pid" ]; then
+        # shellcheck disable=SC2046 # one argument for each process
+        kill -KILL $(descendants "$run_pid") 2> /dev/null || true
+        wait "$run_pid" 2> /dev/null || true
+    fi
     buildah rm "$container" > /dev/null 2>&1 || true
 }
 trap cleanup EXIT
@@ -95,8 +101,6 @@ done
 say "/health: 200 (before:${seen:- nothing}; 000 is: not listening yet)"
 
 # The server is the descendant of `buildah run` that was started as the image's command.
-descendants() { for child in $(cat "/proc/$1/task/$1/children" 2> /dev/null); do
-    echo "$child"; descendants "$child"; done; }
 for pid in $(descendants "$run_pid"); do
     if tr '\0' ' ' < "/proc/$pid/cmdline" | grep -q '^[^ ]*python[^ ]* koyeb_api_server.py'; then
         server_pid=$pid
