@@ -9,12 +9,20 @@ works without torch.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.llm import LLM
     from engine.sampling_params import SamplingParams
+
+# How long a thread of an operation spins for the others before it sleeps, in turns of a loop;
+# libgomp reads it when torch is loaded. Its own default, 300,000, is for machines that run nothing
+# else: where two threads share their cores with a busy neighbour, each operation would wait for
+# milliseconds, and a step for seconds. At 10,000 an idle machine is as fast, a busy one still quick.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]

@@ -26,7 +26,7 @@ _SILU = Struct("6q").pack
 _ARGMAX = Struct("6q").pack
 
 LINEAR_ROWS = {
-    ("amx", torch.bfloat16): 4,
+    ("amx", torch.bfloat16): 0,  # for few rows, too: see AMX_ROWS
     ("amx", torch.float32): 16,
     ("avx512_bf16", torch.bfloat16): 16,
     ("avx512_bf16", torch.float32): 16,
@@ -39,7 +39,10 @@ LINEAR_ROWS = {
 }
 """Up to this many rows of x our product is faster than others, by variant and dtype of weights."""
 LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where only torch has matrix tiles to compute with
-AMX_ROWS = 64  # up to here our tiles are faster than torch's, which repacks the weights
+AMX_ROWS = 64
+"""Up to here our tiles are faster than torch's, which repacks the weights. They compute one row,
+too, though `linear` would be a sixth faster: it rounds otherwise, and a request's text would depend
+on how many others share its step."""
 AMX_MULTIPLE = 32  # of inputs; and there must be as many outputs at least
 # All: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 
