@@ -30,8 +30,9 @@ demo: $(VENV)/.run ## start the server with the embedded model, ask it, show the
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py
 
-test: $(VENV)/.test ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.test ## all tests; those with a browser in a process of their own: its loop stays in the thread
+	$(BIN)/python -m pytest --ignore=tests/browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
 
 lint: $(VENV)/.test ## formatting, lint rules and types
 	$(BIN)/ruff format --check .
