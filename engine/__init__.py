@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # How long a thread of an operation spins for the others before it sleeps, in turns of a loop;
 # libgomp reads it when torch is loaded. Its own default, 300,000, is for machines that run nothing
 # else: where two threads share their cores with a busy neighbour, each operation would wait for
-# milliseconds, and a step for seconds. At 10,000 an idle machine is as fast, a busy one quick.
+# milliseconds, and a step for seconds. At 10,000 a busy one is quick: results/NOTES.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

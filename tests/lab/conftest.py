@@ -52,12 +52,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Two threads that wait for each other crawl on a machine that has other things to do."""
+    """Two threads that wait for each other crawl on a machine that has other things to do.
+
+    For a module, not for the session: tests of other folders ask for the real number.
+    """
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "physical_cores", lambda: 1)
+        patch.setattr(machine, "physical_cores", lambda *_: 1)
         yield
     torch.set_num_threads(before)
 
@@ -70,7 +73,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench(folder, one_thread):
     bench = Workbench(str(folder), quick=True, text=TEXT)
     yield bench

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {chapter.name: chapter for chapter in CHAPTERS}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ran(bench):
     """Runs a chapter once and keeps what came out: (expectations by key, outcome)."""
     known = {}

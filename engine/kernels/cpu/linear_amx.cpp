@@ -1,4 +1,4 @@
-// y = x W^T + bias in bf16 for 5 to 64 rows, on the matrix tiles (AMX) of newer Xeons.
+// y = x W^T + bias in bf16 for 1 to 64 rows, on the matrix tiles (AMX) of newer Xeons.
 //
 // One tile instruction adds the products of 16 rows of W with 16 rows of x over 32 places of k: 8,192 multiplications,
 // so that reading W is the whole cost again, up to 64 rows. It wants its operands in two shapes:
@@ -18,7 +18,7 @@
 
 constexpr int64_t TILE = 16, PLACES = 32;  // rows of a tile; places of k in one step
 constexpr int64_t ROWS = 2 * TILE;         // rows of W that a block takes
-constexpr int64_t AHEAD = 256;             // places; 128 to 512 are alike, 768 is slower for long rows
+constexpr int64_t AHEAD = 256;             // places; 256 and 512 are alike within noise, 768 is slower
 
 struct AmxLinearArgs {
     const bf16 *x, *w, *bias;  // [m, k], [n, k], [n] or null; k a multiple of 32, n at least 32

@@ -35,7 +35,7 @@ SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table
 of technical specifications per compute capability)."""
 
-_FEW = "few bytes a thread; a smaller tile would read K and V more often. Not yet weighed on a GPU"
+_FEW = "few bytes a thread; the tiles stay until they can be compared on a GPU"
 SPILLS_ALLOWED: dict[str, str] = {
     "attention prefill bf16 d": _FEW,
     "attention prefill fp16 d128": _FEW,

@@ -95,6 +95,16 @@ def test_linear_on_matrix_tiles(ops, seed, rows, outputs, steps, with_bias):
     assert_near(ops.amx_linear(x, weight, bias), expected, TOLERANCE[torch.bfloat16])
 
 
+@pytest.mark.parametrize("company", [1, 4, 5, 16, 17, 33, 64])
+def test_a_row_on_tiles_is_the_same_in_any_company(ops, company):
+    """To the bit: else a request's text would depend on how many others share its step."""
+    if not ops.amx_linear_rows:
+        pytest.skip("this variant, or this machine, has no matrix tiles")
+    x, weight = numbers(1, 64, 384).bfloat16(), numbers(2, 640, 384).bfloat16()
+    alone = torch.cat([ops.linear(row, weight, None) for row in x.split(1)])
+    assert torch.equal(ops.linear(x[:company], weight, None), alone[:company])
+
+
 def test_products_of_torch_are_right_after_ours_on_tiles(ops):
     """Tiles are configured anew by each user: neither may disturb the other."""
     x, weight = numbers(1, 40, 256).bfloat16(), numbers(2, 512, 256).bfloat16()
