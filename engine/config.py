@@ -74,7 +74,9 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "auto: CUDA when there is one")
     cpu_threads: int = _option(0, "threads of the worker on a CPU; 0: as many as physical cores")
     tensor_parallel_size: int = _option(1, "GPUs that share each layer")
-    enforce_eager: bool = _option(False, "no CUDA graphs")
+    enforce_eager: bool = _option(
+        False, "launch every kernel from Python: no CUDA graphs, no tapes on a CPU"
+    )
     async_scheduling: bool | None = _option(
         None, "overlapped loop: plan the next step while this one computes; default: on CUDA only"
     )

@@ -31,6 +31,8 @@ class Kernels:
     layer_norm: Callable[..., torch.Tensor]
     add_layer_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     silu_and_mul: Callable[..., torch.Tensor]
+    relu: Callable[..., torch.Tensor]
+    greatest: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
     draw: Callable[..., torch.Tensor] | None = None
     """None: `worker/draw.py` draws, in plain torch."""
@@ -47,6 +49,8 @@ TORCH = Kernels(
     layer_norm=torch_ops.layer_norm,
     add_layer_norm=torch_ops.add_layer_norm,
     silu_and_mul=torch_ops.silu_and_mul,
+    relu=torch_ops.relu,
+    greatest=torch_ops.greatest,
     rotate=torch_ops.rotate,
 )
 
@@ -73,6 +77,8 @@ def _on_cpu() -> Kernels:
         layer_norm=ops.layer_norm,
         add_layer_norm=ops.add_layer_norm,
         silu_and_mul=ops.silu_and_mul,
+        relu=ops.relu,
+        greatest=ops.argmax,
         rotate=ops.rotate,
     )
 

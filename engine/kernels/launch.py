@@ -2,10 +2,11 @@
 
     launch(name, backend, run, arguments, describe, *facts)      runs  run(*arguments)
 
-Nobody records most of the time, and then the door costs one attribute check. Inside
+Nobody looks most of the time, and then the door costs one attribute check. Inside
 `with recording(recorder):` each launch becomes a `kernel.launched` event; what it read and
 computed is worked out from shapes by `describe`, only then. With `profile=True` the events carry
-the time of each launch and its share of the machine's measured limit.
+the time of each launch and its share of the machine's measured limit. Inside `with taping(tape):`
+each launch is also told to a tape, which can run the same ones again (`kernels/cpu/tape.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine.kernels.machine_limits import MachineLimits, machine_limits
 from engine.trace.events import KernelLaunched
@@ -38,14 +39,24 @@ class Cost(NamedTuple):
     shared_bytes: int = 0  # of one program
 
 
-class _Door:
-    """Who records at the moment. One for the process: a kernel has no other way to know."""
+class Tape(Protocol):
+    """Who wants to know of launches in order to repeat them."""
 
-    __slots__ = ("limits", "recorder")
+    def launched(self, backend: str, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Called before the launch. Raises what it likes if it can't repeat it."""
+        ...
+
+
+class _Door:
+    """Who looks at the moment. One for the process: a kernel has no other way to know."""
+
+    __slots__ = ("limits", "recorder", "tape", "watched")
 
     def __init__(self) -> None:
+        self.watched = False  # by a recorder or a tape
         self.recorder: Recorder | None = None
         self.limits: MachineLimits | None = None  # set while profiling
+        self.tape: Tape | None = None
 
 
 _DOOR = _Door()
@@ -61,10 +72,22 @@ def recording(recorder: Recorder, profile: bool = False) -> Iterator[None]:
         return
     before = _DOOR.recorder, _DOOR.limits
     _DOOR.recorder, _DOOR.limits = recorder, machine_limits() if profile else None
+    _DOOR.watched = True
     try:
         yield
     finally:
         _DOOR.recorder, _DOOR.limits = before
+        _DOOR.watched = _DOOR.recorder is not None or _DOOR.tape is not None
+
+
+@contextmanager
+def taping(tape: Tape) -> Iterator[None]:
+    """Launches inside are told to a tape."""
+    _DOOR.tape, _DOOR.watched = tape, True
+    try:
+        yield
+    finally:
+        _DOOR.tape, _DOOR.watched = None, _DOOR.recorder is not None
 
 
 def launch(
@@ -76,6 +99,10 @@ def launch(
     *facts: Any,
 ) -> Any:
     """Run a kernel; returns what it returns. `describe(result, *facts)` counts its cost."""
+    if not _DOOR.watched:
+        return run(*arguments)
+    if _DOOR.tape is not None:
+        _DOOR.tape.launched(backend, run, arguments)
     recorder = _DOOR.recorder
     if recorder is None:
         return run(*arguments)

@@ -302,13 +302,16 @@ def _kernel(event: ev.KernelLaunched, context: Context) -> str:
 def _captured(event: ev.GraphCaptured, context: Context) -> str:
     kernels = count(event.num_kernels, "kernel")
     took = duration(event.duration_ms * 1e3)
-    return f"captured a CUDA graph for batches of {event.batch_size}: {kernels}, in {took}"
+    return (
+        f"captured the decode step of {count(event.batch_size, 'row')}: {kernels} that later steps"
+        f" replay in one go (took {took})"
+    )
 
 
 def _replayed(event: ev.GraphReplayed, context: Context) -> str:
     padding = event.batch_size - event.num_rows
-    rows = f"{count(event.num_rows, 'row')} and {padding} of padding"
-    return f"replays the CUDA graph for {event.batch_size}: {rows}"
+    rows = count(event.num_rows, "row") + (f" and {padding} of padding" if padding else "")
+    return f"replays the captured step of {event.batch_size}: {rows}"
 
 
 # ------------------------------------------------------------------------------------------- tokens

@@ -292,7 +292,7 @@ class KernelLaunched(Event, tag="kernel.launched"):
 
 
 class GraphCaptured(Event, tag="graph.captured"):
-    """A CUDA graph was captured for one batch size."""
+    """A decode step of one batch size was captured: a CUDA graph, or a tape of native kernels."""
 
     batch_size: int = 0
     num_kernels: int = 0

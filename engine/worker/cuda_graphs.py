@@ -23,6 +23,7 @@ from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
+from engine.worker.decode_inputs import DecodeInputs
 
 Outputs = tuple[torch.Tensor, torch.Tensor]  # hidden [rows, width], logits [rows, vocab]
 
@@ -56,15 +57,9 @@ class CudaGraphs:
         have run once (they compile at first use, which can't be captured)."""
         self.model = model
         self.caches = caches
-        self.block_size = block_size
         self.recorder = recorder
         self.pool: Any = None  # of memory, shared by all graphs; the first one makes it
-        self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.slots = torch.full((max_rows,), -1, dtype=torch.int64, device=device)
-        self.contexts = torch.zeros(max_rows, dtype=torch.int32, device=device)
-        self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
-        self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self.inputs = DecodeInputs(max_rows, table_width, block_size, device)
         self.graphs = {size: self._capture(size) for size in reversed(ladder(max_rows))}
         self.sizes = sorted(self.graphs)
 
@@ -78,13 +73,7 @@ class CudaGraphs:
         rows = batch.num_rows
         size = next(size for size in self.sizes if size >= rows)
         graph = self.graphs[size]
-        self.token_ids[:rows].copy_(token_ids)
-        self.positions[:rows].copy_(batch.positions)
-        self.slots[:rows].copy_(batch.slot_mapping)
-        self.contexts[:rows].copy_(batch.context_lens)
-        self.tables[:rows, : batch.block_tables.shape[1]].copy_(batch.block_tables)
-        self.slots[rows:size].fill_(-1)
-        self.contexts[rows:size].zero_()
+        self.inputs.fill(token_ids, batch, size)
         graph.replay()
         self.recorder.record(
             GraphReplayed(batch_size=size, num_rows=rows, captured_seq=graph.captured_seq)
@@ -114,20 +103,8 @@ class CudaGraphs:
         return _Graph(replay, outputs, captured.seq)
 
     def _forward(self, size: int) -> Outputs:
-        longest = self.tables.shape[1] * self.block_size
-        batch = AttentionBatch(
-            positions=self.positions[:size],
-            slot_mapping=self.slots[:size],
-            block_tables=self.tables[:size],
-            query_start=self.query_start[: size + 1],
-            context_lens=self.contexts[:size],
-            num_decode_rows=size,
-            block_size=self.block_size,
-            query_lens=[1] * size,
-            context_lens_list=[longest] * size,
-            max_context_len=longest,
-        )
-        hidden = self.model(self.token_ids[:size], batch.positions, self.caches, batch)
+        batch = self.inputs.batch(size)
+        hidden = self.model(self.inputs.token_ids[:size], batch.positions, self.caches, batch)
         return hidden, self.model.compute_logits(hidden)
 
     def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:

@@ -47,12 +47,6 @@ class Cuts(NamedTuple):
         return Cuts(self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
-def greatest(logits: torch.Tensor) -> torch.Tensor:
-    """The draw at temperature 0, int64 [rows]. (`max` is documented to name the first of equals;
-    on the CPU it is twice as fast as `argmax`.)"""
-    return logits.max(dim=-1).indices
-
-
 def integer_weights(logits: torch.Tensor) -> torch.Tensor:
     """Step 1. `logits`: fp32 [rows, vocab]. Returns int32 [rows, vocab rounded up to chunks]."""
     rows, vocab = logits.shape

@@ -31,6 +31,7 @@ from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import machine
 from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.cpu_graphs import CpuGraphs
 from engine.worker.cuda_graphs import CudaGraphs
 from engine.worker.kv_cache import KVCache, bytes_per_block
 from engine.worker.kv_sizing import gib, size_kv
@@ -52,7 +53,7 @@ class ModelRunner:
         self.config = config
         self.recorder = recorder
         self.device = machine.pick_device(config.device)
-        self.graphs: CudaGraphs | None = None
+        self.graphs: CudaGraphs | CpuGraphs | None = None
         if config.async_scheduling is None:  # the option's default, now that the device is known
             config.async_scheduling = self.device.type == "cuda"
 
@@ -175,23 +176,23 @@ class ModelRunner:
         self.sampling.recorder = self.recorder
 
     def _graphs_wanted(self) -> bool:
-        """On CUDA, unless told otherwise, for models whose every kernel is ours: transformers'
-        code may look at values on the host, which a graph can't."""
-        if self.device.type != "cuda" or self.config.enforce_eager:
+        """Unless told otherwise, for models whose every kernel is ours: transformers' code may look
+        at values on the host, which a graph can't."""
+        if self.config.enforce_eager or self.model.implementation != "native":
             return False
-        return self.model.implementation == "native" and kernels_for(self.device).name == "triton"
+        if self.device.type == "cpu":
+            return cpu.available()
+        return self.device.type == "cuda" and kernels_for(self.device).name == "triton"
 
-    def capture_graphs(self) -> CudaGraphs:
-        """Graphs for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`."""
-        return CudaGraphs(
-            self.model,
-            self.cache.layers,
-            self.config.max_num_seqs,
-            self.rows.block_table.shape[1],
-            self.config.block_size,
-            self.device,
-            self.recorder,
-        )
+    def capture_graphs(self) -> CudaGraphs | CpuGraphs:
+        """Decode steps in one go, for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`
+        and `cpu_graphs.py`."""
+        native = cpu.native() if self.device.type == "cpu" else None
+        sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
+        model, caches = self.model, self.cache.layers
+        if native is not None:
+            return CpuGraphs(model, caches, *sizes, native.replay, self.recorder)
+        return CudaGraphs(model, caches, *sizes, self.device, self.recorder)
 
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec

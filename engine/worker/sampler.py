@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.kernels import kernels_for
-from engine.worker.draw import cut_and_draw, draw, greatest, integer_weights, keep_min_p
+from engine.worker.draw import cut_and_draw, draw, integer_weights, keep_min_p
 from engine.worker.penalties import penalise
 from engine.worker.sampling_table import SampleBatch, SamplingTable
 from engine.worker.token_rules import apply_rules
@@ -63,12 +63,12 @@ class Sampler:
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """
         if not len(batch.random):
-            return greatest(logits)
+            return kernels_for(logits.device).greatest(logits)
         words = torch.from_numpy(batch.words(positions)).to(logits.device)
         if not len(batch.greedy):
             return self._draw(logits, batch, words)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        tokens[batch.greedy] = greatest(logits[batch.greedy])
+        tokens[batch.greedy] = kernels_for(logits.device).greatest(logits[batch.greedy])
         tokens[batch.random] = self._draw(logits[batch.random], batch, words[batch.random])
         return tokens
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.kernels import cpu
 from engine.trace.recorder import Recorder
 from engine.worker import machine
 from engine.worker.cuda_graphs import ladder
@@ -38,14 +39,17 @@ def test_the_overlapped_loop_is_the_default_on_cuda(asked, cpu, cuda, monkeypatc
         )
 
 
-def test_graphs_are_for_our_own_kernels_on_cuda(monkeypatch):
+def test_graphs_are_for_our_own_kernels(monkeypatch):
     pytest.importorskip("triton")
+    native = cpu.available()
     ours, theirs = (SimpleNamespace(implementation=x) for x in ("native", "transformers adapter"))
     for device, model, eager, expected in (
         ("cuda", ours, False, True),
         ("cuda", ours, True, False),
         ("cuda", theirs, False, False),
-        ("cpu", ours, False, False),
+        ("cpu", ours, False, native),
+        ("cpu", ours, True, False),
+        ("cpu", theirs, False, False),
     ):
         runner = runner_on(device, monkeypatch, enforce_eager=eager)
         runner.model = model

@@ -1,11 +1,13 @@
 // Paged attention: softmax(q K^T) V, with K and V read where they lie, page by page.
 //
 // The work is cut into tasks: one sequence (row), one key head, up to QUERIES of its queries. All query heads that share
-// a key head, and all tokens of a chunk, go over its keys together, so K and V are read once for all of them. A task:
+// a key head, and all tokens of a chunk, go over its keys together, so K and V are read once for all of them. Where a row
+// has one token (decoding), a task takes several key heads: a position's heads lie side by side, and memory is read fastest
+// in the order in which it lies. A task:
 //
-//   for each KEYS positions of the context, in order:
+//   for each KEYS positions of the context, in order, and each key head:
 //     copy their K and V from the pages to fp32 rows side by side (they stay in the caches nearby)
-//     ask the memory for the next KEYS positions
+//     ask the memory for a share of the next KEYS positions
 //     scores = q K^T; hide what lies in the future, or before the window
 //     softmax goes on: m is the largest score so far, l the sum of e^(score - m), o the weighted sum of values. A larger
 //       m shrinks the old l and o by e^(m_old - m_new)
@@ -34,16 +36,17 @@ constexpr int KEYS = 64, QUERIES = 32, MAX_DIM = 256;
 constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together; QUERIES is a multiple
 
 struct Task {
-    int64_t row, kv_head;
-    int64_t head, heads;    // query heads of this task, the first one counted from the group's first
+    int64_t row, kv_head, kv_heads;
+    int64_t head, heads;    // query heads of each key head, the first one counted from the group's first
     int64_t token, tokens;  // query tokens, the first one counted from the row's first
     int64_t first, last;    // positions of the context
     int64_t part, parts;    // which part of the context, of how many
     int64_t slot;           // where its unfinished result goes, if parts > 1
 };
 
-// What is known of a task's queries. Query number t * heads + h is token t, head h. Rows of q, k, v and o lie side by
-// side, `pitch` numbers apart: dim rounded up to whole vectors, so that a small head fills a small part of the cache.
+// What is known of a task's queries. Query number g * padded + t * heads + h is key head g, token t, head h. Rows of q, k, v
+// and o lie side by side, `pitch` numbers apart: dim rounded up to whole vectors, so that a small head fills a small part
+// of the cache.
 struct State {
     float m[QUERIES], l[QUERIES];
     float o[QUERIES * MAX_DIM];
@@ -151,114 +154,196 @@ static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
         for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
 }
 
-// The same for a single query (decoding, one query head for each key head): each key and value is used once, so they are
-// taken from the pages as they lie. at[j]: where position j's K (and V) start.
+// The next KEYS positions, asked for piece by piece while the present ones are computed.
 template <class KV>
-static INLINE void scores_in_place(Scratch& x, const KV* k, const int64_t* at, int64_t keys) {
-    for (int64_t key = 0; key < keys; key += VEC) {
-        vec acc[VEC] = {};
-        for (int64_t d = 0; d < x.pitch; d += VEC) {
-            vec q = load(x.q + d);
-            for (int j = 0; j < VEC; j++) acc[j] += q * load(k + at[key + j] + d);
-        }
-        sums(acc);
-        store(x.s[0] + key, acc[0]);
+struct Ahead {
+    const KV *k, *v;
+    int64_t numbers;     // of a position, all key heads of the task
+    int64_t at[KEYS], keys = 0, asked = 0;
+
+    void find(const AttentionArgs& a, const Task& t, int64_t first) {
+        keys = t.last - first < KEYS ? t.last - first : KEYS, asked = 0;
+        if (keys > 0) walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { at[j] = from; });
     }
-}
-template <int D, class KV>
-static INLINE void values_in_place(Scratch& x, const KV* v, const int64_t* at, int64_t d, int64_t keys) {
-    vec acc[D];
-    for (int e = 0; e < D; e++) acc[e] = load(x.state.o + d + e * VEC);
-    for (int64_t j = 0; j < keys; j++)
-        for (int e = 0; e < D; e++) acc[e] += x.s[0][j] * load(v + at[j] + d + e * VEC);
-    for (int e = 0; e < D; e++) store(x.state.o + d + e * VEC, acc[e]);
-}
-template <class KV>
-static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t) {
-    const KV *k = (const KV*)a.k, *v = (const KV*)a.v;
-    int64_t here[KEYS], then[KEYS];
-    int64_t *at = here, *next = then;
-    auto find = [&](int64_t first, int64_t* to) INLINE_LAMBDA {  // and ask the memory for it
-        int64_t keys = t.last - first < KEYS ? t.last - first : KEYS;
-        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA {
-            to[j] = from;
-            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) {
-                __builtin_prefetch(k + from + d);
-                __builtin_prefetch(v + from + d);
+    INLINE void ask(int64_t until) {
+        for (; asked < until && asked < keys; asked++)
+            for (int64_t d = 0; d < numbers; d += 64 / sizeof(KV)) {
+                __builtin_prefetch(k + at[asked] + d);
+                __builtin_prefetch(v + at[asked] + d);
             }
-        });
-        for (int64_t j = keys; j % VEC; j++) to[j] = to[0];  // any place that exists: its score is hidden
-        return keys;
-    };
-    int64_t keys = find(t.first, at), position = a.context_lens[t.row] - 1;
-    for (int64_t first = t.first; first < t.last; first += KEYS) {
-        int64_t coming = first + KEYS < t.last ? find(first + KEYS, next) : 0;
-        scores_in_place(x, k, at, keys);
-        softmax(x, 0, float(a.soft_cap), keys, a.window ? position - first - a.window + 1 : 0, keys);
-        int64_t d = 0;
-        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values_in_place<4>(x, v, at, d, keys);
-        for (; d < x.pitch; d += VEC) values_in_place<1>(x, v, at, d, keys);
-        std::swap(at, next);
-        keys = coming;
+    }
+};
+
+// Decoding, with few query heads for each key head: each key and value is used G times only, so they are taken from the
+// pages as they lie. Numbers come two vectors at a time. In bf16 that is one load: the upper halves of its words are the
+// odd numbers, the lower halves the even ones, so q and o are kept in that order, evens then odds, too.
+struct Two {
+    vec a, b;
+};
+static INLINE Two load_two(const float* p) { return {load(p), load(p + VEC)}; }
+static INLINE Two load_two(const bf16* p) {
+    uvec words;
+    memcpy(&words, p, sizeof words);
+    return {(vec)(words << 16), (vec)(words & 0xffff0000u)};
+}
+template <int... L>
+static INLINE Two split(Two x, std::integer_sequence<int, L...>) { return {PICK(x.a, x.b, (2 * L)...), PICK(x.a, x.b, (2 * L + 1)...)}; }
+template <int... L>
+static INLINE Two merge(Two x, std::integer_sequence<int, L...>) {
+    return {PICK(x.a, x.b, (L / 2 + L % 2 * VEC)...), PICK(x.a, x.b, (VEC / 2 + L / 2 + L % 2 * VEC)...)};
+}
+static INLINE void reorder(float*, int64_t, const float*, Two (*)(Two, Lanes)) {}  // fp32 lies in order
+static INLINE void reorder(float* row, int64_t dim, const bf16*, Two (*way)(Two, Lanes)) {
+    for (int64_t d = 0; d < dim; d += 2 * VEC) {
+        Two x = way(load_two(row + d), Lanes());
+        store(row + d, x.a), store(row + d + VEC, x.b);
     }
 }
 
-// All queries from 0 to `padded`, Q at a time, with the keys that are staged.
+// at[j]: where position j's K (and V) start. There are places for VEC more than there are keys.
+template <int G, class KV>
+static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const int64_t* at, int64_t keys) {
+    constexpr int Q = G == 3 ? 4 : G, K = VEC / Q;  // K keys at once: VEC sums
+    for (int64_t key = 0; key < keys; key += K) {
+        vec acc[VEC] = {};
+        for (int64_t d = 0; d < x.pitch; d += 2 * VEC) {
+            Two q[G];
+            for (int i = 0; i < G; i++) q[i] = load_two(x.q + (query + i) * x.pitch + d);
+            for (int j = 0; j < K; j++) {
+                Two two = load_two(k + at[key + j] + d);
+                for (int i = 0; i < G; i++) {
+                    acc[i * K + j] += q[i].a * two.a;
+                    acc[i * K + j] += q[i].b * two.b;
+                }
+            }
+        }
+        sums(acc);
+        float lanes[VEC];
+        store(lanes, acc[0]);
+        for (int i = 0; i < G; i++) memcpy(&x.s[query + i][key], lanes + i * K, K * sizeof(float));
+    }
+}
+// D: pairs of vectors at once
+template <int G, int D, class KV>
+static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys) {
+    Two acc[G][D];
+    float* o = x.state.o + query * x.pitch + d;
+    for (int i = 0; i < G; i++)
+        for (int e = 0; e < D; e++) acc[i][e] = load_two(o + i * x.pitch + e * 2 * VEC);
+    for (int64_t j = 0; j < keys; j++)
+        for (int e = 0; e < D; e++) {
+            Two two = load_two(v + at[j] + d + e * 2 * VEC);
+            for (int i = 0; i < G; i++) {
+                float weight = x.s[query + i][j];
+                acc[i][e].a += weight * two.a;
+                acc[i][e].b += weight * two.b;
+            }
+        }
+    for (int i = 0; i < G; i++)
+        for (int e = 0; e < D; e++) {
+            store(o + i * x.pitch + e * 2 * VEC, acc[i][e].a);
+            store(o + i * x.pitch + e * 2 * VEC + VEC, acc[i][e].b);
+        }
+}
+template <int G, class KV>
+static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
+    constexpr int D = VEC >= 16 ? 2 : 1;
+    const KV order = {};
+    int64_t position = a.context_lens[t.row] - 1;
+    Ahead<KV> here, next;
+    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
+    next.find(a, t, t.first);
+    next.ask(KEYS);
+    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, &order, split);
+    for (int64_t first = t.first; first < t.last; first += KEYS) {
+        here = next;
+        for (int64_t j = here.keys; j % VEC; j++) here.at[j] = here.at[0];  // any place that exists: its score is hidden
+        next.find(a, t, first + KEYS);
+        for (int64_t g = 0; g < t.kv_heads; g++) {
+            next.ask((g + 1) * KEYS / t.kv_heads);
+            const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;
+            scores_in_place<G>(x, g * padded, k, here.at, here.keys);
+            int64_t low = a.window ? position - first - a.window + 1 : 0;
+            for (int i = 0; i < G; i++) softmax(x, g * padded + i, float(a.soft_cap), here.keys, low, here.keys);
+            int64_t d = 0;
+            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC) values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys);
+            for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys);
+        }
+    }
+    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.state.o + i * x.pitch, a.dim, &order, merge);
+}
+
+// All queries from `base` to `base + padded`, Q at a time, with the keys that are staged.
 template <int Q, class KV>
-static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded, int64_t first, int64_t keys) {
+static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first, int64_t keys) {
     int64_t queries = t.tokens * t.heads;
     int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token - first;
-    for (int64_t i = 0; i < padded; i += Q) scores<Q>(x, i, keys);
+    for (int64_t i = base; i < base + padded; i += Q) scores<Q>(x, i, keys);
     for (int64_t i = 0; i < queries; i++) {
         int64_t position = start + i / t.heads;  // counted from `first`
-        softmax(x, i, float(a.soft_cap), keys, a.window ? position - a.window + 1 : 0, position + 1 < keys ? position + 1 : keys);
+        int64_t low = a.window ? position - a.window + 1 : 0, high = position + 1 < keys ? position + 1 : keys;
+        softmax(x, base + i, float(a.soft_cap), keys, low, high);
     }
-    for (int64_t i = 0; i < padded; i += Q) {
+    for (int64_t i = base; i < base + padded; i += Q) {
         int64_t d = 0;
         for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values<Q, 4>(x, i, d, keys);
         for (; d < x.pitch; d += VEC) values<Q, 1>(x, i, d, keys);
     }
 }
 
+// Queries of one key head, rounded up to whole tiles; the rest is zeros.
+static INLINE int64_t padded_queries(int64_t queries) { return queries == 1 ? 1 : (queries + TILE - 1) / TILE * TILE; }
+
+// body(place among the task's queries, token, head) for each of them.
+template <class Body>
+static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) {
+    int64_t queries = t.tokens * t.heads, padded = padded_queries(queries), group = a.heads / a.kv_heads;
+    for (int64_t g = 0; g < t.kv_heads; g++)
+        for (int64_t i = 0; i < queries; i++)
+            body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads, (t.kv_head + g) * group + t.head + i % t.heads);
+}
+
 template <class KV>
 static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
-    int64_t queries = t.tokens * t.heads, group = a.heads / a.kv_heads;
-    int64_t padded = queries == 1 ? 1 : (queries + TILE - 1) / TILE * TILE;  // whole tiles; the rest is zeros
+    int64_t queries = t.tokens * t.heads, padded = padded_queries(queries);
     x.pitch = (a.dim + VEC - 1) / VEC * VEC;
-    memset(x.q + queries * x.pitch, 0, (padded - queries) * x.pitch * sizeof(float));
-    memset(x.s[queries], 0, (padded - queries) * sizeof x.s[0]);
-    memset(x.state.o, 0, padded * x.pitch * sizeof(float));
-    for (int64_t i = 0; i < queries; i++) {
-        int64_t token = a.query_start[t.row] + t.token + i / t.heads;
-        int64_t head = t.kv_head * group + t.head + i % t.heads;
+    for (int64_t g = 0; g < t.kv_heads && padded > queries; g++) {
+        memset(x.q + (g * padded + queries) * x.pitch, 0, (padded - queries) * x.pitch * sizeof(float));
+        memset(x.s[g * padded + queries], 0, (padded - queries) * sizeof x.s[0]);
+    }
+    memset(x.state.o, 0, t.kv_heads * padded * x.pitch * sizeof(float));
+    each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
         WITH_TYPE(a.q_type, T, stage(x.q + i * x.pitch, (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
         bool sink = a.sinks && t.part == 0;
         x.state.m[i] = sink ? a.sinks[head] : -INFINITY;
         x.state.l[i] = sink ? 1.0f : 0.0f;
+    });
+    if (t.tokens == 1 && a.dim % (2 * VEC) == 0) switch (t.heads) {
+        case 1: return attend_in_place<1, KV>(x, a, t, padded);
+        case 2: return attend_in_place<2, KV>(x, a, t, padded);
+        case 3: return attend_in_place<3, KV>(x, a, t, padded);
+        case 4: return attend_in_place<4, KV>(x, a, t, padded);
     }
-    if (queries == 1 && x.pitch == a.dim) return attend_in_place<KV>(x, a, t);
-    const KV *k = (const KV*)a.k, *v = (const KV*)a.v;
+    Ahead<KV> here, next;
+    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
+    next.find(a, t, t.first);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
-        int64_t keys = t.last - first < KEYS ? t.last - first : KEYS;
-        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA {
-            stage(x.k + j * x.pitch, k + from, a.dim);
-            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) __builtin_prefetch(v + from + d);  // needed soon
-        });
-        walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { stage(x.v + j * x.pitch, v + from, a.dim); });
-        int64_t next = first + KEYS < t.last ? first + KEYS : t.last;  // the pages' order is known to nobody but us
-        walk(a, t, next, t.last - next < KEYS ? t.last - next : KEYS, [&](int64_t, int64_t from) INLINE_LAMBDA {
-            for (int64_t d = 0; d < a.dim; d += 64 / sizeof(KV)) __builtin_prefetch(k + from + d);
-        });
-        padded == 1 ? block<1, KV>(x, a, t, padded, first, keys) : block<TILE, KV>(x, a, t, padded, first, keys);
+        next.ask(KEYS);
+        here = next;
+        next.find(a, t, first + KEYS);
+        for (int64_t g = 0; g < t.kv_heads; g++) {
+            for (int64_t j = 0; j < here.keys; j++) stage(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
+            for (int64_t j = 0; j < here.keys; j++) stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
+            next.ask((g + 1) * KEYS / t.kv_heads);
+            padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
+        }
     }
 }
 
 // out = o / l
 static void finish(const State& y, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
-    for (int64_t i = 0; i < t.tokens * t.heads; i++) {
-        int64_t token = a.query_start[t.row] + t.token + i / t.heads;
-        int64_t head = t.kv_head * (a.heads / a.kv_heads) + t.head + i % t.heads;
+    each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
         float share = y.l[i] > 0 ? 1.0f / y.l[i] : 0.0f;
         WITH_TYPE(a.out_type, T, {
             T* out = (T*)a.out + (token * a.heads + head) * a.dim;
@@ -266,27 +351,30 @@ static void finish(const State& y, const AttentionArgs& a, const Task& t) {
             for (; d + VEC <= a.dim; d += VEC) store(out + d, load(y.o + i * pitch + d) * share);
             if (d < a.dim) store_part(out + d, load(y.o + i * pitch + d) * share, a.dim - d);
         });
-    }
+    });
 }
 
 // One part's m, l and o join those of the parts before it.
 static void join(State& y, const State& part, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
-    for (int64_t i = 0; i < t.tokens * t.heads; i++) {
+    each_query(a, t, [&](int64_t i, int64_t, int64_t) INLINE_LAMBDA {
         float m = y.m[i] > part.m[i] ? y.m[i] : part.m[i];
-        if (m == -INFINITY) continue;
+        if (m == -INFINITY) return;
         float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
         y.m[i] = m;
         y.l[i] = y.l[i] * mine + part.l[i] * theirs;
         for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC) store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
-    }
+    });
 }
 
-static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_parts) {
+// Cut the work into tasks. max_parts: of each context. side_by_side: key heads of a decoding row in one task, at most.
+static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_parts, int64_t side_by_side) {
     int64_t group = a.heads / a.kv_heads, slots = 0;
+    tasks.clear();
     for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
         int64_t heads = group < QUERIES ? group : QUERIES, tokens = QUERIES / heads;
+        int64_t room = QUERIES / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
             int64_t count = length - token < tokens ? length - token : tokens;
             int64_t low = a.window && start + token >= a.window ? start + token - a.window + 1 : 0, high = start + token + count;
@@ -295,12 +383,13 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_p
             int64_t size = (high - low + parts - 1) / parts;
             size = (size + KEYS - 1) / KEYS * KEYS;
             parts = (high - low + size - 1) / size;
-            for (int64_t kv_head = 0; kv_head < a.kv_heads; kv_head++)
+            for (int64_t kv_head = 0; kv_head < a.kv_heads; kv_head += many)
                 for (int64_t head = 0; head < group; head += heads)
                     for (int64_t part = 0; part < parts; part++) {
                         int64_t first = low + part * size, last = first + size < high ? first + size : high;
                         int64_t some = group - head < heads ? group - head : heads;
-                        tasks.push_back({row, kv_head, head, some, token, count, first, last, part, parts, parts > 1 ? slots++ : -1});
+                        int64_t side = a.kv_heads - kv_head < many ? a.kv_heads - kv_head : many;
+                        tasks.push_back({row, kv_head, side, head, some, token, count, first, last, part, parts, parts > 1 ? slots++ : -1});
                     }
         }
     }
@@ -320,13 +409,12 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     for (int64_t row = 0; row < a.rows; row++) work += (a.query_start[row + 1] - a.query_start[row]) * a.context_lens[row];
     bool alone = work * a.heads * a.dim < 65536;  // less than waking the other threads costs
     int64_t threads = alone ? 1 : omp_get_max_threads();
-    tasks.clear();
-    plan(tasks, a, 1);
-    if (threads > 1 && int64_t(tasks.size()) < 4 * threads) {
-        int64_t parts = (4 * threads + tasks.size() - 1) / tasks.size();
-        tasks.clear();
-        plan(tasks, a, parts);
-    }
+    plan(tasks, a, 1, 1);
+    int64_t pieces = tasks.size();
+    if (threads > 1 && pieces < 4 * threads)
+        plan(tasks, a, (4 * threads + pieces - 1) / pieces, 1);
+    else if (pieces > 2 * threads)
+        plan(tasks, a, 1, pieces / (2 * threads));
     int64_t count = tasks.size(), slots = 0;
     for (const Task& t : tasks) slots = t.slot >= slots ? t.slot + 1 : slots;
     if (int64_t(unfinished.size()) < slots) unfinished.resize(slots);

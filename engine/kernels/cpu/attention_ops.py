@@ -31,7 +31,7 @@ TORCH_CHUNKS_AMX = 64
 
 
 def function(
-    library: ctypes.PyDLL, name: str, returns: type | None = None
+    library: ctypes.CDLL, name: str, returns: type | None = None
 ) -> Callable[[bytes], int]:
     """A kernel of the library: takes its argument struct as bytes."""
     found = getattr(library, f"glasshouse_{name}")

@@ -18,7 +18,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = ("linear.cpp", "linear_amx.cpp", "attention.cpp", "elementwise.cpp")
+SOURCES = ("linear.cpp", "linear_amx.cpp", "attention.cpp", "elementwise.cpp", "replay.cpp")
 HEADERS = ("simd.h",)
 FOLDER = Path(__file__).parent
 

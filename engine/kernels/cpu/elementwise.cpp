@@ -100,6 +100,28 @@ static void silu_and_mul(const SiluArgs& a) {
 
 EXPORT void glasshouse_silu_and_mul(const SiluArgs* a) { WITH_TYPE(a->type, T, silu_and_mul<T>(*a)); }
 
+// ------------------------------------------------------------------------------------------------- max(x, 0)
+
+struct ReluArgs {
+    void* x;  // [count], changed in place
+    int64_t count, type;
+};
+
+template <class T>
+static void relu(const ReluArgs& a) {
+    T* x = (T*)a.x;
+#pragma omp parallel for schedule(static) if (a.count > ALONE)
+    for (int64_t start = 0; start < a.count; start += ALONE / 8) {
+        int64_t left = a.count - start;
+        by_vectors(left < ALONE / 8 ? left : ALONE / 8, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
+            vec v = get(x + start + i, lanes);
+            put(x + start + i, v < 0.0f ? vec{} : v, lanes);  // not-a-number stays one
+        });
+    }
+}
+
+EXPORT void glasshouse_relu(const ReluArgs* a) { WITH_TYPE(a->type, T, relu<T>(*a)); }
+
 // ------------------------------------------------- rotary positions (and the norms before them) + write to the cache
 
 struct RotateArgs {
@@ -193,15 +215,20 @@ struct ArgmaxArgs {
 
 template <class T>
 static void argmax(const ArgmaxArgs& a) {
+    constexpr int64_t PIECE = 1024;
 #pragma omp parallel for if (a.rows > 1 && a.rows * a.width > ALONE)
     for (int64_t row = 0; row < a.rows; row++) {
         const T* x = (const T*)a.x + row * a.x_stride;
-        vec top = vec{} - INFINITY;
-        int64_t i = 0;
-        for (; i + VEC <= a.width; i += VEC) top = vmax(load(x + i), top);
-        float best = largest(top);
-        for (; i < a.width; i++) best = to_float(x[i]) > best ? to_float(x[i]) : best;
+        float best = -INFINITY;
         int64_t index = 0;
+        for (int64_t start = 0; start < a.width; start += PIECE) {  // the first piece with the largest number
+            int64_t end = start + PIECE < a.width ? start + PIECE : a.width, i = start;
+            vec top = vec{} - INFINITY;
+            for (; i + VEC <= end; i += VEC) top = vmax(load(x + i), top);
+            float here = largest(top);
+            for (; i < end; i++) here = to_float(x[i]) > here ? to_float(x[i]) : here;
+            if (here > best) best = here, index = start;
+        }
         while (index < a.width - 1 && !(to_float(x[index]) == best)) index++;
         a.out[row] = index;
     }

@@ -23,6 +23,7 @@ from engine.kernels.launch import launch
 _LINEAR = Struct("11q").pack
 _NORM = Struct("12qd").pack
 _SILU = Struct("6q").pack
+_RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 
 LINEAR_ROWS = {
@@ -69,7 +70,10 @@ class NativeOps(AttentionOps):
         self._linear = function(library, "linear")
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")
+        self._relu = function(library, "relu")
         self._argmax = function(library, "argmax")
+        # through a handle that gives Python's lock away: it takes as long as a whole step
+        self.replay = function(ctypes.CDLL(library._name), "replay")
 
     # ------------------------------------------------------------------------------ products
 
@@ -219,6 +223,14 @@ class NativeOps(AttentionOps):
         packed = _SILU(x.data_ptr(), out.data_ptr(), rows, both // 2, both, TYPES[x.dtype])
         launch("silu_and_mul", "native", self._silu, (packed,), elementwise_cost, x, out)
         return out
+
+    def relu(self, x: torch.Tensor) -> torch.Tensor:
+        """As `torch_ops.relu`."""
+        if x.dtype not in TYPES or not x.is_contiguous():
+            return torch_ops.relu(x)
+        packed = _RELU(x.data_ptr(), x.numel(), TYPES[x.dtype])
+        launch("relu", "native", self._relu, (packed,), elementwise_cost, x, x)
+        return x
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
         """Index of the largest of each row, the first of equals. x: [rows, width] → [rows]."""
