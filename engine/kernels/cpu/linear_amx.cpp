@@ -1,7 +1,7 @@
-// y = x W^T + bias in bf16 for 1 to 64 rows, on the matrix tiles (AMX) of newer Xeons.
+// y = x W^T + bias in bf16 for 1 to 256 rows, on the matrix tiles (AMX) of newer Xeons.
 //
 // One tile instruction adds the products of 16 rows of W with 16 rows of x over 32 places of k: 8,192 multiplications,
-// so that reading W is the whole cost again, up to 64 rows. It wants its operands in two shapes:
+// so that reading W is the whole cost again, up to some 64 rows. It wants its operands in two shapes:
 //
 //   A: 16 rows x 32 places, row by row       W lies so already: a tile is loaded from where the checkpoint put it
 //   B: 16 pairs of places x 16 columns       x, turned; it is small, and turned once a call
@@ -19,6 +19,7 @@
 constexpr int64_t TILE = 16, PLACES = 32;  // rows of a tile; places of k in one step
 constexpr int64_t ROWS = 2 * TILE;         // rows of W that a block takes
 constexpr int64_t AHEAD = 256;             // places; 256 and 512 are alike within noise, 768 is slower
+constexpr int64_t CACHED = 1 << 20;        // bytes of x that are worked on at once: half of a core's L2
 
 struct AmxLinearArgs {
     const bf16 *x, *w, *bias;  // [m, k], [n, k], [n] or null; k a multiple of 32, n at least 32
@@ -136,27 +137,34 @@ static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x,
 EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
     const int64_t columns = (a.m + TILE - 1) / TILE, width = a.k / 2 * TILE;
+    // As many columns at once as stay in a core's cache while W goes by; then W goes by again for the next ones.
+    int64_t at_once = CACHED / (width * int64_t(sizeof(uint32_t))) / 2 * 2;
+    at_once = at_once < 4 ? 4 : at_once;
     uint32_t* x = (uint32_t*)aligned_alloc(64, columns * width * sizeof(uint32_t));
-    for (int64_t c = 0; c < columns; c++) {
-        int64_t left = a.m - c * TILE;
-        turn_rows(a.x + c * TILE * a.x_stride, left < TILE ? left : TILE, a.k, a.x_stride, x + c * width);
-    }
     // Where n is no multiple of 32 the last block overlaps the one before it: what they share is computed twice, alike.
     const int64_t blocks = (a.n + ROWS - 1) / ROWS, share = blocks / (4 * omp_get_max_threads());
     const int64_t chunk = columns > 2 || share < 1 ? 1 : share;
 #pragma omp parallel if (a.n * a.k > 16384)
     {
         configure_tiles();
-#pragma omp for schedule(dynamic, chunk)
-        for (int64_t b = 0; b < blocks; b++) {
-            int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
-            const bf16* next = row + 2 * ROWS <= a.n ? a.w + (row + ROWS) * a.k : nullptr;
-            for (int64_t c = 0; c < columns; c += 2) {
-                const bf16* then = c ? nullptr : next;
-                if (c + 1 < columns)
-                    block<2>(a, row, x + c * width, c * TILE, then);
-                else
-                    block<1>(a, row, x + c * width, c * TILE, then);
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < columns; c++) {
+            int64_t left = a.m - c * TILE;
+            turn_rows(a.x + c * TILE * a.x_stride, left < TILE ? left : TILE, a.k, a.x_stride, x + c * width);
+        }
+        for (int64_t from = 0; from < columns; from += at_once) {
+            const int64_t to = from + at_once < columns ? from + at_once : columns;
+#pragma omp for schedule(dynamic, chunk) nowait
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
+                const bf16* next = row + 2 * ROWS <= a.n ? a.w + (row + ROWS) * a.k : nullptr;
+                for (int64_t c = from; c < to; c += 2) {
+                    const bf16* then = c == from ? next : nullptr;
+                    if (c + 1 < columns)
+                        block<2>(a, row, x + c * width, c * TILE, then);
+                    else
+                        block<1>(a, row, x + c * width, c * TILE, then);
+                }
             }
         }
         _tile_release();

@@ -40,7 +40,7 @@ LINEAR_ROWS = {
 }
 """Up to this many rows of x our product is faster than others, by variant and dtype of weights."""
 LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where only torch has matrix tiles to compute with
-AMX_ROWS = 64
+AMX_ROWS = 256
 """Up to here our tiles are faster than torch's, which repacks the weights. They compute one row,
 too, though `linear` would be a sixth faster: it rounds otherwise, and a request's text would depend
 on how many others share its step."""
