@@ -8,7 +8,7 @@
 //   C: 16 x 16 sums in fp32                  y, turned back when it is stored
 //
 // (torch does it the other way round and repacks W in every call, which costs more than reading it.)
-// As in linear.cpp the memory is asked ahead: AHEAD places further in the rows, and at their end in the next ones.
+// While one block of W is computed with, the memory is asked for what comes, evenly over the passes that x takes.
 #include "simd.h"
 
 #if defined(__AMX_BF16__)
@@ -18,7 +18,7 @@
 
 constexpr int64_t TILE = 16, PLACES = 32;  // rows of a tile; places of k in one step
 constexpr int64_t ROWS = 2 * TILE;         // rows of W that a block takes
-constexpr int64_t AHEAD = 256;             // places; 256 and 512 are alike within noise, 768 is slower
+constexpr int64_t NEAR = 256;              // places; 256 and 512 are alike within noise, 768 is slower
 constexpr int64_t CACHED = 1 << 20;        // bytes of x that are worked on at once: half of a core's L2
 
 struct AmxLinearArgs {
@@ -90,12 +90,18 @@ static INLINE void put(const float* c, const bf16* bias, bf16* y, int64_t m, int
     }
 }
 
-// 32 rows of W with 16 (one column of tiles) or 32 rows of x. next: the 32 rows of W that come after, or null.
+// What a pass over a block's rows asks the memory for, at each step of k: the place `far` further in the rows from `low` to
+// below `high`; beyond their end, of the rows that come 32 later if there are `more`.
+struct Ahead {
+    int64_t low, high, far;
+    bool more;
+};
+
+// 32 rows of W with 16 (one column of tiles) or 32 rows of x.
 template <int COLUMNS>
-static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x, int64_t first, const bf16* next) {
+static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x, int64_t first, Ahead soon) {
     const int64_t k = a.k, width = k / 2 * TILE;  // width: of one column of B tiles, in pairs
     const bf16* w = a.w + row * k;
-    const int64_t ahead = k < AHEAD ? k : AHEAD;
     _tile_zero(0);
     _tile_zero(1);
     if (COLUMNS == 2) {
@@ -103,9 +109,9 @@ static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x,
         _tile_zero(3);
     }
     for (int64_t i = 0; i < k; i += PLACES) {
-        const bf16* soon = i + ahead < k ? w + i + ahead : next ? next + i + ahead - k : nullptr;
-        if (soon)
-            for (int r = 0; r < ROWS; r++) __builtin_prefetch(soon + r * k);
+        int64_t at = i + soon.far;
+        if (at >= k) at = soon.more ? at - k + ROWS * k : -1;
+        for (int64_t r = soon.low; r < soon.high && at >= 0; r++) __builtin_prefetch(w + r * k + at);
         _tile_loadd(6, x + i / 2 * TILE, 64);
         _tile_loadd(4, w + i, k * sizeof(bf16));
         _tile_dpbf16ps(0, 4, 6);
@@ -142,8 +148,7 @@ EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     at_once = at_once < 4 ? 4 : at_once;
     uint32_t* x = (uint32_t*)aligned_alloc(64, columns * width * sizeof(uint32_t));
     // Where n is no multiple of 32 the last block overlaps the one before it: what they share is computed twice, alike.
-    const int64_t blocks = (a.n + ROWS - 1) / ROWS, share = blocks / (4 * omp_get_max_threads());
-    const int64_t chunk = columns > 2 || share < 1 ? 1 : share;
+    const int64_t blocks = (a.n + ROWS - 1) / ROWS, share = blocks / (4 * omp_get_max_threads()), run = share < 1 ? 1 : share;
 #pragma omp parallel if (a.n * a.k > 16384)
     {
         configure_tiles();
@@ -153,17 +158,24 @@ EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
             turn_rows(a.x + c * TILE * a.x_stride, left < TILE ? left : TILE, a.k, a.x_stride, x + c * width);
         }
         for (int64_t from = 0; from < columns; from += at_once) {
-            const int64_t to = from + at_once < columns ? from + at_once : columns;
-#pragma omp for schedule(dynamic, chunk) nowait
-            for (int64_t b = 0; b < blocks; b++) {
-                int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
-                const bf16* next = row + 2 * ROWS <= a.n ? a.w + (row + ROWS) * a.k : nullptr;
-                for (int64_t c = from; c < to; c += 2) {
-                    const bf16* then = c == from ? next : nullptr;
-                    if (c + 1 < columns)
-                        block<2>(a, row, x + c * width, c * TILE, then);
-                    else
-                        block<1>(a, row, x + c * width, c * TILE, then);
+            const int64_t to = from + at_once < columns ? from + at_once : columns, passes = (to - from + 1) / 2;
+#pragma omp for schedule(dynamic, 1) nowait
+            for (int64_t start = 0; start < blocks; start += run) {
+                const int64_t end = start + run < blocks ? start + run : blocks;
+                for (int64_t b = start; b < end; b++) {
+                    int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
+                    for (int64_t pass = 0; pass < passes; pass++) {
+                        // Of the next block each pass asks for a share, so that the memory never rests. A single pass, and
+                        // the first one over a run's first block, must ask for what they need themselves.
+                        bool more = b + 1 < end && row + 2 * ROWS <= a.n, near = passes == 1 || (b == start && !pass);
+                        Ahead soon = {pass * ROWS / passes, (pass + 1) * ROWS / passes, a.k, more};
+                        if (near) soon = {0, ROWS, NEAR, more};
+                        int64_t c = from + 2 * pass;
+                        if (c + 1 < columns)
+                            block<2>(a, row, x + c * width, c * TILE, soon);
+                        else
+                            block<1>(a, row, x + c * width, c * TILE, soon);
+                    }
                 }
             }
         }
