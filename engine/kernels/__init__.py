@@ -25,6 +25,8 @@ class Kernels:
     write_kv: Callable[..., None]
     paged_attention: Callable[..., torch.Tensor]
     qkv_attention: Callable[..., torch.Tensor]
+    embed: Callable[..., torch.Tensor]
+    angles: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     linear: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -43,6 +45,8 @@ TORCH = Kernels(
     write_kv=torch_attention.write_kv,
     paged_attention=torch_attention.paged_attention,
     qkv_attention=torch_attention.qkv_attention,
+    embed=torch_ops.embed,
+    angles=torch_ops.angles,
     linear=torch_ops.linear,
     rms_norm=torch_ops.rms_norm,
     add_rms_norm=torch_ops.add_rms_norm,
@@ -71,6 +75,8 @@ def _on_cpu() -> Kernels:
         write_kv=ops.write_kv,
         paged_attention=ops.paged_attention,
         qkv_attention=ops.qkv_attention,
+        embed=ops.embed,
+        angles=ops.angles,
         linear=ops.linear,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,

@@ -10,6 +10,32 @@ import torch
 import torch.nn.functional as F
 
 
+def embed(
+    ids: torch.Tensor,
+    table: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    position_table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """table[ids], plus position_table[positions] where a model has one (OPT).
+
+    ids, positions: int64 [tokens]; tables: [entries, width] → [tokens, width].
+    """
+    x = F.embedding(ids, table)
+    if positions is None or position_table is None:
+        return x
+    return x + F.embedding(positions, position_table)
+
+
+def angles(
+    positions: torch.Tensor, inv_freq: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """positions: int64 [tokens], inv_freq: fp32 [D / 2] → cos, sin: fp32 [tokens, 1, D] of position
+    * inv_freq, times scale, as `rotate` takes them."""
+    turned = positions[:, None, None].float() * inv_freq
+    cos, sin = turned.cos() * scale, turned.sin() * scale
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
     return F.linear(x, weight, bias)

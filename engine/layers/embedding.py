@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from engine.kernels import kernels_for
@@ -18,9 +17,14 @@ class Embedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(entries, width), requires_grad=False)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids: int64 [tokens] → [tokens, width]."""
-        return F.embedding(ids, self.weight)
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        position_table: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """ids: int64 [tokens] → [tokens, width]; plus position_table[positions] if given."""
+        return kernels_for(ids.device).embed(ids, self.weight, positions, position_table)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{prefix}.weight", self.weight

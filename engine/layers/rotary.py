@@ -30,9 +30,7 @@ class Rotary(nn.Module):
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """positions: int64 [tokens] → cos, sin: fp32 [tokens, 1, D], as `rotate` takes them."""
-        angles = positions[:, None, None].float() * self.inv_freq
-        cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
-        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return kernels_for(positions.device).angles(positions, self.inv_freq, self.scale)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

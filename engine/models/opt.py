@@ -65,10 +65,12 @@ class OPTModel(nn.Module):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """input_ids, positions: int64 [tokens] → hidden states, as `compute_logits` takes them."""
-        x = self.embed_tokens(input_ids)
-        if self.project_in is not None:
-            x = self.project_in(x)
-        x = x + self.embed_positions(positions + POSITION_OFFSET)
+        places = self.embed_positions.weight[POSITION_OFFSET:]
+        if self.project_in is None:
+            x = self.embed_tokens(input_ids, positions, places)
+        else:
+            x = self.project_in(self.embed_tokens(input_ids))
+            x = x + self.embed_positions(positions + POSITION_OFFSET)
         x = self._pre_norm(x, caches, batch) if self.pre_norm else self._post_norm(x, caches, batch)
         return x if self.project_out is None else self.project_out(x)
 

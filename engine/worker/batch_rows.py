@@ -122,11 +122,12 @@ class BatchRows:
         starts = np.array([row.start for row in rows])
         query_lens = np.array(lengths)
         contexts = starts + query_lens
-        query_start = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(query_lens, out=query_start[1:])
         if decodes == len(rows):
+            query_start = np.arange(len(rows) + 1)
             positions, owner = starts, slots
         else:
+            query_start = np.zeros(len(rows) + 1, np.int64)
+            np.cumsum(query_lens, out=query_start[1:])
             offset = np.repeat(starts - query_start[:-1], query_lens)
             positions = offset + np.arange(query_start[-1])
             owner = np.repeat(slots, query_lens)

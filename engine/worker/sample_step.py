@@ -55,11 +55,12 @@ class SampleStep:
         counts = [row.samples for row in rows]
         slots = inputs.slots[drawing]
         ends = np.array([row.start + row.num_tokens for row in rows])  # where the tokens will stand
-        firsts = np.cumsum(counts) - counts  # of each row, its first draw
         if max(counts) == 1:
+            firsts: np.ndarray = np.arange(len(rows))  # of each row, its first draw
             batch = self.table.batch(slots, np.zeros(len(rows), np.int64))
             positions = ends
         else:
+            firsts = np.cumsum(counts) - counts
             of = np.repeat(np.arange(len(rows)), counts)
             batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]

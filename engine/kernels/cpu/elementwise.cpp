@@ -100,6 +100,56 @@ static void silu_and_mul(const SiluArgs& a) {
 
 EXPORT void glasshouse_silu_and_mul(const SiluArgs* a) { WITH_TYPE(a->type, T, silu_and_mul<T>(*a)); }
 
+// ------------------------------------------------------------------------------ what a step begins with: rows of tables
+
+struct EmbedArgs {
+    const int64_t *ids, *positions;            // [tokens]; positions null: one table only
+    const void *table, *position_table;        // [entries, width]
+    void* out;                                 // [tokens, width] = table[ids] + position_table[positions]
+    int64_t tokens, width, type;
+};
+
+template <class T>
+static void embed(const EmbedArgs& a) {
+#pragma omp parallel for if (a.tokens * a.width > ALONE)
+    for (int64_t t = 0; t < a.tokens; t++) {
+        const T* row = (const T*)a.table + a.ids[t] * a.width;
+        T* out = (T*)a.out + t * a.width;
+        if (!a.positions) {
+            memcpy(out, row, a.width * sizeof(T));
+            continue;
+        }
+        const T* place = (const T*)a.position_table + a.positions[t] * a.width;
+        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(out + i, get(row + i, lanes) + get(place + i, lanes), lanes); });
+    }
+}
+
+EXPORT void glasshouse_embed(const EmbedArgs* a) { WITH_TYPE(a->type, T, embed<T>(*a)); }
+
+// The angles that heads are turned by, of every token: position * inv_freq.
+struct AnglesArgs {
+    const int64_t* positions;  // [tokens]
+    const float* inv_freq;     // [half]
+    float *cos, *sin;          // [tokens, 2 * half], times scale; sin negated in its first half
+    int64_t tokens, half;
+    double scale;
+};
+
+EXPORT void glasshouse_angles(const AnglesArgs* args) {
+    const AnglesArgs& a = *args;
+    const float scale = float(a.scale);
+#pragma omp parallel for if (a.tokens * a.half > ALONE / 32)
+    for (int64_t t = 0; t < a.tokens; t++) {
+        float *c = a.cos + 2 * t * a.half, *s = a.sin + 2 * t * a.half;
+        for (int64_t i = 0; i < a.half; i++) {
+            float angle = float(a.positions[t]) * a.inv_freq[i];
+            c[i] = c[i + a.half] = cosf(angle) * scale;
+            s[i + a.half] = sinf(angle) * scale;
+            s[i] = -s[i + a.half];
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------------------------- max(x, 0)
 
 struct ReluArgs {

@@ -23,6 +23,8 @@ from engine.kernels.launch import launch
 _LINEAR = Struct("11q").pack
 _NORM = Struct("12qd").pack
 _SILU = Struct("6q").pack
+_EMBED = Struct("8q").pack
+_ANGLES = Struct("6qd").pack
 _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 
@@ -70,6 +72,8 @@ class NativeOps(AttentionOps):
         self._linear = function(library, "linear")
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")
+        self._embed = function(library, "embed")
+        self._angles = function(library, "angles")
         self._relu = function(library, "relu")
         self._argmax = function(library, "argmax")
         # through a handle that gives Python's lock away: it takes as long as a whole step
@@ -213,6 +217,42 @@ class NativeOps(AttentionOps):
         name = "layer_norm" if center else "rms_norm"
         launch(name, "native", self._norm, (packed,), norm_cost, x, residual is not None)
         return out, total
+
+    def embed(
+        self,
+        ids: torch.Tensor,
+        table: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        position_table: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `torch_ops.embed`."""
+        if table.dtype not in TYPES or not (
+            position_table is None or position_table.dtype is table.dtype
+        ):
+            return torch_ops.embed(ids, table, positions, position_table)
+        out = torch.empty((len(ids), table.shape[1]), dtype=table.dtype)
+        packed = _EMBED(
+            ids.data_ptr(),
+            0 if positions is None else positions.data_ptr(),
+            table.data_ptr(),
+            0 if position_table is None else position_table.data_ptr(),
+            out.data_ptr(),
+            *out.shape,
+            TYPES[table.dtype],
+        )
+        launch("embed", "native", self._embed, (packed,), elementwise_cost, out, out)
+        return out
+
+    def angles(
+        self, positions: torch.Tensor, inv_freq: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `torch_ops.angles`."""
+        tokens, half = len(positions), len(inv_freq)
+        cos, sin = (torch.empty((tokens, 1, 2 * half), dtype=torch.float32) for _ in range(2))
+        places = positions.data_ptr(), inv_freq.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        packed = _ANGLES(*places, tokens, half, scale)
+        launch("angles", "native", self._angles, (packed,), elementwise_cost, cos, sin)
+        return cos, sin
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         """As `torch_ops.silu_and_mul`."""

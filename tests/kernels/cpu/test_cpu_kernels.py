@@ -395,6 +395,38 @@ def test_silu_and_mul(ops, seed, rows, width, dtype, spread):
 
 
 @some
+@given(seeds, st.integers(1, 70), st.integers(1, 700), dtypes)
+def test_relu(ops, seed, rows, width, dtype):
+    x = numbers(seed, rows, width, dtype=dtype)
+    expected = x.clone().relu_()
+    assert torch.equal(ops.relu(x), expected) and torch.equal(x, expected)
+    assert ops.relu(torch.tensor([float("nan"), -1.0])).isnan().tolist() == [True, False]
+
+
+@some
+@given(seeds, st.integers(1, 70), st.integers(1, 700), dtypes, st.booleans())
+def test_embed(ops, seed, tokens, width, dtype, with_positions):
+    table, places = numbers(seed, 11, width, dtype=dtype), numbers(seed + 1, 9, width, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    ids, positions = (torch.randint(0, n, (tokens,), generator=generator) for n in (11, 7))
+    more = (positions, places[2:]) if with_positions else ()
+    assert torch.equal(ops.embed(ids, table, *more), torch_ops.embed(ids, table, *more))
+
+
+@some
+@given(seeds, st.integers(1, 70), st.sampled_from([1, 4, 32, 64]), st.sampled_from([1.0, 1.3]))
+def test_angles(ops, seed, tokens, half, scale):
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randint(0, 100_000, (tokens,), generator=generator)
+    inv_freq = 1.0 / 10_000.0 ** (torch.arange(half) / half)
+    for found, expected in zip(
+        ops.angles(positions, inv_freq, scale), torch_ops.angles(positions, inv_freq, scale)
+    ):
+        assert found.shape == expected.shape == (tokens, 1, 2 * half)
+        assert_near(found, expected, 3e-7)
+
+
+@some
 @given(seeds, st.integers(0, 9), st.integers(1, 4), st.sampled_from([2, 8, 36, 64, 256]), dtypes)
 def test_rotate(ops, seed, tokens, heads, dim, dtype):
     x = numbers(seed, tokens, heads + 2, dim, dtype=dtype)[:, :heads]
