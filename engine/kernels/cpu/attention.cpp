@@ -154,24 +154,27 @@ static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
         for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
 }
 
-// The next KEYS positions, asked for piece by piece while the present ones are computed.
+// The next KEYS positions. They are asked for while the present ones are computed, a little in each turn of the inner loop:
+// many requests at once would only wait for each other, and the arithmetic with them.
 template <class KV>
 struct Ahead {
     const KV *k, *v;
-    int64_t numbers;     // of a position, all key heads of the task
-    int64_t at[KEYS], keys = 0, asked = 0;
+    int64_t numbers;  // of a position, all key heads of the task
+    int64_t at[KEYS], keys = 0, asked = 0, place = 0;
 
     void find(const AttentionArgs& a, const Task& t, int64_t first) {
-        keys = t.last - first < KEYS ? t.last - first : KEYS, asked = 0;
+        keys = t.last - first < KEYS ? t.last - first : KEYS, asked = place = 0;
         if (keys > 0) walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { at[j] = from; });
     }
-    INLINE void ask(int64_t until) {
-        for (; asked < until && asked < keys; asked++)
-            for (int64_t d = 0; d < numbers; d += 64 / sizeof(KV)) {
-                __builtin_prefetch(k + at[asked] + d);
-                __builtin_prefetch(v + at[asked] + d);
-            }
+    INLINE void ask() {  // for 2 * VEC numbers of K and of V, in the order in which they lie
+        if (asked >= keys) return;
+        for (int64_t d = 0; d < 2 * VEC; d += 64 / sizeof(KV)) {
+            __builtin_prefetch(k + at[asked] + place + d);
+            __builtin_prefetch(v + at[asked] + place + d);
+        }
+        if ((place += 2 * VEC) >= numbers) place = 0, asked++;
     }
+    void ask_all() { while (asked < keys) ask(); }
 };
 
 // Decoding, with few query heads for each key head: each key and value is used G times only, so they are taken from the
@@ -225,13 +228,14 @@ static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const
 }
 // D: pairs of vectors at once
 template <int G, int D, class KV>
-static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys) {
+static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys, Ahead<KV>& next) {
     Two acc[G][D];
     float* o = x.state.o + query * x.pitch + d;
     for (int i = 0; i < G; i++)
         for (int e = 0; e < D; e++) acc[i][e] = load_two(o + i * x.pitch + e * 2 * VEC);
     for (int64_t j = 0; j < keys; j++)
         for (int e = 0; e < D; e++) {
+            next.ask();
             Two two = load_two(v + at[j] + d + e * 2 * VEC);
             for (int i = 0; i < G; i++) {
                 float weight = x.s[query + i][j];
@@ -253,21 +257,20 @@ static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, i
     Ahead<KV> here, next;
     here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
     next.find(a, t, t.first);
-    next.ask(KEYS);
+    next.ask_all();
     for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, &order, split);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         here = next;
         for (int64_t j = here.keys; j % VEC; j++) here.at[j] = here.at[0];  // any place that exists: its score is hidden
         next.find(a, t, first + KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
-            next.ask((g + 1) * KEYS / t.kv_heads);
             const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;
             scores_in_place<G>(x, g * padded, k, here.at, here.keys);
             int64_t low = a.window ? position - first - a.window + 1 : 0;
             for (int i = 0; i < G; i++) softmax(x, g * padded + i, float(a.soft_cap), here.keys, low, here.keys);
             int64_t d = 0;
-            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC) values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys);
-            for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys);
+            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC) values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys, next);
+            for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys, next);
         }
     }
     for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.state.o + i * x.pitch, a.dim, &order, merge);
@@ -328,13 +331,15 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
     next.find(a, t, t.first);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
-        next.ask(KEYS);
+        next.ask_all();  // what is left of it
         here = next;
         next.find(a, t, first + KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
             for (int64_t j = 0; j < here.keys; j++) stage(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
-            for (int64_t j = 0; j < here.keys; j++) stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
-            next.ask((g + 1) * KEYS / t.kv_heads);
+            for (int64_t j = 0; j < here.keys; j++) {
+                stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
+                for (int64_t d = 0; d < a.dim; d += 2 * VEC) next.ask();
+            }
             padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
         }
     }
