@@ -18,7 +18,7 @@
 // sequences, the context of each is cut into parts as well, one task each; parts are joined by the same rule as blocks.
 #include <vector>
 
-#include "simd.h"
+#include "tiles.h"
 
 struct AttentionArgs {
     const void *q, *k, *v;  // q: [tokens, heads, dim]; pages: [blocks, block_size, kv_heads, dim]
@@ -29,10 +29,12 @@ struct AttentionArgs {
     int64_t q_stride;       // from token to token, in elements
     int64_t q_type, kv_type, out_type;
     int64_t window;         // positions that a query sees, itself included; 0: all
+    int64_t tiles;          // 1: matrix tiles may be used
     double scale, soft_cap; // soft_cap 0: none
 };
 
-constexpr int KEYS = 64, QUERIES = 32, MAX_DIM = 256;
+constexpr int KEYS = 64, QUERIES = 64, MAX_DIM = 256;
+constexpr int FEW = 32;  // queries of a task without matrix tiles: q, scores and o stay in the first cache
 constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together; QUERIES is a multiple
 
 struct Task {
@@ -306,6 +308,14 @@ static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) 
             body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads, (t.kv_head + g) * group + t.head + i % t.heads);
 }
 
+#if defined(__AMX_BF16__)
+#include "attention_tiles.h"
+static bool on_tiles(const AttentionArgs& a) { return a.tiles && a.kv_type == BF16 && a.dim % 32 == 0; }
+#else
+static bool on_tiles(const AttentionArgs&) { return false; }
+static void attend_tiles(Scratch&, const AttentionArgs&, const Task&) {}
+#endif
+
 template <class KV>
 static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     int64_t queries = t.tokens * t.heads, padded = padded_queries(queries);
@@ -321,6 +331,7 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
         x.state.m[i] = sink ? a.sinks[head] : -INFINITY;
         x.state.l[i] = sink ? 1.0f : 0.0f;
     });
+    if (t.tokens > 1 && queries >= 16 && on_tiles(a)) return attend_tiles(x, a, t);
     if (t.tokens == 1 && a.dim % (2 * VEC) == 0) switch (t.heads) {
         case 1: return attend_in_place<1, KV>(x, a, t, padded);
         case 2: return attend_in_place<2, KV>(x, a, t, padded);
@@ -378,8 +389,8 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_p
     tasks.clear();
     for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
-        int64_t heads = group < QUERIES ? group : QUERIES, tokens = QUERIES / heads;
-        int64_t room = QUERIES / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
+        int64_t most = length > 1 && on_tiles(a) ? QUERIES : FEW, heads = group < most ? group : most, tokens = most / heads;
+        int64_t room = most / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
             int64_t count = length - token < tokens ? length - token : tokens;
             int64_t low = a.window && start + token >= a.window ? start + token - a.window + 1 : 0, high = start + token + count;

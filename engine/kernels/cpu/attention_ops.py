@@ -22,7 +22,7 @@ MAX_HEAD_DIM = 256  # MAX_DIM in attention.cpp
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
 _ROTATE = Struct("18qd").pack
 _WRITE = Struct("12q").pack
-_ATTENTION = Struct("19q2d").pack
+_ATTENTION = Struct("20q2d").pack
 
 TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: 1 << 30}
 """From chunks of this many tokens on, torch's attention is faster: it multiplies larger tiles. In
@@ -45,6 +45,7 @@ class AttentionOps:
     def __init__(self, library: ctypes.PyDLL, amx: bool) -> None:
         """amx: torch computes bf16 in AMX tiles."""
         self.torch_chunks = dict(TORCH_CHUNKS)
+        self.tiles = False  # whether our own kernels may use matrix tiles
         if amx:
             self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS_AMX
         self._rotate = function(library, "rotate")
@@ -125,6 +126,7 @@ class AttentionOps:
                 TYPES[cache.k.dtype],
                 TYPES[dtype],
                 spec.sliding_window or 0,
+                self.tiles,
                 spec.scale,
                 spec.soft_cap or 0.0,
             )

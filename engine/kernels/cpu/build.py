@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SOURCES = ("linear.cpp", "linear_amx.cpp", "attention.cpp", "elementwise.cpp", "replay.cpp")
-HEADERS = ("simd.h",)
+HEADERS = ("simd.h", "tiles.h", "attention_tiles.h")
 FOLDER = Path(__file__).parent
 
 FLAGS: tuple[str, ...] = (

@@ -9,7 +9,7 @@
 //
 // (torch does it the other way round and repacks W in every call, which costs more than reading it.)
 // While one block of W is computed with, the memory is asked for what comes, evenly over the passes that x takes.
-#include "simd.h"
+#include "tiles.h"
 
 #if defined(__AMX_BF16__)
 #include <stdlib.h>
@@ -32,37 +32,6 @@ struct AmxLinearArgs {
 EXPORT int64_t glasshouse_allow_amx() {
     const long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
-}
-
-static void configure_tiles() {
-    struct alignas(64) { uint8_t palette, start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } all = {};
-    all.palette = 1;
-    for (int i = 0; i < 8; i++) all.row_bytes[i] = 64, all.rows[i] = TILE;
-    _tile_loadconfig(&all);
-}
-
-// 16 rows of 16 pairs, turned in registers: out[p][i] = rows[i][p].
-static INLINE void turn(__m512i r[16], uint32_t* out) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int h = 0; h < 16; h += 8)
-        for (int i = 0; i < 4; i++) {
-            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
-            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
-        }
-    for (int i = 0; i < 8; i++) {
-        _mm512_store_si512(out + i * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
-        _mm512_store_si512(out + (8 + i) * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
-    }
 }
 
 // Up to 16 rows of x as B tiles: [k / 2 pairs][16 columns]; missing rows are zeros.

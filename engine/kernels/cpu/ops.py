@@ -15,7 +15,7 @@ from struct import Struct
 import torch
 
 from engine.kernels import torch_ops
-from engine.kernels.cpu.attention_ops import TYPES, AttentionOps, function
+from engine.kernels.cpu.attention_ops import TORCH_CHUNKS, TYPES, AttentionOps, function
 from engine.kernels.cpu.costs import elementwise_cost, linear_cost, norm_cost
 from engine.kernels.launch import launch
 
@@ -62,6 +62,8 @@ class NativeOps(AttentionOps):
         if variant == "amx":
             if function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
                 self.amx_linear_rows = AMX_ROWS
+                self.tiles = True
+                self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS[torch.bfloat16]
                 self._linear_amx = function(library, "linear_amx")
             else:
                 self.max_linear_rows[torch.bfloat16] = LINEAR_ROWS_BESIDE_AMX

@@ -1,0 +1,42 @@
+// The matrix tiles (AMX) of newer Xeons: eight registers of 16 rows x 64 bytes, and an instruction that adds to a tile C the
+// products of A and B in bf16, 8,192 of them:
+//
+//   A: 16 rows x 32 places            one below the other, as matrices lie in memory
+//   B: 16 pairs of places x 16 columns    a column's two neighbouring places side by side: turned
+//   C: 16 rows x 16 columns           fp32
+#pragma once
+#include "simd.h"
+
+#if defined(__AMX_BF16__)
+// All eight at their full size. The setting is the thread's own: release it after use, torch makes its own.
+static void configure_tiles() {
+    struct alignas(64) { uint8_t palette, start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } all = {};
+    all.palette = 1;
+    for (int i = 0; i < 8; i++) all.row_bytes[i] = 64, all.rows[i] = 16;
+    _tile_loadconfig(&all);
+}
+
+// 16 rows of 16 pairs, turned in registers: out[p][i] = rows[i][p].
+static INLINE void turn(__m512i r[16], uint32_t* out) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int h = 0; h < 16; h += 8)
+        for (int i = 0; i < 4; i++) {
+            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
+            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        _mm512_store_si512(out + i * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_store_si512(out + (8 + i) * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+    }
+}
+#endif
