@@ -232,11 +232,13 @@ def tile_for(dtype: torch.dtype, head_dim: int, group: int, decode: bool) -> Til
     dim = power(head_dim)
     rows = max(16, power(group))
     if dtype == torch.float32:
-        return Tile(rows, 16, 4, 2)  # 32 keys would not fit the registers
+        return Tile(rows, 16, 4, 1)  # 32 keys, or a second stage, would not fit the registers
     if decode:
         return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
     if dim > 128:
         return Tile(max(64, rows), 32, 8, 2)
+    if dim > 64:  # the fp32 sums of 64 rows × 128 dimensions don't fit 4 warps beside the rest
+        return Tile(max(128, rows), 64, 8, 2)
     return Tile(max(64, rows), 64, 4, 2)
 
 

@@ -35,13 +35,13 @@ SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table
 of technical specifications per compute capability)."""
 
-_FEW = "few bytes a thread; the tiles stay until they can be compared on a GPU"
+_WORDS = (
+    "3 to 5 words stored and read in all; on sm_90, whose machine code was looked at, a round of"
+    " the loop over keys reads one of them, among some 900 instructions"
+)
 SPILLS_ALLOWED: dict[str, str] = {
-    "attention prefill bf16 d": _FEW,
-    "attention prefill fp16 d128": _FEW,
-    "attention prefill fp32": _FEW,
-    "attention decode fp32": _FEW,
-    "attention split fp32 d64": _FEW,
+    "attention split fp32 d128": _WORDS,
+    "attention decode fp32 d128 group 8 window cap sinks": _WORDS,
 }
 """Beginning of a variant's name → why its spills are accepted."""
 
