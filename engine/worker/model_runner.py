@@ -34,6 +34,7 @@ from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.cpu_graphs import CpuGraphs
 from engine.worker.cuda_graphs import CudaGraphs
 from engine.worker.kv_cache import KVCache, bytes_per_block
+from engine.worker.kv_dtype import chosen_kv_dtype
 from engine.worker.kv_sizing import gib, size_kv
 from engine.worker.logprobs import token_logprobs
 from engine.worker.sample_step import SampleStep
@@ -72,13 +73,14 @@ class ModelRunner:
             torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
             if not cpu.available():
                 self.recorder.record(EngineWarning(message=cpu.why_not()))
+        stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
         self.model = load_model(self.config, self.device, None, self.recorder, progress)
         self.model_dtype = self._model_dtype()
         # Keys and values are kept as the model computes them. On a CPU fp32 pages beside bf16
         # weights were measured too: gathering twice the bytes costs more than fp32 arithmetic
         # gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against 1.9; two Xeon
         # cores with AMX), and they hold half as many tokens.
-        self.kv_dtype = self.model_dtype
+        self.kv_dtype = stored or self.model_dtype
         block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
         budget, budget_why, free = self._memory(block_bytes)
         size = size_kv(

@@ -144,7 +144,7 @@ def sources_hash() -> str:
 
 
 def table(results: Iterable[Compiled]) -> str:
-    """Markdown: a line for each variant, `registers / shared KiB` for each device."""
+    """Markdown: a line for each variant, `registers / shared KiB` for each device that has it."""
     lines = [
         "| kernel | warps × stages | " + " | ".join(f"sm_{c}" for c in SHARED_KIB) + " |",
         "|---|---|" + "---|" * len(SHARED_KIB),
@@ -156,7 +156,10 @@ def table(results: Iterable[Compiled]) -> str:
         any_of_them = next(iter(row.values()))
         cells = []
         for capability in SHARED_KIB:
-            it = row[capability]
+            it = row.get(capability)
+            if it is None:
+                cells.append("–")
+                continue
             spilled = f", spills {it.spill_bytes} B" if it.spill_bytes else ""
             matrix = f", {it.matrix}" if it.matrix else ""
             cells.append(f"{it.registers} / {it.shared_bytes / 1024:.1f}{matrix}{spilled}")
@@ -166,7 +169,7 @@ def table(results: Iterable[Compiled]) -> str:
 
 
 def _compile_all_devices(variant: Variant) -> list[Compiled]:
-    return [compile_variant(variant, capability) for capability in SHARED_KIB]
+    return [compile_variant(variant, c) for c in SHARED_KIB if c >= variant.since]
 
 
 def _by_place(place: int) -> list[Compiled]:

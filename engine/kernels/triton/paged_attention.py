@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.kernels import torch_attention
+from engine.kernels.fp8 import LARGEST, computed_in
 from engine.kernels.launch import Cost
 from engine.kernels.triton.attention import (
     LOG2_E,
@@ -35,7 +36,8 @@ INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there 
 
 def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
     """Whether the kernel is built for this layer; plain torch computes the others."""
-    return q_dtype in FLOATS and cache.k.dtype in FLOATS and spec.head_dim <= MAX_HEAD_DIM
+    kept = cache.k.dtype in FLOATS or cache.k.dtype in LARGEST
+    return q_dtype in FLOATS and kept and spec.head_dim <= MAX_HEAD_DIM
 
 
 def paged_attention(
@@ -46,11 +48,12 @@ def paged_attention(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
-    `out_dtype`, by default the cache's."""
-    out_dtype = out_dtype or cache.k.dtype
+    `out_dtype`, by default the one that is computed in."""
+    computed = computed_in(cache.k.dtype, q.dtype)
+    out_dtype = out_dtype or computed
     if not takes(q.dtype, cache, spec):
         return torch_attention.paged_attention(q, cache, batch, spec).to(out_dtype)
-    q = q.to(cache.k.dtype)
+    q = q.to(computed)
     if q.stride(2) != 1 or q.stride(1) != spec.head_dim:
         q = q.contiguous()
     out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
@@ -58,7 +61,7 @@ def paged_attention(
     if decode:
         _decode(q, cache, batch, spec, out)
     if decode < rows:
-        tile = tile_for(cache.k.dtype, spec.head_dim, _group(spec), decode=False)
+        tile = tile_for(q.dtype, spec.head_dim, _group(spec), False, cache.k.dtype)
         tokens = sum(batch.query_lens[decode:])
         tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
         why = f"{tokens} tokens of {rows - decode} rows in tiles of {tile.block_m} query rows"
@@ -77,7 +80,7 @@ def _decode(
 ) -> None:
     """The rows with one token: one launch, or two when contexts are split."""
     rows, dim, heads = batch.num_decode_rows, spec.head_dim, spec.num_heads
-    tile = tile_for(cache.k.dtype, dim, _group(spec), decode=True)
+    tile = tile_for(q.dtype, dim, _group(spec), True, cache.k.dtype)
     pairs = rows * spec.num_kv_heads
     longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
     splits = splits_for(pairs, _processors(q.device), longest)
@@ -152,7 +155,7 @@ def _run(
         constants(tile, spec.head_dim, _group(spec), batch.block_size, decode, grid[2] > 1, extras),
         tile.num_warps,
         tile.num_stages,
-        lambda: _cost(grid, cache, batch, spec, rows, why),
+        lambda: _cost(grid, q, cache, batch, spec, rows, why),
     )
 
 
@@ -169,6 +172,7 @@ def _processors(device: torch.device) -> int:
 
 def _cost(
     grid: tuple[int, int, int],
+    q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,
@@ -184,7 +188,8 @@ def _cost(
         tokens += queries
         read += context - max(first - window + 1, 0)
         pairs += sum(min(position + 1, window) for position in range(first, context))
-    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads
-    dtype = str(cache.k.dtype).removeprefix("torch.")
+    moved = 2 * read * spec.num_kv_heads * cache.k.element_size()
+    moved += 2 * tokens * spec.num_heads * q.element_size()
     flops = 4 * pairs * spec.num_heads * spec.head_dim
-    return Cost(list(grid), moved * spec.head_dim * cache.k.element_size(), flops, dtype, why)
+    dtype = str(q.dtype).removeprefix("torch.")
+    return Cost(list(grid), moved * spec.head_dim, flops, dtype, why)

@@ -46,12 +46,12 @@ PARAMS = [
 ]
 
 
-def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9) -> TokenEngine:
+def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
     monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
-    return TokenEngine(folder, max_num_seqs=4, **options)
+    return TokenEngine(folder, max_num_seqs=4, **options, **more)
 
 
 def answers(folder, monkeypatch, kernels: Kernels) -> tuple[list, Counter]:
