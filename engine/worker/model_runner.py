@@ -224,12 +224,15 @@ class ModelRunner:
         """Compute a plan. Its tokens are also in the worker's own rows when this returns."""
         started = time.perf_counter_ns()
         self._update_rows(plan)
-        self.cache.swap_out(plan.swap_out)
-        self.cache.swap_in(plan.swap_in)
-        self.cache.copy(plan.copies)
+        if plan.swap_out or plan.swap_in or plan.copies:
+            with recording(self.recorder):
+                self.cache.swap_out(plan.swap_out)
+                self.cache.swap_in(plan.swap_in)
+                self.cache.copy(plan.copies)
         if not plan.rows:
             return StepOutput(step=plan.step, tokens=[])
         inputs = self.rows.gather(plan, self.device)
+        self.cache.settle()
         prepared = time.perf_counter_ns()
 
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
