@@ -1,10 +1,12 @@
 """Paged attention in Triton: `torch_attention.paged_attention`, by the kernels of `attention.py`.
 
-One launch for the rows with one token, two when their contexts are split; one for all others.
+One launch for the rows with one token, two when their contexts are split; one for all others,
+or torch's attention for whole prompts, from a length on that is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import torch
 
 from engine.kernels import torch_attention
 from engine.kernels.fp8 import LARGEST, computed_in
-from engine.kernels.launch import Cost
+from engine.kernels.launch import Cost, launch
 from engine.kernels.triton.attention import (
     LOG2_E,
     MERGE_WARPS,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
 MAX_HEAD_DIM = 256
+SDPA_FROM: int | None = None
+"""Steps whose prompts are whole, the longest of at least so many tokens, are left to torch's SDPA;
+None: no step is. `make gpu` measures both at several lengths; what it finds is entered here."""
 INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there is no device
 
 
@@ -46,9 +51,10 @@ def paged_attention(
     batch: AttentionBatch,
     spec: AttentionSpec,
     out_dtype: torch.dtype | None = None,
+    sdpa_from: int | None = SDPA_FROM,
 ) -> torch.Tensor:
     """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
-    `out_dtype`, by default the one that is computed in."""
+    `out_dtype`, by default the one that is computed in. sdpa_from: see `SDPA_FROM`."""
     computed = computed_in(cache.k.dtype, q.dtype)
     out_dtype = out_dtype or computed
     if not takes(q.dtype, cache, spec):
@@ -60,7 +66,9 @@ def paged_attention(
     decode, rows = batch.num_decode_rows, batch.num_rows
     if decode:
         _decode(q, cache, batch, spec, out)
-    if decode < rows:
+    if sdpa_from is not None and _for_sdpa(batch, spec, sdpa_from):
+        _prompts_by_sdpa(q, cache, batch, spec, out)
+    elif decode < rows:
         tile = tile_for(q.dtype, spec.head_dim, _group(spec), False, cache.k.dtype)
         tokens = sum(batch.query_lens[decode:])
         tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
@@ -69,6 +77,44 @@ def paged_attention(
         none = out  # a pointer that isn't used
         _run(grid, tile, range(decode, rows), False, why, q, cache, out, none, none, batch, spec)
     return out
+
+
+def _for_sdpa(batch: AttentionBatch, spec: AttentionSpec, sdpa_from: int) -> bool:
+    """Whether the step has prompts, all of them whole and seen whole, and one is long enough."""
+    first = batch.num_decode_rows
+    lengths = batch.query_lens[first:]
+    return (
+        bool(lengths)
+        and max(lengths) >= sdpa_from
+        and lengths == batch.context_lens_list[first:]
+        and spec.soft_cap is None
+        and spec.sinks is None
+        and (spec.sliding_window is None or max(lengths) <= spec.sliding_window)
+    )
+
+
+def _prompts_by_sdpa(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out: torch.Tensor,
+) -> None:
+    """Each row with several tokens: its pages gathered, then one call of torch's."""
+    first = batch.num_decode_rows
+    for row in range(batch.num_decode_rows, batch.num_rows):
+        last = first + batch.query_lens[row]
+        why = f"a whole prompt of {last - first} tokens, where torch's SDPA is faster"
+        out[first:last] = launch(
+            "paged_attention",
+            "torch",
+            torch_attention.chunk_attention,
+            (q[first:last], cache, batch, spec, row),
+            lambda _made, *facts: _cost([], q, cache, batch, spec, *facts),
+            range(row, row + 1),
+            why,
+        )
+        first = last
 
 
 def _decode(
@@ -171,7 +217,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _cost(
-    grid: tuple[int, int, int],
+    grid: Sequence[int],
     q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
