@@ -66,13 +66,15 @@ _DOOR = _Door()
 def recording(recorder: Recorder, profile: bool = False, device: str = "cpu") -> Iterator[None]:
     """Launches inside become events, if the recorder wants kernels now (level full, or a step with
     a request that is recorded in full). profile: time each launch on the device ("cpu" or "cuda",
-    where each is then waited for); measures the machine once, 2 s.
+    where each is then waited for), by recordings inside this one too; measures the machine once,
+    2 s. Not for CUDA graphs: what is captured can't be waited for.
     """
     if not (recorder.full or recorder.full_step):
         yield
         return
     before = _DOOR.recorder, _DOOR.limits
-    _DOOR.recorder, _DOOR.limits = recorder, machine_limits(device) if profile else None
+    _DOOR.recorder = recorder
+    _DOOR.limits = machine_limits(device) if profile else _DOOR.limits
     _DOOR.watched = True
     try:
         yield

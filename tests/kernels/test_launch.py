@@ -103,7 +103,7 @@ def test_a_gpus_launch_is_timed_between_events_behind_a_head_start(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("sleep"))
     monkeypatch.setattr("engine.kernels.launch.machine_limits", lambda device: limits)
     recorder = Recorder("full")
-    with recording(recorder, profile=True, device="cuda"):
+    with recording(recorder, profile=True, device="cuda"), recording(recorder):  # as in a step
         kernel = lambda: calls.append("kernel")  # noqa: E731
         launch("nothing", "triton", kernel, (), lambda result: Cost([1], 20_000, 0))
     assert calls == ["sleep", "record", "kernel", "record", "synchronize"]
