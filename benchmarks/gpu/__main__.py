@@ -4,7 +4,8 @@ transformers, speed against the card's measured limits.
     python -m benchmarks.gpu               writes benchmarks/results/gpu-<name>.json and .md
     python -m benchmarks.gpu --only kernels parity
     python -m benchmarks.gpu --dry-run     the same path with tiny shapes on a CPU: kernels in
-                                           Triton's interpreter, the engine on the CPU's kernels
+                                           Triton's interpreter, the engine on the CPU's kernels;
+                                           written to the folder for temporary files
 
 Exit status 1 if a kernel is off by more than is allowed, memcheck finds an error, a token differs,
 or logits are too far; not if something is slower than wanted. Results are written after each part.
@@ -42,9 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, no GPU")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results")
     options = parser.parse_args(argv)
     dry = options.dry_run
+    if options.out is None:  # what a dry run measures is no result
+        options.out = Path(tempfile.gettempdir(), "glasshouse-gpu-dry-run") if dry else RESULTS
     if dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     import torch
