@@ -1,21 +1,24 @@
-"""transformers' `generate` on a workload: one request after another, or static padded batches."""
+"""transformers on a workload: `generate` for one request after another or for static padded
+batches, and its continuous batching."""
 
 from __future__ import annotations
 
 import time
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.run_engine import Run
 from benchmarks.workloads import Job, Workload
+
+CPU = torch.device("cpu")
 
 
 class Transformers:
     """The peer: same weights, same dtype, same threads."""
 
-    def __init__(self, model: str, dtype: torch.dtype):
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    def __init__(self, model: str, dtype: torch.dtype, device: torch.device = CPU):
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device)
 
     def one_by_one(self, workload: Workload) -> Run:
         return self._run(workload, 1)
@@ -25,6 +28,37 @@ class Transformers:
         answer is done.
         """
         return self._run(workload, batch_size)
+
+    def continuous(self, workload: Workload) -> Run:
+        """All at once, joining and leaving the batch as they end. Its start (memory, CUDA graphs)
+        isn't counted. Raises RuntimeError when its loop dies."""
+        kinds = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+        sizes = None  # as it finds best
+        if self.model.device.type == "cpu":  # where it would take half of the host's memory
+            sizes = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256)
+        ends: list[float] = []
+        with self.model.continuous_batching_context_manager(
+            generation_config=kinds, continuous_batching_config=sizes, block=True, timeout=60
+        ) as manager:
+            started, first = time.perf_counter(), 0.0
+            for job in workload.jobs:
+                manager.add_request(
+                    job.prompt, max_new_tokens=job.num_output, record_timestamps=True
+                )
+            while len(ends) < len(workload.jobs):
+                made = manager.get_result(timeout=1)
+                if made is None:
+                    if not manager.is_running():
+                        raise RuntimeError("its loop ended before its requests did")
+                    continue
+                if made.error is not None:
+                    raise RuntimeError(made.error)
+                if made.is_finished():
+                    ends.append(time.perf_counter() - started)
+                    times = getattr(made, "timestamps", None) or [time.perf_counter()]
+                    first = min(first or times[0] - started, times[0] - started)
+            total = time.perf_counter() - started
+        return Run(total, first, ends)
 
     def _run(self, workload: Workload, batch_size: int) -> Run:
         started = time.perf_counter()
@@ -46,8 +80,8 @@ class Transformers:
         wanted = max(job.num_output for job in batch)
         with torch.inference_mode():
             self.model.generate(
-                ids,
-                attention_mask=mask,
+                ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
                 max_new_tokens=wanted,
                 min_new_tokens=wanted,
                 do_sample=False,
@@ -67,4 +101,4 @@ class _FirstToken:
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         if not self.seconds:
             self.seconds = time.perf_counter() - self.started
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

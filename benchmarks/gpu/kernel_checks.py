@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.gpu.paged_step import finite, make_step
+from engine.config import ConfigError
 from engine.kernels import Kernels, torch_attention, torch_ops
+from engine.kernels.fp8 import LARGEST, stored_as
 from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 from engine.worker import draw as definition
+from engine.worker.kv_dtype import chosen_kv_dtype
 
 ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """Relative error: of the greatest difference to the greatest exact value."""
@@ -33,6 +36,16 @@ def checks(
         for name, error in _of_dtype(kernels, device, dtype, head_dims):
             short = str(dtype).removeprefix("torch.")
             yield {"kernel": name, "dtype": short, "error": error, "allowed": ALLOWED[dtype]}
+        for pages in LARGEST:
+            if can_convert(pages, device):
+                for name, error, allowed in _in_8_bits(kernels, device, dtype, pages):
+                    yield {"kernel": name, "dtype": short, "error": error, "allowed": allowed}
+    yield {
+        "kernel": "copy_blocks",
+        "dtype": "int64",
+        "error": _moved_wrong(kernels, device),
+        "allowed": 0.0,
+    }
     yield {"kernel": "draw", "dtype": "float32", "error": _draw(kernels, device), "allowed": 0.0}
 
 
@@ -92,6 +105,65 @@ def _attention(
     return _error(
         found, torch_attention.qkv_attention(qkv.double(), angles, None, exact, batch, spec)
     )
+
+
+def can_convert(pages: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has such 8-bit floats."""
+    try:
+        chosen_kv_dtype("fp8" if pages == torch.float8_e4m3fn else "fp8_e5m2", device)
+    except ConfigError:
+        return False
+    return True
+
+
+def _in_8_bits(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, pages: torch.dtype
+) -> Iterator[tuple[str, float, float]]:
+    """(kernel, error, allowed): attention on what the pages hold then, and the share of numbers
+    that were written other than torch's cast does."""
+    short = str(pages).removeprefix("torch.float8_")
+    cache, batch = make_step(STEPS["mixed"], 2, 64, 16, torch.float32)
+    cache = finite(cache)
+    cache = LayerCache(stored_as(cache.k, pages), stored_as(cache.v, pages))
+    cache, batch = on_device(cache, batch, device)
+    spec = AttentionSpec(4, 2, 64, 0.125)
+    qkv = torch.randn(len(batch.positions), 8 * 64, device=device).to(dtype)
+    found = kernels.qkv_attention(qkv, None, None, cache, batch, spec)
+    q, k, v = qkv.view(-1, 8, 64).split((4, 2, 2), 1)
+    exact = LayerCache(cache.k.double(), cache.v.double())
+    expected = torch_attention.paged_attention(q.double(), exact, batch, spec).flatten(1)
+    yield f"qkv_attention on {short}", _error(found, expected), ALLOWED[dtype]
+    if device.type == "cpu":  # Triton's interpreter rounds wrongly to 8 bits: nothing to learn
+        return
+    for name, new in (("k", k), ("v", v)):
+        held = getattr(cache, name).flatten(0, 1).view(torch.uint8)[batch.slot_mapping]
+        wrong = held != stored_as(new, pages).view(torch.uint8)
+        yield f"write {name} in {short}", float(wrong.float().mean()), 0.0
+
+
+def _moved_wrong(kernels: Kernels, device: torch.device) -> float:
+    """The share of words that aren't where a copy, a swap to (pinned) host memory and one back
+    should have brought them."""
+    if kernels.copy_blocks is None:
+        raise RuntimeError("these kernels copy no blocks: Triton isn't installed")
+    widths = (3, 1500)
+    pool = [torch.randint(-(2**60), 2**60, (6, words), device=device) for words in widths]
+    pin = device.type == "cuda"
+    host = [torch.zeros(4, words, dtype=torch.int64, pin_memory=pin) for words in widths]
+    places, there = (
+        torch.tensor([part.data_ptr() for part in parts], device=device) for parts in (pool, host)
+    )
+    words = torch.tensor(widths, device=device)
+    expected = [part.clone() for part in pool]
+    for part in expected:
+        part[4], part[5] = part[0], part[2]
+        part[1] = part[5]
+    kernels.copy_blocks(places, places, words, torch.tensor([[0, 4], [2, 5]], device=device))
+    kernels.copy_blocks(places, there, words, torch.tensor([[5, 3], [4, 0]], device=device))
+    kernels.copy_blocks(there, places, words, torch.tensor([[3, 1]], device=device))
+    wrong = [(a != b).float().mean() for a, b in zip(pool, expected)]
+    wrong += [(a[3].to(device) != b[5]).float().mean() for a, b in zip(host, expected)]
+    return float(max(wrong))
 
 
 def _draw(kernels: Kernels, device: torch.device) -> float:

@@ -1,4 +1,5 @@
-"""The engine on the device against transformers: the same greedy tokens in fp32."""
+"""The engine on the device against transformers: the same greedy tokens in fp32, near logits in
+bf16."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
 
+from benchmarks.gpu.kernel_checks import on_device
+from benchmarks.gpu.paged_step import finite, make_step
 from benchmarks.run_transformers import Transformers
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest
+from engine.models.loader import load_model
+from engine.models.registry import CausalLM
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
@@ -36,7 +41,7 @@ def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> lis
         torch.manual_seed(0)
         where = str(folder / name)
         AutoModelForCausalLM.from_config(shape).float().save_pretrained(where)
-        peer = Transformers(where, torch.float32).model.to(device)
+        peer = Transformers(where, torch.float32, device).model
         asked = [torch.randint(3, 997, (3 + 29 * i % 200,)).tolist() for i in range(prompts)]
         expected = []
         for prompt in asked:
@@ -56,6 +61,35 @@ def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> lis
         equal = sum(a == b for a, b in zip(found, expected))
         results.append({"model": name, "prompts": prompts, "equal": equal})
     return results
+
+
+def bf16_logits(device: torch.device, folder: Path, prompts: int) -> list[dict]:
+    """For each model that `parity` saved: the greatest difference to transformers' bf16 logits at
+    any position of any prompt, to the greatest of these logits."""
+    results = []
+    for name in MODELS:
+        where = str(folder / name)
+        peer = Transformers(where, torch.bfloat16, device).model
+        ours = load_model(EngineConfig(model=where, dtype="bfloat16", device=device.type), device)
+        error = 0.0
+        for i in range(prompts):
+            ids = torch.randint(3, 997, (3 + 29 * i % 200,), device=device)
+            with torch.inference_mode():
+                expected = peer(ids[None]).logits[0].float()
+                found = _logits(ours, ids).float()
+            error = max(error, float((found - expected).abs().max() / expected.abs().max()))
+        results.append({"model": name, "prompts": prompts, "error": error, "allowed": 2e-2})
+    return results
+
+
+def _logits(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Of every position of one prompt, computed in one step on empty pages."""
+    caches = []
+    for kv in model.kv_spec:
+        cache, batch = make_step([(0, len(ids))], kv.num_kv_heads, kv.head_dim, 16, torch.bfloat16)
+        cache, batch = on_device(finite(cache), batch, ids.device)
+        caches.append(cache)
+    return model.compute_logits(model(ids, batch.positions, caches, batch))
 
 
 def _engine(

@@ -38,6 +38,8 @@ class Kernels:
     rotate: Callable[..., torch.Tensor]
     draw: Callable[..., torch.Tensor] | None = None
     """None: `worker/draw.py` draws, in plain torch."""
+    copy_blocks: Callable[..., None] | None = None
+    """None: `KVCache` moves blocks in plain torch."""
 
 
 TORCH = Kernels(

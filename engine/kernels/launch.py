@@ -11,12 +11,12 @@ each launch is also told to a tape, which can run the same ones again (`kernels/
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from engine.kernels.machine_limits import MachineLimits, machine_limits
+from engine.kernels.timing import timed
 from engine.trace.events import KernelLaunched
 
 if TYPE_CHECKING:
@@ -63,15 +63,18 @@ _DOOR = _Door()
 
 
 @contextmanager
-def recording(recorder: Recorder, profile: bool = False) -> Iterator[None]:
+def recording(recorder: Recorder, profile: bool = False, device: str = "cpu") -> Iterator[None]:
     """Launches inside become events, if the recorder wants kernels now (level full, or a step with
-    a request that is recorded in full). profile: time each launch; measures the machine once, 2 s.
+    a request that is recorded in full). profile: time each launch on the device ("cpu" or "cuda",
+    where each is then waited for), by recordings inside this one too; measures the machine once,
+    2 s. Not for CUDA graphs: what is captured can't be waited for.
     """
     if not (recorder.full or recorder.full_step):
         yield
         return
     before = _DOOR.recorder, _DOOR.limits
-    _DOOR.recorder, _DOOR.limits = recorder, machine_limits() if profile else None
+    _DOOR.recorder = recorder
+    _DOOR.limits = machine_limits(device) if profile else _DOOR.limits
     _DOOR.watched = True
     try:
         yield
@@ -106,9 +109,8 @@ def launch(
     recorder = _DOOR.recorder
     if recorder is None:
         return run(*arguments)
-    start = time.perf_counter_ns()
-    result = run(*arguments)
-    duration_us = (time.perf_counter_ns() - start) / 1000
+    limits = _DOOR.limits
+    result, duration_us = timed(run, arguments, limits is not None and limits.device == "cuda")
     cost = describe(result, *facts)
     event = KernelLaunched(
         name=name,
@@ -123,8 +125,8 @@ def launch(
         flops=cost.flops,
         why=cost.why,
     )
-    if _DOOR.limits is not None:
+    if limits is not None:
         event.duration_us = duration_us
-        event.share_of_limit = _DOOR.limits.least_us(cost) / duration_us
+        event.share_of_limit = limits.least_us(cost) / duration_us
     recorder.record(event)
     return result

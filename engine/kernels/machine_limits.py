@@ -7,69 +7,70 @@ reached when nothing disturbed it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
+from engine.kernels.timing import best_seconds
+
 if TYPE_CHECKING:
     from engine.kernels.launch import Cost
 
 BUFFER_BYTES = 512 << 20
 """Read once from end to end: more than most caches hold, so that it comes from memory."""
+CUDA_BUFFER_BYTES = 2 << 30  # a GPU reads the other in a tenth of a millisecond
 MATRIX = 1024  # rows, columns and depth of the product that the rate is measured on
+CUDA_MATRIX = 8192
+CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_DTYPES = (torch.float32, torch.bfloat16)
 TRIES = 5
 
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Measured with the threads that torch uses now."""
+    """Measured on a device; on a CPU with the threads that torch uses now."""
 
     threads: int
     read_gb_s: float  # memory, read only
     copy_gb_s: float  # memory, bytes read + bytes written
     gemm_gflop_s: dict[str, float]  # dtype → rate of a large product in it
+    device: str = "cpu"
 
     def least_us(self, cost: Cost) -> float:
-        """The shortest time that the memory or the arithmetic would allow, whichever binds."""
+        """The shortest time that the memory or the arithmetic would allow, whichever binds; the
+        memory alone for dtypes whose rate wasn't measured."""
         memory = cost.num_bytes / self.read_gb_s / 1e3
-        return max(memory, cost.flops / self.gemm_gflop_s[cost.flops_type] / 1e3)
+        rate = self.gemm_gflop_s.get(cost.flops_type)
+        return memory if rate is None else max(memory, cost.flops / rate / 1e3)
 
 
-@lru_cache(maxsize=1)
-def machine_limits() -> MachineLimits:
-    """Measure this machine, once per process."""
-    source = torch.ones(BUFFER_BYTES // 8, dtype=torch.float64)
+@lru_cache(maxsize=2)
+def machine_limits(device: str = "cpu") -> MachineLimits:
+    """Measure this machine, once per process. device: "cpu" or "cuda"."""
+    cuda = device == "cuda"
+    num_bytes = CUDA_BUFFER_BYTES if cuda else BUFFER_BYTES
+    source = torch.ones(num_bytes // 8, dtype=torch.float64, device=device)
     target = torch.empty_like(source[: len(source) // 4])
-    read = best_seconds(lambda: source.sum())
-    copy = best_seconds(lambda: target.copy_(source[: len(target)]))
+    read = best_seconds(lambda: source.sum(), TRIES, cuda)
+    copy = best_seconds(lambda: target.copy_(source[: len(target)]), TRIES, cuda)
     return MachineLimits(
         threads=torch.get_num_threads(),
-        read_gb_s=BUFFER_BYTES / read / 1e9,
+        read_gb_s=num_bytes / read / 1e9,
         copy_gb_s=2 * target.nbytes / copy / 1e9,
         gemm_gflop_s={
-            str(dtype).removeprefix("torch."): _gemm_rate(dtype)
-            for dtype in (torch.float32, torch.bfloat16)
+            str(dtype).removeprefix("torch."): _gemm_rate(dtype, device)
+            for dtype in (CUDA_DTYPES if cuda else CPU_DTYPES)
         },
+        device=device,
     )
 
 
-def _gemm_rate(dtype: torch.dtype) -> float:
+def _gemm_rate(dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of a square product."""
-    a = torch.randn(MATRIX, MATRIX).to(dtype)
-    seconds = best_seconds(lambda: torch.nn.functional.linear(a, a))
-    return 2 * MATRIX**3 / seconds / 1e9
-
-
-def best_seconds(call: Callable[[], object], tries: int = TRIES) -> float:
-    """The shortest of several runs, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    side = CUDA_MATRIX if device == "cuda" else MATRIX
+    a = torch.randn(side, side, device=device).to(dtype)
+    linear = torch.nn.functional.linear
+    seconds = best_seconds(lambda: linear(a, a), TRIES, device == "cuda")
+    return 2 * side**3 / seconds / 1e9

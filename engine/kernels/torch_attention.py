@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels import torch_ops
+from engine.kernels.fp8 import as_bytes, computed_in, stored_as
 
 if TYPE_CHECKING:  # types only: layers import kernels, never the reverse
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
@@ -36,7 +37,8 @@ def write_kv(
 ) -> None:
     """Write k, v: [tokens, kv_heads, D] to their slots. slot_mapping: int64 [tokens]."""
     for pages, new in ((cache.k, k), (cache.v, v)):
-        pages.flatten(0, 1).index_copy_(0, slot_mapping, new.to(pages.dtype))
+        new = as_bytes(stored_as(new, pages.dtype))
+        as_bytes(pages).flatten(0, 1).index_copy_(0, slot_mapping, new)
 
 
 def paged_attention(
@@ -44,10 +46,10 @@ def paged_attention(
 ) -> torch.Tensor:
     """Attend to what the cache holds, this step's own tokens included (`write_kv` comes first).
 
-    q: [tokens, heads, D] → [tokens, heads, D] in the cache's dtype. A token at position p sees
-    positions max(0, p − window + 1) … p of its own row.
+    q: [tokens, heads, D] → [tokens, heads, D] in the cache's dtype, or q's beside a cache of 8-bit
+    floats. A token at position p sees positions max(0, p − window + 1) … p of its own row.
     """
-    q = q.to(cache.k.dtype)
+    q = q.to(computed_in(cache.k.dtype, q.dtype))
     decode = batch.num_decode_rows
     if decode == batch.num_rows:
         return _decode(q, cache, batch, spec)
@@ -88,6 +90,7 @@ def qkv_attention(
         qk = torch_ops.rotate(qk, *angles)
     q, k = qk.split((heads, kv_heads), dim=1)
     write_kv(k, v, cache, batch.slot_mapping)
+    q = q.to(computed_in(cache.k.dtype, qkv.dtype))
     return paged_attention(q, cache, batch, spec).to(qkv.dtype).flatten(1)
 
 
@@ -97,7 +100,7 @@ def _decode(
     """All decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
     rows, heads, head_dim = q.shape
     blocks, mask = _decode_context(batch, spec.sliding_window, q.dtype)
-    k, v = _gather(cache, blocks, rows, batch)  # [rows, kv_heads, places, D]
+    k, v = _gather(cache, blocks, rows, batch, q.dtype)  # [rows, kv_heads, places, D]
     # SDPA's "sequence" is the group of query heads on one key head: [rows, kv_heads, group, D]
     group = heads // spec.num_kv_heads
     q = q.view(rows, spec.num_kv_heads, group, head_dim)
@@ -108,11 +111,12 @@ def _decode(
 def chunk_attention(
     q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec, row: int
 ) -> torch.Tensor:
-    """One row with several tokens. q: [queries, heads, D] in the cache's dtype → the same."""
+    """One row with several tokens. q: [queries, heads, D] in the dtype that `paged_attention`
+    computes in → the same."""
     queries, heads, head_dim = q.shape
     group = heads // spec.num_kv_heads
     blocks, start = _chunk_pages(batch, spec.sliding_window, row)
-    k, v = _gather(cache, blocks, 1, batch)  # [1, kv_heads, places, D]
+    k, v = _gather(cache, blocks, 1, batch, q.dtype)  # [1, kv_heads, places, D]
     # [kv_heads, group, n, D]: each group of query heads on its key head, repeated by stride 0
     q = q.view(queries, spec.num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
     k, v = (x.transpose(0, 1).expand(-1, group, -1, -1) for x in (k, v))
@@ -129,9 +133,9 @@ def chunk_attention(
 
 
 def _gather(
-    cache: LayerCache, blocks: torch.Tensor, rows: int, batch: AttentionBatch
+    cache: LayerCache, blocks: torch.Tensor, rows: int, batch: AttentionBatch, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D].
+    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D] in `dtype`.
 
     They are overwritten by the next gather of this size: the layers share one workspace in a
     step, for fresh memory of some MB costs more (page faults) than what is done with it.
@@ -142,9 +146,9 @@ def _gather(
         shape = (2, len(blocks), size * kv_heads * head_dim)
         batch.scratch[key] = torch.empty(shape, dtype=cache.k.dtype, device=cache.k.device)
     k, v = batch.scratch[key]
-    torch.index_select(cache.k.flatten(1), 0, blocks, out=k)
-    torch.index_select(cache.v.flatten(1), 0, blocks, out=v)
-    k, v = (x.view(rows, -1, kv_heads, head_dim).transpose(1, 2) for x in (k, v))
+    torch.index_select(as_bytes(cache.k).flatten(1), 0, blocks, out=as_bytes(k))
+    torch.index_select(as_bytes(cache.v).flatten(1), 0, blocks, out=as_bytes(v))
+    k, v = (x.to(dtype).view(rows, -1, kv_heads, head_dim).transpose(1, 2) for x in (k, v))
     return k, v
 
 

@@ -40,6 +40,30 @@ def ladder(max_rows: int) -> list[int]:
     return [size for size in sizes if size < max_rows] + [max_rows]
 
 
+def sample_memory(
+    make: Callable[[list[int]], CudaGraphs], max_rows: int, free: Callable[[], int]
+) -> tuple[int, str]:
+    """(bytes that all graphs will take, how that was found). The two largest are captured; what
+    each other one adds is its outputs, which it keeps for itself, and what the second one took of
+    the driver's memory. All else they find in the largest one's.
+
+    make: captures the sizes that it is given. free: bytes of the device that are free now.
+    """
+    largest, *others = reversed(ladder(max_rows))
+    before = free()
+    graphs = make([largest])
+    after = free()
+    first, each = before - after, 0
+    row_bytes = sum(tensor.nbytes for tensor in graphs.graphs[largest].outputs) // largest
+    if others:
+        graphs.add(others[0])
+        second, outputs = after - free(), row_bytes * others[0]
+        each = second - outputs if second >= outputs else second  # they may lie in memory it had
+    total = first + row_bytes * sum(others) + each * len(others)
+    sampled = "the two largest captured, the rest counted from them" if others else "captured once"
+    return max(0, total), f"{len(others) + 1} CUDA graphs ({sampled})"
+
+
 class CudaGraphs:
     """`fits` says whether a step can be replayed, `run` replays it."""
 
@@ -52,16 +76,24 @@ class CudaGraphs:
         block_size: int,
         device: torch.device,
         recorder: Recorder,
+        sizes: list[int] | None = None,
     ) -> None:
-        """Captures every size, the largest first: the others live in its memory. The kernels must
-        have run once (they compile at first use, which can't be captured)."""
+        """Captures every size, by default the whole ladder, the largest first: the others live in
+        its memory. The kernels must have run once (they compile at first use, which can't be
+        captured)."""
         self.model = model
         self.caches = caches
         self.recorder = recorder
         self.pool: Any = None  # of memory, shared by all graphs; the first one makes it
         self.inputs = DecodeInputs(max_rows, table_width, block_size, device)
-        self.graphs = {size: self._capture(size) for size in reversed(ladder(max_rows))}
+        self.graphs: dict[int, _Graph] = {}
+        for size in sizes or reversed(ladder(max_rows)):
+            self.add(size)
         self.sizes = sorted(self.graphs)
+
+    def add(self, size: int) -> None:
+        """Capture one more."""
+        self.graphs[size] = self._capture(size)
 
     def fits(self, batch: AttentionBatch) -> bool:
         """Every row decodes, and there are not too many."""

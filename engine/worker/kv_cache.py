@@ -3,7 +3,8 @@
 Each layer has two tensors of its own. (One stacked tensor for all layers, written through views,
 made every write touch the whole in traced code; separate ones cost nothing.)
 
-Copies and swaps come as lists of (from, to) block numbers, moved for all pairs at once.
+Copies and swaps come as lists of (from, to) block numbers, moved for all pairs at once. On CUDA
+swaps run beside other work (`swap_stream.py`): `settle` comes before pages are used.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from engine.kernels import kernels_for
 from engine.layers.attention_batch import LayerCache, LayerKV
+from engine.worker.swap_stream import SwapStream
 
 Pairs = Sequence[tuple[int, int]]
 SWAP_SAMPLE = 16  # blocks that are moved to measure the speed of swapping
@@ -57,18 +61,37 @@ class KVCache:
             for shape in shapes
             for _ in range(2)
         ]
+        self._swaps = SwapStream(device) if device.type == "cuda" else None
+        self._copy_blocks = kernels_for(device).copy_blocks
+        if any(pages.dtype != torch.int64 for pages in self._pages):
+            self._copy_blocks = None
+        if self._copy_blocks is not None:
+            self._addresses = _numbers([pages.data_ptr() for pages in self._pages], device)
+            self._host_addresses = _numbers([p.data_ptr() for p in self._host_pages], device)
+            self._words = _numbers([pages.shape[1] for pages in self._pages], device)
 
     def copy(self, pairs: Pairs) -> None:
         """Copy whole blocks, (source, destination); all are read before any is written."""
-        self._move(self._pages, self._pages, pairs)
+        self.settle()
+        written = {target for _, target in pairs}
+        if self._copy_blocks is None or any(source in written for source, _ in pairs):
+            self._move(self._pages, self._pages, pairs)
+        elif pairs:
+            moved = _numbers(pairs, self.device)
+            self._copy_blocks(self._addresses, self._addresses, self._words, moved)
 
     def swap_out(self, pairs: Pairs) -> None:
         """Copy blocks to the host pool, (device block, host block)."""
-        self._move(self._pages, self._host_pages, pairs)
+        self._swap(pairs, out=True)
 
     def swap_in(self, pairs: Pairs) -> None:
         """Copy blocks back from the host pool, (host block, device block)."""
-        self._move(self._host_pages, self._pages, pairs)
+        self._swap(pairs, out=False)
+
+    def settle(self) -> None:
+        """Let what comes next on the device wait for the swaps. Before any use of the pages."""
+        if self._swaps is not None:
+            self._swaps.wait()
 
     def measure_swap_us(self) -> float:
         """Microseconds to move one block one way, the median of five tries; 0 without a host pool.
@@ -87,6 +110,24 @@ class KVCache:
             taken.append(time.perf_counter_ns() - started)
         return sorted(taken[1:])[2] / 1e3 / (2 * count)  # the first try pays for fresh memory
 
+    def _swap(self, pairs: Pairs, out: bool) -> None:
+        if not pairs:
+            return
+
+        def swap() -> None:
+            if self._copy_blocks is None:
+                ways = (self._pages, self._host_pages)
+                self._move(*(ways if out else ways[::-1]), pairs)
+            else:
+                places = (self._addresses, self._host_addresses)
+                moved = _numbers(pairs, self.device)
+                self._copy_blocks(*(places if out else places[::-1]), self._words, moved)
+
+        if self._swaps is None:
+            swap()
+        else:
+            self._swaps.run(swap)
+
     @staticmethod
     def _move(sources: list[torch.Tensor], targets: list[torch.Tensor], pairs: Pairs) -> None:
         if not pairs:
@@ -96,6 +137,12 @@ class KVCache:
         end = columns[1].to(targets[0].device)
         for source, target in zip(sources, targets):
             target.index_copy_(0, end, source.index_select(0, begin).to(target.device))
+
+
+def _numbers(values: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """int64 on the device; to CUDA without waiting for it."""
+    numbers = torch.tensor(values, dtype=torch.int64)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def _as_words(pages: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from engine.core.messages import (
     TokenLogprobs,
 )
 from engine.kernels import cpu, kernels_for
+from engine.kernels.fp8 import LARGEST
 from engine.kernels.launch import recording
 from engine.models.hub import Progress
 from engine.models.loader import load_model
@@ -29,15 +30,17 @@ from engine.models.registry import CausalLM
 from engine.sampling_params import SamplingParams
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
-from engine.worker import machine
+from engine.worker import machine, start_memory
 from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.cpu_graphs import CpuGraphs
-from engine.worker.cuda_graphs import CudaGraphs
+from engine.worker.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.kv_cache import KVCache, bytes_per_block
+from engine.worker.kv_dtype import chosen_kv_dtype
 from engine.worker.kv_sizing import gib, size_kv
 from engine.worker.logprobs import token_logprobs
 from engine.worker.sample_step import SampleStep
 from engine.worker.sampling_table import SamplingTable
+from engine.worker.start_memory import memory_for
 
 PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
 WARM_UP_TOKENS = 32
@@ -72,15 +75,18 @@ class ModelRunner:
             torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
             if not cpu.available():
                 self.recorder.record(EngineWarning(message=cpu.why_not()))
-        self.model = load_model(self.config, self.device, None, self.recorder, progress)
+        stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
+        with memory_for(start_memory.LOAD, self.device):
+            self.model = load_model(self.config, self.device, None, self.recorder, progress)
         self.model_dtype = self._model_dtype()
         # Keys and values are kept as the model computes them. On a CPU fp32 pages beside bf16
         # weights were measured too: gathering twice the bytes costs more than fp32 arithmetic
         # gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against 1.9; two Xeon
         # cores with AMX), and they hold half as many tokens.
-        self.kv_dtype = self.model_dtype
+        self.kv_dtype = stored or self.model_dtype
         block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
-        budget, budget_why, free = self._memory(block_bytes)
+        with memory_for(start_memory.PROFILE, self.device):
+            budget, budget_why, free = self._memory(block_bytes)
         size = size_kv(
             self.config,
             block_bytes,
@@ -90,10 +96,13 @@ class ModelRunner:
             free,
             self.device.type == "cpu",
         )
-        self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
-        self._warm_up(size.num_blocks, size.max_model_len)
+        with memory_for(start_memory.KV_CACHE, self.device):
+            self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
+        with memory_for(start_memory.WARM_UP, self.device):
+            self._warm_up(size.num_blocks, size.max_model_len)
         if self._graphs_wanted():
-            self.graphs = self.capture_graphs()
+            with memory_for(start_memory.GRAPHS, self.device):
+                self.graphs = self.capture_graphs()
         self.kv = KVShape(
             num_blocks=size.num_blocks,
             num_host_blocks=size.num_host_blocks,
@@ -130,17 +139,21 @@ class ModelRunner:
             free = machine.free_memory()
             why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
             return int(free.num_bytes * share), why, free.num_bytes
-        activations = self._profile_activations()
+        activations, graphs, graphs_why = self._profile()
         free_bytes, total = torch.cuda.mem_get_info(self.device)
         used = total - free_bytes
         why = (
             f"{gib(total)} of the device × {share:.2f} − {gib(used)} in use"
             f" − {gib(activations)} for activations (measured)"
         )
-        return int(total * share) - used - activations, why, free_bytes - activations
+        if graphs_why:
+            why += f" − {gib(graphs)} for {graphs_why}"
+        beside = activations + graphs
+        return int(total * share) - used - beside, why, free_bytes - beside
 
-    def _profile_activations(self) -> int:
-        """Bytes that the largest step takes beside weights and cache, measured by computing it."""
+    def _profile(self) -> tuple[int, int, str]:
+        """Bytes that the largest step takes beside weights and cache, measured by computing it;
+        bytes of the CUDA graphs, and how they were found ("" without graphs)."""
         tokens, longest = self.config.max_num_batched_tokens, self.model.max_model_len
         lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
         lengths = lengths[: self.config.max_num_seqs]
@@ -159,9 +172,20 @@ class ModelRunner:
         peak = torch.cuda.max_memory_allocated(self.device) - before
         # drawing: raw, adjusted, softmax and weights of every seat, [seats, vocab] × 4 bytes each
         peak = max(peak, self.config.max_num_seqs * self.model.vocab_size * 16)
+        graphs = self._sample_graphs() if self._graphs_wanted() else (0, "")
         del self.cache, self.rows, self.table, self.sampling
         torch.cuda.empty_cache()
-        return peak
+        return peak, *graphs
+
+    def _sample_graphs(self) -> tuple[int, str]:
+        """See `sample_memory`. The profile's pages stand for the cache."""
+        quiet = Recorder("off")  # these graphs are not the ones that will be replayed
+        with memory_for(start_memory.GRAPHS, self.device):
+            return sample_memory(
+                lambda sizes: self.cuda_graphs(quiet, sizes),
+                self.config.max_num_seqs,
+                lambda: torch.cuda.mem_get_info(self.device)[0],
+            )
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
         """A short prompt, a random and a greedy token; the recorder doesn't see them."""
@@ -180,19 +204,24 @@ class ModelRunner:
         at values on the host, which a graph can't."""
         if self.config.enforce_eager or self.model.implementation != "native":
             return False
-        if self.device.type == "cpu":
-            return cpu.available()
+        if self.device.type == "cpu":  # on 8-bit pages torch attends, up to the longest context
+            return cpu.available() and self.kv_dtype not in LARGEST
         return self.device.type == "cuda" and kernels_for(self.device).name == "triton"
 
     def capture_graphs(self) -> CudaGraphs | CpuGraphs:
         """Decode steps in one go, for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`
         and `cpu_graphs.py`."""
         native = cpu.native() if self.device.type == "cpu" else None
+        if native is None:
+            return self.cuda_graphs(self.recorder)
+        sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
+        return CpuGraphs(self.model, self.cache.layers, *sizes, native.replay, self.recorder)
+
+    def cuda_graphs(self, recorder: Recorder, captured: list[int] | None = None) -> CudaGraphs:
+        """captured: these sizes only."""
         sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
         model, caches = self.model, self.cache.layers
-        if native is not None:
-            return CpuGraphs(model, caches, *sizes, native.replay, self.recorder)
-        return CudaGraphs(model, caches, *sizes, self.device, self.recorder)
+        return CudaGraphs(model, caches, *sizes, self.device, recorder, captured)
 
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec
@@ -222,12 +251,15 @@ class ModelRunner:
         """Compute a plan. Its tokens are also in the worker's own rows when this returns."""
         started = time.perf_counter_ns()
         self._update_rows(plan)
-        self.cache.swap_out(plan.swap_out)
-        self.cache.swap_in(plan.swap_in)
-        self.cache.copy(plan.copies)
+        if plan.swap_out or plan.swap_in or plan.copies:
+            with recording(self.recorder):
+                self.cache.swap_out(plan.swap_out)
+                self.cache.swap_in(plan.swap_in)
+                self.cache.copy(plan.copies)
         if not plan.rows:
             return StepOutput(step=plan.step, tokens=[])
         inputs = self.rows.gather(plan, self.device)
+        self.cache.settle()
         prepared = time.perf_counter_ns()
 
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]

@@ -76,6 +76,42 @@ def test_share_of_the_limit_is_the_binding_one():
     assert limits.least_us(Cost([1], 10, 1_000_000)) == pytest.approx(10.0)  # arithmetic
 
 
+def test_a_dtype_without_a_measured_rate_has_the_memorys_limit():
+    limits = MachineLimits(2, read_gb_s=10, copy_gb_s=10, gemm_gflop_s={})
+    assert limits.least_us(Cost([1], 10_000, 10**12, "float64")) == pytest.approx(1.0)
+
+
+def test_a_gpus_launch_is_timed_between_events_behind_a_head_start(monkeypatch):
+    """Without a GPU: who is called, in which order, and what becomes of their answer."""
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("record")
+
+        def synchronize(self) -> None:
+            calls.append("synchronize")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 0.004  # milliseconds
+
+    limits = MachineLimits(2, 10, 10, {}, device="cuda")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("sleep"))
+    monkeypatch.setattr("engine.kernels.launch.machine_limits", lambda device: limits)
+    recorder = Recorder("full")
+    with recording(recorder, profile=True, device="cuda"), recording(recorder):  # as in a step
+        kernel = lambda: calls.append("kernel")  # noqa: E731
+        launch("nothing", "triton", kernel, (), lambda result: Cost([1], 20_000, 0))
+    assert calls == ["sleep", "record", "kernel", "record", "synchronize"]
+    [event] = launches(recorder)
+    assert event.duration_us == pytest.approx(4.0)
+    assert event.share_of_limit == pytest.approx(0.5)  # 20 kB at 10 GB/s take 2 µs
+
+
 def test_profiling_measures_the_machine_and_times_launches():
     recorder = Recorder("full")
     with recording(recorder, profile=True):

@@ -52,5 +52,7 @@ def test_graphs_are_for_our_own_kernels(monkeypatch):
         ("cpu", theirs, False, False),
     ):
         runner = runner_on(device, monkeypatch, enforce_eager=eager)
-        runner.model = model
+        runner.model, runner.kv_dtype = model, torch.bfloat16
         assert runner._graphs_wanted() is expected
+        runner.kv_dtype = torch.float8_e5m2
+        assert runner._graphs_wanted() is (expected and device == "cuda")

@@ -29,6 +29,7 @@ def operations() -> dict[str, Callable[..., Any]] | None:
         "activation": ("silu_and_mul",),
         "linear": ("linear",),
         "draw": ("draw",),
+        "blocks": ("copy_blocks",),
     }.items():
         loaded = importlib.import_module(f"engine.kernels.triton.{module}")
         found |= {name: getattr(loaded, name) for name in names}

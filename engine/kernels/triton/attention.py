@@ -35,8 +35,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def attention_kernel(
-    q_ptr,  # [tokens, heads, HEAD_DIM], tokens q_stride apart, in the cache's dtype
-    k_ptr,  # [blocks, PAGE, kv_heads, HEAD_DIM]
+    q_ptr,  # [tokens, heads, HEAD_DIM], tokens q_stride apart, in the dtype to compute in
+    k_ptr,  # [blocks, PAGE, kv_heads, HEAD_DIM], of the same dtype or in 8 bits
     v_ptr,  # the same
     out_ptr,  # [tokens, heads, HEAD_DIM], contiguous; not written when SPLIT
     part_ptr,  # fp32 [rows, heads, splits, HEAD_DIM], unnormalised sums; written when SPLIT
@@ -137,7 +137,7 @@ def attention_kernel(
             k_ptr + slot[None, :] + dims[:, None],
             mask=held[None, :] & (dims < HEAD_DIM)[:, None],
             other=0.0,
-        )
+        ).to(q.dtype)
         scores = tl.dot(q, keys, input_precision="ieee") * scale_log2
         if SOFT_CAP:
             turned = scores * (2.0 / (soft_cap * LOG2_E))
@@ -157,7 +157,7 @@ def attention_kernel(
             v_ptr + slot[:, None] + dims[None, :],
             mask=held[:, None] & (dims < HEAD_DIM)[None, :],
             other=0.0,
-        )
+        ).to(q.dtype)
         mixed = mixed * shrink[:, None]
         mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
         best = new_best
@@ -226,17 +226,24 @@ class Extras(NamedTuple):
     sinks: bool = False
 
 
-def tile_for(dtype: torch.dtype, head_dim: int, group: int, decode: bool) -> Tile:
-    """dtype: of the cache. Decode is a matter of bytes in flight: few rows, deep pipeline; prefill
-    one of reuse: many rows. fp32 products run on ordinary cores and want small tiles."""
+def tile_for(
+    dtype: torch.dtype, head_dim: int, group: int, decode: bool, stored: torch.dtype | None = None
+) -> Tile:
+    """dtype: computed in. stored: the cache's, where it is another.
+
+    Decode is a matter of bytes in flight: few rows, deep pipeline; prefill one of reuse: many
+    rows. fp32 products run on ordinary cores and want small tiles."""
     dim = power(head_dim)
     rows = max(16, power(group))
     if dtype == torch.float32:
-        return Tile(rows, 16, 4, 2)  # 32 keys would not fit the registers
+        return Tile(rows, 16, 4, 1)  # 32 keys, or a second stage, would not fit the registers
     if decode:
         return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
     if dim > 128:
         return Tile(max(64, rows), 32, 8, 2)
+    if dim > 64:  # the fp32 sums of 64 rows × 128 dimensions don't fit 4 warps beside the rest
+        keys = 64 if stored in (None, dtype) else 32  # beside 8-bit ones stand their bf16 selves
+        return Tile(max(128, rows), keys, 8, 2)
     return Tile(max(64, rows), 64, 4, 2)
 
 

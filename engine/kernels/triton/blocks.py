@@ -1,8 +1,10 @@
-"""Copy of whole KV blocks in Triton: `KVCache.copy` for all layers in one launch.
+"""Moves whole KV blocks in Triton: `KVCache.copy` and both ways of swapping, all layers in one
+launch.
 
 Grid: (pairs, tensors). Copy-on-write moves a few blocks, each in 2 × layers tensors: launched one
-tensor at a time, starting would take longer than moving. The addresses of the tensors come as an
-array of numbers, made once.
+tensor at a time, starting would take longer than moving. The addresses of the tensors come as
+arrays of numbers, made once. To swap, one of the two is of pinned host memory, which a GPU reads
+and writes over the bus under the same addresses as the host (unified virtual addressing).
 
 Programs run in any order, so no block may be both read and written in a launch.
 """
@@ -22,7 +24,8 @@ NUM_WARPS = 4
 
 @triton.jit
 def copy_blocks_kernel(
-    addresses_ptr,  # int64 [tensors], of int64 [blocks, words]
+    sources_ptr,  # int64 [tensors], addresses of int64 [blocks, words]
+    targets_ptr,  # the same
     words_ptr,  # int64 [tensors], eight-byte words of a block
     pairs_ptr,  # int64 [pairs, 2], from, to
     BLOCK: tl.constexpr,
@@ -30,22 +33,25 @@ def copy_blocks_kernel(
     source = tl.load(pairs_ptr + tl.program_id(0) * 2)
     target = tl.load(pairs_ptr + tl.program_id(0) * 2 + 1)
     words = tl.load(words_ptr + tl.program_id(1))
-    pages_ptr = tl.load(addresses_ptr + tl.program_id(1)).to(tl.pointer_type(tl.int64))
+    from_ptr = tl.load(sources_ptr + tl.program_id(1)).to(tl.pointer_type(tl.int64))
+    to_ptr = tl.load(targets_ptr + tl.program_id(1)).to(tl.pointer_type(tl.int64))
     for first in range(0, words, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        moved = tl.load(pages_ptr + source * words + at, mask=at < words, other=0)
-        tl.store(pages_ptr + target * words + at, moved, mask=at < words)
+        moved = tl.load(from_ptr + source * words + at, mask=at < words, other=0)
+        tl.store(to_ptr + target * words + at, moved, mask=at < words)
 
 
-def copy_blocks(addresses: torch.Tensor, words: torch.Tensor, pairs: torch.Tensor) -> None:
-    """addresses, words: int64 [tensors], see the kernel. pairs: int64 [pairs, 2], (source,
-    destination), no block in both columns. All on the device."""
-    grid = (len(pairs), len(addresses))
+def copy_blocks(
+    sources: torch.Tensor, targets: torch.Tensor, words: torch.Tensor, pairs: torch.Tensor
+) -> None:
+    """sources, targets, words: int64 [tensors], see the kernel; of one pool to copy inside it.
+    pairs: int64 [pairs, 2], (source, destination), no block read and written. All on the device."""
+    grid = (len(pairs), len(words))
     start(
         "copy_blocks",
         copy_blocks_kernel,
         grid,
-        (addresses, words, pairs),
+        (sources, targets, words, pairs),
         {"BLOCK": PIECE},
         NUM_WARPS,
         1,

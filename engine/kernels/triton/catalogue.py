@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from engine.kernels.fp8 import LARGEST
 from engine.kernels.triton import activation, attention, blocks, draw, norm, rotary
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cache only
 HEAD_DIMS = (64, 80, 96, 128, 256)
 PAGE = 16
 WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
@@ -33,6 +35,7 @@ class Variant:
     num_warps: int
     num_stages: int
     has_dot: bool = False
+    since: int = 80  # compute capability that has what it needs
     tensor_cores: bool = False  # fp32 products don't use them
 
 
@@ -57,6 +60,15 @@ def variants() -> Iterator[Variant]:
             for center in (False, True):
                 for add in (False, True):
                     yield _norm(dtype, width, center, add)
+    for pages in FP8:
+        for kind in ("decode", "split", "prefill"):
+            for head_dim in HEAD_DIMS if pages == "fp8e4nv" else (128,):
+                yield _attention(kind, "bf16", head_dim, 4, pages=pages)
+            yield _attention(kind, "fp32", 64, 4, pages=pages)
+        yield _attention("decode", "fp16", 128, 4, pages=pages)
+        yield _rotate("bf16", 128, rotated=True, normed=True, pages=pages)
+        yield _rotate("bf16", 64, rotated=False, normed=False, pages=pages)
+        yield _elementwise("write_kv", "bf16", pages)
     for head_dim in HEAD_DIMS:
         for splits in (2, attention.MAX_SPLITS):
             yield _merge(head_dim, splits)
@@ -71,15 +83,19 @@ def _attention(
     head_dim: int,
     group: int,
     extras: attention.Extras = attention.Extras(),  # noqa: B008 (immutable)
+    pages: str = "",
 ) -> Variant:
+    """pages: dtype of the cache, where it is another."""
     decode = kind != "prefill"
-    tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode)
+    stored = (DTYPES | FP8)[pages or dtype]
+    tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode, stored)
     more = " window cap sinks" if extras.window else ""
     return Variant(
-        name=f"attention {kind} {dtype} d{head_dim} group {group}{more}",
+        name=f"attention {kind} {_named(dtype, pages)} d{head_dim} group {group}{more}",
         kernel=attention.attention_kernel,
         types={
-            **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("q_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("k_ptr", "v_ptr"), f"*{pages or dtype}"),
             **dict.fromkeys(("part_ptr", "stats_ptr", "sinks_ptr"), "*fp32"),
             **dict.fromkeys(("tables_ptr", "query_start_ptr", "context_lens_ptr"), "*i32"),
             **dict.fromkeys(("scale_log2", "soft_cap"), "fp32"),
@@ -91,7 +107,16 @@ def _attention(
         num_stages=tile.num_stages,
         has_dot=True,
         tensor_cores=dtype != "fp32",
+        since=_since(pages),
     )
+
+
+def _named(dtype: str, pages: str) -> str:
+    return f"{dtype} on {pages}" if pages else dtype
+
+
+def _since(pages: str) -> int:
+    return 89 if pages == "fp8e4nv" else 80
 
 
 def _merge(head_dim: int, splits: int) -> Variant:
@@ -105,26 +130,30 @@ def _merge(head_dim: int, splits: int) -> Variant:
     )
 
 
-def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool) -> Variant:
-    floats = ["qkv_ptr", "q_norm_ptr", "k_norm_ptr", "q_ptr", "k_ptr", "v_ptr"]
+def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str = "") -> Variant:
+    floats = ["qkv_ptr", "q_norm_ptr", "k_norm_ptr", "q_ptr"]
     extras = (" rotate" if rotated else "") + (" norm" if normed else "")
     return Variant(
-        name=f"write{extras} {dtype} d{head_dim}",
+        name=f"write{extras} {_named(dtype, pages)} d{head_dim}",
         kernel=rotary.rotate_and_write_kernel,
         types={
             **dict.fromkeys(floats, f"*{dtype}"),
+            **dict.fromkeys(("k_ptr", "v_ptr"), f"*{pages or dtype}"),
             **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
             "slots_ptr": "*i64",
             **dict.fromkeys(("heads", "kv_heads"), "i32"),
             "eps": "fp32",
         },
-        constants=rotary.rotate_constants(head_dim, rotated, normed),
+        constants=rotary.rotate_constants(
+            head_dim, rotated, normed, (DTYPES | FP8)[pages or dtype]
+        ),
         num_warps=rotary.ROTATE_WARPS,
         num_stages=1,
+        since=_since(pages),
     )
 
 
-def _elementwise(name: str, dtype: str) -> Variant:
+def _elementwise(name: str, dtype: str, pages: str = "") -> Variant:
     pointer = f"*{dtype}"
     if name == "silu_and_mul":
         kernel, warps = activation.silu_and_mul_kernel, activation.NUM_WARPS
@@ -132,11 +161,14 @@ def _elementwise(name: str, dtype: str) -> Variant:
         constants = {"BLOCK": activation.PIECE}
     else:
         kernel, warps = rotary.write_kv_kernel, rotary.WRITE_WARPS
-        pointers = ("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr")
-        types = {**dict.fromkeys(pointers, pointer), "slots_ptr": "*i64"}
+        types = dict.fromkeys(("k_ptr", "v_ptr"), pointer)
+        types |= dict.fromkeys(("k_pages_ptr", "v_pages_ptr"), f"*{pages or dtype}")
+        types["slots_ptr"] = "*i64"
         types |= {"k_stride": "i32", "v_stride": "i32", "width": "i32"}
-        constants = {"BLOCK": rotary.PIECE}
-    return Variant(f"{name} {dtype}", kernel, types, constants, warps, 1)
+        largest = LARGEST.get((DTYPES | FP8)[pages or dtype], 0)
+        constants = {"BLOCK": rotary.PIECE, "LARGEST": largest}
+    name = f"{name} {_named(dtype, pages)}"
+    return Variant(name, kernel, types, constants, warps, 1, since=_since(pages))
 
 
 def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
@@ -174,7 +206,7 @@ def _draw(vocab: int) -> Variant:
 
 
 def _copy() -> Variant:
-    pointers = ("addresses_ptr", "words_ptr", "pairs_ptr")
+    pointers = ("sources_ptr", "targets_ptr", "words_ptr", "pairs_ptr")
     return Variant(
         name="copy_blocks",
         kernel=blocks.copy_blocks_kernel,

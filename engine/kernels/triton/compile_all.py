@@ -35,13 +35,13 @@ SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table
 of technical specifications per compute capability)."""
 
-_FEW = "few bytes a thread; the tiles stay until they can be compared on a GPU"
+_WORDS = (
+    "3 to 5 words stored and read in all; on sm_90, whose machine code was looked at, a round of"
+    " the loop over keys reads one of them, among some 900 instructions"
+)
 SPILLS_ALLOWED: dict[str, str] = {
-    "attention prefill bf16 d": _FEW,
-    "attention prefill fp16 d128": _FEW,
-    "attention prefill fp32": _FEW,
-    "attention decode fp32": _FEW,
-    "attention split fp32 d64": _FEW,
+    "attention split fp32 d128": _WORDS,
+    "attention decode fp32 d128 group 8 window cap sinks": _WORDS,
 }
 """Beginning of a variant's name → why its spills are accepted."""
 
@@ -144,7 +144,7 @@ def sources_hash() -> str:
 
 
 def table(results: Iterable[Compiled]) -> str:
-    """Markdown: a line for each variant, `registers / shared KiB` for each device."""
+    """Markdown: a line for each variant, `registers / shared KiB` for each device that has it."""
     lines = [
         "| kernel | warps × stages | " + " | ".join(f"sm_{c}" for c in SHARED_KIB) + " |",
         "|---|---|" + "---|" * len(SHARED_KIB),
@@ -156,7 +156,10 @@ def table(results: Iterable[Compiled]) -> str:
         any_of_them = next(iter(row.values()))
         cells = []
         for capability in SHARED_KIB:
-            it = row[capability]
+            it = row.get(capability)
+            if it is None:
+                cells.append("–")
+                continue
             spilled = f", spills {it.spill_bytes} B" if it.spill_bytes else ""
             matrix = f", {it.matrix}" if it.matrix else ""
             cells.append(f"{it.registers} / {it.shared_bytes / 1024:.1f}{matrix}{spilled}")
@@ -166,7 +169,7 @@ def table(results: Iterable[Compiled]) -> str:
 
 
 def _compile_all_devices(variant: Variant) -> list[Compiled]:
-    return [compile_variant(variant, capability) for capability in SHARED_KIB]
+    return [compile_variant(variant, c) for c in SHARED_KIB if c >= variant.since]
 
 
 def _by_place(place: int) -> list[Compiled]:

@@ -1,17 +1,20 @@
 """Paged attention in Triton: `torch_attention.paged_attention`, by the kernels of `attention.py`.
 
-One launch for the rows with one token, two when their contexts are split; one for all others.
+One launch for the rows with one token, two when their contexts are split; one for all others,
+or torch's attention for whole prompts, from a length on that is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from engine.kernels import torch_attention
-from engine.kernels.launch import Cost
+from engine.kernels.fp8 import LARGEST, computed_in
+from engine.kernels.launch import Cost, launch
 from engine.kernels.triton.attention import (
     LOG2_E,
     MERGE_WARPS,
@@ -30,12 +33,16 @@ if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
 MAX_HEAD_DIM = 256
+SDPA_FROM: int | None = None
+"""Steps whose prompts are whole, the longest of at least so many tokens, are left to torch's SDPA;
+None: no step is. `make gpu` measures both at several lengths; what it finds is entered here."""
 INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there is no device
 
 
 def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
     """Whether the kernel is built for this layer; plain torch computes the others."""
-    return q_dtype in FLOATS and cache.k.dtype in FLOATS and spec.head_dim <= MAX_HEAD_DIM
+    kept = cache.k.dtype in FLOATS or cache.k.dtype in LARGEST
+    return q_dtype in FLOATS and kept and spec.head_dim <= MAX_HEAD_DIM
 
 
 def paged_attention(
@@ -44,21 +51,25 @@ def paged_attention(
     batch: AttentionBatch,
     spec: AttentionSpec,
     out_dtype: torch.dtype | None = None,
+    sdpa_from: int | None = SDPA_FROM,
 ) -> torch.Tensor:
     """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
-    `out_dtype`, by default the cache's."""
-    out_dtype = out_dtype or cache.k.dtype
+    `out_dtype`, by default the one that is computed in. sdpa_from: see `SDPA_FROM`."""
+    computed = computed_in(cache.k.dtype, q.dtype)
+    out_dtype = out_dtype or computed
     if not takes(q.dtype, cache, spec):
         return torch_attention.paged_attention(q, cache, batch, spec).to(out_dtype)
-    q = q.to(cache.k.dtype)
+    q = q.to(computed)
     if q.stride(2) != 1 or q.stride(1) != spec.head_dim:
         q = q.contiguous()
     out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
     decode, rows = batch.num_decode_rows, batch.num_rows
     if decode:
         _decode(q, cache, batch, spec, out)
-    if decode < rows:
-        tile = tile_for(cache.k.dtype, spec.head_dim, _group(spec), decode=False)
+    if sdpa_from is not None and _for_sdpa(batch, spec, sdpa_from):
+        _prompts_by_sdpa(q, cache, batch, spec, out)
+    elif decode < rows:
+        tile = tile_for(q.dtype, spec.head_dim, _group(spec), False, cache.k.dtype)
         tokens = sum(batch.query_lens[decode:])
         tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
         why = f"{tokens} tokens of {rows - decode} rows in tiles of {tile.block_m} query rows"
@@ -66,6 +77,44 @@ def paged_attention(
         none = out  # a pointer that isn't used
         _run(grid, tile, range(decode, rows), False, why, q, cache, out, none, none, batch, spec)
     return out
+
+
+def _for_sdpa(batch: AttentionBatch, spec: AttentionSpec, sdpa_from: int) -> bool:
+    """Whether the step has prompts, all of them whole and seen whole, and one is long enough."""
+    first = batch.num_decode_rows
+    lengths = batch.query_lens[first:]
+    return (
+        bool(lengths)
+        and max(lengths) >= sdpa_from
+        and lengths == batch.context_lens_list[first:]
+        and spec.soft_cap is None
+        and spec.sinks is None
+        and (spec.sliding_window is None or max(lengths) <= spec.sliding_window)
+    )
+
+
+def _prompts_by_sdpa(
+    q: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    spec: AttentionSpec,
+    out: torch.Tensor,
+) -> None:
+    """Each row with several tokens: its pages gathered, then one call of torch's."""
+    first = batch.num_decode_rows
+    for row in range(batch.num_decode_rows, batch.num_rows):
+        last = first + batch.query_lens[row]
+        why = f"a whole prompt of {last - first} tokens, where torch's SDPA is faster"
+        out[first:last] = launch(
+            "paged_attention",
+            "torch",
+            torch_attention.chunk_attention,
+            (q[first:last], cache, batch, spec, row),
+            lambda _made, *facts: _cost([], q, cache, batch, spec, *facts),
+            range(row, row + 1),
+            why,
+        )
+        first = last
 
 
 def _decode(
@@ -77,7 +126,7 @@ def _decode(
 ) -> None:
     """The rows with one token: one launch, or two when contexts are split."""
     rows, dim, heads = batch.num_decode_rows, spec.head_dim, spec.num_heads
-    tile = tile_for(cache.k.dtype, dim, _group(spec), decode=True)
+    tile = tile_for(q.dtype, dim, _group(spec), True, cache.k.dtype)
     pairs = rows * spec.num_kv_heads
     longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
     splits = splits_for(pairs, _processors(q.device), longest)
@@ -152,7 +201,7 @@ def _run(
         constants(tile, spec.head_dim, _group(spec), batch.block_size, decode, grid[2] > 1, extras),
         tile.num_warps,
         tile.num_stages,
-        lambda: _cost(grid, cache, batch, spec, rows, why),
+        lambda: _cost(grid, q, cache, batch, spec, rows, why),
     )
 
 
@@ -168,7 +217,8 @@ def _processors(device: torch.device) -> int:
 
 
 def _cost(
-    grid: tuple[int, int, int],
+    grid: Sequence[int],
+    q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,
@@ -184,7 +234,8 @@ def _cost(
         tokens += queries
         read += context - max(first - window + 1, 0)
         pairs += sum(min(position + 1, window) for position in range(first, context))
-    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads
-    dtype = str(cache.k.dtype).removeprefix("torch.")
+    moved = 2 * read * spec.num_kv_heads * cache.k.element_size()
+    moved += 2 * tokens * spec.num_heads * q.element_size()
     flops = 4 * pairs * spec.num_heads * spec.head_dim
-    return Cost(list(grid), moved * spec.head_dim * cache.k.element_size(), flops, dtype, why)
+    dtype = str(q.dtype).removeprefix("torch.")
+    return Cost(list(grid), moved * spec.head_dim, flops, dtype, why)

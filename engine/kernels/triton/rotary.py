@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels import torch_attention
+from engine.kernels.fp8 import LARGEST, computed_in
 from engine.kernels.launch import Cost
 from engine.kernels.triton.paged_attention import paged_attention, takes
 from engine.kernels.triton.start import FLOATS, start
@@ -29,6 +30,15 @@ HEADS = 4  # of a tile
 ROTATE_WARPS = 4
 PIECE = 1024
 WRITE_WARPS = 4
+
+
+@triton.jit
+def _kept(x, LARGEST: tl.constexpr):
+    """What the pages keep of x: 8-bit floats end at LARGEST."""
+    if LARGEST:
+        x = x.to(tl.float32)
+        x = tl.clamp(x, -1.0 * LARGEST, 1.0 * LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return x
 
 
 @triton.jit
@@ -50,6 +60,7 @@ def rotate_and_write_kernel(
     BLOCK: tl.constexpr,  # heads of a tile
     ROTATE: tl.constexpr,
     NORM: tl.constexpr,
+    LARGEST: tl.constexpr,  # that the pages can hold; 0: as large as any
 ):
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -93,6 +104,8 @@ def rotate_and_write_kernel(
     to_q = is_q[:, None] & dims[None, :]
     tl.store(q_ptr + q_at, left.to(q_ptr.dtype.element_ty), mask=to_q)
     tl.store(q_ptr + q_at + HALF, right.to(q_ptr.dtype.element_ty), mask=to_q)
+    left = _kept(left, LARGEST)
+    right = _kept(right, LARGEST)
     slot = tl.load(slots_ptr + token) * kv_heads
     held = slot >= 0
     k_at = (slot + head - heads)[:, None] * (2 * HALF) + at[None, :]
@@ -116,14 +129,15 @@ def write_kv_kernel(
     v_stride,
     width,  # kv_heads * head_dim
     BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr,  # that the pages can hold; 0: as large as any
 ):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots_ptr + token)
     real = (at < width) & (slot >= 0)
     to = slot * width + at
-    k = tl.load(k_ptr + token * k_stride + at, mask=real, other=0.0)
-    v = tl.load(v_ptr + token * v_stride + at, mask=real, other=0.0)
+    k = _kept(tl.load(k_ptr + token * k_stride + at, mask=real, other=0.0), LARGEST)
+    v = _kept(tl.load(v_ptr + token * v_stride + at, mask=real, other=0.0), LARGEST)
     tl.store(k_pages_ptr + to, k.to(k_pages_ptr.dtype.element_ty), mask=real)
     tl.store(v_pages_ptr + to, v.to(v_pages_ptr.dtype.element_ty), mask=real)
 
@@ -132,7 +146,8 @@ def write_kv(
     k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slot_mapping: torch.Tensor
 ) -> None:
     """As `torch_attention.write_kv`."""
-    if k.dtype not in FLOATS or v.dtype not in FLOATS or cache.k.dtype not in FLOATS:
+    kept = cache.k.dtype in FLOATS or cache.k.dtype in LARGEST
+    if k.dtype not in FLOATS or v.dtype not in FLOATS or not kept:
         return torch_attention.write_kv(k, v, cache, slot_mapping)
     tokens, width = len(k), k.shape[1] * k.shape[2]
     if tokens == 0:
@@ -144,7 +159,7 @@ def write_kv(
         write_kv_kernel,
         grid,
         (k, v, cache.k, cache.v, slot_mapping, k.stride(0), v.stride(0), width),
-        {"BLOCK": PIECE},
+        {"BLOCK": PIECE, "LARGEST": LARGEST.get(cache.k.dtype, 0)},
         WRITE_WARPS,
         1,
         lambda: Cost(
@@ -165,7 +180,8 @@ def qkv_attention(
     if not takes(qkv.dtype, cache, spec) or not qkv.is_contiguous() or spec.head_dim % 2:
         return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
     tokens, heads, kv_heads, dim = len(qkv), spec.num_heads, spec.num_kv_heads, spec.head_dim
-    q = torch.empty((tokens, heads, dim), dtype=cache.k.dtype, device=qkv.device)
+    computed = computed_in(cache.k.dtype, qkv.dtype)
+    q = torch.empty((tokens, heads, dim), dtype=computed, device=qkv.device)
     cos, sin = (qkv, qkv) if angles is None else (angle.contiguous() for angle in angles)
     grid = (tokens, triton.cdiv(heads + 2 * kv_heads, HEADS))
     start(
@@ -186,12 +202,12 @@ def qkv_attention(
             kv_heads,
             0.0 if norms is None else norms.eps,
         ),
-        rotate_constants(dim, angles is not None, norms is not None),
+        rotate_constants(dim, angles is not None, norms is not None, cache.k.dtype),
         ROTATE_WARPS,
         1,
         lambda: Cost(
             list(grid),
-            qkv.nbytes + qkv.numel() * cache.k.element_size(),
+            qkv.nbytes + q.nbytes + 2 * tokens * kv_heads * dim * cache.k.element_size(),
             6 * qkv.numel(),
             why=f"tokens × tiles of {HEADS} heads",
         ),
@@ -199,8 +215,10 @@ def qkv_attention(
     return paged_attention(q, cache, batch, spec, qkv.dtype).flatten(1)
 
 
-def rotate_constants(head_dim: int, rotated: bool, normed: bool) -> dict[str, int]:
-    """The kernel's compile-time arguments."""
+def rotate_constants(
+    head_dim: int, rotated: bool, normed: bool, pages: torch.dtype
+) -> dict[str, int]:
+    """The kernel's compile-time arguments. pages: the cache's dtype."""
     half = head_dim // 2
     return {
         "HALF": half,
@@ -208,6 +226,7 @@ def rotate_constants(head_dim: int, rotated: bool, normed: bool) -> dict[str, in
         "BLOCK": HEADS,
         "ROTATE": int(rotated),
         "NORM": int(normed),
+        "LARGEST": LARGEST.get(pages, 0),
     }
 
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu.paged_step import finite, make_step
 from engine.kernels import torch_attention
+from engine.kernels.launch import recording
 from engine.kernels.triton import paged_attention as attention
 from engine.kernels.triton import rotary
 from engine.layers.attention_batch import AttentionSpec, LayerCache
+from engine.trace.events import KernelLaunched
+from engine.trace.recorder import Recorder
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3}
 FEW = settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -106,6 +109,36 @@ def test_a_row_that_only_pads_a_graph_is_zero_and_reads_nothing():
 
 def test_tiles_of_more_heads_than_a_tensor_core_has_rows():
     compare([(20, 1), (0, 9)], 24, 1, 64, 16, torch.float32)
+
+
+SDPA = [
+    # rows, options, and who computes the prompts: from 20 tokens on torch's SDPA
+    ([(9, 1), (0, 20), (0, 3)], {}, ["triton", "torch", "torch"]),
+    ([(0, 21)], {"sliding_window": 21}, ["torch"]),
+    ([(0, 19)], {}, ["triton"]),
+    ([(0, 20), (5, 3)], {}, ["triton"]),  # a chunk that has something before it
+    ([(0, 21)], {"sliding_window": 20}, ["triton"]),
+    ([(0, 21)], {"soft_cap": 1.5}, ["triton"]),
+    ([(9, 1)], {}, ["triton"]),
+]
+
+
+@pytest.mark.parametrize(("rows", "options", "expected"), SDPA)
+def test_whole_prompts_can_be_left_to_torch_and_the_record_says_so(rows, options, expected):
+    cache, batch = make_step(rows, 2, 64, 4, torch.float32)
+    cache = finite(cache)
+    spec = AttentionSpec(4, 2, 64, 0.125, **options)
+    q = torch.randn(len(batch.positions), 4, 64)
+    recorder, found = Recorder("full"), []
+    recorder.subscribe(found.extend)
+    with recording(recorder):
+        result = attention.paged_attention(q, cache, batch, spec, sdpa_from=20)
+    recorder.close()
+    launches = [event for event in found if isinstance(event, KernelLaunched)]
+    assert [event.backend for event in launches] == expected
+    assert all(("SDPA" in event.why) == (event.backend == "torch") for event in launches)
+    whole = attention.paged_attention(q, cache, batch, spec)
+    torch.testing.assert_close(result, whole, rtol=0, atol=TOLERANCE[torch.float32])
 
 
 def test_what_the_kernel_does_not_take_goes_to_torch():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moving_blocks import move_at_random
 
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.launch import recording
 from engine.kernels.triton import activation, blocks, draw, norm
+from engine.layers.attention_batch import LayerKV
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker import draw as definition
+from engine.worker import kv_cache
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])
@@ -106,9 +111,21 @@ def test_blocks_are_copied_in_all_tensors():
         pool[4], pool[5] = pool[0].clone(), pool[2].clone()
     addresses = torch.tensor([pool.data_ptr() for pool in pools])
     words = torch.tensor([pool.shape[1] for pool in pools])
-    blocks.copy_blocks(addresses, words, torch.tensor([[0, 4], [2, 5]]))
+    blocks.copy_blocks(addresses, addresses, words, torch.tensor([[0, 4], [2, 5]]))
     for pool, wanted in zip(pools, expected):
         assert torch.equal(pool, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+@torch.inference_mode()
+def test_a_cache_moves_its_blocks_by_the_kernel(dtype, monkeypatch):
+    calls = []
+    kernel = blocks.copy_blocks
+    kernels = replace(on_cuda(), copy_blocks=lambda *facts: calls.append(1) or kernel(*facts))
+    monkeypatch.setattr(kv_cache, "kernels_for", lambda device: kernels)
+    cache = kv_cache.KVCache([LayerKV(2, 8), LayerKV(1, 4)], 12, 7, 4, dtype, torch.device("cpu"))
+    move_at_random(cache, 40)
+    assert len(calls) > 10
 
 
 @pytest.mark.parametrize("width", [10, 1024, 1025])

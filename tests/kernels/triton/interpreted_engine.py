@@ -13,7 +13,8 @@ import engine.kernels
 from engine.kernels import Kernels
 from engine.sampling_params import SamplingParams
 from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched
-from engine.worker.cuda_graphs import CudaGraphs
+from engine.trace.recorder import Recorder
+from engine.worker.cuda_graphs import CudaGraphs, sample_memory
 
 MODELS = {
     "qwen3": Qwen3Config(
@@ -46,12 +47,12 @@ PARAMS = [
 ]
 
 
-def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9) -> TokenEngine:
+def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
     monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
-    return TokenEngine(folder, max_num_seqs=4, **options)
+    return TokenEngine(folder, max_num_seqs=4, **options, **more)
 
 
 def answers(folder, monkeypatch, kernels: Kernels) -> tuple[list, Counter]:
@@ -98,7 +99,10 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            runner.graphs = runner.capture_graphs()
+            make = lambda sizes: runner.cuda_graphs(Recorder("off"), sizes)  # noqa: E731
+            taken, _ = sample_memory(make, 4, lambda: 0)  # of graphs for 4, 2 and 1 rows
+            assert taken == (2 + 1) * 4 * (32 + 97)  # hidden states and logits of the two others
+            runner.graphs = runner.cuda_graphs(runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(PROMPTS, PARAMS) == expected
         captured = on_tokens.recorded(GraphCaptured)

@@ -28,9 +28,31 @@ def test_dry_run(tmp_path):
     record = json.loads((tmp_path / "gpu-dry-run.json").read_text())
     assert record["limits"]["copy_gb_s"] > 0
     assert {check["kernel"].split()[0] for check in record["kernels"]} == {
-        *("rms_norm", "add_rms_norm", "add_layer_norm", "silu_and_mul", "qkv_attention", "draw")
+        *("rms_norm", "add_rms_norm", "add_layer_norm", "silu_and_mul", "qkv_attention"),
+        *("copy_blocks", "draw"),
+    }
+    assert {"qkv_attention on e4m3fn", "qkv_attention on e5m2"} < {
+        check["kernel"] for check in record["kernels"]
     }
     assert all(check["error"] <= check["allowed"] for check in record["kernels"])
     assert all(found["equal"] == found["prompts"] for found in record["parity"])
-    assert [case["trace"] for case in record["speed"]] == ["steps", "off"]
-    assert record["decode_attention"][0]["rows"] == 2
+    assert all(found["error"] <= found["allowed"] for found in record["bf16_logits"])
+    assert [case["requests"] for case in record["speed"]] == [1, 3]
+    assert [run["cache"] for run in record["decode_attention"]] == [
+        *("float16", "float8_e4m3fn", "float8_e5m2"),
+    ]
+    assert [row["tokens"] for row in record["prompt_attention"][0]["prompts"]] == [5, 9]
+    assert not record["memcheck"][0]["ran"]  # there is no device, and it says so
+    assert {"paged_attention", "rotate_and_write"} <= {row["kernel"] for row in record["profile"]}
+    assert all(row["us"] > 0 and row["share_of_limit"] > 0 for row in record["profile"])
+    assert record["record_cost"][0]["events"] > 0
+    assert {peer["system"]: peer["ran"] for peer in record["peers"]} == {
+        "Glasshouse": True,
+        "transformers, one by one": True,
+        "transformers, static 8": True,
+        "transformers, static 32": True,
+        "transformers, continuous batching": True,
+    }
+    page = (tmp_path / "gpu-dry-run.md").read_text()
+    assert "A dry run" in page
+    assert "we ≥ 3.0×" in page

@@ -1,0 +1,159 @@
+"""What was found, as the table of docs/PERFORMANCE.md, and what of it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DECODE_WANTED = 0.80  # of the measured bandwidth, 256 rows × 1,024 tokens
+H200_TOKENS_PER_S = 22_000  # wanted of Qwen3-0.6B with 256 requests on that card
+CONTINUOUS_WANTED, ONE_BY_ONE_WANTED = 3.0, 7.3  # times transformers
+STEPS_WANTED, OFF_WANTED = 0.02, 0.003  # of throughput
+
+
+class Line(NamedTuple):
+    """One workload: what was wanted of it, what came out; good: None where nothing was wanted."""
+
+    what: str
+    wanted: str
+    found: str
+    good: bool | None
+
+
+def faults(record: dict) -> list[dict]:
+    """Results that are wrong, not merely slow."""
+    wrong = [check for check in record.get("kernels", []) if not within(check)]
+    wrong += [run for run in record.get("memcheck", []) if run.get("errors")]
+    wrong += [r for r in record.get("parity", []) if r["equal"] != r["prompts"]]
+    wrong += [result for result in record.get("bf16_logits", []) if not within(result)]
+    return wrong
+
+
+def within(check: dict) -> bool:
+    """A NaN is not."""
+    return bool(check["error"] <= check["allowed"])
+
+
+def lines(record: dict) -> Iterator[Line]:
+    """In the order in which they were measured."""
+    for case in record.get("speed", []):
+        yield from _speed(case, record["device"])
+    for run in record.get("decode_attention", []):
+        share, first = run["share_of_limit"], run["cache"] == "float16"
+        yield Line(
+            f"paged decode attention alone, {run['rows']} × {run['context']:,} tokens,"
+            f" {run['cache']} cache",
+            f"≥ {DECODE_WANTED:.0%} of bandwidth" if first else "",
+            f"{run['us']:,.0f} µs, {share:.0%}",
+            share >= DECODE_WANTED if first else None,
+        )
+    for peer in record.get("peers", []):
+        yield _peer(peer)
+    for cost in record.get("record_cost", []):
+        for level, wanted in (("steps", STEPS_WANTED), ("off", OFF_WANTED)):
+            found = cost[f"cost_of_{level}"]
+            yield Line(
+                f"record at `{level}`, {cost['shape']}, {cost['requests']} requests",
+                f"≤ {wanted:.1%}",
+                f"{found:.2%}",
+                found <= wanted,
+            )
+    for run in record.get("prompt_attention", []):
+        for row in run["prompts"]:
+            faster = "torch" if row["torch_us"] < row["triton_us"] else "triton"
+            yield Line(
+                f"attention of a prompt of {row['tokens']:,} tokens: Triton, torch's SDPA",
+                "",
+                f"{row['triton_us']:,.0f}, {row['torch_us']:,.0f} µs: {faster}",
+                None,
+            )
+
+
+def _speed(case: dict, device: str) -> Iterator[Line]:
+    many = "1 request" if case["requests"] == 1 else f"{case['requests']} requests"
+    what = f"{case['shape']} bf16, {many}"
+    share, wanted = case["share_of_limit"], case["wanted"]
+    yield Line(
+        what,
+        f"≥ {wanted:.0%} of the limit" if wanted else "",
+        f"{case['tokens_per_s']:,.0f} tokens/s, {share:.0%} of the limit; P50 {case['p50_s']:.2f},"
+        f" P95 {case['p95_s']:.2f}, P99 {case['p99_s']:.2f} s",
+        share >= wanted if wanted else None,
+    )
+    if "H200" in device and case["shape"] == "qwen3-0.6b":
+        speed = case["tokens_per_s"]
+        good = speed >= H200_TOKENS_PER_S
+        yield Line(what, f"≥ {H200_TOKENS_PER_S:,} tokens/s", f"{speed:,.0f}", good)
+
+
+def _peer(peer: dict) -> Line:
+    what = f"{peer['shape']} bf16, {peer['requests']} requests: {peer['system']}"
+    if not peer["ran"]:
+        return Line(what, "", f"could not run: {peer['why']}", None)
+    times = peer["engine_is"]
+    wanted = None
+    if "continuous" in peer["system"]:
+        wanted = CONTINUOUS_WANTED
+    elif "one by one" in peer["system"]:
+        wanted = ONE_BY_ONE_WANTED
+    return Line(
+        what,
+        f"we ≥ {wanted}×" if wanted else "",
+        f"{peer['tokens_per_s']:,.0f} tokens/s, we are {times:.2f}×",
+        times >= wanted if wanted else None,
+    )
+
+
+def markdown(record: dict, dry: bool) -> str:
+    """The page of one card."""
+    checks, limits = record.get("kernels", []), record["limits"]
+    out = [
+        f"{record['device']}; torch {record['torch']}, Triton {record['triton']}, CUDA"
+        f" {record['cuda']}, {record['date']}. Measured in the same run: copy"
+        f" {limits['copy_gb_s']:,.0f} GB/s, bf16 product {limits['matrix_tflop_s']:,.1f} TFLOP/s."
+        " Made by `make gpu`.",
+        "",
+    ]
+    if dry:
+        out += ["A dry run: tiny shapes on a CPU. No figure below says anything of a GPU.", ""]
+    out += [
+        f"- kernels against float64: {sum(map(within, checks))} of {len(checks)} within what is"
+        " allowed",
+        *(f"- compute-sanitizer memcheck: {_memcheck(run)}" for run in record.get("memcheck", [])),
+        *(
+            f"- {r['model']}, fp32, greedy: {r['equal']} of {r['prompts']} prompts got the very"
+            " tokens of transformers"
+            for r in record.get("parity", [])
+        ),
+        *(
+            f"- {r['model']}, bf16: logits differ from transformers' by {r['error']:.1e} of the"
+            f" greatest (allowed {r['allowed']:.0e})"
+            for r in record.get("bf16_logits", [])
+        ),
+        "",
+        "| workload | wanted | found | reached |",
+        "|---|---|---|---|",
+    ]
+    said = {None: "", True: "yes", False: "**no**"}
+    out += [f"| {li.what} | {li.wanted} | {li.found} | {said[li.good]} |" for li in lines(record)]
+    if record.get("profile"):
+        out += [
+            "",
+            "Where the time goes: launches one by one, without graphs; share of the limit of the"
+            " bytes and operations of each.",
+            "",
+            "| shape | kernel | launches | µs each | share of the limit |",
+            "|---|---|---|---|---|",
+        ]
+        out += [
+            f"| {row['shape']} | {row['kernel']} ({row['backend']}) | {row['launches']:,}"
+            f" | {row['us'] / row['launches']:,.1f} | {row['share_of_limit']:.0%} |"
+            for row in record["profile"]
+        ]
+    return "\n".join(out) + "\n"
+
+
+def _memcheck(run: dict) -> str:
+    if not run["ran"]:
+        return f"not run, {run['why']}"
+    return f"{run['errors']} errors in {run['seconds']:,} s"

@@ -1,0 +1,147 @@
+"""Memory that runs out at start, and memory that is set aside: lines that a person can act on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_cuda_graphs import runner_on
+
+from engine.config import ConfigError
+from engine.layers.attention_batch import LayerKV
+from engine.worker import model_runner, start_memory
+from engine.worker.cuda_graphs import ladder, sample_memory
+from engine.worker.kv_sizing import GIB
+from engine.worker.model_runner import ModelRunner
+from engine.worker.start_memory import memory_for
+
+CPU = torch.device("cpu")
+
+
+def no_memory(*arguments, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …")
+
+
+@pytest.fixture
+def runner(monkeypatch) -> ModelRunner:
+    """On a "CUDA" device of which nothing is touched: every part of loading is replaced."""
+    pytest.importorskip("triton")
+    made = runner_on("cuda", monkeypatch, max_num_seqs=8)
+    model = SimpleNamespace(
+        implementation="native", kv_spec=[LayerKV(2, 64)], max_model_len=64, vocab_size=100
+    )
+    monkeypatch.setattr(model_runner, "load_model", lambda *arguments: model)
+    monkeypatch.setattr(made, "_model_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB // 2, 16 * GIB))
+    for name in ("_make_state", "_warm_up", "_record_size"):
+        monkeypatch.setattr(made, name, lambda *arguments: None)
+    monkeypatch.setattr(made, "_memory", lambda block_bytes: (GIB, "", GIB))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "doing", "lower"),
+    [
+        ("load_model", "loading the weights", "smaller model"),
+        ("_memory", "computing the largest step", "--max-num-batched-tokens"),
+        ("_make_state", "making the KV cache", "--gpu-memory-utilization"),
+        ("_warm_up", "computing for the first time", "--gpu-memory-utilization"),
+        ("capture_graphs", "capturing CUDA graphs", "--enforce-eager"),
+    ],
+)
+def test_one_line_says_what_to_lower(part, doing, lower, runner, monkeypatch):
+    monkeypatch.setattr(model_runner if part == "load_model" else runner, part, no_memory)
+    with pytest.raises(ConfigError) as raised:
+        runner.load()
+    line = str(raised.value)
+    assert line.startswith(f"out of memory while {doing} (512.0 MiB of the GPU's 16.00 GiB are")
+    assert lower in line
+    assert "\n" not in line
+
+
+def test_the_sample_of_graphs_is_named_even_inside_the_profile(runner, monkeypatch):
+    monkeypatch.setattr(runner, "cuda_graphs", no_memory)
+    monkeypatch.setattr(runner, "_memory", lambda block_bytes: runner._sample_graphs())
+    with pytest.raises(ConfigError, match="while capturing CUDA graphs"):
+        runner.load()
+
+
+def test_the_drivers_refusal_counts_and_other_errors_pass():
+    with (
+        pytest.raises(ConfigError, match="making the KV cache: lower"),
+        memory_for(start_memory.KV_CACHE, CPU),
+    ):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be …")
+    with pytest.raises(RuntimeError, match="illegal"), memory_for(start_memory.KV_CACHE, CPU):
+        raise RuntimeError("CUDA error: an illegal memory access")
+    with pytest.raises(TimeoutError), memory_for(start_memory.LOAD, CPU):
+        raise TimeoutError
+
+
+def test_memory_that_torch_really_refuses():
+    """A tensor that no machine holds: whatever class the error has, it is one line."""
+    with (
+        pytest.raises(ConfigError, match="out of memory while"),
+        memory_for(start_memory.KV_CACHE, CPU),
+    ):
+        torch.empty(2**55, dtype=torch.uint8)
+
+
+# ------------------------------------------------------------------------- what graphs will take
+
+
+class Graphs:
+    """A card on which a capture takes its outputs and 1,000 bytes of the driver's."""
+
+    ROW = 50
+
+    def __init__(self, slack: int = 0) -> None:
+        self.free, self.slack, self.graphs = 10**9, slack, {}
+
+    def make(self, sizes):
+        self.free -= 10**6 + self.slack
+        for size in sizes:
+            self.add(size)
+        return self
+
+    def add(self, size):
+        outputs = self.ROW * size
+        found = min(self.slack, outputs)  # lies in memory that the first one left
+        self.slack -= found
+        self.free -= outputs - found + 1000
+        tensors = torch.empty(size, 20, dtype=torch.uint8), torch.empty(size, 30, dtype=torch.uint8)
+        self.graphs[size] = SimpleNamespace(outputs=tensors)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 256])
+def test_a_sample_tells_what_all_graphs_take(rows):
+    sampled, card = Graphs(), Graphs()
+    card.make(list(reversed(ladder(rows))))
+    found, why = sample_memory(sampled.make, rows, lambda: sampled.free)
+    assert found == 10**9 - card.free
+    assert why.startswith(f"{len(ladder(rows))} CUDA graphs (")
+    assert len(sampled.graphs) == min(rows, 2)
+
+
+def test_outputs_that_found_room_are_counted_all_the_same():
+    sampled, card = Graphs(slack=10**5), Graphs(slack=10**5)
+    card.make(list(reversed(ladder(64))))
+    found, _ = sample_memory(sampled.make, 64, lambda: sampled.free)
+    assert 0 <= found - (10**9 - card.free) <= 10**5  # never too little
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_the_arithmetic_line_says_what_graphs_take(eager, monkeypatch):
+    pytest.importorskip("triton")
+    runner = runner_on("cuda", monkeypatch, max_num_seqs=8, enforce_eager=eager)
+    runner.model = SimpleNamespace(implementation="native")
+    graphs = (0, "") if eager else (2 * GIB, "4 CUDA graphs (…)")
+    monkeypatch.setattr(runner, "_profile", lambda: (GIB, *graphs))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 16 * GIB))
+    budget, why, free = runner._memory(1)
+    beside = GIB + graphs[0]
+    assert budget == int(16 * GIB * 0.9) - 6 * GIB - beside
+    assert free == 10 * GIB - beside
+    assert why.startswith("16.00 GiB of the device × 0.90 − 6.00 GiB in use − 1.00 GiB for acti")
+    assert why.endswith("(measured)" if eager else "− 2.00 GiB for 4 CUDA graphs (…)")
