@@ -62,9 +62,16 @@ class _Trace:
         self._name_track(REQUESTS, 0, "process_name", "requests")
 
     def add(self, event: Event) -> None:
+        self._context.see(event)
+        if isinstance(event, ev.EngineSnapshot):  # who ran and waited when the record begins
+            for standing in event.standing:
+                self._show(standing)
+        else:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         self._start_ns = self._start_ns or event.ts_ns
         self._now = (event.ts_ns - self._start_ns) / 1e3
-        self._context.see(event)
         if isinstance(event, ev.RequestQueued):
             self._change(event.request_id, "waiting")
         elif isinstance(event, ev.RequestAdmitted | ev.RequestResumed | ev.RequestForked):

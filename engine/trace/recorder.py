@@ -21,15 +21,18 @@ from engine.trace.events import (
     Event,
     RequestFinished,
     RequestReceived,
+    RequestTokenized,
     SampleDrawn,
     StopMatched,
     TextEmitted,
+    TextTokens,
 )
 
 LEVELS = ("off", "steps", "full")
 DRAIN_INTERVAL_S = 0.05
 
 Subscriber = Callable[[list[Event]], None]
+Reader = Callable[[list[int]], dict[int, str]]
 
 _FULL_ONLY = frozenset(FULL_ONLY)
 
@@ -70,6 +73,8 @@ class Recorder:
         self._forwarded = False  # the buffer holds events of another process
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
+        self._reader: Reader | None = None
+        self._read: set[int] = set()  # token ids whose texts are in the record
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         if self.enabled:
@@ -140,6 +145,12 @@ class Recorder:
         with self._drain_lock:
             self._remove(callback)
 
+    def read_tokens(self, reader: Reader) -> None:
+        """From now on the record says how the token ids in it read: `reader` gives the texts of
+        ids, on the drain thread. Without effect if people's text is to stay out of the record."""
+        if self.text:
+            self._reader = reader
+
     def flush(self) -> None:
         """Hand over what waits, now, on the caller's thread."""
         with self._drain_lock:
@@ -170,6 +181,8 @@ class Recorder:
             return
         if forwarded:  # two sources, each in order by itself: a stable sort by time keeps that
             batch.sort(key=lambda event: event.ts_ns)
+        if self._reader is not None:
+            self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
             try:
                 subscriber(batch)
@@ -179,6 +192,27 @@ class Recorder:
                 problem = f"{type(error).__name__}: {error}"
                 with self._lock:
                     self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _add_texts(self, batch: list[Event], reader: Reader) -> None:
+        """Put the texts of tokens that nobody has read yet before the events that name them."""
+        named: set[int] = set()
+        for event in batch:
+            if isinstance(event, SampleDrawn):
+                named.add(event.token_id)
+                named.update(candidate.token_id for candidate in event.candidates)
+            elif isinstance(event, RequestTokenized):
+                named.update(event.token_ids)
+        new = sorted(named - self._read)
+        if not new:
+            return
+        try:
+            batch.insert(0, TextTokens(texts=reader(new), ts_ns=batch[0].ts_ns))
+        except Exception as error:  # the record goes on, with ids
+            self._reader = None
+            problem = f"{type(error).__name__}: {error}"
+            with self._lock:
+                self._buffer.append(self._warning(f"tokens are no longer read: {problem}"))
+        self._read.update(new)
 
     def _warning(self, message: str) -> EngineWarning:
         """A stamped warning; `_lock` is held."""
@@ -207,6 +241,8 @@ def _drop_text(event: Event) -> None:
     if isinstance(event, RequestReceived):
         event.text = ""
         event.params = {k: v for k, v in event.params.items() if isinstance(v, (int, float, bool))}
+    elif isinstance(event, RequestTokenized):
+        event.token_ids = []
     elif isinstance(event, SampleDrawn):
         event.token_id = -1
         event.candidates = []

@@ -13,10 +13,14 @@ export class Ledger {
   #short = 0;
 
   see(entry, at) {
-    if (entry.kind === "snapshot") {
-      this.skipped += entry.skipped;
-      for (const event of entry.snapshot.standing) this.see(event, at);
-      this.#takeOver(entry.snapshot.state, at);
+    if (entry.kind === "engine.snapshot") {
+      this.skipped += entry.skipped ?? 0;
+      for (const event of entry.standing ?? []) {
+        this.see(event, at);
+        const name = entry.names?.[event.request_id];
+        if (name) this.life(event.request_id).label = name;
+      }
+      this.#takeOver(entry.state, at);
       return;
     }
     const handler = SEEN[entry.kind];
@@ -42,7 +46,7 @@ export class Ledger {
       life = {
         name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
         spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: 0,
-        queued: null, received: null, admitted: null, end: null, forked: null,
+        queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
       };
       life.label = this.#label(name);
       this.sequences.set(name, life);
@@ -111,6 +115,7 @@ const SEEN = {
     const life = begin("forked")(ledger, event, at);
     life.queued = ledger.life(event.parent).queued;
     life.received = ledger.life(event.parent).received;
+    life.tokenized = ledger.life(event.parent).tokenized;
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.preempted"(ledger, event, at) {

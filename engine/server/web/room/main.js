@@ -61,10 +61,12 @@ class Room {
     for (const event of events) {
       this.record.add(event);
       this.ledger.see(event, this.record.length);
-      this.firstNs ||= event.ts_ns ?? 0;
+      this.firstNs ||= event.standing?.[0]?.ts_ns ?? event.ts_ns ?? 0;
+      if (event.texts) this.learn(event.texts);
     }
     for (const [at, line] of lines) {
       line.at = at + offset;
+      if (line.at <= 0) continue; // its events are forgotten
       if (line.request_id && line.name) this.ledger.life(line.request_id).label = line.name;
       this.record.lines.push(line);
     }
@@ -75,21 +77,27 @@ class Room {
   }
 
   join({ snapshot, skipped, position }) {
-    this.firstNs ||= snapshot.standing[0]?.ts_ns ?? 0;
-    this.add([{ kind: "snapshot", snapshot, skipped }], [], position);
+    this.add([{ ...snapshot, skipped }], [], position);
     if (skipped) this.notice(`This page was too slow: ${plural(this.ledger.skipped, "event")} were not sent to it. It goes on from the present state.`);
   }
 
-  async open(text, name) {
+  /** A recorded text, and the log's lines about it if somebody has told them: [position, line] each. */
+  async open(text, name, lines = []) {
     this.live?.stop();
     document.body.classList.add("offline");
     this.record = new Record();
     this.ledger = new Ledger();
     this.firstNs = 0;
     this.selection = { request: null, block: null, token: null };
+    this.#tokens.clear();
+    this.follow();
     this.redraw();
+    this.notice("");
     this.status("file", name);
+    const { record } = this;
     const unreadable = await readRecord(text, (events) => this.add(events));
+    if (record !== this.record) return; // another one was opened meanwhile
+    this.add([], lines, record.length + record.forgotten);
     if (unreadable) this.notice(`${plural(unreadable, "line")} of ${name} could not be read.`);
     if (!this.record.length) this.notice(`${name} holds no events.`);
   }
@@ -182,7 +190,13 @@ class Room {
     this.goToStep(Number(step));
   }
 
-  /** A token's text; its number until the server has told it, and in files. */
+  /** How token ids read. */
+  learn(texts) {
+    for (const [id, text] of Object.entries(texts)) this.#tokens.set(Number(id), text);
+    this.tokensKnown = this.#tokens.size;
+  }
+
+  /** A token's text; its number until somebody has told it. */
   tokenText(id) {
     if (id === -1) return "(withheld)";
     if (this.#tokens.has(id)) return this.#tokens.get(id);
@@ -198,8 +212,7 @@ class Room {
     try {
       const answer = await api(`trace/tokens?ids=${ids.join()}`);
       if (!answer.ok) return;
-      for (const [id, text] of Object.entries(await answer.json())) this.#tokens.set(Number(id), text);
-      this.tokensKnown = this.#tokens.size;
+      this.learn(await answer.json());
       for (const id of ids) this.#wanted.delete(id);
       this.#slowAt = 0;
       this.touch();
@@ -319,7 +332,7 @@ function watch() {
 async function begin() {
   const recorded = new URLSearchParams(location.search).get("trace");
   const embedded = document.querySelector("#record");
-  if (embedded) return room.open(embedded.textContent, embedded.dataset.name);
+  if (embedded) return room.open(embedded.textContent, embedded.dataset.name, JSON.parse(document.querySelector("#lines").textContent));
   if (!recorded) return watch();
   const url = new URL(recorded, document.baseURI);
   try {
