@@ -3,12 +3,15 @@
     process "engine"    steps (schedule, prepare, forward, sample, update nest in each) · kernels
                         counters: blocks, requests, tokens of a step
     process "requests"  one track a sequence: waiting, running with its share of each step,
-    preempted arrows              from a request's share to the forward pass that computed it
+                            preempted
+    arrows              from a request's share of a step to the forward pass that computed it
 
 Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
 flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
 stands; its parts are laid out from there: planning at its start, the worker's parts and the booking
-back to back at its end.
+back to back at its end. The worker computes one step after another, so a step's part of it begins
+after the last one's tokens were drawn, and there a sequence's share ends, too: the overlapped loop
+books them while the worker computes the next step.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ class _Trace:
         self._ended: dict[str, float] = {}  # ended while a step of theirs was under way
         self._overlapped = False
         self._swapped = False  # some block has been in host memory
+        self._drawn = 0.0  # when the last step's tokens were drawn
         self._flows = 0
         self._name_track(ENGINE, 0, "process_name", "engine")
         self._name_track(REQUESTS, 0, "process_name", "requests")
@@ -158,7 +162,7 @@ class _Trace:
         there = {
             "pid": ENGINE,
             "tid": self._step_track(step),
-            "ts": round(max(start, forward), 3),  # an arrow can't go back in time
+            "ts": round(max(start, forward), 3),
         }
         self._out.append({"ph": "s", **here, **flow})
         self._out.append({"ph": "f", "bp": "e", **there, **flow})
@@ -192,12 +196,14 @@ class _Trace:
         part_end = end
         starts: dict[str, float] = {}
         for name, us in parts:
-            starts[name] = max(part_end - us, planned)
+            earliest = planned if name == "update" else max(planned, min(self._drawn, part_end))
+            starts[name] = max(part_end - us, earliest)
             self._slice(ENGINE, track, name, starts[name], part_end)
             part_end = starts[name]
         self._ends[ENGINE, track] = end
+        self._drawn = starts["update"]
         for row in rows:
-            self._share(row, event.step, start, starts["forward"], end)
+            self._share(row, event.step, start, starts["forward"], self._drawn)
         self._settle(rows)
 
     def _count(self, event: ev.StepPlanned) -> None:

@@ -5,33 +5,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from room_page import ROOT, caught_up, until
 
 IMAGES = ROOT / "docs" / "images"
 KEY = "room-key"
-
-
-def until(page, condition: str, timeout_s: float = 60) -> None:
-    """Wait for a condition. (Playwright's own waiting evaluates strings inside the page, which the
-    page's Content-Security-Policy forbids.)"""
-    deadline = time.monotonic() + timeout_s
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.05)
-
-
-def caught_up(page) -> None:
-    """Wait until the page shows everything that the server has recorded and nothing runs."""
-    until(
-        page,
-        "room.record.steps.length > 0 && room.record.state.running.length === 0"
-        " && room.record.state.waiting.length === 0"
-        " && [...room.ledger.steps.values()].every((step) => step.finished)",
-    )
 
 
 def send(page, prompt: str, tokens: int = 24, n: int = 1) -> str:

@@ -55,7 +55,7 @@ def test_as_a_process_it_works_and_explains_itself(record):
     told = run("annotate", record)
     assert told.returncode == 0 and "takes block" in told.stdout and not told.stderr
     explained = run("--help")
-    for name in ("annotate", "replay", "perfetto", "diff", "life"):
+    for name in ("annotate", "replay", "page", "perfetto", "diff", "life"):
         assert name in explained.stdout
     wrong = run("replay", record.with_name("missing.jsonl"))
     assert wrong.returncode == 2

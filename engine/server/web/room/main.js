@@ -22,6 +22,7 @@ class Room {
   ledger = new Ledger();
   selection = { request: null, block: null, token: null };
   following = true;
+  live = null; // the server's stream, if we follow one
   playing = false;
   speed = 10; // steps a second
   firstNs = 0;
@@ -84,6 +85,7 @@ class Room {
   /** A recorded text, and the log's lines about it if somebody has told them: [position, line] each. */
   async open(text, name, lines = []) {
     this.live?.stop();
+    this.live = null; // another model's record may name other tokens
     document.body.classList.add("offline");
     this.record = new Record();
     this.ledger = new Ledger();
@@ -332,6 +334,7 @@ function watch() {
 async function begin() {
   const recorded = new URLSearchParams(location.search).get("trace");
   const embedded = document.querySelector("#record");
+  document.body.classList.toggle("alone", Boolean(embedded));
   if (embedded) return room.open(embedded.textContent, embedded.dataset.name, JSON.parse(document.querySelector("#lines").textContent));
   if (!recorded) return watch();
   const url = new URL(recorded, document.baseURI);
