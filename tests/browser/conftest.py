@@ -172,7 +172,7 @@ def perfetto_ui() -> Path:
 
 
 @pytest.fixture
-def open_room(browser, live):
+def open_room(browser, request):
     """`open_room("?theme=dark")` → a page on the live server, or at a `file:` address. Errors of
     its scripts fail the test."""
     contexts, errors = [], []
@@ -185,7 +185,9 @@ def open_room(browser, live):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.errors = errors
-        page.goto(path if path.startswith("file:") else (server or live).url + "/" + path)
+        if not path.startswith("file:"):
+            path = f"{(server or request.getfixturevalue('live')).url}/{path}"
+        page.goto(path)
         return page
 
     yield open_
