@@ -5,6 +5,7 @@ import { partColour } from "./timeline.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
 const MOST_CHIPS = 72;
+const UNTIMED = "Not timed one by one: that needs a profile. The whole model part of the step is “forward” above.";
 const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
 export class Queues {
@@ -37,7 +38,7 @@ export class Queues {
     });
     if (queue.length > MOST_CHIPS) chips.push(element("span.quiet", {}, `and ${queue.length - MOST_CHIPS} more`));
     if (!queue.length) chips.push(element("span.quiet", {}, "nobody"));
-    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), ...chips);
+    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), element("div.chips", {}, ...chips));
   }
 }
 
@@ -136,7 +137,7 @@ export class StepPanel {
     if (code === this.shown) return;
     this.shown = code;
     this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
-    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet."));
+    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet: send something."));
     const { plan, finished } = step;
     const rows = plan.rows ?? [];
     const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
@@ -171,7 +172,7 @@ export class StepPanel {
   }
 
   #kernels(kernels) {
-    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are at level “full”.")];
+    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are, in steps that serve a request with \"trace\": \"full\".")];
     const kinds = new Map();
     for (const kernel of kernels) {
       const code = `${kernel.name} ${(kernel.grid ?? []).join("×")}`;
@@ -183,16 +184,24 @@ export class StepPanel {
       kinds.set(code, kind);
     }
     const timed = kernels.some(({ duration_us: us }) => us);
-    const rows = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes).map(({ kernel, times, us, bytes: moved, flops }) =>
-      element("tr", { title: kernel.why ?? "" },
+    const sorted = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes);
+    const rows = sorted.flatMap(({ kernel, times, us, bytes: moved, flops }) => [
+      element("tr", {},
         element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
-        element("td", {}, [kernel.backend, (kernel.grid ?? []).join(" × ")].filter(Boolean).join(" · ")),
+        element("td.number", {}, (kernel.grid ?? []).join(" × ")),
         element("td.number", {}, moved ? bytes(moved) : ""),
-        element("td.number", {}, flops ? `${amount(flops)}op` : ""),
+        element("td.number", {}, flops ? amount(flops) : ""),
         timed ? element("td.number", {}, us ? duration(us) : "") : null,
-        timed ? element("td.number", { title: "of the machine's limit" }, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "") : null));
+        timed ? element("td.number", {}, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "") : null),
+      kernel.why ? element("tr.why", {}, element("td", { colSpan: timed ? 6 : 4 }, kernel.why)) : null,
+    ]).filter(Boolean);
+    const columns = ["kernel", "grid", "moves", "operations", ...(timed ? ["time", "of the limit"] : [])];
+    const heads = columns.map((name, place) => element(place ? "th.number" : "th", { scope: "col" }, name));
+    const backends = [...new Set(kernels.map(({ backend }) => backend).filter(Boolean))].join(", ");
     const launches = kernels.length === 1 ? "1 kernel launch" : `${number(kernels.length)} kernel launches`;
-    return [element("h3", {}, launches, timed ? null : element("small", {}, " · not timed: only when profiling")),
-      element("div.scroll", {}, element("table.kernels", {}, element("tbody", {}, ...rows)))];
+    return [element("h3", {}, launches, element("small", {}, ` · ${backends}`)),
+      timed ? null : element("p.quiet.note", {}, UNTIMED),
+      element("div.scroll", { tabIndex: 0, role: "group", "aria-label": "kernels of this step" },
+        element("table.kernels", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)))].filter(Boolean);
   }
 }
