@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.kernels.machine_limits import MachineLimits, machine_limits
+from engine.kernels.machine_limits import MachineLimits, machine_limits, waiting
 from engine.trace.events import KernelLaunched
 
 if TYPE_CHECKING:
@@ -41,30 +41,34 @@ class Cost(NamedTuple):
 class _Door:
     """Who records at the moment. One for the process: a kernel has no other way to know."""
 
-    __slots__ = ("limits", "recorder")
+    __slots__ = ("limits", "recorder", "wait")
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
         self.limits: MachineLimits | None = None  # set while profiling
+        self.wait: Callable[[], object] | None = None  # until the device is done; set with limits
 
 
 _DOOR = _Door()
 
 
 @contextmanager
-def recording(recorder: Recorder, profile: bool = False) -> Iterator[None]:
+def recording(recorder: Recorder, device: str = "cpu") -> Iterator[None]:
     """Launches inside become events, if the recorder wants kernels now (level full, or a step with
-    a request that is recorded in full). profile: time each launch; measures the machine once, 2 s.
+    a request that is recorded in full). At level profile each launch is timed alone, to its end on
+    the device; the first one measures the device, 2 s.
     """
     if not (recorder.full or recorder.full_step):
         yield
         return
-    before = _DOOR.recorder, _DOOR.limits
-    _DOOR.recorder, _DOOR.limits = recorder, machine_limits() if profile else None
+    before = _DOOR.recorder, _DOOR.limits, _DOOR.wait
+    _DOOR.recorder, _DOOR.limits, _DOOR.wait = recorder, None, None
+    if recorder.profile:
+        _DOOR.limits, _DOOR.wait = machine_limits(device), waiting(device)
     try:
         yield
     finally:
-        _DOOR.recorder, _DOOR.limits = before
+        _DOOR.recorder, _DOOR.limits, _DOOR.wait = before
 
 
 def launch(
@@ -79,8 +83,12 @@ def launch(
     recorder = _DOOR.recorder
     if recorder is None:
         return run(*arguments)
+    if _DOOR.wait is not None:
+        _DOOR.wait()
     start = time.perf_counter_ns()
     result = run(*arguments)
+    if _DOOR.wait is not None:
+        _DOOR.wait()
     duration_us = (time.perf_counter_ns() - start) / 1000
     cost = describe(result, *facts)
     event = KernelLaunched(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 512 << 20
 """Read once from end to end: more than most caches hold, so that it comes from memory."""
 MATRIX = 1024  # rows, columns and depth of the product that the rate is measured on
+LARGE_MATRIX = 8192  # the same on a GPU, which a small one doesn't fill
 TRIES = 5
 
 
@@ -39,37 +40,50 @@ class MachineLimits:
         return max(memory, cost.flops / self.gemm_gflop_s[cost.flops_type] / 1e3)
 
 
-@lru_cache(maxsize=1)
-def machine_limits() -> MachineLimits:
-    """Measure this machine, once per process."""
-    source = torch.ones(BUFFER_BYTES // 8, dtype=torch.float64)
+@lru_cache(maxsize=2)
+def machine_limits(device: str = "cpu") -> MachineLimits:
+    """Measure this machine's device ("cpu", "cuda", "cuda:1"), once per process."""
+    wait = waiting(device)
+    source = torch.ones(BUFFER_BYTES // 8, dtype=torch.float64, device=device)
     target = torch.empty_like(source[: len(source) // 4])
-    read = best_seconds(lambda: source.sum())
-    copy = best_seconds(lambda: target.copy_(source[: len(target)]))
+    read = best_seconds(lambda: source.sum(), wait=wait)
+    copy = best_seconds(lambda: target.copy_(source[: len(target)]), wait=wait)
     return MachineLimits(
         threads=torch.get_num_threads(),
         read_gb_s=BUFFER_BYTES / read / 1e9,
         copy_gb_s=2 * target.nbytes / copy / 1e9,
         gemm_gflop_s={
-            str(dtype).removeprefix("torch."): _gemm_rate(dtype)
+            str(dtype).removeprefix("torch."): _gemm_rate(dtype, device)
             for dtype in (torch.float32, torch.bfloat16)
         },
     )
 
 
-def _gemm_rate(dtype: torch.dtype) -> float:
+def waiting(device: str) -> Callable[[], object]:
+    """What waits until the device has done all that it was given."""
+    if device.startswith("cuda"):
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None  # a call on the CPU returns when it is done
+
+
+def _gemm_rate(dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of a square product."""
-    a = torch.randn(MATRIX, MATRIX).to(dtype)
-    seconds = best_seconds(lambda: torch.nn.functional.linear(a, a))
-    return 2 * MATRIX**3 / seconds / 1e9
+    size = MATRIX if device == "cpu" else LARGE_MATRIX
+    a = torch.randn(size, size, device=device).to(dtype)
+    seconds = best_seconds(lambda: torch.nn.functional.linear(a, a), wait=waiting(device))
+    return 2 * size**3 / seconds / 1e9
 
 
-def best_seconds(call: Callable[[], object], tries: int = TRIES) -> float:
+def best_seconds(
+    call: Callable[[], object], tries: int = TRIES, wait: Callable[[], object] = lambda: None
+) -> float:
     """The shortest of several runs, after one that is not counted."""
     call()
     times = []
     for _ in range(tries):
+        wait()
         start = time.perf_counter()
         call()
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)

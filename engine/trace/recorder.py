@@ -28,7 +28,7 @@ from engine.trace.events import (
     TextTokens,
 )
 
-LEVELS = ("off", "steps", "full")
+LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
 
 Subscriber = Callable[[list[Event]], None]
@@ -40,10 +40,11 @@ _FULL_ONLY = frozenset(FULL_ONLY)
 class Recorder:
     """Takes the events of one process and hands them to subscribers in batches, ordered by `seq`.
 
-    `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds) or
-    "full". Requests named in `full_requests` are recorded at "full" whatever the level, unless it
-    is "off". `text=False` keeps people's text, and the token ids that spell it, out of the record.
-    `capacity` is the number of events that may wait for the drain thread.
+    `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds), "full"
+    or "profile" (full, with each kernel's time). Requests named in `full_requests` are recorded at
+    "full" whatever the level, unless it is "off". `text=False` keeps people's text, and the token
+    ids that spell it, out of the record. `capacity` is the number of events that may wait for the
+    drain thread.
 
     Raises ValueError for an unknown level or a capacity below 1.
     """
@@ -57,7 +58,8 @@ class Recorder:
             raise ValueError(f"the record's capacity is {capacity} events: it must be at least 1")
         self.level = level
         self.enabled = level != "off"
-        self.full = level == "full"
+        self.full = level in ("full", "profile")
+        self.profile = level == "profile"  # who launches kernels times each
         self.src = src
         self.text = text
         self.capacity = capacity

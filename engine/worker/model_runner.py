@@ -177,8 +177,8 @@ class ModelRunner:
     def _graphs_wanted(self) -> bool:
         """On CUDA, unless told otherwise, for models whose every kernel is ours: transformers'
         code may look at values on the host, which a graph can't."""
-        if self.device.type != "cuda" or self.config.enforce_eager:
-            return False
+        if self.device.type != "cuda" or self.config.enforce_eager or self.recorder.profile:
+            return False  # a graph's kernels can't be timed one by one
         return self.model.implementation == "native" and kernels_for(self.device).name == "triton"
 
     def capture_graphs(self) -> CudaGraphs:
@@ -236,7 +236,7 @@ class ModelRunner:
             if drawing:
                 logits = every if len(drawing) == len(every) else every[drawing]
         else:
-            with recording(self.recorder):
+            with recording(self.recorder, str(self.device)):
                 hidden, logits = self._compute(inputs, drawing)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
@@ -247,7 +247,7 @@ class ModelRunner:
             self._prompt_logprobs(inputs, hidden, details)
         tokens: list[list[int]] = [[] for _ in plan.rows]
         if logits is not None:
-            with recording(self.recorder):
+            with recording(self.recorder, str(self.device)):
                 tokens = self.sampling.run(inputs, drawing, logits, details)
         done = time.perf_counter_ns()
         return StepOutput(

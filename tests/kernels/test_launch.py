@@ -77,8 +77,8 @@ def test_share_of_the_limit_is_the_binding_one():
 
 
 def test_profiling_measures_the_machine_and_times_launches():
-    recorder = Recorder("full")
-    with recording(recorder, profile=True):
+    recorder = Recorder("profile")
+    with recording(recorder):
         launch("double", "native", double, (4,), cost, 7)
     [event] = launches(recorder)
     assert event.duration_us > 0

@@ -5,7 +5,7 @@ import { partColour } from "./timeline.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
 const MOST_CHIPS = 72;
-const UNTIMED = "Not timed one by one: that needs a profile. The whole model part of the step is “forward” above.";
+const UNTIMED = "Not timed one by one: for that, and the share of the machine's limit, start the server with --trace profile.";
 const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
 export class Queues {
@@ -176,23 +176,24 @@ export class StepPanel {
     const kinds = new Map();
     for (const kernel of kernels) {
       const code = `${kernel.name} ${(kernel.grid ?? []).join("×")}`;
-      const kind = kinds.get(code) ?? { kernel, times: 0, us: 0, bytes: 0, flops: 0 };
+      const kind = kinds.get(code) ?? { kernel, times: 0, us: 0, least: 0, bytes: 0, flops: 0 };
       kind.times++;
       kind.us += kernel.duration_us ?? 0;
+      kind.least += (kernel.duration_us ?? 0) * (kernel.share_of_limit ?? 0); // at the machine's limit
       kind.bytes += kernel.num_bytes ?? 0;
       kind.flops += kernel.flops ?? 0;
       kinds.set(code, kind);
     }
     const timed = kernels.some(({ duration_us: us }) => us);
     const sorted = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes);
-    const rows = sorted.flatMap(({ kernel, times, us, bytes: moved, flops }) => [
+    const rows = sorted.flatMap(({ kernel, times, us, least, bytes: moved, flops }) => [
       element("tr", {},
         element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
         element("td.number", {}, (kernel.grid ?? []).join(" × ")),
         element("td.number", {}, moved ? bytes(moved) : ""),
         element("td.number", {}, flops ? amount(flops) : ""),
         timed ? element("td.number", {}, us ? duration(us) : "") : null,
-        timed ? element("td.number", {}, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "") : null),
+        timed ? element("td.number", {}, us ? `${((100 * least) / us).toFixed(0)} %` : "") : null),
       kernel.why ? element("tr.why", {}, element("td", { colSpan: timed ? 6 : 4 }, kernel.why)) : null,
     ]).filter(Boolean);
     const columns = ["kernel", "grid", "moves", "operations", ...(timed ? ["time", "of the limit"] : [])];
