@@ -160,7 +160,7 @@ export class Grid {
       return element("div.reserve-row", {}, element("span.title", {}, title), bar,
         element("span.value", {}, `${number(blocks)}`, element("small", {}, over ? ` blocks: ${(blocks / state.numBlocks).toFixed(1)} × the pool` : ` blocks · ${note}`)));
     }));
-    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used, ${number(kept)} cached and free, ${number(empty)} empty`;
+    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used (${((100 * used) / Math.max(1, state.numBlocks)).toFixed(0)} %, the “KV cache usage”), ${number(kept)} cached and free, ${number(empty)} empty`;
   }
 
   #at({ offsetX, offsetY }) {

@@ -45,7 +45,7 @@ export class Ledger {
       const order = this.sequences.size;
       life = {
         name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
-        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: 0,
+        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: [],
         queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
       };
       life.label = this.#label(name);
@@ -79,7 +79,7 @@ export class Ledger {
     for (const [name, life] of this.sequences) {
       if (life.end && life.end.step < firstStep) this.sequences.delete(name);
       life.at -= gone;
-      for (const list of [life.spans, life.waits, life.draws, life.texts]) {
+      for (const list of [life.spans, life.waits, life.draws, life.texts, life.preemptions]) {
         for (const item of list) item.at -= gone;
       }
     }
@@ -119,7 +119,7 @@ const SEEN = {
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.preempted"(ledger, event, at) {
-    ledger.life(event.request_id).preemptions++;
+    ledger.life(event.request_id).preemptions.push({ at, event });
     ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
   },
   "step.planned"(ledger, event, at) { ledger.step(event.step, at).plan = event; },
