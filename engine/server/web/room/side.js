@@ -81,14 +81,14 @@ export class Selection {
     }
     const wait = sequence && sequence.status !== "running" ? this.#wait(life, sequence) : null;
     if (wait) add("waits", wait.how, element("small", {}, wait.why));
-    if (sequence) add(state.hostTables.has(name) ? "computed, on the host" : "in the cache", plural(sequence.computed, "token"));
+    const host = state.hostTables.get(name);
+    if (host) add("on the host", `${plural(sequence?.computed ?? 0, "token")} in ${plural(host.length, "block")}`);
+    else if (sequence) add("in the cache", plural(sequence.computed, "token"));
     if (table.length) {
       const shared = table.filter((one) => state.references[one] > 1);
       add("blocks", `${table.length}: ${ranges([...table].sort((a, b) => a - b))}`);
       if (shared.length) add("shared", `${shared.length}, with ${this.#sharers(state, name, shared)}`);
     }
-    const host = state.hostTables.get(name);
-    if (host?.length) add("host blocks", number(host.length));
     const preempted = life.preemptions.filter(({ at }) => at <= record.position);
     if (preempted.length) add("preempted", `${preempted.length} ×`, ...this.#preempted(preempted.at(-1).event));
     const params = Object.entries(life.received?.params ?? {}).map(([key, value]) => `${key} ${value}`);
@@ -247,18 +247,16 @@ export class StepPanel {
     }
     const timed = kernels.some(({ duration_us: us }) => us);
     const sorted = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes);
+    const columns = ["grid", "moves", "operations", ...(timed ? ["time", "of limit"] : [])];
     const rows = sorted.flatMap(({ kernel, times, us, least, bytes: moved, flops }) => [
-      element("tr", {},
-        element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
-        element("td.number", {}, (kernel.grid ?? []).join(" × ")),
-        element("td.number", {}, moved ? bytes(moved) : ""),
-        element("td.number", {}, flops ? amount(flops) : ""),
-        timed ? element("td.number", {}, us ? duration(us) : "") : null,
-        timed ? element("td.number", {}, us ? `${((100 * least) / us).toFixed(0)} %` : "") : null),
-      kernel.why ? element("tr.why", {}, element("td", { colSpan: timed ? 6 : 4 }, kernel.why)) : null,
-    ]).filter(Boolean);
-    const columns = ["kernel", "grid", "moves", "operations", ...(timed ? ["time", "of the limit"] : [])];
-    const heads = columns.map((name, place) => element(place ? "th.number" : "th", { scope: "col" }, name));
+      element("tr.kernel", {}, element("th", { scope: "rowgroup", colSpan: columns.length }, kernel.name,
+        element("small", {}, [times > 1 ? ` × ${times}` : "", kernel.why ? ` · ${kernel.why}` : ""].join("")))),
+      element("tr", {}, ...[
+        (kernel.grid ?? []).join(" × "), moved ? bytes(moved) : "", flops ? amount(flops) : "",
+        ...(timed ? [us ? duration(us) : "", us ? `${((100 * least) / us).toFixed(0)} %` : ""] : []),
+      ].map((text) => element("td.number", {}, text))),
+    ]);
+    const heads = columns.map((name) => element("th.number", { scope: "col" }, name));
     const backends = [...new Set(kernels.map(({ backend }) => backend).filter(Boolean))].join(", ");
     const launches = kernels.length === 1 ? "1 kernel launch" : `${number(kernels.length)} kernel launches`;
     return [element("h3", {}, launches, element("small", {}, ` · ${backends}`)),
