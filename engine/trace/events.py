@@ -199,6 +199,8 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     forward_us: float = 0.0  # tensors → logits
     sample_us: float = 0.0  # logits → tokens
+    # the tokens lay ready meanwhile: the overlapped loop was busy with the next step
+    ready_us: float = 0.0
     update_us: float = 0.0  # booking the tokens
     total_us: float = 0.0  # from the start of planning to the end of booking
     loop: str = ""  # "plain" or "overlapped"

@@ -8,10 +8,10 @@
 
 Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
 flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
-stands; its parts are laid out from there: planning at its start, the worker's parts and the booking
-back to back at its end. The worker computes one step after another, so a step's part of it begins
-after the last one's tokens were drawn, and there a sequence's share ends, too: the overlapped loop
-books them while the worker computes the next step.
+stands; its parts are laid out from there: planning at its start, booking at its end, and before
+that, as long as the tokens lay ready, the worker's parts back to back. The worker computes one step
+after another, and a sequence's share ends when its token is drawn: the overlapped loop books it
+while the worker computes the next step.
 """
 
 from __future__ import annotations
@@ -187,21 +187,22 @@ class _Trace:
         self._slice(ENGINE, track, f"step {event.step}", start, end, args)
         planned = min(start + event.schedule_us, end)
         self._slice(ENGINE, track, "schedule", start, planned)
-        parts = [
-            ("update", event.update_us),
+        updated = max(end - event.update_us, planned)
+        self._slice(ENGINE, track, "update", updated, end)
+        # The last step's tokens were there before this one's part of the worker began.
+        earliest = max(planned, min(self._drawn, updated))
+        drawn = part_end = max(updated - event.ready_us, earliest)
+        starts: dict[str, float] = {}
+        for name, us in (
             ("sample", event.sample_us),
             ("forward", event.forward_us),
             ("prepare", event.prepare_us),
-        ]
-        part_end = end
-        starts: dict[str, float] = {}
-        for name, us in parts:
-            earliest = planned if name == "update" else max(planned, min(self._drawn, part_end))
+        ):
             starts[name] = max(part_end - us, earliest)
             self._slice(ENGINE, track, name, starts[name], part_end)
             part_end = starts[name]
         self._ends[ENGINE, track] = end
-        self._drawn = starts["update"]
+        self._drawn = drawn
         for row in rows:
             self._share(row, event.step, start, starts["forward"], self._drawn)
         self._settle(rows)
