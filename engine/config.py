@@ -119,7 +119,9 @@ class EngineConfig:
     )
 
     # -- the record
-    trace: Literal["off", "steps", "full"] = _option("steps", "what is recorded")
+    trace: Literal["off", "steps", "full", "profile"] = _option(
+        "steps", "what is recorded; full: tokens and kernels, too; profile: with each kernel's time"
+    )
     trace_file: str | None = _option(None, "write the record to this JSONL file")
     trace_text: Literal["on", "off"] = _option(
         "on", "off: the record carries no text and no token ids of people"

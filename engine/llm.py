@@ -67,6 +67,7 @@ class LLM:
     def _start(self) -> None:
         config = self.config
         self.tokenizer = load_tokenizer(config.model, config.revision, config.hf_token)
+        self.recorder.read_tokens(self.tokenizer.texts)
         self.chat_template = ChatTemplate(self.tokenizer, config.chat_template)
         executor = self._load_executor()
         self.core = EngineCore(config, executor, self.recorder)

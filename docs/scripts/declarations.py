@@ -26,6 +26,7 @@ PLAIN = {  # fields without a comment, whose name says almost all
     "block": "block number",
     "src_block": "block number",
     "hash": "hex",
+    "texts": "token id → its text",
     "index": "position in the block table; of text: which of the n sequences",
     "src": 'the process: "core" or "server"',
     "text": "people's text; empty with --trace-text off",

@@ -51,6 +51,9 @@ READING = {
     "text.emitted": "One chunk of the stream.",
     "text.held_back": "It comes out with a later `text.emitted`, or never: then it was the stop.",
     "stop.matched": "The core hears of it and ends the sequence.",
+    "text.tokens": "Tools put the text in place of an id: `draws “·cache” (token 1288)`.",
+    "engine.snapshot": "`state` and `planned` are what replay goes on from; `standing` holds events as"
+    " they were written.",
     "engine.started": "`config` holds every option as it was understood.",
     "engine.model_loaded": "`implementation` tells whether our own code computes it.",
     "engine.kv_sized": "`why` is the whole arithmetic from memory to blocks.",
@@ -83,6 +86,9 @@ files all that is asked here. The model that answered was {model}.
 | a file | start the server with `--trace-file run.jsonl` |
 | the latest events of a running server | `GET /trace` |
 | one request in full (tokens, kernels) | send `"trace": "full"` in its body, or start with `--trace full` |
+| each kernel's time and share of the limit | start with `--trace profile` |
+| to see it move | the page at `/`: the Engine Room |
+| the page without a server | `python -m engine.trace page FILE -o room.html`, and open that file |
 
 Offline, without torch and without a GPU:
 
@@ -91,6 +97,7 @@ Offline, without torch and without a GPU:
 python -m engine.trace annotate docs/records/tour.jsonl
 python -m engine.trace annotate docs/records/tour.jsonl --all
 python -m engine.trace replay docs/records/crowd.jsonl --step 20
+python -m engine.trace page docs/records/crowd.jsonl -o /tmp/room.html
 python -m engine.trace diff docs/records/crowd.jsonl docs/records/crowd-recompute.jsonl || true
 ```
 
@@ -157,10 +164,12 @@ def _kind(declaration: Declaration, records: dict[str, Record]) -> str:
 
 
 def _table(fields: list[Field]) -> str:
-    rows = [
-        f"| `{f.name}` | `{f.type}` | {f.meaning.replace('|', chr(92) + '|')} |" for f in fields
-    ]
+    rows = [f"| `{f.name}` | `{_cell(f.type)}` | {_cell(f.meaning)} |" for f in fields]
     return "\n".join(["| field | type | meaning, unit |", "|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _example(declaration: Declaration, records: dict[str, Record]) -> str:

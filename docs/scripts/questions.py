@@ -9,7 +9,7 @@ from typing import NamedTuple
 from docs.scripts.reader import Record, printed, trace_output
 from engine.trace import events as ev
 from engine.trace.events import Event
-from engine.trace.wording import count, duration, size
+from engine.trace.wording import count, duration, size, token_text
 
 Records = dict[str, Record]
 Answer = tuple[str, list[tuple[str, str]]]
@@ -218,39 +218,58 @@ def _kernels(records: Records) -> Answer:
 
 
 def _limit(records: Records) -> Answer:
-    record = records["tour"]
-    step = record.first(ev.KernelLaunched).step
-    of_step = [e for e in record.all(ev.KernelLaunched) if e.step == step]
-    moved, work = sum(e.num_bytes for e in of_step), sum(e.flops for e in of_step)
-    finished = record.first(ev.StepFinished, lambda e: e.step == step)
+    record = records["profile"]
+    finished = record.all(ev.StepFinished)[-1]
+    timed = [e for e in record.all(ev.KernelLaunched) if e.step == finished.step and e.duration_us]
+    if not timed:
+        raise LookupError("profile.jsonl has no timed kernel: record it again")
+    us = sum(e.duration_us for e in timed)
+    least = sum(e.duration_us * e.share_of_limit for e in timed)
+    moved, work = sum(e.num_bytes for e in timed), sum(e.flops for e in timed)
+    kinds = {e.name: e for e in sorted(timed, key=lambda e: e.duration_us)}  # the longest of each
     text = (
         "A launch can't be faster than its bytes divided by the machine's memory bandwidth, nor than"
-        " its operations divided by the matrix rate; the limit is the slower of the two. With a"
-        " profile, each `kernel.launched` has its time and `share_of_limit`, against both limits as"
-        " they were measured on the same machine"
-        " ([machine_limits.py](../engine/kernels/machine_limits.py)); without one, as here, it has"
-        f" the bytes and operations, so the sum can be made by hand. Step {step} launched"
-        f" {count(len(of_step), 'kernel')} that move {size(moved)} and do {work:,} operations; its"
-        f" model part took {duration(finished.forward_us)}."
+        " its operations divided by the matrix rate; the limit is the slower of the two. Started with"
+        " `--trace profile`, the server measures both"
+        " ([machine_limits.py](../engine/kernels/machine_limits.py)) and times each launch alone:"
+        " `kernel.launched` then has `duration_us` and `share_of_limit`. Without it there are the"
+        " bytes and operations, so the sum can be made by hand. A decode step of the record below"
+        f" launched {count(len(timed), 'kernel')} that move {size(moved)} and do {work:,} operations"
+        f" in {duration(us)} together. At the limit they would take {duration(least)}:"
+        f" {least / us:.0%}. Small launches are mostly the way there and back."
     )
-    return text, [(f"Step {step}, with `--all`:", printed([record.line_of(finished)]))]
+    if any(e.share_of_limit > 1 for e in timed):
+        text += (
+            " More than 100% means that a kernel's data was still in the processor's caches, which"
+            " are faster than memory: this model is small enough for that."
+        )
+    lines = [record.line_of(event) for event in kinds.values()]
+    return text, [
+        (f"Step {finished.step}, with `--all`, the longest of each kind:", printed(lines))
+    ]
 
 
 def _token(records: Records) -> Answer:
     record = records["tour"]
     warm = record.first(ev.SampleDrawn, lambda e: not e.greedy)
     greedy = record.first(ev.SampleDrawn, lambda e: e.greedy)
+    texts: dict[int, str] = {}
+    for event in record.all(ev.TextTokens):
+        texts |= event.texts
     rows = [
-        f"{c.token_id:>9}   {c.logprob:>15.3f}   {c.probability:>21.3f}"
+        f"{token_text(texts[c.token_id]):>12}   {c.token_id:>9}   {c.logprob:>15.3f}"
+        f"   {c.probability:>21.3f}"
         f"{'   ← drawn' if c.token_id == warm.token_id else ''}"
         for c in warm.candidates[:10]
     ]
-    heading = f"{'token id':>9}   {'log-probability':>15}   {'chance after the cuts':>21}"
+    heading = (
+        f"{'token':>12}   {'token id':>9}   {'log-probability':>15}   {'chance after the cuts':>21}"
+    )
     text = (
         "`sample.drawn` (level `full`) has the drawn token, its rank and log-probability, the random"
         " number, how many tokens top-k, top-p and min-p left, and the most probable candidates:"
         " each with its log-probability before any parameter and its chance after all of them"
-        " (0: it was cut). The random number depends on the seed and the position only, so the same"
+        " (0: it was cut). `text.tokens` before it says how the ids read. The random number depends on the seed and the position only, so the same"
         " request draws the same tokens in any company."
     )
     return text, [

@@ -1,8 +1,9 @@
 """Records real runs of the engine for the documents: `python -m docs.scripts.record`.
 
-Each record in docs/records/ is what a server wrote with --trace-file while it answered the requests
-below. LOG_GUIDE.md and the figures are made from these files, so what they show has happened.
-Record again when the engine has changed what it does; the other scripts only read.
+Each record in docs/records/ is what a server wrote with --trace-file (or gave at /trace) while it
+answered the requests below. LOG_GUIDE.md and the figures are made from these files, so what they
+show has happened. Record again when the engine has changed what it does; the other scripts only
+read.
 """
 
 from __future__ import annotations
@@ -98,13 +99,30 @@ async def seats(client: Client) -> None:
     await asyncio.gather(*asked)
 
 
+async def profile(client: Client) -> None:
+    """One request, with each of its kernels timed."""
+    await client.ask("timed", f"{TOPICS[5]} {COUNT}", max_tokens=4)
+
+
+async def dropped(client: Client) -> None:
+    """More than the server keeps of its record."""
+    await client.ask("gone", TOPICS[1], max_tokens=60, ignore_eos=True)
+    await asyncio.gather(*(client.ask(f"late-{i}", TOPICS[i], max_tokens=24) for i in range(3)))
+    await asyncio.sleep(0.5)  # the last events are on their way
+
+
 SMALL = ("--num-gpu-blocks-override", "20", "--max-num-seqs", "5", "--max-num-batched-tokens", "64")
 RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "tour": (("--num-gpu-blocks-override", "256", "--max-num-seqs", "8"), tour),
     "seats": (("--num-gpu-blocks-override", "128", "--max-num-seqs", "3"), seats),
     "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
+    "profile": (("--num-gpu-blocks-override", "128", "--trace", "profile"), profile),
+    "dropped": (("--num-gpu-blocks-override", "64", "--trace-buffer", "150"), dropped),
     "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),
 }
+
+
+DOWNLOADED = {"dropped"}  # what GET /trace gives at the end, in place of --trace-file
 
 
 def record(name: str, model: Path) -> Path:
@@ -115,14 +133,20 @@ def record(name: str, model: Path) -> Path:
     new = path.with_suffix(".new")  # a run that fails leaves the old record as it is
     record_flags = ("--trace-file", str(new.relative_to(ROOT)), "--log-format", "off")
 
+    downloaded: list[bytes] = []
+
     async def run(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
             await scene(Client(http))
+            if name in DOWNLOADED:
+                downloaded.append((await http.get("/trace")).content)
 
     with LocalServer(*model_flags, *record_flags, *flags) as server:
         asyncio.run(run(server.url))
     if server.exit_code:
         raise RuntimeError(f"the server ended with {server.exit_code}:\n{''.join(server.output)}")
+    if downloaded:
+        new.write_bytes(downloaded[0])
     return new.replace(path)
 
 

@@ -252,6 +252,7 @@ class EngineCore:
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
         self.scheduler.costs.observe_step(plan.num_tokens, output.forward_us)
         now = time.perf_counter_ns()
+        ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.recorder.record(
             events.StepFinished(
                 step=plan.step,
@@ -262,6 +263,7 @@ class EngineCore:
                 prepare_us=round(output.prepare_us, 1),
                 forward_us=round(output.forward_us, 1),
                 sample_us=round(output.sample_us, 1),
+                ready_us=round(ready_ns / 1e3, 1),
                 update_us=round((now - update_started) / 1e3, 1),
                 total_us=round((now - started) / 1e3, 1),
                 loop="overlapped" if self.overlapped else "plain",

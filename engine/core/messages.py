@@ -144,6 +144,7 @@ class StepOutput(msgspec.Struct, kw_only=True):
     prepare_us: float = 0.0
     forward_us: float = 0.0
     sample_us: float = 0.0
+    done_ns: int = 0  # of time.perf_counter_ns, when the tokens were there; 0: not told
 
 
 class KVShape(msgspec.Struct, kw_only=True):

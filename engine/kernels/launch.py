@@ -4,7 +4,7 @@
 
 Nobody looks most of the time, and then the door costs one attribute check. Inside
 `with recording(recorder):` each launch becomes a `kernel.launched` event; what it read and
-computed is worked out from shapes by `describe`, only then. With `profile=True` the events carry
+computed is worked out from shapes by `describe`, only then. When profiling, the events carry
 the time of each launch and its share of the machine's measured limit. Inside `with taping(tape):`
 each launch is also told to a tape, which can run the same ones again (`kernels/cpu/tape.py`).
 """
@@ -65,16 +65,17 @@ _DOOR = _Door()
 @contextmanager
 def recording(recorder: Recorder, profile: bool = False, device: str = "cpu") -> Iterator[None]:
     """Launches inside become events, if the recorder wants kernels now (level full, or a step with
-    a request that is recorded in full). profile: time each launch on the device ("cpu" or "cuda",
-    where each is then waited for), by recordings inside this one too; measures the machine once,
-    2 s. Not for CUDA graphs: what is captured can't be waited for.
+    a request that is recorded in full). With `profile`, or at the recorder's level profile, each is
+    timed on the device ("cpu" or "cuda", where it is then waited for), in recordings inside this
+    one too; that measures the machine once, 2 s. Not for CUDA graphs: what is captured can't be
+    waited for.
     """
     if not (recorder.full or recorder.full_step):
         yield
         return
     before = _DOOR.recorder, _DOOR.limits
     _DOOR.recorder = recorder
-    _DOOR.limits = machine_limits(device) if profile else _DOOR.limits
+    _DOOR.limits = machine_limits(device) if profile or recorder.profile else _DOOR.limits
     _DOOR.watched = True
     try:
         yield

@@ -15,6 +15,7 @@ from engine.server.answers import json_response
 from engine.server.engine_client import RETRY_AFTER_S
 from engine.server.record_filter import lines_about
 from engine.server.service import Service
+from engine.trace.files import to_json
 
 LINES_AT_ONCE = 1000
 MOST_REQUESTS = 100  # in one question
@@ -74,12 +75,16 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """The latest events of both processes as JSON lines; it may show people's text.
 
+        If older ones are gone, it begins with `engine.snapshot`: what they came to.
         `?request_id=A&request_id=B`: only those about these requests, with the steps that computed
         for them.
         """
-        lines = service.hub.recent()
+        before, lines = service.hub.record()
         if request_id:
-            lines = list(lines_about(lines, request_id))
+            begun = [to_json(event) for event in before.standing] if before else []
+            lines = list(lines_about([*begun, *lines], request_id))
+        elif before:
+            lines = [to_json(before), *lines]
 
         def parts() -> Iterator[bytes]:
             for start in range(0, len(lines), LINES_AT_ONCE):

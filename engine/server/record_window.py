@@ -35,6 +35,7 @@ _FACTS = (ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized)
 _BEGINNINGS = (
     ev.RequestReceived, ev.RequestTokenized, ev.RequestQueued, ev.RequestAdmitted, ev.RequestForked
 )  # fmt: skip
+_TURNS = (ev.RequestPreempted, ev.RequestResumed)
 _ENDINGS = (ev.RequestFinished, ev.RequestAborted, ev.RequestRefused)
 
 
@@ -43,6 +44,8 @@ class Fold:
     that still matter: the engine's facts, and how the requests that are alive began."""
 
     def __init__(self) -> None:
+        self.num_events = 0
+        self.last_ns = 0
         self.context = Context()
         self._facts: dict[str, Event] = {}  # by kind
         self._begun: OrderedDict[str, list[Event]] = OrderedDict()  # by sequence
@@ -53,43 +56,52 @@ class Fold:
 
     def keep(self, event: Event) -> None:
         """Only note what still matters; somebody else has shown the event to the context."""
+        self.num_events += 1
+        self.last_ns = event.ts_ns
         if isinstance(event, _FACTS):
             self._facts[kind(event)] = event
         elif isinstance(event, _BEGINNINGS):
             self._begun.setdefault(event.request_id, []).append(event)
             if len(self._begun) > STANDING_REQUESTS:
                 self._begun.popitem(last=False)
+        elif isinstance(event, _TURNS) and event.request_id in self._begun:
+            # Only the latest one: it says where the request stands.
+            begun = self._begun[event.request_id]
+            begun[:] = [known for known in begun if not isinstance(known, _TURNS)] + [event]
         elif isinstance(event, _ENDINGS):
             self._begun.pop(event.request_id, None)
 
     def copy(self) -> Fold:
         """An independent copy. O(blocks + requests)."""
         other = Fold()
-        # The state knows how to copy itself quickly; the rest of the context is small.
-        state, self.context.state = self.context.state, None
+        other.num_events, other.last_ns = self.num_events, self.last_ns
+        # State and texts are large and can be copied quickly; the rest of the context is small.
+        context = self.context
+        state, texts = context.state, context.texts
+        context.state, context.texts = None, {}
         try:
-            other.context = copy.deepcopy(self.context)
+            other.context = copy.deepcopy(context)
         finally:
-            self.context.state = state
+            context.state, context.texts = state, texts
         other.context.state = state.copy() if state is not None else None
+        other.context.texts = texts.copy()
         other._facts = self._facts.copy()
         other._begun = OrderedDict((name, begun.copy()) for name, begun in self._begun.items())
         return other
 
-    def snapshot(self) -> dict[str, Any]:
-        """What someone who joins here must know: `state` as `EngineState.to_dict`, None once the
-        record has a gap, and `standing`, the events from before that still matter."""
+    def snapshot(self, texts: bool = False) -> ev.EngineSnapshot:
+        """What someone who joins here must know. `texts`: what tokens read, too."""
         state = self.context.state
+        found = state.snapshot() if state is not None else ev.EngineSnapshot()
+        found.ts_ns, found.num_gone = self.last_ns, self.num_events
         standing = [*self._facts.values(), *(e for begun in self._begun.values() for e in begun)]
-        if state is None:
-            return {"state": None, "standing": standing}
-        return {
-            "state": state.to_dict(),
-            "ranks": {name: sequence.rank for name, sequence in state.sequences.items()},
-            "planned": [{"step": step, "rows": rows} for step, rows in state.planned.items()],
-            "last_seq": state.last_seq,
-            "standing": standing,
-        }
+        found.standing = sorted(standing, key=lambda event: event.ts_ns)
+        alive = {name.partition(".")[0] for name in self._begun} | self._begun.keys()
+        names = self.context.names
+        found.names = {name: names[name] for name in names if name in alive}
+        found.num_named = self.context.num_named
+        found.texts = self.context.texts if texts else {}
+        return found
 
 
 class RecordWindow:
@@ -140,6 +152,15 @@ class RecordWindow:
         with self._lock:
             return list(self._lines)
 
+    def record(self) -> tuple[ev.EngineSnapshot | None, list[bytes]]:
+        """A record that stands for itself: what the events before the window came to (None if there
+        are none), and the lines of the window."""
+        with self._lock:
+            if self._first == 1:
+                return None, list(self._lines)
+            before, lines = self._before.copy(), list(self._lines)
+        return before.snapshot(texts=True), lines
+
     def after(self, position: int, most: int) -> list[bytes] | None:
         """The next events after `position`, at most so many; None if some of them are gone."""
         with self._lock:
@@ -161,8 +182,9 @@ class RecordWindow:
             return self._before.copy(), self._first - 1
 
     def events(self) -> list[Event]:
-        """The events in the window, decoded. A second for 200,000."""
-        return [_decode(line) for line in self.lines()]
+        """The same record, decoded. A second for 200,000."""
+        before, lines = self.record()
+        return [*([before] if before is not None else []), *map(_decode, lines)]
 
     def state_at(self, step: int | None) -> dict[str, Any]:
         """The snapshot right after the last event of `step`, or now. Raises KeyError if the window
@@ -180,4 +202,4 @@ class RecordWindow:
             count -= of_core[::-1].index(step)
         for event in events[:count]:
             fold.see(event)
-        return {"position": position + count, **fold.snapshot()}
+        return {"position": position + count, **msgspec.structs.asdict(fold.snapshot())}

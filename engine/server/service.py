@@ -117,6 +117,7 @@ class Service:
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
         )
+        self.recorder.read_tokens(tokenizer.texts)
         gc.freeze()  # all that was imported and loaded: collections needn't walk through it
         logger.info(
             "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",

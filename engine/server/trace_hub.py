@@ -20,7 +20,7 @@ import zmq
 from engine.config import ConfigError, EngineConfig
 from engine.server.record_window import RecordWindow
 from engine.trace.console import LogConsole
-from engine.trace.events import Event
+from engine.trace.events import EngineSnapshot, Event
 from engine.trace.files import JsonlWriter, unpack
 from engine.trace.recorder import Recorder
 
@@ -63,10 +63,11 @@ class TraceHub:
     def unsubscribe(self, callback: Callable[[list[Event]], None]) -> None:
         self.recorder.unsubscribe(callback)
 
-    def recent(self) -> list[bytes]:
-        """The latest events, oldest first, each a line of JSON without its newline."""
+    def record(self) -> tuple[EngineSnapshot | None, list[bytes]]:
+        """The latest events, oldest first, each a line of JSON without its newline; and what those
+        before came to, if some are gone."""
         self.recorder.flush()
-        return self.window.lines()
+        return self.window.record()
 
     def close(self) -> None:
         """Take what the engine process sent last, write everything, stop. Call when that process

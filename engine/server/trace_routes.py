@@ -108,8 +108,7 @@ def router(service: Service) -> APIRouter:
         parts = [part for part in ids.split(",") if part]
         if len(parts) > MOST_IDS or not all(part.isdecimal() for part in parts):
             raise ApiError(400, f"ids must be at most {MOST_IDS} token ids with commas.", "ids")
-        tokenizer = service.ready_text().tokenizer
-        texts = {part: tokenizer.token(int(part)).text for part in parts}
+        texts = service.ready_text().tokenizer.texts([int(part) for part in parts])
         return Response(msgspec.json.encode(texts), media_type="application/json")
 
     return routes

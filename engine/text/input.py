@@ -118,6 +118,7 @@ class InputProcessor:
                 num_tokens=len(kept),
                 duration_us=(time.perf_counter_ns() - start_ns) / 1000,
                 truncated=len(token_ids) - len(kept),
+                token_ids=kept if self.recorder.wants_full(request_id) else [],
             )
         )
         self._check_prompt(kept, params)

@@ -85,6 +85,10 @@ class Tokenizer:
             known = self._texts[token_id] = self._token_text(token_id)
         return known
 
+    def texts(self, token_ids: Sequence[int]) -> dict[int, str]:
+        """How tokens read, each by itself."""
+        return {token_id: self.token(token_id).text for token_id in token_ids}
+
     def bad_words(self, words: Sequence[str]) -> list[list[int]]:
         """The token sequences that spell each word: at a text's beginning, after a space, and
         within a line.

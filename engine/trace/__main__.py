@@ -1,4 +1,4 @@
-"""`python -m engine.trace {annotate,replay,perfetto,diff,life} FILE`: read a record, offline,
+"""`python -m engine.trace {annotate,replay,page,perfetto,diff,life} FILE`: read a record, offline,
 without torch.
 """
 
@@ -15,6 +15,7 @@ from engine.trace.console import RichPrinter
 from engine.trace.diff import first_difference
 from engine.trace.files import RecordError, read_all, read_jsonl
 from engine.trace.life import life_of, requests_of
+from engine.trace.page import room_with
 from engine.trace.perfetto import to_perfetto
 from engine.trace.replay import Replay, ReplayError
 from engine.trace.story import Story
@@ -60,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay.add_argument("--step", type=int, help="after this step (default: at the end)")
     replay.add_argument("--json", action="store_true", help="the whole state as JSON")
+    page = add("page", _page, "Write one HTML file: the live page with this record, for a browser.")
+    page.add_argument("-o", "--output", type=Path, required=True, help="file to write (room.html)")
     perfetto = add("perfetto", _perfetto, "Write Chrome Trace Event JSON for ui.perfetto.dev.")
     perfetto.add_argument(
         "-o", "--output", type=Path, help="file to write (default: standard output)"
@@ -111,6 +114,12 @@ def _replay(arguments: argparse.Namespace) -> int:
             table = ranges(state.tables.get(name, []), most=12) or "none"
             computed = count(state.sequences[name].num_computed_tokens, "token")
             print(f"  {name}: {computed} in the cache, blocks {table}")
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    _write(room_with(read_all(arguments.file), arguments.file.name), arguments.output)
+    print(f"{arguments.output}: open it in a browser")
     return 0
 
 

@@ -12,6 +12,7 @@ read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from engine.trace.wording import (
     quoted,
     size,
     span,
+    token_text,
 )
 
 
@@ -317,8 +319,18 @@ def _replayed(event: ev.GraphReplayed, context: Context) -> str:
 # ------------------------------------------------------------------------------------------- tokens
 
 
+def _token(token_id: int, context: Context) -> str:
+    """A token as its text, in quotes, where the record has it; else as its id."""
+    if token_id < 0:
+        return "a token (withheld)"
+    text = context.texts.get(token_id)
+    return f"token {token_id}" if text is None else token_text(text)
+
+
 def _drawn(event: ev.SampleDrawn, context: Context) -> str:
-    token = f"token {event.token_id}" if event.token_id >= 0 else "a token (withheld)"
+    token = _token(event.token_id, context)
+    if event.token_id in context.texts:
+        token += f" (token {event.token_id})"
     where = f"draws {token} at position {event.position}, rank {event.rank:,}"
     if event.greedy:
         how = "greedy: the most probable one"
@@ -332,7 +344,9 @@ def _drawn(event: ev.SampleDrawn, context: Context) -> str:
         drawn = f"u = {event.uniform:.4f} among {event.num_kept:,} kept"
         how = f"{drawn} ({joined(limits)})"
     others = [c for c in event.candidates if c.token_id != event.token_id][:2]
-    instead = joined(f"{c.token_id} (p {c.probability:.2f})" for c in others)
+    instead = joined(
+        f"{_token(c.token_id, context)} (p {_chance(c, event.greedy)})" for c in others
+    )
     return joined(
         [
             where,
@@ -341,6 +355,19 @@ def _drawn(event: ev.SampleDrawn, context: Context) -> str:
             f"instead of {instead}" if instead else "",
         ]
     )
+
+
+def _chance(candidate: ev.Candidate, greedy: bool) -> str:
+    """Its probability: the model's own, where the parameters left it none."""
+    if candidate.probability:
+        return f"{candidate.probability:.2f}"
+    return f"{math.exp(candidate.logprob):.2f}{'' if greedy else ', cut'}"
+
+
+def _text_tokens(event: ev.TextTokens, context: Context) -> str:
+    shown = [f"{token} {token_text(text)}" for token, text in list(event.texts.items())[:6]]
+    more = len(event.texts) - len(shown)
+    return f"tokens read: {joined(shown)}{f' and {more:,} more' if more > 0 else ''}"
 
 
 def _emitted(event: ev.TextEmitted, context: Context) -> str:
@@ -388,6 +415,18 @@ def _kv_sized(event: ev.EngineKvSized, context: Context) -> str:
     return joined([room, sizes, host, _because(event, context)], "; ")
 
 
+def _snapshot(event: ev.EngineSnapshot, context: Context) -> str:
+    gone = f"the record begins here: the {event.num_gone:,} events before are gone"
+    told = event.state
+    if told is None:
+        return f"{gone}, and with them the state of the blocks"
+    used = len(told["references"]) - len(told["free_queue"])
+    return (
+        f"{gone}; they came to: {len(told['running']):,} running, {len(told['waiting']):,} "
+        f"waiting, {used:,} of {count(len(told['references']), 'block')} used"
+    )
+
+
 def _warning(event: ev.EngineWarning, context: Context) -> str:
     return f"warning: {context.plain(event.message)}"
 
@@ -425,9 +464,11 @@ _SENTENCES: dict[type[Event], Callable[[Any, Context], str]] = {
     ev.TextEmitted: _emitted,
     ev.TextHeldBack: _held_back,
     ev.StopMatched: _stop_matched,
+    ev.TextTokens: _text_tokens,
     ev.EngineStarted: _started,
     ev.EngineModelLoaded: _model_loaded,
     ev.EngineKvSized: _kv_sized,
+    ev.EngineSnapshot: _snapshot,
     ev.EngineWarning: _warning,
     ev.EngineFailed: _failed,
 }

@@ -27,6 +27,7 @@ class Context:
         self.state: EngineState | None = EngineState()  # None once the record has a gap
         self.plans: dict[int, ev.StepPlanned] = {}  # by step, until it is finished
         self.block_size = 0
+        self.texts: dict[int, str] = {}  # token id → its text, where the record has it
         self._names: OrderedDict[str, str] = OrderedDict()
         self._numbered = 0
 
@@ -38,6 +39,10 @@ class Context:
             self.plans[event.step] = event
         elif isinstance(event, ev.EngineKvSized):
             self.block_size = event.block_size
+        elif isinstance(event, ev.TextTokens):
+            self.texts.update(event.texts)
+        elif isinstance(event, ev.EngineSnapshot):
+            self._take_over(event)
         if self.state is not None:
             try:
                 self.state.fold(event)
@@ -73,6 +78,28 @@ class Context:
     def plain(self, text: str) -> str:
         """A recorded text on one line, with short names in place of long ids."""
         return one_line(_WORD.sub(self._short, text))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The short names that were given out: request → name; the latest ones."""
+        return dict(self._names)
+
+    @property
+    def num_named(self) -> int:
+        return self._numbered
+
+    def _take_over(self, event: ev.EngineSnapshot) -> None:
+        self.state = EngineState()
+        self._names = OrderedDict(event.names)
+        self._numbered = event.num_named
+        self.texts.update(event.texts)
+        self.plans = {
+            planned.step: ev.StepPlanned(step=planned.step, rows=planned.rows)
+            for planned in event.planned
+        }
+        for standing in event.standing:
+            if isinstance(standing, ev.EngineKvSized):
+                self.block_size = standing.block_size
 
     def _short(self, match: re.Match[str]) -> str:
         word = match[0]

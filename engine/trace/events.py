@@ -51,6 +51,7 @@ class RequestTokenized(Event, tag="request.tokenized"):
     num_tokens: int = 0
     duration_us: float = 0.0
     truncated: int = 0  # tokens cut from the left by truncate_prompt_tokens
+    token_ids: list[int] = []  # the tokens themselves (level `full`); empty with --trace-text off
 
 
 class RequestQueued(Event, tag="request.queued"):
@@ -166,6 +167,13 @@ class StepRow(msgspec.Struct, array_like=True):
     samples: int  # tokens drawn at its end (0 while a prompt is still incomplete)
 
 
+class PlannedStep(msgspec.Struct):
+    """The rows of a step that is under way."""
+
+    step: int
+    rows: list[StepRow]
+
+
 class StepPlanned(Event, tag="step.planned"):
     """The scheduler decided what this step computes."""
 
@@ -191,6 +199,8 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     forward_us: float = 0.0  # tensors → logits
     sample_us: float = 0.0  # logits → tokens
+    # the tokens lay ready meanwhile: the overlapped loop was busy with the next step
+    ready_us: float = 0.0
     update_us: float = 0.0  # booking the tokens
     total_us: float = 0.0  # from the start of planning to the end of booking
     loop: str = ""  # "plain" or "overlapped"
@@ -364,6 +374,16 @@ class StopMatched(Event, tag="stop.matched", kw_only=True):
     num_output_tokens: int = 0
 
 
+class TextTokens(Event, tag="text.tokens", kw_only=True):
+    """How token ids read. It stands before the first event that names them, each id once a
+    record; never with --trace-text off. It has no `seq` of its own: the record adds it to what
+    happened.
+    """
+
+    src: str = "server"
+    texts: dict[int, str] = {}  # token id → its text
+
+
 # --------------------------------------------------------------------------------------- the engine
 
 
@@ -405,6 +425,23 @@ class EngineKvSized(Event, tag="engine.kv_sized"):
     why: str = ""
 
 
+class EngineSnapshot(Event, tag="engine.snapshot"):
+    """The record begins here. The events before it are gone, since memory is bounded; this is what
+    they came to, so that replay goes on exactly. It stands first in a download of a record whose
+    beginning was dropped.
+    """
+
+    num_gone: int = 0  # events before it
+    state: dict | None = None  # as `EngineState.to_dict`; null if the record had a gap
+    ranks: dict[str, list[int]] = {}  # sequence → [priority, arrival, index]
+    planned: list[PlannedStep] = []  # steps that had not come back
+    last_seq: int = 0  # of the core's events that are gone
+    names: dict[str, str] = {}  # request → its short name in the log
+    num_named: int = 0  # short names that were given out
+    texts: dict[int, str] = {}  # as in `text.tokens`
+    standing: list[AnyEvent] = []  # the engine's facts; how requests that are alive began
+
+
 class EngineWarning(Event, tag="engine.warning"):
     """Something a user should know."""
 
@@ -425,8 +462,8 @@ ALL_EVENTS: tuple[type[Event], ...] = (
     BlockAllocated, BlockShared, BlockCached, BlockCopied, BlockFreed, BlockEvicted,
     BlockSwappedOut, BlockSwappedIn,
     KernelLaunched, GraphCaptured, GraphReplayed,
-    SampleDrawn, TextEmitted, TextHeldBack, StopMatched,
-    EngineStarted, EngineModelLoaded, EngineKvSized, EngineWarning, EngineFailed,
+    SampleDrawn, TextEmitted, TextHeldBack, StopMatched, TextTokens,
+    EngineStarted, EngineModelLoaded, EngineKvSized, EngineSnapshot, EngineWarning, EngineFailed,
 )  # fmt: skip
 """Every kind, in the order of the guide."""
 

@@ -23,17 +23,23 @@ def life_of(events: Iterable[Event], request_id: str) -> dict[str, Any] | None:
     """
     life = _Life(request_id)
     for event in events:
-        life.see(event)
+        for known in _with_standing(event):
+            life.see(known)
     return life.to_dict() if life.first_ns else None
 
 
 def requests_of(events: Iterable[Event]) -> list[str]:
     """The requests that the record knows, in the order of their arrival; without siblings."""
     known: dict[str, None] = {}
-    for event in events:
+    for event in (each for one in events for each in _with_standing(one)):
         if isinstance(event, ev.RequestReceived | ev.RequestQueued | ev.RequestRefused):
             known[event.request_id] = None
     return list(known)
+
+
+def _with_standing(event: Event) -> list[Event]:
+    """A record whose beginning is gone starts with how its living requests began."""
+    return [*event.standing, event] if isinstance(event, ev.EngineSnapshot) else [event]
 
 
 class _Sequence:

@@ -3,12 +3,15 @@
     process "engine"    steps (schedule, prepare, forward, sample, update nest in each) · kernels
                         counters: blocks, requests, tokens of a step
     process "requests"  one track a sequence: waiting, running with its share of each step,
-    preempted arrows              from a request's share to the forward pass that computed it
+                            preempted
+    arrows              from a request's share of a step to the forward pass that computed it
 
 Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
 flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
-stands; its parts are laid out from there: planning at its start, the worker's parts and the booking
-back to back at its end.
+stands; its parts are laid out from there: planning at its start, booking at its end, and before
+that, as long as the tokens lay ready, the worker's parts back to back. The worker computes one step
+after another, and a sequence's share ends when its token is drawn: the overlapped loop books it
+while the worker computes the next step.
 """
 
 from __future__ import annotations
@@ -57,14 +60,22 @@ class _Trace:
         self._ended: dict[str, float] = {}  # ended while a step of theirs was under way
         self._overlapped = False
         self._swapped = False  # some block has been in host memory
+        self._drawn = 0.0  # when the last step's tokens were drawn
         self._flows = 0
         self._name_track(ENGINE, 0, "process_name", "engine")
         self._name_track(REQUESTS, 0, "process_name", "requests")
 
     def add(self, event: Event) -> None:
+        self._context.see(event)
+        if isinstance(event, ev.EngineSnapshot):  # who ran and waited when the record begins
+            for standing in event.standing:
+                self._show(standing)
+        else:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         self._start_ns = self._start_ns or event.ts_ns
         self._now = (event.ts_ns - self._start_ns) / 1e3
-        self._context.see(event)
         if isinstance(event, ev.RequestQueued):
             self._change(event.request_id, "waiting")
         elif isinstance(event, ev.RequestAdmitted | ev.RequestResumed | ev.RequestForked):
@@ -151,7 +162,7 @@ class _Trace:
         there = {
             "pid": ENGINE,
             "tid": self._step_track(step),
-            "ts": round(max(start, forward), 3),  # an arrow can't go back in time
+            "ts": round(max(start, forward), 3),
         }
         self._out.append({"ph": "s", **here, **flow})
         self._out.append({"ph": "f", "bp": "e", **there, **flow})
@@ -176,21 +187,24 @@ class _Trace:
         self._slice(ENGINE, track, f"step {event.step}", start, end, args)
         planned = min(start + event.schedule_us, end)
         self._slice(ENGINE, track, "schedule", start, planned)
-        parts = [
-            ("update", event.update_us),
+        updated = max(end - event.update_us, planned)
+        self._slice(ENGINE, track, "update", updated, end)
+        # The last step's tokens were there before this one's part of the worker began.
+        earliest = max(planned, min(self._drawn, updated))
+        drawn = part_end = max(updated - event.ready_us, earliest)
+        starts: dict[str, float] = {}
+        for name, us in (
             ("sample", event.sample_us),
             ("forward", event.forward_us),
             ("prepare", event.prepare_us),
-        ]
-        part_end = end
-        starts: dict[str, float] = {}
-        for name, us in parts:
-            starts[name] = max(part_end - us, planned)
+        ):
+            starts[name] = max(part_end - us, earliest)
             self._slice(ENGINE, track, name, starts[name], part_end)
             part_end = starts[name]
         self._ends[ENGINE, track] = end
+        self._drawn = drawn
         for row in rows:
-            self._share(row, event.step, start, starts["forward"], end)
+            self._share(row, event.step, start, starts["forward"], self._drawn)
         self._settle(rows)
 
     def _count(self, event: ev.StepPlanned) -> None:

@@ -21,15 +21,18 @@ from engine.trace.events import (
     Event,
     RequestFinished,
     RequestReceived,
+    RequestTokenized,
     SampleDrawn,
     StopMatched,
     TextEmitted,
+    TextTokens,
 )
 
-LEVELS = ("off", "steps", "full")
+LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
 
 Subscriber = Callable[[list[Event]], None]
+Reader = Callable[[list[int]], dict[int, str]]
 
 _FULL_ONLY = frozenset(FULL_ONLY)
 
@@ -37,10 +40,11 @@ _FULL_ONLY = frozenset(FULL_ONLY)
 class Recorder:
     """Takes the events of one process and hands them to subscribers in batches, ordered by `seq`.
 
-    `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds) or
-    "full". Requests named in `full_requests` are recorded at "full" whatever the level, unless it
-    is "off". `text=False` keeps people's text, and the token ids that spell it, out of the record.
-    `capacity` is the number of events that may wait for the drain thread.
+    `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds), "full"
+    or "profile" (full, with each kernel's time). Requests named in `full_requests` are recorded at
+    "full" whatever the level, unless it is "off". `text=False` keeps people's text, and the token
+    ids that spell it, out of the record. `capacity` is the number of events that may wait for the
+    drain thread.
 
     Raises ValueError for an unknown level or a capacity below 1.
     """
@@ -54,7 +58,8 @@ class Recorder:
             raise ValueError(f"the record's capacity is {capacity} events: it must be at least 1")
         self.level = level
         self.enabled = level != "off"
-        self.full = level == "full"
+        self.full = level in ("full", "profile")
+        self.profile = level == "profile"  # who launches kernels times each
         self.src = src
         self.text = text
         self.capacity = capacity
@@ -70,6 +75,8 @@ class Recorder:
         self._forwarded = False  # the buffer holds events of another process
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
+        self._reader: Reader | None = None
+        self._read: set[int] = set()  # token ids whose texts are in the record
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         if self.enabled:
@@ -140,6 +147,12 @@ class Recorder:
         with self._drain_lock:
             self._remove(callback)
 
+    def read_tokens(self, reader: Reader) -> None:
+        """From now on the record says how the token ids in it read: `reader` gives the texts of
+        ids, on the drain thread. Without effect if people's text is to stay out of the record."""
+        if self.text:
+            self._reader = reader
+
     def flush(self) -> None:
         """Hand over what waits, now, on the caller's thread."""
         with self._drain_lock:
@@ -170,6 +183,8 @@ class Recorder:
             return
         if forwarded:  # two sources, each in order by itself: a stable sort by time keeps that
             batch.sort(key=lambda event: event.ts_ns)
+        if self._reader is not None:
+            self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
             try:
                 subscriber(batch)
@@ -179,6 +194,27 @@ class Recorder:
                 problem = f"{type(error).__name__}: {error}"
                 with self._lock:
                     self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _add_texts(self, batch: list[Event], reader: Reader) -> None:
+        """Put the texts of tokens that nobody has read yet before the events that name them."""
+        named: set[int] = set()
+        for event in batch:
+            if isinstance(event, SampleDrawn):
+                named.add(event.token_id)
+                named.update(candidate.token_id for candidate in event.candidates)
+            elif isinstance(event, RequestTokenized):
+                named.update(event.token_ids)
+        new = sorted(named - self._read)
+        if not new:
+            return
+        try:
+            batch.insert(0, TextTokens(texts=reader(new), ts_ns=batch[0].ts_ns))
+        except Exception as error:  # the record goes on, with ids
+            self._reader = None
+            problem = f"{type(error).__name__}: {error}"
+            with self._lock:
+                self._buffer.append(self._warning(f"tokens are no longer read: {problem}"))
+        self._read.update(new)
 
     def _warning(self, message: str) -> EngineWarning:
         """A stamped warning; `_lock` is held."""
@@ -207,6 +243,8 @@ def _drop_text(event: Event) -> None:
     if isinstance(event, RequestReceived):
         event.text = ""
         event.params = {k: v for k, v in event.params.items() if isinstance(v, (int, float, bool))}
+    elif isinstance(event, RequestTokenized):
+        event.token_ids = []
     elif isinstance(event, SampleDrawn):
         event.token_id = -1
         event.candidates = []

@@ -154,6 +154,37 @@ class EngineState:
             },
         }
 
+    def snapshot(self) -> ev.EngineSnapshot:
+        """The state as an event: folding it puts any other state into this one."""
+        return ev.EngineSnapshot(
+            step=self.step,
+            state=self.to_dict(),
+            ranks={name: list(sequence.rank) for name, sequence in self.sequences.items()},
+            planned=[ev.PlannedStep(step, rows) for step, rows in self.planned.items()],
+            last_seq=self.last_seq,
+        )
+
+    def _restore(self, event: ev.EngineSnapshot) -> None:
+        told = event.state
+        if told is None:
+            raise _Contradiction("the record had a gap before it began, so its state isn't known")
+        self.num_host_blocks = told["num_host_blocks"]
+        self.step, self.last_seq, self.lost = told["step"], event.last_seq, told["lost"]
+        self.block_size = told["block_size"]
+        self.references = list(told["references"])
+        self.hashes = {b: content for b, content in enumerate(told["hashes"]) if content}
+        self.cached = dict(told["cached"])
+        self.free_queue = OrderedDict.fromkeys(told["free_queue"])
+        self.host_tables = {name: list(table) for name, table in told["host_tables"].items()}
+        self.tables = {name: list(table) for name, table in told["tables"].items()}
+        self.sequences = {
+            name: Sequence(tuple(event.ranks[name]), status, told["num_computed_tokens"][name])
+            for name, status in told["status"].items()
+        }
+        self.running = [(self.sequences[name].rank, name) for name in told["running"]]
+        self.waiting = [(self.sequences[name].rank, name) for name in told["waiting"]]
+        self.planned = {planned.step: planned.rows for planned in event.planned}
+
     # ------------------------------------------------------------------------------ requests
 
     def _queued(self, event: ev.RequestQueued) -> None:
@@ -330,4 +361,5 @@ _FOLDS: dict[type[Event], Callable[[EngineState, Any], None]] = {
     ev.BlockSwappedOut: EngineState._swapped_out,
     ev.BlockSwappedIn: EngineState._release_host_blocks,
     ev.EngineKvSized: EngineState._kv_sized,
+    ev.EngineSnapshot: EngineState._restore,
 }

@@ -144,8 +144,8 @@ class Story:
                 yield from self._step(event)
             elif isinstance(event, ev.KernelLaunched):
                 self._kernels[event.name] += 1
-            elif isinstance(event, ev.StepPlanned):
-                pass  # told when it is finished
+            elif isinstance(event, ev.StepPlanned | ev.TextTokens):
+                pass  # told when it is finished; what tokens read is told where they are drawn
             elif isinstance(event, _GROWTH) and not self.context.plans:
                 self._before.append(event)
             elif self.context.plans and event.src == "core" and not isinstance(event, _AT_ONCE):

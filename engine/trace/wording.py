@@ -84,6 +84,12 @@ def quoted(text: str, limit: int = 48) -> str:
     return f"“{text}”"
 
 
+def token_text(text: str) -> str:
+    """A token so that its spaces and line ends can be seen: “·the”, “↵”."""
+    shown = text.removeprefix("bytes:").replace("\n", "↵").replace("\t", "⇥").replace(" ", "·")
+    return f"“{shown}”"
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Any text on one line, cut at `limit` characters."""
     text = " ".join(text.split())

@@ -206,7 +206,9 @@ class ModelRunner:
             return False
         if self.device.type == "cpu":  # on 8-bit pages torch attends, up to the longest context
             return cpu.available() and self.kv_dtype not in LARGEST
-        return self.device.type == "cuda" and kernels_for(self.device).name == "triton"
+        if self.device.type != "cuda" or self.recorder.profile:
+            return False  # a graph's kernels can't be timed one by one
+        return kernels_for(self.device).name == "triton"
 
     def capture_graphs(self) -> CudaGraphs | CpuGraphs:
         """Decode steps in one go, for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`
@@ -252,7 +254,7 @@ class ModelRunner:
         started = time.perf_counter_ns()
         self._update_rows(plan)
         if plan.swap_out or plan.swap_in or plan.copies:
-            with recording(self.recorder):
+            with recording(self.recorder, device=self.device.type):
                 self.cache.swap_out(plan.swap_out)
                 self.cache.swap_in(plan.swap_in)
                 self.cache.copy(plan.copies)
@@ -269,7 +271,7 @@ class ModelRunner:
             if drawing:
                 logits = every if len(drawing) == len(every) else every[drawing]
         else:
-            with recording(self.recorder):
+            with recording(self.recorder, device=self.device.type):
                 hidden, logits = self._compute(inputs, drawing)
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
@@ -280,7 +282,7 @@ class ModelRunner:
             self._prompt_logprobs(inputs, hidden, details)
         tokens: list[list[int]] = [[] for _ in plan.rows]
         if logits is not None:
-            with recording(self.recorder):
+            with recording(self.recorder, device=self.device.type):
                 tokens = self.sampling.run(inputs, drawing, logits, details)
         done = time.perf_counter_ns()
         return StepOutput(

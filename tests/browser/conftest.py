@@ -172,9 +172,9 @@ def perfetto_ui() -> Path:
 
 
 @pytest.fixture
-def open_room(browser, live):
-    """`open_room("?theme=dark")` → a page on the live server. Errors of its scripts fail the
-    test."""
+def open_room(browser, request):
+    """`open_room("?theme=dark")` → a page on the live server, or at a `file:` address. Errors of
+    its scripts fail the test."""
     contexts, errors = [], []
 
     def open_(path: str = "", server=None, **options):
@@ -185,7 +185,9 @@ def open_room(browser, live):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.errors = errors
-        page.goto((server or live).url + "/" + path)
+        if not path.startswith("file:"):
+            path = f"{(server or request.getfixturevalue('live')).url}/{path}"
+        page.goto(path)
         return page
 
     yield open_

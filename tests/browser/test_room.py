@@ -5,33 +5,12 @@ from __future__ import annotations
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from room_page import ROOT, caught_up, until
 
 IMAGES = ROOT / "docs" / "images"
 KEY = "room-key"
-
-
-def until(page, condition: str, timeout_s: float = 60) -> None:
-    """Wait for a condition. (Playwright's own waiting evaluates strings inside the page, which the
-    page's Content-Security-Policy forbids.)"""
-    deadline = time.monotonic() + timeout_s
-    while not page.evaluate(condition):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.05)
-
-
-def caught_up(page) -> None:
-    """Wait until the page shows everything that the server has recorded and nothing runs."""
-    until(
-        page,
-        "room.record.steps.length > 0 && room.record.state.running.length === 0"
-        " && room.record.state.waiting.length === 0"
-        " && [...room.ledger.steps.values()].every((step) => step.finished)",
-    )
 
 
 def send(page, prompt: str, tokens: int = 24, n: int = 1) -> str:
@@ -112,6 +91,28 @@ def test_the_pages_state_equals_the_replays_at_ten_random_steps(open_room, live)
         assert page.evaluate("room.record.state.toDict()") == expected, step
     shown = "document.querySelector('#step h2').innerText.trim()"
     until(page, f"{shown} === 'Step {step:,}'", timeout_s=5)
+
+
+def test_the_page_says_why_one_was_preempted_and_what_it_waits_for(open_room, live):
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    page.click("[data-show=preempt]")
+    wait = "(e) => e.kind === 'request.waiting' && e.waits_for === 'blocks' && e.next_release"
+    until(page, f"room.record.entries.some({wait})", timeout_s=120)
+    caught_up(page)
+    live.wait_until_idle()
+    waiting = page.evaluate(f"room.record.entries.find({wait})")
+    page.evaluate(f"room.select({{ request: {waiting['request_id']!r} }})")
+    page.evaluate(f"room.goToStep({waiting['step']})")
+    need = f"needs {waiting['need']} block"
+    until(page, f"document.querySelector('#selection').innerText.includes({need!r})")
+    shown = page.inner_text("#selection")
+    assert "so far, place" in shown and "come back when req-" in shown
+    preempted = page.evaluate("room.record.entries.find((e) => e.kind === 'request.preempted')")
+    page.evaluate(f"room.select({{ request: {preempted['request_id']!r} }})")
+    page.evaluate(f"room.goToStep({preempted['step']})")
+    why = f"in step {preempted['step']:,}"
+    until(page, f"document.querySelector('#selection').innerText.includes({why!r})")
 
 
 def test_the_stream_goes_on_where_it_was_cut(open_room, live):

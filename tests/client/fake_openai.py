@@ -30,6 +30,8 @@ from fastapi.responses import (
     StreamingResponse,
 )
 
+from engine.server.record_filter import lines_about
+
 BLOCK, NUM_BLOCKS, CONTEXT, BUDGET = 16, 256, 1024, 256
 VOCABULARY = [a + b + c for a in "bklmnrstvz" for b in "aiou" for c in "nrlt"]
 PIECE = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
@@ -263,10 +265,12 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
         )
 
     @app.get("/trace")
-    async def trace() -> Response:
+    async def trace(request: Request) -> Response:
         if faults & {"bare", "no_trace", "llamacpp"}:
             return Response(status_code=404)
-        return PlainTextResponse("".join(json.dumps(e) + "\n" for e in engine.events))
+        lines = [json.dumps(e, separators=(",", ":")).encode() for e in engine.events]
+        about = lines_about(lines, request.query_params.getlist("request_id"))
+        return PlainTextResponse(b"".join(line + b"\n" for line in about))
 
     @app.get("/props")
     async def props() -> Response:

@@ -25,6 +25,7 @@ from docs.scripts.koyeb_reference import FLAGS
 from docs.scripts.server import ROOT, LocalServer, environment
 from engine.config import EngineConfig
 from engine.plan.fit import GPUS
+from engine.server import telemetry
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = ("run", "needs-account", "long")
@@ -151,7 +152,7 @@ def check_koyeb(words: list[str]) -> None:
 OPTION_VARIABLES = {
     option.metadata["env"] or name.upper()
     for name, option in EngineConfig.__dataclass_fields__.items()
-}
+} | set(telemetry.ENDPOINTS)
 
 
 def test_flags_that_guides_invent_are_refused():
@@ -172,9 +173,11 @@ def usage(program: str) -> str:
 @pytest.mark.parametrize("block", of("long"), ids=str)
 def test_long_commands_name_what_exists(block):
     makefile = (ROOT / "Makefile").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
     for words in commands(block):
         while re.match(r"[A-Z_]+=", words[0]):  # a variable for the command
-            words = words[1:]
+            variable, words = words[0].partition("=")[0], words[1:]
+            assert words[0] == "make" or variable in OPTION_VARIABLES, variable
         program = words[0].rpartition("/")[2]
         if program == "make":
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"make {words[1]}"
@@ -182,6 +185,11 @@ def test_long_commands_name_what_exists(block):
             assert (ROOT / words[1]).exists()
         elif program == "python" and words[1] == "koyeb_api_server.py":
             EngineConfig.from_args(words[2:], environ={})  # raises for a flag that is none
+        elif program == "python" and words[1:4] == ["-m", "pip", "install"]:
+            wanted = re.findall(r"\[(\w+)\]", words[-1])
+            assert wanted, f"nobody checks {words}"
+            for extra in wanted:
+                assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
         elif program == "python":
             for flag in [word for word in words if word.startswith("--")]:
                 assert flag in usage(words[1]), f"{words[1]} has no {flag}"

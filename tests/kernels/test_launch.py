@@ -113,8 +113,8 @@ def test_a_gpus_launch_is_timed_between_events_behind_a_head_start(monkeypatch):
 
 
 def test_profiling_measures_the_machine_and_times_launches():
-    recorder = Recorder("full")
-    with recording(recorder, profile=True):
+    recorder = Recorder("profile")
+    with recording(recorder):
         launch("double", "native", double, (4,), cost, 7)
     [event] = launches(recorder)
     assert event.duration_us > 0

@@ -178,6 +178,7 @@ def test_trace_is_bounded_and_in_order(run_server):
         small.complete("hello", max_tokens=100)
         time.sleep(0.2)
         events = [json.loads(line) for line in small.http.get("/trace").text.splitlines()]
+        assert events.pop(0)["kind"] == "engine.snapshot"
         assert len(events) == 50
         core = [event["seq"] for event in events if event.get("src") != "server"]
         assert core == sorted(core)
@@ -198,3 +199,20 @@ def test_trace_without_text(run_server):
         record = private.http.get("/trace").text
         assert "request.finished" in record
         assert "secret" not in record and "zzzz" not in record
+        assert "token_ids" not in record and "text.tokens" not in record
+
+
+def test_a_record_says_how_its_tokens_read(run_server):
+    with run_server() as server:
+        server.complete("hello", max_tokens=2, trace="full")
+        server.complete("quiet", max_tokens=2)
+        server.wait_until_idle()
+        time.sleep(0.2)
+        events = [json.loads(line) for line in server.http.get("/trace").text.splitlines()]
+    texts: dict[int, str] = {}
+    for event in events:
+        if event["kind"] == "text.tokens":
+            texts |= event["texts"]
+    prompts = [e.get("token_ids") for e in events if e["kind"] == "request.tokenized"]
+    assert "".join(texts[str(token)] for token in prompts[0]) == "hello"
+    assert prompts[1] is None  # only who asked for it is recorded in full

@@ -157,7 +157,7 @@ def test_what_leaves_the_window_is_folded():
     assert window.span == (4, 6) and len(window.lines()) == 3
     now = window.state_at(None)
     assert now["position"] == 6 and now["state"]["tables"] == {"a": [0, 1, 2, 3]}
-    assert now["ranks"] == {"a": (0, 1, 0)}
+    assert now["ranks"] == {"a": [0, 1, 0]}
     assert [type(event) for event in now["standing"]] == [EngineKvSized, RequestQueued]
     assert window.after(5, 10) == window.lines()[-1:] and window.after(6, 10) == []
     assert window.after(3, 2) == window.lines()[:2] and window.after(2, 10) is None

@@ -8,7 +8,8 @@ from tiny_tokenizers import byte_level_hf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import LLM, SamplingParams
-from engine.trace.events import RequestPreempted
+from engine.trace.events import KernelLaunched, RequestPreempted, SampleDrawn, TextTokens
+from engine.trace.replay import Replay
 
 PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
 NUM_TOKENS = 24
@@ -102,3 +103,28 @@ def test_a_seed_gives_the_same_answers_again(llm):
     assert first == second
     assert len({tuple(ids) for ids in first}) == 3
     assert llm.core.stats().blocks_used == 0
+
+
+def test_a_profile_times_each_kernel_and_the_record_reads_as_text(reference):
+    """In this process core and texts share one numbering: the texts must leave no gap in it."""
+    options = {"dtype": "float32", "device": "cpu", "num_gpu_blocks_override": 32}
+    with LLM(str(reference[0]), trace="profile", cpu_threads=1, **options) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=4)
+        (output,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+        record = llm.record()
+    launched = [e for e in record if isinstance(e, KernelLaunched) and e.step]
+    assert {e.step for e in launched} >= {1, 2, 3, 4}
+    assert all(e.duration_us > 0 and e.share_of_limit > 0 for e in launched if e.num_bytes)
+    texts: dict[int, str] = {}
+    drawn = []
+    for event in record:
+        if isinstance(event, TextTokens):
+            texts |= event.texts
+        elif isinstance(event, SampleDrawn):
+            assert {c.token_id for c in event.candidates} <= texts.keys()
+            drawn.append(event.token_id)
+    assert drawn == output.outputs[0].token_ids and set(drawn) <= texts.keys()
+    assert set(output.prompt_token_ids) <= texts.keys()
+    replay = Replay.of(record)
+    replay.check()
+    assert not replay.state.lost

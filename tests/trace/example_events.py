@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.trace import events as ev
+from engine.trace.state import EngineState
 
 ID = "chatcmpl-0f3a9c55d1e24b0a"
 
@@ -45,7 +46,14 @@ EXAMPLES: list[ev.Event] = [
         ignored=["user"],
         text="What does a KV cache hold,\nand why does it make the next token cheaper?",
     ),
-    ev.RequestTokenized(src="server", request_id=ID, num_tokens=23, duration_us=210.5, truncated=4),
+    ev.RequestTokenized(
+        src="server",
+        request_id=ID,
+        num_tokens=23,
+        duration_us=210.5,
+        truncated=4,
+        token_ids=list(range(100, 123)),
+    ),
     ev.RequestQueued(
         request_id=ID,
         num_prompt_tokens=23,
@@ -130,6 +138,7 @@ EXAMPLES: list[ev.Event] = [
         prepare_us=60.0,
         forward_us=1900.0,
         sample_us=90.0,
+        ready_us=5.0,
         update_us=20.0,
         total_us=2130.0,
         loop="plain",
@@ -143,6 +152,7 @@ EXAMPLES: list[ev.Event] = [
     ev.TextEmitted(src="server", request_id=ID, index=1, text=" It holds", num_tokens=2),
     ev.TextHeldBack(src="server", request_id=ID, index=1, num_chars=3, why="“###” may follow"),
     ev.StopMatched(src="server", request_id=ID, index=1, stop="###", num_output_tokens=12),
+    ev.TextTokens(texts={17: " the", 18: "\n"}),
     ev.RequestPreempted(
         request_id=ID,
         mode="swap",
@@ -177,6 +187,17 @@ EXAMPLES: list[ev.Event] = [
         why="the stop string '###' matched",
     ),
     ev.RequestAborted(request_id=ID, num_output_tokens=12, why="the client left"),
+    ev.EngineSnapshot(
+        num_gone=12_345,
+        state=EngineState(num_blocks=4, num_host_blocks=1).to_dict(),
+        ranks={ID: [1, 7, 0]},
+        planned=[ev.PlannedStep(4, [ev.StepRow(ID, 23, 1, 1)])],
+        last_seq=12_000,
+        names={ID: "req-7"},
+        num_named=9,
+        texts={17: " the"},
+        standing=[ev.EngineKvSized(num_blocks=4, num_host_blocks=1, block_size=16)],
+    ),
     ev.EngineWarning(message="the tokenizer has no chat template"),
     ev.EngineFailed(message="RuntimeError: out of memory\nin step 4"),
 ]

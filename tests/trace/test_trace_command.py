@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +57,7 @@ def test_as_a_process_it_works_and_explains_itself(record):
     told = run("annotate", record)
     assert told.returncode == 0 and "takes block" in told.stdout and not told.stderr
     explained = run("--help")
-    for name in ("annotate", "replay", "perfetto", "diff", "life"):
+    for name in ("annotate", "replay", "page", "perfetto", "diff", "life"):
         assert name in explained.stdout
     wrong = run("replay", record.with_name("missing.jsonl"))
     assert wrong.returncode == 2
@@ -147,3 +149,25 @@ def test_diff_finds_the_first_other_decision(command, record, tmp_path):
     assert f"blocks {changed.blocks}" in out
     shorter = first_difference(other, other[: len(other) // 2])
     assert shorter.startswith("only the first record goes on")
+
+
+def test_page_holds_everything_and_lets_no_text_out(command, tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    record = tmp_path / 'a "name" & <more>.jsonl'
+    received = ev.RequestReceived(request_id="a", text=evil, src="server", seq=1, ts_ns=1)
+    record.write_bytes(to_jsonl([received, *model_events()]))
+    made = tmp_path / "room.html"
+    status, out, _err = command("page", record, "-o", made)
+    assert status == 0 and "open it in a browser" in out
+    html = made.read_text()
+    assert evil not in html and "\\u003c/script>" in html
+    assert 'data-name="a &quot;name&quot; &amp; &lt;more&gt;.jsonl"' in html
+    # Whatever it refers to is in it: data, guides (hidden offline), or a server's routes (hidden).
+    for address in re.findall(r'(?:src|href)="([^"]*)"', html):
+        assert address.startswith(("data:", "guide/", "trace", "./")), address
+    imports = json.loads(re.search(r'<script type="importmap">(.*?)</script>', html)[1])["imports"]
+    for name, address in imports.items():
+        module = base64.b64decode(address.partition("base64,")[2]).decode()
+        for wanted in re.findall(r'^import .*? from "([^"]+)"', module, re.MULTILINE):
+            assert wanted in imports, f"{name} imports {wanted}"
+    assert len(imports) > 10

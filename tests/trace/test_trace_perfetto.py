@@ -53,7 +53,7 @@ def overlapped_events() -> list[ev.Event]:
                 schedule_us=90,
                 forward_us=800,
                 sample_us=60,
-                update_us=20,
+                update_us=150,  # booked while the next step is computed
                 total_us=1900,
                 loop="overlapped",
             ),
@@ -160,6 +160,25 @@ def test_the_last_step_of_a_request_shows_its_share():
         i for i in items if i["ph"] == "X" and i["name"] == "decode" and i["tid"] == FIRST_REQUEST
     ]
     assert [i["args"]["step"] for i in decodes] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("record", RECORDS[1:], ids=lambda record: f"{len(record)} events")
+def test_an_arrow_points_forward_in_time(record):
+    """Perfetto turns an arrow round when the slice it points to began before the one it leaves."""
+    items = json.loads(to_perfetto(record))["traceEvents"]
+    forwards = [i for i in items if i["ph"] == "X" and i["name"] == "forward"]
+    shares = {(i["tid"], i["ts"]): i for i in items if i["ph"] == "X" and i["pid"] == REQUESTS}
+    ends = {i["id"]: i for i in items if i["ph"] == "f"}
+    starts = [i for i in items if i["ph"] == "s"]
+    assert len(starts) == len(ends) > 0
+    for start in starts:
+        end = ends[start["id"]]
+        (slice_,) = [
+            i
+            for i in forwards
+            if i["tid"] == end["tid"] and i["ts"] <= end["ts"] <= i["ts"] + i["dur"]
+        ]
+        assert (start["tid"], start["ts"]) in shares and start["ts"] <= slice_["ts"]
 
 
 # --------------------------------------------------------------------------------------------- life

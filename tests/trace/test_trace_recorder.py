@@ -224,3 +224,45 @@ def test_recording_costs_microseconds_at_most(recorder_of):
     for event in events:
         recorder.record(event)
     assert (time.perf_counter() - started) / len(events) < 20e-6
+
+
+def test_tokens_are_read_before_they_are_named_and_once(recorder_of):
+    recorder, got = recorder_of(level="full")
+    asked = []
+
+    def reader(ids):
+        asked.extend(ids)
+        return {token: f"<{token}>" for token in ids}
+
+    recorder.read_tokens(reader)
+    recorder.record(ev.RequestTokenized(request_id="a", token_ids=[5, 4]))
+    drawn = ev.SampleDrawn(request_id="a", token_id=5, candidates=[ev.Candidate(9, -1.0, 0.3)])
+    recorder.record(drawn)
+    recorder.flush()
+    assert [ev.kind(e) for e in got] == ["text.tokens", "request.tokenized", "sample.drawn"]
+    assert got[0].texts == {4: "<4>", 5: "<5>", 9: "<9>"} and got[0].seq == 0
+    assert [e.seq for e in got[1:]] == [1, 2]  # replay counts gaps by them
+    recorder.record(ev.SampleDrawn(request_id="a", token_id=9))
+    recorder.flush()
+    assert asked == [4, 5, 9] and ev.kind(got[-1]) == "sample.drawn"
+
+
+def test_a_reader_that_fails_costs_no_event(recorder_of):
+    recorder, got = recorder_of(level="full")
+    recorder.read_tokens(lambda ids: {}[ids[0]])
+    for token in (1, 2):
+        recorder.record(ev.SampleDrawn(request_id="a", token_id=token))
+        recorder.flush()
+    recorder.flush()
+    assert [e.token_id for e in got if isinstance(e, ev.SampleDrawn)] == [1, 2]
+    (warning,) = [e for e in got if isinstance(e, ev.EngineWarning)]
+    assert "tokens are no longer read: KeyError" in warning.message
+
+
+def test_without_text_no_token_is_read(recorder_of):
+    recorder, got = recorder_of(level="full", text=False)
+    recorder.read_tokens(lambda ids: pytest.fail("nobody may read them"))
+    recorder.record(ev.RequestTokenized(request_id="a", token_ids=[5, 4]))
+    recorder.record(ev.SampleDrawn(request_id="a", token_id=5))
+    recorder.flush()
+    assert got[0].token_ids == [] and got[1].token_id == -1

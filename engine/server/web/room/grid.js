@@ -4,6 +4,7 @@ import { colours, element, fit, ownerColour } from "./paint.js";
 import { number, plural } from "./words.js";
 
 const TALLEST = 300; // px, before it scrolls
+const LONGEST_TEXT = 400; // characters of a block's tokens
 const LARGEST = 26, SMALLEST = 4; // px of a block, gap included
 
 export class Grid {
@@ -159,7 +160,7 @@ export class Grid {
       return element("div.reserve-row", {}, element("span.title", {}, title), bar,
         element("span.value", {}, `${number(blocks)}`, element("small", {}, over ? ` blocks: ${(blocks / state.numBlocks).toFixed(1)} × the pool` : ` blocks · ${note}`)));
     }));
-    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used, ${number(kept)} cached and free, ${number(empty)} empty`;
+    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used (${((100 * used) / Math.max(1, state.numBlocks)).toFixed(0)} %, the “KV cache usage”), ${number(kept)} cached and free, ${number(empty)} empty`;
   }
 
   #at({ offsetX, offsetY }) {
@@ -227,13 +228,20 @@ export class Grid {
     return lines.join("\n");
   }
 
-  /** The text of drawn tokens that this block holds, where the record has it. */
+  /** The tokens that this block holds, as text, where the record has them. */
   #text(name, start, filled) {
     const life = this.room.ledger.life(name);
-    const texts = life.draws
-      .filter(({ event, at }) => at <= this.room.record.position && (event.position ?? 0) >= start && (event.position ?? 0) < start + filled)
-      .map(({ event }) => this.room.tokenText(event.token_id));
-    return texts.length ? `drawn: “${texts.map((text) => text.replaceAll("\n", "↵")).join("")}”` : "";
+    const end = start + filled;
+    const drawn = new Map(life.draws
+      .filter(({ event, at }) => at <= this.room.record.position && (event.position ?? 0) >= start && (event.position ?? 0) < end)
+      .map(({ event }) => [event.position ?? 0, event.token_id ?? 0]));
+    const prompt = life.tokenized?.token_ids ?? [];
+    const ids = [];
+    for (let position = start; position < end; position++) ids.push(prompt[position] ?? drawn.get(position));
+    if (!ids.some((id) => id !== undefined)) return filled ? "its tokens: recorded for requests with \"trace\": \"full\"" : "";
+    const texts = ids.map((id) => (id === undefined ? "…" : this.room.tokenText(id))).join("").replaceAll(/…+/g, "…");
+    const shown = texts.length > LONGEST_TEXT ? `${texts.slice(0, LONGEST_TEXT)} …` : texts;
+    return `“${shown.replaceAll("\n", "↵")}”`;
   }
 
   /** What happened to a block up to now: entries of the record, latest first. */

@@ -13,10 +13,14 @@ export class Ledger {
   #short = 0;
 
   see(entry, at) {
-    if (entry.kind === "snapshot") {
-      this.skipped += entry.skipped;
-      for (const event of entry.snapshot.standing) this.see(event, at);
-      this.#takeOver(entry.snapshot.state, at);
+    if (entry.kind === "engine.snapshot") {
+      this.skipped += entry.skipped ?? 0;
+      for (const event of entry.standing ?? []) {
+        this.see(event, at);
+        const name = entry.names?.[event.request_id];
+        if (name) this.life(event.request_id).label = name;
+      }
+      this.#takeOver(entry.state, at);
       return;
     }
     const handler = SEEN[entry.kind];
@@ -41,8 +45,8 @@ export class Ledger {
       const order = this.sequences.size;
       life = {
         name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
-        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: 0,
-        queued: null, received: null, admitted: null, end: null, forked: null,
+        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: [],
+        queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
       };
       life.label = this.#label(name);
       this.sequences.set(name, life);
@@ -75,7 +79,7 @@ export class Ledger {
     for (const [name, life] of this.sequences) {
       if (life.end && life.end.step < firstStep) this.sequences.delete(name);
       life.at -= gone;
-      for (const list of [life.spans, life.waits, life.draws, life.texts]) {
+      for (const list of [life.spans, life.waits, life.draws, life.texts, life.preemptions]) {
         for (const item of list) item.at -= gone;
       }
     }
@@ -111,10 +115,11 @@ const SEEN = {
     const life = begin("forked")(ledger, event, at);
     life.queued = ledger.life(event.parent).queued;
     life.received = ledger.life(event.parent).received;
+    life.tokenized = ledger.life(event.parent).tokenized;
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.preempted"(ledger, event, at) {
-    ledger.life(event.request_id).preemptions++;
+    ledger.life(event.request_id).preemptions.push({ at, event });
     ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
   },
   "step.planned"(ledger, event, at) { ledger.step(event.step, at).plan = event; },

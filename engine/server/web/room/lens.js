@@ -87,6 +87,9 @@ export class Lens {
       element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "token"), element("th", {}),
         element("th.number", { scope: "col" }, "before"), element("th.number", { scope: "col" }, "after"))),
       element("tbody", {}, ...body)));
+    if (!this.room.live && this.room.tokenText(id) === `#${id}`) {
+      parts.push(element("p.quiet", {}, "#… are token ids: this record doesn't say how its tokens read."));
+    }
     const strip = greedy ? null : this.#strip(event, rows, life);
     if (strip) parts.push(strip);
     return parts;

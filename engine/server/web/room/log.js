@@ -4,7 +4,7 @@ import { element, ownerColour } from "./paint.js";
 import { fields } from "./words.js";
 
 const MOST_LINES = 120;
-const QUIET = new Set(["step.planned", "kernel.launched", "block.cached"]);
+const QUIET = new Set(["step.planned", "kernel.launched", "block.cached", "text.tokens"]);
 const OF_TOKENS = new Set(["sample.drawn", "text.emitted", "text.held_back"]); // a line for each token
 
 export class Log {
@@ -82,7 +82,7 @@ export class Log {
     const found = [];
     for (let at = record.position - 1; at >= 0 && found.length < MOST_LINES; at--) {
       const entry = record.entries[at];
-      if (QUIET.has(entry.kind) || entry.kind === "snapshot") continue;
+      if (QUIET.has(entry.kind) || entry.kind === "engine.snapshot") continue;
       const step = entry.step ?? 0;
       const line = {
         at: at + 1, kind: entry.kind, ts_ns: entry.ts_ns, first_step: step, last_step: step,

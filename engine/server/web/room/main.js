@@ -16,12 +16,14 @@ import { number, plural } from "./words.js";
 
 const SLOW_PANELS_MS = 150; // panels made of text change at most so often while the record grows
 const TOKENS_AT_ONCE = 500;
+const OF_SERVER = /^(text|stop)\.|^request\.(received|tokenized)$/; // kinds that the server's process records
 
 class Room {
   record = new Record();
   ledger = new Ledger();
   selection = { request: null, block: null, token: null };
   following = true;
+  live = null; // the server's stream, if we follow one
   playing = false;
   speed = 10; // steps a second
   firstNs = 0;
@@ -61,12 +63,14 @@ class Room {
     for (const event of events) {
       this.record.add(event);
       this.ledger.see(event, this.record.length);
-      this.firstNs ||= event.ts_ns ?? 0;
+      this.firstNs ||= event.standing?.[0]?.ts_ns ?? event.ts_ns ?? 0;
+      if (event.texts) this.learn(event.texts);
     }
     for (const [at, line] of lines) {
       line.at = at + offset;
+      if (line.at <= 0) continue; // its events are forgotten
       if (line.request_id && line.name) this.ledger.life(line.request_id).label = line.name;
-      this.record.lines.push(line);
+      this.#tell(line);
     }
     const gone = this.record.trim();
     if (gone) this.ledger.forget(this.record.steps[0] ?? 0, gone);
@@ -74,22 +78,39 @@ class Room {
     this.touch();
   }
 
+  /** The two processes' events arrive up to a batch apart: what the core did first is told first. */
+  #tell(line) {
+    const { lines } = this.record;
+    let place = lines.length;
+    if (!OF_SERVER.test(line.kind)) {
+      while (place && OF_SERVER.test(lines[place - 1].kind) && lines[place - 1].ts_ns > line.ts_ns) place--;
+    }
+    lines.splice(place, 0, line);
+  }
+
   join({ snapshot, skipped, position }) {
-    this.firstNs ||= snapshot.standing[0]?.ts_ns ?? 0;
-    this.add([{ kind: "snapshot", snapshot, skipped }], [], position);
+    this.add([{ ...snapshot, skipped }], [], position);
     if (skipped) this.notice(`This page was too slow: ${plural(this.ledger.skipped, "event")} were not sent to it. It goes on from the present state.`);
   }
 
-  async open(text, name) {
+  /** A recorded text, and the log's lines about it if somebody has told them: [position, line] each. */
+  async open(text, name, lines = []) {
     this.live?.stop();
+    this.live = null; // another model's record may name other tokens
     document.body.classList.add("offline");
     this.record = new Record();
     this.ledger = new Ledger();
     this.firstNs = 0;
     this.selection = { request: null, block: null, token: null };
+    this.#tokens.clear();
+    this.follow();
     this.redraw();
+    this.notice("");
     this.status("file", name);
+    const { record } = this;
     const unreadable = await readRecord(text, (events) => this.add(events));
+    if (record !== this.record) return; // another one was opened meanwhile
+    this.add([], lines, record.length + record.forgotten);
     if (unreadable) this.notice(`${plural(unreadable, "line")} of ${name} could not be read.`);
     if (!this.record.length) this.notice(`${name} holds no events.`);
   }
@@ -182,7 +203,13 @@ class Room {
     this.goToStep(Number(step));
   }
 
-  /** A token's text; its number until the server has told it, and in files. */
+  /** How token ids read. */
+  learn(texts) {
+    for (const [id, text] of Object.entries(texts)) this.#tokens.set(Number(id), text);
+    this.tokensKnown = this.#tokens.size;
+  }
+
+  /** A token's text; its number until somebody has told it. */
   tokenText(id) {
     if (id === -1) return "(withheld)";
     if (this.#tokens.has(id)) return this.#tokens.get(id);
@@ -198,8 +225,7 @@ class Room {
     try {
       const answer = await api(`trace/tokens?ids=${ids.join()}`);
       if (!answer.ok) return;
-      for (const [id, text] of Object.entries(await answer.json())) this.#tokens.set(Number(id), text);
-      this.tokensKnown = this.#tokens.size;
+      this.learn(await answer.json());
       for (const id of ids) this.#wanted.delete(id);
       this.#slowAt = 0;
       this.touch();
@@ -319,7 +345,8 @@ function watch() {
 async function begin() {
   const recorded = new URLSearchParams(location.search).get("trace");
   const embedded = document.querySelector("#record");
-  if (embedded) return room.open(embedded.textContent, embedded.dataset.name);
+  document.body.classList.toggle("alone", Boolean(embedded));
+  if (embedded) return room.open(embedded.textContent, embedded.dataset.name, JSON.parse(document.querySelector("#lines").textContent));
   if (!recorded) return watch();
   const url = new URL(recorded, document.baseURI);
   try {

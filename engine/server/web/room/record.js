@@ -21,7 +21,7 @@ export class Record {
 
   add(event) {
     this.entries.push(event);
-    if (event.step && event.kind !== "snapshot" && ofCore(event)) {
+    if (event.step && event.kind !== "engine.snapshot" && ofCore(event)) {
       if (!this.#ends.has(event.step)) this.steps.push(event.step);
       this.#ends.set(event.step, this.entries.length);
     }
@@ -56,9 +56,9 @@ export class Record {
   #advance() {
     const entry = this.entries[this.position];
     try {
-      if (entry.kind === "snapshot") {
-        this.broken = entry.snapshot.state ? "" : "the server's record has a gap";
-        if (entry.snapshot.state) this.state = EngineState.fromSnapshot(entry.snapshot);
+      if (entry.kind === "engine.snapshot") {
+        this.state = EngineState.fromSnapshot(entry);
+        this.broken = "";
       } else if (!this.broken) {
         this.state.fold(entry);
       } else if (ofCore(entry) && entry.step) {

@@ -5,6 +5,9 @@ import { partColour } from "./timeline.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
 const MOST_CHIPS = 72;
+const MOST_ROWS = 12;
+const UNTIMED = "Not timed one by one: for that, and the share of the machine's limit, start the server with --trace profile.";
+const CACHED = "More than 100 %: its data was still in the processor's caches, which are faster than memory.";
 const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
 export class Queues {
@@ -37,7 +40,7 @@ export class Queues {
     });
     if (queue.length > MOST_CHIPS) chips.push(element("span.quiet", {}, `and ${queue.length - MOST_CHIPS} more`));
     if (!queue.length) chips.push(element("span.quiet", {}, "nobody"));
-    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), ...chips);
+    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), element("div.chips", {}, ...chips));
   }
 }
 
@@ -74,17 +77,20 @@ export class Selection {
     if (queued) add("asked for", `${number(queued.num_prompt_tokens ?? 0)} in, at most ${number(queued.max_tokens ?? 0)} out`);
     if (life.admitted && life.admitted.step <= state.step) {
       add("waited", duration(life.admitted.waited_us ?? 0), life.admitted.why ? element("small", {}, this.room.plain(life.admitted.why)) : null);
-      if (life.admitted.num_cached_tokens) add("from the cache", plural(life.admitted.num_cached_tokens, "token"));
+      add("from the cache", ...this.#found(life, state.blockSize));
     }
-    if (sequence) add("in the cache", plural(sequence.computed, "token"));
+    const wait = sequence && sequence.status !== "running" ? this.#wait(life, sequence) : null;
+    if (wait) add("waits", wait.how, element("small", {}, wait.why));
+    const host = state.hostTables.get(name);
+    if (host) add("on the host", `${plural(sequence?.computed ?? 0, "token")} in ${plural(host.length, "block")}`);
+    else if (sequence) add("in the cache", plural(sequence.computed, "token"));
     if (table.length) {
       const shared = table.filter((one) => state.references[one] > 1);
       add("blocks", `${table.length}: ${ranges([...table].sort((a, b) => a - b))}`);
       if (shared.length) add("shared", `${shared.length}, with ${this.#sharers(state, name, shared)}`);
     }
-    const host = state.hostTables.get(name);
-    if (host?.length) add("on the host", plural(host.length, "block"));
-    if (life.preemptions) add("preempted", `${life.preemptions} ×`);
+    const preempted = life.preemptions.filter(({ at }) => at <= record.position);
+    if (preempted.length) add("preempted", `${preempted.length} ×`, ...this.#preempted(preempted.at(-1).event));
     const params = Object.entries(life.received?.params ?? {}).map(([key, value]) => `${key} ${value}`);
     if (params.length) add("parameters", params.join(", "));
     const title = element("h3.owner", {}, element("i"), life.label, name === life.label ? null : element("small", {}, name));
@@ -92,6 +98,50 @@ export class Selection {
     const parts = [title, element("dl", {}, ...facts)];
     if (life.received?.text) parts.splice(1, 0, element("blockquote", {}, life.received.text.length > 240 ? `${life.received.text.slice(0, 240)}…` : life.received.text));
     return parts;
+  }
+
+  /** What the prefix cache had of it, and why if it had nothing. */
+  #found(life, blockSize) {
+    const { num_cached_tokens: cached = 0, num_tokens: tokens = 0 } = life.admitted;
+    if (cached) return [`${number(cached)} of ${plural(tokens, "token")}`];
+    const config = this.room.ledger.facts["engine.started"]?.config;
+    const why = config?.enable_prefix_caching === false ? "the prefix cache is off"
+      : tokens <= blockSize ? `only whole blocks of ${blockSize} tokens are found, and its last token is computed in any case`
+        : `no block that was kept had the same first ${blockSize} tokens`;
+    return ["nothing", element("small", {}, why)];
+  }
+
+  /** Since when it waits, and for what: the queue is strict, so those behind wait for its head. */
+  #wait(life, { name, status }) {
+    const { record, ledger } = this.room;
+    const { waiting } = record.state;
+    const place = waiting.findIndex((one) => one.name === name);
+    const since = status === "preempted" ? life.preemptions.filter(({ at }) => at <= record.position).at(-1)?.event : life.queued;
+    const now = record.entries[record.position - 1]?.ts_ns ?? 0;
+    const how = since?.ts_ns && now > since.ts_ns ? `${duration((now - since.ts_ns) / 1e3)} so far, place ${place + 1} of ${waiting.length}` : `place ${place + 1} of ${waiting.length}`;
+    const head = ledger.life(waiting[0].name);
+    const reason = head.waits.filter(({ at }) => at <= record.position).at(-1)?.event;
+    const why = reason ? this.room.plain(this.#lacks(reason)) : "for the next step";
+    return { how, why: place ? `behind ${head.label}, which waits: ${why}` : why };
+  }
+
+  #lacks(event) {
+    const { waits_for: what, need = 0, available = 0, next_release: who, next_release_steps: steps = 0, next_release_amount: back = 0, why } = event;
+    if (what !== "blocks" && what !== "seats") return why || `for ${what}`;
+    const unit = what.slice(0, -1);
+    return `needs ${plural(need, unit)}, ${number(available)} free${who ? `; ${number(back)} come back when ${who} ends (at most ${plural(steps, "step")})` : ""}`;
+  }
+
+  /** Why it gave its blocks back, and what each way costs. */
+  #preempted(event) {
+    const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, why } = event;
+    const costs = [again ? `computing again ${duration(again * 1e3)}` : "", swap ? `swapping ${duration(swap * 1e3)}` : ""].filter(Boolean).join(", ");
+    const whom = other && other !== event.request_id ? `, for ${this.room.ledger.life(other).label}` : "";
+    return [
+      element("small", {}, `in step ${number(step)}${whom}, by ${mode === "swap" ? "swapping its blocks to the host" : "computing again"}`),
+      costs ? element("small", {}, `would cost: ${costs}`) : null,
+      why ? element("small", {}, this.room.plain(why)) : null,
+    ];
   }
 
   #sharers(state, name, shared) {
@@ -136,7 +186,7 @@ export class StepPanel {
     if (code === this.shown) return;
     this.shown = code;
     this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
-    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet."));
+    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet: send something."));
     const { plan, finished } = step;
     const rows = plan.rows ?? [];
     const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
@@ -144,11 +194,23 @@ export class StepPanel {
       `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
       rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "", decodes ? plural(decodes, "decode") : "",
       finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : "under way",
-    ].filter(Boolean).join(" · "))];
+    ].filter(Boolean).join(" · ")), this.#who(rows)];
     if (finished) parts.push(...this.#time(finished));
     parts.push(...this.#kernels(step.kernels));
     if (step.graph) parts.push(element("p", {}, `CUDA graph for ${step.graph.batch_size} rows replayed, ${step.graph.num_rows} real`));
     this.body.replaceChildren(...parts);
+  }
+
+  /** Whose tokens it computed: decodes by name, prompts with their tokens. */
+  #who(rows) {
+    const chips = rows.slice(0, MOST_ROWS).map(([name, start, count]) => {
+      const { label } = this.room.ledger.life(name);
+      const made = chip(this.room, name, count > 1 ? `${label}: ${number(start)}–${number(start + count - 1)}` : label);
+      made.title = count > 1 ? `${name}: tokens ${start} to ${start + count - 1}` : `${name}: token ${start}`;
+      return made;
+    });
+    if (rows.length > MOST_ROWS) chips.push(element("span.quiet", {}, `and ${rows.length - MOST_ROWS} more`));
+    return element("div.chips", {}, ...chips);
   }
 
   #time(finished) {
@@ -171,28 +233,36 @@ export class StepPanel {
   }
 
   #kernels(kernels) {
-    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are at level “full”.")];
+    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are, in steps that serve a request with \"trace\": \"full\".")];
     const kinds = new Map();
     for (const kernel of kernels) {
       const code = `${kernel.name} ${(kernel.grid ?? []).join("×")}`;
-      const kind = kinds.get(code) ?? { kernel, times: 0, us: 0, bytes: 0, flops: 0 };
+      const kind = kinds.get(code) ?? { kernel, times: 0, us: 0, least: 0, bytes: 0, flops: 0 };
       kind.times++;
       kind.us += kernel.duration_us ?? 0;
+      kind.least += (kernel.duration_us ?? 0) * (kernel.share_of_limit ?? 0); // at the machine's limit
       kind.bytes += kernel.num_bytes ?? 0;
       kind.flops += kernel.flops ?? 0;
       kinds.set(code, kind);
     }
     const timed = kernels.some(({ duration_us: us }) => us);
-    const rows = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes).map(({ kernel, times, us, bytes: moved, flops }) =>
-      element("tr", { title: kernel.why ?? "" },
-        element("th", { scope: "row" }, kernel.name, times > 1 ? element("small", {}, ` × ${times}`) : null),
-        element("td", {}, [kernel.backend, (kernel.grid ?? []).join(" × ")].filter(Boolean).join(" · ")),
-        element("td.number", {}, moved ? bytes(moved) : ""),
-        element("td.number", {}, flops ? `${amount(flops)}op` : ""),
-        timed ? element("td.number", {}, us ? duration(us) : "") : null,
-        timed ? element("td.number", { title: "of the machine's limit" }, kernel.share_of_limit ? `${(100 * kernel.share_of_limit).toFixed(0)} %` : "") : null));
+    const sorted = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes);
+    const columns = ["grid", "moves", "operations", ...(timed ? ["time", "of limit"] : [])];
+    const rows = sorted.flatMap(({ kernel, times, us, least, bytes: moved, flops }) => [
+      element("tr.kernel", {}, element("th", { scope: "rowgroup", colSpan: columns.length }, kernel.name,
+        element("small", {}, [times > 1 ? ` × ${times}` : "", kernel.why ? ` · ${kernel.why}` : ""].join("")))),
+      element("tr", {}, ...[
+        (kernel.grid ?? []).join(" × "), moved ? bytes(moved) : "", flops ? amount(flops) : "",
+        ...(timed ? [us ? duration(us) : "", us ? `${((100 * least) / us).toFixed(0)} %` : ""] : []),
+      ].map((text) => element("td.number", {}, text))),
+    ]);
+    const heads = columns.map((name) => element("th.number", { scope: "col" }, name));
+    const backends = [...new Set(kernels.map(({ backend }) => backend).filter(Boolean))].join(", ");
     const launches = kernels.length === 1 ? "1 kernel launch" : `${number(kernels.length)} kernel launches`;
-    return [element("h3", {}, launches, timed ? null : element("small", {}, " · not timed: only when profiling")),
-      element("div.scroll", {}, element("table.kernels", {}, element("tbody", {}, ...rows)))];
+    return [element("h3", {}, launches, element("small", {}, ` · ${backends}`)),
+      timed ? null : element("p.quiet.note", {}, UNTIMED),
+      kernels.some(({ share_of_limit: share = 0 }) => share > 1) ? element("p.quiet.note", {}, CACHED) : null,
+      element("div.scroll", { tabIndex: 0, role: "group", "aria-label": "kernels of this step" },
+        element("table.kernels", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)))].filter(Boolean);
   }
 }

@@ -110,7 +110,7 @@ export async function readRecord(text, onEvents) {
       if (!line.trim()) continue;
       try {
         const event = JSON.parse(line);
-        if (typeof event.kind !== "string") throw new SyntaxError("no kind");
+        if (typeof event?.kind !== "string") throw new SyntaxError("no kind");
         events.push(event);
       } catch {
         unreadable++;

@@ -1,7 +1,7 @@
 // EngineState: what the core's events fold into: pool, tables, queues. It is engine/trace/state.py
 // once more, event for event; a browser test holds the two against each other.
 
-const OF_SERVER = new Set(["text.emitted", "text.held_back", "stop.matched"]); // their default src
+const OF_SERVER = new Set(["text.emitted", "text.held_back", "text.tokens", "stop.matched"]); // their default src
 
 export class Contradiction extends Error {}
 
@@ -108,13 +108,14 @@ export class EngineState {
     FOLDS[event.kind]?.call(this, event);
   }
 
-  /** From a snapshot of the server (`GET /trace/state`). */
+  /** From an `engine.snapshot`. Throws Contradiction if the record had a gap, so that nobody knows. */
   static fromSnapshot(snapshot) {
     const told = snapshot.state;
+    if (!told) throw new Contradiction("the record had a gap before it");
     const state = new EngineState(told.references.length);
     state.step = told.step;
     state.lost = told.lost;
-    state.lastSeq = snapshot.last_seq;
+    state.lastSeq = snapshot.last_seq ?? 0;
     state.blockSize = told.block_size;
     state.numHostBlocks = told.num_host_blocks;
     state.references.set(told.references);
@@ -130,7 +131,7 @@ export class EngineState {
     }
     state.running = told.running.map((name) => state.sequences.get(name));
     state.waiting = told.waiting.map((name) => state.sequences.get(name));
-    for (const { step, rows } of snapshot.planned) state.planned.set(step, rows);
+    for (const { step, rows } of snapshot.planned ?? []) state.planned.set(step, rows);
     return state;
   }
 

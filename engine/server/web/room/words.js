@@ -44,7 +44,7 @@ export function visible(text) {
   return text.replace(/^bytes:/, "").replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "·") || "∅";
 }
 
-const STAMPS = new Set(["kind", "seq", "ts_ns", "step", "src", "request_id", "why", "text", "candidates"]);
+const STAMPS = new Set(["kind", "seq", "ts_ns", "step", "src", "request_id", "why", "text", "candidates", "token_ids"]);
 
 /** An event's own fields, for a record that came without the log's lines. */
 export function fields(event) {

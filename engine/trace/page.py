@@ -1,0 +1,87 @@
+"""One HTML file that holds the Engine Room and a record: it opens by a double click, without a
+server.
+
+A browser loads no modules from a folder (`file:` has no origin), and the page is made of modules.
+So each of them becomes a `data:` address in an import map, and stands in the file, as do the style
+sheet, the record and the log's lines about it. Nothing is fetched: the file's own
+Content-Security-Policy forbids it, and lets no text of the record run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from engine.trace.events import Event
+from engine.trace.files import to_jsonl
+from engine.trace.story import Story
+
+WEB = Path(__file__).resolve().parents[1] / "server" / "web"  # the page that the server sends
+
+_IMPORT = re.compile(r'(\bfrom|\bimport) "\./([\w-]+\.js)"')
+_START = 'import "room/main.js";'
+
+
+def room_with(events: Sequence[Event], name: str) -> bytes:
+    """The page with this record in it; `name` stands where a live page says "live". Raises OSError
+    if this installation lacks the page's files."""
+    page = (WEB / "index.html").read_text(encoding="utf-8")
+    style = (WEB / "room" / "style.css").read_text(encoding="utf-8")
+    icon = _data_url("image/svg+xml", (WEB / "room" / "icon.svg").read_text(encoding="utf-8"))
+    modules = {
+        f"room/{path.name}": _data_url(
+            "text/javascript", _IMPORT.sub(r'\1 "room/\2"', path.read_text(encoding="utf-8"))
+        )
+        for path in sorted((WEB / "room").glob("*.js"))
+    }
+    imports = _in_script(msgspec.json.encode({"imports": modules}))
+    policy = (
+        f"default-src 'none'; script-src data: {_hash(imports)} {_hash(_START)};"
+        " style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    head = [
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        f"<style>\n{style}</style>",
+        f'<script type="importmap">{imports}</script>',
+        _json_script("lines", msgspec.json.encode(_lines(events)), ""),
+        _json_script("record", to_jsonl(list(events)), name),
+        f'<script type="module">{_START}</script>',
+    ]
+    before, mark, behind = page.partition("</head>")
+    kept = [line for line in before.splitlines() if "room/" not in line or "icon.svg" in line]
+    whole = "\n".join([*kept, *head, mark + behind])
+    return whole.replace('"room/icon.svg"', f'"{icon}"').encode()
+
+
+def _lines(events: Sequence[Event]) -> list[tuple[int, object]]:
+    """The log's lines, each with the number of events after which it was told."""
+    story = Story(with_summaries=False)
+    told: list[tuple[int, object]] = []
+    for position, event in enumerate(events, start=1):
+        told.extend((position, line) for line in story.tell([event]))
+    told.extend((len(events), line) for line in story.end())
+    return told
+
+
+def _json_script(identity: str, json: bytes, name: str) -> str:
+    named = f' data-name="{html.escape(name, quote=True)}"' if name else ""
+    return f'<script type="application/json" id="{identity}"{named}>{_in_script(json)}</script>'
+
+
+def _in_script(json: bytes) -> str:
+    """JSON that can't end the element it stands in: in JSON "<" occurs in strings only."""
+    return json.decode().replace("<", "\\u003c")
+
+
+def _data_url(kind: str, text: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

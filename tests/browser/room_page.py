@@ -1,0 +1,27 @@
+"""Waiting for the Engine Room: what several tests of it share."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(page, condition: str, timeout_s: float = 60) -> None:
+    """Wait for a condition. (Playwright's own waiting evaluates strings inside the page, which the
+    page's Content-Security-Policy forbids.)"""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.05)
+
+
+def caught_up(page) -> None:
+    """Wait until the page shows everything that the server has recorded and nothing runs."""
+    until(
+        page,
+        "room.record.steps.length > 0 && room.record.state.running.length === 0"
+        " && room.record.state.waiting.length === 0"
+        " && [...room.ledger.steps.values()].every((step) => step.finished)",
+    )
