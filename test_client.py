@@ -32,6 +32,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import importlib
 import itertools
 import json
 import math
@@ -50,6 +51,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -1282,12 +1284,58 @@ SUITES = {
 # ============================================================================== 6. Interactive
 
 HELP = """\
-/temp X     temperature, 0 = always the most probable token    /top_p X    0 < X ≤ 1
-/seed N     repeat a draw                                      /system T   system message
-/stats      times of this chat, load of the server             /blocks     KV blocks of the last answer
-/why        why the last answer waited, why it stopped         /save FILE  keep this chat as JSON
-/clear      forget the chat                                    /quit       leave (or Ctrl-D)
-`off` takes a setting back. Ctrl-C stops an answer, not the program."""  # noqa: E501
+/temp X      temperature; 0 = always the most probable token
+/top_p X     draw from the most probable tokens that make up this share, 0 < X ≤ 1
+/seed N      repeat a draw
+/system T    system message: what the assistant is told before the chat
+/stats       times of this chat, load of the server
+/blocks      KV blocks of the last answer
+/why         when the last answer began to run, and why; why it stopped
+/save FILE   keep this chat as JSON
+/clear       forget the chat
+/quit        leave (or Ctrl-D)
+A setting without a value is shown, with `off` it is taken back.
+Ctrl-C stops an answer, not the program."""
+
+
+class WordWrap:
+    """Writes a stream of text so that lines end between words, `width` cells wide at most.
+
+    A word is shown as it comes, piece by piece; if it outgrows its line it moves to the next one.
+    """
+
+    def __init__(self, write: Callable[[str], Any], width: int):
+        self.write, self.width = write, width
+        self.column, self.word = 0, ""  # cells written in this line; the word at its end
+
+    def __call__(self, text: str) -> None:
+        for part in re.findall(r"\n|[^\S\n]|\S+", text):
+            if part == "\n":
+                self.column, self.word = 0, ""
+            elif part.isspace():
+                part, self.word = " ", ""
+                if self.column >= self.width:  # nobody misses it at the end of a line
+                    continue
+            else:
+                begun = cell_len(self.word)
+                self.word += part
+                if begun < self.column and self.column + cell_len(part) > self.width:
+                    self.write("\b" * begun + "\x1b[K\n")
+                    self.column, part = 0, self.word
+            self.write(part)
+            self.column += cell_len(part) if part != "\n" else 0
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """`waited_us` 220 is "waited 0.2 ms", `num_prompt_tokens` 13 is "13 prompt tokens"."""
+    said = []
+    for key, value in facts.items():
+        name = re.sub(r"^num_|_[um]s$", "", key).replace("_", " ")
+        if key.endswith(("_us", "_ms")) and isinstance(value, (int, float)):
+            said.append(f"{name} {value / (1000 if key.endswith('_us') else 1):.1f} ms")
+        else:
+            said.append(f"{value} {name}" if key.startswith("num_") else f"{name} {value}")
+    return ", ".join(said)
 
 
 class Chat:
@@ -1309,19 +1357,25 @@ class Chat:
         self.system = ""
         self.history: list[dict] = []
         self.answers: list[Answer] = []
+        self.write: Callable[[str], Any] = console.file.write  # of pieces of an answer
         self.as_text = False  # no chat template: the conversation goes as plain text
 
     def run(self) -> int:
         """Read lines until /quit or the end of the input. The exit code: 1 if an answer failed."""
         self._print(f"{self.facts.model} at {self.server.url} · /help, /quit")
         typed, failed = sys.stdin.isatty(), False
+        if typed:
+            with contextlib.suppress(ImportError):  # arrow keys; Windows has its own
+                importlib.import_module("readline")
         while True:
             try:
                 line = input("\n› ") if typed else next(sys.stdin)
             except (EOFError, StopIteration):
+                if typed:
+                    self._print("")
                 break
             except KeyboardInterrupt:
-                self._print("(/quit or Ctrl-D leaves)")
+                self._print("\n(/quit or Ctrl-D leaves)")
                 continue
             line = line.strip()
             if line and not typed:
@@ -1340,6 +1394,8 @@ class Chat:
     def _say(self, text: str) -> bool:
         """Ask, show the answer while it comes, then its times. False if it failed."""
         answer, said, good = Answer(), "", True
+        if self.console.is_terminal:
+            self.write = WordWrap(self.console.file.write, self.console.width - 1)
         self.history.append({"role": "user", "content": text})
         try:
             interruptible(self.loop, self._answer(answer))
@@ -1373,7 +1429,7 @@ class Chat:
         await self.server.ask(text, stop=["\nUser:"], **how, **self.settings)
 
     def _show(self, text: str) -> None:
-        self.console.file.write(printable(text))
+        self.write(printable(text))
         self.console.file.flush()
 
     @staticmethod
@@ -1403,7 +1459,8 @@ class Chat:
         except KeyboardInterrupt:
             return "cancelled"
         if name == "/system":
-            self.system = "" if rest == "off" else rest
+            if rest:
+                self.system = "" if rest == "off" else rest
             return f"system message: {self.system or 'none'}"
         if name == "/clear":
             self.history, self.answers = [], []
@@ -1412,9 +1469,10 @@ class Chat:
 
     def _set(self, name: str, value: str) -> str:
         key, read, low, high = self.SETTINGS[name]
-        if value in ("", "off"):
+        if value == "off":
             self.settings.pop(key, None)
-            return f"{key}: the server's default"
+        if value in ("", "off"):
+            return f"{key}: " + str(self.settings.get(key, "the server's default"))
         try:
             number = read(value)
         except ValueError:
@@ -1433,7 +1491,7 @@ class Chat:
         return f"{len(self.history)} messages saved in {path}"
 
     def _stats(self) -> Iterator[str]:
-        yield f"{len(self.answers)} answers"
+        yield f"answers: {len(self.answers)}"
         if self.answers:
             median = statistics.median(a.ttft for a in self.answers)
             yield f"the last: {self._times(self.answers[-1])}; median TTFT {median * 1000:.0f} ms"
@@ -1458,7 +1516,8 @@ class Chat:
         yield f"{len(pages.table)} blocks of {size or '?'} tokens, {pages.shared} of them shared"
         yield "table: " + " ".join(str(pages.table[i]) for i in sorted(pages.table))
         for step, index, count in pages.grants:
-            yield f"step {step}: +{count} at position {index}"
+            where = f"for the tokens from {index * size} on" if size else f"at position {index}"
+            yield f"step {step}: +{count} {where}"
         yield f"given back: {len(pages.freed)}"
         if size and context:
             yield f"reserving {context} tokens would have taken {blocks_for(context, size)}"
@@ -1467,9 +1526,8 @@ class Chat:
         for event in self._last()[1]:
             if event["kind"] in self.TOLD or event["kind"] == "stop.matched":
                 rest = {k: v for k, v in event.items() if k not in self.UNTOLD}
-                facts = ", ".join(f"{k} {v}" for k, v in rest.items())
                 what = f"step {event.get('step', 0)} {event['kind']}"
-                yield f"{what}: {event.get('why', '')} ({facts})"
+                yield f"{what}: {event.get('why', '')} ({in_words(rest)})"
 
 
 # =================================================================================== 7. Report
