@@ -1627,8 +1627,11 @@ async def run_suites(
             suite = SUITES[name](server, options, on_check)
             progress.update(overall, description=f"{name}: {suite.title}")
             seen = len(report.checks)
-            with contextlib.suppress(SuiteEnded):
-                await suite.run()
+            try:
+                with contextlib.suppress(SuiteEnded):
+                    await suite.run()
+            except (Failed, Unreachable) as error:  # of a request that no check is about
+                on_check(Check(name, "requests", "every request is answered", str(error)))
             progress.advance(overall)
             if any(c.verdict == FAIL for c in report.checks[seen:]):
                 try:
