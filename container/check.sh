@@ -13,7 +13,7 @@ WORK="${IMAGE_CHECK_DIR:-${TMPDIR:-/tmp}/glasshouse-image-check}"
 IMAGE=localhost/glasshouse
 PORT="${PORT:-8765}"
 PYTHON="${PYTHON:-.venv/bin/python}"
-READY_S=180
+READY_S=600 # seconds on a quiet machine; one that is busy with other things may need minutes
 DRAIN_S=300 # a second of work; on a machine that is busy with other things, much more
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
 
