@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve test lint format lab bench gpu pocket docs image-check clean
+.PHONY: help demo serve test lint format lab bench gpu pocket docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,7 +15,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what the engine needs into $(VENV) (once) …"
+	@echo "Installing torch and a dozen packages into $(VENV) (once; it takes minutes, and says nothing) …"
 	@$(PIP_INSTALL) -e .
 	@touch $@
 
@@ -33,6 +33,9 @@ serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 test: $(VENV)/.test ## all tests; those with a browser in a process of their own: its loop stays in the thread
 	$(BIN)/python -m pytest --ignore=tests/browser $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+exercises: $(VENV)/.test ## what your exercises/ have achieved (docs/EXERCISES.md)
+	$(BIN)/python -m pytest tests/exercises -v --no-header -k yours $(PYTEST_ARGS)
 
 lint: $(VENV)/.test ## formatting, lint rules and types
 	$(BIN)/ruff format --check .

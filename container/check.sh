@@ -13,7 +13,8 @@ WORK="${IMAGE_CHECK_DIR:-${TMPDIR:-/tmp}/glasshouse-image-check}"
 IMAGE=localhost/glasshouse
 PORT="${PORT:-8765}"
 PYTHON="${PYTHON:-.venv/bin/python}"
-READY_S=180
+READY_S=600 # seconds on a quiet machine; one that is busy with other things may need minutes
+DRAIN_S=300 # a second of work; on a machine that is busy with other things, much more
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
 
 say() { printf '== %s\n' "$*"; }
@@ -86,6 +87,7 @@ mapfile -t command < <(buildah inspect --format '{{range .OCIv1.Config.Cmd}}{{pr
 say "running as user $configured_user: ${command[*]}"
 buildah run --isolation chroot --network host \
     --env PORT="$PORT" --env MODEL_NAME=pocket/model --env SERVED_MODEL_NAME=pocket \
+    --env SHUTDOWN_TIMEOUT="$DRAIN_S" \
     "$container" -- "${command[@]}" > "$WORK/run.log" 2>&1 &
 run_pid=$!
 
@@ -127,7 +129,8 @@ until grep -q '^data: ' "$WORK/drained.txt" 2> /dev/null; do
 done
 kill -TERM "$server_pid"
 wait "$answer_pid" || fail "the answer was cut off"
-grep -q '"finish_reason": *"length"' "$WORK/drained.txt" || fail "the answer was not finished"
+grep -q '"finish_reason": *"length"' "$WORK/drained.txt" \
+    || { tail -3 "$WORK/drained.txt" >&2; fail "the answer was not finished"; }
 grep -q '^data: \[DONE\]' "$WORK/drained.txt" || fail "the stream was not ended"
 code=0
 wait "$run_pid" || code=$?

@@ -20,8 +20,9 @@ from typing import Any, cast
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine.config import EngineConfig
-from engine.core.engine_core import EngineCore, Executor
+from engine.core.engine_core import EngineCore, Executor, MakeScheduler
 from engine.core.messages import CoreRequest
+from engine.core.scheduler import Scheduler
 from engine.sampling_params import SamplingParams
 from engine.text.chat import ChatTemplate, Message
 from engine.text.input import InputProcessor, Prompt
@@ -34,16 +35,20 @@ from engine.trace.recorder import Recorder
 
 
 class LLM:
-    """A model and an engine for it. `options` are the fields of `EngineConfig`.
+    """A model and an engine for it. `options` are the fields of `EngineConfig`; `scheduler` is for
+    one of your own (docs/EXERCISES.md).
 
     Raises `ConfigError` for impossible options, `TextError` if there is no tokenizer, and what the
     loader raises if there is no model. Not thread-safe.
     """
 
-    def __init__(self, model: str | None = None, **options: Any):
+    def __init__(
+        self, model: str | None = None, *, scheduler: MakeScheduler = Scheduler, **options: Any
+    ):
         if model is not None:
             options["model"] = model
         self.config = EngineConfig(**options)
+        self._make_scheduler = scheduler
         self.recorder = Recorder(
             self.config.trace,
             text=self.config.trace_text == "on",
@@ -70,7 +75,7 @@ class LLM:
         self.recorder.read_tokens(self.tokenizer.texts)
         self.chat_template = ChatTemplate(self.tokenizer, config.chat_template)
         executor = self._load_executor()
-        self.core = EngineCore(config, executor, self.recorder)
+        self.core = EngineCore(config, executor, self.recorder, self._make_scheduler)
         self._on_shutdown.callback(self.core.close)
         self._input = InputProcessor(
             self.tokenizer, executor.kv.max_model_len, executor.kv.vocab_size, self.recorder

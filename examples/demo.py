@@ -244,10 +244,14 @@ class Demo:
 NEXT = """
 **What to try next**
 
-- `make serve`, then `python test_client.py --interactive` in a second terminal, and ask it `/why`
-- `python test_client.py --test all` judges the running server
-- `python koyeb_api_server.py --num-gpu-blocks-override 24 --log-format rich` and several questions
-  at once: watch requests wait, be preempted, and come back
+- `make serve`, and in a second terminal `.venv/bin/python test_client.py --interactive`: ask
+  something, then `/why`
+- `.venv/bin/python test_client.py --test all` judges the running server; its address in a browser
+  shows the engine at work
+- in place of `make serve`, a server with little memory:
+  `.venv/bin/python koyeb_api_server.py --num-gpu-blocks-override 24 --log-format rich`; now let
+  `.venv/bin/python test_client.py --test batch` ask eight questions at once, and watch requests
+  wait, be preempted, and come back
 - `docs/START_HERE.md` says where to read on
 """
 
@@ -269,6 +273,7 @@ def main() -> int:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         console.print("Starting the server with the embedded pocket model …")
+        console.print("[dim](the very first start also compiles its kernels)[/]")
         server = Server(Path(folder))
         console.print(f"It answers at {server.url} after {time.perf_counter() - started:.1f} s.\n")
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Protocol
@@ -47,15 +48,28 @@ class Executor(Protocol):
     def execute(self, plan: StepPlan) -> StepOutput: ...
 
 
-class EngineCore:
-    """Requests in, outputs out, one step at a time. Used from one thread."""
+MakeScheduler = Callable[[EngineConfig, KVShape, Recorder], Scheduler]
 
-    def __init__(self, config: EngineConfig, executor: Executor, recorder: Recorder):
+
+class EngineCore:
+    """Requests in, outputs out, one step at a time. Used from one thread.
+
+    `scheduler` makes the scheduler: a subclass of it with a policy of its own, or
+    `partial(Scheduler, pool=…, costs=…)`.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        recorder: Recorder,
+        scheduler: MakeScheduler = Scheduler,
+    ):
         self.config = config
         self.executor = executor
         self.recorder = recorder
         self.kv = executor.kv
-        self.scheduler = Scheduler(config, executor.kv, recorder)
+        self.scheduler = scheduler(config, executor.kv, recorder)
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live

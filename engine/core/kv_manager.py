@@ -6,6 +6,8 @@ its work or raises OutOfBlocks having changed nothing (rule 7).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.core.blocks import BlockPool, block_hash, root_hash
 from engine.core.request import Request
 from engine.trace import events
@@ -13,7 +15,9 @@ from engine.trace.recorder import Recorder
 
 
 class KVManager:
-    """`num_blocks` device blocks and `num_host_blocks` host blocks of `block_size` tokens each."""
+    """`num_blocks` device blocks and `num_host_blocks` host blocks of `block_size` tokens each.
+    `pool` makes the device's pool: a kind of one's own may evict in another order.
+    """
 
     def __init__(
         self,
@@ -23,8 +27,9 @@ class KVManager:
         bytes_per_block: int,
         caching: bool,
         recorder: Recorder,
+        pool: Callable[[int], BlockPool] = BlockPool,
     ):
-        self.pool = BlockPool(num_blocks)
+        self.pool = pool(num_blocks)
         self.host_pool = BlockPool(num_host_blocks)
         self.block_size = block_size
         self.bytes_per_block = bytes_per_block

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from bisect import insort
+from collections.abc import Callable
 
 from engine.config import EngineConfig
-from engine.core.blocks import OutOfBlocks
+from engine.core.blocks import BlockPool, OutOfBlocks
 from engine.core.explain import Explainer
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewRow, Row, StepPlan, StepStats
@@ -23,9 +24,20 @@ from engine.trace.recorder import Recorder
 
 
 class Scheduler:
-    """Queues, seats and the pool; `schedule()` makes plans, `release()` takes requests out."""
+    """Queues, seats and the pool; `schedule()` makes plans, `release()` takes requests out.
 
-    def __init__(self, config: EngineConfig, kv: KVShape, recorder: Recorder):
+    `pool` (of that many blocks) and `costs` (of swapping a block, in µs) are what can be exchanged.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        kv: KVShape,
+        recorder: Recorder,
+        *,
+        pool: Callable[[int], BlockPool] = BlockPool,
+        costs: Callable[[float], PreemptionCosts] = PreemptionCosts,
+    ):
         self.budget = config.max_num_batched_tokens
         self.max_num_seqs = config.max_num_seqs
         self.preemption_mode = config.preemption_mode
@@ -37,8 +49,9 @@ class Scheduler:
             kv.bytes_per_block,
             config.enable_prefix_caching,
             recorder,
+            pool,
         )
-        self.costs = PreemptionCosts(kv.swap_us_per_block)
+        self.costs = costs(kv.swap_us_per_block)
         self.explain = Explainer(recorder)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank

@@ -308,7 +308,7 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
         return {"index": 0, "delta" if stream else "message": message, "finish_reason": finish}
 
     async def run(request: Request, chat: bool) -> Response:
-        if "broken" in faults:
+        if "broken" in faults or ("breaks" in faults and engine.count == 2):
             return PlainTextResponse("Internal Server Error", 500)
         try:
             body = json.loads(await request.body())

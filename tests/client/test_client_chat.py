@@ -67,9 +67,12 @@ def test_a_scripted_chat(tmp_path: Path) -> None:
 def test_settings_out_of_range_change_nothing() -> None:
     with serve() as url:
         code, text = chat(
-            url, "/temp hot", "/top_p 0", "/seed 1.5", "/temp nan", "/save", "/temp 1", "/temp off"
+            url,
+            *("/temp hot", "/top_p 0", "/seed 1.5", "/temp nan"),
+            *("/save", "/temp 1", "/temp", "/temp off"),
         )
     assert code == 0
+    assert text.count("temperature: 1.0") == 2  # set, then shown
     assert text.count("or `off`") == 4
     assert "where to?" in text
     assert "temperature: the server's default" in text
@@ -96,6 +99,46 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal() -> None:
     import test_client
 
     assert test_client.printable("a\x1b[2Jb\x07\u202ec\n\td\u00a0é漢") == "a[2Jbc\n\td\u00a0é漢"
+
+
+def shown(pieces: list[str], width: int) -> list[str]:
+    """The lines on a terminal after a `WordWrap` of that width has got these pieces."""
+    sys.path.insert(0, str(CLIENT.parent))
+    from test_client import WordWrap
+
+    written: list[str] = []
+    wrap = WordWrap(written.append, width)
+    for piece in pieces:
+        wrap(piece)
+    lines, column = [""], 0
+    for sign in re.findall(r"\x1b\[K|.|\n", "".join(written)):
+        if sign == "\n":
+            lines, column = [*lines, ""], 0
+        elif sign == "\b":
+            column -= 1
+        elif sign == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        else:
+            lines[-1], column = lines[-1][:column] + sign, column + 1
+    return lines
+
+
+def test_lines_of_an_answer_end_between_words() -> None:
+    quick = ["The qui", "ck", " brown", " f", "ox jumps"]
+    assert shown(quick, 12) == ["The quick ", "brown fox ", "jumps"]
+    assert shown(["1234", " 5678"], 9) == ["1234 5678"]
+    assert shown(["1234", " 567", "89"], 9) == ["1234 ", "56789"]
+    assert shown(["1234", " 5678", " 9"], 9) == ["1234 5678", "9"]
+    assert shown(["a longer-than-the-line b"], 8) == ["a ", "longer-than-the-line", "b"]
+    assert shown(["  x:\n", "\n    y = 1"], 20) == ["  x:", "", "    y = 1"]
+
+
+def test_facts_of_the_record_in_words() -> None:
+    sys.path.insert(0, str(CLIENT.parent))
+    from test_client import in_words
+
+    facts = {"waited_us": 220.4, "num_prompt_tokens": 13, "reason": "stop", "running_ms": 1.27}
+    assert in_words(facts) == "waited 0.2 ms, 13 prompt tokens, reason stop, running 1.3 ms"
 
 
 class Terminal:

@@ -147,6 +147,7 @@ FAULTS = [  # (suite, what the server does wrong, the check that must fail)
     ("batch", "greedy_noise", "same answers"),
     ("paging", "two_blocks", "blocks used"),
     ("paging", "reserve", "blocks used"),
+    ("paging", "breaks", "requests"),  # at a request between two checks
     ("paging", "leak", "given back"),
     ("paging", "leak", "pool after"),
     ("temperature", "greedy_noise", "temperature 0"),

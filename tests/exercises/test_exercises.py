@@ -7,6 +7,7 @@ check nothing.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -94,9 +95,7 @@ def test_2_waste(load, path):
 
 def order_under(policy: type[Scheduler]) -> list[str]:
     """The order in which three requests end on one seat."""
-    harness = Harness(options={"max_num_seqs": 1})
-    core = harness.core
-    core.scheduler = policy(harness.config, harness.worker.kv, harness.recorder)
+    harness = Harness(options={"max_num_seqs": 1}, scheduler=policy)
     for name, length in (("long", 30), ("short", 5), ("middle", 12)):
         harness.add(name, prompt(length, start=length), max_tokens=4)
     harness.run()
@@ -118,8 +117,8 @@ def test_3_is_not_solved_by_the_engine_itself():
 
 def tokens_found_again(pool: type[BlockPool]) -> int:
     """Tokens of a popular prompt that are still cached after a flood of others."""
-    harness = Harness(num_blocks=8, block_size=4, max_model_len=32)
-    harness.core.scheduler.kv.pool = pool(8)
+    scheduler = partial(Scheduler, pool=pool)
+    harness = Harness(num_blocks=8, block_size=4, max_model_len=32, scheduler=scheduler)
     popular = prompt(13)
     for i in range(4):
         harness.add(f"popular-{i}", popular, max_tokens=1)
@@ -153,8 +152,8 @@ def preemptions_under(costs: type[PreemptionCosts]) -> list[ev.RequestPreempted]
         num_host_blocks=24,
         swap_us_per_block=50.0,
         options={"preemption_mode": "auto", "max_num_batched_tokens": 24},
+        scheduler=partial(Scheduler, costs=costs),
     )
-    harness.core.scheduler.costs = costs(50.0)
     for i in range(8):
         harness.add(f"r{i}", prompt(3 + 4 * (i % 2), start=i), max_tokens=16)
     harness.run()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from paged_oracle import PagedOracle, solo_answer
 
 from engine.config import EngineConfig
-from engine.core.engine_core import EngineCore
+from engine.core.engine_core import EngineCore, MakeScheduler
 from engine.core.messages import CoreOutput, CoreRequest
+from engine.core.scheduler import Scheduler
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.recorder import Recorder
@@ -24,6 +25,7 @@ class Harness:
     max_model_len: int = 64
     swap_us_per_block: float = 1.0
     options: dict = field(default_factory=dict)
+    scheduler: MakeScheduler = Scheduler
 
     def __post_init__(self) -> None:
         self.config = EngineConfig(**{"preemption_mode": "recompute", **self.options})
@@ -37,7 +39,7 @@ class Harness:
         self.recorder = Recorder(level="steps")
         self.events: list[Event] = []
         self.recorder.subscribe(self.events.extend)
-        self.core = EngineCore(self.config, self.worker, self.recorder)
+        self.core = EngineCore(self.config, self.worker, self.recorder, self.scheduler)
         self.answers: dict[tuple[str, int], list[int]] = {}
         self.finish_reasons: dict[tuple[str, int], str] = {}
         self.sent: dict[str, CoreRequest] = {}

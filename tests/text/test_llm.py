@@ -7,6 +7,7 @@ from tiny_tokenizers import byte_level_hf
 
 from engine import LLM, SamplingParams
 from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan, TokenLogprobs
+from engine.core.scheduler import Scheduler
 from engine.text.errors import TextError
 from engine.trace.events import RequestFinished, RequestReceived
 from engine.trace.files import read_jsonl
@@ -162,6 +163,23 @@ def test_the_record(make_llm, tmp_path):
     assert [event.seq for event in read_jsonl(tmp_path / "record.jsonl")] == [
         event.seq for event in events
     ]
+
+
+def test_a_scheduler_of_ones_own_decides(make_llm):
+    class LongestFirst(Scheduler):
+        def add(self, request):
+            request.rank = (-request.num_prompt_tokens, *request.rank[1:])
+            super().add(request)
+
+    prompts = ["a", "a b c d e f", "a b c"]
+    order = {}
+    for scheduler in (Scheduler, LongestFirst):
+        llm = make_llm(max_num_seqs=1, scheduler=scheduler)
+        llm.generate(prompts, SamplingParams(max_tokens=2), use_tqdm=False)
+        ended = [event for event in llm.record() if isinstance(event, RequestFinished)]
+        order[scheduler] = [event.request_id for event in ended]
+    assert order[Scheduler] == ["llm-0", "llm-1", "llm-2"]
+    assert order[LongestFirst] == ["llm-1", "llm-2", "llm-0"]
 
 
 def test_a_progress_bar(make_llm, capsys):
