@@ -7,8 +7,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.run_engine import Run
-from benchmarks.workloads import Job, Workload
+from benchmarks.workloads import Job, Run, Workload
 
 
 class Transformers:
