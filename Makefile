@@ -6,10 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve test lint format lab bench gpu pocket docs image-check exercises clean
+.PHONY: help demo serve test lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
 
 help:
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,13 @@ lab: $(VENV)/.run ## each optimisation shown, measured and explained, one after 
 
 bench: $(VENV)/.test ## the engine against transformers on this machine; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.compare
+
+bench-peers: $(VENV)/.test ## beside vLLM and llama.cpp too, got into .peers/ (5 GB, an hour); PEERS_ARGS=--quick
+	@$(BIN)/python -m benchmarks.peers.install
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
+
+bench-growth: $(VENV)/.test ## what a step costs as requests, context and the pool grow; the record; HTTP
+	$(BIN)/python -m benchmarks.growth
 
 gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)

@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import core_cost
-from benchmarks.run_engine import Engine, Run
+from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
-from benchmarks.workloads import Workload, workloads
+from benchmarks.workloads import Run, Workload, workloads
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REPEATS = 3

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Run, Workload
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
-
-
-@dataclass
-class Run:
-    """Seconds for one workload: the whole, until the first token, and each request's end."""
-
-    total_s: float
-    first_token_s: float
-    ends_s: list[float]
-    num_steps: int = 0
 
 
 class Engine:

@@ -8,8 +8,7 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.run_engine import Run
-from benchmarks.workloads import Job, Workload
+from benchmarks.workloads import Job, Run, Workload
 
 CPU = torch.device("cpu")
 

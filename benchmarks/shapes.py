@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
 from engine.config import POCKET_MODEL
 
 SHAPES = ("pocket", "opt-125m", "smollm2-135m")
+LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured where they are asked for
 
 
 def shape(name: str) -> PretrainedConfig:
@@ -30,7 +38,21 @@ def shape(name: str) -> PretrainedConfig:
             rope_theta=100000.0,
             tie_word_embeddings=True,
         )
-    raise ValueError(f"shape {name!r} is unknown: choose one of {', '.join(SHAPES)}")
+    if name == "qwen3-0.6b":
+        return Qwen3Config(
+            vocab_size=151936,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            max_position_embeddings=40960,
+            rope_theta=1000000.0,
+            tie_word_embeddings=True,
+        )
+    known = ", ".join([*SHAPES, *LARGE_SHAPES])
+    raise ValueError(f"shape {name!r} is unknown: choose one of {known}")
 
 
 def save_random(name: str, folder: Path, dtype: torch.dtype) -> str:

@@ -25,6 +25,16 @@ class Workload:
         return sum(job.num_output for job in self.jobs)
 
 
+@dataclass
+class Run:
+    """Seconds for one workload: the whole, until the first token, and each request's end."""
+
+    total_s: float
+    first_token_s: float
+    ends_s: list[float]
+    num_steps: int = 0
+
+
 def _prompt(draw: random.Random, length: int, vocab_size: int) -> list[int]:
     return [draw.randrange(10, vocab_size) for _ in range(length)]
 

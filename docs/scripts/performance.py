@@ -1,6 +1,7 @@
 """Writes docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
 
-Every `*.md` there is a table that a benchmark wrote, and stands on the page as it is. A `*.json`
+Every `*.md` there is a table that a benchmark wrote, and stands on the page as it is, below its chart
+if a `*.svg` of its name is there. A `*.json`
 holds the single runs behind a table, or a table that has no page of its own yet: it is named.
 """
 
@@ -16,7 +17,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "docs" / "PERFORMANCE.md"
 NOTES = "NOTES.md"
 
-TITLES = {"compare": "Beside transformers, on the same machine"}
+TITLES = {
+    "compare": "Beside transformers, on the same machine",
+    "growth": "What more work costs",
+    "peers": "Beside vLLM and llama.cpp, on the same cores",
+}
+CHARTS = {"peers": "Tokens a second of each system, by model shape and workload"}
 
 INTRO = """\
 <!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->
@@ -30,7 +36,9 @@ Make the tables on your machine:
 
 <!-- check: long -->
 ```bash
-make bench
+make bench          # beside transformers
+make bench-peers    # beside vLLM and llama.cpp too: gets them into .peers/ first, which takes a while
+make bench-growth   # as requests, context and the pool grow; the record; HTTP
 ```
 
 What was predicted before each change, and what then came out, also where it missed, stands in
@@ -55,7 +63,10 @@ def page(results: Path = RESULTS) -> str:
     parts = [INTRO]
     for path in tables:
         title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
-        parts += [f"## {title}\n", path.read_text(encoding="utf-8").strip(), ""]
+        parts += [f"## {title}\n"]
+        if path.with_suffix(".svg").exists():
+            parts += [f"![{CHARTS.get(path.stem, title)}](../benchmarks/results/{path.stem}.svg)\n"]
+        parts += [path.read_text(encoding="utf-8").strip(), ""]
     if not tables:
         parts += ["No table has been measured on this checkout yet.\n"]
     if raw:

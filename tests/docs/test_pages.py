@@ -56,6 +56,11 @@ def test_performance_has_every_result(tmp_path):
     (tmp_path / "compare.md").write_text("| a | b |\n")
     assert "## Beside transformers" in performance.page(tmp_path)
     assert "No table has been measured" not in performance.page(tmp_path)
+    (tmp_path / "peers.md").write_text("| c | d |\n")
+    assert "peers.svg" not in performance.page(tmp_path)
+    (tmp_path / "peers.svg").write_text("<svg/>\n")
+    chart, table = (performance.page(tmp_path).index(part) for part in ("peers.svg)", "| c | d |"))
+    assert chart < table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -1,0 +1,251 @@
+"""What a step costs as the work grows, and what the record and HTTP cost.
+
+    python -m benchmarks.growth [--shapes pocket smollm2-135m] [--dtype bfloat16] [--quick]
+        [--out FOLDER]
+
+Five questions: a decode step of 1 to 64 requests; of 64 to 2,000 tokens of context; the core alone
+with 100 to 100,000 blocks in the pool; 64 requests with the record off, at `steps` and at `full`;
+the same workloads in process and through our server. Cases that are compared take turns. Writes
+`results/growth.json` (every repeat) and `results/growth.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+
+from benchmarks import core_cost
+from benchmarks.peers import servers
+from benchmarks.peers.install import Peers
+from benchmarks.peers.machine import busy_cores, cpu_name
+from benchmarks.peers.results import row, speed
+from benchmarks.run_engine import Engine
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
+from benchmarks.workloads import workloads
+from engine.config import POCKET_MODEL
+from engine.core.messages import CoreRequest
+from engine.sampling_params import SamplingParams
+from engine.worker.machine import physical_cores
+
+RESULTS = Path(__file__).resolve().parent / "results"
+REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (64, 250, 500, 1000, 2000)
+POOLS = (100, 1_000, 10_000, 100_000)
+POOL_REQUESTS = 3  # as many as 100 blocks hold to the end
+LEVELS = ("off", "steps", "full")
+SHORT = 64  # tokens of context where the number of requests is what changes
+STEPS = 30  # timed in each repeat
+
+Repeats = list[float]
+
+
+def step_ms(engine: Engine, num_requests: int, context: int, vocab_size: int) -> float:
+    """Milliseconds of one decode step: the median of STEPS in which all requests decode."""
+    core, draw = engine.core, random.Random(num_requests * context)
+    for number in range(num_requests):
+        params = SamplingParams(temperature=0.0, max_tokens=STEPS + 20, ignore_eos=True, seed=0)
+        prompt = [draw.randrange(10, vocab_size) for _ in range(context)]
+        name = f"{num_requests}-{context}-{number}"
+        core.add_request(CoreRequest(request_id=name, prompt_token_ids=prompt, params=params))
+    times: list[float] = []
+    while core.has_work:
+        started = time.perf_counter()
+        outputs = core.step()
+        took = time.perf_counter() - started
+        if len(outputs) == num_requests:
+            times.append(took)
+    # The first such step took in the last prompts; after it all requests only decode.
+    return 1e3 * statistics.median(times[1 : STEPS + 1])
+
+
+def in_turns(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, Repeats]:
+    """Each case `repeats` times, taking turns."""
+    seen: dict[str, Repeats] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            seen[name].append(run())
+    return seen
+
+
+def by_size(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, dict]:
+    """Decode steps by number of requests, and by context: milliseconds."""
+    with closing(Engine(model, dtype, max_model_len=2048)) as engine:
+        step_ms(engine, 4, SHORT, vocab_size)  # warm
+        return {
+            "requests": in_turns(
+                {str(n): lambda n=n: step_ms(engine, n, SHORT, vocab_size) for n in REQUESTS},
+                repeats,
+            ),
+            "context": in_turns(
+                {str(n): lambda n=n: step_ms(engine, 1, n, vocab_size) for n in CONTEXTS},
+                repeats,
+            ),
+        }
+
+
+def by_pool(repeats: int) -> dict[str, Repeats]:
+    """Wall microseconds of a step of the core alone, by blocks in the pool."""
+    return in_turns(
+        {
+            str(blocks): lambda b=blocks: core_cost.step_cost_us(b, "steps", POOL_REQUESTS)[
+                "wall_us"
+            ]
+            for blocks in POOLS
+        },
+        repeats,
+    )
+
+
+def by_level(dtype: str, repeats: int) -> dict[str, Repeats]:
+    """Milliseconds of a decode step of 64 requests on the pocket model, by level of the record."""
+    with ExitStack() as stack:
+        engines = {
+            level: stack.enter_context(closing(Engine(POCKET_MODEL, dtype, trace=level)))
+            for level in LEVELS
+        }
+        cases = {
+            level: lambda e=engine: step_ms(e, 64, SHORT, 2048) for level, engine in engines.items()
+        }
+        in_turns(cases, 1)  # warm
+        return in_turns(cases, repeats)
+
+
+def by_transport(dtype: str, repeats: int) -> dict[str, Repeats]:
+    """Tokens/s of W1 … W4 on the pocket model in process, and through our server."""
+    works = workloads(2048)
+    with (
+        closing(Engine(POCKET_MODEL, dtype)) as engine,
+        closing(servers.glasshouse(POCKET_MODEL, dtype, physical_cores(), Peers())) as server,
+    ):
+        runners = {"in process": engine.run, "HTTP": server.run}
+
+        def tokens_per_s(transport: str, name: str) -> float:
+            return speed(row(runners[transport](works[name]), works[name]))
+
+        cases = {
+            f"{name} {transport}": lambda t=transport, n=name: tokens_per_s(t, n)
+            for name in works
+            for transport in runners
+        }
+        in_turns(cases, 1)  # warm
+        return in_turns(cases, repeats)
+
+
+def measure(given: argparse.Namespace) -> dict:
+    """All five, with the machine."""
+    result: dict = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": physical_cores(),
+        "torch": torch.__version__,
+        "dtype": given.dtype,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "busy_cores_before": round(busy_cores(), 3),
+        "steps_ms": {},
+    }
+    for name in given.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            model = save_random(name, Path(folder), getattr(torch, given.dtype))
+            print(f"{name}: 1 to 64 requests, 64 to 2,000 tokens", flush=True)
+            vocab_size = shape(name).vocab_size
+            result["steps_ms"][name] = by_size(model, given.dtype, vocab_size, given.repeats)
+    print("the pool, the record, HTTP", flush=True)
+    result["pool_us"] = by_pool(given.repeats)
+    result["record_ms"] = by_level(given.dtype, given.repeats)
+    result["transport_tokens_per_s"] = by_transport(given.dtype, given.repeats)
+    return result
+
+
+def markdown(result: dict) -> str:
+    """The tables of docs/PERFORMANCE.md: medians, and least to most of the repeats."""
+    out = [
+        f"Measured on {result['cpu']}, {result['threads']} threads, {result['dtype']}, torch"
+        f" {result['torch']}, {result['date']}; {100 * result['busy_cores_before']:.0f} % of a core"
+        " was busy with other work before. In brackets: the least and the most of the repeats.",
+        "",
+    ]
+    for name, steps in result["steps_ms"].items():
+        alone = statistics.median(steps["requests"]["1"])
+        out += [
+            f"Decode step, {name}:",
+            "",
+            f"| requests, {SHORT} tokens of context each | ms | ms of one request alone × |",
+            "|---|---|---|",
+        ]
+        out += [
+            f"| {n} | {_shown(ms)} | {statistics.median(ms) / alone:.2f} |"
+            for n, ms in steps["requests"].items()
+        ]
+        out += ["", "| tokens of context, one request | ms |", "|---|---|"]
+        out += [f"| {int(n):,} | {_shown(ms)} |" for n, ms in steps["context"].items()]
+        out.append("")
+    out += [
+        f"The core alone (it plans, books and records; no model), {POOL_REQUESTS} requests:",
+        "",
+        "| blocks in the pool | µs a step |",
+        "|---|---|",
+        *(f"| {int(n):,} | {_shown(us)} |" for n, us in result["pool_us"].items()),
+        "",
+        "The record, 64 requests on the pocket model, where a step is shortest:",
+        "",
+        "| record | ms a step | more than off |",
+        "|---|---|---|",
+    ]
+    off = statistics.median(result["record_ms"]["off"])
+    out += [
+        f"| {level} | {_shown(ms)} | {100 * (statistics.median(ms) / off - 1):+.1f} % |"
+        for level, ms in result["record_ms"].items()
+    ]
+    out += [
+        "",
+        "HTTP, the pocket model (the server, its tokenizer and the client share the cores):",
+        "",
+        "| workload | tokens/s in process | over HTTP | keeps |",
+        "|---|---|---|---|",
+    ]
+    speeds = result["transport_tokens_per_s"]
+    for name in dict.fromkeys(case.split()[0] for case in speeds):
+        inside, outside = speeds[f"{name} in process"], speeds[f"{name} HTTP"]
+        kept = statistics.median(outside) / statistics.median(inside)
+        out.append(f"| {name} | {_shown(inside)} | {_shown(outside)} | {100 * kept:.0f} % |")
+    return "\n".join(out) + "\n"
+
+
+def _shown(values: Repeats) -> str:
+    middle = statistics.median(values)
+    digits = 0 if middle >= 100 else 2
+    low, high = min(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    everything = [*SHAPES, *LARGE_SHAPES]
+    default = ["pocket", "smollm2-135m"]
+    parser.add_argument("--shapes", nargs="+", choices=everything, default=default)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repeat, the pocket model only")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if given.quick:
+        given.repeats, given.shapes = 1, ["pocket"]
+    result = measure(given)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
+    (given.out / "growth.md").write_text(markdown(result))
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

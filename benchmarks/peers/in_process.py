@@ -1,0 +1,80 @@
+"""Systems that are measured without HTTP: each in a worker process of its own, which sleeps while
+others take their turn.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.peers.install import LOGS, Peers, last_words
+from benchmarks.workloads import Run, Workload
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class WorkerFailed(RuntimeError):
+    """The worker ended, or never came up; the message has the last lines that it wrote."""
+
+
+class InProcess:
+    """One system with one model. `name` is also what the worker is told to load."""
+
+    transport = "in process"
+
+    def __init__(
+        self, name: str, model: str, dtype: str, threads: int, vocab_size: int, peers: Peers
+    ):
+        self.name = name
+        python, environment = sys.executable, dict(peers.plain_environment)
+        if name == "vLLM":
+            python, environment = str(peers.vllm_python), peers.vllm_environment()
+        environment["PYTHONPATH"] = str(ROOT)
+        environment["OMP_NUM_THREADS"] = str(threads)
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log = LOGS / f"{name}.log"
+        command = [python, "-m", "benchmarks.peers.worker", name, model, dtype]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, str(threads), str(vocab_size)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+            )
+        try:
+            loaded = self._answer()
+        except WorkerFailed:
+            self.close()
+            raise
+        self.load_s: float = loaded["load_s"]
+        self.versions: dict[str, str] = loaded["versions"]
+
+    def run(self, workload: Workload) -> Run:
+        """Raises `WorkerFailed`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(workload.name + "\n")
+        self.process.stdin.flush()
+        return Run(**self._answer())
+
+    def close(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # the worker reads the end, and ends
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _answer(self) -> dict:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise WorkerFailed(f"{self.name} ended; its log ends so:\n{last_words(self.log)}")
+        return json.loads(line)

