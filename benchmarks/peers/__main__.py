@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ class Session:
             else:
                 http[ENGINE] = lambda: servers.glasshouse(str(model), dtype, given.threads, peers)
                 http["llama.cpp"] = lambda: servers.llama_cpp(
-                    str(self.gguf(model, dtype)), dtype, given.threads, peers
+                    str(self.gguf(name, model, dtype)), dtype, given.threads, peers
                 )
         return {"in process": in_process if len(in_process) > 1 else {}, "HTTP": http}
 
@@ -122,10 +123,11 @@ class Session:
                 self._turns(systems, works, {"shape": name, "dtype": dtype})
             self.save()
 
-    def gguf(self, model: Path, dtype: str) -> Path:
+    def gguf(self, name: str, model: Path, dtype: str) -> Path:
         """The model as llama.cpp reads it, converted once."""
-        target = PEERS_DIR / "models" / f"{model.name}-{dtype}.gguf"
+        target = PEERS_DIR / "models" / f"{name}-{dtype}.gguf"
         if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
             half_done = target.with_suffix(".part")
             package = str(self.peers.llama_source / "gguf-py")
             path = os.pathsep.join([package, str(Path(__file__).resolve().parents[2])])
@@ -246,6 +248,7 @@ def main() -> int:
     given.workloads = given.workloads or (
         ["W1", "W2", "W4"] if given.quick else list(workloads(99))
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the systems end too
     peers = Peers()
     asked = given.only or PEERS
     there = {"vLLM": peers.has_vllm, "llama.cpp": peers.has_llama, "transformers": True}

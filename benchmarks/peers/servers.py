@@ -137,11 +137,11 @@ def llama_version(peers: Peers) -> dict[str, str]:
     said = subprocess.run(
         [str(peers.llama_server), "--version"], capture_output=True, text=True
     ).stderr
-    found = re.search(r"version: .*", said + "\n")
+    found = re.search(r"version: (.*)", said)
     package = (peers.llama_source.parents[1] / "PKG-INFO").read_text(encoding="utf-8")
     sdist = re.search(r"^Version: (\S+)", package, re.MULTILINE)
     return {
-        "llama.cpp": found[0] if found else "unknown",
+        "llama.cpp": found[1] if found else "unknown",
         "llama-cpp-python": sdist[1] if sdist else "unknown",
     }
 
