@@ -45,7 +45,7 @@ READING = {
     "block.swapped_out": "Its `num_bytes` cross the bus to the host.",
     "block.swapped_in": "The block numbers differ from those before: only the table knows.",
     "kernel.launched": "`num_bytes` and `flops` are counted from shapes; times need a profile.",
-    "graph.captured": "Once for each batch size, at the start.",
+    "graph.captured": "Once for each batch size: on CUDA at the start, on a CPU when it first occurs.",
     "graph.replayed": "`batch_size` − `num_rows` is padding.",
     "sample.drawn": "`rank` 1 is the most probable token; `num_kept` is what the cuts left.",
     "text.emitted": "One chunk of the stream.",
@@ -62,8 +62,8 @@ READING = {
 }
 
 NO_EXAMPLE = {
-    "graph.captured": "It needs a CUDA device; the records here are from a CPU.",
-    "graph.replayed": "It needs a CUDA device; the records here are from a CPU.",
+    "graph.replayed": "It needs a CUDA device: on a CPU, steps that are recorded in full are computed"
+    " launch by launch. The records here are from a CPU.",
     "engine.failed": "No record here has one: these engines did not fail.",
 }
 
