@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import random
 
 import pytest
@@ -110,8 +111,9 @@ def test_a_gap_is_not_papered_over(whole, tmp_path):
 
 def test_of_a_running_server(run_server, tmp_path):
     with run_server(trace_buffer=60) as small:
-        small.complete("hello", max_tokens=60)
+        small.complete("hello", max_tokens=60, ignore_eos=True)
         small.wait_until_idle()
+        time.sleep(0.3)  # the last events come up to 50 ms after the answer
         path = tmp_path / "trace.jsonl"
         path.write_bytes(small.http.get("/trace").content)
         assert path.read_bytes().startswith(b'{"kind":"engine.snapshot"')
