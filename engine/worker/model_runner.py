@@ -292,6 +292,7 @@ class ModelRunner:
             prepare_us=(prepared - started) / 1e3,
             forward_us=(computed - prepared) / 1e3,
             sample_us=(done - computed) / 1e3,
+            done_ns=done,
         )
 
     def _compute(

@@ -8,7 +8,13 @@ from tiny_tokenizers import byte_level_hf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import LLM, SamplingParams
-from engine.trace.events import KernelLaunched, RequestPreempted, SampleDrawn, TextTokens
+from engine.trace.events import (
+    KernelLaunched,
+    RequestPreempted,
+    SampleDrawn,
+    StepFinished,
+    TextTokens,
+)
 from engine.trace.replay import Replay
 
 PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
@@ -112,6 +118,10 @@ def test_a_profile_times_each_kernel_and_the_record_reads_as_text(reference):
         params = SamplingParams(temperature=0.0, max_tokens=4)
         (output,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
         record = llm.record()
+    for event in record:
+        if isinstance(event, StepFinished):  # the worker told when it was done
+            parts = event.schedule_us + event.prepare_us + event.forward_us + event.sample_us
+            assert 0 < event.ready_us <= event.total_us - parts - event.update_us + 1
     launched = [e for e in record if isinstance(e, KernelLaunched) and e.step]
     assert {e.step for e in launched} >= {1, 2, 3, 4}
     assert all(e.duration_us > 0 and e.share_of_limit > 0 for e in launched if e.num_bytes)
