@@ -30,7 +30,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor]  # hidden [rows, width], logits [row
 
 class _Taped(NamedTuple):
     tape: Tape
-    outputs: Outputs  # overwritten by each play
+    outputs: Outputs  # overwritten by each play, of other tapes too
     captured_seq: int
 
 
@@ -101,7 +101,8 @@ class CpuGraphs:
             duration_ms=(time.perf_counter() - started) * 1e3,
         )
         self.recorder.record(captured)
-        self.tapes[rows] = _Taped(tape, outputs, captured.seq)
+        windows = self.arena.window(outputs[0]), self.arena.window(outputs[1])
+        self.tapes[rows] = _Taped(tape, windows, captured.seq)
         return outputs
 
     def _forward(self, rows: int) -> Outputs:

@@ -37,16 +37,19 @@ class NotTapeable(RuntimeError):
 class Arena:
     """Memory for what computations on tapes make. A piece is used again as soon as the last tensor
     on it is gone, by the same tape or by another: tapes are played one after another.
+
+    Pieces are powers of two long, so that tapes of many batch sizes share a few of each length.
     """
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
+        self._pieces: dict[int, np.ndarray] = {}  # all of them, by address
         self.num_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """As `torch.empty`."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        room = -(-max(size, 1) // ALIGN) * ALIGN
+        room = max(ALIGN, 1 << (size - 1).bit_length()) if size else ALIGN
         fitting = [i for i, piece in enumerate(self._free) if room <= len(piece) <= 4 * room]
         if fitting:
             piece = self._free.pop(min(fitting, key=lambda i: len(self._free[i])))
@@ -54,16 +57,25 @@ class Arena:
             memory = np.empty(room + ALIGN, np.uint8)
             start = -memory.ctypes.data % ALIGN
             piece = memory[start : start + room]
+            self._pieces[piece.ctypes.data] = piece
             self.num_bytes += room
         lent = piece[:size]  # an object of its own: it lives as long as a tensor on this memory
         weakref.finalize(lent, self._free.append, piece).atexit = False
         return torch.from_numpy(lent).view(dtype).view(shape)
 
+    def window(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same memory without a claim to it: whoever plays a tape next may write there. The
+        tensor itself, if its memory isn't the arena's."""
+        piece = self._pieces.get(tensor.data_ptr())
+        if piece is None:
+            return tensor
+        return torch.from_numpy(piece[: tensor.nbytes]).view(tensor.dtype).view(tensor.shape)
+
 
 class Tape(TorchDispatchMode):
     """`with tape.recording(): outputs = compute()` once, then `tape.play()` as often as wanted.
 
-    The outputs' memory must be kept alive by whoever reads it after a play.
+    Outputs are read through `Arena.window` after a play, until the next one.
     """
 
     def __init__(self, replay: Callable[[bytes], object], arena: Arena) -> None:

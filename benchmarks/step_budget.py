@@ -1,0 +1,156 @@
+"""Where the time of a decode step goes on this CPU: its parts, its kernels, the machine's limit.
+
+    python -m benchmarks.step_budget [--shapes pocket opt-125m smollm2-135m] [--rows 1 16]
+
+Two looks at the same steps of 150 to 210 tokens of context, in bf16. The parts are what
+`step.finished` says of steps as they always run, with the record at `steps`; the kernels are timed
+at level `profile`, where each is launched alone from Python. Writes `results/step_budget.json`
+and `results/step_budget.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers.machine import cpu_name
+from benchmarks.run_engine import Engine
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
+from engine.core.messages import CoreRequest
+from engine.kernels.machine_limits import machine_limits
+from engine.sampling_params import SamplingParams
+from engine.trace.events import Event, KernelLaunched, StepFinished
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CONTEXT, STEPS, FIRST = 150, 60, 10
+PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
+
+
+def events_of(model: str, level: str, num_rows: int, vocab_size: int) -> list[Event]:
+    """The record of `num_rows` requests that decode together, from the first on."""
+    engine, events = Engine(model, "bfloat16", trace=level), []
+    engine.recorder.subscribe(events.extend)
+    draw = random.Random(0)
+    for i in range(num_rows):
+        params = SamplingParams(temperature=0.0, max_tokens=STEPS, ignore_eos=True, seed=0)
+        prompt = [draw.randrange(10, vocab_size) for _ in range(CONTEXT)]
+        engine.core.add_request(
+            CoreRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
+        )
+    while engine.core.has_work:
+        engine.core.step()
+    engine.recorder.flush()
+    engine.close()
+    return events
+
+
+def parts_of(events: list[Event], num_rows: int) -> dict[str, float]:
+    """Median microseconds of each part of the steps in which all rows decode."""
+    steps = [e for e in events if isinstance(e, StepFinished) and e.num_decode_tokens == num_rows]
+    steps = steps[FIRST:]
+    found = {part: statistics.median(getattr(step, part) for step in steps) for part in PARTS}
+    found["total_us"] = statistics.median(step.total_us for step in steps)
+    return found
+
+
+def kernels_of(events: list[Event], num_rows: int) -> list[dict]:
+    """Each kernel of those steps: launches and microseconds a step, GB/s, share of the limit."""
+    steps = {
+        e.step for e in events if isinstance(e, StepFinished) and e.num_decode_tokens == num_rows
+    }
+    groups: dict[str, list[KernelLaunched]] = defaultdict(list)
+    for event in events:
+        if isinstance(event, KernelLaunched) and event.step in steps:
+            groups[event.name].append(event)
+    lines = []
+    for name, launches in groups.items():
+        taken = sum(launch.duration_us for launch in launches)
+        least = sum(launch.duration_us * launch.share_of_limit for launch in launches)
+        lines.append(
+            {
+                "kernel": name,
+                "launches": len(launches) / len(steps),
+                "us": taken / len(steps),
+                "gb_s": sum(launch.num_bytes for launch in launches) / taken / 1e3,
+                "share_of_limit": least / taken,
+            }
+        )
+    return sorted(lines, key=lambda line: -line["us"])
+
+
+def measure(names: list[str], rows: list[int]) -> list[dict]:
+    """A budget for each shape and number of rows."""
+    budgets = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            model = save_random(name, Path(folder), torch.bfloat16)
+            for num_rows in rows:
+                vocab_size = shape(name).vocab_size
+                parts = parts_of(events_of(model, "steps", num_rows, vocab_size), num_rows)
+                kernels = kernels_of(events_of(model, "profile", num_rows, vocab_size), num_rows)
+                budgets.append(
+                    {"shape": name, "rows": num_rows, "parts": parts, "kernels": kernels}
+                )
+                print(name, num_rows, {k: round(v) for k, v in parts.items()}, flush=True)
+    return budgets
+
+
+def markdown(budgets: list[dict], limits: dict) -> str:
+    """The tables of docs/PERFORMANCE.md."""
+    out = [
+        f"{limits['cpu']}, {limits['threads']} threads: reads {limits['read_gb_s']:.0f} GB/s at"
+        f" best. Decode steps in bf16 with {CONTEXT} to {CONTEXT + STEPS} tokens of context."
+        " Made by `python -m benchmarks.step_budget`.",
+        "",
+        "Microseconds of a step as it runs; medians:",
+        "",
+        "| shape | rows | schedule | prepare | forward | sample | book | whole step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for budget in budgets:
+        parts = budget["parts"]
+        cells = " | ".join(f"{parts[part]:,.0f}" for part in (*PARTS, "total_us"))
+        out.append(f"| {budget['shape']} | {budget['rows']} | {cells} |")
+    out += [
+        "",
+        "The kernels of these steps, each launched and timed alone (what a step replays in one go"
+        " takes less than their sum with Python in between):",
+        "",
+        "| shape | rows | kernel | launches a step | µs a step | GB/s | share of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for budget in budgets:
+        for line in budget["kernels"]:
+            out.append(
+                f"| {budget['shape']} | {budget['rows']} | {line['kernel']}"
+                f" | {line['launches']:.0f} | {line['us']:,.0f} | {line['gb_s']:.1f}"
+                f" | {line['share_of_limit']:.0%} |"
+            )
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = [*SHAPES, *LARGE_SHAPES]
+    parser.add_argument("--shapes", nargs="+", choices=known, default=list(SHAPES))
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
+    options = parser.parse_args()
+    budgets = measure(options.shapes, options.rows)
+    found = machine_limits()
+    limits = {"cpu": cpu_name(), "threads": found.threads, "read_gb_s": found.read_gb_s}
+    results = {"machine": limits, "budgets": budgets}
+    (RESULTS / "step_budget.json").write_text(json.dumps(results, indent=1) + "\n")
+    table = markdown(budgets, limits)
+    (RESULTS / "step_budget.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
