@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import ConfigError, EngineConfig
 from engine.models.loader import load_model
-from engine.plan.__main__ import main
 from engine.plan import fit
+from engine.plan.__main__ import main
 from engine.plan.fit import GB, GPUS, make_plan
 from engine.plan.known import known_config, known_models
 from engine.plan.report import report
