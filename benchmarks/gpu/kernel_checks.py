@@ -41,6 +41,12 @@ def checks(
                 for name, error, allowed in _in_8_bits(kernels, device, dtype, pages):
                     yield {"kernel": name, "dtype": short, "error": error, "allowed": allowed}
     yield {
+        "kernel": "angles",
+        "dtype": "float32",
+        "error": _angles(kernels, device),
+        "allowed": 1e-6,
+    }
+    yield {
         "kernel": "copy_blocks",
         "dtype": "int64",
         "error": _moved_wrong(kernels, device),
@@ -77,6 +83,17 @@ def _of_dtype(
         ),
     )
     yield "silu_and_mul", _error(kernels.silu_and_mul(x), torch_ops.silu_and_mul(x.double()))
+    table, places = (torch.randn(9, 2 * 700, device=device).to(dtype) for _ in range(2))
+    ids, positions = (torch.randint(0, n, (5,), device=device) for n in (9, 7))
+    poison(table)
+    yield "embed", _error(kernels.embed(ids, table), table.double()[ids])
+    yield (
+        "embed and positions",
+        _error(
+            kernels.embed(ids, table, positions, places[2:]),  # as OPT's, which begin at 2
+            table.double()[ids] + places.double()[positions + 2],
+        ),
+    )
     for head_dim in head_dims:
         for step, rows in STEPS.items():
             for extra, options in EXTRAS.items():
@@ -139,6 +156,20 @@ def _in_8_bits(
         held = getattr(cache, name).flatten(0, 1).view(torch.uint8)[batch.slot_mapping]
         wrong = held != stored_as(new, pages).view(torch.uint8)
         yield f"write {name} in {short}", float(wrong.float().mean()), 0.0
+
+
+def _angles(kernels: Kernels, device: torch.device) -> float:
+    """The greatest difference to float64's cosines and sines, of the same products in fp32."""
+    tokens, half, scale = 7, 40, 1.25
+    positions = torch.randint(0, 131_072, (tokens,), device=device)
+    inv_freq = 1.0 / 10_000.0 ** (torch.arange(half, device=device) / half)
+    turned = (positions[:, None, None].float() * inv_freq).double()
+    cos, sin = turned.cos() * scale, turned.sin() * scale
+    exact = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    poison(cos.float())
+    found = kernels.angles(positions, inv_freq, scale)
+    wrong = torch.stack([(a.double() - b).abs().max() for a, b in zip(found, exact)])
+    return float(wrong.max().nan_to_num(float("inf")))
 
 
 def _moved_wrong(kernels: Kernels, device: torch.device) -> float:

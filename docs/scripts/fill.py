@@ -51,7 +51,7 @@ def instances() -> str:
         plan = make_plan(model, length, concurrency)
         gpu = plan.choice()
         lines.append(
-            f"| `{model}` | {_gib(plan.shape.weight_bytes)} | {size(plan.shape.kv_bytes_per_token)}"
+            f"| `{model}` | {_gib(plan.shape.weight_bytes)} | {size(plan.kv_bytes_per_token)}"
             f" | {concurrency} × {length:,} | {_gib(plan.kv_bytes)} | {_gib(plan.needed)}"
             f" | {_named(plan, gpu)} |"
         )

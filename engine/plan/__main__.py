@@ -23,9 +23,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--concurrency", type=int, default=1, help="sequences of that length at once [1]"
     )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        default="auto",
+        help="as the engine's option: fp8 (which is fp8_e4m3), fp8_e5m2; default: the model's own",
+    )
     arguments = parser.parse_args(argv)
     try:
-        plan = make_plan(arguments.model, arguments.max_model_len, arguments.concurrency)
+        plan = make_plan(
+            arguments.model,
+            arguments.max_model_len,
+            arguments.concurrency,
+            arguments.kv_cache_dtype,
+        )
     except PlanError as error:
         print(f"engine.plan: {error}", file=sys.stderr)
         return 2

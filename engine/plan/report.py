@@ -17,12 +17,12 @@ def report(plan: Plan) -> str:
     lines += [
         _line("in all", f"{shape.parameters:,} × {size} bytes", _gib(shape.weight_bytes)),
         "",
-        "KV cache",
+        "KV cache" if plan.kv_cache_dtype == "auto" else f"KV cache, in {plan.kv_dtype}",
         _line(
             "a token",
             f"K and V: 2 × {shape.layers} layers × {shape.kv_heads} heads × {shape.head_dim}"
-            f" × {size} bytes",
-            f"{shape.kv_bytes_per_token:,} bytes",
+            f" × {_bytes(plan.kv_number_bytes)}",
+            f"{plan.kv_bytes_per_token:,} bytes",
         ),
         _line("a block", f"{plan.block_size} tokens", f"{plan.block_bytes:,} bytes"),
         _line(
@@ -53,6 +53,10 @@ def _line(name: str, formula: str, result: str) -> str:
     return f"{indent + name:<15}{formula:<64}{result:>19}"
 
 
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 
@@ -65,6 +69,13 @@ def _gpu_lines(plan: Plan) -> Iterator[str]:
     for gpu in GPUS:
         if gpu.memory_gb is None:
             yield f"{gpu.instance_type:<30}{'?':>8}  memory not found: check on your account"
+            continue
+        if not plan.converts(gpu):
+            capability = ".".join(map(str, gpu.capability))
+            yield (
+                f"{gpu.instance_type:<30}{f'{gpu.memory_gb} GB':>8}"
+                f"  has no e4m3 (compute capability {capability}): use fp8_e5m2"
+            )
             continue
         left = plan.left_for_kv(gpu)
         blocks = max(0, left // plan.block_bytes)
@@ -86,8 +97,8 @@ def _verdict(plan: Plan) -> list[str]:
             f"Smallest that fits: --instance-type {gpu.instance_type} --regions {region}",
             f"(regions: {gpu.regions}; prices: https://www.koyeb.com/pricing)",
         ]
-    most = max(plan.left_for_kv(gpu) for gpu in GPUS if gpu.memory_gb is not None)
-    tokens = max(0, most // plan.shape.kv_bytes_per_token)
+    usable = [gpu for gpu in GPUS if gpu.memory_gb is not None and plan.converts(gpu)]
+    tokens = max(0, max(map(plan.left_for_kv, usable)) // plan.kv_bytes_per_token)
     if tokens == 0:
         return ["None of them holds the weights: choose a smaller model."]
     return [

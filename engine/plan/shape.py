@@ -48,8 +48,8 @@ class Shape:
         return self.parameters * BYTES[self.dtype]
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES[self.dtype]
+    def kv_numbers_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim
 
 
 def read_config(model: str) -> tuple[str, dict[str, Any]]:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
 from engine.models.loader import load_model
+from engine.plan import fit
 from engine.plan.__main__ import main
 from engine.plan.fit import GB, GPUS, make_plan
 from engine.plan.known import known_config, known_models
 from engine.plan.report import report
 from engine.plan.shape import PlanError, shape_of
+from engine.worker import kv_dtype
+from engine.worker.kv_cache import bytes_per_block
+from engine.worker.kv_dtype import NAMED, chosen_kv_dtype
 
 PUBLISHED = {  # numbers of parameters on the models' own cards and in their safetensors headers
     "facebook/opt-125m": 125_239_296,
@@ -78,12 +86,79 @@ def test_kv_bytes_are_those_of_the_engine(kind, tmp_path):
     tiny_models.save(config, tmp_path)
     model = load_model(EngineConfig(model=str(tmp_path), device="cpu"), torch.device("cpu"))
     values = sum(2 * layer.num_kv_heads * layer.head_dim for layer in model.kv_spec)
-    assert make_plan(str(tmp_path)).shape.kv_bytes_per_token == values * 4  # saved in fp32
+    assert make_plan(str(tmp_path)).kv_bytes_per_token == values * 4  # saved in fp32
+
+
+@pytest.mark.parametrize("wanted", NAMED)
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_blocks_in_8_bits_are_those_of_the_engine(kind, wanted, tmp_path):
+    tiny_models.save(tiny_models.NATIVE[kind](), tmp_path)
+    model = load_model(EngineConfig(model=str(tmp_path), device="cpu"), torch.device("cpu"))
+    plan, whole = (make_plan(str(tmp_path), kv_cache_dtype=name) for name in (wanted, "auto"))
+    held = bytes_per_block(model.kv_spec, plan.block_size, NAMED[wanted])
+    assert plan.block_bytes == held == whole.block_bytes // 4  # saved in fp32
+    assert plan.shape.weight_bytes == whole.shape.weight_bytes
+
+
+def test_every_dtype_of_the_option_is_planned():
+    assert {"auto", *NAMED} == set(get_args(get_type_hints(EngineConfig)["kv_cache_dtype"]))
+    with pytest.raises(PlanError, match="choose one of auto, fp8"):
+        make_plan("facebook/opt-125m", kv_cache_dtype="int8")
+
+
+@pytest.mark.parametrize("wanted", ["auto", *NAMED])
+def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
+    """As the engine refuses it, or doesn't, at start on such a GPU."""
+    plan = make_plan("facebook/opt-125m", kv_cache_dtype=wanted)
+    triton = SimpleNamespace(name="triton")
+    monkeypatch.setattr("engine.worker.kv_dtype.kernels_for", lambda device: triton)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    refused = set()
+    for gpu in GPUS:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, g=gpu: g.capability)
+        try:
+            chosen_kv_dtype(wanted, torch.device("cuda"))
+        except ConfigError:
+            refused.add(gpu.instance_type)
+            assert not plan.fits(gpu)
+        else:
+            assert plan.fits(gpu) == (gpu.memory_gb is not None)
+    assert fit.E4M3_SINCE == kv_dtype.E4M3_SINCE
+    e4m3 = wanted in ("fp8", "fp8_e4m3")
+    assert refused == ({"gpu-nvidia-rtx-a6000", "gpu-nvidia-a100"} if e4m3 else set())
+    assert report(plan).count("use fp8_e5m2") == len(refused)
+
+
+def test_nothing_but_python_is_needed():
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'httpx'));"
+        "from engine.plan.__main__ import main;"
+        "sys.exit(main(['Llama-3.1-8B', '--max-model-len', '8192', '--kv-cache-dtype', 'fp8']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Smallest that fits" in found.stdout
+
+
+def test_8_bits_fit_where_16_do_not(capsys):
+    options = ["meta-llama/Llama-3.1-8B", "--max-model-len", "8192", "--concurrency", "4"]
+    assert main(options) == 0
+    assert "--instance-type gpu-nvidia-rtx-a6000" in capsys.readouterr().out
+    assert main([*options, "--kv-cache-dtype", "fp8"]) == 0
+    text = capsys.readouterr().out
+    assert "--instance-type gpu-nvidia-l4 " in text
+    assert "KV cache, in fp8" in text
+    assert "2 × 32 layers × 8 heads × 128 × 1 byte " in text
+    assert "65,536 bytes" in text
+    assert "8,030,261,248 × 2 bytes" in text  # the weights stay as they are
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert main([*options, "--kv-cache-dtype", "fp16"]) == 2
+    assert "--kv-cache-dtype is 'fp16'" in capsys.readouterr().err
 
 
 def test_the_sum_by_hand():
     plan = make_plan("meta-llama/Llama-2-7b-hf", 2000, 3)
-    assert plan.shape.kv_bytes_per_token == 2 * 32 * 32 * 128 * 2
+    assert plan.kv_bytes_per_token == 2 * 32 * 32 * 128 * 2
     assert plan.blocks == 3 * 125
     assert plan.kv_bytes == 3 * 125 * 16 * 524_288
     assert plan.needed == plan.shape.weight_bytes + plan.kv_bytes + plan.beside

@@ -25,6 +25,8 @@ def operations() -> dict[str, Callable[..., Any]] | None:
     for module, names in {
         "paged_attention": ("paged_attention",),
         "rotary": ("qkv_attention", "write_kv"),
+        "embed": ("embed",),
+        "angles": ("angles",),
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "activation": ("silu_and_mul",),
         "linear": ("linear",),

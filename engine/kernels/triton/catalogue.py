@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine.kernels.fp8 import LARGEST
-from engine.kernels.triton import activation, attention, blocks, draw, norm, rotary
+from engine.kernels.triton import activation, angles, attention, blocks, draw, embed, norm, rotary
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cache only
@@ -56,6 +56,8 @@ def variants() -> Iterator[Variant]:
         yield _rotate(dtype, 64, rotated=False, normed=False)
         yield _elementwise("write_kv", dtype)
         yield _elementwise("silu_and_mul", dtype)
+        for add in (False, True):
+            yield _embed(dtype, add)
         for width in WIDTHS if dtype == "bf16" else WIDTHS[1:2]:
             for center in (False, True):
                 for add in (False, True):
@@ -74,6 +76,7 @@ def variants() -> Iterator[Variant]:
             yield _merge(head_dim, splits)
     for vocab in (256, 32000):
         yield _draw(vocab)
+    yield _angles()
     yield _copy()
 
 
@@ -169,6 +172,37 @@ def _elementwise(name: str, dtype: str, pages: str = "") -> Variant:
         constants = {"BLOCK": rotary.PIECE, "LARGEST": largest}
     name = f"{name} {_named(dtype, pages)}"
     return Variant(name, kernel, types, constants, warps, 1, since=_since(pages))
+
+
+def _embed(dtype: str, add: bool) -> Variant:
+    return Variant(
+        name=f"embed{' and positions' if add else ''} {dtype}",
+        kernel=embed.embed_kernel,
+        types={
+            **dict.fromkeys(("ids_ptr", "positions_ptr"), "*i64"),
+            **dict.fromkeys(("table_ptr", "places_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("entries", "width"), "i32"),
+        },
+        constants={"BLOCK": embed.PIECE, "ADD": int(add)},
+        num_warps=embed.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _angles() -> Variant:
+    return Variant(
+        name="angles",
+        kernel=angles.angles_kernel,
+        types={
+            "positions_ptr": "*i64",
+            **dict.fromkeys(("inv_freq_ptr", "cos_ptr", "sin_ptr"), "*fp32"),
+            **dict.fromkeys(("tokens", "half"), "i32"),
+            "scale": "fp32",
+        },
+        constants={"BLOCK": angles.PIECE},
+        num_warps=angles.NUM_WARPS,
+        num_stages=1,
+    )
 
 
 def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:

@@ -22,13 +22,14 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from engine.kernels.triton import activation, attention, blocks, draw, norm, rotary
+from engine.kernels.triton import activation, angles, attention, blocks, draw, embed, norm, rotary
 from engine.kernels.triton.catalogue import Variant, variants
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -77,8 +78,8 @@ class Compiled:
         return found
 
 
-def compile_variant(variant: Variant, capability: int) -> Compiled:
-    """Triton to PTX, then NVIDIA's assembler for what only it knows. Raises what they raise."""
+def compiled_for(variant: Variant, capability: int) -> Any:
+    """What Triton makes of a variant: `.asm["ptx"]`, `.metadata`. Raises what Triton raises."""
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     # The engine's own pointers and sizes are multiples of 16; Triton specialises on that.
@@ -88,7 +89,7 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
         if signature[name].startswith("*") or name in ("q_stride", "width")
     }
     source = ASTSource(variant.kernel, signature, dict(variant.constants), aligned)
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
         options={
@@ -97,6 +98,11 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
             "enable_fp_fusion": True,  # its default changes between versions
         },
     )
+
+
+def compile_variant(variant: Variant, capability: int) -> Compiled:
+    """Triton to PTX, then NVIDIA's assembler for what only it knows. Raises what they raise."""
+    compiled = compiled_for(variant, capability)
     ptx = compiled.asm["ptx"]
     registers, spills = _assemble(ptx, capability)
     matrix = TENSOR_CORES.search(ptx)
@@ -133,7 +139,7 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
 def sources_hash() -> str:
     """Changes with every variant and every kernel's text, and with Triton's version."""
     digest = hashlib.sha256(triton.__version__.encode())
-    for module in (activation, attention, blocks, draw, norm, rotary):
+    for module in (activation, angles, attention, blocks, draw, embed, norm, rotary):
         for function in vars(module).values():
             if isinstance(function, triton.JITFunction):
                 digest.update(function.src.encode())

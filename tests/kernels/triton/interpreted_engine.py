@@ -72,8 +72,12 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     found, launched = answers(tmp_path, monkeypatch, engine.kernels.on_cuda())
     assert found == expected
     assert not none
-    wanted = {"paged_attention", "rotate_and_write", "draw"}
-    wanted |= {"rms_norm", "add_rms_norm", "silu_and_mul"} if name == "qwen3" else {"layer_norm"}
+    wanted = {"embed", "paged_attention", "rotate_and_write", "draw"}
+    of_model = {
+        "qwen3": {"angles", "rms_norm", "add_rms_norm", "silu_and_mul"},
+        "opt": {"layer_norm"},
+    }
+    wanted |= of_model[name]
     assert wanted <= {kernel for kernel, backend in launched if backend == "triton"}
 
 

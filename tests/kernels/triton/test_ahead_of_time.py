@@ -19,6 +19,7 @@ from engine.kernels.triton.compile_all import (
     SPILLS_ALLOWED,
     Compiled,
     compile_variant,
+    compiled_for,
     sources_hash,
     table,
 )
@@ -30,6 +31,7 @@ AGAIN = [
     ("write rotate norm bf16 d128", 89),
     ("add rms norm bf16 width 4096", 100),
     ("silu_and_mul fp16", 86),
+    ("embed and positions fp16", 86),
     ("copy_blocks", 120),
     ("write_kv bf16 on fp8e4nv", 89),
 ]
@@ -79,3 +81,11 @@ def test_faults_are_found():
 def test_compiled_again(name, capability, compiled):
     [before] = [r for r in compiled if (r.variant, r.capability) == (name, capability)]
     assert compile_variant(BY_NAME[name], capability) == before
+
+
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_angles_are_reduced_exactly(capability):
+    """By libdevice, which has a table of 2/π for large ones; not by the fast instruction."""
+    ptx = compiled_for(BY_NAME["angles"], capability).asm["ptx"]
+    assert "__cudart_i2opi_f" in ptx
+    assert "cos.approx" not in ptx and "sin.approx" not in ptx
