@@ -6,7 +6,8 @@ a time, measured in turns: nobody watches · a client reads the stream · a brow
 The client stands for a viewer on another machine: what it costs is the server's work for it. The
 browser runs here, on the same cores as the engine, and takes its share of them; its frames a second
 are those of the page while the engine computes. Needs Chromium and Playwright for that part.
-The last line is one JSON object.
+The last line is one JSON object, which is also written to `results/viewer_cost.json`, and as a
+table to `results/viewer_cost.md`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 REQUESTS = 64
 BLOCKS = 4096
 PROMPT = "Request {} wants to know how a block table maps its tokens to the blocks of the cache. "
@@ -178,7 +180,42 @@ def main() -> None:
         result["page"] = {
             name: round(statistics.median(told[name] for told in frames), 2) for name in frames[0]
         }
+    (RESULTS / "viewer_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "viewer_cost.md").write_text(markdown(result))
     print(json.dumps(result))
+
+
+def markdown(result: dict) -> str:
+    """The table of docs/PERFORMANCE.md."""
+    speeds, slowed = result["tokens_per_s"], result["slowed_by"]
+    named = {
+        "nobody": "nobody",
+        "client": "a client reads the stream",
+        "page": "the page, shown here",
+    }
+    out = [
+        f"{result['requests']} requests at a time, {result['blocks']:,} blocks,"
+        f" {result['cores']} cores,"
+        f" load average {result['load_average']:.1f}; medians of"
+        f" {result['rounds']} rounds, in turns."
+        " Made by `python benchmarks/viewer_cost.py`. The page's browser runs on the engine's own"
+        " cores and takes its share of them.",
+        "",
+        "| who watches | tokens/s | slowed by |",
+        "|---|---|---|",
+    ]
+    for name, speed in speeds.items():
+        cost = f"{slowed[name]:.1%}" if name in slowed else ""
+        out.append(f"| {named[name]} | {speed:,.0f} | {cost} |")
+    if "page" in result:
+        page = result["page"]
+        out += [
+            "",
+            f"The page drew {page['fps']:.0f} frames a second, each in {page['draw_ms']:.1f} ms;"
+            f" one of a hundred took {page['slowest_frame_of_100_ms']:.0f} ms. It showed"
+            f" {page['events']:,.0f} events and skipped {page['skipped']:,.0f}.",
+        ]
+    return "\n".join(out) + "\n"
 
 
 if __name__ == "__main__":
