@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
+from transformers import LlamaConfig, PretrainedConfig
 
 from benchmarks.gpu.limits import Limits
 from benchmarks.run_engine import Engine
+from benchmarks.shapes import shape as known_shape
 from benchmarks.workloads import Job, Workload
 from engine.kernels.launch import recording
 from engine.trace.events import Event, KernelLaunched
@@ -32,18 +33,8 @@ SHAPES: dict[str, PretrainedConfig] = {
         max_position_embeddings=8192,
         tie_word_embeddings=True,
     ),
-    "qwen3-0.6b": Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        tie_word_embeddings=True,
-    ),
-    "opt-125m": OPTConfig(),  # transformers' default is this model
+    "qwen3-0.6b": known_shape("qwen3-0.6b"),
+    "opt-125m": known_shape("opt-125m"),
     "tiny": LlamaConfig(
         vocab_size=199,
         hidden_size=32,
