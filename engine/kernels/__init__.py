@@ -27,6 +27,7 @@ class Kernels:
     qkv_attention: Callable[..., torch.Tensor]
     embed: Callable[..., torch.Tensor]
     angles: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    pack_weight: Callable[[torch.Tensor], torch.Tensor]
     linear: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -49,6 +50,7 @@ TORCH = Kernels(
     qkv_attention=torch_attention.qkv_attention,
     embed=torch_ops.embed,
     angles=torch_ops.angles,
+    pack_weight=torch_ops.pack_weight,
     linear=torch_ops.linear,
     rms_norm=torch_ops.rms_norm,
     add_rms_norm=torch_ops.add_rms_norm,
@@ -79,6 +81,7 @@ def _on_cpu() -> Kernels:
         qkv_attention=ops.qkv_attention,
         embed=ops.embed,
         angles=ops.angles,
+        pack_weight=ops.pack_weight,
         linear=ops.linear,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,

@@ -36,6 +36,11 @@ def angles(
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """weight [N, K] in the order in which this backend's `linear` and `embed` want it: as it is."""
+    return weight
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
     return F.linear(x, weight, bias)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.kernels import kernels_for
+from engine.layers.linear import packed
 
 
 class Embedding(nn.Module):
@@ -35,7 +36,7 @@ class LogitsHead(nn.Module):
 
     def __init__(self, vocab_size: int, width: int, tied_to: Embedding | None) -> None:
         super().__init__()
-        self.tied = tied_to is not None
+        self.tied_to = tied_to
         self.weight = (
             tied_to.weight
             if tied_to is not None
@@ -46,5 +47,11 @@ class LogitsHead(nn.Module):
         return kernels_for(hidden.device).linear(hidden, self.weight, None)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        if not self.tied:
+        if self.tied_to is None:
             yield f"{prefix}.weight", self.weight
+
+    def pack(self) -> None:
+        """As `Linear.pack`; a tied embedding reads the packed table too."""
+        self.weight = packed(self.weight)
+        if self.tied_to is not None:
+            self.tied_to.weight = self.weight

@@ -2,13 +2,14 @@
 
 A model makes its linear layers through a `LinearFactory`, so that a quantized format can put its
 own class in their place. A layer tells the loader where each tensor of the checkpoint goes
-(`weight_targets`): a view into its parameter, so that merging costs no copy.
+(`weight_targets`): a view into its parameter, so that merging costs no copy. When all are loaded,
+`pack` lays them out as the device's kernel reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,6 +23,13 @@ class LinearLayer(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A module whose weights a kernel may read faster in another order than the checkpoint's."""
+
+    def pack(self) -> None: ...
 
 
 class LinearFactory(Protocol):
@@ -53,3 +61,13 @@ class Linear(nn.Module):
             if self.bias is not None:
                 yield f"{prefix}.{part}.bias", self.bias[start : start + outputs]
             start += outputs
+
+    def pack(self) -> None:
+        """Lay the loaded weight out as this device's kernel reads it fastest."""
+        self.weight = packed(self.weight)
+
+
+def packed(weight: nn.Parameter) -> nn.Parameter:
+    """The same parameter if this device's kernels read weights as checkpoints hold them."""
+    found = kernels_for(weight.device).pack_weight(weight)
+    return weight if found is weight else nn.Parameter(found, requires_grad=False)

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from engine.config import EngineConfig
+from engine.layers.linear import Packable
 from engine.models.checkpoint import Checkpoint, is_computed
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
@@ -120,6 +121,9 @@ def _load_native(
         _fill_randomly(model)
     else:
         _fill(model, Checkpoint.open(folder), progress)
+    for module in model.modules():
+        if isinstance(module, Packable):
+            module.pack()
     return model
 
 
@@ -176,7 +180,7 @@ def _copy(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
 
 def _is_tied_head(model: LlamaModel | OPTModel, name: str) -> bool:
     """Some checkpoints store the embedding again as a head, though config.json ties the two."""
-    return model.lm_head.tied and name.endswith("lm_head.weight")
+    return model.lm_head.tied_to is not None and name.endswith("lm_head.weight")
 
 
 def _some(names: set[str] | list[str]) -> str:

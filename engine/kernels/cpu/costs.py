@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
 
-def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, variant: str) -> Cost:
-    rows, outputs = len(x), len(weight)
+def linear_cost(
+    _: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, variant: str
+) -> Cost:
+    rows = len(x)
     return Cost(
         [outputs],
         weight.nbytes + x.nbytes + rows * outputs * x.element_size(),

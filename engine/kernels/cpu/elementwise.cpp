@@ -107,18 +107,27 @@ struct EmbedArgs {
     const void *table, *position_table;        // [entries, width]
     void* out;                                 // [tokens, width] = table[ids] + position_table[positions]
     int64_t tokens, width, type;
+    int64_t packed;  // the table is the LM head too and lies as linear_amx.cpp reads it: width a multiple of 32
 };
+
+// Row `id` of a packed table: its pairs of places lie 16 pairs apart, in one of the two tiles of each step.
+static void unpack_row(const void* table, int64_t id, int64_t width, void* out) {
+    const uint32_t* pairs = (const uint32_t*)table + id / 32 * 16 * width + id / 16 % 2 * 256 + id % 16;
+    for (int64_t step = 0; step < width / 32; step++)
+        for (int64_t i = 0; i < 16; i++) ((uint32_t*)out)[step * 16 + i] = pairs[step * 512 + i * 16];
+}
 
 template <class T>
 static void embed(const EmbedArgs& a) {
 #pragma omp parallel for if (a.tokens * a.width > ALONE)
     for (int64_t t = 0; t < a.tokens; t++) {
-        const T* row = (const T*)a.table + a.ids[t] * a.width;
         T* out = (T*)a.out + t * a.width;
-        if (!a.positions) {
+        const T* row = (const T*)a.table + a.ids[t] * a.width;
+        if (a.packed)
+            unpack_row(a.table, a.ids[t], a.width, out), row = out;
+        else if (!a.positions)
             memcpy(out, row, a.width * sizeof(T));
-            continue;
-        }
+        if (!a.positions) continue;
         const T* place = (const T*)a.position_table + a.positions[t] * a.width;
         by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(out + i, get(row + i, lanes) + get(place + i, lanes), lanes); });
     }

@@ -1,14 +1,14 @@
-// y = x W^T + bias in bf16 for 1 to 256 rows, on the matrix tiles (AMX) of newer Xeons.
+// y = x W^T + bias in bf16 for any number of rows, on the matrix tiles (AMX) of newer Xeons.
 //
-// One tile instruction adds the products of 16 rows of W with 16 rows of x over 32 places of k: 8,192 multiplications,
-// so that reading W is the whole cost again, up to some 64 rows. It wants its operands in two shapes:
+// A tile instruction multiplies 16 rows of x, as they lie, with 16 columns of W^T over 32 places of k (tiles.h). The columns
+// must lie turned, in pairs. torch turns W in every call, which costs more than reading it; here W is turned once, when a model
+// is loaded (pack_weight in ops.py), in the order in which it is read:
 //
-//   A: 16 rows x 32 places, row by row       W lies so already: a tile is loaded from where the checkpoint put it
-//   B: 16 pairs of places x 16 columns       x, turned; it is small, and turned once a call
-//   C: 16 x 16 sums in fp32                  y, turned back when it is stored
+//   W packed: [n / 32 blocks][k / 32 steps][2 tiles][16 pairs of places][16 outputs][2]
 //
-// (torch does it the other way round and repacks W in every call, which costs more than reading it.)
-// While one block of W is computed with, the memory is asked for what comes, evenly over the passes that x takes.
+// so that reading W is one long walk through memory, 2 KiB a step. That is the whole cost up to some 32 rows: a step's four
+// multiplications take 64 cycles, its 2 KiB take 250 and more to arrive. With hundreds of rows it is the other way round, and
+// what counts is that x stays in the second cache (CACHED) and the part of W at work in the first (SLAB).
 #include "tiles.h"
 
 #if defined(__AMX_BF16__)
@@ -16,13 +16,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-constexpr int64_t TILE = 16, PLACES = 32;  // rows of a tile; places of k in one step
-constexpr int64_t ROWS = 2 * TILE;         // rows of W that a block takes
-constexpr int64_t NEAR = 256;              // places; 256 and 512 are alike within noise, 768 is slower
-constexpr int64_t CACHED = 1 << 20;        // bytes of x that are worked on at once: half of a core's L2
+constexpr int64_t TILE = 16, PLACES = 32;         // rows of a tile; places of k in one step
+constexpr int64_t OUTPUTS = 2 * TILE;             // of a block of W
+constexpr int64_t STEP = OUTPUTS * PLACES * 2;    // bytes of W in one step
+constexpr int64_t LINE = 64, LINES = STEP / LINE; // what the memory gives at once
+constexpr int64_t NEAR = 4 * STEP;                // how far ahead the memory is asked, where W goes by once
+constexpr int64_t CACHED = 1 << 20;               // bytes of x that are worked on at once: half of a core's second cache
+constexpr int64_t SLAB = 8, SLABBED = 4;          // steps that stay in the first cache, with that many passes and more
 
 struct AmxLinearArgs {
-    const bf16 *x, *w, *bias;  // [m, k], [n, k], [n] or null; k a multiple of 32, n at least 32
+    const bf16 *x, *w, *bias;  // [m, k], packed, [n] or null; k and n multiples of 32
     bf16* y;                   // [m, n]
     int64_t m, n, k, x_stride, y_stride;
     int64_t x_type, w_type;  // both BF16
@@ -34,122 +37,128 @@ EXPORT int64_t glasshouse_allow_amx() {
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
 }
 
-// Up to 16 rows of x as B tiles: [k / 2 pairs][16 columns]; missing rows are zeros.
-static void turn_rows(const bf16* x, int64_t m, int64_t k, int64_t stride, uint32_t* out) {
-    for (int64_t p = 0; p < k / 2; p += TILE) {
-        __m512i rows[16];
-        for (int i = 0; i < 16; i++)
-            rows[i] = i < m ? _mm512_loadu_si512(x + i * stride + 2 * p) : _mm512_setzero_si512();
-        turn(rows, out + p * TILE);
-    }
-}
-
-// Tile C, 16 outputs x m rows of x, with its bias to y.
-static INLINE void put(const float* c, const bf16* bias, bf16* y, int64_t m, int64_t y_stride) {
-    const __m512i column = _mm512_mullo_epi32(
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(TILE));
-    __m512 add = _mm512_setzero_ps();
-    if (bias) {
-        __m256i narrow = _mm256_loadu_si256((const __m256i*)bias);
-        add = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-    }
-    for (int64_t i = 0; i < m; i++) {
-        __m512 sums = _mm512_add_ps(_mm512_i32gather_ps(column, c + i, 4), add);
-        _mm256_storeu_si256((__m256i*)(y + i * y_stride), (__m256i)_mm512_cvtneps_pbh(sums));
-    }
-}
-
-// What a pass over a block's rows asks the memory for, at each step of k: the place `far` further in the rows from `low` to
-// below `high`; beyond their end, of the rows that come 32 later if there are `more`.
-struct Ahead {
-    int64_t low, high, far;
-    bool more;
+// One walk over `steps` of a block of W: which rows of x go with it, and what the memory is asked for meanwhile.
+struct Pass {
+    int64_t column, rows[2];  // first output; first row of each tile of x
+    const char* w;
+    int64_t from, steps;  // in k
+    float* sums;          // of this pass, 4 tiles: kept between the slabs of a block
+    bool first, last;     // slab of the block
+    const char* ahead;
+    int64_t lines, every;  // asked for in each step: every n-th of so many lines
 };
 
-// 32 rows of W with 16 (one column of tiles) or 32 rows of x.
-template <int COLUMNS>
-static INLINE void block(const AmxLinearArgs& a, int64_t row, const uint32_t* x, int64_t first, Ahead soon) {
-    const int64_t k = a.k, width = k / 2 * TILE;  // width: of one column of B tiles, in pairs
-    const bf16* w = a.w + row * k;
-    _tile_zero(0);
-    _tile_zero(1);
-    if (COLUMNS == 2) {
+static INLINE __m512 widened(const bf16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+
+// Two tiles of sums, side by side, with their bias to y.
+static INLINE void put(const float* sums, const bf16* bias, bf16* y, int64_t rows, int64_t stride) {
+    const __m512 low = bias ? widened(bias) : _mm512_setzero_ps(), high = bias ? widened(bias + TILE) : _mm512_setzero_ps();
+    for (int64_t i = 0; i < rows; i++) {
+        __m512 a = _mm512_add_ps(_mm512_load_ps(sums + i * TILE), low);
+        __m512 b = _mm512_add_ps(_mm512_load_ps(sums + (TILE + i) * TILE), high);
+        _mm512_storeu_si512(y + i * stride, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    }
+}
+
+// 32 outputs of one or two tiles of x. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
+template <int TILES>
+static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
+    const bf16 *upper = a.x + p.rows[0] * a.x_stride + p.from * PLACES, *lower = a.x + p.rows[1] * a.x_stride + p.from * PLACES;
+    const int64_t stride = a.x_stride * sizeof(bf16);
+    constexpr int64_t SUMS = TILE * TILE;
+    if (p.first) {
+        _tile_zero(0);
+        _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
+    } else {
+        _tile_loadd(0, p.sums, LINE);
+        _tile_loadd(1, p.sums + SUMS, LINE);
+        if (TILES == 2) {
+            _tile_loadd(2, p.sums + 2 * SUMS, LINE);
+            _tile_loadd(3, p.sums + 3 * SUMS, LINE);
+        }
     }
-    for (int64_t i = 0; i < k; i += PLACES) {
-        int64_t at = i + soon.far;
-        if (at >= k) at = soon.more ? at - k + ROWS * k : -1;
-        for (int64_t r = soon.low; r < soon.high && at >= 0; r++) __builtin_prefetch(w + r * k + at);
-        _tile_loadd(6, x + i / 2 * TILE, 64);
-        _tile_loadd(4, w + i, k * sizeof(bf16));
+    for (int64_t i = 0; i < p.steps; i++) {
+        for (int64_t l = 0; l < p.lines; l += p.every) __builtin_prefetch(p.ahead + (i * p.lines + l) * LINE, 0, 2);
+        _tile_loadd(4, upper + i * PLACES, stride);
+        _tile_loadd(6, p.w + i * STEP, LINE);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, w + TILE * k + i, k * sizeof(bf16));
-        _tile_dpbf16ps(1, 5, 6);
-        if (COLUMNS == 2) {
-            _tile_loadd(7, x + width + i / 2 * TILE, 64);
-            _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(7, p.w + i * STEP + STEP / 2, LINE);
+        _tile_dpbf16ps(1, 4, 7);
+        if (TILES == 2) {
+            _tile_loadd(5, lower + i * PLACES, stride);
+            _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    alignas(64) float c[TILE * TILE];
-    const bf16 *low = a.bias ? a.bias + row : nullptr, *high = a.bias ? low + TILE : nullptr;
-    int64_t left = a.m - first, m = left < TILE ? left : TILE;
-    bf16* y = a.y + first * a.y_stride + row;
-    _tile_stored(0, c, 64);
-    put(c, low, y, m, a.y_stride);
-    _tile_stored(1, c, 64);
-    put(c, high, y + TILE, m, a.y_stride);
-    if (COLUMNS == 2) {
-        m = left - TILE < TILE ? left - TILE : TILE, y += TILE * a.y_stride;
-        _tile_stored(2, c, 64);
-        put(c, low, y, m, a.y_stride);
-        _tile_stored(3, c, 64);
-        put(c, high, y + TILE, m, a.y_stride);
+    alignas(64) float here[4 * SUMS];
+    float* sums = p.last ? here : p.sums;
+    _tile_stored(0, sums, LINE);
+    _tile_stored(1, sums + SUMS, LINE);
+    if (TILES == 2) {
+        _tile_stored(2, sums + 2 * SUMS, LINE);
+        _tile_stored(3, sums + 3 * SUMS, LINE);
+    }
+    if (!p.last) return;
+    const bf16* bias = a.bias ? a.bias + p.column : nullptr;
+    const int64_t rows = a.m < TILE ? a.m : TILE;
+    for (int t = 0; t < TILES; t++)
+        put(here + 2 * t * SUMS, bias, a.y + p.rows[t] * a.y_stride + p.column, rows, a.y_stride);
+}
+
+// The rows of tile t. The last tile of x overlaps the one before it where m is no multiple of 16: what they share is computed
+// twice, alike. With less than 16 rows the tiles themselves are smaller.
+static INLINE int64_t first_row(int64_t t, int64_t m) { return t * TILE + TILE <= m || m < TILE ? t * TILE : m - TILE; }
+
+// One block of W with the tiles `from` to `to` of x, two at a time.
+static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, float* sums) {
+    const int64_t steps = a.k / PLACES, passes = (to - from + 1) / 2, slab = passes < SLABBED ? steps : SLAB;
+    const char* w = (const char*)a.w + b * steps * STEP;
+    for (int64_t s = 0; s < steps; s += slab) {
+        const int64_t length = s + slab < steps ? slab : steps - s;
+        for (int64_t pass = 0; pass < passes; pass++) {
+            const int64_t t = from + 2 * pass;
+            Pass p = {b * OUTPUTS, {first_row(t, a.m), first_row(t + 1, a.m)}, w + s * STEP, s, length, sums + pass * 4 * TILE * TILE,
+                      s == 0, s + length == steps, w + s * STEP + NEAR, LINES, 1};
+            // Where W goes by once: a little ahead. With one tile of x to compute, every fourth line: the CPU's own
+            // prefetcher finds the others, and more questions than it can keep open only wait. Else each pass asks for its
+            // share of the slab that comes next.
+            if (passes > 1) {
+                p.lines = (LINES + passes - 1) / passes;
+                p.ahead = w + (s + length) * STEP + pass * p.lines * LINE * length;
+            }
+            if (t + 1 < to) {
+                walk<2>(a, p);
+            } else {
+                if (passes == 1) p.every = 4;
+                walk<1>(a, p);
+            }
+        }
     }
 }
 
 EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
-    const int64_t columns = (a.m + TILE - 1) / TILE, width = a.k / 2 * TILE;
-    // As many columns at once as stay in a core's cache while W goes by; then W goes by again for the next ones.
-    int64_t at_once = CACHED / (width * int64_t(sizeof(uint32_t))) / 2 * 2;
-    at_once = at_once < 4 ? 4 : at_once;
-    uint32_t* x = (uint32_t*)aligned_alloc(64, columns * width * sizeof(uint32_t));
-    // Where n is no multiple of 32 the last block overlaps the one before it: what they share is computed twice, alike.
-    const int64_t blocks = (a.n + ROWS - 1) / ROWS, share = blocks / (4 * omp_get_max_threads()), run = share < 1 ? 1 : share;
+    const int64_t tiles = (a.m + TILE - 1) / TILE, blocks = a.n / OUTPUTS;
+    // As many tiles of x at once as stay in a core's cache while W goes by; then W goes by again for the next ones.
+    const int64_t most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))), rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most;
+    const int64_t at_once = ((tiles + rounds - 1) / rounds + 1) / 2 * 2;
+    const int64_t share = blocks / (4 * omp_get_max_threads()), run = share < 1 ? 1 : share;
 #pragma omp parallel if (a.n * a.k > 16384)
     {
-        configure_tiles();
-#pragma omp for schedule(static)
-        for (int64_t c = 0; c < columns; c++) {
-            int64_t left = a.m - c * TILE;
-            turn_rows(a.x + c * TILE * a.x_stride, left < TILE ? left : TILE, a.k, a.x_stride, x + c * width);
-        }
-        for (int64_t from = 0; from < columns; from += at_once) {
-            const int64_t to = from + at_once < columns ? from + at_once : columns, passes = (to - from + 1) / 2;
+        configure_tiles(a.m < TILE ? a.m : TILE);
+        float* sums = (float*)aligned_alloc(64, at_once / 2 * 4 * TILE * TILE * sizeof(float));
+        for (int64_t from = 0; from < tiles; from += at_once) {
 #pragma omp for schedule(dynamic, 1) nowait
-            for (int64_t start = 0; start < blocks; start += run) {
-                const int64_t end = start + run < blocks ? start + run : blocks;
-                for (int64_t b = start; b < end; b++) {
-                    int64_t row = b * ROWS + ROWS <= a.n ? b * ROWS : a.n - ROWS;
-                    for (int64_t pass = 0; pass < passes; pass++) {
-                        // Of the next block each pass asks for a share, so that the memory never rests. A single pass, and
-                        // the first one over a run's first block, must ask for what they need themselves.
-                        bool more = b + 1 < end && row + 2 * ROWS <= a.n, near = passes == 1 || (b == start && !pass);
-                        Ahead soon = {pass * ROWS / passes, (pass + 1) * ROWS / passes, a.k, more};
-                        if (near) soon = {0, ROWS, NEAR, more};
-                        int64_t c = from + 2 * pass;
-                        if (c + 1 < columns)
-                            block<2>(a, row, x + c * width, c * TILE, soon);
-                        else
-                            block<1>(a, row, x + c * width, c * TILE, soon);
-                    }
-                }
-            }
+            for (int64_t start = 0; start < blocks; start += run)
+                for (int64_t b = start; b < start + run && b < blocks; b++)
+                    block(a, b, from, from + at_once < tiles ? from + at_once : tiles, sums);
         }
+        free(sums);
         _tile_release();
     }
-    free(x);
 }
 #endif

@@ -23,13 +23,13 @@ from engine.kernels.launch import launch
 _LINEAR = Struct("11q").pack
 _NORM = Struct("12qd").pack
 _SILU = Struct("6q").pack
-_EMBED = Struct("8q").pack
+_EMBED = Struct("9q").pack
 _ANGLES = Struct("6qd").pack
 _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 
 LINEAR_ROWS = {
-    ("amx", torch.bfloat16): 0,  # for few rows, too: see AMX_ROWS
+    ("amx", torch.bfloat16): 8,
     ("amx", torch.float32): 16,
     ("avx512_bf16", torch.bfloat16): 16,
     ("avx512_bf16", torch.float32): 16,
@@ -41,12 +41,10 @@ LINEAR_ROWS = {
     ("portable", torch.float32): 1,
 }
 """Up to this many rows of x our product is faster than others, by variant and dtype of weights."""
-LINEAR_ROWS_BESIDE_AMX = 8  # the same in bf16 where only torch has matrix tiles to compute with
-AMX_ROWS = 256
-"""Up to here our tiles are faster than torch's, which repacks the weights. They compute one row,
-too, though `linear` would be a sixth faster: it rounds otherwise, and a request's text would depend
-on how many others share its step."""
-AMX_MULTIPLE = 32  # of inputs; and there must be as many outputs at least
+LINEAR_ROWS_BESIDE_AMX = 8
+"""The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
+BLOCK = 32
+"""A packed weight has a multiple of this many outputs, and of inputs."""
 # All: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 
 
@@ -58,16 +56,11 @@ class NativeOps(AttentionOps):
         super().__init__(library, amx)
         self.variant = variant
         self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
-        self.amx_linear_rows = 0
-        if variant == "amx":
-            if function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
-                self.amx_linear_rows = AMX_ROWS
-                self.tiles = True
-                self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS[torch.bfloat16]
-                self._linear_amx = function(library, "linear_amx")
-            else:
-                self.max_linear_rows[torch.bfloat16] = LINEAR_ROWS_BESIDE_AMX
-        elif amx:
+        if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
+            self.tiles = True
+            self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS[torch.bfloat16]
+            self._linear_amx = function(library, "linear_amx")
+        if amx:
             rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
             self.max_linear_rows[torch.bfloat16] = rows
 
@@ -83,36 +76,46 @@ class NativeOps(AttentionOps):
 
     # ------------------------------------------------------------------------------ products
 
+    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight [N, K] as `linear` reads it fastest; what it gives is for `linear` and `embed`.
+
+        In bf16 on matrix tiles: [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp. Weights
+        of other types, or whose N or K is no multiple of 32, stay as they are.
+        """
+        outputs, inputs = weight.shape
+        if not self.tiles or weight.dtype is not torch.bfloat16:
+            return weight
+        if outputs % BLOCK or inputs % BLOCK:
+            return weight
+        tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
+        return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """As `torch_ops.linear`; for few rows the time is that of reading the weights once."""
+        """As `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
+
+        For few rows the time is that of reading the weights once.
+        """
+        if weight.dim() != 2:
+            outputs = len(weight) * BLOCK
+            return self._product("linear_amx", self._linear_amx, x, weight, bias, outputs)
         x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
         if (
             x_type is None
             or w_type is None
             or x_type > w_type  # bf16 rows with fp32 weights: nobody has them
             or not (x.is_contiguous() and weight.is_contiguous())
+            or len(x) > self.max_linear_rows[weight.dtype]
         ):
             return torch_ops.linear(x, weight, bias)
-        rows = len(x)
-        if rows <= self.max_linear_rows[weight.dtype]:
-            return self.skinny_linear(x, weight, bias)
-        if rows <= self.amx_linear_rows and x_type and w_type and _fits_tiles(weight):
-            return self.amx_linear(x, weight, bias)
-        return torch_ops.linear(x, weight, bias)
+        return self.skinny_linear(x, weight, bias)
 
     def skinny_linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """`linear` by the kernel, whatever the number of rows. Contiguous x and weight."""
-        return self._product("linear", self._linear, x, weight, bias)
-
-    def amx_linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`linear` in bf16 on matrix tiles, for weights that `_fits_tiles`; all contiguous."""
-        return self._product("linear_amx", self._linear_amx, x, weight, bias)
+        return self._product("linear", self._linear, x, weight, bias, len(weight))
 
     def _product(
         self,
@@ -121,9 +124,9 @@ class NativeOps(AttentionOps):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        outputs: int,
     ) -> torch.Tensor:
         rows, inputs = x.shape
-        outputs = len(weight)
         y = torch.empty((rows, outputs), dtype=x.dtype)
         packed = _LINEAR(
             x.data_ptr(),
@@ -138,7 +141,7 @@ class NativeOps(AttentionOps):
             TYPES[x.dtype],
             TYPES[weight.dtype],
         )
-        launch(name, "native", run, (packed,), linear_cost, x, weight, self.variant)
+        launch(name, "native", run, (packed,), linear_cost, x, weight, outputs, self.variant)
         return y
 
     # ---------------------------------------------------------------------------- norms, activation
@@ -228,11 +231,13 @@ class NativeOps(AttentionOps):
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `torch_ops.embed`."""
+        packed_table = table.dim() != 2
         if table.dtype not in TYPES or not (
             position_table is None or position_table.dtype is table.dtype
         ):
             return torch_ops.embed(ids, table, positions, position_table)
-        out = torch.empty((len(ids), table.shape[1]), dtype=table.dtype)
+        width = table.shape[1] * (BLOCK if packed_table else 1)
+        out = torch.empty((len(ids), width), dtype=table.dtype)
         packed = _EMBED(
             ids.data_ptr(),
             0 if positions is None else positions.data_ptr(),
@@ -241,6 +246,7 @@ class NativeOps(AttentionOps):
             out.data_ptr(),
             *out.shape,
             TYPES[table.dtype],
+            packed_table,
         )
         launch("embed", "native", self._embed, (packed,), elementwise_cost, out, out)
         return out
@@ -283,8 +289,3 @@ class NativeOps(AttentionOps):
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])
         launch("argmax", "native", self._argmax, (packed,), elementwise_cost, x, out)
         return out
-
-
-def _fits_tiles(weight: torch.Tensor) -> bool:
-    outputs, inputs = weight.shape
-    return inputs % AMX_MULTIPLE == 0 and outputs >= AMX_MULTIPLE

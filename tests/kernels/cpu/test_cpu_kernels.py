@@ -82,38 +82,58 @@ def test_linear(ops, seed, rows, outputs, inputs, with_bias, types):
 
 @some
 @given(
-    seeds, st.integers(1, 80), st.integers(32, 200), st.integers(1, 9), st.booleans(),
+    seeds, st.integers(1, 150), st.integers(1, 7), st.integers(1, 20), st.booleans(),
 )  # fmt: skip
-def test_linear_on_matrix_tiles(ops, seed, rows, outputs, steps, with_bias):
-    if not ops.amx_linear_rows:
+def test_linear_on_matrix_tiles(ops, seed, rows, blocks, steps, with_bias):
+    if not ops.tiles:
         pytest.skip("this variant, or this machine, has no matrix tiles")
-    inputs = 32 * steps
+    outputs, inputs = 32 * blocks, 32 * steps
     x = numbers(seed, rows, inputs, dtype=torch.bfloat16)
     weight = numbers(seed + 1, outputs, inputs, dtype=torch.bfloat16)
     bias = numbers(seed + 2, outputs, dtype=torch.bfloat16) if with_bias else None
     expected = torch_ops.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     )
-    assert_near(ops.amx_linear(x, weight, bias), expected, TOLERANCE[torch.bfloat16])
+    found = ops.linear(x, ops.pack_weight(weight), bias)
+    assert_near(found, expected, TOLERANCE[torch.bfloat16])
 
 
-@pytest.mark.parametrize("company", [1, 4, 5, 16, 17, 33, 64])
+@pytest.mark.parametrize("company", [1, 4, 5, 16, 17, 33, 64, 129, 700])
 def test_a_row_on_tiles_is_the_same_in_any_company(ops, company):
     """To the bit: else a request's text would depend on how many others share its step."""
-    if not ops.amx_linear_rows:
+    if not ops.tiles:
         pytest.skip("this variant, or this machine, has no matrix tiles")
-    x, weight = numbers(1, 64, 384).bfloat16(), numbers(2, 640, 384).bfloat16()
-    alone = torch.cat([ops.linear(row, weight, None) for row in x.split(1)])
-    assert torch.equal(ops.linear(x[:company], weight, None), alone[:company])
+    x, weight = numbers(1, 700, 1056).bfloat16(), numbers(2, 640, 1056).bfloat16()
+    packed = ops.pack_weight(weight)
+    alone = torch.cat([ops.linear(row, packed, None) for row in x.split(1)])
+    assert torch.equal(ops.linear(x[:company], packed, None), alone[:company])
 
 
 def test_products_of_torch_are_right_after_ours_on_tiles(ops):
     """Tiles are configured anew by each user: neither may disturb the other."""
     x, weight = numbers(1, 40, 256).bfloat16(), numbers(2, 512, 256).bfloat16()
+    packed = ops.pack_weight(weight)
     expected = torch_ops.linear(x.double(), weight.double(), None)
-    for _ in range(3):
-        assert_near(ops.linear(x, weight, None), expected, 1e-2)
+    for rows in (40, 3, 40):
+        assert_near(ops.linear(x[:rows], packed, None), expected[:rows], 1e-2)
         assert_near(torch_ops.linear(x, weight, None), expected, 1e-2)
+
+
+@pytest.mark.parametrize("shape", [(33, 64), (64, 33), (31, 31)])
+def test_weights_that_fill_no_whole_tiles_stay_as_they_are(ops, shape):
+    weight = numbers(1, *shape).bfloat16()
+    assert ops.pack_weight(weight) is weight
+    assert_near(ops.linear(weight, weight, None), weight.double() @ weight.double().T, 1e-2)
+
+
+def test_a_packed_table_is_embedded_as_the_plain_one(ops):
+    """A tied LM head: one table, read in both ways."""
+    table, places = numbers(1, 160, 96).bfloat16(), numbers(2, 50, 96).bfloat16()
+    ids, positions = torch.tensor([0, 15, 16, 31, 32, 77, 159]), torch.arange(7) * 7
+    packed = ops.pack_weight(table)
+    assert torch.equal(ops.embed(ids, packed), torch_ops.embed(ids, table))
+    found = ops.embed(ids, packed, positions, places)
+    assert torch.equal(found, torch_ops.embed(ids, table, positions, places))
 
 
 def test_linear_of_a_whole_layer_uses_all_threads(ops):
