@@ -33,7 +33,7 @@ struct AttentionArgs {
     double scale, soft_cap; // soft_cap 0: none
 };
 
-constexpr int KEYS = 64, QUERIES = 64, MAX_DIM = 256;
+constexpr int KEYS = 64, QUERIES = 128, MAX_DIM = 256;
 constexpr int FEW = 32;  // queries of a task without matrix tiles: q, scores and o stay in the first cache
 constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together; QUERIES is a multiple
 
@@ -370,6 +370,13 @@ static void finish(const State& y, const AttentionArgs& a, const Task& t) {
     });
 }
 
+// What is in use of it.
+static void copy_state(State& to, const State& from, const Task& t, int64_t pitch) {
+    const int64_t queries = t.kv_heads * padded_queries(t.tokens * t.heads);
+    memcpy(to.m, from.m, queries * sizeof(float)), memcpy(to.l, from.l, queries * sizeof(float));
+    memcpy(to.o, from.o, queries * pitch * sizeof(float));
+}
+
 // One part's m, l and o join those of the parts before it.
 static void join(State& y, const State& part, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
@@ -444,7 +451,7 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
             const Task& t = list[i];
             WITH_TYPE(a.kv_type, T, attend<T>(x, a, t));
             if (t.parts > 1) {
-                memcpy(parts + t.slot, &x.state, sizeof(State));
+                copy_state(parts[t.slot], x.state, t, x.pitch);
             } else {
                 finish(x.state, a, t);
             }

@@ -14,31 +14,31 @@ struct Tiles {
     alignas(64) bf16 k[KEYS * MAX_DIM];              // [position, dim]
     alignas(64) uint32_t v[KEYS / 2 * MAX_DIM];      // tiles: for each 32 positions, for each 16 dimensions
     alignas(64) uint32_t q[QUERIES / 2 * MAX_DIM];   // tiles: for each 16 queries, for each 32 dimensions
-    alignas(64) uint32_t weights[GROUPS][KEYS / 2 * GROUP];  // [pairs of positions, queries]
-    alignas(64) float s[GROUPS][KEYS * GROUP];               // [position, queries]
-    alignas(64) float o[GROUPS][MAX_DIM * GROUP];            // [dim, queries]
+    alignas(64) uint32_t weights[KEYS / 2 * GROUP];  // [pairs of positions, queries]
+    alignas(64) float s[2][KEYS * GROUP];            // [position, queries], of this group and the next
+    alignas(64) float o[GROUPS][MAX_DIM * GROUP];    // [dim, queries]
     vec m[GROUPS], l[GROUPS];
 };
 
 // Two vectors of numbers as bf16 side by side: the first in the lower halves of the words.
 static INLINE __m512i beside(vec low, vec high) {
-    __m512i a = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)low));
-    return _mm512_or_si512(a, _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)high)), 16));
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
 
-// e^x for x <= 0, to 3e-7 of its value, in half the steps of the general one: 2^t = 2^n 2^r with
-// |r| <= 1/2, and 2^r a polynomial that is right at six points of that range (Chebyshev's). Far below it stays at 2^-126,
-// the smallest number that isn't subnormal: to make one takes a hundred times as long, and next to any weight both are 0.
-static INLINE vec weight_of(vec x) {
-    __m512 t = _mm512_max_ps((__m512)(x * 1.44269504f), _mm512_set1_ps(-126.0f));
-    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    vec r = (vec)_mm512_sub_ps(t, n);
-    vec p = r * 0.00133908634f + 0.00967603192f;
-    p = p * r + 0.0555035711f;
-    p = p * r + 0.240221075f;
-    p = p * r + 0.693147188f;
-    p = p * r + 1.00000008f;
-    return (vec)_mm512_scalef_ps((__m512)p, n);
+// e^(x - from), scaled being from * LOG2, for x <= from, to 5e-6 of its value: 2^t = 2^floor(t) 2^r, and 2^r a polynomial that is
+// right at five points of 0 to 1 (Chebyshev's). Far below it stays at 2^-126, the smallest number that isn't
+// subnormal: to make one takes a hundred times as long, and next to any weight both are 0.
+constexpr float LOG2 = 1.44269504f;
+static INLINE vec weight_of(vec x, vec scaled) {
+    __m512 t = _mm512_max_ps((__m512)(x * LOG2 - scaled), _mm512_set1_ps(-126.0f));
+    vec r = (vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vec p = r * 0.0136703095f + 0.0517449978f;
+    p = p * r + 0.241604357f;
+    p = p * r + 0.692972922f;
+    p = p * r + 1.00000349f;
+    return (vec)_mm512_scalef_ps((__m512)p, t);
 }
 
 // Queries from x.q, m and l from x.state, padding included.
@@ -93,17 +93,17 @@ static INLINE void score_tiles(Tiles& y, int64_t g, int64_t dim) {
         _tile_dpbf16ps(2, 5, 4);
         _tile_dpbf16ps(3, 6, 4);
     }
-    _tile_stored(0, y.s[g], 64);
-    _tile_stored(1, y.s[g] + 16 * GROUP, 64);
-    _tile_stored(2, y.s[g] + 32 * GROUP, 64);
-    _tile_stored(3, y.s[g] + 48 * GROUP, 64);
+    _tile_stored(0, y.s[g % 2], 64);
+    _tile_stored(1, y.s[g % 2] + 16 * GROUP, 64);
+    _tile_stored(2, y.s[g % 2] + 32 * GROUP, 64);
+    _tile_stored(3, y.s[g % 2] + 48 * GROUP, 64);
 }
 
 // Scores become weights, and m, l and o follow. position: of each query, counted from the block's first key.
 static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a, int64_t keys, vec position) {
     const float soft_cap = float(a.soft_cap), window = float(a.window);
     bool all = keys == KEYS && position[0] >= KEYS - 1 && (!a.window || position[GROUP - 1] < window);
-    float* s = y.s[g];
+    float* s = y.s[g % 2];
     vec tops[4] = {y.m[g], y.m[g], y.m[g], y.m[g]};  // four at once: each waits for its own last comparison only
     for (int64_t j = 0; j < KEYS; j += 4)
         for (int64_t i = j; i < j + 4; i++) {
@@ -120,14 +120,14 @@ static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a,
         }
     vec top = vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3]));
     vec from = top == -INFINITY ? vec{} : top;  // it has seen nothing yet: all weights are next to 0
-    vec shrink = weight_of(y.m[g] - from);
+    const vec scaled = from * LOG2, shrink = y.m[g] == top ? vec{} + 1.0f : weight_of(y.m[g], scaled);
     y.m[g] = top;
     vec totals[4] = {y.l[g] * shrink};
     for (int64_t j = 0; j < KEYS; j += 4)
         for (int64_t i = 0; i < 4; i += 2) {
-            vec low = weight_of(load(s + (j + i) * GROUP) - from), high = weight_of(load(s + (j + i + 1) * GROUP) - from);
+            vec low = weight_of(load(s + (j + i) * GROUP), scaled), high = weight_of(load(s + (j + i + 1) * GROUP), scaled);
             totals[i] = totals[i] + low, totals[i + 1] = totals[i + 1] + high;
-            _mm512_store_si512(y.weights[g] + (j + i) / 2 * GROUP, beside(low, high));
+            _mm512_store_si512(y.weights + (j + i) / 2 * GROUP, beside(low, high));
         }
     y.l[g] = totals[0] + totals[1] + totals[2] + totals[3];
     if (_mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1.0f)))
@@ -141,7 +141,7 @@ static INLINE void value_tiles(Tiles& y, int64_t g, int64_t dim) {
         _tile_loadd(1, o + 16 * GROUP, 64);
         for (int64_t j = 0; j < KEYS; j += 32) {
             const uint32_t* v = y.v + (j / 32 * (dim / 16) + d / 16) * WORDS;
-            _tile_loadd(4, y.weights[g] + j / 2 * GROUP, 64);
+            _tile_loadd(4, y.weights + j / 2 * GROUP, 64);
             _tile_loadd(5, v, 64);
             _tile_loadd(6, v + WORDS, 64);
             _tile_dpbf16ps(0, 5, 4);
@@ -183,10 +183,16 @@ static void attend_tiles(Scratch& x, const AttentionArgs& a, const Task& t) {
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         here.find(a, t, first);
         take_keys(y, here, a.dim);
-        const int64_t groups = rows / GROUP;  // one after another in each stage: none waits for its own last stage
-        for (int64_t g = 0; g < groups; g++) score_tiles(y, g, a.dim);
-        for (int64_t g = 0; g < groups; g++) softmax_of_group(y, g, a, here.keys, load(positions + g * GROUP) - float(first));
-        for (int64_t g = 0; g < groups; g++) value_tiles(y, g, a.dim);
+        // Group by group, so that scores and weights stay in the first cache; the next group's scores are asked for
+        // before this one's softmax, which needn't wait for them. A group that sees none of these keys is left out.
+        int64_t g = 0, groups = rows / GROUP;
+        while (g < groups && positions[g * GROUP + GROUP - 1] < first) g++;
+        if (g < groups) score_tiles(y, g, a.dim);
+        for (; g < groups; g++) {
+            if (g + 1 < groups) score_tiles(y, g + 1, a.dim);
+            softmax_of_group(y, g, a, here.keys, load(positions + g * GROUP) - float(first));
+            value_tiles(y, g, a.dim);
+        }
     }
     _tile_release();
     give_state(x, y, rows, a.dim);
