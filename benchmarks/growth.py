@@ -1,12 +1,13 @@
-"""What a step costs as the work grows, and what the record and HTTP cost.
+"""What a step costs as the work grows; what the record and HTTP cost; how many threads serve best.
 
     python -m benchmarks.growth [--shapes pocket smollm2-135m] [--dtype bfloat16] [--quick]
         [--out FOLDER]
 
-Five questions: a decode step of 1 to 64 requests; of 64 to 2,000 tokens of context; the core alone
+Six questions: a decode step of 1 to 64 requests; of 64 to 2,000 tokens of context; the core alone
 with 100 to 100,000 blocks in the pool; 64 requests with the record off, at `steps` and at `full`;
-the same workloads in process and through our server. Cases that are compared take turns. Writes
-`results/growth.json` (every repeat) and `results/growth.md`.
+the same workloads in process and through our server; through servers whose workers have 1 thread to
+one more than there are cores (the server, its tokenizer and the client share them). Cases that are
+compared take turns. Writes `results/growth.json` (every repeat) and `results/growth.md`.
 """
 
 from __future__ import annotations
@@ -141,8 +142,27 @@ def by_transport(dtype: str, repeats: int) -> dict[str, Repeats]:
         return in_turns(cases, repeats)
 
 
+def by_threads(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, Repeats]:
+    """Tokens/s of W1 … W4 through our server, by threads of its worker."""
+    works = workloads(vocab_size)
+    with ExitStack() as stack:
+        running = {
+            threads: stack.enter_context(
+                closing(servers.glasshouse(model, dtype, threads, Peers()))
+            )
+            for threads in range(1, physical_cores() + 2)
+        }
+        cases = {
+            f"{name} {threads}": lambda s=server, n=name: speed(row(s.run(works[n]), works[n]))
+            for name in works
+            for threads, server in running.items()
+        }
+        in_turns(cases, 1)  # warm
+        return in_turns(cases, repeats)
+
+
 def measure(given: argparse.Namespace) -> dict:
-    """All five, with the machine."""
+    """All six, with the machine."""
     result: dict = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -152,6 +172,7 @@ def measure(given: argparse.Namespace) -> dict:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "busy_cores_before": round(busy_cores(), 3),
         "steps_ms": {},
+        "threads_tokens_per_s": {},
     }
     for name in given.shapes:
         with tempfile.TemporaryDirectory() as folder:
@@ -159,6 +180,9 @@ def measure(given: argparse.Namespace) -> dict:
             print(f"{name}: 1 to 64 requests, 64 to 2,000 tokens", flush=True)
             vocab_size = shape(name).vocab_size
             result["steps_ms"][name] = by_size(model, given.dtype, vocab_size, given.repeats)
+            print(f"{name}: threads", flush=True)
+            threads = by_threads(model, given.dtype, vocab_size, given.repeats)
+            result["threads_tokens_per_s"][name] = threads
     print("the pool, the record, HTTP", flush=True)
     result["pool_us"] = by_pool(given.repeats)
     result["record_ms"] = by_level(given.dtype, given.repeats)
@@ -218,6 +242,23 @@ def markdown(result: dict) -> str:
         inside, outside = speeds[f"{name} in process"], speeds[f"{name} HTTP"]
         kept = statistics.median(outside) / statistics.median(inside)
         out.append(f"| {name} | {_shown(inside)} | {_shown(outside)} | {100 * kept:.0f} % |")
+    for name, speeds in result["threads_tokens_per_s"].items():
+        out += [
+            "",
+            f"Threads of the worker, {name}, over HTTP, tokens/s (the default is as many as there"
+            f" are physical cores, {result['threads']} here):",
+            "",
+        ]
+        counts = list(dict.fromkeys(case.split()[1] for case in speeds))
+        out.append(
+            "| workload | "
+            + " | ".join("1 thread" if n == "1" else f"{n} threads" for n in counts)
+            + " |"
+        )
+        out.append("|---" * (len(counts) + 1) + "|")
+        for work in dict.fromkeys(case.split()[0] for case in speeds):
+            cells = " | ".join(_shown(speeds[f"{work} {n}"]) for n in counts)
+            out.append(f"| {work} | {cells} |")
     return "\n".join(out) + "\n"
 
 

@@ -49,8 +49,10 @@ def test_every_case_is_in_the_tables():
         "pool_us": {"100000": [90.0, 110.0]},
         "record_ms": {"off": [10.0], "full": [15.0]},
         "transport_tokens_per_s": {"W2 in process": [200.0], "W2 HTTP": [150.0]},
+        "threads_tokens_per_s": {"pocket": {"W1 1": [80.0], "W1 2": [120.0]}},
     }
     text = growth.markdown(result)
+    assert "| W1 | 80.00 (80.00–80.00) | 120 (120–120) |" in text
     assert "| 64 | 8.00 (8.00–8.00) | 8.00 |" in text
     assert "| 100,000 | 100 (90–110) |" in text
     assert "+50.0 %" in text and "| 75 % |" in text and "50 % of a core" in text

@@ -79,8 +79,8 @@ class NativeOps(AttentionOps):
     def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """weight [N, K] as `linear` reads it fastest; what it gives is for `linear` and `embed`.
 
-        In bf16 on matrix tiles: [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp. Weights
-        of other types, or whose N or K is no multiple of 32, stay as they are.
+        In bf16 on matrix tiles: [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp. Other
+        weights, and those whose N or K is no multiple of 32, stay as they are.
         """
         outputs, inputs = weight.shape
         if not self.tiles or weight.dtype is not torch.bfloat16:
