@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+from benchmarks.gpu.interpreter import why_not
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_dry_run(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(tmp_path)],
