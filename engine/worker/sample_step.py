@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.core.messages import Row, RowDetail, TokenLogprobs
+from engine.core.messages import NO_TOKEN, Row, RowDetail, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.worker.batch_rows import BatchRows, StepInputs
@@ -47,9 +47,10 @@ class SampleStep:
     ) -> list[list[int]]:
         """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
 
-        Returns the tokens of every row in the plan's order, and puts log-probabilities into
-        `details`. A row that forks draws n times from its logits, the i-th time with seed + i; its
-        own sequence goes on with the first token, the siblings come with the next plan.
+        Returns the tokens of every row in the plan's order (`NO_TOKEN` where its logits aren't
+        finite), and puts log-probabilities into `details`. A row that forks draws n times from its
+        logits, the i-th time with seed + i; its own sequence goes on with the first token, the
+        siblings come with the next plan.
         """
         rows = [inputs.rows[i] for i in drawing]
         counts = [row.samples for row in rows]
@@ -67,8 +68,11 @@ class SampleStep:
             logits = logits[torch.from_numpy(of).to(logits.device)]
         recorded = self._recorded(rows, firsts)
         tokens, logprobs = self._draw(logits, batch, positions, recorded)
-        self.rows.append(slots, ends, tokens[firsts])
-        self.table.appended(slots, tokens[firsts])
+        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
+        # once more before that, with a token that exists.
+        kept = np.maximum(tokens[firsts], 0)
+        self.rows.append(slots, ends, kept)
+        self.table.appended(slots, kept)
 
         result: list[list[int]] = [[] for _ in inputs.rows]
         drawn = tokens.tolist()
@@ -97,11 +101,13 @@ class SampleStep:
         adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
         tokens = self.sampler.draw(adjusted, batch, positions).cpu().numpy()
         wanted = [self._params(batch, place).logprobs or 0 for place in asking]
-        logprobs = dict(zip(asking, token_logprobs(raw, tokens[asking], wanted)))
+        logprobs = dict(zip(asking, token_logprobs(raw, np.maximum(tokens[asking], 0), wanted)))
         if recorded:
             words = batch.words(positions)
             for draw, its_raw in zip(recorded, recorded_raw):
                 place = draw.place
+                if tokens[place] == NO_TOKEN:
+                    continue
                 event = sample_drawn(
                     its_raw,
                     adjusted[place],
