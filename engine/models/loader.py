@@ -209,13 +209,17 @@ def _some(names: set[str] | list[str]) -> str:
 
 
 def _fill_randomly(model: LlamaModel | OPTModel) -> None:
-    """Normal weights of the same values in every run; norms of one."""
-    generator = torch.Generator().manual_seed(DUMMY_SEED)
+    """Normal weights, of the same values in every run on one kind of device; norms of one."""
+    generators: dict[torch.device, torch.Generator] = {}
     for name, target in model.weight_targets():
         if target.dim() == 1:
             target.fill_(1.0 if name.endswith("weight") else 0.0)
-        else:
-            target.copy_(torch.randn(target.shape, generator=generator).mul_(DUMMY_STD))
+            continue
+        device = target.device  # drawn there: a CPU takes a minute for 7 billion
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(DUMMY_SEED)
+        drawn = torch.randn(target.shape, generator=generators[device], device=device)
+        target.copy_(drawn.mul_(DUMMY_STD))
 
 
 def _loaded_event(
