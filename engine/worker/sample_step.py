@@ -44,8 +44,10 @@ class SampleStep:
         drawing: list[int],
         logits: torch.Tensor,
         details: dict[str, RowDetail],
+        greatest: torch.Tensor | None = None,
     ) -> list[list[int]]:
         """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
+        `greatest`: where the greatest of each row is, [len(drawing)], if it is known already.
 
         Returns the tokens of every row in the plan's order (`NO_TOKEN` where its logits aren't
         finite), and puts log-probabilities into `details`. A row that forks draws n times from its
@@ -66,8 +68,9 @@ class SampleStep:
             batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]
             logits = logits[torch.from_numpy(of).to(logits.device)]
+            greatest = None
         recorded = self._recorded(rows, firsts)
-        tokens, logprobs = self._draw(logits, batch, positions, recorded)
+        tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
         # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
         # once more before that, with a token that exists.
         kept = np.maximum(tokens[firsts], 0)
@@ -90,11 +93,14 @@ class SampleStep:
         batch: SampleBatch,
         positions: np.ndarray,
         recorded: list[_Recorded],
+        greatest: torch.Tensor | None,
     ) -> tuple[np.ndarray, dict[int, TokenLogprobs]]:
         """The tokens, int64 [draws], and by place the log-probabilities of draws that want them."""
         asking = batch.logprob_rows
         if batch.plain and not asking and not recorded:
-            return self.sampler.draw(logits, batch, positions).cpu().numpy(), {}
+            if greatest is None:
+                greatest = self.sampler.draw(logits, batch, positions)
+            return greatest.cpu().numpy(), {}
         logits = logits.float()
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]

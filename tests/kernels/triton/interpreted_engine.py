@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ PARAMS = [
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: kernels)
+    for name in ("sampler", "cuda_graphs"):
+        monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
 
@@ -109,7 +111,8 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
         with torch.inference_mode():
             make = lambda sizes: runner.cuda_graphs(Recorder("off"), sizes)  # noqa: E731
             taken, _ = sample_memory(make, 4, lambda: 0)  # of graphs for 4, 2 and 1 rows
-            assert taken == (2 + 1) * 4 * (32 + 97)  # hidden states and logits of the two others
+            # hidden states, logits and the greatest's places of the two others
+            assert taken == (2 + 1) * (4 * (32 + 97) + 8)
             runner.graphs = runner.cuda_graphs(runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(PROMPTS, PARAMS) == expected
@@ -123,6 +126,29 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
     for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing, not even at −1
         assert torch.equal(k, layer.k[-1])
         assert torch.equal(v, layer.v[-1])
+
+
+def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
+    """Nothing is launched after it: the graph has the places of the greatest logits."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
+    greedy = [PARAMS[0]] * 3
+    with make_engine(tmp_path, monkeypatch, engine.kernels.TORCH) as on_tokens:
+        expected = on_tokens.run(PROMPTS, greedy)
+    kernels, sampled = engine.kernels.on_cuda(), []
+
+    def greatest(logits):
+        sampled.append(len(logits))
+        return kernels.greatest(logits)
+
+    with make_engine(tmp_path, monkeypatch, kernels, budget=16) as on_tokens:
+        counting = replace(kernels, greatest=greatest)
+        monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: counting)
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.cuda_graphs(Recorder("off"))
+        assert on_tokens.run(PROMPTS, greedy) == expected
+    assert sampled == [3]  # by the step of the prompts; the two that followed were replayed
 
 
 def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graphs):
