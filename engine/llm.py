@@ -12,6 +12,7 @@ add all requests, then step until none has work. Outputs have the shape that vLL
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -102,7 +103,8 @@ class LLM:
 
         `sampling_params` are for all prompts, or a list with one for each; None means the defaults.
         `use_tqdm` shows a progress bar. Raises `TextError`, `ParameterError` or `RequestError` for
-        a request that can't be served; then none of them has run.
+        a request that can't be served; then none of them has run. An answer whose logits aren't
+        finite ends with the finish_reason "error", and the output's `error` says why.
         """
         return self._run(_as_list(prompts), sampling_params, use_tqdm, "LLM.generate", True)
 
@@ -196,8 +198,8 @@ class LLM:
                     continue
                 if delta.finish_in_core:
                     self.core.finish(output.request_id, delta.index, str(delta.stop_reason))
-                if delta.request.error:
-                    raise RuntimeError(f"{output.request_id}: {delta.request.error}")
+                if output.error:
+                    warnings.warn(f"{output.request_id}: {output.error}", stacklevel=2)
                 progress.advance(len(delta.token_ids), delta.request.finished)
 
 

@@ -53,6 +53,13 @@ def checks(
         "allowed": 0.0,
     }
     yield {"kernel": "draw", "dtype": "float32", "error": _draw(kernels, device), "allowed": 0.0}
+    for dtype in dtypes:
+        yield {
+            "kernel": "greatest",
+            "dtype": str(dtype).removeprefix("torch."),
+            "error": _greatest(kernels, device, dtype),
+            "allowed": 0.0,
+        }
 
 
 def _of_dtype(
@@ -203,12 +210,22 @@ def _draw(kernels: Kernels, device: torch.device) -> float:
         raise RuntimeError("these kernels draw no tokens: Triton isn't installed")
     rows, vocab = (4, 1000) if device.type == "cpu" else (256, 32000)
     logits, words = torch.randn(rows, vocab) * 3, torch.randint(0, 2**32, (rows,))
+    logits[2, vocab // 2] = float("nan")  # nothing can be drawn there
     top_p = torch.tensor([1.0, 0.9] * (rows // 2), dtype=torch.float64)
     cuts = definition.Cuts(torch.tensor([vocab, 50] * (rows // 2)), top_p, top_p * 0.01)
     expected = definition.cut_and_draw(definition.integer_weights(logits), cuts, words)
     there = (part.to(device) for part in cuts)
     found = kernels.draw(logits.to(device), *there, words.to(device)).cpu()
     return float((found != expected).float().mean())
+
+
+def _greatest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
+    """The share of places that differ from the CPU's; rows with equals, NaN and infinities."""
+    x = torch.randn(8, 4100 if device.type == "cpu" else 128_256).mul_(3).round_().to(dtype)
+    x[1, 3], x[2, -1], x[3, 0] = float("nan"), float("nan"), float("inf")
+    x[4], x[5, 1:] = float("-inf"), float("-inf")
+    found = kernels.greatest(x.to(device)).cpu()
+    return float((found != torch_ops.greatest(x)).float().mean())
 
 
 def poison(like: torch.Tensor) -> None:

@@ -21,11 +21,14 @@ class Line(NamedTuple):
 
 
 def faults(record: dict) -> list[dict]:
-    """Results that are wrong, not merely slow."""
+    """Results that are wrong, not merely slow; and parts without an end."""
     wrong = [check for check in record.get("kernels", []) if not within(check)]
     wrong += [run for run in record.get("memcheck", []) if run.get("errors")]
     wrong += [r for r in record.get("parity", []) if r["equal"] != r["prompts"]]
     wrong += [result for result in record.get("bf16_logits", []) if not within(result)]
+    for part, state in record.get("parts", {}).items():
+        if state["ended"] != "complete":
+            wrong.append({"part": part, "ended": state["ended"], "why": state["why"]})
     return wrong
 
 
@@ -104,7 +107,7 @@ def _peer(peer: dict) -> Line:
     )
 
 
-def markdown(record: dict, dry: bool) -> str:
+def markdown(record: dict) -> str:
     """The page of one card."""
     checks, limits = record.get("kernels", []), record["limits"]
     out = [
@@ -114,11 +117,13 @@ def markdown(record: dict, dry: bool) -> str:
         " Made by `make gpu`.",
         "",
     ]
-    if dry:
+    if record["dry_run"]:
         out += ["A dry run: tiny shapes on a CPU. No figure below says anything of a GPU.", ""]
+    out += [f"- {line}" for line in _parts(record)]
+    if checks:
+        good = sum(map(within, checks))
+        out.append(f"- kernels against float64: {good} of {len(checks)} within what is allowed")
     out += [
-        f"- kernels against float64: {sum(map(within, checks))} of {len(checks)} within what is"
-        " allowed",
         *(f"- compute-sanitizer memcheck: {_memcheck(run)}" for run in record.get("memcheck", [])),
         *(
             f"- {r['model']}, fp32, greedy: {r['equal']} of {r['prompts']} prompts got the very"
@@ -151,6 +156,16 @@ def markdown(record: dict, dry: bool) -> str:
             for row in record["profile"]
         ]
     return "\n".join(out) + "\n"
+
+
+def _parts(record: dict) -> Iterator[str]:
+    """What is missing, and what was measured otherwise than the line above says."""
+    for part, state in record["parts"].items():
+        if state["ended"] != "complete":
+            yield f"**{part}: {state['ended']}**: {state['why'] or 'no reason was given'}"
+        other = [name for name in ("torch", "triton", "date") if state[name] != record[name]]
+        if other:
+            yield f"{part}: with {', '.join(f'{name} {state[name]}' for name in other)}"
 
 
 def _memcheck(run: dict) -> str:

@@ -110,6 +110,19 @@ class BlockPool:
         self.hashes[block] = hash
         return True
 
+    def forget(self, blocks: Iterable[int]) -> list[tuple[int, bytes]]:
+        """Nobody finds these used blocks any more. Returns those that could be found, each with the
+        hash that it lost.
+        """
+        lost: list[tuple[int, bytes]] = []
+        for block in blocks:
+            old_hash = self.hashes[block]
+            if old_hash is not None:
+                del self.cached[old_hash]
+                self.hashes[block] = None
+                lost.append((block, old_hash))
+        return lost
+
     def find(self, hashes: Iterable[bytes]) -> list[int]:
         """The blocks of the longest cached beginning of this chain of hashes."""
         found = []

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from engine.config import EngineConfig
 from engine.core.messages import (
+    NO_TOKEN,
     CoreOutput,
     CoreRequest,
     KVShape,
@@ -253,7 +254,8 @@ class EngineCore:
                     self._leave(request, "its last step in flight is back")
                 continue
             request.num_computed_tokens += row.num_tokens
-            self.scheduler.kv.cache_full_blocks(request)
+            if tokens[:1] != [NO_TOKEN]:
+                self.scheduler.kv.cache_full_blocks(request)
             detail = output.details.get(row.request_id)
             self._collect_prompt_logprobs(request, detail)
             if tokens:
@@ -303,8 +305,10 @@ class EngineCore:
         self, request: Request, token: int, detail: RowDetail | None, index: int
     ) -> CoreOutput:
         """One token more: tell it, and end the sequence if it is the last. Order: EOS, stop tokens,
-        length.
+        length. `NO_TOKEN`: an error.
         """
+        if token == NO_TOKEN:
+            return self._fail(request)
         first = request.num_output_tokens == 0
         request.token_ids.append(token)
         output = self._output(request)
@@ -323,6 +327,22 @@ class EngineCore:
         elif request.num_output_tokens >= request.max_tokens:
             output.finish_reason = "length"
             self._finish(request, "length", "", f"it has all of its {request.max_tokens} tokens")
+        return output
+
+    def _fail(self, request: Request) -> CoreOutput:
+        """End one sequence whose logits aren't finite. What it computed may be NaN: nobody shall
+        find it in the prefix cache.
+        """
+        position = request.num_computed_tokens
+        why = (
+            f"the model gave no finite logits for position {position}: most often numbers grew too"
+            " large for float16, or the checkpoint is broken"
+        )
+        output = self._output(request)
+        output.finish_reason = "error"
+        output.error = f"{why[0].upper()}{why[1:]}. Try --dtype bfloat16 or float32."
+        self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
+        self._finish(request, "error", "", why)
         return output
 
     def _output(self, request: Request) -> CoreOutput:

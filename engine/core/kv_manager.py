@@ -66,7 +66,7 @@ class KVManager:
         if not fresh and not copy:
             return None
         blocks, evicted = self.pool.allocate(fresh + copy)
-        self._record_evicted(evicted, request)
+        self._record_taken(evicted, request)
         if fresh:
             first_fresh = len(table)
             table.extend(blocks[copy:])
@@ -153,6 +153,10 @@ class KVManager:
                 events.BlockCached(request_id=request.id, blocks=blocks, hashes=hashes)
             )
 
+    def forget(self, request: Request, why: str) -> None:
+        """Nobody finds the request's blocks any more, also those that it found itself."""
+        self._record_evicted(self.pool.forget(request.block_table), why)
+
     def _extend_hashes(self, request: Request, count: int) -> None:
         chain, size = request.block_hashes, self.block_size
         while len(chain) < count:
@@ -231,7 +235,7 @@ class KVManager:
         """
         host_blocks = request.host_blocks
         blocks, evicted = self.pool.allocate(len(host_blocks))
-        self._record_evicted(evicted, request)
+        self._record_taken(evicted, request)
         request.block_table = blocks
         request.host_blocks = []
         self.host_pool.free(host_blocks)
@@ -251,14 +255,12 @@ class KVManager:
             )
         return list(zip(host_blocks, blocks, strict=True))
 
-    def _record_evicted(self, evicted: list[tuple[int, bytes]], request: Request) -> None:
+    def _record_taken(self, evicted: list[tuple[int, bytes]], request: Request) -> None:
+        why = f"no block without cached content was free, and {request.id} needs one"
+        self._record_evicted(evicted, why)
+
+    def _record_evicted(self, evicted: list[tuple[int, bytes]], why: str) -> None:
         if not self.recorder.enabled:
             return
         for block, old_hash in evicted:
-            self.recorder.record(
-                events.BlockEvicted(
-                    block=block,
-                    hash=old_hash.hex(),
-                    why=f"no block without cached content was free, and {request.id} needs one",
-                )
-            )
+            self.recorder.record(events.BlockEvicted(block=block, hash=old_hash.hex(), why=why))

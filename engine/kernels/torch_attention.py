@@ -5,6 +5,9 @@ one memcpy each), then attended to. Rows with one token (decode) are computed to
 the longest of them; the others (prefill, chunks) one by one. What depends on the step alone
 (which pages, which places count) is made by the first layer and kept in `batch.scratch`.
 
+What pages hold beyond a row's end was another row's, and may be NaN: weighted with 0 it would still
+make NaN of the sum. So what is gathered from there is overwritten with 0.
+
 Grouped-query attention never copies keys: q is seen as [rows, kv_heads, group, D], so that the
 query heads that share a key head are the "sequence" of one small product with it.
 """
@@ -99,8 +102,9 @@ def _decode(
 ) -> torch.Tensor:
     """All decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
     rows, heads, head_dim = q.shape
-    blocks, mask = _decode_context(batch, spec.sliding_window, q.dtype)
-    k, v = _gather(cache, blocks, rows, batch, q.dtype)  # [rows, kv_heads, places, D]
+    blocks, mask, stale = _decode_context(batch, spec.sliding_window, q.dtype)
+    k, v = _gather(cache, blocks, rows, batch, q.dtype)  # [rows, places, kv_heads, D]
+    k, v = (x.flatten(0, 1).index_fill_(0, stale, 0).view(x.shape).transpose(1, 2) for x in (k, v))
     # SDPA's "sequence" is the group of query heads on one key head: [rows, kv_heads, group, D]
     group = heads // spec.num_kv_heads
     q = q.view(rows, spec.num_kv_heads, group, head_dim)
@@ -116,10 +120,12 @@ def chunk_attention(
     queries, heads, head_dim = q.shape
     group = heads // spec.num_kv_heads
     blocks, start = _chunk_pages(batch, spec.sliding_window, row)
-    k, v = _gather(cache, blocks, 1, batch, q.dtype)  # [1, kv_heads, places, D]
+    k, v = _gather(cache, blocks, 1, batch, q.dtype)  # [1, places, kv_heads, D]
+    for x in (k, v):
+        x[:, batch.context_lens_list[row] - start :] = 0
     # [kv_heads, group, n, D]: each group of query heads on its key head, repeated by stride 0
     q = q.view(queries, spec.num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-    k, v = (x.transpose(0, 1).expand(-1, group, -1, -1) for x in (k, v))
+    k, v = (x.permute(2, 0, 1, 3).expand(-1, group, -1, -1) for x in (k, v))
     whole = batch.context_lens_list[row] == queries  # nothing was computed before
     within = spec.sliding_window is None or queries <= spec.sliding_window
     if whole and within and spec.soft_cap is None and spec.sinks is None:
@@ -135,7 +141,7 @@ def chunk_attention(
 def _gather(
     cache: LayerCache, blocks: torch.Tensor, rows: int, batch: AttentionBatch, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages of blocks [rows * pages], in order: k, v as [rows, kv_heads, places, D] in `dtype`.
+    """The pages of blocks [rows * pages], in order: k, v as [rows, places, kv_heads, D] in `dtype`.
 
     They are overwritten by the next gather of this size: the layers share one workspace in a
     step, for fresh memory of some MB costs more (page faults) than what is done with it.
@@ -148,7 +154,7 @@ def _gather(
     k, v = batch.scratch[key]
     torch.index_select(as_bytes(cache.k).flatten(1), 0, blocks, out=as_bytes(k))
     torch.index_select(as_bytes(cache.v).flatten(1), 0, blocks, out=as_bytes(v))
-    k, v = (x.to(dtype).view(rows, -1, kv_heads, head_dim).transpose(1, 2) for x in (k, v))
+    k, v = (x.to(dtype).view(rows, -1, kv_heads, head_dim) for x in (k, v))
     return k, v
 
 
@@ -182,20 +188,23 @@ def _attend(
 
 def _decode_context(
     batch: AttentionBatch, window: int | None, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(blocks int32 [rows * pages], mask [rows, 1, 1, pages * block_size]) of the decode rows."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(blocks int32 [rows * pages], mask [rows, 1, 1, pages * block_size], places int64 that no row
+    holds, counted through all pages) of the decode rows. Pages that a row lacks are its first one,
+    once more."""
     key = ("decode", window, dtype)
     if key not in batch.scratch:
         rows, size = batch.num_decode_rows, batch.block_size
         lengths = batch.context_lens_list[:rows]
+        # of each row, the places that it holds, counted from the first page that it sees
+        held = [n - (0 if window is None else max(n - window, 0) // size * size) for n in lengths]
+        pages = -(-max(held) // size)
         ends = batch.context_lens[:rows, None].to(torch.int64)  # [rows, 1]
         if window is None:
-            pages = -(-max(lengths) // size)
             blocks = batch.block_tables[:rows, :pages]
             places = torch.arange(pages * size, device=ends.device)[None]
             hidden = places >= ends
         else:  # only the pages that the window touches, from a different first one in each row
-            pages = max(-(-n // size) - max(n - window, 0) // size for n in lengths)
             first = (ends - window).clamp_(min=0) // size
             index = first + torch.arange(pages, device=ends.device)
             last_column = batch.block_tables.shape[1] - 1
@@ -204,12 +213,19 @@ def _decode_context(
             hidden = (places >= ends) | (places < ends - window)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device)
         mask.masked_fill_(hidden, -math.inf)
-        batch.scratch[key] = blocks.reshape(-1), mask[:, None, None]
+        blocks = torch.where(places[:, ::size] >= ends, blocks[:, :1], blocks)
+        stale = [
+            row * pages * size + place
+            for row, n in enumerate(held)
+            for place in range(n, pages * size if n < size else -(-n // size) * size)
+        ]
+        places_of_none = torch.tensor(stale, dtype=torch.int64, device=ends.device)
+        batch.scratch[key] = blocks.reshape(-1), mask[:, None, None], places_of_none
     return batch.scratch[key]
 
 
 def _chunk_pages(batch: AttentionBatch, window: int | None, row: int) -> tuple[torch.Tensor, int]:
-    """(blocks int32 [pages], position of the first one's first place) that the row's chunk sees."""
+    """(blocks int32 [pages] that the row's chunk sees, position of the first one's first place)."""
     end, size = batch.context_lens_list[row], batch.block_size
     start = end - batch.query_lens[row]
     first = 0 if window is None else max(start - window + 1, 0) // size

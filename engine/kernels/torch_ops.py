@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+NO_TOKEN = -1
+"""Stands where a token should: its row of logits has no finite maximum, or one of them is NaN."""
+
 
 def embed(
     ids: torch.Tensor,
@@ -91,8 +94,10 @@ def relu(x: torch.Tensor) -> torch.Tensor:
 
 def greatest(x: torch.Tensor) -> torch.Tensor:
     """x: [rows, width] → int64 [rows], the place of each row's largest; the first of equals (`max`
-    is documented to name that one; on the CPU it is twice as fast as `argmax`)."""
-    return x.max(dim=-1).indices
+    is documented to name that one; on the CPU it is twice as fast as `argmax`). `NO_TOKEN` where
+    the largest isn't finite; a NaN is larger than anything."""
+    best = x.max(dim=-1)
+    return torch.where(best.values.abs() < torch.inf, best.indices, NO_TOKEN)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ number, its *slot*: `slot = block * block_size + offset`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +26,8 @@ class LayerCache:
     """The pages of one layer. `k`, `v`: [num_blocks, block_size, num_kv_heads, head_dim].
 
     Contiguous. Their dtype may differ from the model's: what is written is rounded to it, and
-    attention is computed in it. They must start out finite (zeros): a page is read whole, its
-    unwritten places too, and these are weighted with 0.
+    attention is computed in it. Places that no row holds may be anything, NaN too: what is left of
+    others.
     """
 
     k: torch.Tensor
@@ -71,3 +71,9 @@ class AttentionBatch:
     @property
     def num_rows(self) -> int:
         return len(self.query_lens)
+
+    def to(self, device: torch.device) -> AttentionBatch:
+        """The same on a device; nobody waits for the copies. Without scratch."""
+        names = ("positions", "slot_mapping", "block_tables", "query_start", "context_lens")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, scratch={})

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from engine.config import EngineConfig
 from engine.layers.linear import Packable
+from engine.models import kv_scales
 from engine.models.checkpoint import Checkpoint, is_computed
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
@@ -25,7 +26,7 @@ from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
 from engine.models.registry import CausalLM, native_class
-from engine.trace.events import EngineModelLoaded
+from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,15 +51,19 @@ def load_model(
     started = time.monotonic()
     folder = find_model(config.model, config.revision, config.hf_token, progress)
     description = read_config(folder)
-    _refuse_quantized(description, config.quantization)
-    dtype = dtype or choose_dtype(config.dtype, description, device)
     native = native_class(description)
+    _refuse_quantized(description, config.quantization, native is not None)
+    dtype = dtype or choose_dtype(config.dtype, description, device)
     model: CausalLM
     if native is None:
         dummy = config.load_format == "dummy"
         model = TransformersModel(folder, description, device, dtype, dummy)
     else:
-        model = _load_native(native, description, folder, device, dtype, config, progress)
+        scales: dict[str, float] = {}
+        model = _load_native(native, description, folder, device, dtype, config, progress, scales)
+        said = kv_scales.judge(scales, config.kv_cache_dtype)
+        if said and recorder is not None:
+            recorder.record(EngineWarning(message=said))
     if recorder is not None:
         recorder.record(_loaded_event(config.model, model, dtype, time.monotonic() - started))
     return model
@@ -87,9 +92,17 @@ def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.devic
     return torch.bfloat16 if stored == torch.float16 and device.type == "cpu" else stored
 
 
-def _refuse_quantized(description: PretrainedConfig, wanted: str | None) -> None:
+def _only_kv_scales(stored: object) -> bool:
+    """Whether a quantization_config (of compressed-tensors) speaks of the KV cache alone: then the
+    weights are as ever."""
+    if not isinstance(stored, dict):
+        return False
+    return bool(stored.get("kv_cache_scheme")) and not stored.get("config_groups")
+
+
+def _refuse_quantized(description: PretrainedConfig, wanted: str | None, native: bool) -> None:
     stored = getattr(description, "quantization_config", None)
-    if stored is not None:
+    if stored is not None and not (native and _only_kv_scales(stored)):
         method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
         method = getattr(method, "quant_method", method)
         raise ModelError(
@@ -113,14 +126,16 @@ def _load_native(
     dtype: torch.dtype,
     config: EngineConfig,
     progress: Progress | None,
+    scales: dict[str, float],
 ) -> LlamaModel | OPTModel:
+    """scales: takes up those of an 8-bit KV cache, see `kv_scales`."""
     with _made_as(device, dtype):
         model = native(description)
     model.to(device).eval()
     if config.load_format == "dummy":
         _fill_randomly(model)
     else:
-        _fill(model, Checkpoint.open(folder), progress)
+        _fill(model, Checkpoint.open(folder), progress, scales)
     for module in model.modules():
         if isinstance(module, Packable):
             module.pack()
@@ -139,8 +154,14 @@ def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fill(model: LlamaModel | OPTModel, checkpoint: Checkpoint, progress: Progress | None) -> None:
-    """Copy every tensor to its place. Raises `ModelError` unless names and shapes match."""
+def _fill(
+    model: LlamaModel | OPTModel,
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+    scales: dict[str, float],
+) -> None:
+    """Copy every tensor to its place, those of the KV cache to `scales`. Raises `ModelError` unless
+    names and shapes match."""
     targets = dict(model.weight_targets())
     missing, unexpected = set(targets), []
     done, total = 0, checkpoint.num_bytes
@@ -151,6 +172,8 @@ def _fill(model: LlamaModel | OPTModel, checkpoint: Checkpoint, progress: Progre
         if name in targets:
             _copy(name, tensor, targets[name])
             missing.discard(name)
+        elif kv_scales.is_kv_scale(name):
+            scales[name] = float(tensor.max())
         elif not is_computed(name) and not _is_tied_head(model, name):
             unexpected.append(name.removeprefix("model.model."))
         if progress is not None:
@@ -190,13 +213,17 @@ def _some(names: set[str] | list[str]) -> str:
 
 
 def _fill_randomly(model: LlamaModel | OPTModel) -> None:
-    """Normal weights of the same values in every run; norms of one."""
-    generator = torch.Generator().manual_seed(DUMMY_SEED)
+    """Normal weights, of the same values in every run on one kind of device; norms of one."""
+    generators: dict[torch.device, torch.Generator] = {}
     for name, target in model.weight_targets():
         if target.dim() == 1:
             target.fill_(1.0 if name.endswith("weight") else 0.0)
-        else:
-            target.copy_(torch.randn(target.shape, generator=generator).mul_(DUMMY_STD))
+            continue
+        device = target.device  # drawn there: a CPU takes a minute for 7 billion
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(DUMMY_SEED)
+        drawn = torch.randn(target.shape, generator=generators[device], device=device)
+        target.copy_(drawn.mul_(DUMMY_STD))
 
 
 def _loaded_event(

@@ -121,6 +121,7 @@ class Generation:
             if delta is None:
                 continue
             if delta.finish_reason == "error":
+                self._observe(output.request_id, delta)
                 raise ApiError(500, output.error or "The engine failed at this request.")
             if delta.finish_in_core:
                 stop = str(delta.stop_reason)

@@ -54,7 +54,7 @@ class Metrics:
             [*self._labels, "finished_reason"],
             registry=self.registry,
         )
-        for reason in ("stop", "length", "abort"):
+        for reason in ("stop", "length", "abort", "error"):
             self.success.labels(**self._labels, finished_reason=reason)  # a series from the start
 
         self.ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")

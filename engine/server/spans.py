@@ -164,7 +164,9 @@ class RequestSpans:
             self._first_token(request, event.ts_ns)
         if not all(request.reasons.values()):
             return
-        if "abort" in request.reasons.values():
+        if "error" in request.reasons.values():
+            self._fail(name, event.ts_ns, "not_finite", "the model's logits were not finite")
+        elif "abort" in request.reasons.values():
             self._fail(name, event.ts_ns, "cancelled", event.why)
         else:
             self._end(name, event.ts_ns)

@@ -19,7 +19,7 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None  # None unless logprobs were asked for
     logprobs: list[TokenLogprobs] | None  # one for each of token_ids
-    finish_reason: str | None  # "stop", "length"
+    finish_reason: str | None  # "stop", "length", or "error": see RequestOutput.error
     stop_reason: int | str | None  # the stop token id or stop string; None for end of sequence
 
 
@@ -34,6 +34,7 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = True
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    error: str = ""  # why an answer could not be completed
 
 
 def request_output(text: RequestText) -> RequestOutput:
@@ -63,6 +64,7 @@ def request_output(text: RequestText) -> RequestOutput:
         ],
         finished=text.finished,
         num_cached_tokens=text.num_cached_tokens,
+        error=text.error,
     )
 
 

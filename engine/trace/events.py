@@ -137,7 +137,7 @@ class RequestFinished(Event, tag="request.finished"):
     it).
     """
 
-    reason: str = ""  # "stop" or "length"
+    reason: str = ""  # "stop", "length", or "error": its logits weren't finite
     stop_reason: str = ""  # the stop string or token id that matched; else empty
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
@@ -256,7 +256,9 @@ class BlockFreed(Event, tag="block.freed"):
 
 
 class BlockEvicted(Event, tag="block.evicted"):
-    """A cached block was needed for something else: its content can't be found any more."""
+    """A cached block was needed for something else, or its content is no good: it can't be found
+    any more.
+    """
 
     block: int = 0
     hash: str = ""

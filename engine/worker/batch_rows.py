@@ -7,7 +7,7 @@ tokens that it draws, and a step's tensors are gathered from the arrays by a few
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ class StepInputs:
     rows: list[Row]  # in batch order
     slots: np.ndarray  # int64 [rows], in batch order
     query_start: np.ndarray  # int64 [rows + 1]
+
+    def to(self, device: torch.device) -> StepInputs:
+        """The same on a device. (A captured step copies them to its own places instead.)"""
+        if device.type == "cpu":
+            return self
+        token_ids = self.token_ids.to(device, non_blocking=True)
+        return replace(self, token_ids=token_ids, attention=self.attention.to(device))
 
 
 class BatchRows:
@@ -108,8 +115,8 @@ class BatchRows:
         """Write the tokens that were drawn. All int64 [rows]."""
         self.tokens[slots, positions] = token_ids
 
-    def gather(self, plan: StepPlan, device: torch.device) -> StepInputs:
-        """The tensors of a step, from the rows of its plan (at least one)."""
+    def gather(self, plan: StepPlan) -> StepInputs:
+        """The tensors of a step, on the host, from the rows of its plan (at least one)."""
         slot_of = self._slots
         rows, order = plan.rows, list(range(len(plan.rows)))
         lengths = [row.num_tokens for row in rows]
@@ -135,11 +142,11 @@ class BatchRows:
         blocks = self.block_table[owner, positions // size].astype(np.int64)
         longest = int(contexts.max())
         attention = AttentionBatch(
-            positions=_tensor(positions, device),
-            slot_mapping=_tensor(blocks * size + positions % size, device),
-            block_tables=_tensor(self.block_table[slots, : -(-longest // size)], device),
-            query_start=_tensor(query_start.astype(np.int32), device),
-            context_lens=_tensor(contexts.astype(np.int32), device),
+            positions=torch.from_numpy(positions),
+            slot_mapping=torch.from_numpy(blocks * size + positions % size),
+            block_tables=torch.from_numpy(self.block_table[slots, : -(-longest // size)]),
+            query_start=torch.from_numpy(query_start.astype(np.int32)),
+            context_lens=torch.from_numpy(contexts.astype(np.int32)),
             num_decode_rows=decodes,
             block_size=size,
             query_lens=lengths,
@@ -147,16 +154,10 @@ class BatchRows:
             max_context_len=longest,
         )
         return StepInputs(
-            token_ids=_tensor(self.tokens[owner, positions].astype(np.int64), device),
+            token_ids=torch.from_numpy(self.tokens[owner, positions].astype(np.int64)),
             attention=attention,
             order=order,
             rows=rows,
             slots=slots,
             query_start=query_start,
         )
-
-
-def _tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Onto the device; on the CPU the tensor is the array's memory."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)

@@ -68,19 +68,21 @@ class CpuGraphs:
             and not (self.recorder.full or self.recorder.full_step)
         )
 
-    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> Outputs:
-        """token_ids: int64 [rows]. Hidden states and logits of the rows; the next run overwrites
-        them."""
+    def run(
+        self, token_ids: torch.Tensor, batch: AttentionBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """token_ids: int64 [rows]. Hidden states and logits of the rows, which the next run
+        overwrites; None: where the greatest logits are isn't known yet."""
         rows = batch.num_rows
         self.inputs.fill(token_ids, batch, rows)
         taped = self.tapes.get(rows)
         if taped is None:
-            return self._record(rows)
+            return *self._record(rows), None
         taped.tape.play()
         self.recorder.record(
             GraphReplayed(batch_size=rows, num_rows=rows, captured_seq=taped.captured_seq)
         )
-        return taped.outputs
+        return *taped.outputs, None
 
     def _record(self, rows: int) -> Outputs:
         """Compute the step, and keep its tape if it is worth it."""

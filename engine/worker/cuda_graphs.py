@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.kernels import kernels_for
 from engine.kernels.launch import recording
 from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
@@ -25,7 +26,9 @@ from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunc
 from engine.trace.recorder import Recorder
 from engine.worker.decode_inputs import DecodeInputs
 
-Outputs = tuple[torch.Tensor, torch.Tensor]  # hidden [rows, width], logits [rows, vocab]
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with greedy rows alone
+nothing is left to launch after the replay."""
 
 
 class _Graph(NamedTuple):
@@ -100,8 +103,8 @@ class CudaGraphs:
         return batch.num_decode_rows == batch.num_rows <= self.sizes[-1]
 
     def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> Outputs:
-        """token_ids: int64 [rows]. Hidden states and logits of the rows; the next run overwrites
-        them."""
+        """token_ids: int64 [rows]; it and the batch may lie on the host. The next run overwrites
+        what this one returns."""
         rows = batch.num_rows
         size = next(size for size in self.sizes if size >= rows)
         graph = self.graphs[size]
@@ -110,8 +113,8 @@ class CudaGraphs:
         self.recorder.record(
             GraphReplayed(batch_size=size, num_rows=rows, captured_seq=graph.captured_seq)
         )
-        hidden, logits = graph.outputs
-        return hidden[:rows], logits[:rows]
+        hidden, logits, greatest = graph.outputs
+        return hidden[:rows], logits[:rows], greatest[:rows]
 
     def _capture(self, size: int) -> _Graph:
         """A graph for `size` rows, and its event. At level full the launches are recorded before
@@ -137,7 +140,8 @@ class CudaGraphs:
     def _forward(self, size: int) -> Outputs:
         batch = self.inputs.batch(size)
         hidden = self.model(self.inputs.token_ids[:size], batch.positions, self.caches, batch)
-        return hidden, self.model.compute_logits(hidden)
+        logits = self.model.compute_logits(hidden)
+        return hidden, logits, kernels_for(logits.device).greatest(logits)
 
     def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """(replay, the tensors that a replay fills). Once without capture, on the side: what

@@ -26,14 +26,15 @@ class DecodeInputs:
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
 
     def fill(self, token_ids: torch.Tensor, batch: AttentionBatch, size: int) -> None:
-        """Copy a step's rows here. token_ids: int64 [rows]. Rows up to `size` become padding: slot
-        −1 (nothing is written), context 0 (nothing is read)."""
+        """Copy a step's rows here, from the host or the device. token_ids: int64 [rows]. Rows up to
+        `size` become padding: slot −1 (nothing is written), context 0 (nothing is read)."""
         rows = batch.num_rows
-        self.token_ids[:rows].copy_(token_ids)
-        self.positions[:rows].copy_(batch.positions)
-        self.slots[:rows].copy_(batch.slot_mapping)
-        self.contexts[:rows].copy_(batch.context_lens)
-        self.tables[:rows, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+        self.token_ids[:rows].copy_(token_ids, non_blocking=True)
+        self.positions[:rows].copy_(batch.positions, non_blocking=True)
+        self.slots[:rows].copy_(batch.slot_mapping, non_blocking=True)
+        self.contexts[:rows].copy_(batch.context_lens, non_blocking=True)
+        width = batch.block_tables.shape[1]
+        self.tables[:rows, :width].copy_(batch.block_tables, non_blocking=True)
         if rows < size:
             self.slots[rows:size].fill_(-1)
             self.contexts[rows:size].zero_()

@@ -21,6 +21,9 @@ r falls within that rounding of a border, about once in a million draws.
 
 Temperature 0 doesn't come here: it is the token with the greatest logit, the lowest id if equal.
 
+Where a logit is NaN, or the greatest one is infinite, nothing can be drawn: all weights of the row
+are 0, and in place of its token stands `NO_TOKEN`, as it does at temperature 0.
+
 Weights are kept in rows padded with zeros to a multiple of 32, so that a row is whole chunks.
 """
 
@@ -30,6 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from engine.kernels.torch_ops import NO_TOKEN
 
 ONE = 2**30  # weight of probability 1
 CHUNK = 32  # tokens
@@ -52,6 +57,9 @@ def integer_weights(logits: torch.Tensor) -> torch.Tensor:
     rows, vocab = logits.shape
     half = torch.tensor(0.5, device=logits.device)
     scaled = torch.softmax(logits, dim=-1)
+    broken = scaled[:, 0].isnan()  # so are the row's others then: each is divided by their sum
+    if bool(broken.any()):
+        scaled[broken] = 0.0
     torch.add(half, scaled, alpha=float(ONE), out=scaled)
     padded = -(-vocab // CHUNK) * CHUNK
     weights = torch.empty((rows, padded), dtype=torch.int32, device=logits.device)
@@ -72,8 +80,8 @@ def keep_min_p(weights: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
 
 
 def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Step 3. `weights`: int32 [rows, chunks · 32], not all 0 in any row; `words`: int64 [rows].
-    Returns int64 [rows], token ids.
+    """Step 3. `weights`: int32 [rows, chunks · 32]; `words`: int64 [rows]. Returns int64 [rows],
+    token ids; `NO_TOKEN` for a row of zeros.
 
     Two levels, so that no running sum over the whole vocabulary is written: first the chunk in
     which the sum passes r, then the token in it.
@@ -82,10 +90,12 @@ def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     sums = chunks.sum(dim=-1, dtype=torch.int32).cumsum(dim=-1, dtype=torch.int32)
     target = ((words * sums[:, -1]) >> 32).to(torch.int32)[:, None]  # the product is below 2^63
     chunk = torch.searchsorted(sums, target, right=True)  # [rows, 1]
+    chunk.clamp_(max=sums.shape[1] - 1)  # of a row of zeros: no sum exceeds its target
     inside = chunks.gather(1, chunk[:, :, None].expand(-1, -1, CHUNK))[:, 0]
     before = sums.gather(1, chunk) - inside.sum(dim=-1, keepdim=True, dtype=torch.int32)
     running = inside.cumsum(dim=-1, dtype=torch.int32) + before
-    return (chunk * CHUNK + torch.searchsorted(running, target, right=True))[:, 0]
+    tokens = (chunk * CHUNK + torch.searchsorted(running, target, right=True))[:, 0]
+    return torch.where(sums[:, -1] > 0, tokens, NO_TOKEN)
 
 
 def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torch.Tensor:
@@ -104,7 +114,8 @@ def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torc
     some = chunks.gather(1, chosen[:, :, None].expand(-1, -1, CHUNK)).flatten(1)
     floor = torch.ceil(best.values[:, 0].double() * cuts.min_p).to(torch.int32)
     border = _border(_ascending(some), weights, floor, cuts, bound)
-    local = draw(_keep(some, border), words)[:, None]
+    # (a row without any weight is among the unknown ones)
+    local = draw(_keep(some, border), words).clamp_(min=0)[:, None]
     tokens = (chosen.gather(1, local // CHUNK) * CHUNK + local % CHUNK)[:, 0]
     if not bool(border.known.all()):
         rest = (~border.known).nonzero()[:, 0]

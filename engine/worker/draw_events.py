@@ -12,6 +12,7 @@ from engine.sampling_params import SamplingParams
 from engine.trace.events import Candidate, SampleDrawn
 from engine.worker.draw import Cuts, cut, integer_weights
 from engine.worker.logprobs import most_probable, token_logprobs
+from engine.worker.sampling_table import warmth
 
 CANDIDATES = 10
 
@@ -35,7 +36,7 @@ def sample_drawn(
         probabilities = torch.zeros(vocab, dtype=torch.float64)
         probabilities[token_id] = 1.0
     else:
-        temperature = torch.tensor(params.temperature, dtype=torch.float32, device=raw.device)
+        temperature = torch.tensor(warmth(params), dtype=torch.float32, device=raw.device)
         weights = integer_weights((adjusted / temperature)[None])
         kept = cut(weights, _cuts(params, vocab, raw.device))[0, :vocab].double().cpu()
         probabilities = kept / kept.sum()

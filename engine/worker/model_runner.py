@@ -13,6 +13,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.messages import (
+    NO_TOKEN,
     KVShape,
     NewRow,
     Row,
@@ -34,6 +35,7 @@ from engine.worker import machine, start_memory
 from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.cpu_graphs import CpuGraphs
 from engine.worker.cuda_graphs import CudaGraphs, sample_memory
+from engine.worker.finite_rows import finite_rows
 from engine.worker.kv_cache import KVCache, bytes_per_block
 from engine.worker.kv_dtype import chosen_kv_dtype
 from engine.worker.kv_sizing import gib, size_kv
@@ -260,19 +262,24 @@ class ModelRunner:
                 self.cache.copy(plan.copies)
         if not plan.rows:
             return StepOutput(step=plan.step, tokens=[])
-        inputs = self.rows.gather(plan, self.device)
+        inputs = self.rows.gather(plan)
         self.cache.settle()
         prepared = time.perf_counter_ns()
 
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
-        logits = None
+        logits = greatest = None
         if self.graphs is not None and self.graphs.fits(inputs.attention):
-            hidden, every = self.graphs.run(inputs.token_ids, inputs.attention)
+            hidden, *rest = self.graphs.run(inputs.token_ids, inputs.attention)
             if drawing:
-                logits = every if len(drawing) == len(every) else every[drawing]
+                if len(drawing) < len(hidden):
+                    rest = [None if every is None else every[drawing] for every in rest]
+                logits, greatest = rest
         else:
+            inputs = inputs.to(self.device)
             with recording(self.recorder, device=self.device.type):
                 hidden, logits = self._compute(inputs, drawing)
+        silent = [i for i, row in enumerate(inputs.rows) if not row.samples]
+        finite = finite_rows(hidden, inputs, silent) if silent else None
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
         computed = time.perf_counter_ns()
@@ -283,7 +290,10 @@ class ModelRunner:
         tokens: list[list[int]] = [[] for _ in plan.rows]
         if logits is not None:
             with recording(self.recorder, device=self.device.type):
-                tokens = self.sampling.run(inputs, drawing, logits, details)
+                tokens = self.sampling.run(inputs, drawing, logits, details, greatest)
+        for i, is_finite in zip(silent, [] if finite is None else finite.tolist()):
+            if not is_finite:
+                tokens[inputs.order[i]] = [NO_TOKEN]
         done = time.perf_counter_ns()
         return StepOutput(
             step=plan.step,

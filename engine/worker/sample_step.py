@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.core.messages import Row, RowDetail, TokenLogprobs
+from engine.core.messages import NO_TOKEN, Row, RowDetail, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.worker.batch_rows import BatchRows, StepInputs
@@ -44,12 +44,15 @@ class SampleStep:
         drawing: list[int],
         logits: torch.Tensor,
         details: dict[str, RowDetail],
+        greatest: torch.Tensor | None = None,
     ) -> list[list[int]]:
         """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
+        `greatest`: where the greatest of each row is, [len(drawing)], if it is known already.
 
-        Returns the tokens of every row in the plan's order, and puts log-probabilities into
-        `details`. A row that forks draws n times from its logits, the i-th time with seed + i; its
-        own sequence goes on with the first token, the siblings come with the next plan.
+        Returns the tokens of every row in the plan's order (`NO_TOKEN` where its logits aren't
+        finite), and puts log-probabilities into `details`. A row that forks draws n times from its
+        logits, the i-th time with seed + i; its own sequence goes on with the first token, the
+        siblings come with the next plan.
         """
         rows = [inputs.rows[i] for i in drawing]
         counts = [row.samples for row in rows]
@@ -65,10 +68,14 @@ class SampleStep:
             batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]
             logits = logits[torch.from_numpy(of).to(logits.device)]
+            greatest = None
         recorded = self._recorded(rows, firsts)
-        tokens, logprobs = self._draw(logits, batch, positions, recorded)
-        self.rows.append(slots, ends, tokens[firsts])
-        self.table.appended(slots, tokens[firsts])
+        tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
+        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
+        # once more before that, with a token that exists.
+        kept = np.maximum(tokens[firsts], 0)
+        self.rows.append(slots, ends, kept)
+        self.table.appended(slots, kept)
 
         result: list[list[int]] = [[] for _ in inputs.rows]
         drawn = tokens.tolist()
@@ -86,22 +93,27 @@ class SampleStep:
         batch: SampleBatch,
         positions: np.ndarray,
         recorded: list[_Recorded],
+        greatest: torch.Tensor | None,
     ) -> tuple[np.ndarray, dict[int, TokenLogprobs]]:
         """The tokens, int64 [draws], and by place the log-probabilities of draws that want them."""
         asking = batch.logprob_rows
         if batch.plain and not asking and not recorded:
-            return self.sampler.draw(logits, batch, positions).cpu().numpy(), {}
+            if greatest is None:
+                greatest = self.sampler.draw(logits, batch, positions)
+            return greatest.cpu().numpy(), {}
         logits = logits.float()
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
         adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
         tokens = self.sampler.draw(adjusted, batch, positions).cpu().numpy()
         wanted = [self._params(batch, place).logprobs or 0 for place in asking]
-        logprobs = dict(zip(asking, token_logprobs(raw, tokens[asking], wanted)))
+        logprobs = dict(zip(asking, token_logprobs(raw, np.maximum(tokens[asking], 0), wanted)))
         if recorded:
             words = batch.words(positions)
             for draw, its_raw in zip(recorded, recorded_raw):
                 place = draw.place
+                if tokens[place] == NO_TOKEN:
+                    continue
                 event = sample_drawn(
                     its_raw,
                     adjusted[place],

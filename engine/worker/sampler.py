@@ -58,7 +58,7 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
         """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab] (of any
-        dtype in a `plain` batch).
+        dtype in a `plain` batch); `NO_TOKEN` for a row whose logits aren't finite.
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from engine.core.messages import NewRow
+from engine.sampling_params import SamplingParams
 from engine.worker.draw import Cuts
 from engine.worker.penalties import OutputCounts
 from engine.worker.philox import random_words
@@ -20,6 +21,7 @@ from engine.worker.token_rules import TokenRules
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 AHEAD = 16  # positions for which random words are computed at once
+LEAST_TEMPERATURE = 1e-30  # logits that are divided by less would not stay finite
 
 
 @dataclass
@@ -63,6 +65,11 @@ class SampleBatch:
         return self._ahead[:, 0]
 
 
+def warmth(params: SamplingParams) -> float:
+    """What logits are divided by; 0: nothing is, the greatest is taken."""
+    return max(params.temperature, LEAST_TEMPERATURE) if params.temperature else 0.0
+
+
 class SamplingTable:
     """Parameters by slot. `set` and `clear` follow the rows; `batch` gathers."""
 
@@ -84,7 +91,7 @@ class SamplingTable:
         self.clear(slot)
         params = row.params
         self._floats[slot] = (
-            params.temperature,
+            warmth(params),
             params.top_p,
             params.min_p,
             params.repetition_penalty,

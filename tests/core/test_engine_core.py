@@ -6,6 +6,7 @@ import pytest
 from core_harness import Harness
 
 from engine.core.engine_core import RequestError
+from engine.core.messages import NO_TOKEN
 from engine.trace import events
 
 LOOPS = pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
@@ -432,3 +433,39 @@ def test_a_step_costs_the_same_in_a_pool_of_any_size(engine):
             gc.enable()
         counts.append(calls)
     assert counts[0] == counts[1]
+
+
+@LOOPS
+def test_a_sequence_without_finite_logits_ends_alone_and_nobody_finds_its_blocks(
+    engine, overlapped
+):
+    """The worker says so in place of a token, in the third step of one of two requests."""
+    h = engine(async_scheduling=overlapped)
+    compute = h.worker.execute
+    computed = []
+
+    def execute(plan):
+        output = compute(plan)
+        for place, row in enumerate(plan.rows):
+            computed.append(row.request_id)
+            if row.request_id == "a" and computed.count("a") == 3:
+                output.tokens[place] = [NO_TOKEN]
+        return output
+
+    h.worker.execute = execute
+    h.add("a", prompt(10), max_tokens=9)
+    h.add("b", prompt(10, 7), max_tokens=9)
+    h.run()
+    assert h.finish_reasons == {("a", 0): "error", ("b", 0): "length"}
+    assert len(h.answers["a", 0]) == 2
+    del h.sent["a"]
+    h.expect_solo_answers()
+    [end] = [e for e in h.recorded(events.RequestFinished) if e.request_id == "a"]
+    assert end.reason == "error" and "no finite logits for position 12" in end.why
+    forgotten = [e for e in h.recorded(events.BlockEvicted) if "a failed" in e.why]
+    assert len(forgotten) == 2  # full blocks of its prompt; the one that was full then isn't cached
+    h.add("c", prompt(10), max_tokens=3)  # as a's: nothing is there
+    h.add("d", prompt(10, 7), max_tokens=3)  # as b's
+    h.run()
+    cached = {e.request_id: e.num_cached_tokens for e in h.recorded(events.RequestAdmitted)}
+    assert (cached["c"], cached["d"]) == (0, 8)

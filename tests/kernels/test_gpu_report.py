@@ -53,7 +53,7 @@ def test_memcheck_counts_errors(tmp_path):
     assert (found["ran"], found["errors"]) == (True, 3)
     given, environment = (tmp_path / "given").read_text().splitlines()
     assert given.startswith("--tool memcheck")
-    assert "python -m benchmarks.gpu --only kernels" in given
+    assert "python -m benchmarks.gpu.parts kernels --few" in given
     assert environment == "1"
     assert report.faults({"memcheck": [found]}) == [found]
 
@@ -65,6 +65,14 @@ def test_memcheck_that_could_not_run_says_why(tmp_path):
     assert "CUDA toolkit" in memcheck.memcheck(None, True)["why"]
     assert "no device" in memcheck.memcheck(tool, False)["why"]
     assert report.faults({"memcheck": [found]}) == []
+
+
+def test_memcheck_that_takes_too_long_says_so(tmp_path):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    tool.chmod(0o755)
+    found = memcheck.memcheck(str(tool), has_device=True, limit_s=0.2)
+    assert not found["ran"] and "not done after" in found["why"]
 
 
 def test_the_tool_is_found_in_cuda_home(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from engine.config import EngineConfig
 from engine.models.errors import ModelError
 from engine.models.loader import choose_dtype, load_model
-from engine.trace.events import EngineModelLoaded
+from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
 CPU = torch.device("cpu")
@@ -253,6 +253,62 @@ def test_quantized_checkpoint(tmp_path):
     save(NATIVE["llama"](), tmp_path)
     edit_config(tmp_path, quantization_config={"quant_method": "awq", "bits": 4})
     refused(tmp_path, r"quantized checkpoints \(awq\) are not supported yet")
+
+
+SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+FOR_8_BITS = {"quant_method": "compressed-tensors", "kv_cache_scheme": SCHEME, "config_groups": {}}
+
+
+def save_with_scales(folder, greatest: float, name: str = "k_scale"):
+    """A checkpoint that was calibrated for an 8-bit KV cache, as compressed-tensors saves it."""
+    reference = save(NATIVE["llama"](), folder)
+
+    def add(weights):
+        for layer, scale in enumerate((0.02, greatest)):
+            weights[f"model.layers.{layer}.self_attn.{name}"] = torch.tensor([scale])
+            weights[f"model.layers.{layer}.self_attn.v_scale"] = torch.tensor([0.01])
+
+    rewrite(folder, add)
+    edit_config(folder, quantization_config=FOR_8_BITS)
+    return reference
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_e5m2"])
+@pytest.mark.parametrize("name", ["k_scale", "k_proj.k_scale", "kv_scale"])
+def test_scales_of_an_8_bit_cache_are_told_about(tmp_path, kv_cache_dtype, name):
+    reference = save_with_scales(tmp_path, 0.5, name)
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    config = EngineConfig(model=str(tmp_path), kv_cache_dtype=kv_cache_dtype)
+    assert_loaded_as(load_model(config, CPU, recorder=recorder), reference)
+    recorder.close()
+    told = [event.message for event in events if isinstance(event, EngineWarning)]
+    if kv_cache_dtype == "auto":  # they don't concern such a cache
+        assert told == []
+    else:
+        [line] = told
+        assert (
+            "4 scales for an 8-bit KV cache are not used" in line
+            and "by them they reach 224" in line
+        )
+
+
+def test_scales_that_would_be_needed_are_refused(tmp_path):
+    save_with_scales(tmp_path, 2.5)
+    line = r"layers.1.self_attn.k_scale is 2.5: numbers up to 1,120, but .*; use fp8_e5m2 or auto\."
+    refused(tmp_path, line, kv_cache_dtype="fp8")
+    load(tmp_path, kv_cache_dtype="fp8_e5m2")
+    load(tmp_path)
+    for name, change in (("wide", float("inf")), ("broken", float("nan"))):
+        (tmp_path / name).mkdir()
+        save_with_scales(tmp_path / name, change)
+        refused(tmp_path / name, "use auto", kv_cache_dtype="fp8_e5m2")
+
+
+def test_weights_in_8_bits_beside_scales_are_still_refused(tmp_path):
+    save_with_scales(tmp_path, 0.5)
+    edit_config(tmp_path, quantization_config={**FOR_8_BITS, "config_groups": {"group_0": {}}})
+    refused(tmp_path, r"quantized checkpoints \(compressed-tensors\) are not supported yet")
 
 
 def test_quantized_tensors_without_a_word_in_config(tmp_path):

@@ -28,7 +28,6 @@ def test_native_model_equals_transformers(kind, backend, tmp_path):
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_adapted_model_equals_transformers(kind, backend, tmp_path):
     reference = save(ADAPTED[kind](), tmp_path)
-    reference.set_attn_implementation("eager")  # soft-caps and sinks need it
     model = load(tmp_path)
     assert model.implementation == "transformers adapter"
     compare_with_transformers(PagedModel(model), reference, VOCAB)
@@ -38,7 +37,6 @@ def test_adapted_model_equals_transformers(kind, backend, tmp_path):
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.float32])
 def test_bf16_stays_near_fp32(kind, cache_dtype, backend, tmp_path):
     reference = save({**NATIVE, **ADAPTED}[kind](), tmp_path)
-    reference.set_attn_implementation("eager")
     model = load(tmp_path, dtype="bfloat16")
     text = torch.randint(3, VOCAB, (29,), generator=torch.Generator().manual_seed(1)).tolist()
     paged = PagedModel(model, cache_dtype=cache_dtype)

@@ -104,10 +104,15 @@ ADAPTED = {
 
 
 def make(config, seed: int = 0):
-    """The model in fp32, every weight random: biases and norms too, which start as 0 and 1."""
+    """The model in fp32, every weight random: biases and norms too, which start as 0 and 1.
+
+    It attends eagerly: torch's SDPA, the default of some models in some versions of transformers,
+    leaves out soft-caps and sinks without a word."""
     torch.manual_seed(seed)
     config.initializer_range = 0.2
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -138,3 +138,28 @@ def test_a_profile_times_each_kernel_and_the_record_reads_as_text(reference):
     replay = Replay.of(record)
     replay.check()
     assert not replay.state.lost
+
+
+def test_an_answer_without_finite_logits_says_so_and_others_are_whole(reference, tmp_path):
+    _, model, hf = reference
+    [letter] = hf.encode("ж", add_special_tokens=False)[-1:]
+    weight = model.get_input_embeddings().weight
+    before = weight[letter].clone()
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    try:
+        with torch.no_grad():
+            weight[letter] = float("nan")
+        model.save_pretrained(tmp_path)
+    finally:
+        with torch.no_grad():
+            weight[letter] = before
+    hf.save_pretrained(tmp_path)
+    with (
+        LLM(str(tmp_path), dtype="float32", num_gpu_blocks_override=64) as llm,
+        pytest.warns(UserWarning, match="no finite logits for position"),
+    ):
+        sick, healthy = llm.generate(["жж", "hello"], params, use_tqdm=False)
+    assert sick.outputs[0].finish_reason == "error" and sick.outputs[0].token_ids == []
+    assert "no finite logits for position" in sick.error
+    assert healthy.outputs[0].finish_reason == "length" and len(healthy.outputs[0].token_ids) == 6
+    assert healthy.error == ""

@@ -32,7 +32,7 @@ def test_tensors_of_random_plans():
             start = chance.randrange(50)
             count = chance.choice([1, 1, chance.randint(1, 10)])
             plan.rows.append(row(name, start, count))
-        inputs = rows.gather(plan, CPU)
+        inputs = rows.gather(plan)
         ordered = sorted(plan.rows, key=lambda part: part.num_tokens > 1)
         batch = inputs.attention
         assert inputs.rows == ordered
@@ -67,7 +67,7 @@ def test_a_slot_is_clean_for_its_next_sequence():
     rows.put("b", new_row([3]))
     rows.update_tables([row("b", 0, 1, blocks=[7])])
     plan = StepPlan(step=1, rows=[row("b", 0, 1), row("long", 39, 1)])
-    assert rows.gather(plan, CPU).attention.block_tables[0].tolist() == [7] + [0] * 9
+    assert rows.gather(plan).attention.block_tables[0].tolist() == [7] + [0] * 9
 
 
 def test_slots_come_back():

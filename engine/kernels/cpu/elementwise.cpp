@@ -268,7 +268,7 @@ EXPORT void glasshouse_write_kv(const WriteArgs* a) {
 
 struct ArgmaxArgs {
     const void* x;  // [rows, width]
-    int64_t* out;   // [rows]: index of the largest; the first one of equals
+    int64_t* out;   // [rows]: index of the largest; the first one of equals; -1 if it isn't finite or there is a NaN
     int64_t rows, width, x_stride, type;
 };
 
@@ -279,17 +279,28 @@ static void argmax(const ArgmaxArgs& a) {
     for (int64_t row = 0; row < a.rows; row++) {
         const T* x = (const T*)a.x + row * a.x_stride;
         float best = -INFINITY;
+        ivec strange = {};  // -1 in a lane that met a NaN, which no comparison would choose
         int64_t index = 0;
         for (int64_t start = 0; start < a.width; start += PIECE) {  // the first piece with the largest number
             int64_t end = start + PIECE < a.width ? start + PIECE : a.width, i = start;
             vec top = vec{} - INFINITY;
-            for (; i + VEC <= end; i += VEC) top = vmax(load(x + i), top);
+            for (; i + VEC <= end; i += VEC) {
+                vec v = load(x + i);
+                strange |= v != v;
+                top = vmax(v, top);
+            }
             float here = largest(top);
-            for (; i < end; i++) here = to_float(x[i]) > here ? to_float(x[i]) : here;
+            for (; i < end; i++) {
+                float v = to_float(x[i]);
+                strange[0] |= -int32_t(v != v);
+                here = v > here ? v : here;
+            }
             if (here > best) best = here, index = start;
         }
-        while (index < a.width - 1 && !(to_float(x[index]) == best)) index++;
-        a.out[row] = index;
+        bool finite = best > -INFINITY && best < INFINITY;
+        for (int lane = 0; lane < VEC; lane++) finite &= !strange[lane];
+        while (finite && to_float(x[index]) != best) index++;
+        a.out[row] = finite ? index : -1;
     }
 }
 

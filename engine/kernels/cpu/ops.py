@@ -281,9 +281,9 @@ class NativeOps(AttentionOps):
         return x
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """Index of the largest of each row, the first of equals. x: [rows, width] → [rows]."""
+        """As `torch_ops.greatest`."""
         if x.dtype not in TYPES or not x.is_contiguous():
-            return x.argmax(dim=-1)
+            return torch_ops.greatest(x)
         rows, width = x.shape
         out = torch.empty(rows, dtype=torch.int64)
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])

@@ -31,6 +31,7 @@ def operations() -> dict[str, Callable[..., Any]] | None:
         "activation": ("silu_and_mul",),
         "linear": ("linear",),
         "draw": ("draw",),
+        "greatest": ("greatest",),
         "blocks": ("copy_blocks",),
     }.items():
         loaded = importlib.import_module(f"engine.kernels.triton.{module}")

@@ -15,7 +15,17 @@ from typing import Any
 import torch
 
 from engine.kernels.fp8 import LARGEST
-from engine.kernels.triton import activation, angles, attention, blocks, draw, embed, norm, rotary
+from engine.kernels.triton import (
+    activation,
+    angles,
+    attention,
+    blocks,
+    draw,
+    embed,
+    greatest,
+    norm,
+    rotary,
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cache only
@@ -58,6 +68,7 @@ def variants() -> Iterator[Variant]:
         yield _elementwise("silu_and_mul", dtype)
         for add in (False, True):
             yield _embed(dtype, add)
+        yield _greatest_of_pieces(dtype)
         for width in WIDTHS if dtype == "bf16" else WIDTHS[1:2]:
             for center in (False, True):
                 for add in (False, True):
@@ -76,6 +87,7 @@ def variants() -> Iterator[Variant]:
             yield _merge(head_dim, splits)
     for vocab in (256, 32000):
         yield _draw(vocab)
+        yield _greatest_of_rows(vocab)
     yield _angles()
     yield _copy()
 
@@ -235,6 +247,38 @@ def _draw(vocab: int) -> Variant:
         },
         constants={"BLOCK": draw.block_for(vocab)},
         num_warps=draw.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _greatest_of_pieces(dtype: str) -> Variant:
+    return Variant(
+        name=f"greatest of pieces {dtype}",
+        kernel=greatest.greatest_of_pieces_kernel,
+        types={
+            "x_ptr": f"*{dtype}",
+            "values_ptr": "*fp32",
+            "places_ptr": "*i32",
+            "width": "i32",
+        },
+        constants={"BLOCK": greatest.PIECE},
+        num_warps=greatest.PIECE_WARPS,
+        num_stages=1,
+    )
+
+
+def _greatest_of_rows(vocab: int) -> Variant:
+    return Variant(
+        name=f"greatest of rows vocabulary {vocab}",
+        kernel=greatest.greatest_of_rows_kernel,
+        types={
+            "values_ptr": "*fp32",
+            "places_ptr": "*i32",
+            "out_ptr": "*i64",
+            "pieces": "i32",
+        },
+        constants={"BLOCK": greatest.block_for(-(-vocab // greatest.PIECE))},
+        num_warps=greatest.ROW_WARPS,
         num_stages=1,
     )
 

@@ -15,11 +15,13 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
 from engine.kernels.triton.start import start
 
 BLOCK = 4096  # tokens of a pass
 NUM_WARPS = 8
+NO_TOKEN = tl.constexpr(torch_ops.NO_TOKEN)
 
 
 @triton.jit
@@ -44,7 +46,7 @@ def draw_kernel(
     top_p_ptr,  # fp64 [rows], 1: off
     min_p_ptr,  # fp64 [rows], 0: off
     words_ptr,  # int64 [rows], in [0, 2^32)
-    tokens_ptr,  # int64 [rows], written
+    tokens_ptr,  # int64 [rows], written; NO_TOKEN for a row that isn't finite
     vocab,
     BLOCK: tl.constexpr,
 ):
@@ -57,10 +59,12 @@ def draw_kernel(
     greatest = tl.full([BLOCK], float("-inf"), tl.float32)
     for first in range(0, vocab, BLOCK):
         at = first + lanes
-        greatest = tl.maximum(
-            greatest, tl.load(logits_ptr + at, mask=at < vocab, other=float("-inf"))
-        )
+        x = tl.load(logits_ptr + at, mask=at < vocab, other=float("-inf"))
+        greatest = tl.maximum(greatest, tl.where(x == x, x, float("inf")))
     top = tl.max(greatest, 0)
+    if tl.abs(top) == float("inf"):  # there is a NaN, or nothing finite to begin with
+        tl.store(tokens_ptr + row, NO_TOKEN)
+        return
     sums = tl.zeros([BLOCK], tl.float32)
     for first in range(0, vocab, BLOCK):
         at = first + lanes

@@ -3,9 +3,9 @@
 Grid: (tokens, pieces of 1,024 columns). A token's row lies anywhere in the table and is only
 copied, so nothing is shared; pieces give a single token (decode) more than one program.
 
-A kernel can't raise for a token that isn't in the table, and there may be one: where all logits
-are NaN, `draw` gives a token that doesn't exist. Such a row becomes NaN; nothing outside the table
-is read, and other requests go on. Positions are always valid: the scheduler counts them, and rows
+A kernel can't raise for a token that isn't in the table. Should there ever be one, its row becomes
+NaN, which ends its request by name (`NO_TOKEN`); nothing outside the table is read, and other
+requests go on. Positions are always valid: the scheduler counts them, and rows
 that only pad a graph have those of an earlier step.
 """
 

@@ -467,6 +467,18 @@ def test_argmax(ops, seed, rows, width, dtype, ties):
     assert ops.argmax(x).tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 5, 37, 1024, 3000])
+def test_argmax_of_what_is_not_finite(ops, dtype, width):
+    """One NaN anywhere, or an infinite maximum, and there is none; as plain torch has it."""
+    x = numbers(1, 6, width, dtype=dtype)
+    x[1, width // 2], x[2, -1], x[3, 0] = math.nan, math.nan, math.inf
+    x[4], x[5, 1:] = -math.inf, -math.inf
+    expected = torch_ops.greatest(x)
+    assert (expected == torch_ops.NO_TOKEN).tolist() == [False, True, True, True, True, False]
+    assert ops.argmax(x).tolist() == expected.tolist()
+
+
 def test_a_type_that_no_kernel_takes_goes_to_torch(ops):
     x = numbers(1, 3, 8).double()
     weight = numbers(2, 8).double()

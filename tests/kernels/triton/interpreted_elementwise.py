@@ -12,7 +12,8 @@ from moving_blocks import move_at_random
 
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.launch import recording
-from engine.kernels.triton import activation, blocks, draw, norm
+from engine.kernels.torch_ops import NO_TOKEN
+from engine.kernels.triton import activation, blocks, draw, greatest, norm
 from engine.layers.attention_batch import LayerKV
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
@@ -101,6 +102,36 @@ def test_a_draw_over_several_passes_of_a_large_vocabulary():
     cuts = definition.Cuts(torch.tensor([9001, 100]), top_p, torch.zeros(2, dtype=torch.float64))
     expected = definition.cut_and_draw(definition.integer_weights(logits), cuts, words)
     assert torch.equal(draw.draw(logits, *cuts, words), expected)
+
+
+@pytest.mark.parametrize("vocab", [40, 9001])
+def test_no_token_where_logits_are_not_finite(vocab):
+    """A row with one NaN, anywhere, or an infinite maximum: the kernel says so as the CPU does, and
+    the rows beside it are drawn as ever."""
+    inf, nan = float("inf"), float("nan")
+    torch.manual_seed(0)
+    logits = torch.randn(7, vocab)
+    logits[1, -1], logits[2, 0], logits[3, 20] = nan, nan, inf
+    logits[4], logits[5] = nan, -inf
+    logits[6, 5:] = -inf
+    words = torch.randint(0, 2**32, (7,))
+    top_p = torch.tensor([0.9, 0.5, 1, 1, 0.5, 1, 1], dtype=torch.float64)
+    top_k = torch.tensor([vocab, 5, vocab, 3, 7, vocab, 2])
+    cuts = definition.Cuts(top_k, top_p, torch.zeros(7, dtype=torch.float64))
+    expected = definition.cut_and_draw(definition.integer_weights(logits), cuts, words)
+    assert (expected == NO_TOKEN).tolist() == [False, *[True] * 5, False]
+    assert torch.equal(draw.draw(logits, *cuts, words), expected)
+    expected = torch_ops.greatest(logits)
+    assert (expected == NO_TOKEN).tolist() == [False, *[True] * 5, False]
+    assert torch.equal(greatest.greatest(logits), expected)
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4095, 4096, 4097, 13000]), DTYPES, st.booleans())
+@FEW
+def test_greatest(rows, width, dtype, ties):
+    x = torch.randn(rows, width) * 9
+    x = (x.round() if ties else x).to(dtype)  # rounded ones have equals, and the first one counts
+    assert torch.equal(greatest.greatest(x), torch_ops.greatest(x))
 
 
 def test_blocks_are_copied_in_all_tensors():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 import engine.kernels
 from engine.kernels import Kernels
 from engine.sampling_params import SamplingParams
-from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched
+from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched, RequestFinished
 from engine.trace.recorder import Recorder
 from engine.worker.cuda_graphs import CudaGraphs, sample_memory
 
@@ -50,7 +51,8 @@ PARAMS = [
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: kernels)
+    for name in ("sampler", "cuda_graphs"):
+        monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
 
@@ -72,7 +74,7 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     found, launched = answers(tmp_path, monkeypatch, engine.kernels.on_cuda())
     assert found == expected
     assert not none
-    wanted = {"embed", "paged_attention", "rotate_and_write", "draw"}
+    wanted = {"embed", "paged_attention", "rotate_and_write", "draw", "greatest_of_rows"}
     of_model = {
         "qwen3": {"angles", "rms_norm", "add_rms_norm", "silu_and_mul"},
         "opt": {"layer_norm"},
@@ -81,7 +83,8 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     assert wanted <= {kernel for kernel, backend in launched if backend == "triton"}
 
 
-def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
+@pytest.fixture
+def graphs(monkeypatch):
     """All of `cuda_graphs.py` but the capture itself, for which there is no device: a "replay" here
     runs the same function again and writes into the tensors of the first run, as a graph would.
     """
@@ -96,6 +99,9 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
         return replay, outputs
 
     monkeypatch.setattr(CudaGraphs, "_record", record)
+
+
+def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
     expected, _ = answers(tmp_path, monkeypatch, engine.kernels.TORCH)
@@ -105,7 +111,8 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
         with torch.inference_mode():
             make = lambda sizes: runner.cuda_graphs(Recorder("off"), sizes)  # noqa: E731
             taken, _ = sample_memory(make, 4, lambda: 0)  # of graphs for 4, 2 and 1 rows
-            assert taken == (2 + 1) * 4 * (32 + 97)  # hidden states and logits of the two others
+            # hidden states, logits and the greatest's places of the two others
+            assert taken == (2 + 1) * (4 * (32 + 97) + 8)
             runner.graphs = runner.cuda_graphs(runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(PROMPTS, PARAMS) == expected
@@ -119,3 +126,49 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch):
     for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing, not even at −1
         assert torch.equal(k, layer.k[-1])
         assert torch.equal(v, layer.v[-1])
+
+
+def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
+    """Nothing is launched after it: the graph has the places of the greatest logits."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
+    greedy = [PARAMS[0]] * 3
+    with make_engine(tmp_path, monkeypatch, engine.kernels.TORCH) as on_tokens:
+        expected = on_tokens.run(PROMPTS, greedy)
+    kernels, sampled = engine.kernels.on_cuda(), []
+
+    def greatest(logits):
+        sampled.append(len(logits))
+        return kernels.greatest(logits)
+
+    with make_engine(tmp_path, monkeypatch, kernels, budget=16) as on_tokens:
+        counting = replace(kernels, greatest=greatest)
+        monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: counting)
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.cuda_graphs(Recorder("off"))
+        assert on_tokens.run(PROMPTS, greedy) == expected
+    assert sampled == [3]  # by the step of the prompts; the two that followed were replayed
+
+
+def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graphs):
+    """Overlapped and replayed, as on CUDA: the second one's first token has an embedding of NaN."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS["qwen3"]).float()
+    model.save_pretrained(tmp_path / "sane")
+    expected, _ = answers(tmp_path / "sane", monkeypatch, engine.kernels.TORCH)
+    drawn = [[token] for [[token, *_]] in expected]
+    assert drawn[1] not in (drawn[0], drawn[2])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[drawn[1]] = float("nan")
+    model.save_pretrained(tmp_path)
+    kernels, options = engine.kernels.on_cuda(), {"budget": 16, "async_scheduling": True}
+    with make_engine(tmp_path, monkeypatch, kernels, **options) as on_tokens:
+        on_tokens.recorder.full = True
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.cuda_graphs(runner.recorder)
+        assert on_tokens.run(PROMPTS, PARAMS) == [expected[0], [drawn[1]], expected[2]]
+        assert on_tokens.recorded(GraphReplayed)
+        [failed] = [e for e in on_tokens.recorded(RequestFinished) if e.reason == "error"]
+    assert failed.request_id == "r1" and "position 2" in failed.why

@@ -1,5 +1,6 @@
 """The kernels compiled for GPUs that aren't here: the committed results are of these very sources,
-without faults, and a few variants compiled again give the same."""
+without faults, and a few variants compiled again give the same; with another version of Triton than
+the committed one they may take other registers, but have no faults either."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import pytest
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import triton
 
 from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.compile_all import (
@@ -48,6 +51,8 @@ def compiled(committed) -> list[Compiled]:
 
 
 def test_committed_results_are_of_these_sources(committed):
+    if committed["triton"] != triton.__version__:
+        pytest.skip(f"they are of Triton {committed['triton']}, here is {triton.__version__}")
     assert committed["sources"] == sources_hash(), (
         "a kernel or a variant changed: run python -m engine.kernels.triton.compile_all"
     )
@@ -78,9 +83,12 @@ def test_faults_are_found():
 
 
 @pytest.mark.parametrize(("name", "capability"), AGAIN)
-def test_compiled_again(name, capability, compiled):
-    [before] = [r for r in compiled if (r.variant, r.capability) == (name, capability)]
-    assert compile_variant(BY_NAME[name], capability) == before
+def test_compiled_again(name, capability, committed, compiled):
+    found = compile_variant(BY_NAME[name], capability)
+    assert found.faults(BY_NAME[name].tensor_cores) == []
+    if committed["triton"] == triton.__version__:
+        [before] = [r for r in compiled if (r.variant, r.capability) == (name, capability)]
+        assert found == before
 
 
 @pytest.mark.parametrize("capability", SHARED_KIB)

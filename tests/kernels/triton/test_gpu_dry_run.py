@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+from benchmarks.gpu.interpreter import why_not
+from benchmarks.gpu.parts import PARTS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_dry_run(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(tmp_path)],
@@ -26,10 +29,12 @@ def test_dry_run(tmp_path):
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     record = json.loads((tmp_path / "gpu-dry-run.json").read_text())
+    assert list(record["parts"]) == list(PARTS)
+    assert {state["ended"] for state in record["parts"].values()} == {"complete"}
     assert record["limits"]["copy_gb_s"] > 0
     assert {check["kernel"].split()[0] for check in record["kernels"]} == {
         *("rms_norm", "add_rms_norm", "add_layer_norm", "silu_and_mul", "qkv_attention"),
-        *("embed", "angles", "copy_blocks", "draw"),
+        *("embed", "angles", "copy_blocks", "draw", "greatest"),
     }
     assert {"qkv_attention on e4m3fn", "qkv_attention on e5m2"} < {
         check["kernel"] for check in record["kernels"]

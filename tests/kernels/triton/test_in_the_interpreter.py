@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
+from benchmarks.gpu.interpreter import why_not
+
 HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
 @pytest.mark.parametrize("file", sorted(path.name for path in HERE.glob("interpreted_*.py")))
 def test_interpreted(file):
     result = subprocess.run(
@@ -31,3 +34,14 @@ def test_interpreted(file):
         check=False,
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.3.5", True), ("3.6.0", "2.5.2", False), ("3.7.1", "2.4.6", True)],
+)
+def test_which_versions_of_the_interpreter_work(monkeypatch, triton, numpy, works):
+    versions = {"triton": triton, "numpy": numpy}
+    monkeypatch.setattr("benchmarks.gpu.interpreter.version", versions.__getitem__)
+    assert (why_not() == "") is works
+    assert works or numpy in why_not()
