@@ -6,12 +6,16 @@
 are the drain thread's work. The buffer is bounded: when subscribers fall so far behind that it is
 full, new events are counted and dropped, and an `engine.warning` in the record says how many and
 where.
+
+Events of another process (`forward`) come a little later than they happened. Where there are such,
+own events wait for them, `MERGE_S` at most, so that both fall into one order by time.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -30,6 +34,7 @@ from engine.trace.events import (
 
 LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
+MERGE_S = 0.15  # the other process's drain, the way here, and as much again: it may be busy
 
 Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
@@ -71,8 +76,10 @@ class Recorder:
         self._lock = threading.Lock()  # seq, time and append are one act, so the buffer is in order
         self._next_seq = count(1).__next__
         self._buffer: list[Event] = []
+        self._forwarded: list[Event] = []  # of another process; in order by time, as its own are
+        self._merges = False  # there is another process
+        self._merged_ns = 0  # the other process's events are here up to this time
         self._told = 0  # losses that a warning has stated already
-        self._forwarded = False  # the buffer holds events of another process
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
         self._reader: Reader | None = None
@@ -129,11 +136,12 @@ class Recorder:
             return
         with self._lock:
             for event in events:
-                if len(self._buffer) >= self.capacity:
+                self._merged_ns = max(self._merged_ns, event.ts_ns)
+                if len(self._forwarded) >= self.capacity:
                     self.dropped += 1
                 else:
-                    self._buffer.append(event)
-            self._forwarded = True
+                    self._forwarded.append(event)
+            self._merges = True
 
     # ------------------------------------------------------------------------------ subscribers
 
@@ -153,10 +161,18 @@ class Recorder:
         if self.text:
             self._reader = reader
 
-    def flush(self) -> None:
-        """Hand over what waits, now, on the caller's thread."""
+    def settle(self) -> None:
+        """Return when all that has happened by now is handed over, in order. That takes `MERGE_S`
+        where events of another process come, too."""
+        if self._merges:
+            time.sleep(MERGE_S)
         with self._drain_lock:
             self._drain()
+
+    def flush(self) -> None:
+        """Hand over all that waits, now, on the caller's thread."""
+        with self._drain_lock:
+            self._drain(everything=True)
 
     def close(self) -> None:
         """Stop the drain thread and hand over what is left. Nothing is recorded afterwards."""
@@ -170,19 +186,27 @@ class Recorder:
 
     def _drain_loop(self) -> None:
         while not self._closed.wait(DRAIN_INTERVAL_S):
-            self.flush()
+            with self._drain_lock:
+                self._drain()
 
-    def _drain(self) -> None:
+    def _drain(self, everything: bool = False) -> None:
         with self._lock:
-            batch, self._buffer = self._buffer, []
-            forwarded, self._forwarded = self._forwarded, False
             if self.dropped > self._told:
-                batch.append(self._warning(_loss_message(self.dropped - self._told, self.capacity)))
+                warning = self._warning(_loss_message(self.dropped - self._told, self.capacity))
+                self._buffer.append(warning)
                 self._told = self.dropped
+            batch, self._buffer = self._buffer, []
+            if self._merges:
+                if not everything:  # what is younger waits: something older may still come
+                    until = max(self._merged_ns, time.monotonic_ns() - round(MERGE_S * 1e9))
+                    settled = bisect_right(batch, until, key=_time)
+                    self._buffer = batch[settled:]
+                    del batch[settled:]
+                batch += self._forwarded
+                self._forwarded = []
+                batch.sort(key=_time)  # stable: each source stays in its own order
         if not batch:
             return
-        if forwarded:  # two sources, each in order by itself: a stable sort by time keeps that
-            batch.sort(key=lambda event: event.ts_ns)
         if self._reader is not None:
             self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
@@ -229,6 +253,10 @@ class Recorder:
     def _remove(self, callback: Subscriber) -> None:
         # == and not `is`: a bound method is a new object each time it is named
         self._subscribers = tuple(s for s in self._subscribers if s != callback)
+
+
+def _time(event: Event) -> int:
+    return event.ts_ns
 
 
 def _loss_message(lost: int, capacity: int) -> str:
