@@ -7,8 +7,9 @@ are the drain thread's work. The buffer is bounded: when subscribers fall so far
 full, new events are counted and dropped, and an `engine.warning` in the record says how many and
 where.
 
-Events of another process (`forward`) come a little later than they happened. Where there are such,
-own events wait for them, `MERGE_S` at most, so that both fall into one order by time.
+Events of another process (`forward`) come later than they happened: by a drain of its own, and by a
+step that keeps the interpreter to itself. Where there are such, own events wait for them, as long
+as they came late the last time, so that both fall into one order by time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from engine.trace.events import (
 
 LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
-MERGE_S = 0.15  # the other process's drain, the way here, and as much again: it may be busy
+MARGIN_S = 0.1  # own events wait so much longer than the other process's came late the last time,
+MOST_LATE_S = 1.0  # which counts up to here
 
 Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
@@ -77,8 +79,8 @@ class Recorder:
         self._next_seq = count(1).__next__
         self._buffer: list[Event] = []
         self._forwarded: list[Event] = []  # of another process; in order by time, as its own are
-        self._merges = False  # there is another process
-        self._merged_ns = 0  # the other process's events are here up to this time
+        self._late_ns: int | None = None  # how late they came the last time; None: there are none
+        self._merged_ns = 0  # up to this time, all of them are here
         self._told = 0  # losses that a warning has stated already
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
@@ -134,14 +136,18 @@ class Recorder:
         `src`."""
         if not self.enabled:
             return
+        arrived = list(events)
+        if not arrived:
+            return
         with self._lock:
-            for event in events:
-                self._merged_ns = max(self._merged_ns, event.ts_ns)
+            late_ns = time.monotonic_ns() - arrived[0].ts_ns
+            self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
+            self._merged_ns = max(self._merged_ns, arrived[-1].ts_ns)
+            for event in arrived:
                 if len(self._forwarded) >= self.capacity:
                     self.dropped += 1
                 else:
                     self._forwarded.append(event)
-            self._merges = True
 
     # ------------------------------------------------------------------------------ subscribers
 
@@ -162,10 +168,11 @@ class Recorder:
             self._reader = reader
 
     def settle(self) -> None:
-        """Return when all that has happened by now is handed over, in order. That takes `MERGE_S`
-        where events of another process come, too."""
-        if self._merges:
-            time.sleep(MERGE_S)
+        """Return when all that has happened by now is handed over, in order: at once, but where
+        events of another process come, too."""
+        now = time.monotonic_ns()
+        while self._settled_ns() < now:
+            time.sleep(DRAIN_INTERVAL_S / 5)
         with self._drain_lock:
             self._drain()
 
@@ -196,10 +203,9 @@ class Recorder:
                 self._buffer.append(warning)
                 self._told = self.dropped
             batch, self._buffer = self._buffer, []
-            if self._merges:
+            if self._late_ns is not None:
                 if not everything:  # what is younger waits: something older may still come
-                    until = max(self._merged_ns, time.monotonic_ns() - round(MERGE_S * 1e9))
-                    settled = bisect_right(batch, until, key=_time)
+                    settled = bisect_right(batch, self._settled_ns(), key=_time)
                     self._buffer = batch[settled:]
                     del batch[settled:]
                 batch += self._forwarded
@@ -218,6 +224,13 @@ class Recorder:
                 problem = f"{type(error).__name__}: {error}"
                 with self._lock:
                     self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _settled_ns(self) -> int:
+        """The time up to which no event will come any more."""
+        now = time.monotonic_ns()
+        if self._late_ns is None:
+            return now
+        return max(self._merged_ns, now - self._late_ns - round(MARGIN_S * 1e9))
 
     def _add_texts(self, batch: list[Event], reader: Reader) -> None:
         """Put the texts of tokens that nobody has read yet before the events that name them."""
