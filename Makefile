@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`. The rest is for those who stay.
-# Needs Python 3.10 or later, make and a C compiler; all else is installed into $(VENV).
+# Needs Python 3.10 or later, make and a C++ compiler; all else is installed into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv

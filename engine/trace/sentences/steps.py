@@ -19,7 +19,8 @@ def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> st
     ]
     if len(long) > most:
         rest = sum(row.num_tokens for row in long[most:])
-        parts.append(f"{len(long) - most} more requests {count(rest, 'token')}")
+        others = count(len(long) - most, "more request")
+        parts.append(f"{others} {count(rest, 'token')}")
     if len(decoding) == 1:
         parts.append(f"{context.name(decoding[0].request_id)} decodes 1")
     elif decoding:
