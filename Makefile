@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`. The rest is for those who stay.
-# Needs Python 3.10 or later, make and a C compiler; all else is installed into $(VENV).
+# Needs Python 3.10 or later, make and a C++ compiler; all else is installed into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,7 +46,7 @@ format: $(VENV)/.test ## put every file into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lab: $(VENV)/.run ## each optimisation shown, measured and explained, one after another (2 minutes)
+lab: $(VENV)/.run ## each optimisation shown, measured and explained, one after another (less than 2 minutes)
 	@$(BIN)/python koyeb_vllm_setup.py --quick --report lab.html
 
 bench: $(VENV)/.test ## the engine against transformers on this machine; writes benchmarks/results/

@@ -73,7 +73,7 @@ class EngineConfig:
     # -- the machine
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "auto: CUDA when there is one")
     cpu_threads: int = _option(0, "threads of the worker on a CPU; 0: as many as physical cores")
-    tensor_parallel_size: int = _option(1, "GPUs that share each layer")
+    tensor_parallel_size: int = _option(1, "GPUs that share each layer: 1 in this version")
     enforce_eager: bool = _option(
         False, "launch every kernel from Python: no CUDA graphs, no tapes on a CPU"
     )
@@ -183,9 +183,10 @@ class EngineConfig:
                 "--preemption-mode swap needs host memory: give --swap-space more than 0, or use"
                 " recompute."
             )
-        if self.tensor_parallel_size > 1 and self.device == "cpu":
+        if self.tensor_parallel_size > 1:
             raise ConfigError(
-                "--tensor-parallel-size above 1 needs one GPU for each share, not --device cpu."
+                f"--tensor-parallel-size is {self.tensor_parallel_size}; this version uses one GPU,"
+                " so it must be 1. Take a GPU that holds the model (python -m engine.plan MODEL)."
             )
         if self.dtype == "float16" and self.device == "cpu":
             raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")

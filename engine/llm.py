@@ -16,7 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -34,22 +34,31 @@ from engine.trace.events import Event
 from engine.trace.files import JsonlWriter
 from engine.trace.recorder import Recorder
 
+if TYPE_CHECKING:  # it imports torch
+    from engine.worker.model_runner import MakeSampleStep
+
 
 class LLM:
-    """A model and an engine for it. `options` are the fields of `EngineConfig`; `scheduler` is for
-    one of your own (docs/EXERCISES.md).
+    """A model and an engine for it. `options` are the fields of `EngineConfig`; `scheduler` and
+    `sample_step` are for ones of your own (docs/EXERCISES.md).
 
     Raises `ConfigError` for impossible options, `TextError` if there is no tokenizer, and what the
     loader raises if there is no model. Not thread-safe.
     """
 
     def __init__(
-        self, model: str | None = None, *, scheduler: MakeScheduler = Scheduler, **options: Any
+        self,
+        model: str | None = None,
+        *,
+        scheduler: MakeScheduler = Scheduler,
+        sample_step: MakeSampleStep | None = None,
+        **options: Any,
     ):
         if model is not None:
             options["model"] = model
         self.config = EngineConfig(**options)
         self._make_scheduler = scheduler
+        self._make_sample_step = sample_step
         self.recorder = Recorder(
             self.config.trace,
             text=self.config.trace_text == "on",
@@ -86,8 +95,9 @@ class LLM:
 
     def _load_executor(self) -> Executor:
         from engine.worker.model_runner import ModelRunner  # imports torch
+        from engine.worker.sample_step import SampleStep
 
-        runner = ModelRunner(self.config, self.recorder)
+        runner = ModelRunner(self.config, self.recorder, self._make_sample_step or SampleStep)
         runner.load()
         return runner
 

@@ -203,15 +203,15 @@ class Demo:
         self.scene(
             4,
             "Three answers to one prompt",
-            "n = 3 at temperature 1.2: the prompt is computed once, its blocks are shared, and a"
+            "n = 3 at temperature 1: the prompt is computed once, its blocks are shared, and a"
             " block is copied only when a sibling writes into it.",
         )
         answer = await ask(
             self.client,
             "tales",
-            messages=user("Tell me a story about a fox."),
+            messages=user("Please tell me a story about a fox."),
             n=3,
-            temperature=1.2,
+            temperature=1.0,
             seed=7,
             max_tokens=60,
         )

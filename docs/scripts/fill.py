@@ -94,9 +94,15 @@ def life() -> str:
             f"| {plan.step} | {row.num_tokens} | {where} | {ranges(table)} | {drawn.token_id}"
             f" | {drawn.logprob:.2f} |"
         )
-    return "\n".join(
-        [*lines, "", f"It ended because: {finished.why} (`finish_reason`: `{finished.reason}`)."]
-    )
+    size = record.first(ev.EngineKvSized).block_size
+    prompt = finished.num_prompt_tokens
+    full, rest = divmod(prompt, size)
+    more = " and begin one more, in which the drawn ones follow" if rest else ""
+    told = [
+        f"It ended because: {finished.why} (`finish_reason`: `{finished.reason}`). A block holds {size}"
+        f" tokens: the prompt's {prompt} fill {full} of them{more}."
+    ]
+    return "\n".join([*lines, "", *told])
 
 
 def paging() -> str:

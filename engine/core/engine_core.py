@@ -149,12 +149,12 @@ class EngineCore:
 
     def _seed(self, core: CoreRequest) -> int:
         """The request's seed, or one of its own drawn from the engine's seed and its arrival
-        number.
+        number: of 53 bits, which programs that read JSON numbers as doubles keep exactly.
         """
         if core.params.seed is not None:
             return core.params.seed
         text = f"{self.config.seed}/{self._arrivals}".encode()
-        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 1
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 11
 
     def abort(self, request_id: str, why: str) -> None:
         """End all sequences of a request from outside. Unknown or finished ids are ignored: the

@@ -66,7 +66,7 @@ class TraceHub:
     def record(self) -> tuple[EngineSnapshot | None, list[bytes]]:
         """The latest events, oldest first, each a line of JSON without its newline; and what those
         before came to, if some are gone."""
-        self.recorder.flush()
+        self.recorder.settle()
         return self.window.record()
 
     def close(self) -> None:

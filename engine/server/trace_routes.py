@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/state")
     def state(step: int | None = Query(None)) -> Response:
         """The replay's state right after the last event of `step`, or now."""
-        service.recorder.flush()
+        service.recorder.settle()
         try:
             return json_response(window.state_at(step))
         except KeyError as error:
@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/perfetto")
     def perfetto() -> Response:
         """The record as Chrome Trace Event JSON, for https://ui.perfetto.dev."""
-        service.recorder.flush()
+        service.recorder.settle()
         return Response(
             to_perfetto(window.events()),
             media_type="application/json",
@@ -88,13 +88,13 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/requests")
     def requests() -> Response:
         """The requests that the record knows, oldest first."""
-        service.recorder.flush()
+        service.recorder.settle()
         return json_response({"requests": requests_of(window.events())})
 
     @routes.get("/trace/requests/{request_id}")
     def life(request_id: str) -> Response:
         """The life of one request: what it waited for, what each step did for it, how it ended."""
-        service.recorder.flush()
+        service.recorder.settle()
         found = life_of(window.events(), request_id)
         if found is None:
             raise ApiError(404, f"The record has no request {request_id!r} (any more).", "id")

@@ -6,12 +6,17 @@
 are the drain thread's work. The buffer is bounded: when subscribers fall so far behind that it is
 full, new events are counted and dropped, and an `engine.warning` in the record says how many and
 where.
+
+Events of another process (`forward`) come later than they happened: by a drain of its own, and by a
+step that keeps the interpreter to itself. Where there are such, own events wait for them, as long
+as they came late the last time, so that both fall into one order by time.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -30,6 +35,8 @@ from engine.trace.events import (
 
 LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
+MARGIN_S = 0.1  # own events wait so much longer than the other process's came late the last time,
+MOST_LATE_S = 1.0  # which counts up to here
 
 Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
@@ -71,8 +78,10 @@ class Recorder:
         self._lock = threading.Lock()  # seq, time and append are one act, so the buffer is in order
         self._next_seq = count(1).__next__
         self._buffer: list[Event] = []
+        self._forwarded: list[Event] = []  # of another process; in order by time, as its own are
+        self._late_ns: int | None = None  # how late they came the last time; None: there are none
+        self._merged_ns = 0  # up to this time, all of them are here
         self._told = 0  # losses that a warning has stated already
-        self._forwarded = False  # the buffer holds events of another process
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
         self._reader: Reader | None = None
@@ -127,13 +136,18 @@ class Recorder:
         `src`."""
         if not self.enabled:
             return
+        arrived = list(events)
+        if not arrived:
+            return
         with self._lock:
-            for event in events:
-                if len(self._buffer) >= self.capacity:
+            late_ns = time.monotonic_ns() - arrived[0].ts_ns
+            self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
+            self._merged_ns = max(self._merged_ns, arrived[-1].ts_ns)
+            for event in arrived:
+                if len(self._forwarded) >= self.capacity:
                     self.dropped += 1
                 else:
-                    self._buffer.append(event)
-            self._forwarded = True
+                    self._forwarded.append(event)
 
     # ------------------------------------------------------------------------------ subscribers
 
@@ -153,10 +167,19 @@ class Recorder:
         if self.text:
             self._reader = reader
 
-    def flush(self) -> None:
-        """Hand over what waits, now, on the caller's thread."""
+    def settle(self) -> None:
+        """Return when all that has happened by now is handed over, in order: at once, but where
+        events of another process come, too."""
+        now = time.monotonic_ns()
+        while self._settled_ns() < now:
+            time.sleep(DRAIN_INTERVAL_S / 5)
         with self._drain_lock:
             self._drain()
+
+    def flush(self) -> None:
+        """Hand over all that waits, now, on the caller's thread."""
+        with self._drain_lock:
+            self._drain(everything=True)
 
     def close(self) -> None:
         """Stop the drain thread and hand over what is left. Nothing is recorded afterwards."""
@@ -170,19 +193,26 @@ class Recorder:
 
     def _drain_loop(self) -> None:
         while not self._closed.wait(DRAIN_INTERVAL_S):
-            self.flush()
+            with self._drain_lock:
+                self._drain()
 
-    def _drain(self) -> None:
+    def _drain(self, everything: bool = False) -> None:
         with self._lock:
-            batch, self._buffer = self._buffer, []
-            forwarded, self._forwarded = self._forwarded, False
             if self.dropped > self._told:
-                batch.append(self._warning(_loss_message(self.dropped - self._told, self.capacity)))
+                warning = self._warning(_loss_message(self.dropped - self._told, self.capacity))
+                self._buffer.append(warning)
                 self._told = self.dropped
+            batch, self._buffer = self._buffer, []
+            if self._late_ns is not None:
+                if not everything:  # what is younger waits: something older may still come
+                    settled = bisect_right(batch, self._settled_ns(), key=_time)
+                    self._buffer = batch[settled:]
+                    del batch[settled:]
+                batch += self._forwarded
+                self._forwarded = []
+                batch.sort(key=_time)  # stable: each source stays in its own order
         if not batch:
             return
-        if forwarded:  # two sources, each in order by itself: a stable sort by time keeps that
-            batch.sort(key=lambda event: event.ts_ns)
         if self._reader is not None:
             self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
@@ -194,6 +224,13 @@ class Recorder:
                 problem = f"{type(error).__name__}: {error}"
                 with self._lock:
                     self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _settled_ns(self) -> int:
+        """The time up to which no event will come any more."""
+        now = time.monotonic_ns()
+        if self._late_ns is None:
+            return now
+        return max(self._merged_ns, now - self._late_ns - round(MARGIN_S * 1e9))
 
     def _add_texts(self, batch: list[Event], reader: Reader) -> None:
         """Put the texts of tokens that nobody has read yet before the events that name them."""
@@ -229,6 +266,10 @@ class Recorder:
     def _remove(self, callback: Subscriber) -> None:
         # == and not `is`: a bound method is a new object each time it is named
         self._subscribers = tuple(s for s in self._subscribers if s != callback)
+
+
+def _time(event: Event) -> int:
+    return event.ts_ns
 
 
 def _loss_message(lost: int, capacity: int) -> str:

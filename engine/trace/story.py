@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.trace import events as ev
-from engine.trace.annotate import describe, evictions, rows_in_words, time_split
+from engine.trace.annotate import describe
 from engine.trace.context import Context
 from engine.trace.events import Event, kind
+from engine.trace.sentences.blocks import evictions
+from engine.trace.sentences.steps import rows_in_words, time_split
 from engine.trace.summary import Summary
 from engine.trace.wording import blocks, count, duration, joined
 

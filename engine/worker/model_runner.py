@@ -8,6 +8,7 @@ and the rows' sampling parameters. It decides nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -47,16 +48,27 @@ from engine.worker.start_memory import memory_for
 PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
 WARM_UP_TOKENS = 32
 
+MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
+
 
 class ModelRunner:
-    """`load()` once; then `kv` says what the core may plan with, and `execute` computes."""
+    """`load()` once; then `kv` says what the core may plan with, and `execute` computes.
+
+    `sample_step` makes what draws: a subclass of `SampleStep` with rules of its own.
+    """
 
     model: CausalLM
     kv: KVShape
 
-    def __init__(self, config: EngineConfig, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        recorder: Recorder,
+        sample_step: MakeSampleStep = SampleStep,
+    ) -> None:
         self.config = config
         self.recorder = recorder
+        self._make_sample_step = sample_step
         self.device = machine.pick_device(config.device)
         self.graphs: CudaGraphs | CpuGraphs | None = None
         if config.async_scheduling is None:  # the option's default, now that the device is known
@@ -132,7 +144,7 @@ class ModelRunner:
         )
         self.rows = BatchRows(seats, max_model_len, self.config.block_size)
         self.table = SamplingTable(seats, vocab, self.device)
-        self.sampling = SampleStep(self.rows, self.table)
+        self.sampling = self._make_sample_step(self.rows, self.table)
 
     def _memory(self, block_bytes: int) -> tuple[int, str, int]:
         """(bytes that the KV cache may take, how they come about, bytes free at all)"""

@@ -70,6 +70,10 @@ def test_the_lens_shows_what_a_token_could_have_been(open_room, live):
     texts = live.http.get("/trace/tokens", params={"ids": ",".join(map(str, drawn))}).json()
     until(page, "!document.querySelector('#lens .tokens').innerText.includes('#')")
     assert set(texts) == {str(token) for token in drawn}
+    said = page.inner_text("#lens .how")
+    record = live.http.get("/trace", params={"request_id": name}).text.splitlines()
+    draws = [event for event in map(json.loads, record) if event["kind"] == "sample.drawn"]
+    assert f"Seed {draws[1]['seed']}, so it can be drawn again." in said
 
 
 def test_the_pages_state_equals_the_replays_at_ten_random_steps(open_room, live):

@@ -403,6 +403,18 @@ def test_seeds_of_unseeded_requests_repeat_with_the_engines_seed(engine):
     assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]
 
 
+def test_a_seed_of_the_engines_own_survives_a_browser(engine):
+    """The page said “seed …, so it can be drawn again” and showed another number: JSON's numbers
+    are doubles there."""
+    h = engine(seed=7)
+    for i in range(50):
+        h.add(f"r{i}", prompt(3, i), max_tokens=1, seed=None)
+    seeds = [sequence.seed for sequence in h.core._sequences.values()]
+    assert len(set(seeds)) == 50 and all(int(float(seed)) == seed for seed in seeds)
+    assert max(seeds) > 2**45
+    h.run()
+
+
 def test_a_step_costs_the_same_in_a_pool_of_any_size(engine):
     """Nothing in a step grows with the pool: count the lines that deciding runs, not the time."""
     import gc

@@ -208,9 +208,8 @@ def echoing_model(tmp_path_factory) -> Path:
 
 def repeats_with(sample_step: type[SampleStep], model: Path) -> int:
     """How often a token follows itself in four greedy answers."""
-    with TokenEngine(model, block_size=4, num_gpu_blocks_override=64, max_num_seqs=8) as engine:
-        runner = engine.core.executor
-        runner.sampling = sample_step(runner.rows, runner.table, engine.recorder)
+    options = {"block_size": 4, "num_gpu_blocks_override": 64, "max_num_seqs": 8}
+    with TokenEngine(model, sample_step, **options) as engine:
         prompts = [[3, 9, 27 + i] for i in range(4)]
         answers = engine.run(prompts, max_tokens=12, temperature=0.0, ignore_eos=True)
     texts = [p + sequences[0] for p, sequences in zip(prompts, answers, strict=True)]

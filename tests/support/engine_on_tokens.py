@@ -12,7 +12,8 @@ from engine.core.messages import CoreOutput, CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.recorder import Recorder
-from engine.worker.model_runner import ModelRunner
+from engine.worker.model_runner import MakeSampleStep, ModelRunner
+from engine.worker.sample_step import SampleStep
 
 
 class TokenEngine:
@@ -20,13 +21,13 @@ class TokenEngine:
     sequences.
     """
 
-    def __init__(self, model: Path, **options):
+    def __init__(self, model: Path, sample_step: MakeSampleStep = SampleStep, **options):
         defaults = {"dtype": "float32", "device": "cpu", "swap_space": 0.01, "cpu_threads": 1}
         self.config = EngineConfig(model=str(model), **{**defaults, **options})
         self.recorder = Recorder(level="steps")
         self.events: list[Event] = []
         self.recorder.subscribe(self.events.extend)
-        runner = ModelRunner(self.config, self.recorder)
+        runner = ModelRunner(self.config, self.recorder, sample_step)
         runner.load()
         self.core = EngineCore(self.config, runner, self.recorder)
         self.outputs: dict[str, list[CoreOutput]] = {}

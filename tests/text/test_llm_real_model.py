@@ -16,6 +16,7 @@ from engine.trace.events import (
     TextTokens,
 )
 from engine.trace.replay import Replay
+from engine.worker.sample_step import SampleStep
 
 PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
 NUM_TOKENS = 24
@@ -109,6 +110,22 @@ def test_a_seed_gives_the_same_answers_again(llm):
     assert first == second
     assert len({tuple(ids) for ids in first}) == 3
     assert llm.core.stats().blocks_used == 0
+
+
+def test_a_sample_step_of_ones_own_draws(reference):
+    class Last(SampleStep):
+        def run(self, inputs, drawing, logits, details):
+            logits[:, -1] = 1e4
+            return super().run(inputs, drawing, logits, details)
+
+    answers = []
+    for options in ({}, {"sample_step": Last}):
+        options |= {"device": "cpu", "num_gpu_blocks_override": 32, "cpu_threads": 1}
+        with LLM(str(reference[0]), **options) as llm:
+            (output,) = llm.generate(PROMPTS[0], SamplingParams(max_tokens=4), use_tqdm=False)
+        answers.append(output.outputs[0].token_ids)
+    last = len(reference[2]) - 1
+    assert answers[0] != answers[1] == [last] * 4
 
 
 def test_a_profile_times_each_kernel_and_the_record_reads_as_text(reference):

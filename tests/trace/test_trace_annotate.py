@@ -91,6 +91,14 @@ def test_names_are_short_stable_and_used_inside_of_reasons():
     assert context.plain(f"{ID} needs one, {ID}.2 too.") == "req-1 needs one, req-1.2 too."
 
 
+def test_what_is_not_named_is_counted():
+    rows = [ev.StepRow("a", 0, 11, 1), ev.StepRow("b", 0, 12, 1)]
+    line = annotate(ev.StepPlanned(rows=rows), Context())
+    assert "a tokens 0–10, 1 more request 12 tokens" in line
+    line = annotate(ev.StepPlanned(rows=[*rows, ev.StepRow("c", 0, 3, 1)]), Context())
+    assert "2 more requests 15 tokens" in line
+
+
 def test_numbers_read_well():
     assert [count(1, "block"), count(2048, "token")] == ["1 block", "2,048 tokens"]
     times = [0.4, 840, 999.9, 2_140, 48_000, 999_700, 1_300_000, 250_000_000]

@@ -61,15 +61,18 @@ export class Lens {
     const name = (token) => visible(this.room.tokenText(token));
     const parts = [];
     const limits = [
-      `temperature ${event.temperature ?? 0}`,
+      `Temperature ${event.temperature ?? 0}`,
       event.top_k > 0 ? `top-k ${event.top_k}` : "",
       (event.top_p ?? 1) < 1 ? `top-p ${event.top_p}` : "",
       event.min_p ? `min-p ${event.min_p}` : "",
     ].filter(Boolean).join(", ");
+    const seed = Number.isSafeInteger(event.seed ?? 0)
+      ? `Seed ${event.seed ?? 0}, so it can be drawn again.`
+      : "Its seed has more digits than a browser keeps: the record has it."; // above 2^53
     parts.push(element("p.how", {},
       element("b", {}, `“${name(id)}”`), ` at position ${position}, rank ${number(rank)}. `,
       greedy ? "Greedy: the most probable token is taken, nothing is drawn."
-        : `${limits}: ${plural(event.num_kept ?? 0, "token")} kept; u = ${(event.uniform ?? 0).toFixed(4)} drew it. Seed ${event.seed ?? 0}, so it can be drawn again.`));
+        : `${limits}: ${plural(event.num_kept ?? 0, "token")} kept; u = ${(event.uniform ?? 0).toFixed(4)} drew it. ${seed}`));
     const rows = candidates.map(([token, itsLogprob, after]) => ({ token, before: Math.exp(itsLogprob), after }));
     if (!rows.some(({ token }) => token === id)) rows.push({ token: id, before: Math.exp(logprob), after: null });
     const most = Math.max(0.001, ...rows.map(({ before, after }) => Math.max(before, after ?? 0)));

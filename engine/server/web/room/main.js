@@ -16,7 +16,6 @@ import { number, plural } from "./words.js";
 
 const SLOW_PANELS_MS = 150; // panels made of text change at most so often while the record grows
 const TOKENS_AT_ONCE = 500;
-const OF_SERVER = /^(text|stop)\.|^request\.(received|tokenized)$/; // kinds that the server's process records
 
 class Room {
   record = new Record();
@@ -70,22 +69,12 @@ class Room {
       line.at = at + offset;
       if (line.at <= 0) continue; // its events are forgotten
       if (line.request_id && line.name) this.ledger.life(line.request_id).label = line.name;
-      this.#tell(line);
+      this.record.lines.push(line);
     }
     const gone = this.record.trim();
     if (gone) this.ledger.forget(this.record.steps[0] ?? 0, gone);
     this.#grantWish();
     this.touch();
-  }
-
-  /** The two processes' events arrive up to a batch apart: what the core did first is told first. */
-  #tell(line) {
-    const { lines } = this.record;
-    let place = lines.length;
-    if (!OF_SERVER.test(line.kind)) {
-      while (place && OF_SERVER.test(lines[place - 1].kind) && lines[place - 1].ts_ns > line.ts_ns) place--;
-    }
-    lines.splice(place, 0, line);
   }
 
   join({ snapshot, skipped, position }) {

@@ -1,0 +1,12 @@
+"""How each event reads: one file for each family of events. `annotate.py` puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.trace.context import Context
+from engine.trace.events import Event
+
+Sentences = dict[type[Event], Callable[[Any, Context], str]]
+"""A kind of event → what writes the sentence about one that the context has seen."""

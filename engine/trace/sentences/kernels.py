@@ -1,0 +1,46 @@
+"""Sentences of kernels and of captured steps."""
+
+from __future__ import annotations
+
+from engine.trace import events as ev
+from engine.trace.context import Context
+from engine.trace.sentences import Sentences
+from engine.trace.wording import amount, count, duration, joined, size
+
+
+def _kernel(event: ev.KernelLaunched, context: Context) -> str:
+    return joined(
+        [
+            f"kernel {event.name} ({event.backend})",
+            f"grid {' × '.join(map(str, event.grid))}" if event.grid else "",
+            f"{event.num_warps} warps" if event.num_warps else "",
+            f"{event.num_stages} stages" if event.num_stages else "",
+            f"moves {size(event.num_bytes)}" if event.num_bytes else "",
+            f"{amount(event.flops)} operations" if event.flops else "",
+            duration(event.duration_us) if event.duration_us else "",
+            f"{event.share_of_limit:.0%} of the machine's limit" if event.share_of_limit else "",
+            context.plain(event.why),
+        ]
+    )
+
+
+def _captured(event: ev.GraphCaptured, context: Context) -> str:
+    kernels = count(event.num_kernels, "kernel")
+    took = duration(event.duration_ms * 1e3)
+    return (
+        f"captured the decode step of {count(event.batch_size, 'row')}: {kernels} that later steps"
+        f" replay in one go (took {took})"
+    )
+
+
+def _replayed(event: ev.GraphReplayed, context: Context) -> str:
+    padding = event.batch_size - event.num_rows
+    rows = count(event.num_rows, "row") + (f" and {padding} of padding" if padding else "")
+    return f"replays the captured step of {event.batch_size}: {rows}"
+
+
+SENTENCES: Sentences = {
+    ev.KernelLaunched: _kernel,
+    ev.GraphCaptured: _captured,
+    ev.GraphReplayed: _replayed,
+}

@@ -1,0 +1,63 @@
+"""Sentences of the engine itself: its start, its sizes, its troubles."""
+
+from __future__ import annotations
+
+from engine.trace import events as ev
+from engine.trace.context import Context
+from engine.trace.sentences import Sentences
+from engine.trace.wording import amount, count, duration, joined, size
+
+
+def _started(event: ev.EngineStarted, context: Context) -> str:
+    machine = joined(f"{key} {value}" for key, value in event.machine.items())
+    versions = joined(f"{key} {value}" for key, value in event.versions.items())
+    return joined([f"engine {event.version} starts", machine, versions], "; ")
+
+
+def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
+    kind = joined([event.architecture, event.implementation])
+    weights = f"{amount(event.num_parameters)} parameters, {size(event.num_bytes)} of {event.dtype}"
+    return f"loaded {event.model} ({kind}) in {duration(event.duration_s * 1e6)}: {weights}"
+
+
+def _kv_sized(event: ev.EngineKvSized, context: Context) -> str:
+    slots = event.num_blocks * event.block_size
+    in_all = size(event.num_blocks * event.bytes_per_block)
+    sizes = f"{size(event.bytes_per_block)} each, {in_all} in all"
+    host = (
+        f"{count(event.num_host_blocks, 'host block')} for swapping"
+        if event.num_host_blocks
+        else ""
+    )
+    room = f"{count(event.num_blocks, 'KV block')} of {event.block_size} tokens = {slots:,} tokens"
+    return joined([room, sizes, host, context.plain(event.why)], "; ")
+
+
+def _snapshot(event: ev.EngineSnapshot, context: Context) -> str:
+    gone = f"the record begins here: the {event.num_gone:,} events before are gone"
+    told = event.state
+    if told is None:
+        return f"{gone}, and with them the state of the blocks"
+    used = len(told["references"]) - len(told["free_queue"])
+    return (
+        f"{gone}; they came to: {len(told['running']):,} running, {len(told['waiting']):,} "
+        f"waiting, {used:,} of {count(len(told['references']), 'block')} used"
+    )
+
+
+def _warning(event: ev.EngineWarning, context: Context) -> str:
+    return f"warning: {context.plain(event.message)}"
+
+
+def _failed(event: ev.EngineFailed, context: Context) -> str:
+    return f"FAILED: {context.plain(event.message)}"
+
+
+SENTENCES: Sentences = {
+    ev.EngineStarted: _started,
+    ev.EngineModelLoaded: _model_loaded,
+    ev.EngineKvSized: _kv_sized,
+    ev.EngineSnapshot: _snapshot,
+    ev.EngineWarning: _warning,
+    ev.EngineFailed: _failed,
+}

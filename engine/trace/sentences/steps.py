@@ -1,0 +1,61 @@
+"""Sentences of a step: what it plans, what it computed, where its time went."""
+
+from __future__ import annotations
+
+from engine.trace import events as ev
+from engine.trace.context import Context
+from engine.trace.sentences import Sentences
+from engine.trace.wording import count, joined, milliseconds, span
+
+
+def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> str:
+    """What a step computes: prompts and chunks by request, decoding ones together."""
+    long = [row for row in rows if row.num_tokens > 1]
+    decoding = [row for row in rows if row.num_tokens == 1]
+    parts = [
+        f"{context.name(row.request_id)} tokens {span(row.start, row.num_tokens)}"
+        f"{'' if row.samples else ' (more to come)'}"
+        for row in long[:most]
+    ]
+    if len(long) > most:
+        rest = sum(row.num_tokens for row in long[most:])
+        others = count(len(long) - most, "more request")
+        parts.append(f"{others} {count(rest, 'token')}")
+    if len(decoding) == 1:
+        parts.append(f"{context.name(decoding[0].request_id)} decodes 1")
+    elif decoding:
+        parts.append(f"{len(decoding)} requests decode 1 each")
+    return joined(parts) or "nothing to compute"
+
+
+def time_split(event: ev.StepFinished, steps: int = 1) -> str:
+    """Where a step's time went: the parts sum up to the whole. `steps` > 1: of an average one."""
+    execute = event.prepare_us + event.forward_us
+    other = max(0.0, event.total_us - event.schedule_us - execute - event.sample_us)
+    parts = (("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us))
+    rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the one before
+    named = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in (*parts, (rest, other)))
+    return f"{milliseconds(event.total_us / steps)} ms = {named}"
+
+
+def _step_planned(event: ev.StepPlanned, context: Context) -> str:
+    queue = f"{event.num_running} running, {event.num_waiting} waiting"
+    kept = f"{event.blocks_cached_free:,} cached and free"
+    pool = f"{event.blocks_used:,} used, {kept}, {event.blocks_free:,} empty"
+    work = rows_in_words(event.rows, context, most=1)
+    return (
+        f"plans {event.budget_used:,} of {event.budget:,} tokens: {work}; {queue}; blocks: {pool}"
+    )
+
+
+def _step_finished(event: ev.StepFinished, context: Context) -> str:
+    rows = context.finish_step(event.step)
+    work = f": {rows_in_words(rows, context, most=2)}" if rows else ""
+    tokens = f"computed {count(event.num_tokens, 'token')}, drew {event.num_sampled:,}"
+    return f"{tokens}{work}; {time_split(event)}"
+
+
+SENTENCES: Sentences = {
+    ev.StepPlanned: _step_planned,
+    ev.StepFinished: _step_finished,
+}

@@ -1,0 +1,87 @@
+"""Sentences of tokens and text: what was drawn, sent, held back."""
+
+from __future__ import annotations
+
+import math
+
+from engine.trace import events as ev
+from engine.trace.context import Context
+from engine.trace.sentences import Sentences
+from engine.trace.wording import count, joined, quoted, token_text
+
+
+def _token(token_id: int, context: Context) -> str:
+    """A token as its text, in quotes, where the record has it; else as its id."""
+    if token_id < 0:
+        return "a token (withheld)"
+    text = context.texts.get(token_id)
+    return f"token {token_id}" if text is None else token_text(text)
+
+
+def _drawn(event: ev.SampleDrawn, context: Context) -> str:
+    token = _token(event.token_id, context)
+    if event.token_id in context.texts:
+        token += f" (token {event.token_id})"
+    where = f"draws {token} at position {event.position}, rank {event.rank:,}"
+    if event.greedy:
+        how = "greedy: the most probable one"
+    else:
+        limits = [
+            f"temperature {event.temperature:g}",
+            f"top-k {event.top_k}" if event.top_k > 0 else "",
+            f"top-p {event.top_p:g}" if event.top_p < 1 else "",
+            f"min-p {event.min_p:g}" if event.min_p else "",
+        ]
+        drawn = f"u = {event.uniform:.4f} among {event.num_kept:,} kept"
+        how = f"{drawn} ({joined(limits)})"
+    others = [c for c in event.candidates if c.token_id != event.token_id][:2]
+    instead = joined(
+        f"{_token(c.token_id, context)} (p {_chance(c, event.greedy)})" for c in others
+    )
+    return joined(
+        [
+            where,
+            f"log-probability {event.logprob:.2f}",
+            how,
+            f"instead of {instead}" if instead else "",
+        ]
+    )
+
+
+def _chance(candidate: ev.Candidate, greedy: bool) -> str:
+    """Its probability: the model's own, where the parameters left it none."""
+    if candidate.probability:
+        return f"{candidate.probability:.2f}"
+    return f"{math.exp(candidate.logprob):.2f}{'' if greedy else ', cut'}"
+
+
+def _text_tokens(event: ev.TextTokens, context: Context) -> str:
+    shown = [f"{token} {token_text(text)}" for token, text in list(event.texts.items())[:6]]
+    more = len(event.texts) - len(shown)
+    return f"tokens read: {joined(shown)}{f' and {more:,} more' if more > 0 else ''}"
+
+
+def _emitted(event: ev.TextEmitted, context: Context) -> str:
+    return (
+        f"sends {quoted(event.text) if event.text else 'text'} ({count(event.num_tokens, 'token')})"
+    )
+
+
+def _held_back(event: ev.TextHeldBack, context: Context) -> str:
+    return joined(
+        [f"holds back {count(event.num_chars, 'character')}", context.plain(event.why)], ": "
+    )
+
+
+def _stop_matched(event: ev.StopMatched, context: Context) -> str:
+    stop = quoted(event.stop) if event.stop else "(withheld)"
+    return f"the stop string {stop} appeared after {count(event.num_output_tokens, 'token')}"
+
+
+SENTENCES: Sentences = {
+    ev.SampleDrawn: _drawn,
+    ev.TextEmitted: _emitted,
+    ev.TextHeldBack: _held_back,
+    ev.StopMatched: _stop_matched,
+    ev.TextTokens: _text_tokens,
+}
