@@ -13,24 +13,23 @@ from typing import NamedTuple
 
 import torch
 
+from engine.kernels import kernels_for
 from engine.kernels.cpu.tape import Arena, NotTapeable, Tape
 from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import GraphCaptured, GraphReplayed
 from engine.trace.recorder import Recorder
-from engine.worker.decode_inputs import DecodeInputs
+from engine.worker.decode_inputs import DecodeInputs, DecodeOutputs
 
 MAX_ROWS = 128
 TORCH_OPERATIONS = 32
 """On a tape of more than this many, Python would be back between most kernels: not worth its memory
 (all that torch makes is kept)."""
 
-Outputs = tuple[torch.Tensor, torch.Tensor]  # hidden [rows, width], logits [rows, vocab]
-
 
 class _Taped(NamedTuple):
     tape: Tape
-    outputs: Outputs  # overwritten by each play, of other tapes too
+    outputs: DecodeOutputs  # overwritten by each play, of other tapes too
     captured_seq: int
 
 
@@ -68,23 +67,20 @@ class CpuGraphs:
             and not (self.recorder.full or self.recorder.full_step)
         )
 
-    def run(
-        self, token_ids: torch.Tensor, batch: AttentionBatch
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """token_ids: int64 [rows]. Hidden states and logits of the rows, which the next run
-        overwrites; None: where the greatest logits are isn't known yet."""
+    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> DecodeOutputs:
+        """token_ids: int64 [rows]. The next run overwrites what this one returns."""
         rows = batch.num_rows
         self.inputs.fill(token_ids, batch, rows)
         taped = self.tapes.get(rows)
         if taped is None:
-            return *self._record(rows), None
+            return self._record(rows)
         taped.tape.play()
         self.recorder.record(
             GraphReplayed(batch_size=rows, num_rows=rows, captured_seq=taped.captured_seq)
         )
-        return *taped.outputs, None
+        return taped.outputs
 
-    def _record(self, rows: int) -> Outputs:
+    def _record(self, rows: int) -> DecodeOutputs:
         """Compute the step, and keep its tape if it is worth it."""
         started = time.perf_counter()
         tape = Tape(self.replay, self.arena)
@@ -103,11 +99,12 @@ class CpuGraphs:
             duration_ms=(time.perf_counter() - started) * 1e3,
         )
         self.recorder.record(captured)
-        windows = self.arena.window(outputs[0]), self.arena.window(outputs[1])
-        self.tapes[rows] = _Taped(tape, windows, captured.seq)
+        hidden, logits, greatest = (self.arena.window(output) for output in outputs)
+        self.tapes[rows] = _Taped(tape, (hidden, logits, greatest), captured.seq)
         return outputs
 
-    def _forward(self, rows: int) -> Outputs:
+    def _forward(self, rows: int) -> DecodeOutputs:
         batch = self.inputs.batch(rows)
         hidden = self.model(self.inputs.token_ids[:rows], batch.positions, self.caches, batch)
-        return hidden, self.model.compute_logits(hidden)
+        logits = self.model.compute_logits(hidden)
+        return hidden, logits, kernels_for(logits.device).greatest(logits)

@@ -24,16 +24,12 @@ from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
-from engine.worker.decode_inputs import DecodeInputs
-
-Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with greedy rows alone
-nothing is left to launch after the replay."""
+from engine.worker.decode_inputs import DecodeInputs, DecodeOutputs
 
 
 class _Graph(NamedTuple):
     replay: Callable[[], None]
-    outputs: Outputs  # overwritten by each replay
+    outputs: DecodeOutputs  # overwritten by each replay
     captured_seq: int
 
 
@@ -102,7 +98,7 @@ class CudaGraphs:
         """Every row decodes, and there are not too many."""
         return batch.num_decode_rows == batch.num_rows <= self.sizes[-1]
 
-    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> Outputs:
+    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> DecodeOutputs:
         """token_ids: int64 [rows]; it and the batch may lie on the host. The next run overwrites
         what this one returns."""
         rows = batch.num_rows
@@ -137,13 +133,15 @@ class CudaGraphs:
         self.recorder.record(captured)
         return _Graph(replay, outputs, captured.seq)
 
-    def _forward(self, size: int) -> Outputs:
+    def _forward(self, size: int) -> DecodeOutputs:
         batch = self.inputs.batch(size)
         hidden = self.model(self.inputs.token_ids[:size], batch.positions, self.caches, batch)
         logits = self.model.compute_logits(hidden)
         return hidden, logits, kernels_for(logits.device).greatest(logits)
 
-    def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    def _record(
+        self, forward: Callable[[], DecodeOutputs]
+    ) -> tuple[Callable[[], None], DecodeOutputs]:
         """(replay, the tensors that a replay fills). Once without capture, on the side: what
         libraries set up at their first call must not fall into a graph."""
         stream = torch.cuda.Stream()

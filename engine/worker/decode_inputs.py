@@ -10,6 +10,10 @@ import torch
 
 from engine.layers.attention_batch import AttentionBatch
 
+DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of a captured step: hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with
+greedy rows alone nothing is left to launch after the replay."""
+
 
 class DecodeInputs:
     """Tensors for up to `max_rows` rows of one token each."""

@@ -114,7 +114,7 @@ def test_a_seed_gives_the_same_answers_again(llm):
 
 def test_a_sample_step_of_ones_own_draws(reference):
     class Last(SampleStep):
-        def run(self, inputs, drawing, logits, details):
+        def run(self, inputs, drawing, logits, details, greatest=None):
             logits[:, -1] = 1e4
             return super().run(inputs, drawing, logits, details)
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
 
-def linear_cost(
-    _: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, variant: str
-) -> Cost:
+def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, variant: str) -> Cost:
     rows = len(x)
     return Cost(
         [outputs],

@@ -16,6 +16,7 @@ class NoRepeat(SampleStep):
         drawing: list[int],
         logits: torch.Tensor,
         details: dict[str, RowDetail],
+        greatest: torch.Tensor | None = None,
     ) -> list[list[int]]:
         logits = logits.clone()
         for place, index in enumerate(drawing):
