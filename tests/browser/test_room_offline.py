@@ -9,7 +9,7 @@ import pytest
 from room_page import ROOT, caught_up, until
 
 from engine.trace.__main__ import main
-from engine.trace.events import SampleDrawn
+from engine.trace.events import SampleDrawn, TextTokens
 from engine.trace.files import read_jsonl
 from engine.trace.replay import Replay, differences
 from engine.trace.story import Story
@@ -69,7 +69,10 @@ def test_tokens_read_as_text_without_a_server(open_room, recorded, tmp_path):
     path, _state = recorded
     room = tmp_path / "room.html"
     main(["page", str(path), "-o", str(room)])
-    name = next(e.request_id for e in read_jsonl(path) if isinstance(e, SampleDrawn))
+    events = list(read_jsonl(path))
+    first = next(e for e in events if isinstance(e, SampleDrawn))
+    name = first.request_id
+    drawn = next(e.texts for e in events if isinstance(e, TextTokens) and first.token_id in e.texts)
     page = open_room(f"{room.as_uri()}#step=1&request={name}")
     until(page, "room.record.lines.length > 0")
     draws = f"room.ledger.life({name!r}).draws"
@@ -79,7 +82,7 @@ def test_tokens_read_as_text_without_a_server(open_room, recorded, tmp_path):
     assert "#" not in "".join(page.locator("#lens .token-name").all_inner_texts())
     block = page.evaluate(f"room.record.state.tables.get({name!r})[0]")
     tip = page.evaluate(f"room.grid.describe({block})")
-    assert "What is a <b>block</b>? B" in tip, tip
+    assert f"What is a <b>block</b>?{drawn[first.token_id]}" in tip, tip
     assert page.title().startswith("Glasshouse")  # the record's text is text, never script
 
 
