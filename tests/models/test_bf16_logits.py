@@ -1,0 +1,63 @@
+"""In bf16 the logits are transformers' own bf16 logits, but for rounding: 2e-2 of the greatest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from paged_harness import PagedModel, Sequence
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
+
+from engine.config import POCKET_MODEL, EngineConfig
+from engine.kernels import cpu
+from engine.models.loader import load_model
+
+VOCAB = 1056  # 33 × 32: packed for matrix tiles where the CPU has them
+SHARED = {
+    "vocab_size": VOCAB,
+    "hidden_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+CONFIGS = {
+    "opt": OPTConfig(**SHARED, ffn_dim=352, word_embed_proj_dim=192),
+    "llama": LlamaConfig(**SHARED, intermediate_size=352, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SHARED, intermediate_size=352, num_key_value_heads=6, head_dim=64),
+}
+CUTS = {"at once": [300], "in pieces": [200, 64, 33, 1, 1, 1], "one by one": [1] * 300}
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, "pocket"])
+def models(request, tmp_path_factory):
+    """(folder, transformers' model in bf16)"""
+    if request.param == "pocket":
+        folder = POCKET_MODEL
+    else:
+        torch.manual_seed(0)
+        folder = str(tmp_path_factory.mktemp(request.param))
+        AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(folder)
+    return folder, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_bf16_logits_are_those_of_transformers(models, cut):
+    folder, peer = models
+    model = load_model(EngineConfig(model=folder, dtype="bfloat16"), torch.device("cpu"))
+    vocab = peer.config.vocab_size
+    text = torch.randint(3, vocab, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+    with torch.inference_mode():
+        expected = peer(torch.tensor([text])).logits[0].float()
+    paged = PagedModel(model, block_size=16, cache_dtype=torch.bfloat16)
+    found = paged.run(Sequence(text), CUTS[cut]).float()
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 2e-2
+
+
+def test_weights_of_whole_tiles_are_packed(models):
+    """Else the test above would not have met them."""
+    ops = cpu.native()
+    if ops is None or not ops.tiles:
+        pytest.skip("this machine has no matrix tiles, or no kernels were built")
+    model = load_model(EngineConfig(model=models[0], dtype="bfloat16"), torch.device("cpu"))
+    wide = [p for p in model.parameters() if p.dim() > 1 and len(p) != 514]  # not OPT's positions
+    assert wide and all(p.dim() == 6 for p in wide)
