@@ -1,11 +1,11 @@
-"""Where the time of a decode step goes on this CPU: its parts, its kernels, the machine's limit.
+"""Where the time of a step goes on this CPU: its parts, its kernels, the machine's limits.
 
     python -m benchmarks.step_budget [--shapes pocket opt-125m smollm2-135m] [--rows 1 16]
 
 Two looks at the same steps of 150 to 210 tokens of context, in bf16. The parts are what
 `step.finished` says of steps as they always run, with the record at `steps`; the kernels are timed
-at level `profile`, where each is launched alone from Python. Writes `results/step_budget.json`
-and `results/step_budget.md`.
+at level `profile`, where each is launched alone from Python. Then the kernels of a prompt. Writes
+`results/step_budget.json` and `results/step_budget.md`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import statistics
 import tempfile
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -30,24 +31,39 @@ from engine.trace.events import Event, KernelLaunched, StepFinished
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CONTEXT, STEPS, FIRST = 150, 60, 10
+PROMPT = 1024
 PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
 
 
 def events_of(model: str, level: str, num_rows: int, vocab_size: int) -> list[Event]:
     """The record of `num_rows` requests that decode together, from the first on."""
-    engine, events = Engine(model, "bfloat16", trace=level), []
+    with closing(Engine(model, "bfloat16", trace=level)) as engine:
+        return _record(engine, [CONTEXT] * num_rows, STEPS, vocab_size)
+
+
+def prompt_events(model: str, vocab_size: int) -> list[Event]:
+    """The record of the second of two prompts of PROMPT tokens, at level `profile`."""
+    with closing(Engine(model, "bfloat16", trace="profile")) as engine:
+        _record(engine, [PROMPT], 1, vocab_size)
+        return _record(engine, [PROMPT], 1, vocab_size)
+
+
+def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int) -> list[Event]:
+    """What is recorded while requests with prompts of these lengths are computed."""
+    events: list[Event] = []
+    engine.recorder.flush()
     engine.recorder.subscribe(events.extend)
     draw = random.Random(0)
-    for i in range(num_rows):
-        params = SamplingParams(temperature=0.0, max_tokens=STEPS, ignore_eos=True, seed=0)
-        prompt = [draw.randrange(10, vocab_size) for _ in range(CONTEXT)]
+    for i, length in enumerate(prompts):
+        params = SamplingParams(temperature=0.0, max_tokens=num_output, ignore_eos=True, seed=0)
+        prompt = [draw.randrange(10, vocab_size) for _ in range(length)]
         engine.core.add_request(
             CoreRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
         )
     while engine.core.has_work:
         engine.core.step()
     engine.recorder.flush()
-    engine.close()
+    engine.recorder.unsubscribe(events.extend)
     return events
 
 
@@ -60,11 +76,22 @@ def parts_of(events: list[Event], num_rows: int) -> dict[str, float]:
     return found
 
 
-def kernels_of(events: list[Event], num_rows: int) -> list[dict]:
-    """Each kernel of those steps: launches and microseconds a step, GB/s, share of the limit."""
-    steps = {
+def decoding(events: list[Event], num_rows: int) -> set[int]:
+    """The steps in which that many rows decode."""
+    return {
         e.step for e in events if isinstance(e, StepFinished) and e.num_decode_tokens == num_rows
     }
+
+
+def prefilling(events: list[Event]) -> set[int]:
+    """The steps that compute prompts."""
+    return {
+        e.step for e in events if isinstance(e, StepFinished) and e.num_tokens > e.num_decode_tokens
+    }
+
+
+def kernels_of(events: list[Event], steps: set[int]) -> list[dict]:
+    """Each kernel of those steps: launches and microseconds a step, rates, share of the limit."""
     groups: dict[str, list[KernelLaunched]] = defaultdict(list)
     for event in events:
         if isinstance(event, KernelLaunched) and event.step in steps:
@@ -78,6 +105,7 @@ def kernels_of(events: list[Event], num_rows: int) -> list[dict]:
                 "kernel": name,
                 "launches": len(launches) / len(steps),
                 "us": taken / len(steps),
+                "tflop_s": sum(launch.flops for launch in launches) / taken / 1e6,
                 "gb_s": sum(launch.num_bytes for launch in launches) / taken / 1e3,
                 "share_of_limit": least / taken,
             }
@@ -86,19 +114,23 @@ def kernels_of(events: list[Event], num_rows: int) -> list[dict]:
 
 
 def measure(names: list[str], rows: list[int]) -> list[dict]:
-    """A budget for each shape and number of rows."""
+    """A budget for each shape and number of rows, then one for its prompt."""
     budgets = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             model = save_random(name, Path(folder), torch.bfloat16)
+            vocab_size = shape(name).vocab_size
             for num_rows in rows:
-                vocab_size = shape(name).vocab_size
                 parts = parts_of(events_of(model, "steps", num_rows, vocab_size), num_rows)
-                kernels = kernels_of(events_of(model, "profile", num_rows, vocab_size), num_rows)
+                profile = events_of(model, "profile", num_rows, vocab_size)
+                kernels = kernels_of(profile, decoding(profile, num_rows))
                 budgets.append(
                     {"shape": name, "rows": num_rows, "parts": parts, "kernels": kernels}
                 )
                 print(name, num_rows, {k: round(v) for k, v in parts.items()}, flush=True)
+            prompt = prompt_events(model, vocab_size)
+            kernels = kernels_of(prompt, prefilling(prompt))
+            budgets.append({"shape": name, "prompt": PROMPT, "kernels": kernels})
     return budgets
 
 
@@ -114,7 +146,8 @@ def markdown(budgets: list[dict], limits: dict) -> str:
         "| shape | rows | schedule | prepare | forward | sample | book | whole step |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for budget in budgets:
+    steps = [budget for budget in budgets if "rows" in budget]
+    for budget in steps:
         parts = budget["parts"]
         cells = " | ".join(f"{parts[part]:,.0f}" for part in (*PARTS, "total_us"))
         out.append(f"| {budget['shape']} | {budget['rows']} | {cells} |")
@@ -126,11 +159,27 @@ def markdown(budgets: list[dict], limits: dict) -> str:
         "| shape | rows | kernel | launches a step | µs a step | GB/s | share of the limit |",
         "|---|---|---|---|---|---|---|",
     ]
-    for budget in budgets:
+    for budget in steps:
         for line in budget["kernels"]:
             out.append(
                 f"| {budget['shape']} | {budget['rows']} | {line['kernel']}"
                 f" | {line['launches']:.0f} | {line['us']:,.0f} | {line['gb_s']:.1f}"
+                f" | {line['share_of_limit']:.0%} |"
+            )
+    out += [
+        "",
+        f"A prompt of {PROMPT:,} tokens. The limits are the memory's, or"
+        f" {limits['gemm_tflop_s']:.2f} TFLOP/s in bf16, what torch reaches with a square product"
+        " of 1,024, whichever binds (over 100 %: faster than that product, or out of a cache):",
+        "",
+        "| shape | kernel | launches | ms | TFLOP/s | GB/s | share of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for budget in budgets:
+        for line in budget["kernels"] if "prompt" in budget else ():
+            out.append(
+                f"| {budget['shape']} | {line['kernel']} | {line['launches']:.0f}"
+                f" | {line['us'] / 1e3:,.1f} | {line['tflop_s']:.2f} | {line['gb_s']:.1f}"
                 f" | {line['share_of_limit']:.0%} |"
             )
     return "\n".join(out) + "\n"
@@ -144,7 +193,12 @@ def main() -> None:
     options = parser.parse_args()
     budgets = measure(options.shapes, options.rows)
     found = machine_limits()
-    limits = {"cpu": cpu_name(), "threads": found.threads, "read_gb_s": found.read_gb_s}
+    limits = {
+        "cpu": cpu_name(),
+        "threads": found.threads,
+        "read_gb_s": found.read_gb_s,
+        "gemm_tflop_s": found.gemm_gflop_s["bfloat16"] / 1e3,
+    }
     results = {"machine": limits, "budgets": budgets}
     (RESULTS / "step_budget.json").write_text(json.dumps(results, indent=1) + "\n")
     table = markdown(budgets, limits)
