@@ -30,6 +30,7 @@ from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.machine import busy_cores, cpu_name
 from benchmarks.peers.results import row, speed
+from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
 from benchmarks.workloads import workloads
@@ -178,7 +179,10 @@ def measure(given: argparse.Namespace) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             model = save_random(name, Path(folder), getattr(torch, given.dtype))
             print(f"{name}: 1 to 64 requests, 64 to 2,000 tokens", flush=True)
-            vocab_size = shape(name).vocab_size
+            about = shape(name)
+            vocab_size = about.vocab_size
+            if model != POCKET_MODEL:  # our server wants a tokenizer
+                save_stand_in(Path(model), vocab_size, about.eos_token_id)
             result["steps_ms"][name] = by_size(model, given.dtype, vocab_size, given.repeats)
             print(f"{name}: threads", flush=True)
             threads = by_threads(model, given.dtype, vocab_size, given.repeats)

@@ -130,7 +130,7 @@ class AttentionOps:
                 spec.scale,
                 spec.soft_cap or 0.0,
             )
-            run, facts = self._attention, (q, cache, batch, spec, range(rows))
+            run, facts = self._attention, (q, cache, batch, spec, range(rows), self.tiles)
             launch("paged_attention", "native", run, (packed,), attention_cost, *facts)
         first = rows
         for row in range(rows, step.rows):

@@ -38,8 +38,10 @@ def attention_cost(
     batch: AttentionBatch,
     spec: AttentionSpec,
     rows: range,
+    tiles: bool = False,
 ) -> Cost:
-    """result: the number of tasks that the kernel cut the rows into, or torch's tensor."""
+    """result: the number of tasks that the kernel cut the rows into, or torch's tensor. tiles:
+    chunks are multiplied on matrix tiles, in bf16."""
     tokens = read = pairs = 0  # positions read by a key head; query–position pairs of a query head
     for row in rows:
         queries, context = batch.query_lens[row], batch.context_lens_list[row]
@@ -54,7 +56,9 @@ def attention_cost(
         dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {tokens} tokens"
         return Cost([len(rows)], moved * spec.head_dim * size, flops, dtype, why)
     why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {result} tasks"
-    return Cost([result], moved * spec.head_dim * size, flops, "float32", why)
+    in_bf16 = tiles and tokens > len(rows) and cache.k.dtype is torch.bfloat16
+    dtype = "bfloat16" if in_bf16 else "float32"
+    return Cost([result], moved * spec.head_dim * size, flops, dtype, why)
 
 
 def norm_cost(_: None, x: torch.Tensor, added: bool) -> Cost:
