@@ -14,15 +14,22 @@ from engine.kernels.launch import Cost
 if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
+FEW_ROWS = 64  # with matrix tiles; benchmarks/results/NOTES.md
+
 
 def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, variant: str) -> Cost:
     rows = len(x)
+    what = (
+        "reading the weights once is the whole cost"
+        if rows <= FEW_ROWS
+        else "multiplying takes longer than reading the weights"
+    )
     return Cost(
         [outputs],
         weight.nbytes + x.nbytes + rows * outputs * x.element_size(),
         2 * rows * weight.numel(),
         str(weight.dtype).removeprefix("torch."),
-        f"{rows} rows: reading the weights once is the whole cost; variant {variant}",
+        f"{rows} rows: {what}; variant {variant}",
     )
 
 
