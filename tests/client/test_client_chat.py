@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -146,6 +147,8 @@ class Terminal:
 
     def __init__(self, master: int):
         self.master, self.seen = master, ""
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.rest = ""  # the beginning of a colour whose end is not here yet
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -157,8 +160,11 @@ class Terminal:
             assert time.monotonic() < deadline, f"{pattern!r} not in {self.seen[-800:]!r}"
             if select.select([self.master], [], [], 0.1)[0]:
                 with contextlib.suppress(OSError):  # the other side was closed
-                    came = os.read(self.master, 4096).decode("utf-8", "replace")
-                    self.seen += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", came)  # without colours
+                    came = self.rest + self.decode(os.read(self.master, 4096))
+                    cut = re.search(r"\x1b(\[[\d;?]*)?$", came)
+                    whole = came[: cut.start()] if cut else came
+                    self.rest = came[len(whole) :]
+                    self.seen += re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", whole)  # without colours
         self.seen = self.seen[match.end() :]
 
 
