@@ -25,7 +25,7 @@ from engine.trace.events import AnyEvent
 from engine.trace.story import Story
 
 HISTORY = 20_000  # events that a viewer gets at once when it joins
-BEHIND = 20_000  # events: about what a page can take in a second
+BEHIND = 2 * HISTORY  # events: more than it gets when it joins, and about a second's work of a page
 FRAME_EVENTS = 2_000
 FRAME_S = 0.1  # a frame at most so often: ten a second are smooth, and cheap
 IDLE_S = 0.5  # how soon a viewer notices that the server ends

@@ -106,7 +106,7 @@ class ServerProcess:
     def wait_until_idle(self, timeout_s: float = 120) -> None:
         def idle() -> bool:
             load = self.http.get("/load").json()
-            return not load["kv_blocks"]["used"] and not load["num_requests_running"]
+            return not load["kv_blocks"]["used"] and not load["server_load"]
 
         self._wait_for(idle, timeout_s)
 

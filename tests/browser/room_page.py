@@ -17,11 +17,18 @@ def until(page, condition: str, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def caught_up(page) -> None:
-    """Wait until the page shows everything that the server has recorded and nothing runs."""
+def caught_up(page, server=None) -> None:
+    """Wait until nothing runs and the page shows it; where it follows a `server`, until that has
+    nothing open and the page shows its last step, too: a record comes later than it happened, so
+    a page may know nothing yet of what was just sent."""
+    shown = ""
+    if server is not None:
+        server.wait_until_idle()
+        last = server.http.get("/trace/state").json()["state"]["step"]
+        shown = f" && room.record.state.step === {last}"
     until(
         page,
         "room.record.steps.length > 0 && room.record.state.running.length === 0"
         " && room.record.state.waiting.length === 0"
-        " && [...room.ledger.steps.values()].every((step) => step.finished)",
+        " && [...room.ledger.steps.values()].every((step) => step.finished || step.cut)" + shown,
     )

@@ -114,7 +114,6 @@ def test_the_pages_folder_says_what_to_do(browser):
 def test_an_address_of_a_record(open_room, live):
     live.complete("at an address", max_tokens=5)
     live.wait_until_idle()
-    time.sleep(0.3)
     page = open_room("?trace=trace")
     page.wait_for_selector("#status[data-state=file]")
     caught_up(page)

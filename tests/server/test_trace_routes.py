@@ -188,6 +188,22 @@ def test_a_viewer_that_falls_behind_is_set_forward_and_told_so(monkeypatch):
     assert frame_of(viewer.next_frame())[1]["events"][0]["message"] == "y"
 
 
+def test_one_who_joins_far_back_is_not_taken_for_a_slow_one():
+    """It begins up to HISTORY events back: what comes while it catches up is no gap."""
+    window = RecordWindow(capacity=2 * viewers_module.HISTORY)
+    viewers = Viewers(window, "run", lambda: False)
+    window(stamped([EngineWarning(message="x") for _ in range(viewers_module.HISTORY)]))
+    viewer = Viewer(viewers, None)
+    assert frame_of(viewer.next_frame())[1]["position"] == 0
+    window(stamped([EngineWarning(message="y") for _ in range(20)], viewers_module.HISTORY + 1))
+    seen = []
+    while frame := viewer.next_frame():
+        event, data = frame_of(frame)
+        assert event == "events"
+        seen += data["events"]
+    assert len(seen) == viewers_module.HISTORY + 20 and viewers.num_skipped == 0
+
+
 def test_there_is_a_most_of_viewers():
     viewers = Viewers(RecordWindow(10), "run", lambda: False)
     for _ in range(viewers_module.MOST_VIEWERS):

@@ -7,14 +7,17 @@ const GOLDEN_ANGLE = 137.508; // neighbours in order of arrival get far-off hues
 export class Ledger {
   facts = {}; // engine.started, engine.model_loaded, engine.kv_sized
   sequences = new Map(); // name → life
-  steps = new Map(); // step → {plan, finished, kernels, at}
+  steps = new Map(); // step → {plan, finished, kernels, at, cut: its end was not sent}
   skipped = 0; // events that this viewer missed
   warnings = [];
   #short = 0;
 
   see(entry, at) {
     if (entry.kind === "engine.snapshot") {
-      this.skipped += entry.skipped ?? 0;
+      if (entry.skipped) {
+        this.skipped += entry.skipped;
+        for (const step of this.steps.values()) step.cut = !step.finished;
+      }
       for (const event of entry.standing ?? []) {
         this.see(event, at);
         const name = entry.names?.[event.request_id];
@@ -70,7 +73,7 @@ export class Ledger {
 
   step(number, at) {
     let step = this.steps.get(number);
-    if (!step) this.steps.set(number, (step = { number, plan: null, finished: null, kernels: [], at }));
+    if (!step) this.steps.set(number, (step = { number, plan: null, finished: null, kernels: [], at, cut: false }));
     return step;
   }
 

@@ -9,6 +9,11 @@ const SENTENCE = "The keeper of the lighthouse wrote down the weather of every d
 const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
 const MOST_AT_ONCE = 48;
 
+const named = (count, prompt) => Array.from({ length: count }, (_, i) => {
+  const name = NAMES[i % NAMES.length];
+  return { title: `${name} ${i}`, prompt: prompt(name, i) };
+});
+
 export class Provoke {
   constructor(room, panel) {
     this.room = room;
@@ -26,7 +31,6 @@ export class Provoke {
     for (const button of panel.querySelectorAll("[data-show]")) {
       button.onclick = () => this[button.dataset.show]();
     }
-
   }
 
   value(name) { return Number(this.form.elements[name].value); }
@@ -44,14 +48,15 @@ export class Provoke {
   }
 
   /** Enough different requests that their blocks, with what stays cached, cover the pool. */
-  fill() {
+  async fill() {
     const pool = this.#pool;
     if (!pool) return this.#begin("The record doesn't say how large the pool is.");
     const each = Math.min(pool.longest, Math.max(128, Math.ceil(pool.tokens / 24)));
     const count = Math.min(MOST_AT_ONCE, Math.ceil(pool.tokens / each) + 2);
     const out = Math.min(64, Math.floor(each / 2));
     this.#begin(`${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${number(pool.tokens)}.`);
-    for (let i = 0; i < count; i++) this.#long(i, each - out, out);
+    const text = await this.#text(each - out);
+    this.#sendAll(named(count, (name, i) => `${name} ${i}: ${text}`), { max_tokens: out, ignore_eos: true, temperature: 0.8, seed: 1 });
   }
 
   /** One long beginning and six ends: the first computes it, the others find it. */
@@ -60,10 +65,11 @@ export class Provoke {
     const length = Math.min(600, Math.floor((pool?.longest ?? 512) / 2));
     this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
     const prefix = await this.#text(length);
-    const ask = (i) => this.#send({ prompt: `${prefix} ${NAMES[i]} said`, max_tokens: 48, ignore_eos: true, temperature: 0.8, seed: i }, NAMES[i]);
-    const first = ask(0);
+    const asks = NAMES.slice(0, 6).map((name) => ({ title: name, prompt: `${prefix} ${name} said` }));
+    const body = { max_tokens: 48, ignore_eos: true, temperature: 0.8, seed: 1 };
+    const first = this.#sendAll(asks.slice(0, 1), body);
     await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 700))]);
-    for (let i = 1; i < 6; i++) ask(i);
+    this.#sendAll(asks.slice(1), body);
   }
 
   /** More output than the pool holds, from requests that all fit at the beginning. */
@@ -77,9 +83,7 @@ export class Provoke {
       return this.#begin(`This pool is too large to run over from here: it would take ${count} requests of ${number(out)} tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`);
     }
     this.#begin(`${count} requests that want ${number(out)} tokens each: together more than the ${number(pool.tokens)} that the pool holds.`);
-    for (let i = 0; i < count; i++) {
-      this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${SENTENCE}`, max_tokens: out, ignore_eos: true, temperature: 1, seed: i }, `${NAMES[i % 16]} ${i}`);
-    }
+    this.#sendAll(named(count, (name, i) => `${name} ${i}: ${SENTENCE}`), { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 });
   }
 
   /** The same prompt, the same seed, three temperatures. */
@@ -89,11 +93,6 @@ export class Provoke {
     for (const temperature of [0, 0.8, 1.6]) {
       this.#send({ prompt, max_tokens: 40, temperature, seed: 7 }, `T = ${temperature}`);
     }
-  }
-
-  async #long(i, tokens, out) {
-    const text = await this.#text(tokens);
-    this.#send({ prompt: `${NAMES[i % 16]} ${i}: ${text}`, max_tokens: out, ignore_eos: true, temperature: 0.8, seed: i }, `${NAMES[i % 16]} ${i}`);
   }
 
   /** A text of about so many tokens of this model; a little less, never more. */
@@ -113,36 +112,42 @@ export class Provoke {
     this.room.follow();
   }
 
-  async #send(body, title = "") {
+  #send({ prompt, ...body }, title = "") { return this.#sendAll([{ prompt, title }], body); }
+
+  /** Prompts in one request: a browser opens few connections to a server of HTTP/1.1 (six), so in
+   *  requests of their own they would wait for each other here and not in the engine. */
+  async #sendAll(asks, body) {
     const id = `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
-    const text = element("span.answer-text", {});
-    const line = element("div.answer", {}, text);
-    this.answers.append(line);
+    const lines = asks.map(() => element("div.answer", {}, element("span.answer-text", {})));
+    this.answers.append(...lines);
     try {
-      const answer = await api("v1/completions", this.#json({ ...body, request_id: id, stream: true, trace: "full" }));
+      const prompt = asks.map(({ prompt }) => prompt);
+      const answer = await api("v1/completions", this.#json({ ...body, prompt, request_id: id, stream: true, trace: "full" }));
       if (!answer.ok) {
         const said = await answer.json().catch(() => ({}));
         throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
       }
-      const name = `cmpl-${id}`;
-      line.prepend(chip(this.room, name, title));
-      if (this.answers.children.length === 1) this.room.select({ request: name, token: null, block: null });
-      await this.#read(answer, text);
+      const names = asks.map((_, i) => (asks.length === 1 ? `cmpl-${id}` : `cmpl-${id}-${i}`));
+      lines.forEach((line, i) => line.prepend(chip(this.room, names[i], asks[i].title)));
+      if (lines.includes(this.answers.firstChild)) this.room.select({ request: names[0], token: null, block: null });
+      await this.#read(answer, lines.map((line) => line.lastChild), body.n ?? 1);
     } catch (error) {
-      text.textContent = error.message;
-      line.classList.add("failed");
+      for (const line of lines) line.classList.add("failed");
+      lines[0].lastChild.textContent = error.message;
     }
   }
 
-  async #read(answer, shown) {
-    const texts = new Map(); // the n answers
+  async #read(answer, shown, n) {
+    const texts = shown.map(() => Array(n).fill(""));
     for await (const { data } of serverSentEvents(answer)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Error(chunk.error.message);
-      for (const { index, text } of chunk.choices ?? []) texts.set(index, (texts.get(index) ?? "") + text);
-      shown.textContent = [...texts.values()].join("\n― ");
+      for (const { index, text } of chunk.choices ?? []) {
+        const place = Math.floor(index / n); // a prompt's n answers follow each other
+        texts[place][index % n] += text;
+        shown[place].textContent = texts[place].join("\n― ");
+      }
     }
   }
 }
-

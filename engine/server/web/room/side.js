@@ -182,18 +182,21 @@ export class StepPanel {
   update() {
     const { record, ledger } = this.room;
     const step = ledger.steps.get(record.state.step);
-    const code = `${record.state.step},${step?.finished?.seq},${step?.kernels.length}`;
+    const code = `${record.state.step},${step?.finished?.seq},${step?.cut},${step?.kernels.length}`;
     if (code === this.shown) return;
     this.shown = code;
     this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
-    if (!step?.plan) return this.body.replaceChildren(element("p.quiet", {}, "Nothing was computed yet: send something."));
+    if (!step?.plan) {
+      const why = record.state.step ? "What was planned in it came before this page's record." : "Nothing was computed yet: send something.";
+      return this.body.replaceChildren(element("p.quiet", {}, why));
+    }
     const { plan, finished } = step;
     const rows = plan.rows ?? [];
     const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
     const parts = [element("p", {}, [
       `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
       rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "", decodes ? plural(decodes, "decode") : "",
-      finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : "under way",
+      finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : step.cut ? "its end is among the events that were not sent" : "under way",
     ].filter(Boolean).join(" · ")), this.#who(rows)];
     if (finished) parts.push(...this.#time(finished));
     parts.push(...this.#kernels(step.kernels));

@@ -81,13 +81,14 @@ export class LiveSource {
     const headers = this.#lastId ? { "Last-Event-ID": this.#lastId } : {};
     const response = await api("trace/stream", { headers, signal: this.#connection.signal, cache: "no-store" });
     if (!response.ok) {
-      const said = await response.json().catch(() => ({}));
-      const message = said.error?.message ?? `the server answered ${response.status}`;
+      const refusal = await response.json().catch(() => ({}));
+      const message = refusal.error?.message ?? `the server answered ${response.status}`;
       const fatal = { 401: "key", 404: "off" }[response.status];
       throw Object.assign(new Error(message), { fatal });
     }
     if (this.#abort.signal.aborted) return;
-    this.onStatus("live", "");
+    let said = this.#lastId !== ""; // it has its state already, and goes on
+    if (said) this.onStatus("live", "");
     for await (const { event, id, data } of serverSentEvents(response)) {
       if (this.#abort.signal.aborted) return; // what was read already belongs to nobody now
       if (event !== "snapshot" && event !== "events") continue;
@@ -96,6 +97,8 @@ export class LiveSource {
       this.#lastId = id;
       if (event === "snapshot") this.onSnapshot(frame);
       else this.onEvents(frame);
+      if (!said) this.onStatus("live", ""); // not before: until now it knew nothing of the engine
+      said = true;
     }
   }
 }
