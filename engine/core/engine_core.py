@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import blake2b
 from typing import Protocol
 
 from engine.config import EngineConfig
+from engine.core.admission import Admission, RequestError
 from engine.core.messages import (
     NO_TOKEN,
     CoreOutput,
@@ -31,14 +31,6 @@ from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
 from engine.trace import events
 from engine.trace.recorder import Recorder
-
-
-class RequestError(ValueError):
-    """The core can't ever serve this request. `param` names the field, the message the limit."""
-
-    def __init__(self, param: str, message: str):
-        super().__init__(message)
-        self.param = param
 
 
 class Executor(Protocol):
@@ -69,14 +61,12 @@ class EngineCore:
         self.config = config
         self.executor = executor
         self.recorder = recorder
-        self.kv = executor.kv
+        self.admission = Admission(config, executor.kv)
         self.scheduler = scheduler(config, executor.kv, recorder)
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live
-        self._sequences: dict[
-            str, Request
-        ] = {}  # sequence id → sequence, until its last step is back
+        self._sequences: dict[str, Request] = {}  # by sequence id, until its last step is back
         self._arrivals = 0
         self._in_flight: deque[tuple[StepPlan, int, Future[StepOutput]]] = deque()
         self._worker = ThreadPoolExecutor(1, "worker") if self.overlapped else None
@@ -88,14 +78,15 @@ class EngineCore:
         changed (rule 7).
         """
         try:
-            max_tokens = self._check(core)
+            max_tokens = self.admission.check(core, core.request_id in self._groups)
         except RequestError as error:
             self.recorder.record(events.RequestRefused(request_id=core.request_id, why=str(error)))
             raise
         self._arrivals += 1
         priority = core.priority if self.config.scheduling_policy == "priority" else 0
         rank = (priority, self._arrivals, 0)
-        request = Request(core, rank, self._seed(core), max_tokens)
+        seed = self.admission.seed(core, self._arrivals)
+        request = Request(core, rank, seed, max_tokens)
         self._groups[core.request_id] = [request]
         self._sequences[request.id] = request
         if core.trace_full:
@@ -114,47 +105,6 @@ class EngineCore:
                 queue_length=len(self.scheduler.waiting),
             )
         )
-
-    def _check(self, core: CoreRequest) -> int:
-        """The request's real max_tokens, or RequestError."""
-        kv, params = self.kv, core.params
-        num_tokens = len(core.prompt_token_ids)
-        if core.request_id in self._groups:
-            raise RequestError("request_id", f"request id {core.request_id!r} is running already.")
-        if num_tokens == 0:
-            raise RequestError("prompt", "The prompt is empty: it must have at least one token.")
-        room = kv.max_model_len - num_tokens
-        if room < (params.max_tokens != 0):
-            raise RequestError(
-                "prompt",
-                f"This model's maximum context length is {kv.max_model_len} tokens; the prompt has"
-                f" {num_tokens}, which leaves no room for an answer. Shorten it.",
-            )
-        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        # The last token that is drawn is never fed back, so it needs no slot.
-        blocks = self.scheduler.kv.blocks_for(num_tokens + max(0, max_tokens - 1))
-        if blocks > kv.num_blocks:
-            raise RequestError(
-                "max_tokens",
-                f"The request could need {blocks} KV blocks ({num_tokens} prompt and {max_tokens}"
-                f" output tokens at {kv.block_size} a block); the whole cache has {kv.num_blocks}."
-                " Ask for fewer tokens, or give the engine a larger cache.",
-            )
-        if params.n > self.config.max_num_seqs:
-            raise RequestError(
-                "n",
-                f"n is {params.n}; at most {self.config.max_num_seqs} sequences run at once here.",
-            )
-        return max_tokens
-
-    def _seed(self, core: CoreRequest) -> int:
-        """The request's seed, or one of its own drawn from the engine's seed and its arrival
-        number: of 53 bits, which programs that read JSON numbers as doubles keep exactly.
-        """
-        if core.params.seed is not None:
-            return core.params.seed
-        text = f"{self.config.seed}/{self._arrivals}".encode()
-        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 11
 
     def abort(self, request_id: str, why: str) -> None:
         """End all sequences of a request from outside. Unknown or finished ids are ignored: the

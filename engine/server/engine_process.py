@@ -21,7 +21,8 @@ import zmq
 from loguru import logger
 
 from engine.config import EngineConfig
-from engine.core.engine_core import EngineCore, RequestError
+from engine.core.admission import RequestError
+from engine.core.engine_core import EngineCore
 from engine.models.hub import find_model
 from engine.server import logs, wire
 from engine.trace.events import EngineFailed, Event

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core_harness import Harness
 
-from engine.core.engine_core import RequestError
+from engine.core.admission import RequestError
 from engine.core.messages import NO_TOKEN
 from engine.trace import events
 

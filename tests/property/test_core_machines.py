@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from paged_oracle import VOCAB_SIZE
 
+from engine.core.admission import RequestError
 from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
-from engine.core.engine_core import RequestError
 from engine.core.kv_manager import KVManager
 from engine.core.messages import CoreRequest
 from engine.core.request import Request, Status

@@ -29,17 +29,6 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from engine.kernels.triton import (
-    activation,
-    angles,
-    attention,
-    blocks,
-    draw,
-    embed,
-    greatest,
-    norm,
-    rotary,
-)
 from engine.kernels.triton.catalogue import Variant, variants
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -149,8 +138,8 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
 def sources_hash() -> str:
     """Changes with every variant and every kernel's text, and with Triton's version."""
     digest = hashlib.sha256(triton.__version__.encode())
-    for module in (activation, angles, attention, blocks, draw, embed, greatest, norm, rotary):
-        for function in vars(module).values():
+    for module in sorted({variant.kernel.fn.__module__ for variant in variants()}):
+        for function in vars(sys.modules[module]).values():
             if isinstance(function, triton.JITFunction):
                 digest.update(function.src.encode())
     for variant in variants():

@@ -1,0 +1,71 @@
+"""Admission: which requests the engine takes, and what it settles for each before it queues them.
+
+A request that could never be served is refused at once, with the limit and what to do about it;
+nothing is refused later for want of room (it waits, or is preempted).
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from engine.config import EngineConfig
+from engine.core.messages import CoreRequest, KVShape
+
+
+class RequestError(ValueError):
+    """The core can't ever serve this request. `param` names the field, the message the limit."""
+
+    def __init__(self, param: str, message: str):
+        super().__init__(message)
+        self.param = param
+
+
+class Admission:
+    """The limits of one engine: its model's context, its cache, its seats."""
+
+    def __init__(self, config: EngineConfig, kv: KVShape):
+        self.config = config
+        self.kv = kv
+
+    def check(self, core: CoreRequest, running_already: bool) -> int:
+        """The request's real max_tokens. Raises RequestError if it could never be served;
+        `running_already`: its id is taken.
+        """
+        kv, params = self.kv, core.params
+        num_tokens = len(core.prompt_token_ids)
+        if running_already:
+            raise RequestError("request_id", f"request id {core.request_id!r} is running already.")
+        if num_tokens == 0:
+            raise RequestError("prompt", "The prompt is empty: it must have at least one token.")
+        room = kv.max_model_len - num_tokens
+        if room < (params.max_tokens != 0):
+            raise RequestError(
+                "prompt",
+                f"This model's maximum context length is {kv.max_model_len} tokens; the prompt has"
+                f" {num_tokens}, which leaves no room for an answer. Shorten it.",
+            )
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        # The last token that is drawn is never fed back, so it needs no slot.
+        blocks = -(-(num_tokens + max(0, max_tokens - 1)) // kv.block_size)
+        if blocks > kv.num_blocks:
+            raise RequestError(
+                "max_tokens",
+                f"The request could need {blocks} KV blocks ({num_tokens} prompt and {max_tokens}"
+                f" output tokens at {kv.block_size} a block); the whole cache has {kv.num_blocks}."
+                " Ask for fewer tokens, or give the engine a larger cache.",
+            )
+        if params.n > self.config.max_num_seqs:
+            raise RequestError(
+                "n",
+                f"n is {params.n}; at most {self.config.max_num_seqs} sequences run at once here.",
+            )
+        return max_tokens
+
+    def seed(self, core: CoreRequest, arrival: int) -> int:
+        """The request's seed, or one of its own drawn from the engine's seed and its arrival
+        number: of 53 bits, which programs that read JSON numbers as doubles keep exactly.
+        """
+        if core.params.seed is not None:
+            return core.params.seed
+        text = f"{self.config.seed}/{arrival}".encode()
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") >> 11
