@@ -16,8 +16,6 @@ from engine.config import EngineConfig
 from engine.core.messages import (
     NO_TOKEN,
     KVShape,
-    NewRow,
-    Row,
     RowDetail,
     StepOutput,
     StepPlan,
@@ -29,7 +27,6 @@ from engine.kernels.launch import recording
 from engine.models.hub import Progress
 from engine.models.loader import load_model
 from engine.models.registry import CausalLM
-from engine.sampling_params import SamplingParams
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import machine, start_memory
@@ -44,9 +41,10 @@ from engine.worker.logprobs import token_logprobs
 from engine.worker.sample_step import SampleStep
 from engine.worker.sampling_table import SamplingTable
 from engine.worker.start_memory import memory_for
+from engine.worker.warm_up import dummy_row, warm_up
 
 PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
-WARM_UP_TOKENS = 32
+LONG_ENOUGH_S = 0.1
 
 MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
 
@@ -178,7 +176,7 @@ class ModelRunner:
         for i, length in enumerate(lengths):
             first = sum(pages[:i])
             blocks = list(range(first, first + pages[i]))
-            plan.rows.append(_dummy_row(f"profile {i}", length, blocks))
+            plan.rows.append(dummy_row(f"profile {i}", length, blocks))
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -202,15 +200,10 @@ class ModelRunner:
             )
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
-        """A short prompt, a random and a greedy token; the recorder doesn't see them."""
-        size = self.config.block_size
-        length = min(WARM_UP_TOKENS, max_model_len, num_blocks * size)
-        if length > 1:
-            blocks = list(range(-(-length // size)))
-            self.execute(StepPlan(step=0, rows=[_dummy_row("warm-up", length - 1, blocks)]))
-            row = Row(request_id="warm-up", start=length - 1, num_tokens=1, samples=1)
-            self.execute(StepPlan(step=0, rows=[row]))
-            self.execute(StepPlan(step=0, rows=[], dropped=["warm-up"]))
+        longest = min(max_model_len, num_blocks * self.config.block_size)
+        longest = min(longest, self.config.max_num_batched_tokens)
+        long_prompts = self.device.type == "cpu"  # a GPU has computed the longest for `_profile`
+        warm_up(self.execute, longest, self.config.block_size, long_prompts)
         self.sampling.recorder = self.recorder
 
     def _graphs_wanted(self) -> bool:
@@ -357,22 +350,3 @@ class ModelRunner:
                 logits = self.model.compute_logits(hidden[first + begin : first + end]).float()
                 entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
             details[row.request_id] = RowDetail(prompt_logprobs=entries)
-
-
-def _dummy_row(request_id: str, length: int, blocks: list[int]) -> Row:
-    """A row of zeros, for steps whose result nobody reads."""
-    new = NewRow(
-        token_ids=[0] * length,
-        num_prompt_tokens=length,
-        params=SamplingParams(top_p=0.9, seed=0),
-        seed=0,
-        stop_token_ids=[],
-    )
-    return Row(
-        request_id=request_id,
-        start=0,
-        num_tokens=length,
-        samples=1,
-        table_blocks=blocks,
-        new=new,
-    )

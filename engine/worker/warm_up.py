@@ -1,0 +1,65 @@
+"""Steps before the first request: what is allocated, compiled or read for the first time, is then.
+
+Their rows are of zeros and nobody reads what they give; the recorder doesn't see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.core.messages import NewRow, Row, StepOutput, StepPlan
+from engine.sampling_params import SamplingParams
+
+SHORT = 32  # tokens
+LONG_ENOUGH_S = 0.05
+NAME = "warm-up"
+
+
+def warm_up(
+    execute: Callable[[StepPlan], StepOutput], longest: int, block_size: int, long_prompts: bool
+) -> None:
+    """A short prompt, a random and a greedy token; and if `long_prompts`, prompts each twice as
+    long as the one before, until one takes `LONG_ENOUGH_S`: memory that a process gets for the
+    first time costs as much as computing with it, as long as that is short.
+
+    longest: tokens of the longest prompt that one step can take; the cache has blocks for them.
+    """
+    blocks = list(range(-(-longest // block_size)))
+
+    def compute(length: int) -> float:
+        output = execute(StepPlan(step=0, rows=[dummy_row(NAME, length, blocks)]))
+        return output.forward_us / 1e6
+
+    def forget() -> None:
+        execute(StepPlan(step=0, rows=[], dropped=[NAME]))
+
+    length = min(SHORT, longest)
+    if length > 1:
+        compute(length - 1)
+        row = Row(request_id=NAME, start=length - 1, num_tokens=1, samples=1)
+        execute(StepPlan(step=0, rows=[row]))
+        forget()
+    taken_s = 0.0
+    while long_prompts and length < longest and taken_s < LONG_ENOUGH_S:
+        length = min(2 * length, longest)
+        taken_s = compute(length)
+        forget()
+
+
+def dummy_row(request_id: str, length: int, blocks: list[int]) -> Row:
+    """A prompt of zeros, in `blocks`, which have room for it."""
+    new = NewRow(
+        token_ids=[0] * length,
+        num_prompt_tokens=length,
+        params=SamplingParams(top_p=0.9, seed=0),
+        seed=0,
+        stop_token_ids=[],
+    )
+    return Row(
+        request_id=request_id,
+        start=0,
+        num_tokens=length,
+        samples=1,
+        table_blocks=blocks,
+        new=new,
+    )
