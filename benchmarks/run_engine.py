@@ -24,9 +24,14 @@ class Engine:
         self.recorder.subscribe(lambda batch: None)
         runner = ModelRunner(config, self.recorder)
         runner.load()
+        self.cores = runner.cores
         self.core = EngineCore(config, runner, self.recorder)
 
     def run(self, workload: Workload) -> Run:
+        with self.cores:
+            return self._run(workload)
+
+    def _run(self, workload: Workload) -> Run:
         core = self.core
         started = time.perf_counter()
         first, ends, steps = 0.0, [], 0

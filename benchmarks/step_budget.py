@@ -60,8 +60,9 @@ def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int
         engine.core.add_request(
             CoreRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
         )
-    while engine.core.has_work:
-        engine.core.step()
+    with engine.cores:
+        while engine.core.has_work:
+            engine.core.step()
     engine.recorder.flush()
     engine.recorder.unsubscribe(events.extend)
     return events

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from engine.sampling_params import SamplingParams
 
 # How long a thread of an operation spins for the others before it sleeps, in turns of a loop;
-# libgomp reads it when torch is loaded. Its own default, 300,000, is for machines that run nothing
-# else: where two threads share their cores with a busy neighbour, each operation would wait for
-# milliseconds, and a step for seconds. At 10,000 a busy one is quick: results/NOTES.md.
+# libgomp reads it when torch is loaded. At 50,000 (two or three milliseconds) it stays awake
+# between the steps of a small model. libgomp's own default, 300,000, is for machines that run
+# nothing else: where threads aren't bound to cores (worker/cores.py) and a neighbour is busy, each
+# operation would wait for milliseconds, and a step for seconds. See benchmarks/results/NOTES.md.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]

@@ -15,6 +15,7 @@ import contextlib
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,6 +60,7 @@ class LLM:
         self.config = EngineConfig(**options)
         self._make_scheduler = scheduler
         self._make_sample_step = sample_step
+        self._bound: AbstractContextManager[None] = contextlib.nullcontext()
         self.recorder = Recorder(
             self.config.trace,
             text=self.config.trace_text == "on",
@@ -99,6 +101,8 @@ class LLM:
 
         runner = ModelRunner(self.config, self.recorder, self._make_sample_step or SampleStep)
         runner.load()
+        if not self.config.async_scheduling:
+            self._bound = runner.cores
         return runner
 
     # ------------------------------------------------------------------------------ generating
@@ -187,7 +191,7 @@ class LLM:
         ]
         try:
             texts = [self._add(*pair) for pair in zip(requests, prompts)]
-            with _progress(len(texts), show_progress) as progress:
+            with _progress(len(texts), show_progress) as progress, self._bound:
                 self._step_until_done(progress)
         except BaseException as error:  # KeyboardInterrupt too: leave nothing behind
             for request in requests:

@@ -41,6 +41,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 REPEATS = 3
 PEERS = ("vLLM", "transformers", "llama.cpp")
 QUIET = 0.04  # of a core: more beside the measurement, and its figures are noise
+REST_S = 0.5  # before each run: threads of the system before it may still be waiting busily
 
 System = InProcess | Server
 Failures = (WorkerFailed, ServerFailed, WrongAnswer)
@@ -176,6 +177,7 @@ class Session:
                             flush=True,
                         )
 
+                    time.sleep(REST_S)
                     self._try(systems, system, [work], keep)
 
     def _try(

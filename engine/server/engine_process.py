@@ -55,6 +55,8 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     progress(f"loading {config.model}")
     runner = ModelRunner(config, recorder)
     runner.load(bytes_done)
+    if not config.async_scheduling:
+        runner.cores.hold()  # to the end of this process, whose loop runs on this thread
     return runner
 
 

@@ -33,15 +33,25 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) ->
     return available
 
 
+def usable_cores() -> list[set[int]]:
+    """The CPUs that this process may use, by core: hyperthreads of one core stand together. Empty
+    where the system can't bind threads to CPUs (macOS)."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores: dict[str, set[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_read(Path(topology.format(cpu))) or str(cpu), set()).add(cpu)
+    return list(cores.values())
+
+
 def physical_cores(cgroup: Path = CGROUP) -> int:
     """Cores that this process may use: hyperthreads of one core count once, a CPU quota caps."""
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    usable = os.sched_getaffinity(0)
-    cores = {_read(Path(topology.format(cpu))) or str(cpu) for cpu in usable}
+    cores = len(usable_cores()) or os.cpu_count() or 1
     quota = (_read(cgroup / "cpu.max") or "max").split()
     if quota[0] != "max":
-        return max(1, min(len(cores), math.ceil(int(quota[0]) / int(quota[1]))))
-    return len(cores)
+        return max(1, min(cores, math.ceil(int(quota[0]) / int(quota[1]))))
+    return cores
 
 
 def keep_freed_memory() -> None:

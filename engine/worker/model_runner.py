@@ -31,6 +31,7 @@ from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import machine, start_memory
 from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.cpu_graphs import CpuGraphs
 from engine.worker.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.finite_rows import finite_rows
@@ -69,6 +70,7 @@ class ModelRunner:
         self._make_sample_step = sample_step
         self.device = machine.pick_device(config.device)
         self.graphs: CudaGraphs | CpuGraphs | None = None
+        self.cores = Cores()  # for `with runner.cores:` around many steps
         if config.async_scheduling is None:  # the option's default, now that the device is known
             config.async_scheduling = self.device.type == "cuda"
 
@@ -85,8 +87,11 @@ class ModelRunner:
         if self.device.type == "cpu":
             machine.keep_freed_memory()
             torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
-            if not cpu.available():
+            native = cpu.native()
+            if native is None:
                 self.recorder.record(EngineWarning(message=cpu.why_not()))
+            else:
+                self.cores = Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
         stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
         with memory_for(start_memory.LOAD, self.device):
             self.model = load_model(self.config, self.device, None, self.recorder, progress)

@@ -18,7 +18,14 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCES = ("linear.cpp", "linear_amx.cpp", "attention.cpp", "elementwise.cpp", "replay.cpp")
+SOURCES = (
+    "linear.cpp",
+    "linear_amx.cpp",
+    "attention.cpp",
+    "elementwise.cpp",
+    "replay.cpp",
+    "threads.cpp",
+)
 HEADERS = ("simd.h", "tiles.h", "attention_tiles.h")
 FOLDER = Path(__file__).parent
 

@@ -73,6 +73,7 @@ class NativeOps(AttentionOps):
         self._argmax = function(library, "argmax")
         # through a handle that gives Python's lock away: it takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
+        self.bind_threads = function(library, "bind_threads")
 
     # ------------------------------------------------------------------------------ products
 
