@@ -20,7 +20,7 @@ from struct import Struct
 from engine.worker.machine import physical_cores, usable_cores
 
 _BIND = Struct("2q").pack  # struct BindArgs in threads.cpp
-_SET_BYTES = 128  # sizeof(cpu_set_t), 1,024 CPUs
+_SET_BYTES = 128  # sizeof(cpu_set_t)
 
 BindThreads = Callable[[bytes], object]
 
@@ -28,7 +28,8 @@ BindThreads = Callable[[bytes], object]
 def cores_to_bind(num_threads: int) -> list[set[int]]:
     """The CPUs of each thread's core; empty if they are to stay free."""
     cores = usable_cores()
-    return cores if 1 < num_threads == len(cores) == physical_cores() else []
+    named = all(cpu < 8 * _SET_BYTES for core in cores for cpu in core)
+    return cores if named and 1 < num_threads == len(cores) == physical_cores() else []
 
 
 class Cores:

@@ -51,6 +51,9 @@ def test_only_who_has_all_cores_binds(monkeypatch):
     monkeypatch.setattr(cores, "physical_cores", lambda: 8)
     assert cores_to_bind(8) == eight
     assert cores_to_bind(7) == [] and cores_to_bind(9) == []
+    monkeypatch.setattr(cores, "usable_cores", lambda: [*eight[:7], {1024}])
+    assert cores_to_bind(8) == []  # more CPUs than a cpu_set_t has bits
+    monkeypatch.setattr(cores, "usable_cores", lambda: eight)
     monkeypatch.setattr(cores, "physical_cores", lambda: 4)  # a quota
     assert cores_to_bind(4) == [] and cores_to_bind(8) == []
     monkeypatch.setattr(cores, "usable_cores", lambda: [{0, 1}])
