@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +71,16 @@ def measure(device, dry: bool) -> Results:
     )
 
 
+def _checks_of(dtype, head_dim: int) -> list[dict]:
+    """The checks of kernels for one dtype and size of heads, in a process of the pool."""
+    import torch
+
+    from benchmarks.gpu import kernel_checks
+    from engine.kernels import on_cuda
+
+    return list(kernel_checks.checks(on_cuda(), torch.device("cuda"), [dtype], [head_dim]))
+
+
 def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callable[[], Results]]:
     """Each part; sizes are of a GPU, or tiny. few: not all checks of kernels."""
     import torch
@@ -85,8 +97,16 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
         dims = [64] if dry else [64, 128, 256]
         if few:
             dtypes, dims = dtypes[-1:], dims[:2]
-        for check in kernel_checks.checks(kernels, device, dtypes, dims):
-            yield "kernels", check
+        if dry or few:
+            for check in kernel_checks.checks(kernels, device, dtypes, dims):
+                yield "kernels", check
+            return
+        # most of the time goes into compiling: a process for each combination
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(max_workers=len(dtypes) * len(dims), mp_context=spawn) as pool:
+            for found in pool.map(_checks_of, *zip(*product(dtypes, dims))):
+                for check in found:
+                    yield "kernels", check
 
     def check_memory() -> Results:
         limit_s = PARTS["memcheck"].limit_s - 20

@@ -79,7 +79,8 @@ def _speed(case: dict, device: str) -> Iterator[Line]:
     yield Line(
         what,
         f"≥ {wanted:.0%} of the limit" if wanted else "",
-        f"{case['tokens_per_s']:,.0f} tokens/s, {share:.0%} of the limit; P50 {case['p50_s']:.2f},"
+        f"{case['tokens_per_s']:,.0f} tokens/s, {share:.0%} of the limit; the device computed"
+        f" {case['computing_share']:.0%} of the time; P50 {case['p50_s']:.2f},"
         f" P95 {case['p95_s']:.2f}, P99 {case['p99_s']:.2f} s",
         share >= wanted if wanted else None,
     )

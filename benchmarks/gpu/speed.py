@@ -18,7 +18,7 @@ from benchmarks.run_engine import Engine
 from benchmarks.shapes import shape as known_shape
 from benchmarks.workloads import Job, Workload
 from engine.kernels.launch import recording
-from engine.trace.events import Event, KernelLaunched
+from engine.trace.events import Event, KernelLaunched, StepFinished
 from engine.trace.recorder import Recorder
 
 SHAPES: dict[str, PretrainedConfig] = {
@@ -122,11 +122,18 @@ def run_cases(
 
 
 def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
-    """Tokens per second, and the time that reading weights and keys would take alone."""
+    """Tokens per second, and the time that reading weights and keys would take alone;
+    computing_share: of the time, that the device computed steps, by its own clock."""
     shape, dtype, work = SHAPES[case.shape], torch.bfloat16, workload(case)
     jobs = work.jobs
     engine.run(Workload("warm", "", [Job(jobs[0].prompt, min(8, jobs[0].num_output))]))
+    engine.recorder.flush()
+    steps: list[Event] = []
+    engine.recorder.subscribe(steps.extend)
     result = engine.run(work)
+    engine.recorder.flush()
+    engine.recorder.unsubscribe(steps.extend)
+    computing_us = sum(e.forward_us + e.sample_us for e in steps if isinstance(e, StepFinished))
     runner = engine.core.executor
     weights = sum(p.nbytes for p in runner.model.parameters())
     if not shape.tie_word_embeddings:  # a step reads single lines of the input's table
@@ -145,6 +152,7 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
         "seconds": result.total_s,
         "seconds_by_bandwidth": least,
         "share_of_limit": least / result.total_s,
+        "computing_share": computing_us / 1e6 / result.total_s,
         "wanted": case.wanted,
         "first_token_s": result.first_token_s,
         "p50_s": ends[len(ends) // 2],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from engine.config import EngineConfig
@@ -34,11 +34,18 @@ from engine.trace.recorder import Recorder
 
 
 class Executor(Protocol):
-    """What computes: the ModelRunner, or a stand-in of a test."""
+    """What computes: the ModelRunner, or a stand-in of a test. `launches_ahead` (none: False) says
+    that it can also `launch(plan)`, which returns before the step is computed."""
 
     kv: KVShape
 
     def execute(self, plan: StepPlan) -> StepOutput: ...
+
+
+class Pending(Protocol):
+    """A step in flight."""
+
+    def result(self) -> StepOutput: ...
 
 
 MakeScheduler = Callable[[EngineConfig, KVShape, Recorder], Scheduler]
@@ -68,8 +75,10 @@ class EngineCore:
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live
         self._sequences: dict[str, Request] = {}  # by sequence id, until its last step is back
         self._arrivals = 0
-        self._in_flight: deque[tuple[StepPlan, int, Future[StepOutput]]] = deque()
-        self._worker = ThreadPoolExecutor(1, "worker") if self.overlapped else None
+        self._in_flight: deque[tuple[StepPlan, int, Pending]] = deque()
+        # An executor that waits for its device gets a thread of its own to wait in.
+        waits = self.overlapped and not getattr(executor, "launches_ahead", False)
+        self._worker = ThreadPoolExecutor(1, "worker") if waits else None
 
     # ---------------------------------------------------------------------------------- requests in
 
@@ -164,20 +173,22 @@ class EngineCore:
         """Hand the worker the next step, if one can be planned yet, then book the oldest one in
         flight.
         """
-        assert self._worker is not None
         started = time.perf_counter_ns()
         plan = self.scheduler.schedule()
         if plan is not None:
             self._set_full_step(plan)
-            self._in_flight.append(
-                (plan, started, self._worker.submit(self.executor.execute, plan))
-            )
+            self._in_flight.append((plan, started, self._launch(plan)))
             if len(self._in_flight) == 1:
                 return []
         if not self._in_flight:
             return []
         plan, started, result = self._in_flight.popleft()
         return self._update(plan, result.result(), started)
+
+    def _launch(self, plan: StepPlan) -> Pending:
+        if self._worker is not None:
+            return self._worker.submit(self.executor.execute, plan)
+        return self.executor.launch(plan)  # type: ignore[attr-defined]
 
     def _set_full_step(self, plan: StepPlan) -> None:
         """Whether this step's kernels are to be recorded: they serve every request of the step."""

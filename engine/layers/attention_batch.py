@@ -75,5 +75,8 @@ class AttentionBatch:
     def to(self, device: torch.device) -> AttentionBatch:
         """The same on a device; nobody waits for the copies. Without scratch."""
         names = ("positions", "slot_mapping", "block_tables", "query_start", "context_lens")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        held = {name: getattr(self, name) for name in names}
+        if device.type == "cuda":  # pageable memory would be waited for
+            held = {name: tensor.pin_memory() for name, tensor in held.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
         return replace(self, **moved, scratch={})

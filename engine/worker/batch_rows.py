@@ -14,6 +14,8 @@ import torch
 
 from engine.core.messages import NewRow, Row, StepPlan
 from engine.layers.attention_batch import AttentionBatch
+from engine.worker.in_flight import UNKNOWN
+from engine.worker.transfers import pinned
 
 
 @dataclass
@@ -26,13 +28,14 @@ class StepInputs:
     order: list[int]
     rows: list[Row]  # in batch order
     slots: np.ndarray  # int64 [rows], in batch order
+    table_version: int  # another one: some block table may have changed
     query_start: np.ndarray  # int64 [rows + 1]
 
     def to(self, device: torch.device) -> StepInputs:
         """The same on a device. (A captured step copies them to its own places instead.)"""
         if device.type == "cpu":
             return self
-        token_ids = self.token_ids.to(device, non_blocking=True)
+        token_ids = pinned(self.token_ids, device)
         return replace(self, token_ids=token_ids, attention=self.attention.to(device))
 
 
@@ -46,6 +49,7 @@ class BatchRows:
         self.tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
         width = -(-(max_model_len + 1) // block_size)
         self.block_table = np.zeros((num_slots, width), np.int32)
+        self._table_version = 0
         self._new: dict[int, NewRow] = {}  # by slot, as each sequence came
         self._prompt_logprobs: set[int] = set()  # slots whose sequences want them
         self._slots: dict[str, int] = {}
@@ -95,6 +99,7 @@ class BatchRows:
             slot = self._slots[request_id] = self._free.pop()
         self.tokens[slot, : len(row.token_ids)] = row.token_ids
         self.block_table[slot] = 0
+        self._table_version += 1
         self._new[slot] = row
         if row.params.prompt_logprobs is None:
             self._prompt_logprobs.discard(slot)
@@ -110,6 +115,11 @@ class BatchRows:
                 self.block_table[self._slots[row.request_id], row.table_start : end] = (
                     row.table_blocks
                 )
+                self._table_version += 1
+
+    def expect(self, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Tokens will stand there that the device is about to draw. Both int64 [rows]."""
+        self.tokens[slots, positions] = UNKNOWN
 
     def append(self, slots: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> None:
         """Write the tokens that were drawn. All int64 [rows]."""
@@ -159,5 +169,6 @@ class BatchRows:
             order=order,
             rows=rows,
             slots=slots,
+            table_version=self._table_version,
             query_start=query_start,
         )

@@ -19,7 +19,9 @@ from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import GraphCaptured, GraphReplayed
 from engine.trace.recorder import Recorder
+from engine.worker.batch_rows import StepInputs
 from engine.worker.decode_inputs import DecodeInputs, DecodeOutputs
+from engine.worker.in_flight import DrawnTokens
 
 MAX_ROWS = 128
 TORCH_OPERATIONS = 32
@@ -67,10 +69,10 @@ class CpuGraphs:
             and not (self.recorder.full or self.recorder.full_step)
         )
 
-    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> DecodeOutputs:
-        """token_ids: int64 [rows]. The next run overwrites what this one returns."""
-        rows = batch.num_rows
-        self.inputs.fill(token_ids, batch, rows)
+    def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
+        """drawn: see `DecodeInputs.fill`. The next run overwrites what this one returns."""
+        rows = inputs.attention.num_rows
+        self.inputs.fill(inputs, rows, drawn)
         taped = self.tapes.get(rows)
         if taped is None:
             return self._record(rows)

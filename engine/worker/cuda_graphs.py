@@ -24,7 +24,9 @@ from engine.layers.attention_batch import AttentionBatch, LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
+from engine.worker.batch_rows import StepInputs
 from engine.worker.decode_inputs import DecodeInputs, DecodeOutputs
+from engine.worker.in_flight import DrawnTokens
 
 
 class _Graph(NamedTuple):
@@ -98,13 +100,13 @@ class CudaGraphs:
         """Every row decodes, and there are not too many."""
         return batch.num_decode_rows == batch.num_rows <= self.sizes[-1]
 
-    def run(self, token_ids: torch.Tensor, batch: AttentionBatch) -> DecodeOutputs:
-        """token_ids: int64 [rows]; it and the batch may lie on the host. The next run overwrites
-        what this one returns."""
-        rows = batch.num_rows
+    def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
+        """inputs: on the host. drawn: see `DecodeInputs.fill`. The next run overwrites what this
+        one returns."""
+        rows = inputs.attention.num_rows
         size = next(size for size in self.sizes if size >= rows)
         graph = self.graphs[size]
-        self.inputs.fill(token_ids, batch, size)
+        self.inputs.fill(inputs, size, drawn)
         graph.replay()
         self.recorder.record(
             GraphReplayed(batch_size=size, num_rows=rows, captured_seq=graph.captured_seq)

@@ -6,9 +6,15 @@ tables from here.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from engine.layers.attention_batch import AttentionBatch
+from engine.worker.batch_rows import StepInputs
+from engine.worker.in_flight import UNKNOWN, DrawnTokens
+from engine.worker.transfers import pinned
+
+_FIELDS = 5  # token ids, positions, slots, lines of BatchRows, lengths (32 bits each)
 
 DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of a captured step: hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with
@@ -16,32 +22,53 @@ greedy rows alone nothing is left to launch after the replay."""
 
 
 class DecodeInputs:
-    """Tensors for up to `max_rows` rows of one token each."""
+    """Tensors for up to `max_rows` rows of one token each.
+
+    All but the block tables lie side by side, so that one copy brings them; the tables are copied
+    only when one has grown or other rows stand in the step.
+    """
 
     def __init__(
         self, max_rows: int, table_width: int, block_size: int, device: torch.device
     ) -> None:
         self.block_size = block_size
-        self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.slots = torch.full((max_rows,), -1, dtype=torch.int64, device=device)
-        self.contexts = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self.device = device
+        self._packed = torch.zeros((_FIELDS, max_rows), dtype=torch.int64, device=device)
+        self.token_ids, self.positions, self.slots, self.lines, contexts = self._packed
+        self.contexts = contexts.view(torch.int32)[:max_rows]
         self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here
 
-    def fill(self, token_ids: torch.Tensor, batch: AttentionBatch, size: int) -> None:
-        """Copy a step's rows here, from the host or the device. token_ids: int64 [rows]. Rows up to
-        `size` become padding: slot −1 (nothing is written), context 0 (nothing is read)."""
-        rows = batch.num_rows
-        self.token_ids[:rows].copy_(token_ids, non_blocking=True)
-        self.positions[:rows].copy_(batch.positions, non_blocking=True)
-        self.slots[:rows].copy_(batch.slot_mapping, non_blocking=True)
-        self.contexts[:rows].copy_(batch.context_lens, non_blocking=True)
+    def fill(self, inputs: StepInputs, size: int, drawn: DrawnTokens | None) -> None:
+        """Copy a step's rows here from the host; nobody waits for the copy. Rows up to `size`
+        become padding: slot −1 (nothing is written), context 0 (nothing is read).
+
+        drawn: where tokens are that the host doesn't know yet."""
+        batch, rows = inputs.attention, inputs.attention.num_rows
+        on_cuda = self.device.type == "cuda"
+        there = (
+            torch.empty(self._packed.shape, dtype=torch.int64, pin_memory=True)
+            if on_cuda
+            else self._packed
+        )
+        fields = there.numpy()
+        fields[:, rows:size] = 0
+        fields[2, rows:size] = -1
+        fields[0, :rows] = token_ids = inputs.token_ids.numpy()
+        fields[1, :rows] = batch.positions.numpy()
+        fields[2, :rows] = batch.slot_mapping.numpy()
+        fields[3, :rows] = inputs.slots
+        fields[4].view(np.int32)[:rows] = batch.context_lens.numpy()
+        if on_cuda:
+            self._packed.copy_(there, non_blocking=True)
         width = batch.block_tables.shape[1]
-        self.tables[:rows, :width].copy_(batch.block_tables, non_blocking=True)
-        if rows < size:
-            self.slots[rows:size].fill_(-1)
-            self.contexts[rows:size].zero_()
+        tables_of = inputs.table_version, width, inputs.slots.tobytes()
+        if tables_of != self._tables_of:
+            self.tables[:rows, :width] = pinned(batch.block_tables, self.device)
+            self._tables_of = tables_of
+        if drawn is not None and (token_ids == UNKNOWN).any():
+            drawn.fill(self.token_ids[:rows], self.lines[:rows])
 
     def batch(self, size: int) -> AttentionBatch:
         """The first `size` rows as a batch, of any length: what Python decides from lengths (grids,

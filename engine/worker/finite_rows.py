@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from engine.worker.batch_rows import StepInputs
+from engine.worker.transfers import to_device
 
 
 def finite_rows(hidden: torch.Tensor, inputs: StepInputs, rows: list[int]) -> torch.Tensor:
@@ -16,5 +17,5 @@ def finite_rows(hidden: torch.Tensor, inputs: StepInputs, rows: list[int]) -> to
 
     hidden: [tokens, width], of a step.
     """
-    last = torch.from_numpy(inputs.query_start[1:][rows] - 1)
-    return hidden[last.to(hidden.device, non_blocking=True)].isfinite().all(dim=-1)
+    last = to_device(inputs.query_start[1:][rows] - 1, hidden.device)
+    return hidden[last].isfinite().all(dim=-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from engine.config import EngineConfig
@@ -35,6 +36,7 @@ from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.cpu_graphs import CpuGraphs
 from engine.worker.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.finite_rows import finite_rows
+from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
 from engine.worker.kv_cache import KVCache, bytes_per_block
 from engine.worker.kv_dtype import chosen_kv_dtype
 from engine.worker.kv_sizing import gib, size_kv
@@ -42,6 +44,7 @@ from engine.worker.logprobs import token_logprobs
 from engine.worker.sample_step import SampleStep
 from engine.worker.sampling_table import SamplingTable
 from engine.worker.start_memory import memory_for
+from engine.worker.transfers import to_device, to_host
 from engine.worker.warm_up import dummy_row, warm_up
 
 PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
@@ -70,6 +73,8 @@ class ModelRunner:
         self._make_sample_step = sample_step
         self.device = machine.pick_device(config.device)
         self.graphs: CudaGraphs | CpuGraphs | None = None
+        self.drawn: DrawnTokens | None = None
+        self._last: InFlight | None = None  # the step that was launched last
         self.cores = Cores()  # for `with runner.cores:` around many steps
         if config.async_scheduling is None:  # the option's default, now that the device is known
             config.async_scheduling = self.device.type == "cuda"
@@ -148,6 +153,8 @@ class ModelRunner:
         self.rows = BatchRows(seats, max_model_len, self.config.block_size)
         self.table = SamplingTable(seats, vocab, self.device)
         self.sampling = self._make_sample_step(self.rows, self.table)
+        if self.device.type == "cuda" and self.config.async_scheduling:
+            self.drawn = DrawnTokens(seats, self.device)
 
     def _memory(self, block_bytes: int) -> tuple[int, str, int]:
         """(bytes that the KV cache may take, how they come about, bytes free at all)"""
@@ -260,10 +267,21 @@ class ModelRunner:
 
     # ------------------------------------------------------------------------------ a step
 
-    @torch.inference_mode()
+    @property
+    def launches_ahead(self) -> bool:
+        """Whether `launch` comes back while the device still computes."""
+        return self.drawn is not None
+
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute a plan. Its tokens are also in the worker's own rows when this returns."""
+        return self.launch(plan).result()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> InFlight:
+        """Give a plan to the device. The one before it may still be computed, all earlier ones have
+        been asked for their results."""
         started = time.perf_counter_ns()
+        before, self._last = self._last, None
         self._update_rows(plan)
         if plan.swap_out or plan.swap_in or plan.copies:
             with recording(self.recorder, device=self.device.type):
@@ -271,62 +289,92 @@ class ModelRunner:
                 self.cache.swap_in(plan.swap_in)
                 self.cache.copy(plan.copies)
         if not plan.rows:
-            return StepOutput(step=plan.step, tokens=[])
+            self._last = before
+            return InFlight.done(StepOutput(step=plan.step, tokens=[]))
         inputs = self.rows.gather(plan)
         self.cache.settle()
         prepared = time.perf_counter_ns()
 
+        clock = Clock(self.device)
+        clock.mark()
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
-        logits = greatest = None
-        if self.graphs is not None and self.graphs.fits(inputs.attention):
-            hidden, *rest = self.graphs.run(inputs.token_ids, inputs.attention)
-            if drawing:
-                if len(drawing) < len(hidden):
-                    rest = [None if every is None else every[drawing] for every in rest]
-                logits, greatest = rest
-        else:
-            inputs = inputs.to(self.device)
-            with recording(self.recorder, device=self.device.type):
-                hidden, logits = self._compute(inputs, drawing)
+        hidden, logits, greatest = self._compute(inputs, drawing)
         silent = [i for i, row in enumerate(inputs.rows) if not row.samples]
         finite = finite_rows(hidden, inputs, silent) if silent else None
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # else the times would be lies
-        computed = time.perf_counter_ns()
+        clock.mark()
 
         details: dict[str, RowDetail] = {}
         if self.rows.any_prompt_logprobs:
             self._prompt_logprobs(inputs, hidden, details)
-        tokens: list[list[int]] = [[] for _ in plan.rows]
+        draws = None
         if logits is not None:
+            if before is not None and self.sampling.looks_back:
+                before.result()
             with recording(self.recorder, device=self.device.type):
-                tokens = self.sampling.run(inputs, drawing, logits, details, greatest)
-        for i, is_finite in zip(silent, [] if finite is None else finite.tolist()):
-            if not is_finite:
-                tokens[inputs.order[i]] = [NO_TOKEN]
-        done = time.perf_counter_ns()
-        return StepOutput(
-            step=plan.step,
-            tokens=tokens,
-            details=details,
-            prepare_us=(prepared - started) / 1e3,
-            forward_us=(computed - prepared) / 1e3,
-            sample_us=(done - computed) / 1e3,
-            done_ns=done,
-        )
+                draws = self.sampling.run(inputs, drawing, logits, details, greatest)
+            if self.drawn is not None:
+                self.drawn.keep(draws.next_slots, draws.next_tokens)
+        arriving = None if finite is None else to_host(finite)
+        clock.mark()
+
+        def finish() -> StepOutput:
+            done_ns = clock.wait()
+            tokens: list[list[int]] = [[] for _ in plan.rows]
+            if draws is not None:
+                tokens = self.sampling.book(draws, inputs)
+            for i, is_finite in zip(silent, [] if arriving is None else arriving.tolist()):
+                if not is_finite:
+                    tokens[inputs.order[i]] = [NO_TOKEN]
+            forward_us, sample_us = clock.spans_us()
+            return StepOutput(
+                step=plan.step,
+                tokens=tokens,
+                details=details,
+                prepare_us=(prepared - started) / 1e3,
+                forward_us=forward_us,
+                sample_us=sample_us,
+                done_ns=done_ns,
+            )
+
+        self._last = InFlight(finish)
+        return self._last
 
     def _compute(
         self, inputs: StepInputs, drawing: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """(hidden states of all tokens, logits of the rows that draw, where the greatest of each of
+        these is, if that is known)."""
+        if self.graphs is not None and self.graphs.fits(inputs.attention):
+            hidden, logits, greatest = self.graphs.run(inputs, self.drawn)
+            if not drawing:
+                return hidden, None, None
+            if len(drawing) < len(hidden):
+                some = to_device(np.array(drawing), self.device)
+                logits, greatest = logits[some], greatest[some]
+            return hidden, logits, greatest
+        with recording(self.recorder, device=self.device.type):
+            return *self._compute_eagerly(inputs, drawing), None
+
+    def _compute_eagerly(
+        self, inputs: StepInputs, drawing: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(hidden states of all tokens, logits of the rows that draw), launched one by one."""
+        """Hidden states and logits, launched one by one."""
+        unknown = bool((inputs.token_ids == UNKNOWN).any())
+        inputs = inputs.to(self.device)
+        if unknown and self.drawn is not None:  # of rows with one token, which come first
+            rows = inputs.attention.num_decode_rows
+            slots = to_device(inputs.slots[:rows], self.device)
+            self.drawn.fill(inputs.token_ids[:rows], slots)
         hidden = self.model(
             inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
         )
         if not drawing:
             return hidden, None
         whole = len(drawing) == len(hidden)  # every row has one token and draws
-        last = inputs.query_start[1:][drawing] - 1
-        return hidden, self.model.compute_logits(hidden if whole else hidden[last])
+        if whole:
+            return hidden, self.model.compute_logits(hidden)
+        last = to_device(inputs.query_start[1:][drawing] - 1, self.device)
+        return hidden, self.model.compute_logits(hidden[last])
 
     def _update_rows(self, plan: StepPlan) -> None:
         for request_id in plan.dropped:

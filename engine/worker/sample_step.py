@@ -1,5 +1,5 @@
-"""The end of a step: logits of the rows that draw become tokens, log-probabilities and events, and
-the tokens are appended to their rows.
+"""The end of a step: logits of the rows that draw become tokens, log-probabilities and events; and
+when the tokens have arrived on the host, they are appended to their rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from engine.worker.draw_events import sample_drawn
 from engine.worker.logprobs import token_logprobs
 from engine.worker.sampler import Sampler
 from engine.worker.sampling_table import SampleBatch, SamplingTable
+from engine.worker.transfers import to_device, to_host
 
 
 class _Recorded(NamedTuple):
@@ -25,6 +26,19 @@ class _Recorded(NamedTuple):
     place: int  # among the step's draws
     sequence: str
     sibling: int  # which of the request's n sequences
+
+
+class Draws(NamedTuple):
+    """What a step draws, on its way to the host."""
+
+    drawing: list[int]  # rows of the batch that draw
+    counts: list[int]  # how many tokens each of them draws
+    firsts: np.ndarray  # int64 [rows], of each row its first draw
+    slots: np.ndarray  # int64 [rows]
+    ends: np.ndarray  # int64 [rows], where the tokens will stand
+    tokens: torch.Tensor  # int64 [draws], on the host when the device is done
+    next_slots: torch.Tensor  # int64 [rows], on the device
+    next_tokens: torch.Tensor  # int64 [rows], on the device: what each row goes on with
 
 
 class SampleStep:
@@ -38,6 +52,12 @@ class SampleStep:
         self.sampler = Sampler(table)
         self.recorder = recorder
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether drawing needs the sequences' tokens on the host, to the last one: penalties and
+        token rules do, and a subclass may."""
+        return self.table.any_history or type(self) is not SampleStep
+
     def run(
         self,
         inputs: StepInputs,
@@ -45,46 +65,57 @@ class SampleStep:
         logits: torch.Tensor,
         details: dict[str, RowDetail],
         greatest: torch.Tensor | None = None,
-    ) -> list[list[int]]:
+    ) -> Draws:
         """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
         `greatest`: where the greatest of each row is, [len(drawing)], if it is known already.
 
-        Returns the tokens of every row in the plan's order (`NO_TOKEN` where its logits aren't
-        finite), and puts log-probabilities into `details`. A row that forks draws n times from its
-        logits, the i-th time with seed + i; its own sequence goes on with the first token, the
-        siblings come with the next plan.
+        Waits for nothing, unless log-probabilities are wanted, which come into `details`, or
+        events of the draws. A row that forks draws n times from its logits, the i-th time with seed
+        + i; its own sequence goes on with the first token, the siblings come with the next plan.
         """
         rows = [inputs.rows[i] for i in drawing]
         counts = [row.samples for row in rows]
         slots = inputs.slots[drawing]
-        ends = np.array([row.start + row.num_tokens for row in rows])  # where the tokens will stand
-        if max(counts) == 1:
-            firsts: np.ndarray = np.arange(len(rows))  # of each row, its first draw
-            batch = self.table.batch(slots, np.zeros(len(rows), np.int64))
-            positions = ends
-        else:
-            firsts = np.cumsum(counts) - counts
+        ends = np.array([row.start + row.num_tokens for row in rows])
+        forks = max(counts) > 1
+        if forks:
+            firsts: np.ndarray = np.cumsum(counts) - counts
             of = np.repeat(np.arange(len(rows)), counts)
             batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]
-            logits = logits[torch.from_numpy(of).to(logits.device)]
+            logits = logits[to_device(of, logits.device)]
             greatest = None
+        else:
+            firsts = np.arange(len(rows))
+            batch = self.table.batch(slots, np.zeros(len(rows), np.int64))
+            positions = ends
         recorded = self._recorded(rows, firsts)
         tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
-        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
-        # once more before that, with a token that exists.
-        kept = np.maximum(tokens[firsts], 0)
-        self.rows.append(slots, ends, kept)
-        self.table.appended(slots, kept)
-
-        result: list[list[int]] = [[] for _ in inputs.rows]
-        drawn = tokens.tolist()
-        for i, count, first in zip(drawing, counts, firsts.tolist()):
-            result[inputs.order[i]] = drawn[first : first + count]
         for row, first in zip(rows, firsts.tolist()) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
+        self.rows.expect(slots, ends)
+        next_slots, next_tokens = batch.slots_there, tokens
+        if forks:
+            next_slots = to_device(slots, tokens.device)
+            next_tokens = tokens[to_device(firsts, tokens.device)]
+        arriving = to_host(tokens)
+        return Draws(drawing, counts, firsts, slots, ends, arriving, next_slots, next_tokens)
+
+    def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
+        """Append the tokens, which have arrived, to their rows. Returns those of every row in the
+        plan's order (`NO_TOKEN` where its logits aren't finite)."""
+        drawn = draws.tokens.numpy()
+        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
+        # once more before that, with a token that exists.
+        kept = np.maximum(drawn[draws.firsts], 0)
+        self.rows.append(draws.slots, draws.ends, kept)
+        self.table.appended(draws.slots, kept)
+        result: list[list[int]] = [[] for _ in inputs.rows]
+        tokens = drawn.tolist()
+        for i, count, first in zip(draws.drawing, draws.counts, draws.firsts.tolist()):
+            result[inputs.order[i]] = tokens[first : first + count]
         return result
 
     def _draw(
@@ -94,18 +125,24 @@ class SampleStep:
         positions: np.ndarray,
         recorded: list[_Recorded],
         greatest: torch.Tensor | None,
-    ) -> tuple[np.ndarray, dict[int, TokenLogprobs]]:
-        """The tokens, int64 [draws], and by place the log-probabilities of draws that want them."""
+    ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
+        """The tokens, int64 [draws], on the device, and by place the log-probabilities of draws
+        that want them."""
         asking = batch.logprob_rows
-        if batch.plain and not asking and not recorded:
+        told = bool(asking or recorded)
+        if batch.plain and not told:
             if greatest is None:
                 greatest = self.sampler.draw(logits, batch, positions)
-            return greatest.cpu().numpy(), {}
+            return greatest, {}
         logits = logits.float()
+        if not told:
+            adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
+            return self.sampler.draw(adjusted, batch, positions), {}
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
         adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
-        tokens = self.sampler.draw(adjusted, batch, positions).cpu().numpy()
+        drawn = self.sampler.draw(adjusted, batch, positions)
+        tokens = drawn.cpu().numpy()
         wanted = [self._params(batch, place).logprobs or 0 for place in asking]
         logprobs = dict(zip(asking, token_logprobs(raw, np.maximum(tokens[asking], 0), wanted)))
         if recorded:
@@ -125,7 +162,7 @@ class SampleStep:
                 event.request_id, event.index = draw.sequence, draw.sibling
                 event.position = int(positions[place])
                 self.recorder.record(event)  # type: ignore[union-attr]
-        return tokens, logprobs
+        return drawn, logprobs
 
     def _params(self, batch: SampleBatch, place: int) -> SamplingParams:
         return self.rows.new(int(batch.slots[place])).params

@@ -19,6 +19,7 @@ from engine.worker.draw import cut_and_draw, draw, integer_weights, keep_min_p
 from engine.worker.penalties import penalise
 from engine.worker.sampling_table import SampleBatch, SamplingTable
 from engine.worker.token_rules import apply_rules
+from engine.worker.transfers import to_device
 
 
 class Sampler:
@@ -51,9 +52,9 @@ class Sampler:
         seen = tokens[batch.slots[some], : ends.max()].astype(np.int64)
         beyond = np.arange(seen.shape[1]) >= ends
         seen[beyond] = np.broadcast_to(seen[:, :1], seen.shape)[beyond]  # its first token, again
-        ids = torch.from_numpy(seen).to(logits.device)
+        ids = to_device(seen, logits.device)
         counts = self.table.counts.table[batch.penalty_lines[:, None], ids]
-        rows = torch.from_numpy(some).to(logits.device)
+        rows = to_device(some, logits.device)
         penalise(logits, rows, ids, counts, batch.penalties)
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
@@ -64,7 +65,7 @@ class Sampler:
         """
         if not len(batch.random):
             return kernels_for(logits.device).greatest(logits)
-        words = torch.from_numpy(batch.words(positions)).to(logits.device)
+        words = to_device(batch.words(positions), logits.device)
         if not len(batch.greedy):
             return self._draw(logits, batch, words)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)

@@ -18,6 +18,7 @@ from engine.worker.draw import Cuts
 from engine.worker.penalties import OutputCounts
 from engine.worker.philox import random_words
 from engine.worker.token_rules import TokenRules
+from engine.worker.transfers import to_device
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 AHEAD = 16  # positions for which random words are computed at once
@@ -29,6 +30,7 @@ class SampleBatch:
     """Parameters of the rows that draw in a step. Indices are places in the step's logits."""
 
     slots: np.ndarray  # int64 [rows]
+    slots_there: torch.Tensor  # the same on the device
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
     greedy: torch.Tensor  # int64 [g], rows with temperature 0
     random: torch.Tensor  # int64 [r], the others
@@ -82,6 +84,7 @@ class SamplingTable:
         self._seeds = np.zeros(num_slots, np.int64)
         self._logprobs = np.zeros(num_slots, bool)
         self._lines = np.full(num_slots, -1, np.int64)  # in `counts`, −1: none
+        self._num_penalised = 0  # slots with a line
         self._rules: dict[int, TokenRules] = {}
         self._last: SampleBatch | None = None
         self._last_key: bytes = b""
@@ -108,6 +111,7 @@ class SamplingTable:
         if neutral != (1.0, 0.0, 0.0):
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
             self._lines[slot] = self.counts.add(output)
+            self._num_penalised += 1
 
     def clear(self, slot: int) -> None:
         """Forget the sequence of a slot."""
@@ -116,6 +120,11 @@ class SamplingTable:
         if self._lines[slot] >= 0:
             self.counts.release(int(self._lines[slot]))
             self._lines[slot] = -1
+
+    @property
+    def any_history(self) -> bool:
+        """Whether some sequence's next token depends on more than its logits: on its tokens."""
+        return bool(self._rules) or self._num_penalised > 0
 
     def appended(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
         """Sequences grew by a token each; no slot comes twice. Both int64 [rows]."""
@@ -144,6 +153,7 @@ class SamplingTable:
         place = self._on_device
         return SampleBatch(
             slots=slots.copy(),
+            slots_there=place(slots.copy()),
             seeds=self._seeds[slots] + siblings,
             greedy=place(np.flatnonzero(greedy)),
             random=place(random),
@@ -166,4 +176,4 @@ class SamplingTable:
         )
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return to_device(array, self.device)

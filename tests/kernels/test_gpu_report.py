@@ -104,6 +104,7 @@ def test_a_line_for_every_row_of_the_table_and_whether_it_was_reached():
         "wanted": 0.6,
         "share_of_limit": 0.7,
         "tokens_per_s": 21_000.0,
+        "computing_share": 0.9,
         "p50_s": 1,
         "p95_s": 2,
         "p99_s": 3,

@@ -44,6 +44,12 @@ SCENARIOS = {
     "n-4": {},
     "overlapped": {"async_scheduling": True},
     "overlapped-small-pool": {**SMALL_POOL, "preemption_mode": "auto", "async_scheduling": True},
+    "launched-ahead": {
+        **SMALL_POOL,
+        "preemption_mode": "auto",
+        "async_scheduling": True,
+        "launches_ahead": True,
+    },
 }
 
 

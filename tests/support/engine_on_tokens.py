@@ -12,6 +12,7 @@ from engine.core.messages import CoreOutput, CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.recorder import Recorder
+from engine.worker.in_flight import DrawnTokens
 from engine.worker.model_runner import MakeSampleStep, ModelRunner
 from engine.worker.sample_step import SampleStep
 
@@ -21,7 +22,14 @@ class TokenEngine:
     sequences.
     """
 
-    def __init__(self, model: Path, sample_step: MakeSampleStep = SampleStep, **options):
+    def __init__(
+        self,
+        model: Path,
+        sample_step: MakeSampleStep = SampleStep,
+        launches_ahead: bool = False,
+        **options,
+    ):
+        """launches_ahead: as on CUDA; nothing is booked before the next step has been launched."""
         defaults = {"dtype": "float32", "device": "cpu", "swap_space": 0.01, "cpu_threads": 1}
         self.config = EngineConfig(model=str(model), **{**defaults, **options})
         self.recorder = Recorder(level="steps")
@@ -29,6 +37,8 @@ class TokenEngine:
         self.recorder.subscribe(self.events.extend)
         runner = ModelRunner(self.config, self.recorder, sample_step)
         runner.load()
+        if launches_ahead:
+            runner.drawn = DrawnTokens(self.config.max_num_seqs, torch.device("cpu"))
         self.core = EngineCore(self.config, runner, self.recorder)
         self.outputs: dict[str, list[CoreOutput]] = {}
 

@@ -6,7 +6,7 @@ import torch
 
 from engine.core.messages import RowDetail
 from engine.worker.batch_rows import StepInputs
-from engine.worker.sample_step import SampleStep
+from engine.worker.sample_step import Draws, SampleStep
 
 
 class NoRepeat(SampleStep):
@@ -17,7 +17,7 @@ class NoRepeat(SampleStep):
         logits: torch.Tensor,
         details: dict[str, RowDetail],
         greatest: torch.Tensor | None = None,
-    ) -> list[list[int]]:
+    ) -> Draws:
         logits = logits.clone()
         for place, index in enumerate(drawing):
             row = inputs.rows[index]

@@ -1,0 +1,97 @@
+"""Steps whose tokens the host doesn't know yet.
+
+A GPU is kept busy only if the next step lies ready when it has done one. So `ModelRunner.launch`
+gives a step to the device and comes back, and `InFlight.result` waits for its tokens, while the
+device computes the step after it. That one reads them on the device, where `DrawnTokens` keeps the
+last token of each sequence; in the host's rows `UNKNOWN` stands in their places until then.
+
+On a CPU all has been computed when `launch` returns, and `result` only books it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.core.messages import StepOutput
+
+UNKNOWN = -1
+"""Stands in a row for a token that has been drawn on the device and hasn't arrived."""
+
+
+class InFlight:
+    """A launched step. Results are to be asked for in the order of the steps."""
+
+    def __init__(self, finish: Callable[[], StepOutput]) -> None:
+        """finish: waits, books, and says what came out; called once."""
+        self._finish: Callable[[], StepOutput] | None = finish
+        self._output: StepOutput | None = None
+
+    @classmethod
+    def done(cls, output: StepOutput) -> InFlight:
+        """A step with nothing to wait for."""
+        return cls(lambda: output)
+
+    def result(self) -> StepOutput:
+        """The tokens, as soon as they are there. Asked again, the same object. Raises what the
+        device reports."""
+        if self._finish is not None:
+            with torch.inference_mode():
+                self._output = self._finish()
+            self._finish = None  # and with it the step's tensors
+        assert self._output is not None
+        return self._output
+
+
+class DrawnTokens:
+    """The last token drawn for each slot of `BatchRows`, on the device. `NO_TOKEN` where there was
+    none to draw: such a sequence ends, what it computes until then nobody reads."""
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        self._last = torch.zeros(num_slots, dtype=torch.int64, device=device)
+
+    def fill(self, token_ids: torch.Tensor, slots: torch.Tensor) -> None:
+        """Put the drawn token wherever `UNKNOWN` stands. Both int64 [rows], on the device."""
+        drawn = self._last.index_select(0, slots).clamp_min_(0)
+        torch.where(token_ids < 0, drawn, token_ids, out=token_ids)
+
+    def keep(self, slots: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Remember what was drawn. Both int64 [rows], no slot twice."""
+        self._last.index_copy_(0, slots, token_ids)
+
+
+class Clock:
+    """When the parts of a step ended: by the device's own clock, which isn't waited for until
+    `wait`, or by the host's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_device = device.type == "cuda"
+        self._marks: list = []
+
+    def mark(self) -> None:
+        if self._on_device:
+            # blocking: who waits sleeps, and leaves the core to others
+            event = torch.cuda.Event(enable_timing=True, blocking=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter_ns())
+
+    def wait(self) -> int:
+        """Until the device has passed the last mark. Returns when that was, by
+        `time.perf_counter_ns`; 0 if it had passed it already, nobody knows when."""
+        if not self._on_device:
+            return self._marks[-1]
+        if self._marks[-1].query():
+            return 0
+        self._marks[-1].synchronize()
+        return time.perf_counter_ns()
+
+    def spans_us(self) -> list[float]:
+        """Microseconds from each mark to the next one. After `wait`."""
+        pairs = zip(self._marks, self._marks[1:])
+        if self._on_device:
+            return [1e3 * begin.elapsed_time(end) for begin, end in pairs]
+        return [(end - begin) / 1e3 for begin, end in pairs]
