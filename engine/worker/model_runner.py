@@ -20,7 +20,6 @@ from engine.core.messages import (
     RowDetail,
     StepOutput,
     StepPlan,
-    TokenLogprobs,
 )
 from engine.kernels import cpu, kernels_for
 from engine.kernels.fp8 import LARGEST
@@ -40,14 +39,13 @@ from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
 from engine.worker.kv_cache import KVCache, bytes_per_block
 from engine.worker.kv_dtype import chosen_kv_dtype
 from engine.worker.kv_sizing import gib, size_kv
-from engine.worker.logprobs import token_logprobs
+from engine.worker.prompt_logprobs import prompt_logprobs
 from engine.worker.sample_step import SampleStep
 from engine.worker.sampling_table import SamplingTable
 from engine.worker.start_memory import memory_for
 from engine.worker.transfers import to_device, to_host
 from engine.worker.warm_up import dummy_row, warm_up
 
-PROMPT_SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
 LONG_ENOUGH_S = 0.1
 
 MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
@@ -305,7 +303,7 @@ class ModelRunner:
 
         details: dict[str, RowDetail] = {}
         if self.rows.any_prompt_logprobs:
-            self._prompt_logprobs(inputs, hidden, details)
+            prompt_logprobs(self.model, self.rows, inputs, hidden, details)
         draws = None
         if logits is not None:
             if before is not None and self.sampling.looks_back:
@@ -385,21 +383,3 @@ class ModelRunner:
             if row.new is not None:
                 self.table.set(self.rows.put(row.request_id, row.new), row.new)
         self.rows.update_tables(plan.rows)
-
-    def _prompt_logprobs(
-        self, inputs: StepInputs, hidden: torch.Tensor, details: dict[str, RowDetail]
-    ) -> None:
-        """Log-probabilities of prompt tokens, each predicted from the position before it."""
-        for row, slot, first in zip(inputs.rows, inputs.slots.tolist(), inputs.query_start):
-            new = self.rows.new(slot)
-            wanted = new.params.prompt_logprobs
-            count = min(row.num_tokens, new.num_prompt_tokens - 1 - row.start)
-            if wanted is None or count < 1:
-                continue
-            targets = self.rows.tokens[slot, row.start + 1 : row.start + 1 + count].astype("int64")
-            entries: list[TokenLogprobs] = []
-            for begin in range(0, count, PROMPT_SLICE):
-                end = min(begin + PROMPT_SLICE, count)
-                logits = self.model.compute_logits(hidden[first + begin : first + end]).float()
-                entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
-            details[row.request_id] = RowDetail(prompt_logprobs=entries)
