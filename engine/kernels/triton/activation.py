@@ -12,7 +12,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import FLOATS, start
+from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 PIECE = 1024
 NUM_WARPS = 4
@@ -24,7 +24,10 @@ def silu_and_mul_kernel(
     out_ptr,  # [rows, width]
     width,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = at < width

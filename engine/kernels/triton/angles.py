@@ -17,7 +17,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import start
+from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 PIECE = 256
 NUM_WARPS = 4
@@ -33,7 +33,10 @@ def angles_kernel(
     half,
     scale,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     token = pair // half
     real = token < tokens

@@ -27,6 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.start import let_next_start, wait_for_previous
+
 MAX_SPLITS = 32
 MERGE_WARPS = 4
 SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
@@ -64,7 +66,9 @@ def attention_kernel(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     SINKS: tl.constexpr,
+    PDL: tl.constexpr = 0,
 ):
+    let_next_start(PDL)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     TOKENS: tl.constexpr = BLOCK_M // GROUP
@@ -88,9 +92,10 @@ def attention_kernel(
         row_start = tl.load(query_start_ptr + row)
         tile = tl.program_id(0) - ((row_start - base) // TOKENS + row - first_row)
     row_tokens = tl.load(query_start_ptr + row + 1) - row_start
+    context = tl.load(context_lens_ptr + row)
+    wait_for_previous(PDL)
     if tile * TOKENS >= row_tokens:
         return  # the grid is a bound
-    context = tl.load(context_lens_ptr + row)
     first_position = context - row_tokens + tile * TOKENS  # of the tile's first token
 
     m = tl.arange(0, BLOCK_M)
@@ -186,9 +191,12 @@ def merge_kernel(
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,  # HEAD_DIM, rounded up to a power of two
     SPLITS: tl.constexpr,  # a power of two
+    PDL: tl.constexpr = 0,
 ):
     """Join the segments of one row and head. Grid: one program for each of rows × heads: each
     reads SPLITS * HEAD_DIM floats, a few KB, which the L2 cache still holds."""
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     pair = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS)
     dims = tl.arange(0, DIM)

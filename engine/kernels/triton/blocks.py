@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import start
+from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 PIECE = 1024
 NUM_WARPS = 4
@@ -29,7 +29,10 @@ def copy_blocks_kernel(
     words_ptr,  # int64 [tensors], eight-byte words of a block
     pairs_ptr,  # int64 [pairs, 2], from, to
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     source = tl.load(pairs_ptr + tl.program_id(0) * 2)
     target = tl.load(pairs_ptr + tl.program_id(0) * 2 + 1)
     words = tl.load(words_ptr + tl.program_id(1))

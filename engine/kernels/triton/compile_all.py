@@ -30,6 +30,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from engine.kernels.triton.catalogue import Variant, variants
+from engine.kernels.triton.start import PDL_SINCE
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table
@@ -87,13 +88,15 @@ def compiled_for(variant: Variant, capability: int) -> Any:
         for place, name in enumerate(names)
         if signature[name].startswith("*") or name in ("q_stride", "width")
     }
-    source = ASTSource(variant.kernel, signature, dict(variant.constants), aligned)
+    pdl = int(capability >= PDL_SINCE)  # as `start` launches it there
+    source = ASTSource(variant.kernel, signature, {**variant.constants, "PDL": pdl}, aligned)
     return triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
         options={
             "num_warps": variant.num_warps,
             "num_stages": variant.num_stages,
+            "launch_pdl": bool(pdl),
             "enable_fp_fusion": True,  # its default changes between versions
         },
     )

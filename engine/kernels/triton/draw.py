@@ -17,7 +17,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import start
+from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 BLOCK = 4096  # tokens of a pass
 NUM_WARPS = 8
@@ -49,7 +49,10 @@ def draw_kernel(
     tokens_ptr,  # int64 [rows], written; NO_TOKEN for a row that isn't finite
     vocab,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * vocab
     weights_ptr += row.to(tl.int64) * vocab

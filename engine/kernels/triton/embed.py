@@ -17,7 +17,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import FLOATS, start
+from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 PIECE = 1024
 NUM_WARPS = 4
@@ -34,7 +34,10 @@ def embed_kernel(
     width,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,  # the embedding of the position
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = at < width

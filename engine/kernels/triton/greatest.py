@@ -16,7 +16,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import FLOATS, start
+from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 PIECE = 4096
 PIECE_WARPS, ROW_WARPS = 4, 1
@@ -31,7 +31,10 @@ def greatest_of_pieces_kernel(
     places_ptr,  # int32 [rows, pieces], written: where in the row
     width,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     piece = tl.program_id(1)
     at = piece * BLOCK + tl.arange(0, BLOCK)
@@ -51,7 +54,10 @@ def greatest_of_rows_kernel(
     out_ptr,  # int64 [rows], written
     pieces,
     BLOCK: tl.constexpr,  # pieces, rounded up to a power of two
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     piece = tl.arange(0, BLOCK)
     real = piece < pieces

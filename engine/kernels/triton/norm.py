@@ -14,7 +14,7 @@ import triton.language as tl
 
 from engine.kernels import torch_ops
 from engine.kernels.launch import Cost
-from engine.kernels.triton.start import FLOATS, start
+from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 MAX_WIDTH = 32768  # a row must fit the registers of one program
 
@@ -34,9 +34,16 @@ def norm_kernel(
     ADD: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
     at = tl.arange(0, BLOCK)
     real = at < width
+    if WEIGHT:
+        weight = tl.load(weight_ptr + at, mask=real, other=0.0)
+    if BIAS:
+        bias = tl.load(bias_ptr + at, mask=real, other=0.0)
+    wait_for_previous(PDL)
     row = tl.program_id(0).to(tl.int64) * width
     x = tl.load(x_ptr + row + at, mask=real, other=0.0)
     if ADD:
@@ -48,9 +55,9 @@ def norm_kernel(
         x = tl.where(real, x - tl.sum(x, 0) / width, 0.0)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps)
     if WEIGHT:
-        y = y * tl.load(weight_ptr + at, mask=real, other=0.0).to(tl.float32)
+        y = y * weight.to(tl.float32)
     if BIAS:
-        y = y + tl.load(bias_ptr + at, mask=real, other=0.0).to(tl.float32)
+        y = y + bias.to(tl.float32)
     tl.store(out_ptr + row + at, y.to(out_ptr.dtype.element_ty), mask=real)
 
 

@@ -21,7 +21,7 @@ from engine.kernels import torch_attention
 from engine.kernels.fp8 import LARGEST, computed_in
 from engine.kernels.launch import Cost
 from engine.kernels.triton.paged_attention import paged_attention, takes
-from engine.kernels.triton.start import FLOATS, start
+from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
@@ -61,7 +61,9 @@ def rotate_and_write_kernel(
     ROTATE: tl.constexpr,
     NORM: tl.constexpr,
     LARGEST: tl.constexpr,  # that the pages can hold; 0: as large as any
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at = tl.arange(0, WIDE)
@@ -71,6 +73,13 @@ def rotate_and_write_kernel(
     is_v = (head >= heads + kv_heads) & (head < heads + 2 * kv_heads)
     turns = (is_q | is_k)[:, None]
     real = (is_q | is_k | is_v)[:, None] & dims[None, :]
+    slot = tl.load(slots_ptr + token) * kv_heads
+    if NORM:
+        q_left = tl.load(q_norm_ptr + at, mask=dims, other=0.0).to(tl.float32)
+        q_right = tl.load(q_norm_ptr + at + HALF, mask=dims, other=0.0).to(tl.float32)
+        k_left = tl.load(k_norm_ptr + at, mask=dims, other=0.0).to(tl.float32)
+        k_right = tl.load(k_norm_ptr + at + HALF, mask=dims, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
 
     source = (token * (heads + 2 * kv_heads) + head)[:, None] * (2 * HALF) + at[None, :]
     left = tl.load(qkv_ptr + source, mask=real, other=0.0).to(tl.float32)
@@ -78,10 +87,6 @@ def rotate_and_write_kernel(
     if NORM:
         squares = tl.sum(left * left, 1) + tl.sum(right * right, 1)
         factor = tl.where(turns, tl.rsqrt(squares / (2 * HALF) + eps)[:, None], 1.0)
-        q_left = tl.load(q_norm_ptr + at, mask=dims, other=0.0).to(tl.float32)
-        q_right = tl.load(q_norm_ptr + at + HALF, mask=dims, other=0.0).to(tl.float32)
-        k_left = tl.load(k_norm_ptr + at, mask=dims, other=0.0).to(tl.float32)
-        k_right = tl.load(k_norm_ptr + at + HALF, mask=dims, other=0.0).to(tl.float32)
         left_weight = tl.where(is_q[:, None], q_left[None, :], k_left[None, :])
         right_weight = tl.where(is_q[:, None], q_right[None, :], k_right[None, :])
         left = left * tl.where(turns, factor * left_weight, 1.0)
@@ -106,7 +111,6 @@ def rotate_and_write_kernel(
     tl.store(q_ptr + q_at + HALF, right.to(q_ptr.dtype.element_ty), mask=to_q)
     left = _kept(left, LARGEST)
     right = _kept(right, LARGEST)
-    slot = tl.load(slots_ptr + token) * kv_heads
     held = slot >= 0
     k_at = (slot + head - heads)[:, None] * (2 * HALF) + at[None, :]
     to_k = (is_k & held)[:, None] & dims[None, :]
@@ -130,10 +134,13 @@ def write_kv_kernel(
     width,  # kv_heads * head_dim
     BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,  # that the pages can hold; 0: as large as any
+    PDL: tl.constexpr,
 ):
+    let_next_start(PDL)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots_ptr + token)
+    wait_for_previous(PDL)
     real = (at < width) & (slot >= 0)
     to = slot * width + at
     k = _kept(tl.load(k_ptr + token * k_stride + at, mask=real, other=0.0), LARGEST)

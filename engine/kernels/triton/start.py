@@ -2,19 +2,55 @@
 
 In Triton's interpreter (`TRITON_INTERPRET=1`) a launch returns nothing, for there is no binary:
 the record then has no registers and no shared memory.
+
+**Programmatic dependent launch.** From compute capability 9.0 on a kernel may be put on the device
+while the one before it still runs: it then has its programs in place, its addresses computed and
+its first weights on the way when it is its turn. A step is a chain of some hundred short kernels,
+so this counts. `start` passes `PDL`, 0 or 1, to each kernel, which keeps one invariant:
+
+    let_next_start(PDL)     first of all
+    …                       reads of what no kernel started here writes: weights, and a step's own
+                            inputs (lengths, block tables, slots), which copies brought
+    wait_for_previous(PDL)  in every program, before
+    …                       any other read, any write, and any return
+
+A write before the wait could overwrite what an earlier kernel still reads; a program that returns
+without having waited would end its kernel, and so let the next one go on, before the previous one
+has ended. A step's own inputs are written by copies and by torch, which begin when all before them
+has ended, as ever; a kernel started here must not write them. `test_dependent_launch.py` reads the
+compiled code: nothing is loaded before the wait but what may be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.kernels.launch import Cost, launch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that the kernels take; plain torch computes in others."""
+PDL_SINCE = 90  # compute capability
+
+
+@triton.jit
+def let_next_start(PDL: tl.constexpr):
+    """The next kernel may be put on the device as soon as all of this one's programs are there."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Until the kernel before this one has ended, and all that it wrote can be read."""
+    if PDL:
+        gdc_wait()
 
 
 def start(
@@ -27,14 +63,18 @@ def start(
     num_stages: int,
     cost: Callable[[], Cost],
 ) -> None:
-    """Launch `kernel` on `grid`. cost: grid, bytes and flops, asked only when somebody records."""
+    """Launch `kernel` on `grid`. arguments: the first one is a tensor. constants: its compile-time
+    arguments, but PDL. cost: grid, bytes and flops, asked only when somebody records."""
+    options = _options(arguments[0].device)
 
     def run() -> Any:
-        return kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        return kernel[grid](
+            *arguments, **constants, **options, num_warps=num_warps, num_stages=num_stages
+        )
 
     def describe(compiled: Any) -> Cost:
         return cost()._replace(
-            constexprs=constants,
+            constexprs={**constants, "PDL": options["PDL"]},
             num_warps=num_warps,
             num_stages=num_stages,
             registers=getattr(compiled, "n_regs", None) or 0,
@@ -42,3 +82,12 @@ def start(
         )
 
     launch(name, "triton", run, (), describe)
+
+
+@lru_cache(maxsize=8)
+def _options(device: torch.device) -> dict[str, int]:
+    """What every launch on this device has: PDL as the kernel is told, and as the driver is."""
+    if device.type != "cuda":
+        return {"PDL": 0}
+    major, minor = torch.cuda.get_device_capability(device)
+    return {"PDL": 1, "launch_pdl": True} if major * 10 + minor >= PDL_SINCE else {"PDL": 0}

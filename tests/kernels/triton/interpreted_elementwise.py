@@ -172,7 +172,7 @@ def test_a_launch_is_recorded_as_it_was_made(width):
     launch, product = (event for event in found if isinstance(event, KernelLaunched))
     assert (launch.name, launch.backend) == ("silu_and_mul", "triton")
     assert launch.grid == [3, -(-width // 1024)]
-    assert launch.constexprs == {"BLOCK": 1024}
+    assert launch.constexprs == {"BLOCK": 1024, "PDL": 0}
     assert launch.num_warps == activation.NUM_WARPS
     assert launch.num_bytes == 4 * 3 * 3 * width
     assert (product.name, product.backend) == ("linear", "torch")
