@@ -175,7 +175,7 @@ def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str =
         constants=rotary.rotate_constants(
             head_dim, rotated, normed, (DTYPES | FP8)[pages or dtype]
         ),
-        num_warps=rotary.ROTATE_WARPS,
+        num_warps=rotary.rotate_warps(head_dim),
         num_stages=1,
         since=_since(pages),
     )
