@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 
 from engine.kernels import cpu, torch_attention, torch_ops, triton
+from engine.kernels.few_rows import FewRows
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Kernels:
     relu: Callable[..., torch.Tensor]
     greatest: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
+    few_rows: FewRows | None = None
+    """None: models call the operations above one after another, however few tokens there are."""
     draw: Callable[..., torch.Tensor] | None = None
     """None: `worker/draw.py` draws, in plain torch."""
     copy_blocks: Callable[..., None] | None = None

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from engine.kernels import kernels_for
+from engine.kernels.few_rows import FewRows
+from engine.layers.activation import relu
 
 
 class LinearLayer(Protocol):
@@ -65,6 +67,21 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Lay the loaded weight out as this device's kernel reads it fastest."""
         self.weight = packed(self.weight)
+
+
+def few_rows(x: torch.Tensor) -> FewRows | None:
+    """The kernels in which a matrix product and what stands beside it are one, if this device has
+    such and x: [tokens, K] has few enough rows. They take the weights of plain `Linear`s."""
+    few = kernels_for(x.device).few_rows
+    return few if few is not None and len(x) <= few.most else None
+
+
+def linear_relu(layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
+    """max(layer(x), 0): [tokens, N]."""
+    few = few_rows(x)
+    if few is not None and type(layer) is Linear:
+        return few.linear_relu(x, layer.weight, layer.bias)
+    return relu(layer(x))
 
 
 def packed(weight: nn.Parameter) -> nn.Parameter:

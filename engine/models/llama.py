@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from engine.kernels.few_rows import FewRows
 from engine.kernels.torch_attention import QKNorms
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
 from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear, LinearFactory
+from engine.layers.linear import Linear, LinearFactory, LinearLayer, few_rows
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.models.length import max_model_len
@@ -42,6 +43,7 @@ class LlamaModel(nn.Module):
         self.rotary = Rotary(config, shapes[0].head_dim)
         blocks = [_Block(config, shape, index, linear) for index, shape in enumerate(shapes)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
+        self.plain = all(block.plain for block in blocks)  # no quantized layers
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LogitsHead(config.vocab_size, config.hidden_size, tied)
@@ -70,6 +72,11 @@ class LlamaModel(nn.Module):
         """input_ids, positions: int64 [tokens] → hidden states, normalised: [tokens, hidden]."""
         cos, sin = self.rotary(positions)
         residual = self.embed_tokens(input_ids)
+        few = few_rows(residual) if self.plain else None
+        if few is not None:
+            for index, block in enumerate(self.layers):
+                residual = block.in_few_kernels(few, residual, cos, sin, caches[index], batch)
+            return self.norm(residual)
         # a block's last sum is fused with the norm that follows it: the next block's, or the last
         norms = [*(block.input_norm for block in self.layers), self.norm]
         x = norms[0](residual)
@@ -151,6 +158,7 @@ class _Block(nn.Module):
         self.post_norm = RMSNorm(hidden, config.rms_norm_eps)
         self.gate_up = linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
         self.down = linear(inner, {"down_proj": hidden}, shape.mlp_bias)
+        self.plain = all(type(layer) is Linear for layer in self._linears())
 
     def attend(
         self,
@@ -161,14 +169,45 @@ class _Block(nn.Module):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """x: [tokens, hidden], normalised → what attention adds to the residual stream."""
-        norms = None
-        if self.q_norm is not None and self.k_norm is not None:
-            norms = QKNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
-        return self.output(self.attention.from_qkv(self.qkv(x), (cos, sin), cache, batch, norms))
+        qkv = self.qkv(x)
+        return self.output(
+            self.attention.from_qkv(qkv, (cos, sin), cache, batch, self._head_norms())
+        )
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, hidden], normalised → what the feed-forward adds to the residual stream."""
         return self.down(silu_and_mul(self.gate_up(x)))
+
+    def in_few_kernels(
+        self,
+        few: FewRows,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """The whole block in four products and attention, if its layers are `plain`.
+
+        x: [tokens, hidden], the residual stream before it → the same after it.
+        """
+        qkv, output, gate_up, down = cast("tuple[Linear, ...]", self._linears())
+        norm = self.input_norm
+        projected = few.norm_linear(x, norm.weight, norm.eps, qkv.weight, qkv.bias)
+        mixed = self.attention.from_qkv(projected, (cos, sin), cache, batch, self._head_norms())
+        x = few.linear_add(mixed, output.weight, output.bias, x)
+        norm = self.post_norm
+        inner = few.norm_gated(x, norm.weight, norm.eps, gate_up.weight, gate_up.bias)
+        return few.linear_add(inner, down.weight, down.bias, x)
+
+    def _linears(self) -> tuple[LinearLayer, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
+    def _head_norms(self) -> QKNorms | None:
+        """Qwen3's."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return QKNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from engine.layers.activation import relu
 from engine.layers.attention import Attention
 from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear, LinearFactory
+from engine.layers.linear import Linear, LinearFactory, linear_relu
 from engine.layers.norm import LayerNorm
 
 POSITION_OFFSET = 2  # the checkpoint's first two position vectors belong to no position
@@ -140,7 +139,7 @@ class _Block(nn.Module):
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, hidden] → what the feed-forward adds to the residual stream."""
-        return self.fc2(relu(self.fc1(x)))
+        return self.fc2(linear_relu(self.fc1, x))
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self.attention_norm.weight_targets(f"{prefix}.self_attn_layer_norm")

@@ -4,24 +4,23 @@
 isn't installed, and then plain torch computes. Read `attention.py` first, it is most of the work;
 `start.py` is how each is launched; `compile_all.py` compiles all of them for every GPU without one.
 
-Large matrix products are cuBLAS's, through torch.
+Matrix products of more than a few rows are cuBLAS's, through torch.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 
 @lru_cache(maxsize=1)
-def operations() -> dict[str, Callable[..., Any]] | None:
-    """Name in the `Kernels` table → function. What is missing is plain torch's."""
+def operations() -> dict[str, Any] | None:
+    """Name in the `Kernels` table → function (`few_rows`: several). What is missing is torch's."""
     if importlib.util.find_spec("triton") is None:
         return None
-    found: dict[str, Callable[..., Any]] = {}
+    found: dict[str, Any] = {}
     for module, names in {
         "paged_attention": ("paged_attention",),
         "rotary": ("qkv_attention", "write_kv"),
@@ -29,7 +28,7 @@ def operations() -> dict[str, Callable[..., Any]] | None:
         "angles": ("angles",),
         "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
         "activation": ("silu_and_mul",),
-        "linear": ("linear",),
+        "linear": ("linear", "few_rows"),
         "draw": ("draw",),
         "greatest": ("greatest",),
         "blocks": ("copy_blocks",),

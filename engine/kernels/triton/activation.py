@@ -33,7 +33,8 @@ def silu_and_mul_kernel(
     real = at < width
     gate = tl.load(x_ptr + row * 2 * width + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * width + width + at, mask=real, other=0.0).to(tl.float32)
-    out = gate / (1.0 + tl.exp(-gate)) * up
+    silu = (gate / (1.0 + tl.exp(-gate))).to(out_ptr.dtype.element_ty)  # rounded as by torch
+    out = silu.to(tl.float32) * up
     tl.store(out_ptr + row * width + at, out.to(out_ptr.dtype.element_ty), mask=real)
 
 

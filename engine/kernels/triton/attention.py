@@ -32,6 +32,7 @@ from engine.kernels.triton.start import let_next_start, wait_for_previous
 MAX_SPLITS = 32
 MERGE_WARPS = 4
 SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
+FILLED = 2  # programs for each multiprocessor, at most, that splitting makes
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -257,11 +258,11 @@ def tile_for(
 
 def splits_for(pairs: int, processors: int, max_context: int) -> int:
     """Segments of each context: a power of two. pairs: rows × key heads, each of which keeps one
-    multiprocessor's corner busy; two for each multiprocessor fill a device."""
+    multiprocessor's corner busy; between half of `FILLED` and `FILLED` for each fill a device."""
     splits = 1
     while (
         splits < MAX_SPLITS
-        and pairs * splits * 2 <= 2 * processors
+        and pairs * splits * 2 <= FILLED * processors
         and max_context >= 2 * splits * SPLIT_TOKENS
     ):
         splits *= 2

@@ -25,6 +25,7 @@ from engine.kernels.triton import (
     greatest,
     norm,
     rotary,
+    skinny,
 )
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -32,6 +33,14 @@ FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cac
 HEAD_DIMS = (64, 80, 96, 128, 256)
 PAGE = 16
 WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
+INPUTS = (768, 2048, 11008)  # K of a product of few rows: below, of, and no multiple of its tile
+FORMS = {
+    "linear": skinny.Form(),
+    "linear bias relu": skinny.Form(bias=True, relu=True),
+    "linear add": skinny.Form(add=True),
+    "norm linear": skinny.Form(norm=True),
+    "norm gated": skinny.Form(norm=True, gated=True),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,10 @@ def variants() -> Iterator[Variant]:
             for center in (False, True):
                 for add in (False, True):
                     yield _norm(dtype, width, center, add)
+        for rows in (1, 2, 4) if dtype == "bf16" else (4,):
+            for inputs in INPUTS if dtype == "bf16" else INPUTS[1:2]:
+                for form in FORMS:
+                    yield _skinny(dtype, rows, inputs, form, FORMS[form])
     for pages in FP8:
         for kind in ("decode", "split", "prefill"):
             for head_dim in HEAD_DIMS if pages == "fp8e4nv" else (128,):
@@ -162,7 +175,7 @@ def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str =
         constants=rotary.rotate_constants(
             head_dim, rotated, normed, (DTYPES | FP8)[pages or dtype]
         ),
-        num_warps=rotary.ROTATE_WARPS,
+        num_warps=rotary.rotate_warps(head_dim),
         num_stages=1,
         since=_since(pages),
     )
@@ -227,6 +240,22 @@ def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
         types={**dict.fromkeys(pointers, f"*{dtype}"), "width": "i32", "eps": "fp32"},
         constants=constants,
         num_warps=norm.warps_for(constants["BLOCK"]),
+        num_stages=1,
+    )
+
+
+def _skinny(dtype: str, rows: int, inputs: int, name: str, form: skinny.Form) -> Variant:
+    pointers = ["x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr"]
+    return Variant(
+        name=f"{name} {dtype} rows {rows} inputs {inputs}",
+        kernel=skinny.skinny_kernel,
+        types={
+            **dict.fromkeys(pointers, f"*{dtype}"),
+            **dict.fromkeys(("rows", "N"), "i32"),
+            "eps": "fp32",
+        },
+        constants=skinny.constants(rows, inputs, form),
+        num_warps=skinny.NUM_WARPS,
         num_stages=1,
     )
 

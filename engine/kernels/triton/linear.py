@@ -1,21 +1,86 @@
-"""Matrix products on CUDA: cuBLAS, through torch. Only the door is ours: the record shows them
-among the kernels."""
+"""Matrix products on CUDA: those of few rows are our own (`skinny.py`), others cuBLAS's, through
+torch: only their door is ours, so that the record shows them among the kernels, and why."""
 
 from __future__ import annotations
 
 import torch
 
 from engine.kernels import torch_ops
+from engine.kernels.few_rows import FewRows
 from engine.kernels.launch import Cost, launch
+from engine.kernels.triton.skinny import MAX_ROWS, skinny
+from engine.kernels.triton.start import FLOATS
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As `torch_ops.linear`."""
+    if _is_skinny(x, weight, bias):
+        return skinny("linear", x, weight, bias)
     return launch("linear", "torch", torch_ops.linear, (x, weight, bias), _cost, x, weight)
+
+
+def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As `few_rows.linear_relu`."""
+    if _is_skinny(x, weight, bias):
+        return skinny("linear_relu", x, weight, bias, relu=True)
+    return torch_ops.relu(linear(x, weight, bias))
+
+
+def linear_add(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor:
+    """As `few_rows.linear_add`."""
+    if _is_skinny(x, weight, bias, residual):
+        return skinny("linear_add", x, weight, bias, residual=residual)
+    return linear(x, weight, bias) + residual
+
+
+def norm_linear(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """As `few_rows.norm_linear`."""
+    if _is_skinny(x, weight, bias, norm):
+        return skinny("norm_linear", x, weight, bias, norm, eps)
+    return linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
+
+
+def norm_gated(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """As `few_rows.norm_gated`."""
+    if _is_skinny(x, weight, bias, norm):
+        return skinny("norm_gated", x, weight, bias, norm, eps, gated=True)
+    return torch_ops.silu_and_mul(linear(torch_ops.rms_norm(x, norm, eps), weight, bias))
+
+
+few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)
+"""`Kernels.few_rows`. Where a tensor isn't as the kernel wants it, its parts are computed."""
+
+
+def _is_skinny(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Few rows, everything in one piece, and one dtype of ours."""
+    return (
+        0 < len(x) <= MAX_ROWS
+        and x.dim() == 2
+        and x.dtype in FLOATS
+        and x.is_contiguous()
+        and all(o is None or (o.dtype == x.dtype and o.is_contiguous()) for o in others)
+    )
 
 
 def _cost(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Cost:
     """The grid is cuBLAS's own affair; what must be moved and multiplied is known."""
     moved = x.nbytes + weight.nbytes + out.nbytes
     flops = 2 * x.shape[0] * weight.numel()
-    return Cost([], moved, flops, str(x.dtype).removeprefix("torch."), "cuBLAS cuts it")
+    why = f"cuBLAS cuts it; {len(x)} rows are worth tensor cores"
+    if len(x) <= MAX_ROWS:
+        why = "cuBLAS cuts it; our kernel for few rows doesn't take these tensors"
+    return Cost([], moved, flops, str(x.dtype).removeprefix("torch."), why)

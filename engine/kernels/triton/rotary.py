@@ -1,7 +1,7 @@
 """From the merged projection to the cache in one pass: norm of heads, rotation, write. What stands
 before attention in `torch_attention.qkv_attention`, and `torch_attention.write_kv`.
 
-Grid of `rotate_and_write`: (tokens, tiles of 4 heads). Heads are independent, and q, k and v heads
+Grid of `rotate_and_write`: (tokens, tiles of 16 heads). Heads are independent, and q, k and v heads
 lie one after another in the projection, so a tile takes whichever it finds: q heads are rotated
 into a tensor for attention, k heads into the cache, v heads go to the cache as they are. More
 programs than one for each token keep a device busy when a step has few tokens.
@@ -26,8 +26,7 @@ from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_
 if TYPE_CHECKING:
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
-HEADS = 4  # of a tile
-ROTATE_WARPS = 4
+HEADS = 16  # of a tile: each thread then has 8 values side by side, 16 bytes
 PIECE = 1024
 WRITE_WARPS = 4
 
@@ -210,7 +209,7 @@ def qkv_attention(
             0.0 if norms is None else norms.eps,
         ),
         rotate_constants(dim, angles is not None, norms is not None, cache.k.dtype),
-        ROTATE_WARPS,
+        rotate_warps(dim),
         1,
         lambda: Cost(
             list(grid),
@@ -220,6 +219,11 @@ def qkv_attention(
         ),
     )
     return paged_attention(q, cache, batch, spec, qkv.dtype).flatten(1)
+
+
+def rotate_warps(head_dim: int) -> int:
+    """As many threads as there are pieces of 8 values in half of a tile's heads."""
+    return max(1, HEADS * triton.next_power_of_2(head_dim // 2) // (8 * 32))
 
 
 def rotate_constants(

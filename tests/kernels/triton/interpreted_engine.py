@@ -74,13 +74,34 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     found, launched = answers(tmp_path, monkeypatch, engine.kernels.on_cuda())
     assert found == expected
     assert not none
-    wanted = {"embed", "paged_attention", "rotate_and_write", "draw", "greatest_of_rows"}
-    of_model = {
-        "qwen3": {"angles", "rms_norm", "add_rms_norm", "silu_and_mul"},
-        "opt": {"layer_norm"},
+    wanted = {"embed", "paged_attention", "rotate_and_write", "draw", "greatest_of_rows", "linear"}
+    of_model = {  # the first step has nine tokens, others have three
+        "qwen3": {"angles", "rms_norm", "add_rms_norm", "silu_and_mul"}
+        | {"norm_linear", "norm_gated", "linear_add"},
+        "opt": {"layer_norm", "linear_relu"},
     }
     wanted |= of_model[name]
     assert wanted <= {kernel for kernel, backend in launched if backend == "triton"}
+    assert launched["linear", "torch"]
+
+
+def test_a_step_of_one_token_has_few_kernels(tmp_path, monkeypatch):
+    """A block of Llama's is four products, the cache's kernel and attention's."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
+    with make_engine(tmp_path, monkeypatch, engine.kernels.on_cuda()) as on_tokens:
+        on_tokens.recorder.full = True
+        on_tokens.run([[3]], PARAMS[:1])
+        launched = on_tokens.recorded(KernelLaunched)
+    by_step: dict[int, list[str]] = {}
+    for event in launched:
+        by_step.setdefault(event.step, []).append(event.name)
+    block = ["norm_linear", "rotate_and_write", "paged_attention"]
+    block += ["linear_add", "norm_gated", "linear_add"]
+    greedy = ["linear", "greatest_of_pieces", "greatest_of_rows"]
+    for names in by_step.values():
+        assert names[2:] == [*block, "rms_norm", *greedy]
+        assert set(names[:2]) == {"angles", "embed"}
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from engine.kernels.triton.catalogue import Variant, variants
 from engine.kernels.triton.compile_all import compiled_for
 
 BY_NAME = {variant.name: variant for variant in variants()}
-NUMBERS = {"first_row", "last_row"}  # arguments that addresses are made of
 LENGTHS = {"query_start_ptr", "context_lens_ptr"}  # inputs of a step, like slots
 READ_BEFORE = {
     "rms norm bf16 width 4096": {"weight_ptr"},
@@ -35,6 +34,9 @@ READ_BEFORE = {
     "greatest of rows vocabulary 32000": set(),
     "draw vocabulary 256": set(),
     "copy_blocks": set(),
+    "linear bf16 rows 1 inputs 2048": {"weight_ptr"},
+    "linear bias relu bf16 rows 4 inputs 768": {"weight_ptr", "bias_ptr"},
+    "norm gated bf16 rows 2 inputs 11008": {"weight_ptr"},
 }
 
 
@@ -58,7 +60,7 @@ def pointers_read(variant: Variant, lines: str) -> set[str]:
         elif len(registers) > 1:
             sources = (made_of.get(register, set()) for register in registers[1:])
             made_of[registers[0]] = set().union(*sources)
-    return found - NUMBERS
+    return {name for name in found if variant.types[name].startswith("*")}
 
 
 @pytest.mark.parametrize("name", READ_BEFORE)

@@ -1,0 +1,62 @@
+"""Operations that are one kernel each when a step has few tokens: what they compute, in torch.
+
+With many tokens a matrix product is worth a kernel of its own, and what stands beside it costs
+little. With one, a step is some hundred kernels of a few microseconds, and each that is saved
+counts. A backend that has these offers them as `Kernels.few_rows`.
+
+x: [tokens, K], weight: [N, K], bias: [N], residual: [tokens, N], norm: [K], the weight of an
+RMSNorm → [tokens, N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from engine.kernels import torch_ops
+
+
+class FewRows(NamedTuple):
+    """The functions below, as one backend computes them."""
+
+    most: int  # tokens of a step; with more it is better off without
+    linear_relu: Callable[..., torch.Tensor]
+    linear_add: Callable[..., torch.Tensor]
+    norm_linear: Callable[..., torch.Tensor]
+    norm_gated: Callable[..., torch.Tensor]
+
+
+def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """max(x Wᵀ + b, 0)."""
+    return torch_ops.relu(torch_ops.linear(x, weight, bias))
+
+
+def linear_add(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor:
+    """x Wᵀ + b + residual."""
+    return torch_ops.linear(x, weight, bias) + residual
+
+
+def norm_linear(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """rms_norm(x) Wᵀ + b."""
+    return torch_ops.linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
+
+
+def norm_gated(
+    x: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """silu_and_mul(rms_norm(x) Wᵀ + b). weight: [2 * N, K], gate above up; bias: [2 * N]."""
+    return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))

@@ -1,0 +1,185 @@
+"""Matrix products of a step with few tokens, with what stands beside them: one weight matrix read
+once, as fast as memory gives it. What each form computes is said by its reference in `torch_ops`:
+`linear`, `linear_relu`, `linear_add`, `norm_linear`, `norm_gated`; `linear.py` chooses.
+
+With 1 to 4 rows there is nothing for tensor cores to reuse: each weight is multiplied 1 to 4 times.
+A product is then a matter of bytes in flight. Each program asks for its first weights before it
+waits for the kernel that makes x, keeps a sum for each place of a tile of weights in registers, and
+adds these up at the end.
+
+Grid: one program for every few outputs, all of K in each. There are always enough: 2,048 outputs
+are 1,024 programs. A norm of x is computed by every program anew, from a row of some KB in the
+cache, while the first weights are on their way: a kernel of its own would take longer to start.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from engine.kernels.launch import Cost
+from engine.kernels.triton.start import let_next_start, start, wait_for_previous
+
+MAX_ROWS = 4
+NUM_WARPS = 4
+BLOCK_K = 1024  # 8 values of 2 bytes for each of 128 threads: one load of 16 bytes
+WEIGHTS = 2048  # of a tile: two such loads for each thread
+SUMS = 8192  # of a tile: 64 registers of each thread
+
+
+@triton.jit
+def skinny_kernel(
+    x_ptr,  # [rows, K], contiguous, like all others
+    weight_ptr,  # [N, K]; when GATED [2 * N, K], gate above up
+    bias_ptr,  # [N] or [2 * N]; read when BIAS
+    norm_ptr,  # [K]; read when NORM
+    residual_ptr,  # [rows, N]; read when ADD
+    out_ptr,  # [rows, N]
+    rows,
+    N,
+    eps,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,  # rows, rounded up to a power of two
+    BLOCK_N: tl.constexpr,  # lines of the weight for a program
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,  # x is normalised first
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    GATED: tl.constexpr,
+    ADD: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    let_next_start(PDL)
+    row = tl.arange(0, ROWS)
+    line = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)[None, None, :]
+    # what is beyond the last row or line repeats it, and isn't stored
+    if GATED:
+        line = tl.minimum(line, 2 * N - 1)
+        line = line // 2 + line % 2 * N  # an output's gate, then its up
+    else:
+        line = tl.minimum(line, N - 1)
+    x_at = x_ptr + tl.minimum(row, rows - 1)[:, None, None] * K + k
+    weight_at = weight_ptr + line.to(tl.int64)[None, :, None] * K + k
+    weight = _load(weight_at, k, 0, K, BLOCK_K)
+    if BIAS:
+        bias = tl.load(bias_ptr + line).to(tl.float32)
+    wait_for_previous(PDL)
+
+    OUTPUTS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    place = row[:, None] * N + n[None, :]
+    real = (row < rows)[:, None] & (n < N)[None, :]
+    if ADD:
+        residual = tl.load(residual_ptr + place, mask=real, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
+        for first in range(0, K, BLOCK_K):
+            x = _load(x_at, k, first, K, BLOCK_K).to(tl.float32)
+            squares += x * x
+        factor = tl.rsqrt(tl.sum(squares, 2) / K + eps)[:, :, None]
+
+    sums = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+    for first in range(0, tl.cdiv(K, BLOCK_K) * BLOCK_K, BLOCK_K):
+        this = weight.to(tl.float32)
+        # the next weights are asked for before these are used; after the last, nothing is
+        ahead = first + BLOCK_K
+        weight = tl.load(weight_at + ahead, mask=ahead + k < K, other=0.0)
+        x = _load(x_at, k, first, K, BLOCK_K).to(tl.float32)
+        if NORM:  # rounded to the tensors' dtype, as the reference's norm is
+            x = x * factor * _load(norm_ptr + k, k, first, K, BLOCK_K).to(tl.float32)
+            x = x.to(x_ptr.dtype.element_ty).to(tl.float32)
+        sums += x * this
+
+    out = tl.sum(sums, 2)
+    if BIAS:
+        out += bias[None, :]
+    if RELU:
+        out = tl.maximum(out, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if GATED:
+        out = out.to(out_ptr.dtype.element_ty).to(tl.float32)
+        gate, up = tl.split(tl.reshape(out, [ROWS, OUTPUTS, 2]))
+        silu = (gate / (1.0 + tl.exp(-gate))).to(out_ptr.dtype.element_ty)
+        out = silu.to(tl.float32) * up
+    if ADD:
+        out = out.to(out_ptr.dtype.element_ty).to(tl.float32) + residual
+    tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _load(at, k, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """A tile of what `at` points to, `first` values further along K; 0 beyond its end."""
+    if K % BLOCK_K == 0:
+        return tl.load(at + first)
+    return tl.load(at + first, mask=first + k < K, other=0.0)
+
+
+class Form(NamedTuple):
+    """What stands beside the product."""
+
+    norm: bool = False
+    bias: bool = False
+    relu: bool = False
+    gated: bool = False
+    add: bool = False
+
+
+def constants(rows: int, inputs: int, form: Form) -> dict[str, int]:
+    """The kernel's compile-time arguments: as many outputs as make a tile of `WEIGHTS`, fewer where
+    there are so many rows that the sums would not fit the registers."""
+    padded = triton.next_power_of_2(rows)
+    block_k = min(BLOCK_K, max(16, triton.next_power_of_2(inputs)))
+    weights = min(WEIGHTS * (2 if form.gated else 1), SUMS // padded)
+    return {
+        "K": inputs,
+        "ROWS": padded,
+        "BLOCK_N": max(2 if form.gated else 1, weights // block_k),
+        "BLOCK_K": block_k,
+        "NORM": int(form.norm),
+        "BIAS": int(form.bias),
+        "RELU": int(form.relu),
+        "GATED": int(form.gated),
+        "ADD": int(form.add),
+    }
+
+
+def skinny(
+    name: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+    gated: bool = False,
+) -> torch.Tensor:
+    """One launch for 1 to `MAX_ROWS` rows; all tensors contiguous and of one dtype. name: in the
+    record. Shapes stand at the kernel → [rows, N]."""
+    rows, inputs = x.shape
+    outputs = len(weight) // 2 if gated else len(weight)
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    form = Form(norm is not None, bias is not None, relu, gated, residual is not None)
+    cut = constants(rows, inputs, form)
+    grid = (triton.cdiv(len(weight), cut["BLOCK_N"]),)
+    pointers = tuple(x if tensor is None else tensor for tensor in (bias, norm, residual))
+    moved = x.nbytes + weight.nbytes + out.nbytes * (1 if residual is None else 2)
+    start(
+        name,
+        skinny_kernel,
+        grid,
+        (x, weight, *pointers, out, rows, outputs, eps),
+        cut,
+        NUM_WARPS,
+        1,
+        lambda: Cost(
+            list(grid),
+            moved,
+            2 * rows * weight.numel(),
+            why=f"{rows} rows reuse no weight: no tensor cores, {cut['BLOCK_N']} lines a program",
+        ),
+    )
+    return out

@@ -1,0 +1,129 @@
+"""Products of few rows in Triton's interpreter against their references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.kernels import few_rows, on_cuda, torch_ops
+from engine.kernels.launch import recording
+from engine.kernels.triton import linear, skinny
+from engine.trace.events import KernelLaunched
+from engine.trace.recorder import Recorder
+
+FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+DTYPES = st.sampled_from([torch.float32, torch.float16])
+NEAR = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-4},
+    torch.float16: {"rtol": 4e-3, "atol": 4e-3},
+}
+ROWS = st.integers(1, skinny.MAX_ROWS)
+WIDTHS = st.one_of(st.integers(1, 40), st.sampled_from([64, 1000, 1024, 1025, 2048, 2500]))
+OUTPUTS = st.one_of(st.integers(1, 9), st.just(33))
+
+
+def tensors(rows, inputs, outputs, dtype, seed, gated=False):
+    """x, weight, bias, norm, residual; weights as large as those of models."""
+    torch.manual_seed(seed)
+    lines = 2 * outputs if gated else outputs
+    x = torch.randn(rows, inputs).to(dtype)
+    weight = (torch.randn(lines, inputs) * inputs**-0.5).to(dtype)
+    bias, norm = torch.randn(lines).to(dtype), (torch.rand(inputs) + 0.5).to(dtype)
+    return x, weight, bias, norm, torch.randn(rows, outputs).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """What a kernel doesn't write of its result is NaN."""
+
+    def empty(*shape, **options):
+        return torch.full(*shape, float("nan"), **options)
+
+    monkeypatch.setattr(skinny.torch, "empty", empty)
+
+
+@given(ROWS, WIDTHS, OUTPUTS, DTYPES, st.booleans(), st.integers(0, 99))
+@FEW
+def test_linear(rows, inputs, outputs, dtype, biased, seed):
+    x, weight, bias, _, residual = tensors(rows, inputs, outputs, dtype, seed)
+    bias = bias if biased else None
+    near = NEAR[dtype]
+    expected = torch_ops.linear(x, weight, bias)
+    torch.testing.assert_close(linear.linear(x, weight, bias), expected, **near)
+    expected = few_rows.linear_relu(x, weight, bias)
+    torch.testing.assert_close(linear.linear_relu(x, weight, bias), expected, **near)
+    expected = few_rows.linear_add(x, weight, bias, residual)
+    torch.testing.assert_close(linear.linear_add(x, weight, bias, residual), expected, **near)
+
+
+@given(ROWS, WIDTHS, OUTPUTS, DTYPES, st.booleans(), st.integers(0, 99))
+@FEW
+def test_after_a_norm(rows, inputs, outputs, dtype, biased, seed):
+    x, weight, bias, norm, _ = tensors(rows, inputs, outputs, dtype, seed, gated=True)
+    facts = (x * 7, norm, 1e-5, weight, bias if biased else None)
+    near = NEAR[dtype]
+    torch.testing.assert_close(linear.norm_linear(*facts), few_rows.norm_linear(*facts), **near)
+    torch.testing.assert_close(linear.norm_gated(*facts), few_rows.norm_gated(*facts), **near)
+
+
+def test_no_nan_is_lost():
+    x, weight, bias, norm, residual = tensors(3, 70, 6, torch.float32, 0)
+    x[1, 69] = float("nan")
+    for found in (
+        linear.linear_relu(x, weight, bias),
+        linear.linear_add(x, weight, bias, residual),
+        linear.norm_linear(x, norm, 1e-5, weight, bias),
+        linear.norm_gated(x, norm, 1e-5, weight, bias),
+    ):
+        assert found.isnan().any(1).tolist() == [False, True, False]
+        assert found[1].isnan().all()
+
+
+def test_more_rows_and_other_layouts_are_torchs():
+    x, weight, bias, norm, residual = tensors(5, 70, 6, torch.float32, 0)
+    assert torch.equal(linear.linear(x, weight, bias), torch_ops.linear(x, weight, bias))
+    assert torch.equal(
+        linear.linear_add(x, weight, bias, residual),
+        few_rows.linear_add(x, weight, bias, residual),
+    )
+    facts = (x, norm, 1e-5, weight, bias)
+    assert torch.equal(linear.norm_gated(*facts), few_rows.norm_gated(*facts))
+    across = x.T.contiguous().T[:2]
+    assert not across.is_contiguous()
+    assert torch.equal(
+        linear.linear_relu(across, weight, bias), few_rows.linear_relu(across, weight, bias)
+    )
+
+
+def test_the_record_says_which_and_why():
+    recorder = Recorder("full")
+    found: list = []
+    recorder.subscribe(found.extend)
+    x, weight, bias, norm, _ = tensors(5, 1024, 6, torch.float16, 0)
+    with recording(recorder):
+        on_cuda().linear(x[:3], weight, None)
+        on_cuda().linear(x, weight, None)
+        on_cuda().few_rows.norm_gated(x[:1], norm, 1e-5, weight, bias)
+    recorder.close()
+    few, many, gated = (event for event in found if isinstance(event, KernelLaunched))
+    assert (few.name, few.backend, few.grid) == ("linear", "triton", [3])
+    assert few.num_bytes == 2 * (3 * 1024 + 6 * 1024 + 3 * 6)
+    assert few.flops == 2 * 3 * 6 * 1024
+    assert "3 rows reuse no weight" in few.why
+    assert (many.name, many.backend) == ("linear", "torch")
+    assert "5 rows" in many.why
+    assert (gated.name, gated.backend, gated.grid) == ("norm_gated", "triton", [2])
+    assert gated.constexprs["NORM"] == gated.constexprs["GATED"] == gated.constexprs["BIAS"] == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_tile_fits_the_registers(rows, gated):
+    for inputs in (1, 100, 768, 1024, 8192, 11008):
+        cut = skinny.constants(rows, inputs, skinny.Form(gated=gated))
+        assert cut["ROWS"] >= rows
+        assert cut["ROWS"] * cut["BLOCK_N"] * cut["BLOCK_K"] <= skinny.SUMS
+        assert cut["BLOCK_N"] % (2 if gated else 1) == 0
+        assert all(n & (n - 1) == 0 for n in (cut["ROWS"], cut["BLOCK_N"], cut["BLOCK_K"]))
