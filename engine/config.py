@@ -29,6 +29,10 @@ class ConfigError(ValueError):
     """An option has an impossible value, or two options contradict each other."""
 
 
+BUDGET = 2048
+CUDA_BUDGET = 4096  # a step with prompts launches some hundred kernels: fewer and larger ones
+
+
 def _option(default: Any, help: str, env: str | None = None, secret: bool = False) -> Any:
     """One option: its default, its help text, and its environment variable (by default its name in
     capitals).
@@ -100,7 +104,9 @@ class EngineConfig:
 
     # -- scheduling
     max_num_seqs: int = _option(256, "sequences that run at once (seats)")
-    max_num_batched_tokens: int = _option(2048, "tokens computed in one step (budget)")
+    max_num_batched_tokens: int | None = _option(
+        None, f"tokens computed in one step (budget); default: {BUDGET:,}, on CUDA {CUDA_BUDGET:,}"
+    )
     scheduling_policy: Literal["fcfs", "priority"] = _option(
         "fcfs", "first come first served, or by each request's priority"
     )

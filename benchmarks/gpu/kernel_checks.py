@@ -101,11 +101,46 @@ def _of_dtype(
             table.double()[ids] + places.double()[positions + 2],
         ),
     )
+    yield from _few_rows(kernels, device, dtype)
     for head_dim in head_dims:
         for step, rows in STEPS.items():
             for extra, options in EXTRAS.items():
                 error = _attention(kernels, device, dtype, head_dim, rows, options)
                 yield f"qkv_attention {step}{extra} d{head_dim}", error
+
+
+def _few_rows(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, float]]:
+    """The products of a step with few tokens, each with what stands beside it."""
+    if kernels.few_rows is None:
+        raise RuntimeError("these kernels have none for few rows: Triton isn't installed")
+    inputs, outputs = (60, 33) if device.type == "cpu" else (1500, 701)
+    for rows in (1, kernels.few_rows.most - 1):
+        x, residual = (torch.randn(rows, n, device=device).to(dtype) for n in (inputs, outputs))
+        norm, bias = (torch.randn(n, device=device).to(dtype) for n in (inputs, outputs))
+        weight = (torch.randn(outputs, inputs, device=device) / inputs**0.5).to(dtype)
+        gated = (torch.randn(2 * outputs, inputs, device=device) / inputs**0.5).to(dtype)
+        poison(residual)
+        product = x.double() @ weight.double().T
+        normed = torch_ops.rms_norm(x.double(), norm.double(), 1e-5)
+        few = kernels.few_rows
+        for name, found, exact in (
+            ("linear", kernels.linear(x, weight, bias), product + bias.double()),
+            ("relu", few.linear_relu(x, weight, bias), (product + bias.double()).relu()),
+            ("add", few.linear_add(x, weight, None, residual), product + residual.double()),
+            (
+                "norm",
+                few.norm_linear(x, norm, 1e-5, weight, None),
+                normed @ weight.double().T,
+            ),
+            (
+                "norm, gate",
+                few.norm_gated(x, norm, 1e-5, gated, None),
+                torch_ops.silu_and_mul(normed @ gated.double().T),
+            ),
+        ):
+            yield f"skinny {name}, {rows} rows", _error(found, exact)
 
 
 def _attention(

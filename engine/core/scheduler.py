@@ -12,7 +12,7 @@ import time
 from bisect import insort
 from collections.abc import Callable
 
-from engine.config import EngineConfig
+from engine.config import BUDGET, EngineConfig
 from engine.core.blocks import BlockPool, OutOfBlocks
 from engine.core.explain import Explainer
 from engine.core.kv_manager import KVManager
@@ -38,7 +38,7 @@ class Scheduler:
         pool: Callable[[int], BlockPool] = BlockPool,
         costs: Callable[[float], PreemptionCosts] = PreemptionCosts,
     ):
-        self.budget = config.max_num_batched_tokens
+        self.budget = config.max_num_batched_tokens or BUDGET
         self.max_num_seqs = config.max_num_seqs
         self.preemption_mode = config.preemption_mode
         self.recorder = recorder

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.config import EngineConfig
+from engine.config import BUDGET, CUDA_BUDGET, EngineConfig
 from engine.core.messages import (
     NO_TOKEN,
     KVShape,
@@ -74,8 +74,11 @@ class ModelRunner:
         self.drawn: DrawnTokens | None = None
         self._last: InFlight | None = None  # the step that was launched last
         self.cores = Cores()  # for `with runner.cores:` around many steps
-        if config.async_scheduling is None:  # the option's default, now that the device is known
-            config.async_scheduling = self.device.type == "cuda"
+        on_cuda = self.device.type == "cuda"  # options' defaults, now that the device is known
+        if config.async_scheduling is None:
+            config.async_scheduling = on_cuda
+        self.budget = config.max_num_batched_tokens or (CUDA_BUDGET if on_cuda else BUDGET)
+        config.max_num_batched_tokens = self.budget
 
     # ------------------------------------------------------------------------------ loading
 
@@ -176,7 +179,7 @@ class ModelRunner:
     def _profile(self) -> tuple[int, int, str]:
         """Bytes that the largest step takes beside weights and cache, measured by computing it;
         bytes of the CUDA graphs, and how they were found ("" without graphs)."""
-        tokens, longest = self.config.max_num_batched_tokens, self.model.max_model_len
+        tokens, longest = self.budget, self.model.max_model_len
         lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
         lengths = lengths[: self.config.max_num_seqs]
         size = self.config.block_size
@@ -211,7 +214,7 @@ class ModelRunner:
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
         longest = min(max_model_len, num_blocks * self.config.block_size)
-        longest = min(longest, self.config.max_num_batched_tokens)
+        longest = min(longest, self.budget)
         long_prompts = self.device.type == "cpu"  # a GPU has computed the longest for `_profile`
         warm_up(self.execute, longest, self.config.block_size, long_prompts)
         self.sampling.recorder = self.recorder

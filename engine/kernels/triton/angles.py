@@ -23,7 +23,7 @@ PIECE = 256
 NUM_WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def angles_kernel(
     positions_ptr,  # int64 [tokens]
     inv_freq_ptr,  # fp32 [half]

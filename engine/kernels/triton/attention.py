@@ -32,11 +32,11 @@ from engine.kernels.triton.start import let_next_start, wait_for_previous
 MAX_SPLITS = 32
 MERGE_WARPS = 4
 SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
-FILLED = 2  # programs for each multiprocessor, at most, that splitting makes
+FILLED = 32  # programs for each multiprocessor, at most, that splitting makes
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "last_row", "table_width"])
 def attention_kernel(
     q_ptr,  # [tokens, heads, HEAD_DIM], tokens q_stride apart, in the dtype to compute in
     k_ptr,  # [blocks, PAGE, kv_heads, HEAD_DIM], of the same dtype or in 8 bits

@@ -31,12 +31,17 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 from engine.kernels.launch import Cost, launch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that the kernels take; plain torch computes in others."""
 PDL_SINCE = 90  # compute capability
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+"""What `start` has launched before. Triton looks a kernel up anew for each launch, by all arguments
+and options, and takes several times as long for it as the launch itself: with some 200 launches in
+a step that has prompts, the device waited for the host."""
 
 
 @triton.jit
@@ -65,12 +70,31 @@ def start(
 ) -> None:
     """Launch `kernel` on `grid`. arguments: the first one is a tensor. constants: its compile-time
     arguments, but PDL. cost: grid, bytes and flops, asked only when somebody records."""
-    options = _options(arguments[0].device)
+    device = arguments[0].device
+    options = _options(device)
 
     def run() -> Any:
-        return kernel[grid](
-            *arguments, **constants, **options, num_warps=num_warps, num_stages=num_stages
+        key = kernel, device, num_warps, num_stages, *constants.values(), *map(_kind, arguments)
+        compiled = _COMPILED.get(key)
+        if compiled is None:
+            compiled = kernel[grid](
+                *arguments, **constants, **options, num_warps=num_warps, num_stages=num_stages
+            )
+            if compiled is not None:  # as it is in the interpreter
+                _COMPILED[key] = compiled
+            return compiled
+        no_hooks = None, None, None
+        compiled.run(
+            *(*grid, 1, 1)[:3],
+            driver.active.get_current_stream(device.index),
+            compiled.function,
+            compiled.packed_metadata,
+            *no_hooks,
+            *arguments,
+            *constants.values(),
+            options["PDL"],
         )
+        return compiled
 
     def describe(compiled: Any) -> Cost:
         return cost()._replace(
@@ -82,6 +106,16 @@ def start(
         )
 
     launch(name, "triton", run, (), describe)
+
+
+def _kind(argument: Any) -> Any:
+    """What of an argument decides which compiled variant of a kernel is meant: Triton's own rule,
+    but that it may not look at all of these."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, argument.bit_length() > 31
+    return float
 
 
 @lru_cache(maxsize=8)
