@@ -9,29 +9,20 @@ bf16 stands for fp16 in all but a few, for the two differ in the names of their 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from engine.kernels.fp8 import LARGEST
 from engine.kernels.triton import (
     activation,
     angles,
-    attention,
     blocks,
     draw,
     embed,
     greatest,
     norm,
-    rotary,
     skinny,
 )
+from engine.kernels.triton.catalogue_attention import attention_variants
+from engine.kernels.triton.variant import DTYPES, Variant
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cache only
-HEAD_DIMS = (64, 80, 96, 128, 256)
-PAGE = 16
 WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
 INPUTS = (768, 2048, 11008)  # K of a product of few rows: below, of, and no multiple of its tile
 FORMS = {
@@ -43,38 +34,11 @@ FORMS = {
 }
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One compilation. `types` and `constants` together name every parameter of the kernel."""
-
-    name: str  # unique: "attention decode bf16 d128"
-    kernel: Any  # what triton.jit made
-    types: dict[str, str]  # of run-time parameters: "*bf16", "i32", "fp32"
-    constants: dict[str, int]
-    num_warps: int
-    num_stages: int
-    has_dot: bool = False
-    since: int = 80  # compute capability that has what it needs
-    tensor_cores: bool = False  # fp32 products don't use them
-
-
 def variants() -> Iterator[Variant]:
     """All of them."""
+    yield from attention_variants()
     for dtype in DTYPES:
-        head_dims = (128,) if dtype == "fp16" else HEAD_DIMS
-        for kind in ("decode", "split", "prefill"):
-            for head_dim in head_dims:
-                yield _attention(kind, dtype, head_dim, group=4)
-            if dtype != "fp16":
-                yield _attention(kind, dtype, 128, group=1)
-                yield _attention(kind, dtype, 128, 8, attention.Extras(True, True, True))
-        yield _attention("decode", dtype, 64, group=32)  # more rows than a tile's least
-        for head_dim in head_dims:
-            yield _rotate(dtype, head_dim, rotated=True, normed=False)
-        yield _rotate(dtype, 128, rotated=True, normed=True)
-        yield _rotate(dtype, 64, rotated=False, normed=False)
-        yield _elementwise("write_kv", dtype)
-        yield _elementwise("silu_and_mul", dtype)
+        yield _silu_and_mul(dtype)
         for add in (False, True):
             yield _embed(dtype, add)
         yield _greatest_of_pieces(dtype)
@@ -86,18 +50,6 @@ def variants() -> Iterator[Variant]:
             for inputs in INPUTS if dtype == "bf16" else INPUTS[1:2]:
                 for form in FORMS:
                     yield _skinny(dtype, rows, inputs, form, FORMS[form])
-    for pages in FP8:
-        for kind in ("decode", "split", "prefill"):
-            for head_dim in HEAD_DIMS if pages == "fp8e4nv" else (128,):
-                yield _attention(kind, "bf16", head_dim, 4, pages=pages)
-            yield _attention(kind, "fp32", 64, 4, pages=pages)
-        yield _attention("decode", "fp16", 128, 4, pages=pages)
-        yield _rotate("bf16", 128, rotated=True, normed=True, pages=pages)
-        yield _rotate("bf16", 64, rotated=False, normed=False, pages=pages)
-        yield _elementwise("write_kv", "bf16", pages)
-    for head_dim in HEAD_DIMS:
-        for splits in (2, attention.MAX_SPLITS):
-            yield _merge(head_dim, splits)
     for vocab in (256, 32000):
         yield _draw(vocab)
         yield _greatest_of_rows(vocab)
@@ -105,98 +57,15 @@ def variants() -> Iterator[Variant]:
     yield _copy()
 
 
-def _attention(
-    kind: str,
-    dtype: str,
-    head_dim: int,
-    group: int,
-    extras: attention.Extras = attention.Extras(),  # noqa: B008 (immutable)
-    pages: str = "",
-) -> Variant:
-    """pages: dtype of the cache, where it is another."""
-    decode = kind != "prefill"
-    stored = (DTYPES | FP8)[pages or dtype]
-    tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode, stored)
-    more = " window cap sinks" if extras.window else ""
+def _silu_and_mul(dtype: str) -> Variant:
     return Variant(
-        name=f"attention {kind} {_named(dtype, pages)} d{head_dim} group {group}{more}",
-        kernel=attention.attention_kernel,
-        types={
-            **dict.fromkeys(("q_ptr", "out_ptr"), f"*{dtype}"),
-            **dict.fromkeys(("k_ptr", "v_ptr"), f"*{pages or dtype}"),
-            **dict.fromkeys(("part_ptr", "stats_ptr", "sinks_ptr"), "*fp32"),
-            **dict.fromkeys(("tables_ptr", "query_start_ptr", "context_lens_ptr"), "*i32"),
-            **dict.fromkeys(("scale_log2", "soft_cap"), "fp32"),
-            **dict.fromkeys(("window", "first_row", "last_row"), "i32"),
-            **dict.fromkeys(("q_stride", "table_width", "kv_heads"), "i32"),
-        },
-        constants=attention.constants(tile, head_dim, group, PAGE, decode, kind == "split", extras),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        has_dot=True,
-        tensor_cores=dtype != "fp32",
-        since=_since(pages),
-    )
-
-
-def _named(dtype: str, pages: str) -> str:
-    return f"{dtype} on {pages}" if pages else dtype
-
-
-def _since(pages: str) -> int:
-    return 89 if pages == "fp8e4nv" else 80
-
-
-def _merge(head_dim: int, splits: int) -> Variant:
-    return Variant(
-        name=f"merge d{head_dim} splits {splits}",
-        kernel=attention.merge_kernel,
-        types={"part_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16"},
-        constants=attention.merge_constants(head_dim, splits),
-        num_warps=attention.MERGE_WARPS,
+        name=f"silu_and_mul {dtype}",
+        kernel=activation.silu_and_mul_kernel,
+        types={**dict.fromkeys(("x_ptr", "out_ptr"), f"*{dtype}"), "width": "i32"},
+        constants={"BLOCK": activation.PIECE},
+        num_warps=activation.NUM_WARPS,
         num_stages=1,
     )
-
-
-def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str = "") -> Variant:
-    floats = ["qkv_ptr", "q_norm_ptr", "k_norm_ptr", "q_ptr"]
-    extras = (" rotate" if rotated else "") + (" norm" if normed else "")
-    return Variant(
-        name=f"write{extras} {_named(dtype, pages)} d{head_dim}",
-        kernel=rotary.rotate_and_write_kernel,
-        types={
-            **dict.fromkeys(floats, f"*{dtype}"),
-            **dict.fromkeys(("k_ptr", "v_ptr"), f"*{pages or dtype}"),
-            **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
-            "slots_ptr": "*i64",
-            **dict.fromkeys(("heads", "kv_heads"), "i32"),
-            "eps": "fp32",
-        },
-        constants=rotary.rotate_constants(
-            head_dim, rotated, normed, (DTYPES | FP8)[pages or dtype]
-        ),
-        num_warps=rotary.rotate_warps(head_dim),
-        num_stages=1,
-        since=_since(pages),
-    )
-
-
-def _elementwise(name: str, dtype: str, pages: str = "") -> Variant:
-    pointer = f"*{dtype}"
-    if name == "silu_and_mul":
-        kernel, warps = activation.silu_and_mul_kernel, activation.NUM_WARPS
-        types = {"x_ptr": pointer, "out_ptr": pointer, "width": "i32"}
-        constants = {"BLOCK": activation.PIECE}
-    else:
-        kernel, warps = rotary.write_kv_kernel, rotary.WRITE_WARPS
-        types = dict.fromkeys(("k_ptr", "v_ptr"), pointer)
-        types |= dict.fromkeys(("k_pages_ptr", "v_pages_ptr"), f"*{pages or dtype}")
-        types["slots_ptr"] = "*i64"
-        types |= {"k_stride": "i32", "v_stride": "i32", "width": "i32"}
-        largest = LARGEST.get((DTYPES | FP8)[pages or dtype], 0)
-        constants = {"BLOCK": rotary.PIECE, "LARGEST": largest}
-    name = f"{name} {_named(dtype, pages)}"
-    return Variant(name, kernel, types, constants, warps, 1, since=_since(pages))
 
 
 def _embed(dtype: str, add: bool) -> Variant:

@@ -29,8 +29,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from engine.kernels.triton.catalogue import Variant, variants
+from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.start import PDL_SINCE
+from engine.kernels.triton.variant import Variant
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table

@@ -64,7 +64,9 @@ def skinny_kernel(
         line = tl.minimum(line, N - 1)
     x_at = x_ptr + tl.minimum(row, rows - 1)[:, None, None] * K + k
     weight_at = weight_ptr + line.to(tl.int64)[None, :, None] * K + k
-    weight = _load(weight_at, k, 0, K, BLOCK_K)
+    LAST: tl.constexpr = (K - 1) // BLOCK_K * BLOCK_K  # where the last tile begins
+    WHOLE: tl.constexpr = K % BLOCK_K == 0  # and whether it ends with K
+    weight = _load(weight_at, k, 0, K, LAST > 0 or WHOLE, True)
     if BIAS:
         bias = tl.load(bias_ptr + line).to(tl.float32)
     wait_for_previous(PDL)
@@ -75,24 +77,22 @@ def skinny_kernel(
     real = (row < rows)[:, None] & (n < N)[None, :]
     if ADD:
         residual = tl.load(residual_ptr + place, mask=real, other=0.0).to(tl.float32)
+    factor = 1.0
     if NORM:
         squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
         for first in range(0, K, BLOCK_K):
-            x = _load(x_at, k, first, K, BLOCK_K).to(tl.float32)
+            x = _load(x_at, k, first, K, WHOLE, False).to(tl.float32)
             squares += x * x
         factor = tl.rsqrt(tl.sum(squares, 2) / K + eps)[:, :, None]
 
     sums = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
-    for first in range(0, tl.cdiv(K, BLOCK_K) * BLOCK_K, BLOCK_K):
-        this = weight.to(tl.float32)
-        # the next weights are asked for before these are used; after the last, nothing is
-        ahead = first + BLOCK_K
-        weight = tl.load(weight_at + ahead, mask=ahead + k < K, other=0.0)
-        x = _load(x_at, k, first, K, BLOCK_K).to(tl.float32)
-        if NORM:  # rounded to the tensors' dtype, as the reference's norm is
-            x = x * factor * _load(norm_ptr + k, k, first, K, BLOCK_K).to(tl.float32)
-            x = x.to(x_ptr.dtype.element_ty).to(tl.float32)
-        sums += x * this
+    for first in range(0, LAST, BLOCK_K):
+        this = weight  # the next weights are asked for before these are used
+        weight = _load(weight_at, k, first + BLOCK_K, K, WHOLE, True)
+        x = _values(x_at, norm_ptr + k, factor, k, first, K, True, NORM)
+        sums += x * this.to(tl.float32)
+    x = _values(x_at, norm_ptr + k, factor, k, LAST, K, WHOLE, NORM)
+    sums += x * weight.to(tl.float32)
 
     out = tl.sum(sums, 2)
     if BIAS:
@@ -110,11 +110,25 @@ def skinny_kernel(
 
 
 @triton.jit
-def _load(at, k, first, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """A tile of what `at` points to, `first` values further along K; 0 beyond its end."""
-    if K % BLOCK_K == 0:
-        return tl.load(at + first)
-    return tl.load(at + first, mask=first + k < K, other=0.0)
+def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr):
+    """A tile of what `at` points to, `first` values further along K; if it isn't WHOLE 0 beyond the
+    end. What is read ONCE, a weight, may leave the cache first."""
+    EVICT: tl.constexpr = "evict_first" if ONCE else ""
+    if WHOLE:
+        return tl.load(at + first, eviction_policy=EVICT)
+    return tl.load(at + first, mask=k < K - first, other=0.0, eviction_policy=EVICT)
+
+
+@triton.jit
+def _values(
+    x_at, norm_at, factor, k, first, K: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr
+):
+    """A tile of x; when NORM normalised, and rounded to its dtype as by a norm of its own."""
+    x = _load(x_at, k, first, K, WHOLE, False)
+    if NORM:
+        weight = _load(norm_at, k, first, K, WHOLE, False).to(tl.float32)
+        x = (x.to(tl.float32) * factor * weight).to(x.dtype)
+    return x.to(tl.float32)
 
 
 class Form(NamedTuple):

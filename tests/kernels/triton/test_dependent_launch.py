@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from engine.kernels.triton.catalogue import Variant, variants
+from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.compile_all import compiled_for
+from engine.kernels.triton.variant import Variant
 
 BY_NAME = {variant.name: variant for variant in variants()}
 LENGTHS = {"query_start_ptr", "context_lens_ptr"}  # inputs of a step, like slots
