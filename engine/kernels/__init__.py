@@ -38,6 +38,7 @@ class Kernels:
     relu: Callable[..., torch.Tensor]
     greatest: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
+    take_drawn: Callable[..., None] = torch_ops.take_drawn
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: Callable[..., torch.Tensor] | None = None

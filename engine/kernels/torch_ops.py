@@ -100,6 +100,15 @@ def greatest(x: torch.Tensor) -> torch.Tensor:
     return torch.where(best.values.abs() < torch.inf, best.indices, NO_TOKEN)
 
 
+def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tensor) -> None:
+    """Where a token is negative, put `drawn[place]` there; if that is `NO_TOKEN`, token 0.
+
+    token_ids, places: int64 [rows]; drawn: int64 [tokens drawn by the step before].
+    """
+    unknown = token_ids < 0
+    token_ids[unknown] = drawn[places[unknown]].clamp_min_(0)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding (Su et al., 2021) on halves: dimension i turns with i + D/2.
 

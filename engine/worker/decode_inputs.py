@@ -6,6 +6,8 @@ tables from here.
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
 
@@ -14,7 +16,8 @@ from engine.worker.batch_rows import StepInputs
 from engine.worker.in_flight import UNKNOWN, DrawnTokens
 from engine.worker.transfers import pinned
 
-_FIELDS = 5  # token ids, positions, slots, lines of BatchRows, lengths (32 bits each)
+_STAGED = 3
+_FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
 
 DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Of a captured step: hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with
@@ -34,10 +37,17 @@ class DecodeInputs:
         self.block_size = block_size
         self.device = device
         self._packed = torch.zeros((_FIELDS, max_rows), dtype=torch.int64, device=device)
-        self.token_ids, self.positions, self.slots, self.lines, contexts = self._packed
+        self.token_ids, self.positions, self.slots, self.places, contexts = self._packed
         self.contexts = contexts.view(torch.int32)[:max_rows]
         self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        # Where the host writes: on a CPU, into the tensors themselves; else into pinned memory, of
+        # which a step that is under way may still be copied from, and the one before it.
+        shape, on_cuda = self._packed.shape, device.type == "cuda"
+        self._staged = deque(
+            torch.zeros(shape, dtype=torch.int64, pin_memory=True) if on_cuda else self._packed
+            for _ in range(_STAGED)
+        )
         self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here
 
     def fill(self, inputs: StepInputs, size: int, drawn: DrawnTokens | None) -> None:
@@ -46,29 +56,27 @@ class DecodeInputs:
 
         drawn: where tokens are that the host doesn't know yet."""
         batch, rows = inputs.attention, inputs.attention.num_rows
-        on_cuda = self.device.type == "cuda"
-        there = (
-            torch.empty(self._packed.shape, dtype=torch.int64, pin_memory=True)
-            if on_cuda
-            else self._packed
-        )
-        fields = there.numpy()
+        self._staged.rotate()
+        staged = self._staged[0]
+        fields = staged.numpy()
         fields[:, rows:size] = 0
         fields[2, rows:size] = -1
         fields[0, :rows] = token_ids = inputs.token_ids.numpy()
         fields[1, :rows] = batch.positions.numpy()
         fields[2, :rows] = batch.slot_mapping.numpy()
-        fields[3, :rows] = inputs.slots
+        unknown = drawn is not None and bool((token_ids == UNKNOWN).any())
+        if drawn is not None:
+            fields[3, :rows] = drawn.places(inputs.slots)
         fields[4].view(np.int32)[:rows] = batch.context_lens.numpy()
-        if on_cuda:
-            self._packed.copy_(there, non_blocking=True)
+        if staged is not self._packed:
+            self._packed.copy_(staged, non_blocking=True)
         width = batch.block_tables.shape[1]
         tables_of = inputs.table_version, width, inputs.slots.tobytes()
         if tables_of != self._tables_of:
             self.tables[:rows, :width] = pinned(batch.block_tables, self.device)
             self._tables_of = tables_of
-        if drawn is not None and (token_ids == UNKNOWN).any():
-            drawn.fill(self.token_ids[:rows], self.lines[:rows])
+        if drawn is not None and unknown:
+            drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def batch(self, size: int) -> AttentionBatch:
         """The first `size` rows as a batch, of any length: what Python decides from lengths (grids,

@@ -2,8 +2,8 @@
 
 A GPU is kept busy only if the next step lies ready when it has done one. So `ModelRunner.launch`
 gives a step to the device and comes back, and `InFlight.result` waits for its tokens, while the
-device computes the step after it. That one reads them on the device, where `DrawnTokens` keeps the
-last token of each sequence; in the host's rows `UNKNOWN` stands in their places until then.
+device computes the step after it. That one reads them on the device, where `DrawnTokens` keeps
+them; in the host's rows `UNKNOWN` stands in their places until then.
 
 On a CPU all has been computed when `launch` returns, and `result` only books it.
 """
@@ -13,9 +13,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from engine.core.messages import StepOutput
+from engine.kernels import kernels_for
 
 UNKNOWN = -1
 """Stands in a row for a token that has been drawn on the device and hasn't arrived."""
@@ -46,20 +48,28 @@ class InFlight:
 
 
 class DrawnTokens:
-    """The last token drawn for each slot of `BatchRows`, on the device. `NO_TOKEN` where there was
-    none to draw: such a sequence ends, what it computes until then nobody reads."""
+    """The tokens that the last step has drawn, on the device, and whose they are.
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
-        self._last = torch.zeros(num_slots, dtype=torch.int64, device=device)
+    A sequence's unknown token is always one of these: what the step before it drew has been asked
+    for when a step is launched."""
 
-    def fill(self, token_ids: torch.Tensor, slots: torch.Tensor) -> None:
-        """Put the drawn token wherever `UNKNOWN` stands. Both int64 [rows], on the device."""
-        drawn = self._last.index_select(0, slots).clamp_min_(0)
-        torch.where(token_ids < 0, drawn, token_ids, out=token_ids)
+    def __init__(self, num_slots: int) -> None:
+        self._tokens = torch.zeros(1, dtype=torch.int64)
+        self._places = np.zeros(num_slots, np.int64)  # of each slot, among the tokens
 
-    def keep(self, slots: torch.Tensor, token_ids: torch.Tensor) -> None:
-        """Remember what was drawn. Both int64 [rows], no slot twice."""
-        self._last.index_copy_(0, slots, token_ids)
+    def keep(self, slots: np.ndarray, tokens: torch.Tensor) -> None:
+        """What a step draws: of row i, `tokens[i]`. Both int64 [rows]; no slot comes twice."""
+        self._tokens = tokens
+        self._places[slots] = np.arange(len(slots))
+
+    def places(self, slots: np.ndarray) -> np.ndarray:
+        """Where each slot's token is, for `fill`. int64 [rows]"""
+        return self._places[slots]
+
+    def fill(self, token_ids: torch.Tensor, places: torch.Tensor) -> None:
+        """Put the drawn token wherever `UNKNOWN` stands, 0 for a sequence with none to draw (it
+        ends, what it computes until then nobody reads). Both int64 [rows], on the device."""
+        kernels_for(token_ids.device).take_drawn(token_ids, self._tokens, places)
 
 
 class Clock:

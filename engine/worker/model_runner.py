@@ -155,7 +155,7 @@ class ModelRunner:
         self.table = SamplingTable(seats, vocab, self.device)
         self.sampling = self._make_sample_step(self.rows, self.table)
         if self.device.type == "cuda" and self.config.async_scheduling:
-            self.drawn = DrawnTokens(seats, self.device)
+            self.drawn = DrawnTokens(seats)
 
     def _memory(self, block_bytes: int) -> tuple[int, str, int]:
         """(bytes that the KV cache may take, how they come about, bytes free at all)"""
@@ -314,7 +314,7 @@ class ModelRunner:
             with recording(self.recorder, device=self.device.type):
                 draws = self.sampling.run(inputs, drawing, logits, details, greatest)
             if self.drawn is not None:
-                self.drawn.keep(draws.next_slots, draws.next_tokens)
+                self.drawn.keep(draws.slots, draws.next_tokens)
         arriving = None if finite is None else to_host(finite)
         clock.mark()
 
@@ -364,8 +364,8 @@ class ModelRunner:
         inputs = inputs.to(self.device)
         if unknown and self.drawn is not None:  # of rows with one token, which come first
             rows = inputs.attention.num_decode_rows
-            slots = to_device(inputs.slots[:rows], self.device)
-            self.drawn.fill(inputs.token_ids[:rows], slots)
+            places = to_device(self.drawn.places(inputs.slots[:rows]), self.device)
+            self.drawn.fill(inputs.token_ids[:rows], places)
         hidden = self.model(
             inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
         )

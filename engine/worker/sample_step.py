@@ -37,7 +37,6 @@ class Draws(NamedTuple):
     slots: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
     tokens: torch.Tensor  # int64 [draws], on the host when the device is done
-    next_slots: torch.Tensor  # int64 [rows], on the device
     next_tokens: torch.Tensor  # int64 [rows], on the device: what each row goes on with
 
 
@@ -96,12 +95,8 @@ class SampleStep:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         self.rows.expect(slots, ends)
-        next_slots, next_tokens = batch.slots_there, tokens
-        if forks:
-            next_slots = to_device(slots, tokens.device)
-            next_tokens = tokens[to_device(firsts, tokens.device)]
-        arriving = to_host(tokens)
-        return Draws(drawing, counts, firsts, slots, ends, arriving, next_slots, next_tokens)
+        next_tokens = tokens[to_device(firsts, tokens.device)] if forks else tokens
+        return Draws(drawing, counts, firsts, slots, ends, to_host(tokens), next_tokens)
 
     def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
         """Append the tokens, which have arrived, to their rows. Returns those of every row in the

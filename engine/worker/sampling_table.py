@@ -30,7 +30,6 @@ class SampleBatch:
     """Parameters of the rows that draw in a step. Indices are places in the step's logits."""
 
     slots: np.ndarray  # int64 [rows]
-    slots_there: torch.Tensor  # the same on the device
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
     greedy: torch.Tensor  # int64 [g], rows with temperature 0
     random: torch.Tensor  # int64 [r], the others
@@ -153,7 +152,6 @@ class SamplingTable:
         place = self._on_device
         return SampleBatch(
             slots=slots.copy(),
-            slots_there=place(slots.copy()),
             seeds=self._seeds[slots] + siblings,
             greedy=place(np.flatnonzero(greedy)),
             random=place(random),

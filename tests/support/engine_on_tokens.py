@@ -38,7 +38,7 @@ class TokenEngine:
         runner = ModelRunner(self.config, self.recorder, sample_step)
         runner.load()
         if launches_ahead:
-            runner.drawn = DrawnTokens(self.config.max_num_seqs, torch.device("cpu"))
+            runner.drawn = DrawnTokens(self.config.max_num_seqs)
         self.core = EngineCore(self.config, runner, self.recorder)
         self.outputs: dict[str, list[CoreOutput]] = {}
 

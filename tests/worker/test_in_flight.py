@@ -115,10 +115,10 @@ def test_a_sampler_of_ones_own_sees_every_token(model):
 
 
 def test_drawn_tokens_fill_what_is_unknown_and_nothing_else():
-    drawn = DrawnTokens(6, torch.device("cpu"))
-    drawn.keep(torch.tensor([5, 2]), torch.tensor([77, -1]))
+    drawn = DrawnTokens(6)
+    drawn.keep(np.array([5, 2]), torch.tensor([77, -1]))
     ids = torch.tensor([10, UNKNOWN, 12, UNKNOWN])
-    drawn.fill(ids, torch.tensor([5, 5, 0, 2]))
+    drawn.fill(ids, torch.from_numpy(drawn.places(np.array([5, 5, 0, 2]))))
     assert ids.tolist() == [10, 77, 12, 0]  # 0: its sequence ends, there was nothing to draw
 
 

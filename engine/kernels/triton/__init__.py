@@ -30,6 +30,7 @@ def operations() -> dict[str, Any] | None:
         "activation": ("silu_and_mul",),
         "linear": ("linear", "few_rows"),
         "draw": ("draw",),
+        "take_drawn": ("take_drawn",),
         "greatest": ("greatest",),
         "blocks": ("copy_blocks",),
     }.items():

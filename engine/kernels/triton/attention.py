@@ -29,10 +29,10 @@ import triton.language as tl
 
 from engine.kernels.triton.start import let_next_start, wait_for_previous
 
-MAX_SPLITS = 32
+MAX_SPLITS = 16
 MERGE_WARPS = 4
 SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
-FILLED = 32  # programs for each multiprocessor, at most, that splitting makes
+FILLED = 24  # programs for each multiprocessor, at most, that splitting makes
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -240,14 +240,16 @@ def tile_for(
 ) -> Tile:
     """dtype: computed in. stored: the cache's, where it is another.
 
-    Decode is a matter of bytes in flight: few rows, deep pipeline; prefill one of reuse: many
-    rows. fp32 products run on ordinary cores and want small tiles."""
+    Decode is a matter of bytes in flight, and of how often the warps wait for each other: few rows,
+    many keys; on an H200 64 keys in two stages read 92 % of the copy rate where 32 in three read
+    84 (benchmarks/results/NOTES.md). Prefill is one of reuse: many rows. fp32 products run on
+    ordinary cores and want small tiles."""
     dim = power(head_dim)
     rows = max(16, power(group))
     if dtype == torch.float32:
         return Tile(rows, 16, 4, 1)  # 32 keys, or a second stage, would not fit the registers
     if decode:
-        return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
+        return Tile(rows, 64 if dim <= 128 else 32, 4, 2)
     if dim > 128:
         return Tile(max(64, rows), 32, 8, 2)
     if dim > 64:  # the fp32 sums of 64 rows × 128 dimensions don't fit 4 warps beside the rest
@@ -258,7 +260,8 @@ def tile_for(
 
 def splits_for(pairs: int, processors: int, max_context: int) -> int:
     """Segments of each context: a power of two. pairs: rows × key heads, each of which keeps one
-    multiprocessor's corner busy; between half of `FILLED` and `FILLED` for each fill a device."""
+    multiprocessor's corner busy, and waits for memory most of the time: with many more programs
+    than fit at once, those with short contexts make room for others."""
     splits = 1
     while (
         splits < MAX_SPLITS

@@ -19,6 +19,7 @@ from engine.kernels.triton import (
     greatest,
     norm,
     skinny,
+    take_drawn,
 )
 from engine.kernels.triton.catalogue_attention import attention_variants
 from engine.kernels.triton.variant import DTYPES, Variant
@@ -55,6 +56,7 @@ def variants() -> Iterator[Variant]:
         yield _greatest_of_rows(vocab)
     yield _angles()
     yield _copy()
+    yield _take_drawn()
 
 
 def _silu_and_mul(dtype: str) -> Variant:
@@ -79,6 +81,20 @@ def _embed(dtype: str, add: bool) -> Variant:
         },
         constants={"BLOCK": embed.PIECE, "ADD": int(add)},
         num_warps=embed.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _take_drawn() -> Variant:
+    return Variant(
+        name="take_drawn",
+        kernel=take_drawn.take_drawn_kernel,
+        types={
+            **dict.fromkeys(("token_ids_ptr", "drawn_ptr", "places_ptr"), "*i64"),
+            "rows": "i32",
+        },
+        constants={"BLOCK": take_drawn.PIECE},
+        num_warps=take_drawn.NUM_WARPS,
         num_stages=1,
     )
 

@@ -8,8 +8,8 @@ waits for the kernel that makes x, keeps a sum for each place of a tile of weigh
 adds these up at the end.
 
 Grid: one program for every few outputs, all of K in each. There are always enough: 2,048 outputs
-are 1,024 programs. A norm of x is computed by every program anew, from a row of some KB in the
-cache, while the first weights are on their way: a kernel of its own would take longer to start.
+are 1,024 programs. A norm of x is a factor of the whole product: every program adds up the squares
+beside it, and nobody waits for them before weights are read.
 """
 
 from __future__ import annotations
@@ -77,24 +77,26 @@ def skinny_kernel(
     real = (row < rows)[:, None] & (n < N)[None, :]
     if ADD:
         residual = tl.load(residual_ptr + place, mask=real, other=0.0).to(tl.float32)
-    factor = 1.0
-    if NORM:
-        squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
-        for first in range(0, K, BLOCK_K):
-            x = _load(x_at, k, first, K, WHOLE, False).to(tl.float32)
-            squares += x * x
-        factor = tl.rsqrt(tl.sum(squares, 2) / K + eps)[:, :, None]
 
     sums = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
+    squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
     for first in range(0, LAST, BLOCK_K):
         this = weight  # the next weights are asked for before these are used
         weight = _load(weight_at, k, first + BLOCK_K, K, WHOLE, True)
-        x = _values(x_at, norm_ptr + k, factor, k, first, K, True, NORM)
+        x = _load(x_at, k, first, K, True, False).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= _load(norm_ptr + k, k, first, K, True, False).to(tl.float32)
         sums += x * this.to(tl.float32)
-    x = _values(x_at, norm_ptr + k, factor, k, LAST, K, WHOLE, NORM)
+    x = _load(x_at, k, LAST, K, WHOLE, False).to(tl.float32)
+    if NORM:
+        squares += x * x
+        x *= _load(norm_ptr + k, k, LAST, K, WHOLE, False).to(tl.float32)
     sums += x * weight.to(tl.float32)
 
     out = tl.sum(sums, 2)
+    if NORM:  # the mean square is a factor of all products: known at the end is early enough
+        out *= tl.rsqrt(tl.sum(squares, 2) / K + eps)
     if BIAS:
         out += bias[None, :]
     if RELU:
@@ -117,18 +119,6 @@ def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr
     if WHOLE:
         return tl.load(at + first, eviction_policy=EVICT)
     return tl.load(at + first, mask=k < K - first, other=0.0, eviction_policy=EVICT)
-
-
-@triton.jit
-def _values(
-    x_at, norm_at, factor, k, first, K: tl.constexpr, WHOLE: tl.constexpr, NORM: tl.constexpr
-):
-    """A tile of x; when NORM normalised, and rounded to its dtype as by a norm of its own."""
-    x = _load(x_at, k, first, K, WHOLE, False)
-    if NORM:
-        weight = _load(norm_at, k, first, K, WHOLE, False).to(tl.float32)
-        x = (x.to(tl.float32) * factor * weight).to(x.dtype)
-    return x.to(tl.float32)
 
 
 class Form(NamedTuple):

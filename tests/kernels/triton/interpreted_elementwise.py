@@ -13,7 +13,7 @@ from moving_blocks import move_at_random
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.launch import recording
 from engine.kernels.torch_ops import NO_TOKEN
-from engine.kernels.triton import activation, blocks, draw, greatest, norm
+from engine.kernels.triton import activation, blocks, draw, greatest, norm, take_drawn
 from engine.layers.attention_batch import LayerKV
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
@@ -73,6 +73,21 @@ def test_silu_and_mul(rows, width, dtype):
 def test_silu_of_extremes():
     x = torch.tensor([[-200.0, 200.0, 0.0, 1.0, 1.0, 1.0]])
     assert activation.silu_and_mul(x).tolist() == [[0.0, 200.0, 0.0]]
+
+
+@given(st.integers(1, 600), st.integers(0, 1000))
+@FEW
+def test_tokens_that_the_step_before_drew(rows, seed):
+    """Known ones stay, and nothing is read for them: their places may be anything."""
+    torch.manual_seed(seed)
+    drawn = torch.randint(-1, 1000, (50,))  # −1: there was none to draw
+    ids = torch.randint(0, 1000, (rows,)).where(torch.rand(rows) < 0.5, -1)
+    places = torch.randint(0, 50, (rows,)).where(ids < 0, 10**15)
+    expected = ids.clone()
+    torch_ops.take_drawn(expected, drawn, places)
+    take_drawn.take_drawn(ids, drawn, places)
+    assert torch.equal(ids, expected)
+    assert int(ids.min()) >= 0
 
 
 @given(st.integers(2, 700), st.integers(0, 1000))

@@ -51,7 +51,7 @@ PARAMS = [
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    for name in ("sampler", "cuda_graphs"):
+    for name in ("sampler", "cuda_graphs", "in_flight"):
         monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
@@ -172,7 +172,8 @@ def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
     assert sampled == [3]  # by the step of the prompts; the two that followed were replayed
 
 
-def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graphs):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graphs, ahead):
     """Overlapped and replayed, as on CUDA: the second one's first token has an embedding of NaN."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(MODELS["qwen3"]).float()
@@ -183,7 +184,10 @@ def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graph
     with torch.no_grad():
         model.get_input_embeddings().weight[drawn[1]] = float("nan")
     model.save_pretrained(tmp_path)
-    kernels, options = engine.kernels.on_cuda(), {"budget": 16, "async_scheduling": True}
+    kernels, options = (
+        engine.kernels.on_cuda(),
+        {"budget": 16, "async_scheduling": True, "launches_ahead": ahead},
+    )
     with make_engine(tmp_path, monkeypatch, kernels, **options) as on_tokens:
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor

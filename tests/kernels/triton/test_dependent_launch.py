@@ -35,6 +35,7 @@ READ_BEFORE = {
     "greatest of rows vocabulary 32000": set(),
     "draw vocabulary 256": set(),
     "copy_blocks": set(),
+    "take_drawn": set(),
     "linear bf16 rows 1 inputs 2048": {"weight_ptr"},
     "linear bias relu bf16 rows 4 inputs 768": {"weight_ptr", "bias_ptr"},
     "norm gated bf16 rows 2 inputs 11008": {"weight_ptr"},
