@@ -1,0 +1,139 @@
+"""Which tile, and how many segments of a context, serve decode attention best on this card.
+
+    python -m benchmarks.gpu.tune [--dry-run]
+
+prints, for some shapes and batches with contexts of different lengths, the fastest of all pairs,
+and what `tile_for` and `splits_for` in engine/kernels/triton/attention.py choose today. The times
+are of CUDA graphs, the joining of segments included; the shares are of the card's copy rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+SEGMENTS = (1, 2, 4, 8, 16, 32)
+TILES = (
+    *((32, 4, 3), (32, 4, 4), (64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 2, 3)),
+    *((32, 2, 3), (32, 1, 4), (16, 1, 4), (128, 4, 2), (128, 8, 2)),
+)
+"""(keys of a tile, warps, stages)"""
+CALLS = 4  # in a graph
+
+
+class Case(NamedTuple):
+    rows: int
+    context: int  # the mean; single ones are 0.4 to 1.6 times as long
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+CASES = (
+    *(Case(rows, 1000, 16, 8, 128, torch.bfloat16) for rows in (256, 92, 44, 9)),
+    Case(256, 1024, 32, 8, 128, torch.float16),
+    *(Case(1, context, 32, 8, 64, torch.bfloat16) for context in (160, 4000)),
+)
+TINY = (Case(2, 20, 4, 2, 64, torch.float32),)
+
+
+def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> Iterator[dict]:
+    """{tile, splits, us, bytes} for every pair, and first for what is chosen today (tile None)."""
+    from engine.kernels.triton import paged_attention as module
+    from engine.kernels.triton.attention import Tile
+
+    q, cache, batch, spec, moved = _step(case, device)
+    chosen = module.tile_for, module.splits_for
+
+    def measure() -> float:
+        return _microseconds(lambda: module.paged_attention(q, cache, batch, spec), device)
+
+    yield {"tile": None, "splits": None, "us": measure(), "bytes": moved}
+    try:
+        for keys, warps, stages in tiles:
+            tile = Tile(16, keys, warps, stages)
+            module.tile_for = lambda *_, tile=tile: tile
+            for splits in segments:
+                module.splits_for = lambda *_, splits=splits: splits
+                found = {"tile": (keys, warps, stages), "splits": splits, "bytes": moved}
+                try:
+                    yield {**found, "us": measure()}
+                except Exception as error:  # too much shared memory for this card
+                    print(f"  {found['tile']}: {' '.join(str(error).split())[:90]}")
+                    break
+    finally:
+        module.tile_for, module.splits_for = chosen
+
+
+def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
+    """(q, cache, batch, spec, bytes of keys and values that are read); made on the device."""
+    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+
+    page = 16
+    torch.manual_seed(0)
+    contexts = ((torch.rand(case.rows) * 1.2 + 0.4) * case.context).int().clamp_min(1)
+    width = -(-int(contexts.max()) // page)
+    shape = (case.rows * width, page, case.kv_heads, case.head_dim)
+    k, v = (torch.empty(shape, dtype=case.dtype, device=device).normal_() for _ in range(2))
+    batch = AttentionBatch(
+        positions=(contexts - 1).long().to(device),
+        slot_mapping=torch.zeros(case.rows, dtype=torch.int64, device=device),
+        block_tables=torch.randperm(len(k), device=device).int().view(case.rows, width),
+        query_start=torch.arange(case.rows + 1, dtype=torch.int32, device=device),
+        context_lens=contexts.to(device),
+        num_decode_rows=case.rows,
+        block_size=page,
+        query_lens=[1] * case.rows,
+        context_lens_list=contexts.tolist(),
+        max_context_len=int(contexts.max()),
+    )
+    spec = AttentionSpec(case.heads, case.kv_heads, case.head_dim, case.head_dim**-0.5)
+    q = torch.randn(case.rows, case.heads, case.head_dim, device=device).to(case.dtype)
+    moved = 2 * int(contexts.sum()) * case.kv_heads * case.head_dim * k.element_size()
+    return q, LayerCache(k, v), batch, spec, moved
+
+
+def _microseconds(call: Any, device: torch.device) -> float:
+    """Of one call, by the median of replays of a graph of some."""
+    from benchmarks.gpu.limits import seconds
+
+    call()
+    if device.type != "cuda":
+        return 1e6 * seconds(call, device, 1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            call()
+    return 1e6 * seconds(graph.replay, device, 5) / CALLS
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="one tiny case, no GPU")
+    dry = parser.parse_args(argv).dry_run
+    if dry:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    elif not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --dry-run needs none")
+    from benchmarks.gpu import limits
+
+    device = torch.device("cpu" if dry else "cuda")
+    rate = limits.measure(device, 1 << 20 if dry else 1 << 30, 64).copy_gb_s
+    for case in TINY if dry else CASES:
+        today, *others = tried(case, device, *(((1, 2), TILES[:2]) if dry else (SEGMENTS, TILES)))
+        print(case)
+        for found in (today, *sorted(others, key=lambda found: found["us"])[:5]):
+            share = found["bytes"] / found["us"] / 1e3 / rate
+            name = f"{found['tile']} in {found['splits']}" if found["tile"] else "today's choice"
+            print(f"  {name}: {found['us']:,.1f} µs, {share:.0%} of the copy rate")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
