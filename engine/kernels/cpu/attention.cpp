@@ -35,7 +35,7 @@ struct AttentionArgs {
 
 constexpr int KEYS = 64, QUERIES = 128, MAX_DIM = 256;
 constexpr int FEW = 32;  // queries of a task that decodes: q, scores and o stay in the first cache
-constexpr int CHUNK = VEC >= 16 ? FEW : 96;  // the same of a chunk, without matrix tiles
+constexpr int CHUNK = VEC >= 16 ? FEW : 126;  // the same of a chunk, without matrix tiles: whole sixes
 constexpr int TILE = VEC >= 16 ? 4 : 1;  // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
