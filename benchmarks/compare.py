@@ -3,9 +3,9 @@
     python -m benchmarks.compare [--shapes pocket opt-125m smollm2-135m] [--dtypes bfloat16 float32]
     [--quick]
 
-Prints one table a shape and writes `results/compare.json` (every run, not only the medians) and
-`results/compare.md`. Systems take turns within a repeat, so that a change of the machine's speed
-hits all of them.
+Prints one table and writes `compare.json` (every run, not only the medians) and `compare.md` into
+the machine's folder of `results/`. Systems take turns within a repeat, so that a change of the
+machine's speed hits all of them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import core_cost
+from benchmarks.machine_folder import machine_folder
+from benchmarks.peers.machine import cpu_name
 from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
 from benchmarks.workloads import Run, Workload, workloads
 
-RESULTS = Path(__file__).resolve().parent / "results"
 REPEATS = 3
 STATIC_BATCH = 16
 ENGINE, ONE_BY_ONE, STATIC = "Glasshouse", "transformers, one by one", "transformers, static 16"
@@ -38,16 +39,8 @@ ENGINE, ONE_BY_ONE, STATIC = "Glasshouse", "transformers, one by one", "transfor
 
 def machine() -> dict:
     """What the figures were measured on."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     return {
-        "cpu": model,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -197,11 +190,11 @@ def main() -> None:
         for dtype in options.dtypes:
             rows += measure(name, dtype, 1 if options.quick else REPEATS)
     lines, costs, where = summary(rows), core_cost.measure(), machine()
-    table = markdown(lines, costs, where)
-    RESULTS.mkdir(exist_ok=True)
+    table, folder = markdown(lines, costs, where), machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": where, "summary": lines, "core_cost": costs, "runs": rows}
-    (RESULTS / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "compare.md").write_text(table)
+    (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "compare.md").write_text(table)
     print(table)
 
 

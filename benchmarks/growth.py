@@ -7,7 +7,8 @@ Six questions: a decode step of 1 to 64 requests; of 64 to 2,000 tokens of conte
 with 100 to 100,000 blocks in the pool; 64 requests with the record off, at `steps` and at `full`;
 the same workloads in process and through our server; through servers whose workers have 1 thread to
 one more than there are cores (the server, its tokenizer and the client share them). Cases that are
-compared take turns. Writes `results/growth.json` (every repeat) and `results/growth.md`.
+compared take turns. Writes `growth.json` (every repeat) and `growth.md` into the
+machine's folder of `results/`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import core_cost
+from benchmarks.machine_folder import machine_folder
 from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.machine import busy_cores, cpu_name
@@ -39,7 +41,6 @@ from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.worker.machine import physical_cores
 
-RESULTS = Path(__file__).resolve().parent / "results"
 REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (64, 250, 500, 1000, 2000)
 POOLS = (100, 1_000, 10_000, 100_000)
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat, the pocket model only")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=machine_folder())
     given = parser.parse_args()
     if given.quick:
         given.repeats, given.shapes = 1, ["pocket"]

@@ -9,7 +9,8 @@ JSON medians beside it: on a busy machine a median tells how often others interr
 fastest tenth what the kernel does. `share` is the time of the read divided by the kernel's: 100 %
 is the memory's own speed.
 
-Prints a table and writes it to benchmarks/results/kernels_cpu.json, by number of threads.
+Prints a table and writes it to kernels_cpu.json in the machine's folder of benchmarks/results/, by
+number of threads.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.machine_folder import machine_folder  # noqa: E402
+from benchmarks.peers.machine import cpu_name  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
 from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 
-RESULT = ROOT / "benchmarks" / "results" / "kernels_cpu.json"
 MATRICES = {
     "OPT-125M fc1": (3072, 768),
     "SmolLM2 gate+up": (3072, 576),
     "Qwen3 gate+up": (6144, 1024),
 }
-ROWS = (1, 2, 4, 8, 12, 16, 32)
+ROWS = (1, 2, 4, 8, 16, 64, 256)
 BLOCK = 16
 
 
@@ -110,18 +112,19 @@ def linear(bench: Bench, ops: cpu.NativeOps) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             size = outputs * inputs * dtype.itemsize
             first = torch.randn(outputs, inputs).to(dtype)
-            weights = [first.clone() for _ in range(bench.cold // size)]
+            plain = [first.clone() for _ in range(bench.cold // size)]
+            packed = [ops.pack_weight(weight) for weight in plain]  # as a loaded model has them
             for rows in ROWS if name == "OPT-125M fc1" else (1, 4, 16):
                 x = torch.randn(rows, inputs).to(dtype)
                 bench.compare(
                     "linear",
                     f"{name}, {rows} rows",
                     dtype,
-                    lambda i, x=x, w=weights: ops.skinny_linear(x, w[i], None),
-                    lambda i, x=x, w=weights: TORCH.linear(x, w[i], None),
+                    lambda i, x=x, w=packed: ops.linear(x, w[i], None),
+                    lambda i, x=x, w=plain: TORCH.linear(x, w[i], None),
                     size + x.nbytes + rows * outputs * dtype.itemsize,
                     2 * rows * outputs * inputs,
-                    len(weights),
+                    len(plain),
                 )
 
 
@@ -226,13 +229,6 @@ def elementwise(bench: Bench, ops: cpu.NativeOps) -> None:
                 )
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -244,7 +240,7 @@ def main() -> None:
     if ops is None:
         sys.exit(cpu.why_not())
     limits = machine_limits()
-    print(f"{processor()}, {options.threads} threads, kernels for {ops.variant}")
+    print(f"{cpu_name()}, {options.threads} threads, kernels for {ops.variant}")
     print(
         f"read {limits.read_gb_s:.0f} GB/s, copy {limits.copy_gb_s:.0f} GB/s, GEMM "
         + ", ".join(f"{dtype} {rate:.0f} GFLOP/s" for dtype, rate in limits.gemm_gflop_s.items())
@@ -257,9 +253,9 @@ def main() -> None:
     with torch.inference_mode():
         for part in (linear, attention, elementwise):
             part(bench, ops)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    target = machine_folder() / "kernels_cpu.json"
     machine = {
-        "processor": processor(),
+        "processor": cpu_name(),
         "threads": options.threads,
         "variant": ops.variant,
         "load_average": Path("/proc/loadavg").read_text().split()[:3],
@@ -271,9 +267,10 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    runs = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    runs = json.loads(target.read_text()) if target.exists() else {}
     runs[f"{options.threads} threads"] = {"machine": machine, "results": bench.results}
-    RESULT.write_text(json.dumps(runs, indent=1) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":

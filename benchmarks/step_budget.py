@@ -5,7 +5,7 @@
 Two looks at the same steps of 150 to 210 tokens of context, in bf16. The parts are what
 `step.finished` says of steps as they always run, with the record at `steps`; the kernels are timed
 at level `profile`, where each is launched alone from Python. Then the kernels of a prompt. Writes
-`results/step_budget.json` and `results/step_budget.md`.
+`step_budget.json` and `step_budget.md` into the machine's folder of `results/`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine_folder import machine_folder
 from benchmarks.peers.machine import cpu_name
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
@@ -29,7 +30,6 @@ from engine.kernels.machine_limits import machine_limits
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event, KernelLaunched, StepFinished
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CONTEXT, STEPS, FIRST = 150, 60, 10
 PROMPT = 1024
 PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
@@ -200,10 +200,11 @@ def main() -> None:
         "read_gb_s": found.read_gb_s,
         "gemm_tflop_s": found.gemm_gflop_s["bfloat16"] / 1e3,
     }
-    results = {"machine": limits, "budgets": budgets}
-    (RESULTS / "step_budget.json").write_text(json.dumps(results, indent=1) + "\n")
+    results, folder = {"machine": limits, "budgets": budgets}, machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "step_budget.json").write_text(json.dumps(results, indent=1) + "\n")
     table = markdown(budgets, limits)
-    (RESULTS / "step_budget.md").write_text(table)
+    (folder / "step_budget.md").write_text(table)
     print(table)
 
 

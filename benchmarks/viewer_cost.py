@@ -6,8 +6,8 @@ a time, measured in turns: nobody watches · a client reads the stream · a brow
 The client stands for a viewer on another machine: what it costs is the server's work for it. The
 browser runs here, on the same cores as the engine, and takes its share of them; its frames a second
 are those of the page while the engine computes. Needs Chromium and Playwright for that part.
-The last line is one JSON object, which is also written to `results/viewer_cost.json`, and as a
-table to `results/viewer_cost.md`.
+The last line is one JSON object, which is also written to `viewer_cost.json`, and as a table to
+`viewer_cost.md`, in the machine's folder of `results/`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.machine_folder import machine_folder  # noqa: E402
+
 REQUESTS = 64
 BLOCKS = 4096
 PROMPT = "Request {} wants to know how a block table maps its tokens to the blocks of the cache. "
@@ -180,8 +183,10 @@ def main() -> None:
         result["page"] = {
             name: round(statistics.median(told[name] for told in frames), 2) for name in frames[0]
         }
-    (RESULTS / "viewer_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "viewer_cost.md").write_text(markdown(result))
+    folder = machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "viewer_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "viewer_cost.md").write_text(markdown(result))
     print(json.dumps(result))
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine_folder import machine_folder
 from benchmarks.peers import chart, results, servers
 from benchmarks.peers.client import WrongAnswer
 from benchmarks.peers.in_process import InProcess, WorkerFailed
@@ -37,7 +38,6 @@ from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
 from benchmarks.workloads import Workload, workloads
 from engine.worker.machine import physical_cores
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 REPEATS = 3
 PEERS = ("vLLM", "transformers", "llama.cpp")
 QUIET = 0.04  # of a core: more beside the measurement, and its figures are noise
@@ -243,7 +243,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--quick", action="store_true", help="one repeat, bfloat16, no W3")
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=machine_folder())
     given = parser.parse_args()
     if given.quick:
         given.repeats, given.dtypes = 1, ["bfloat16"]

@@ -1,13 +1,14 @@
 """Writes docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
 
 Every `*.md` there is a table that a benchmark wrote, and stands on the page as it is, below its chart
-if a `*.svg` of its name is there. A `*.json`
-holds the single runs behind a table, or a table that has no page of its own yet: it is named.
+if a `*.svg` of its name is there. A `*.json` holds the single runs behind a table, or a table that
+has no page of its own yet: it is named. Tables of one machine are in a folder of their own.
 """
 
 # ruff: noqa: E501 - prose
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -61,21 +62,42 @@ OUTRO = """\
 
 def page(results: Path = RESULTS) -> str:
     """The whole page; without results it says so."""
-    tables = [path for path in sorted(results.glob("*.md")) if path.name != NOTES]
-    raw = sorted(results.glob("*.json"))
+    machines = sorted(path for path in results.iterdir() if path.is_dir())
     parts = [INTRO]
-    for path in tables:
-        title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
-        parts += [f"## {title}\n"]
-        if path.with_suffix(".svg").exists():
-            parts += [f"![{CHARTS.get(path.stem, title)}](../benchmarks/results/{path.stem}.svg)\n"]
-        parts += [path.read_text(encoding="utf-8").strip(), ""]
-    if not tables:
+    for machine in machines:
+        parts += [f"## On {_name(machine)}\n", *_tables(machine, results, "###")]
+    parts += _tables(results, results, "##")
+    if len(parts) == 1:
         parts += ["No table has been measured on this checkout yet.\n"]
-    if raw:
-        names = [f"[{path.name}](../benchmarks/results/{path.name})" for path in raw]
-        parts += [f"Every single run: {', '.join(names)}.\n"]
     return "\n".join([*parts, OUTRO])
+
+
+def _tables(folder: Path, results: Path, level: str) -> list[str]:
+    """What stands in one folder: its tables, each below a heading and its chart, then the names of
+    the files with single runs."""
+    place = f"../benchmarks/results/{folder.relative_to(results).as_posix()}/".replace("/./", "/")
+    parts = []
+    for path in sorted(folder.glob("*.md")):
+        if path.name == NOTES:
+            continue
+        title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
+        parts += [f"{level} {title}\n"]
+        if path.with_suffix(".svg").exists():
+            parts += [f"![{CHARTS.get(path.stem, title)}]({place}{path.stem}.svg)\n"]
+        parts += [path.read_text(encoding="utf-8").strip(), ""]
+    if raw := sorted(folder.glob("*.json")):
+        names = [f"[{path.name}]({place}{path.name})" for path in raw]
+        parts += [f"Every single run: {', '.join(names)}.\n"]
+    return parts
+
+
+def _name(machine: Path) -> str:
+    """The processor as its own results call it, and which of its instructions the kernels use."""
+    for path in sorted(machine.glob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8")).get("machine", {})
+        if "cpu" in about:
+            return f"{about['cpu']} ({machine.name.rsplit('-', 1)[-1].upper()})"
+    return machine.name
 
 
 def main() -> int:

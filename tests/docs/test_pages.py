@@ -48,7 +48,7 @@ def test_a_stale_place_is_noticed():
 
 def test_performance_has_every_result(tmp_path):
     text = performance.TARGET.read_text(encoding="utf-8")
-    for path in performance.RESULTS.glob("*.md"):
+    for path in performance.RESULTS.rglob("*.md"):
         if path.name != performance.NOTES:
             assert path.read_text(encoding="utf-8").strip() in text, (
                 "run `python -m docs.scripts.performance`"
@@ -56,6 +56,11 @@ def test_performance_has_every_result(tmp_path):
     (tmp_path / "compare.md").write_text("| a | b |\n")
     assert "## Beside transformers" in performance.page(tmp_path)
     assert "No table has been measured" not in performance.page(tmp_path)
+    (tmp_path / "a-cpu-avx2").mkdir()
+    (tmp_path / "a-cpu-avx2" / "compare.md").write_text("| e | f |\n")
+    (tmp_path / "a-cpu-avx2" / "compare.json").write_text('{"machine": {"cpu": "A (R) CPU"}}')
+    text = performance.page(tmp_path)
+    assert text.index("## On A (R) CPU (AVX2)") < text.index("| e | f |") < text.index("| a | b |")
     (tmp_path / "peers.md").write_text("| c | d |\n")
     assert "peers.svg" not in performance.page(tmp_path)
     (tmp_path / "peers.svg").write_text("<svg/>\n")

@@ -34,8 +34,9 @@ struct AttentionArgs {
 };
 
 constexpr int KEYS = 64, QUERIES = 128, MAX_DIM = 256;
-constexpr int FEW = 32;  // queries of a task without matrix tiles: q, scores and o stay in the first cache
-constexpr int TILE = VEC >= 16 ? 4 : 2;  // queries that are computed together; QUERIES is a multiple
+constexpr int FEW = 32;  // queries of a task that decodes: q, scores and o stay in the first cache
+constexpr int CHUNK = VEC >= 16 ? FEW : 126;  // the same of a chunk, without matrix tiles: whole sixes
+constexpr int TILE = VEC >= 16 ? 4 : 1;  // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head, kv_heads;
@@ -79,31 +80,9 @@ static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, in
     }
 }
 
-// Scores of Q queries with the staged keys: VEC sums grow at once, Q of queries times VEC / Q of keys.
-template <int Q>
-static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
-    constexpr int K = VEC / Q;
-    for (int64_t key = 0; key < keys; key += K) {
-        vec acc[VEC] = {};
-        for (int64_t d = 0; d < x.pitch; d += VEC) {
-            vec k[K];
-            for (int j = 0; j < K; j++) k[j] = load(x.k + (key + j) * x.pitch + d);
-            for (int i = 0; i < Q; i++) {
-                vec q = load(x.q + (query + i) * x.pitch + d);
-                for (int j = 0; j < K; j++) acc[i * K + j] += q * k[j];
-            }
-        }
-        sums(acc);
-        float lanes[VEC];
-        store(lanes, acc[0]);
-        for (int i = 0; i < Q; i++) memcpy(&x.s[query + i][key], lanes + i * K, K * sizeof(float));
-    }
-}
-
-// One query's scores become weights, and its m, l and o follow. It sees staged keys from `low` to below `high`.
-static INLINE void softmax(Scratch& x, int64_t query, float soft_cap, int64_t keys, int64_t low, int64_t high) {
+// One query's scores become weights, and its m, l and o follow. s: its scores. It sees staged keys from `low` to below `high`.
+static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, int64_t keys, int64_t low, int64_t high) {
     static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    float* s = x.s[query];
     float &m = x.state.m[query], &l = x.state.l[query];
     bool all = low <= 0 && high >= keys && keys % VEC == 0;
     vec top = vec{} - INFINITY;
@@ -137,164 +116,32 @@ static INLINE void softmax(Scratch& x, int64_t query, float soft_cap, int64_t ke
     l += sum(total);
 }
 
-// o += weights * V for Q queries and D vectors of the head's dimensions.
-template <int Q, int D>
-static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
-    float* o = x.state.o + query * x.pitch + d;
-    vec acc[Q][D];
-    for (int i = 0; i < Q; i++)
-        for (int e = 0; e < D; e++) acc[i][e] = load(o + i * x.pitch + e * VEC);
-    for (int64_t j = 0; j < keys; j++) {
-        vec v[D];
-        for (int e = 0; e < D; e++) v[e] = load(x.v + j * x.pitch + d + e * VEC);
-        for (int i = 0; i < Q; i++) {
-            float weight = x.s[query + i][j];
-            for (int e = 0; e < D; e++) acc[i][e] += weight * v[e];
-        }
-    }
-    for (int i = 0; i < Q; i++)
-        for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
-}
-
-// The next KEYS positions. They are asked for while the present ones are computed, a little in each turn of the inner loop:
+// The next KEYS positions, or fewer. They are asked for while the present ones are computed, a little in each turn of the inner loops:
 // many requests at once would only wait for each other, and the arithmetic with them.
 template <class KV>
 struct Ahead {
     const KV *k, *v;
     int64_t numbers;  // of a position, all key heads of the task
-    int64_t at[KEYS], keys = 0, asked = 0, place = 0;
+    int64_t at[KEYS], keys = 0;
+    struct Walk { int64_t asked, place; } of_k, of_v;
 
-    void find(const AttentionArgs& a, const Task& t, int64_t first) {
-        keys = t.last - first < KEYS ? t.last - first : KEYS, asked = place = 0;
+    void find(const AttentionArgs& a, const Task& t, int64_t first, int64_t most = KEYS) {
+        keys = t.last - first < most ? t.last - first : most, of_k = of_v = {0, 0};
         if (keys > 0) walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { at[j] = from; });
     }
-    INLINE void ask() {  // for 2 * VEC numbers of K and of V, in the order in which they lie
-        if (asked >= keys) return;
-        for (int64_t d = 0; d < 2 * VEC; d += 64 / sizeof(KV)) {
-            __builtin_prefetch(k + at[asked] + place + d);
-            __builtin_prefetch(v + at[asked] + place + d);
-        }
-        if ((place += 2 * VEC) >= numbers) place = 0, asked++;
+    static constexpr int64_t ASKED = 2 * VEC > 64 / sizeof(KV) ? 2 * VEC : 64 / sizeof(KV);
+    INLINE void ask(const KV* from, Walk& w) {  // for ASKED numbers, in the order in which they lie
+        if (w.asked >= keys) return;
+        for (int64_t d = 0; d < ASKED; d += 64 / sizeof(KV)) __builtin_prefetch(from + at[w.asked] + w.place + d);
+        if ((w.place += ASKED) >= numbers) w.place = 0, w.asked++;
     }
-    void ask_all() { while (asked < keys) ask(); }
+    INLINE void ask_k() { ask(k, of_k); }
+    INLINE void ask_v() { ask(v, of_v); }
+    void ask_all() {
+        while (of_k.asked < keys) ask_k();
+        while (of_v.asked < keys) ask_v();
+    }
 };
-
-// Decoding, with few query heads for each key head: each key and value is used G times only, so they are taken from the
-// pages as they lie. Numbers come two vectors at a time. In bf16 that is one load: the upper halves of its words are the
-// odd numbers, the lower halves the even ones, so q and o are kept in that order, evens then odds, too.
-struct Two {
-    vec a, b;
-};
-static INLINE Two load_two(const float* p) { return {load(p), load(p + VEC)}; }
-static INLINE Two load_two(const bf16* p) {
-    uvec words;
-    memcpy(&words, p, sizeof words);
-    return {(vec)(words << 16), (vec)(words & 0xffff0000u)};
-}
-template <int... L>
-static INLINE Two split(Two x, std::integer_sequence<int, L...>) { return {PICK(x.a, x.b, (2 * L)...), PICK(x.a, x.b, (2 * L + 1)...)}; }
-template <int... L>
-static INLINE Two merge(Two x, std::integer_sequence<int, L...>) {
-    return {PICK(x.a, x.b, (L / 2 + L % 2 * VEC)...), PICK(x.a, x.b, (VEC / 2 + L / 2 + L % 2 * VEC)...)};
-}
-static INLINE void reorder(float*, int64_t, const float*, Two (*)(Two, Lanes)) {}  // fp32 lies in order
-static INLINE void reorder(float* row, int64_t dim, const bf16*, Two (*way)(Two, Lanes)) {
-    for (int64_t d = 0; d < dim; d += 2 * VEC) {
-        Two x = way(load_two(row + d), Lanes());
-        store(row + d, x.a), store(row + d + VEC, x.b);
-    }
-}
-
-// at[j]: where position j's K (and V) start. There are places for VEC more than there are keys.
-template <int G, class KV>
-static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const int64_t* at, int64_t keys) {
-    constexpr int Q = G == 3 ? 4 : G, K = VEC / Q;  // K keys at once: VEC sums
-    for (int64_t key = 0; key < keys; key += K) {
-        vec acc[VEC] = {};
-        for (int64_t d = 0; d < x.pitch; d += 2 * VEC) {
-            Two q[G];
-            for (int i = 0; i < G; i++) q[i] = load_two(x.q + (query + i) * x.pitch + d);
-            for (int j = 0; j < K; j++) {
-                Two two = load_two(k + at[key + j] + d);
-                for (int i = 0; i < G; i++) {
-                    acc[i * K + j] += q[i].a * two.a;
-                    acc[i * K + j] += q[i].b * two.b;
-                }
-            }
-        }
-        sums(acc);
-        float lanes[VEC];
-        store(lanes, acc[0]);
-        for (int i = 0; i < G; i++) memcpy(&x.s[query + i][key], lanes + i * K, K * sizeof(float));
-    }
-}
-// D: pairs of vectors at once
-template <int G, int D, class KV>
-static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys, Ahead<KV>& next) {
-    Two acc[G][D];
-    float* o = x.state.o + query * x.pitch + d;
-    for (int i = 0; i < G; i++)
-        for (int e = 0; e < D; e++) acc[i][e] = load_two(o + i * x.pitch + e * 2 * VEC);
-    for (int64_t j = 0; j < keys; j++)
-        for (int e = 0; e < D; e++) {
-            next.ask();
-            Two two = load_two(v + at[j] + d + e * 2 * VEC);
-            for (int i = 0; i < G; i++) {
-                float weight = x.s[query + i][j];
-                acc[i][e].a += weight * two.a;
-                acc[i][e].b += weight * two.b;
-            }
-        }
-    for (int i = 0; i < G; i++)
-        for (int e = 0; e < D; e++) {
-            store(o + i * x.pitch + e * 2 * VEC, acc[i][e].a);
-            store(o + i * x.pitch + e * 2 * VEC + VEC, acc[i][e].b);
-        }
-}
-template <int G, class KV>
-static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
-    constexpr int D = VEC >= 16 ? 2 : 1;
-    const KV order = {};
-    int64_t position = a.context_lens[t.row] - 1;
-    Ahead<KV> here, next;
-    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
-    next.find(a, t, t.first);
-    next.ask_all();
-    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, &order, split);
-    for (int64_t first = t.first; first < t.last; first += KEYS) {
-        here = next;
-        for (int64_t j = here.keys; j % VEC; j++) here.at[j] = here.at[0];  // any place that exists: its score is hidden
-        next.find(a, t, first + KEYS);
-        for (int64_t g = 0; g < t.kv_heads; g++) {
-            const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;
-            scores_in_place<G>(x, g * padded, k, here.at, here.keys);
-            int64_t low = a.window ? position - first - a.window + 1 : 0;
-            for (int i = 0; i < G; i++) softmax(x, g * padded + i, float(a.soft_cap), here.keys, low, here.keys);
-            int64_t d = 0;
-            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC) values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys, next);
-            for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys, next);
-        }
-    }
-    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.state.o + i * x.pitch, a.dim, &order, merge);
-}
-
-// All queries from `base` to `base + padded`, Q at a time, with the keys that are staged.
-template <int Q, class KV>
-static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first, int64_t keys) {
-    int64_t queries = t.tokens * t.heads;
-    int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token - first;
-    for (int64_t i = base; i < base + padded; i += Q) scores<Q>(x, i, keys);
-    for (int64_t i = 0; i < queries; i++) {
-        int64_t position = start + i / t.heads;  // counted from `first`
-        int64_t low = a.window ? position - a.window + 1 : 0, high = position + 1 < keys ? position + 1 : keys;
-        softmax(x, base + i, float(a.soft_cap), keys, low, high);
-    }
-    for (int64_t i = base; i < base + padded; i += Q) {
-        int64_t d = 0;
-        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values<Q, 4>(x, i, d, keys);
-        for (; d < x.pitch; d += VEC) values<Q, 1>(x, i, d, keys);
-    }
-}
 
 // Queries of one key head, rounded up to whole tiles; the rest is zeros.
 static INLINE int64_t padded_queries(int64_t queries) { return queries == 1 ? 1 : (queries + TILE - 1) / TILE * TILE; }
@@ -308,6 +155,12 @@ static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) 
             body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads, (t.kv_head + g) * group + t.head + i % t.heads);
 }
 
+#include "attention_in_place.h"
+#if defined(__AVX512F__)
+#include "attention_staged.h"
+#else
+#include "attention_panels.h"
+#endif
 #if defined(__AMX_BF16__)
 #include "attention_tiles.h"
 static bool on_tiles(const AttentionArgs& a) { return a.tiles && a.kv_type == BF16 && a.dim % 32 == 0; }
@@ -338,22 +191,11 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
         case 3: return attend_in_place<3, KV>(x, a, t, padded);
         case 4: return attend_in_place<4, KV>(x, a, t, padded);
     }
-    Ahead<KV> here, next;
-    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
-    next.find(a, t, t.first);
-    for (int64_t first = t.first; first < t.last; first += KEYS) {
-        next.ask_all();  // what is left of it
-        here = next;
-        next.find(a, t, first + KEYS);
-        for (int64_t g = 0; g < t.kv_heads; g++) {
-            for (int64_t j = 0; j < here.keys; j++) stage(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
-            for (int64_t j = 0; j < here.keys; j++) {
-                stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
-                for (int64_t d = 0; d < a.dim; d += 2 * VEC) next.ask();
-            }
-            padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
-        }
-    }
+#if defined(__AVX512F__)
+    attend_staged<KV>(x, a, t, padded);
+#else
+    attend_panels<KV>(x, a, t);
+#endif
 }
 
 // out = o / l
@@ -396,7 +238,7 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_p
     tasks.clear();
     for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
-        int64_t most = length > 1 && on_tiles(a) ? QUERIES : FEW, heads = group < most ? group : most, tokens = most / heads;
+        int64_t most = length == 1 ? FEW : on_tiles(a) ? QUERIES : CHUNK, heads = group < most ? group : most, tokens = most / heads;
         int64_t room = most / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
             int64_t count = length - token < tokens ? length - token : tokens;

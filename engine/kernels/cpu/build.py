@@ -20,13 +20,21 @@ from pathlib import Path
 
 SOURCES = (
     "linear.cpp",
+    "linear_panels.cpp",
     "linear_amx.cpp",
     "attention.cpp",
     "elementwise.cpp",
     "replay.cpp",
     "threads.cpp",
 )
-HEADERS = ("simd.h", "tiles.h", "attention_tiles.h")
+HEADERS = (
+    "simd.h",
+    "tiles.h",
+    "attention_in_place.h",
+    "attention_staged.h",
+    "attention_panels.h",
+    "attention_tiles.h",
+)
 FOLDER = Path(__file__).parent
 
 FLAGS: tuple[str, ...] = (

@@ -107,14 +107,24 @@ struct EmbedArgs {
     const void *table, *position_table;        // [entries, width]
     void* out;                                 // [tokens, width] = table[ids] + position_table[positions]
     int64_t tokens, width, type;
-    int64_t packed;  // the table is the LM head too and lies as linear_amx.cpp reads it: width a multiple of 32
+    int64_t layout;  // of the table, which may be the LM head too and then lies as the product reads it
 };
 
-// Row `id` of a packed table: its pairs of places lie 16 pairs apart, in one of the two tiles of each step.
-static void unpack_row(const void* table, int64_t id, int64_t width, void* out) {
+enum Layout : int64_t { PLAIN = 0, TILES = 1, PANELS = 2 };  // linear_ops.py
+
+// Row `id` of a table as linear_amx.cpp reads it: pairs of places lie 16 pairs apart, in one of the two tiles of each step.
+static void from_tiles(const void* table, int64_t id, int64_t width, void* out) {
     const uint32_t* pairs = (const uint32_t*)table + id / 32 * 16 * width + id / 16 % 2 * 256 + id % 16;
     for (int64_t step = 0; step < width / 32; step++)
         for (int64_t i = 0; i < 16; i++) ((uint32_t*)out)[step * 16 + i] = pairs[step * 512 + i * 16];
+}
+// The same from panels (linear_panels.cpp): places lie a panel apart; in bf16 the outputs 0 and 8, 1 and 9, … side by side.
+template <class T>
+static void from_panels(const T* table, int64_t id, int64_t width, T* out) {
+    constexpr int64_t PANEL = 2 * VEC;
+    const int64_t i = id % PANEL, place = sizeof(T) == 2 ? i % VEC * 2 + i / VEC : i;
+    const T* from = table + id / PANEL * PANEL * width + place;
+    for (int64_t k = 0; k < width; k++) out[k] = from[k * PANEL];
 }
 
 template <class T>
@@ -123,8 +133,10 @@ static void embed(const EmbedArgs& a) {
     for (int64_t t = 0; t < a.tokens; t++) {
         T* out = (T*)a.out + t * a.width;
         const T* row = (const T*)a.table + a.ids[t] * a.width;
-        if (a.packed)
-            unpack_row(a.table, a.ids[t], a.width, out), row = out;
+        if (a.layout == TILES)
+            from_tiles(a.table, a.ids[t], a.width, out), row = out;
+        else if (a.layout == PANELS)
+            from_panels((const T*)a.table, a.ids[t], a.width, out), row = out;
         else if (!a.positions)
             memcpy(out, row, a.width * sizeof(T));
         if (!a.positions) continue;

@@ -2,7 +2,7 @@
 //
 // A tile instruction multiplies 16 rows of x, as they lie, with 16 columns of W^T over 32 places of k (tiles.h). The columns
 // must lie turned, in pairs. torch turns W in every call, which costs more than reading it; here W is turned once, when a model
-// is loaded (pack_weight in ops.py), in the order in which it is read:
+// is loaded (pack_weight in linear_ops.py), in the order in which it is read:
 //
 //   W packed: [n / 32 blocks][k / 32 steps][2 tiles][16 pairs of places][16 outputs][2]
 //

@@ -9,18 +9,17 @@ arguments one by one, and an extension module, 0.15 µs faster, would need Pytho
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from struct import Struct
 
 import torch
 
 from engine.kernels import torch_ops
-from engine.kernels.cpu.attention_ops import TORCH_CHUNKS, TYPES, AttentionOps, function
-from engine.kernels.cpu.costs import elementwise_cost, linear_cost, norm_cost
+from engine.kernels.cpu.attention_ops import NEVER, TYPES, AttentionOps, function
+from engine.kernels.cpu.costs import elementwise_cost, norm_cost
+from engine.kernels.cpu.linear_ops import BLOCK, Layout, LinearOps
 from engine.kernels.launch import launch
 
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
-_LINEAR = Struct("11q").pack
 _NORM = Struct("12qd").pack
 _SILU = Struct("6q").pack
 _EMBED = Struct("9q").pack
@@ -28,43 +27,20 @@ _ANGLES = Struct("6qd").pack
 _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 
-LINEAR_ROWS = {
-    ("amx", torch.bfloat16): 8,
-    ("amx", torch.float32): 16,
-    ("avx512_bf16", torch.bfloat16): 16,
-    ("avx512_bf16", torch.float32): 16,
-    ("avx512", torch.bfloat16): 4,
-    ("avx512", torch.float32): 16,
-    ("avx2", torch.bfloat16): 4,
-    ("avx2", torch.float32): 12,
-    ("portable", torch.bfloat16): 1,
-    ("portable", torch.float32): 1,
-}
-"""Up to this many rows of x our product is faster than others, by variant and dtype of weights."""
-LINEAR_ROWS_BESIDE_AMX = 8
-"""The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
-BLOCK = 32
-"""A packed weight has a multiple of this many outputs, and of inputs."""
-# All: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 
-
-class NativeOps(AttentionOps):
+class NativeOps(LinearOps, AttentionOps):
     """The operations of one loaded library."""
 
     def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
         """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
-        super().__init__(library, amx)
-        self.variant = variant
-        self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
-        if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
+        LinearOps.__init__(self, library, variant, amx)
+        AttentionOps.__init__(self, library, amx)
+        if self.layout is Layout.TILES:
             self.tiles = True
-            self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS[torch.bfloat16]
-            self._linear_amx = function(library, "linear_amx")
-        if amx:
-            rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
-            self.max_linear_rows[torch.bfloat16] = rows
+            self.torch_chunks[torch.bfloat16] = NEVER
+        if self.layout is Layout.PANELS:
+            self.torch_chunks = dict.fromkeys(TYPES, NEVER)
 
-        self._linear = function(library, "linear")
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")
         self._embed = function(library, "embed")
@@ -74,76 +50,6 @@ class NativeOps(AttentionOps):
         # through a handle that gives Python's lock away: it takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
         self.bind_threads = function(library, "bind_threads")
-
-    # ------------------------------------------------------------------------------ products
-
-    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """weight [N, K] as `linear` reads it fastest; what it gives is for `linear` and `embed`.
-
-        In bf16 on matrix tiles: [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp. Other
-        weights, and those whose N or K is no multiple of 32, stay as they are.
-        """
-        outputs, inputs = weight.shape
-        if not self.tiles or weight.dtype is not torch.bfloat16:
-            return weight
-        if outputs % BLOCK or inputs % BLOCK:
-            return weight
-        tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
-        return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
-
-    def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """As `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
-
-        For few rows the time is that of reading the weights once.
-        """
-        if weight.dim() != 2:
-            outputs = len(weight) * BLOCK
-            return self._product("linear_amx", self._linear_amx, x, weight, bias, outputs)
-        x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
-        if (
-            x_type is None
-            or w_type is None
-            or x_type > w_type  # bf16 rows with fp32 weights: nobody has them
-            or not (x.is_contiguous() and weight.is_contiguous())
-            or len(x) > self.max_linear_rows[weight.dtype]
-        ):
-            return torch_ops.linear(x, weight, bias)
-        return self.skinny_linear(x, weight, bias)
-
-    def skinny_linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`linear` by the kernel, whatever the number of rows. Contiguous x and weight."""
-        return self._product("linear", self._linear, x, weight, bias, len(weight))
-
-    def _product(
-        self,
-        name: str,
-        run: Callable[[bytes], int],
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        outputs: int,
-    ) -> torch.Tensor:
-        rows, inputs = x.shape
-        y = torch.empty((rows, outputs), dtype=x.dtype)
-        packed = _LINEAR(
-            x.data_ptr(),
-            weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            rows,
-            outputs,
-            inputs,
-            inputs,
-            outputs,
-            TYPES[x.dtype],
-            TYPES[weight.dtype],
-        )
-        launch(name, "native", run, (packed,), linear_cost, x, weight, outputs, self.variant)
-        return y
 
     # ---------------------------------------------------------------------------- norms, activation
 
@@ -232,12 +138,12 @@ class NativeOps(AttentionOps):
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As `torch_ops.embed`."""
-        packed_table = table.dim() != 2
+        layout = Layout.of(table)
         if table.dtype not in TYPES or not (
             position_table is None or position_table.dtype is table.dtype
         ):
             return torch_ops.embed(ids, table, positions, position_table)
-        width = table.shape[1] * (BLOCK if packed_table else 1)
+        width = table.shape[1] * (BLOCK if layout is Layout.TILES else 1)
         out = torch.empty((len(ids), width), dtype=table.dtype)
         packed = _EMBED(
             ids.data_ptr(),
@@ -247,7 +153,7 @@ class NativeOps(AttentionOps):
             out.data_ptr(),
             *out.shape,
             TYPES[table.dtype],
-            packed_table,
+            layout,
         )
         launch("embed", "native", self._embed, (packed,), elementwise_cost, out, out)
         return out

@@ -60,6 +60,9 @@ INLINE uvec widen(hvec h) {
 INLINE hvec narrow(uvec v) {
 #if defined(__AVX512F__)
     return (hvec)_mm512_cvtepi32_epi16((__m512i)v);
+#elif defined(__AVX2__)
+    const __m256i halves = _mm256_packus_epi32((__m256i)v, (__m256i)v);  // numbers below 65,536; each half of v by itself
+    return (hvec)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
 #else
     return __builtin_convertvector(v, hvec);
 #endif
@@ -139,6 +142,20 @@ template <int H = VEC / 2>
 INLINE void sums(vec* v) {
     for (int i = 0; i < H; i++) v[i] = fold<H>(v[i], v[i + H], Lanes());
     if constexpr (H > 1) sums<H / 2>(v);
+}
+
+// VEC vectors turned: lane i of v[j] becomes lane j of v[i]. Each round swaps the off-diagonal halves of ever smaller squares.
+template <int H, int... L>
+INLINE void swap_halves(vec& a, vec& b, std::integer_sequence<int, L...>) {
+    const vec upper = PICK(a, b, (L & H ? (L ^ H) + VEC : L)...);
+    b = PICK(a, b, (L & H ? L + VEC : (L ^ H))...);
+    a = upper;
+}
+template <int H = VEC / 2>
+INLINE void transpose(vec* v) {
+    for (int i = 0; i < VEC; i++)
+        if (!(i & H)) swap_halves<H>(v[i], v[i + H], Lanes());
+    if constexpr (H > 1) transpose<H / 2>(v);
 }
 
 // e^x, to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of

@@ -1,0 +1,19 @@
+"""Where the results of this machine go: a folder of its own, beside those of others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.peers.machine import cpu_name
+from engine.kernels.cpu.build import variants_here
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def machine_folder(cpu: str | None = None, variant: str | None = None) -> Path:
+    """`results/amd-epyc-avx2`: the processor's name, and the best kernels it can run, for some
+    names tell nothing of the generation."""
+    name = re.sub(r"\((R|TM|C)\)", "", cpu or cpu_name(), flags=re.IGNORECASE)
+    words = re.findall(r"[a-z0-9]+", f"{name} {variant or variants_here()[0]}".lower())
+    return RESULTS / "-".join(words)

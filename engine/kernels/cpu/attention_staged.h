@@ -1,0 +1,80 @@
+// Attention over keys and values that are copied to fp32 first, on CPUs with AVX-512: see attention.cpp for the task.
+#pragma once
+
+// Scores of Q queries with the staged keys: VEC sums grow at once, Q of queries times VEC / Q of keys.
+template <int Q>
+static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
+    constexpr int K = VEC / Q;
+    for (int64_t key = 0; key < keys; key += K) {
+        vec acc[VEC] = {};
+        for (int64_t d = 0; d < x.pitch; d += VEC) {
+            vec k[K];
+            for (int j = 0; j < K; j++) k[j] = load(x.k + (key + j) * x.pitch + d);
+            for (int i = 0; i < Q; i++) {
+                vec q = load(x.q + (query + i) * x.pitch + d);
+                for (int j = 0; j < K; j++) acc[i * K + j] += q * k[j];
+            }
+        }
+        sums(acc);
+        float lanes[VEC];
+        store(lanes, acc[0]);
+        for (int i = 0; i < Q; i++) memcpy(&x.s[query + i][key], lanes + i * K, K * sizeof(float));
+    }
+}
+
+// o += weights * V for Q queries and D vectors of the head's dimensions.
+template <int Q, int D>
+static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
+    float* o = x.state.o + query * x.pitch + d;
+    vec acc[Q][D];
+    for (int i = 0; i < Q; i++)
+        for (int e = 0; e < D; e++) acc[i][e] = load(o + i * x.pitch + e * VEC);
+    for (int64_t j = 0; j < keys; j++) {
+        vec v[D];
+        for (int e = 0; e < D; e++) v[e] = load(x.v + j * x.pitch + d + e * VEC);
+        for (int i = 0; i < Q; i++) {
+            float weight = x.s[query + i][j];
+            for (int e = 0; e < D; e++) acc[i][e] += weight * v[e];
+        }
+    }
+    for (int i = 0; i < Q; i++)
+        for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
+}
+
+// All queries from `base` to `base + padded`, Q at a time, with the keys that are staged.
+template <int Q, class KV>
+static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first, int64_t keys) {
+    int64_t queries = t.tokens * t.heads;
+    int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token - first;
+    for (int64_t i = base; i < base + padded; i += Q) scores<Q>(x, i, keys);
+    for (int64_t i = 0; i < queries; i++) {
+        int64_t position = start + i / t.heads;  // counted from `first`
+        int64_t low = a.window ? position - a.window + 1 : 0, high = position + 1 < keys ? position + 1 : keys;
+        softmax(x, base + i, x.s[base + i], float(a.soft_cap), keys, low, high);
+    }
+    for (int64_t i = base; i < base + padded; i += Q) {
+        int64_t d = 0;
+        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values<Q, 4>(x, i, d, keys);
+        for (; d < x.pitch; d += VEC) values<Q, 1>(x, i, d, keys);
+    }
+}
+
+template <class KV>
+static void attend_staged(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
+    Ahead<KV> here, next;
+    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
+    next.find(a, t, t.first);
+    for (int64_t first = t.first; first < t.last; first += KEYS) {
+        next.ask_all();  // what is left of it
+        here = next;
+        next.find(a, t, first + KEYS);
+        for (int64_t g = 0; g < t.kv_heads; g++) {
+            for (int64_t j = 0; j < here.keys; j++) stage(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
+            for (int64_t j = 0; j < here.keys; j++) {
+                stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
+                for (int64_t d = 0; d < a.dim; d += 2 * VEC) next.ask_k(), next.ask_v();
+            }
+            padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
+        }
+    }
+}

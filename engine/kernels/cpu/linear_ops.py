@@ -1,0 +1,152 @@
+"""Matrix products as Python functions, and how weights lie for them: see `ops.py` for a call's way.
+
+Weights are laid out once, when a model is loaded, as the kernel of this CPU reads them (`Layout`).
+A weight keeps its layout in its number of dimensions, so that nothing else has to be carried along.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import IntEnum
+from struct import Struct
+
+import torch
+
+from engine.kernels import torch_ops
+from engine.kernels.cpu.attention_ops import TYPES, function
+from engine.kernels.cpu.costs import linear_cost
+from engine.kernels.launch import launch
+
+_LINEAR = Struct("11q").pack  # fields of the C++ argument structs, pointers or integers
+
+LINEAR_ROWS = {
+    ("amx", torch.bfloat16): 8,
+    ("amx", torch.float32): 16,
+    ("avx512_bf16", torch.bfloat16): 16,
+    ("avx512_bf16", torch.float32): 16,
+    ("avx512", torch.bfloat16): 4,
+    ("avx512", torch.float32): 16,
+    ("avx2", torch.bfloat16): 1 << 30,
+    ("avx2", torch.float32): 256,
+    ("portable", torch.bfloat16): 1,
+    ("portable", torch.float32): 1,
+}
+"""Up to this many rows of x our product with a plain weight is faster than others, by variant and
+dtype of weights."""
+LINEAR_ROWS_BESIDE_AMX = 8
+"""The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
+# Both: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
+BLOCK = 32
+"""A weight on matrix tiles has a multiple of this many outputs, and of inputs."""
+PANEL = 16
+"""A weight in panels has a multiple of this many outputs: two vectors of AVX2."""
+
+
+class Layout(IntEnum):
+    """How a weight [N, K] lies in memory, as C++ is told."""
+
+    PLAIN = 0  # row by row: [N, K]
+    TILES = 1  # [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp
+    PANELS = 2  # [N / 16, K, 16], the order of linear_panels.cpp
+
+    @staticmethod
+    def of(weight: torch.Tensor) -> Layout:
+        return {2: Layout.PLAIN, 3: Layout.PANELS}.get(weight.dim(), Layout.TILES)
+
+
+class LinearOps:
+    """y = x Wᵀ + b by one loaded library."""
+
+    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
+        """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
+        self.variant = variant
+        self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
+        if amx:
+            rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
+            self.max_linear_rows[torch.bfloat16] = rows
+        self.layout = Layout.PANELS if variant == "avx2" else Layout.PLAIN
+        """The one that weights get here, where their shape and dtype allow it."""
+        if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
+            self.layout = Layout.TILES
+            self._linear_amx = function(library, "linear_amx")
+        self._linear = function(library, "linear")
+        self._linear_panels = function(library, "linear_panels")
+
+    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """weight [N, K] as `linear` reads it fastest; what it gives is for `linear` and `embed`.
+
+        Tiles take bf16 only. Weights whose N (on tiles, or K) doesn't come out even stay as they
+        are.
+        """
+        outputs, inputs = weight.shape
+        if self.layout is Layout.TILES:
+            if weight.dtype is not torch.bfloat16 or outputs % BLOCK or inputs % BLOCK:
+                return weight
+            tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
+            return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+        if self.layout is Layout.PANELS and weight.dtype in TYPES and outputs % PANEL == 0:
+            if weight.dtype is torch.float32:
+                return weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
+            # output i beside output i + 8: the halves of a word
+            words = weight.view(-1, 2, PANEL // 2, inputs).permute(0, 3, 2, 1)
+            return words.contiguous().view(-1, inputs, PANEL)
+        return weight
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
+
+        For few rows the time is that of reading the weights once.
+        """
+        layout = Layout.of(weight)
+        if layout is Layout.PANELS:
+            outputs = len(weight) * PANEL
+            return self._product("linear_panels", self._linear_panels, x, weight, bias, outputs)
+        if layout is Layout.TILES:
+            outputs = len(weight) * BLOCK
+            return self._product("linear_amx", self._linear_amx, x, weight, bias, outputs)
+        x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
+        if (
+            x_type is None
+            or w_type is None
+            or x_type > w_type  # bf16 rows with fp32 weights: nobody has them
+            or not (x.is_contiguous() and weight.is_contiguous())
+            or len(x) > self.max_linear_rows[weight.dtype]
+        ):
+            return torch_ops.linear(x, weight, bias)
+        return self.skinny_linear(x, weight, bias)
+
+    def skinny_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`linear` by the kernel, whatever the number of rows. Contiguous x and weight."""
+        return self._product("linear", self._linear, x, weight, bias, len(weight))
+
+    def _product(
+        self,
+        name: str,
+        run: Callable[[bytes], int],
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        outputs: int,
+    ) -> torch.Tensor:
+        rows, inputs = x.shape
+        y = torch.empty((rows, outputs), dtype=x.dtype)
+        packed = _LINEAR(
+            x.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            rows,
+            outputs,
+            inputs,
+            inputs,
+            outputs,
+            TYPES[x.dtype],
+            TYPES[weight.dtype],
+        )
+        launch(name, "native", run, (packed,), linear_cost, x, weight, outputs, self.variant)
+        return y
