@@ -62,7 +62,8 @@ OUTRO = """\
 
 def page(results: Path = RESULTS) -> str:
     """The whole page; without results it says so."""
-    machines = sorted(path for path in results.iterdir() if path.is_dir())
+    machines = sorted(path.parent for path in results.glob("*/*.md"))
+    machines = list(dict.fromkeys(machines))
     parts = [INTRO]
     for machine in machines:
         parts += [f"## On {_name(machine)}\n", *_tables(machine, results, "###")]
@@ -80,7 +81,7 @@ def _tables(folder: Path, results: Path, level: str) -> list[str]:
     for path in sorted(folder.glob("*.md")):
         if path.name == NOTES:
             continue
-        title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
+        title = TITLES.get(path.stem) or _title(path.stem)
         parts += [f"{level} {title}\n"]
         if path.with_suffix(".svg").exists():
             parts += [f"![{CHARTS.get(path.stem, title)}]({place}{path.stem}.svg)\n"]
@@ -89,6 +90,13 @@ def _tables(folder: Path, results: Path, level: str) -> list[str]:
         names = [f"[{path.name}]({place}{path.name})" for path in raw]
         parts += [f"Every single run: {', '.join(names)}.\n"]
     return parts
+
+
+def _title(stem: str) -> str:
+    """Of a table without one: gpu-nvidia-h200 is what `make gpu` found on such a card."""
+    if stem.startswith("gpu-"):
+        return f"On a GPU: {stem.removeprefix('gpu-').replace('-', ' ').upper()}"
+    return stem.replace("_", " ").capitalize()
 
 
 def _name(machine: Path) -> str:
