@@ -64,7 +64,6 @@ class DecodeInputs:
         fields[0, :rows] = token_ids = inputs.token_ids.numpy()
         fields[1, :rows] = batch.positions.numpy()
         fields[2, :rows] = batch.slot_mapping.numpy()
-        unknown = drawn is not None and bool((token_ids == UNKNOWN).any())
         if drawn is not None:
             fields[3, :rows] = drawn.places(inputs.slots)
         fields[4].view(np.int32)[:rows] = batch.context_lens.numpy()
@@ -75,7 +74,7 @@ class DecodeInputs:
         if tables_of != self._tables_of:
             self.tables[:rows, :width] = pinned(batch.block_tables, self.device)
             self._tables_of = tables_of
-        if drawn is not None and unknown:
+        if drawn is not None and (token_ids == UNKNOWN).any():
             drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def batch(self, size: int) -> AttentionBatch:
