@@ -46,7 +46,6 @@ from engine.worker.start_memory import memory_for
 from engine.worker.transfers import to_device, to_host
 from engine.worker.warm_up import dummy_row, warm_up
 
-
 MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
 
 
