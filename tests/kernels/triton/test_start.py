@@ -3,6 +3,7 @@ arguments. What is looked up is found for the same kind of arguments only."""
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.jit import JITFunction
+
 from engine.kernels.launch import Cost
 from engine.kernels.triton import start as module
+from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.start import start
 
 
@@ -82,3 +86,24 @@ def test_in_the_interpreter_nothing_is_kept(kernel, monkeypatch):
     launch(kernel, torch.zeros(4))
     launch(kernel, torch.zeros(4))
     assert not module._COMPILED
+
+
+def test_triton_itself_starts_a_kernel_as_we_do():
+    """There is no public way to it: a Triton that changed it must be seen here, not on a GPU."""
+    source = " ".join(inspect.getsource(JITFunction.run).split())
+    assert (
+        "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata,"
+        " launch_metadata, knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook,"
+        " *bound_args.values())"
+    ) in source
+    assert "stream = driver.active.get_current_stream(device)" in source
+
+
+def test_arguments_of_kernels_come_before_their_constants():
+    """So that `start` may pass them in this order, whatever the constants' own order."""
+    kernels = {variant.kernel.__name__: variant.kernel for variant in variants()}
+    assert len(kernels) > 10
+    for name, kernel in kernels.items():
+        kinds = [parameter.is_constexpr for parameter in kernel.params]
+        assert kinds == sorted(kinds), name
+        assert kernel.arg_names[-1] == "PDL", name
