@@ -243,8 +243,13 @@ def _draw(kernels: Kernels, device: torch.device) -> float:
     """The share of tokens that differ from the CPU's."""
     if kernels.draw is None:
         raise RuntimeError("these kernels draw no tokens: Triton isn't installed")
-    rows, vocab = (4, 1000) if device.type == "cpu" else (256, 32000)
+    shapes = [(4, 1000)] if device.type == "cpu" else [(256, 32000), (4, 128_256)]
+    return max(_draw_of(kernels, device, rows, vocab) for rows, vocab in shapes)
+
+
+def _draw_of(kernels: Kernels, device: torch.device, rows: int, vocab: int) -> float:
     logits, words = torch.randn(rows, vocab) * 3, torch.randint(0, 2**32, (rows,))
+    poison(logits.to(device))
     logits[2, vocab // 2] = float("nan")  # nothing can be drawn there
     top_p = torch.tensor([1.0, 0.9] * (rows // 2), dtype=torch.float64)
     cuts = definition.Cuts(torch.tensor([vocab, 50] * (rows // 2)), top_p, top_p * 0.01)

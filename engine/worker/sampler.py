@@ -79,7 +79,7 @@ class Sampler:
             logits = logits / batch.temperature
         fused = kernels_for(logits.device).draw
         if fused is not None:
-            return fused(logits, *batch.cuts, words)
+            return fused(logits, *batch.cuts, words, batch.any_top_k, batch.any_top_p)
         weights = integer_weights(logits)
         if not len(batch.free):
             return cut_and_draw(weights, batch.cuts, words)

@@ -35,6 +35,8 @@ class SampleBatch:
     random: torch.Tensor  # int64 [r], the others
     temperature: torch.Tensor | None  # fp32 [r, 1]; None: 1 in every row
     cuts: Cuts  # [r]
+    any_top_k: bool  # one of these has such a cut
+    any_top_p: bool
     truncated: torch.Tensor  # int64 [t], those of the r with top_k or top_p
     free: torch.Tensor  # int64 [r − t], those with neither
     free_min_p: bool  # one of these uses min_p
@@ -147,7 +149,8 @@ class SamplingTable:
         some = floats[random]
         heat = some[:, TEMPERATURE, None].astype(np.float32)
         top_k = self._top_k[slots[random]]
-        truncated = (top_k < self.vocab_size) | (some[:, TOP_P] < 1)
+        by_count, by_mass = top_k < self.vocab_size, some[:, TOP_P] < 1
+        truncated = by_count | by_mass
         penalised = np.flatnonzero(self._lines[slots] >= 0)
         place = self._on_device
         return SampleBatch(
@@ -157,6 +160,8 @@ class SamplingTable:
             random=place(random),
             temperature=place(heat) if (heat != 1).any() else None,
             cuts=Cuts(place(top_k), place(some[:, TOP_P]), place(some[:, MIN_P])),
+            any_top_k=bool(by_count.any()),
+            any_top_p=bool(by_mass.any()),
             truncated=place(np.flatnonzero(truncated)),
             free=place(np.flatnonzero(~truncated)),
             free_min_p=bool(some[~truncated, MIN_P].any()),

@@ -51,7 +51,7 @@ def dummy_row(request_id: str, length: int, blocks: list[int]) -> Row:
     new = NewRow(
         token_ids=[0] * length,
         num_prompt_tokens=length,
-        params=SamplingParams(top_p=0.9, seed=0),
+        params=SamplingParams(top_k=5, top_p=0.9, seed=0),  # whatever may be launched, is
         seed=0,
         stop_token_ids=[],
     )

@@ -9,12 +9,14 @@ bf16 stands for fp16 in all but a few, for the two differ in the names of their 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from engine.kernels.triton import (
     activation,
     angles,
     blocks,
     draw,
+    draw_border,
     embed,
     greatest,
     norm,
@@ -51,9 +53,17 @@ def variants() -> Iterator[Variant]:
             for inputs in INPUTS if dtype == "bf16" else INPUTS[1:2]:
                 for form in FORMS:
                     yield _skinny(dtype, rows, inputs, form, FORMS[form])
+    for vocab in (256, 128256):
+        yield _draw("draw weights", draw.weights_kernel, vocab, draw.NUM_WARPS)
+        yield _draw("draw", draw.draw_kernel, vocab, draw.NUM_WARPS)
+        yield _draw("draw top_p", draw_border.top_p_kernel, vocab, draw_border.NUM_WARPS)
+        for search, name in enumerate(("top_k", "top_p")):
+            kernel = draw_border.narrow_kernel
+            yield _draw(f"draw narrow {name}", kernel, vocab, draw_border.NUM_WARPS, search)
     for vocab in (256, 32000):
-        yield _draw(vocab)
         yield _greatest_of_rows(vocab)
+    yield _draw("draw exponentials", draw.exponentials_kernel, 128256, draw.NUM_WARPS)
+    yield _draw("draw top_k", draw_border.top_k_kernel, 128256, draw_border.NUM_WARPS)
     yield _angles()
     yield _copy()
     yield _take_drawn()
@@ -145,22 +155,22 @@ def _skinny(dtype: str, rows: int, inputs: int, name: str, form: skinny.Form) ->
     )
 
 
-def _draw(vocab: int) -> Variant:
+def _draw(name: str, kernel: Any, vocab: int, num_warps: int, search: int = 0) -> Variant:
+    types = {
+        **dict.fromkeys(("logits_ptr", "greatest_ptr", "sums_ptr", "weights_ptr"), "*fp32"),
+        **dict.fromkeys(("top_k_ptr", "words_ptr", "tokens_ptr"), "*i64"),
+        **dict.fromkeys(("top_p_ptr", "min_p_ptr"), "*fp64"),
+        **dict.fromkeys(("enough_ptr", "lows_ptr", "reach_ptr"), "*i32"),
+        **dict.fromkeys(("vocab", "level", "before", "shift"), "i32"),
+    }
+    constants = draw.constants(vocab) | {"SHIFT": draw_border.SHIFTS[0], "SEARCH": search}
+    names = kernel.arg_names
     return Variant(
-        name=f"draw vocabulary {vocab}",
-        kernel=draw.draw_kernel,
-        types={
-            "logits_ptr": "*fp32",
-            "weights_ptr": "*i32",
-            "top_k_ptr": "*i64",
-            "top_p_ptr": "*fp64",
-            "min_p_ptr": "*fp64",
-            "words_ptr": "*i64",
-            "tokens_ptr": "*i64",
-            "vocab": "i32",
-        },
-        constants={"BLOCK": draw.block_for(vocab)},
-        num_warps=draw.NUM_WARPS,
+        name=f"{name} vocabulary {vocab}",
+        kernel=kernel,
+        types={name: types[name] for name in names if name in types},
+        constants={name: constants[name] for name in names if name in constants},
+        num_warps=num_warps,
         num_stages=1,
     )
 

@@ -10,7 +10,7 @@ so this counts. `start` passes `PDL`, 0 or 1, to each kernel, which keeps one in
 
     let_next_start(PDL)     first of all
     …                       reads of what no kernel started here writes: weights, and a step's own
-                            inputs (lengths, block tables, slots), which copies brought
+                            inputs (lengths, slots, cuts, random words), which copies brought
     wait_for_previous(PDL)  in every program, before
     …                       any other read, any write, and any return
 

@@ -74,13 +74,14 @@ def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     found, launched = answers(tmp_path, monkeypatch, engine.kernels.on_cuda())
     assert found == expected
     assert not none
-    wanted = {"embed", "paged_attention", "rotate_and_write", "draw", "greatest_of_rows", "linear"}
+    wanted = {"embed", "paged_attention", "rotate_and_write", "greatest_of_rows", "linear"}
+    wanted |= {"draw_exponentials", "draw_weights", "draw_top_k", "draw_top_p", "draw_narrow"}
     of_model = {  # the first step has nine tokens, others have three
         "qwen3": {"angles", "rms_norm", "add_rms_norm", "silu_and_mul"}
         | {"norm_linear", "norm_gated", "linear_add"},
         "opt": {"layer_norm", "linear_relu"},
     }
-    wanted |= of_model[name]
+    wanted |= {"draw"} | of_model[name]
     assert wanted <= {kernel for kernel, backend in launched if backend == "triton"}
     assert launched["linear", "torch"]
 

@@ -17,7 +17,8 @@ from engine.kernels.triton.compile_all import compiled_for
 from engine.kernels.triton.variant import Variant
 
 BY_NAME = {variant.name: variant for variant in variants()}
-LENGTHS = {"query_start_ptr", "context_lens_ptr"}  # inputs of a step, like slots
+LENGTHS = {"query_start_ptr", "context_lens_ptr"}  # inputs of a step, like slots, cuts, and words
+CUTS = {"top_k_ptr", "top_p_ptr"}
 READ_BEFORE = {
     "rms norm bf16 width 4096": {"weight_ptr"},
     "add rms norm bf16 width 768": {"weight_ptr"},
@@ -33,7 +34,13 @@ READ_BEFORE = {
     "angles": set(),
     "greatest of pieces bf16": set(),
     "greatest of rows vocabulary 32000": set(),
-    "draw vocabulary 256": set(),
+    "draw exponentials vocabulary 128256": set(),
+    "draw weights vocabulary 256": {"min_p_ptr"},
+    "draw top_k vocabulary 128256": {"top_k_ptr"},
+    "draw narrow top_k vocabulary 256": {"top_k_ptr"},
+    "draw narrow top_p vocabulary 256": {"top_p_ptr"},
+    "draw top_p vocabulary 256": CUTS,
+    "draw vocabulary 256": CUTS | {"words_ptr"},
     "copy_blocks": set(),
     "take_drawn": set(),
     "linear bf16 rows 1 inputs 2048": {"weight_ptr"},
