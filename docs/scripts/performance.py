@@ -102,9 +102,10 @@ def _title(stem: str) -> str:
 def _name(machine: Path) -> str:
     """The processor as its own results call it, and which of its instructions the kernels use."""
     for path in sorted(machine.glob("*.json")):
-        about = json.loads(path.read_text(encoding="utf-8")).get("machine", {})
-        if "cpu" in about:
-            return f"{about['cpu']} ({machine.name.rsplit('-', 1)[-1].upper()})"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for about in (result.get("machine"), *result.get("sessions", {}).values()):
+            if about and "cpu" in about:
+                return f"{about['cpu']} ({machine.name.rsplit('-', 1)[-1].upper()})"
     return machine.name
 
 
