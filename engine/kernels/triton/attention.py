@@ -249,6 +249,8 @@ def tile_for(
     if dtype == torch.float32:
         return Tile(rows, 16, 4, 1)  # 32 keys, or a second stage, would not fit the registers
     if decode:
+        if rows > 16:  # not tried on a card; two stages would spill on sm_100
+            return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
         return Tile(rows, 64 if dim <= 128 else 32, 4, 2)
     if dim > 128:
         return Tile(max(64, rows), 32, 8, 2)
