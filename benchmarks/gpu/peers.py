@@ -4,6 +4,7 @@ continuous batching."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def beside_transformers(
         "transformers, continuous batching": (work, peer.continuous),
     }
     for name, (its, run) in ways.items():
-        results.append(_result(shape, name, its, lambda run=run, its=its: run(its)))  # type: ignore[misc]
+        results.append(_result(shape, name, its, partial(run, its)))
     ours = results[0]["tokens_per_s"]
     for result in results:
         if result["ran"]:

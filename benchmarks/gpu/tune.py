@@ -72,7 +72,8 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 
 
 def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
-    """(q, cache, batch, spec, bytes of keys and values that are read); made on the device."""
+    """(q, cache, batch, spec, bytes of keys and values that are read). Made on the device: the
+    host, where `make_step` draws, takes seconds for each gigabyte."""
     from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
     page = 16

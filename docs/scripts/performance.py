@@ -62,8 +62,7 @@ OUTRO = """\
 
 def page(results: Path = RESULTS) -> str:
     """The whole page; without results it says so."""
-    machines = sorted(path.parent for path in results.glob("*/*.md"))
-    machines = list(dict.fromkeys(machines))
+    machines = sorted({path.parent for path in results.glob("*/*.md")})
     parts = [INTRO]
     for machine in machines:
         parts += [f"## On {_name(machine)}\n", *_tables(machine, results, "###")]

@@ -40,8 +40,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PDL_SINCE = 90  # compute capability
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 """What `start` has launched before. Triton looks a kernel up anew for each launch, by all arguments
-and options, and takes several times as long for it as the launch itself: with some 200 launches in
-a step that has prompts, the device waited for the host."""
+and options; with some 200 launches in a step that has prompts, the device waits for the host."""
 
 
 @triton.jit
