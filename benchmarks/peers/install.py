@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +100,9 @@ def install_vllm(peers: Peers) -> None:
     if not peers.vllm_python.exists():
         _run("vllm", [sys.executable, "-m", "venv", str(folder)])
     pip = [str(peers.vllm_python), "-m", "pip", "--disable-pip-version-check"]
-    index = ["--extra-index-url", TORCH_INDEX]
+    # Without torch's own index a pip from elsewhere may take the CUDA build; where that index can't
+    # be reached, pip would ask it again and again, and pip's own sources are all there is.
+    index = ["--extra-index-url", TORCH_INDEX] if _answers(TORCH_INDEX) else []
     _run("vllm", [*pip, "install", *index, VLLM, VLLM_TORCH])
     _run("vllm", [*pip, "uninstall", "--yes", *NOT_NEEDED])
     _run("vllm", [str(peers.vllm_python), "-c", "import vllm"])
@@ -127,6 +130,14 @@ def _unpack(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     (folder / archive.name.removesuffix(".tar.gz")).rename(folder / "source")
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=10):
+            return True
+    except OSError:
+        return False
 
 
 def _run(name: str, command: list[str]) -> None:

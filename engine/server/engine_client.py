@@ -10,21 +10,18 @@ A watchdog waits for the engine process itself: when it ends, every open request
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
-import shutil
 import signal
-import tempfile
+import socket
 from collections.abc import Callable
-from pathlib import Path
 
-import zmq
 from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
 from engine.server import wire
-from engine.server.engine_process import Load, load_worker, run_engine
+from engine.server.channel import Frames, framed
+from engine.server.engine_process import Ends, Load, load_worker, run_engine
 from engine.server.errors import ApiError, bad_request, unavailable
 from engine.server.mailbox import Mailbox, OpenRequest
 
@@ -57,34 +54,29 @@ class EngineClient:
         self._on_ready, self._on_failure, self._on_step = on_ready, on_failure, on_step
         self._load = load
         self._num_unbooked = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="glasshouse-"))  # readable by this user only
-        self.addresses = wire.Addresses(
-            *(f"ipc://{self._folder / name}" for name in ("requests", "news", "events"))
-        )
-        self._context = zmq.Context()
-        # The engine binds this one: a socket that connects can queue before it has a peer.
-        self._orders = self._context.socket(zmq.PUSH)
-        self._orders.set_hwm(0)
-        self._orders.connect(self.addresses.requests)
-        self._news = self._context.socket(zmq.PULL)
-        self._news.set_hwm(0)
-        self._news.bind(self.addresses.news)
+        self._end, engines_end = socket.socketpair()
+        self.record_end, engines_record_end = socket.socketpair()  # the record's events come here
+        self._engines_ends = Ends(engines_end, engines_record_end)
+        self._channel: asyncio.Transport | None = None
+        self._connection_lost = False
         self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the engine process. Call on the main thread: the process ends with its thread."""
         self._loop = asyncio.get_running_loop()
+        self._channel, _ = await self._loop.create_unix_connection(
+            lambda: _News(self), sock=self._end
+        )
         # Spawn: a fresh interpreter, with none of this process's threads, locks or CUDA state.
         self._process = multiprocessing.get_context("spawn").Process(
-            target=run_engine, args=(self.config, self.addresses, self._load), name="engine"
+            target=run_engine, args=(self.config, self._engines_ends, self._load), name="engine"
         )
         self._process.start()
-        self._loop.add_reader(self._news.fileno(), self._read_news)
+        for end in self._engines_ends:
+            end.close()  # the engine process has its own now, and closes the last with its end
         self._loop.add_reader(self._process.sentinel, self._process_ended)
-        # Messages may have come before the reader was there, and it is told only of new ones.
-        self._loop.call_soon(self._read_news)
 
     def abort_all(self, why: str) -> None:
         """Give every open request up: its caller gets a 503 that says why."""
@@ -99,7 +91,6 @@ class EngineClient:
         process = self._process
         if process is not None:
             self._loop.remove_reader(process.sentinel)
-            self._loop.remove_reader(self._news.fileno())
             self._send(wire.Stop())
             deadline = self._loop.time() + EXIT_TIMEOUT_S
             while process.is_alive() and self._loop.time() < deadline:
@@ -107,8 +98,8 @@ class EngineClient:
             if process.is_alive():
                 process.kill()
             process.join()
-        self._context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._channel is not None:
+            self._channel.close()
 
     @property
     def pid(self) -> int | None:
@@ -166,31 +157,28 @@ class EngineClient:
 
     # ------------------------------------------------------------------------------ news
 
-    def _read_news(self) -> None:
-        # The socket's descriptor tells only of changes: everything must be read each time.
-        while self.state in ("loading", "ready"):
-            try:
-                news = wire.decode_news(self._news.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            if isinstance(news, wire.Step):
-                self._take_step(news)
-            elif isinstance(news, wire.Booked):
-                self._take_booked(news)
-            elif isinstance(news, wire.Loading):
-                self.stage = news.stage
-            elif isinstance(news, wire.Ready):
-                self.state, self.stage, self.kv = "ready", "ready", news.kv
-                self._on_ready(news.kv)
-            else:
-                self.fail(news.message)
+    def _take(self, news: wire.News) -> None:
+        if self.state not in ("loading", "ready"):
+            return
+        if isinstance(news, wire.Step):
+            self._take_step(news)
+        elif isinstance(news, wire.Booked):
+            self._take_booked(news)
+        elif isinstance(news, wire.Loading):
+            self.stage = news.stage
+        elif isinstance(news, wire.Ready):
+            self.state, self.stage, self.kv = "ready", "ready", news.kv
+            self._on_ready(news.kv)
+        else:
+            self.fail(news.message)
 
     def _take_step(self, news: wire.Step) -> None:
         for output in news.outputs:
             entry = self.requests.get(output.request_id)
             if entry is not None:
                 entry.deliver(output)
-                self._forget_if_finished(entry)
+                if output.finish_reason is not None:
+                    self._forget_if_finished(entry)
         self.stats = news.stats
         self._on_step(news.stats)
 
@@ -212,21 +200,29 @@ class EngineClient:
             self.requests.pop(entry.id, None)
 
     def _send(self, order: wire.Order) -> None:
-        # There is no limit on what may wait, so this never blocks; it fails once the engine is
-        # gone.
-        with contextlib.suppress(zmq.ZMQError):
-            self._orders.send(wire.encode(order), zmq.NOBLOCK)
+        # What the engine hasn't read yet waits here without limit, so this never blocks.
+        if self._channel is not None:
+            self._channel.write(framed(wire.encode(order)))
 
     # ------------------------------------------------------------------------------ failure
 
+    def _disconnected(self) -> None:
+        """The engine's last words have been read."""
+        self._channel = None
+        self._connection_lost = True
+        self._say_how_it_ended()
+
     def _process_ended(self) -> None:
+        assert self._process is not None
+        self._loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        self._say_how_it_ended()
+
+    def _say_how_it_ended(self) -> None:
         process = self._process
-        if process is None:
-            return
-        self._loop.remove_reader(process.sentinel)
-        self._read_news()  # its last words
-        process.join()
-        code = process.exitcode or 0
+        if process is None or process.exitcode is None or not self._connection_lost:
+            return  # the other of the two comes at once
+        code = process.exitcode
         how = (
             f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
@@ -246,3 +242,18 @@ class EngineClient:
             entry.fail(error)
         self.requests.clear()
         self._num_unbooked = 0
+
+
+class _News(asyncio.Protocol):
+    """Hands what the engine sends to its client."""
+
+    def __init__(self, client: EngineClient):
+        self.client = client
+        self._frames = Frames()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._frames.feed(data):
+            self.client._take(wire.decode_news(message))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.client._disconnected()

@@ -6,18 +6,19 @@ With no work it sleeps until an order comes. It ends on `Stop`, on a failure, an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import zmq
 from loguru import logger
 
 from engine.config import EngineConfig
@@ -25,16 +26,21 @@ from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.models.hub import find_model
 from engine.server import logs, wire
-from engine.trace.events import EngineFailed, Event
-from engine.trace.files import pack
+from engine.server.channel import Channel
+from engine.trace.events import EngineFailed
+from engine.trace.files import pack, unpack
 from engine.trace.recorder import Recorder
-
-IDLE_POLL_MS = 1000
-LINGER_MS = 2000  # for what was sent last, at the end of the process
 
 Progress = Callable[[str], None]
 Load = Callable[[EngineConfig, Recorder, Progress], Any]
 """Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`."""
+
+
+class Ends(NamedTuple):
+    """The engine process's ends of the two channels."""
+
+    orders: socket.socket  # orders come in, news go out
+    record: socket.socket  # events go out
 
 
 def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
@@ -60,7 +66,7 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     return runner
 
 
-def run_engine(config: EngineConfig, addresses: wire.Addresses, load: Load = load_worker) -> None:
+def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> None:
     """The body of the process. Every failure goes up as one `Failed` message; then the exit code is
     1."""
     _end_with_parent()
@@ -68,70 +74,60 @@ def run_engine(config: EngineConfig, addresses: wire.Addresses, load: Load = loa
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(config)
-    context = zmq.Context()
-    requests = context.socket(zmq.PULL)
-    requests.set_hwm(0)
-    requests.bind(addresses.requests)
-    news = _sender(context, addresses.news, high_water=0)
+    server = Channel(ends.orders, wire.decode_order)
     recorder = Recorder(config.trace, src="core", text=config.trace_text == "on")
-    events = EventSender(context, addresses.events)
-    recorder.subscribe(events)
+    events = Channel(ends.record, unpack)
+    recorder.subscribe(lambda batch: events.send(pack(batch)))
     failed = False
     try:
-        executor = load(config, recorder, Stages(news))
+        executor = load(config, recorder, Stages(server))
         core = EngineCore(config, executor, recorder)
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector needn't walk through it in every step
-        news.send(wire.encode(wire.Ready(executor.kv)))
-        EngineLoop(core, requests, news).run()
+        server.send(wire.encode(wire.Ready(executor.kv)))
+        EngineLoop(core, server).run()
         core.close()
-        requests.close()
+    except ConnectionError:
+        failed = True  # the server is gone, and nobody is left to be told
     except Exception as error:
         failed = True
         message = one_line(error)
         if not type(error).__module__.startswith("engine."):  # nobody foresaw it
             logger.error("{}", "".join(traceback.format_exception(error)))
         recorder.record(EngineFailed(message=message))
-        news.send(wire.encode(wire.Failed(message)))
+        with contextlib.suppress(ConnectionError):
+            server.send(wire.encode(wire.Failed(message)))
     recorder.close()
-    events.close()
-    news.close(linger=LINGER_MS)
-    context.destroy()
     sys.exit(1 if failed else 0)
 
 
 class EngineLoop:
     """Orders in, steps out."""
 
-    def __init__(self, core: EngineCore, requests: zmq.Socket, news: zmq.Socket):
+    def __init__(self, core: EngineCore, server: Channel[wire.Order]):
         self.core = core
-        self.requests = requests
-        self.news = news
+        self.server = server
         self.stopped = False
 
     def run(self) -> None:
         while not self.stopped:
-            took_orders = self._take_orders()
+            took_orders = self._take_orders(wait=not self.core.has_work)
             if self.core.has_work:
                 outputs = self.core.step()
-                self.news.send(wire.encode(wire.Step(outputs, self.core.stats())))
+                self._tell(wire.Step(outputs, self.core.stats()))
             elif took_orders:  # an abort may have ended the last work: say what is left
-                self.news.send(wire.encode(wire.Step([], self.core.stats())))
-            else:
-                self.requests.poll(IDLE_POLL_MS)
+                self._tell(wire.Step([], self.core.stats()))
 
-    def _take_orders(self) -> bool:
-        """Carry out what has come in, without waiting for more. Returns whether there was
-        anything."""
+    def _take_orders(self, wait: bool) -> bool:
+        """Carry out what has come in; with `wait`, sleep until something has. Returns whether there
+        was anything."""
+        orders = self.server.receive(wait)
+        if orders is None:
+            self.stopped = True  # the server is gone
+            return False
         accepted: list[str] = []
         refused: list[wire.Refusal] = []
-        took_orders = False
-        while True:
-            try:
-                order = wire.decode_order(self.requests.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                break
-            took_orders = True
+        for order in orders:
             if isinstance(order, wire.Add):
                 request = order.request
                 try:
@@ -146,9 +142,11 @@ class EngineLoop:
             else:
                 self.stopped = True
         if accepted or refused:
-            booked = wire.Booked(accepted, refused, self.core.num_waiting)
-            self.news.send(wire.encode(booked))
-        return took_orders
+            self._tell(wire.Booked(accepted, refused, self.core.num_waiting))
+        return bool(orders)
+
+    def _tell(self, news: wire.News) -> None:
+        self.server.send(wire.encode(news))
 
 
 class Stages:
@@ -156,9 +154,9 @@ class Stages:
 
     EVERY_S = 0.2
 
-    def __init__(self, news: zmq.Socket):
-        self.news = news
-        self._lock = threading.Lock()  # a socket may change threads, but only between two calls
+    def __init__(self, server: Channel[wire.Order]):
+        self.server = server
+        self._lock = threading.Lock()
         self._last_s = 0.0
 
     def __call__(self, stage: str) -> None:
@@ -166,29 +164,7 @@ class Stages:
             now = time.monotonic()
             if now - self._last_s >= self.EVERY_S:
                 self._last_s = now
-                self.news.send(wire.encode(wire.Loading(stage)))
-
-
-class EventSender:
-    """Subscribes to the recorder and sends its batches up; the socket lives on the recorder's drain
-    thread."""
-
-    def __init__(self, context: zmq.Context, address: str):
-        self.context = context
-        self.address = address
-        self.socket: zmq.Socket | None = None
-
-    def __call__(self, events: list[Event]) -> None:
-        # Blocks while the server is far behind; the recorder's buffer is bounded and counts what it
-        # loses.
-        if self.socket is None:
-            self.socket = _sender(self.context, self.address, high_water=1000)
-        self.socket.send(pack(events))
-
-    def close(self) -> None:
-        """Call when the drain thread has ended."""
-        if self.socket is not None:
-            self.socket.close(linger=LINGER_MS)
+                self.server.send(wire.encode(wire.Loading(stage)))
 
 
 def one_line(error: BaseException) -> str:
@@ -196,14 +172,6 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
     ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
     return text if ours else f"{type(error).__name__}: {text}"
-
-
-def _sender(context: zmq.Context, address: str, high_water: int) -> zmq.Socket:
-    """A socket to the server, on which at most `high_water` messages wait (0 = any number)."""
-    socket = context.socket(zmq.PUSH)
-    socket.set_hwm(high_water)
-    socket.connect(address)
-    return socket
 
 
 def _end_with_parent() -> None:

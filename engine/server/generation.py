@@ -36,6 +36,7 @@ class Generation:
         self._mailbox = Mailbox()
         self._clocks: dict[str, RequestClock] = {}
         self._places: dict[str, int] = {}  # request id in the core → place of its prompt
+        self.finished = False  # every answer is complete
         self._closed = False
         service.num_open += 1
 
@@ -127,6 +128,8 @@ class Generation:
                 stop = str(delta.stop_reason)
                 self.service.client.finish(output.request_id, delta.index, stop)
             self._observe(output.request_id, delta)
+            if delta.finish_reason is not None:
+                self.finished = all(request.finished for request in self.requests)
             yield self._places[output.request_id], delta
 
     async def run(self) -> None:
@@ -134,10 +137,6 @@ class Generation:
         async for deltas in self.arrivals():
             for _ in deltas:
                 pass
-
-    @property
-    def finished(self) -> bool:
-        return all(request.finished for request in self.requests)
 
     @property
     def usage(self) -> Usage:

@@ -28,15 +28,17 @@ class Mailbox:
 
     def put(self, output: CoreOutput) -> None:
         self._news.append(output)
-        self._wake_reader()
+        if self._wake is not None:
+            self._wake_reader()
 
     def fail(self, error: ApiError) -> None:
         self._error = error
         self._wake_reader()
 
     def _wake_reader(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
 
 class OpenRequest:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
+from engine.server.series import Histogram, Numbers, SeriesSet
 from engine.text.output import RequestText
 
 _SECONDS = (
@@ -24,13 +23,16 @@ _N = (1, 2, 5, 10, 20, 50, 100)
 
 
 class Metrics:
-    """All series of one server, in a registry of its own."""
+    """All series of one server."""
 
     def __init__(self, config: EngineConfig):
-        self.registry = CollectorRegistry()
         self.config = config
-        self._labels = {"model_name": config.served_model_name, "engine": "0"}
+        self.labels = {"model_name": config.served_model_name, "engine": "0"}
+        self.series = SeriesSet(self.labels)
+        self.cache_info = SeriesSet(self.labels)  # until the model is loaded there is none
         self._last_step = 0
+        self._stats = StepStats()
+        self.block_size = 0  # not known before the model is loaded
 
         self.running = self._gauge("num_requests_running", "Sequences that run.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
@@ -48,14 +50,12 @@ class Metrics:
         )
         self.prefix_hits = self._counter("prefix_cache_hits", "Of them, tokens found.")
         self.preemptions = self._counter("num_preemptions", "Preemptions.")
-        self.success = Counter(
+        self.success = self.series.counter(
             "vllm:request_success",
             "Sequences that ended, by reason.",
-            [*self._labels, "finished_reason"],
-            registry=self.registry,
+            "finished_reason",
+            ("stop", "length", "abort", "error"),
         )
-        for reason in ("stop", "length", "abort", "error"):
-            self.success.labels(**self._labels, finished_reason=reason)  # a series from the start
 
         self.ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")
         self.inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.")
@@ -87,26 +87,39 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        self._set_gauges(self._stats)
+        return self.series.text() + self.cache_info.text()
 
     def set_cache(self, kv: KVShape) -> None:
         """What the KV cache is, as labels of a series that is always 1."""
         self.block_size = kv.block_size
-        info = {
-            **self._labels,
-            "block_size": str(kv.block_size),
-            "num_gpu_blocks": str(kv.num_blocks),
-            "num_cpu_blocks": str(kv.num_host_blocks),
-            "enable_prefix_caching": str(self.config.enable_prefix_caching),
-            "gpu_memory_utilization": str(self.config.gpu_memory_utilization),
-        }
-        Gauge("vllm:cache_config_info", "The KV cache.", list(info), registry=self.registry).labels(
-            **info
-        ).set(1)
+        self.cache_info = SeriesSet(
+            {
+                **self.labels,
+                "block_size": str(kv.block_size),
+                "num_gpu_blocks": str(kv.num_blocks),
+                "num_cpu_blocks": str(kv.num_host_blocks),
+                "enable_prefix_caching": str(self.config.enable_prefix_caching),
+                "gpu_memory_utilization": str(self.config.gpu_memory_utilization),
+            }
+        )
+        self.cache_info.gauge("vllm:cache_config_info", "The KV cache.").set(1)
 
     def observe_step(self, stats: StepStats) -> None:
-        """The state after a step; what it counts is added once, however often that state is
-        sent."""
+        """The state after a step, which is shown from the next `text()` on; what it counts is added
+        once, however often that state is sent."""
+        self._stats = stats
+        if stats.step == self._last_step:
+            return
+        self._last_step = stats.step
+        self.step_tokens.observe(stats.num_tokens)
+        if stats.num_preemptions:
+            self.preemptions.inc(stats.num_preemptions)
+        if stats.prefix_queries:
+            self.prefix_queries.inc(stats.prefix_queries)
+            self.prefix_hits.inc(stats.prefix_hits)
+
+    def _set_gauges(self, stats: StepStats) -> None:
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
@@ -117,40 +130,26 @@ class Metrics:
             "never_used": never_used,
         }
         for state, number in blocks.items():
-            self.kv_blocks[state].set(number)
-            self.kv_tokens[state].set(number * self.block_size)
-        if stats.step == self._last_step:
-            return
-        self._last_step = stats.step
-        self.step_tokens.observe(stats.num_tokens)
-        self.preemptions.inc(stats.num_preemptions)
-        self.prefix_queries.inc(stats.prefix_queries)
-        self.prefix_hits.inc(stats.prefix_hits)
+            self.kv_blocks.set(number, state)
+            self.kv_tokens.set(number * self.block_size, state)
 
     def count_success(self, reason: str) -> None:
-        self.success.labels(**self._labels, finished_reason=reason).inc()
+        self.success.inc(value=reason)
 
     # ---------------------------------------------------------------------------- making the series
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"vllm:{name}", text, self._labels, registry=self.registry).labels(
-            **self._labels
-        )
+    def _gauge(self, name: str, text: str) -> Numbers:
+        return self.series.gauge(f"vllm:{name}", text)
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"vllm:{name}", text, self._labels, registry=self.registry).labels(
-            **self._labels
-        )
+    def _counter(self, name: str, text: str) -> Numbers:
+        return self.series.counter(f"vllm:{name}", text)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(
-            f"vllm:{name}", text, self._labels, buckets=buckets, registry=self.registry
-        ).labels(**self._labels)
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] = _SECONDS) -> Histogram:
+        return self.series.histogram(f"vllm:{name}", text, bounds)
 
-    def _by_state(self, name: str, text: str) -> dict[str, Gauge]:
-        gauge = Gauge(f"glasshouse:{name}", text, [*self._labels, "state"], registry=self.registry)
+    def _by_state(self, name: str, text: str) -> Numbers:
         states = ("used", "cached_free", "never_used")
-        return {state: gauge.labels(**self._labels, state=state) for state in states}
+        return self.series.gauge(f"glasshouse:{name}", text, "state", states)
 
 
 class RequestClock:

@@ -77,11 +77,11 @@ class Service:
 
     # ------------------------------------------------------------------------------ life
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the engine process and load the tokenizer; call on the event loop, in the main
         thread."""
-        self.hub.listen(self.client.addresses.events)
-        self.client.start()
+        self.hub.listen(self.client.record_end)
+        await self.client.start()
         self._loading = asyncio.create_task(self._load_text())
 
     async def stop(self) -> None:

@@ -1,6 +1,6 @@
 """TraceHub: where the record of both processes comes together.
 
-    engine process ──ZeroMQ──▶ hub's thread ──forward()──▶ the server's Recorder
+    engine process ──channel──▶ hub's thread ──forward()──▶ the server's Recorder
     server process ──record()────────────────────────────▶          │ its drain thread
                                                                     ├──▶ window (GET /trace…)
                                                                     ├──▶ file (--trace-file)
@@ -12,19 +12,17 @@ Nothing of this is done on the event loop: a slow disk delays the record and no 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 
-import zmq
-
 from engine.config import ConfigError, EngineConfig
+from engine.server.channel import Channel
 from engine.server.record_window import RecordWindow
 from engine.trace.console import LogConsole
 from engine.trace.events import EngineSnapshot, Event
 from engine.trace.files import JsonlWriter, unpack
 from engine.trace.recorder import Recorder
-
-_POLL_MS = 100
 
 
 class TraceHub:
@@ -34,7 +32,6 @@ class TraceHub:
     def __init__(self, config: EngineConfig, recorder: Recorder):
         self.recorder = recorder
         self.window = RecordWindow(config.trace_buffer)
-        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         recorder.subscribe(self.window)
         self._file: JsonlWriter | None = None
@@ -48,10 +45,10 @@ class TraceHub:
         if self._console is not None:
             recorder.subscribe(self._console)
 
-    def listen(self, address: str) -> None:
-        """Take the engine process's events from a socket bound to `address`, from now on."""
+    def listen(self, end: socket.socket) -> None:
+        """Take the engine process's events, from now on until it ends."""
         self._thread = threading.Thread(
-            target=self._forward, args=(address,), name="trace hub", daemon=True
+            target=self._forward, args=(Channel(end, unpack),), name="trace hub", daemon=True
         )
         self._thread.start()
 
@@ -72,7 +69,6 @@ class TraceHub:
     def close(self) -> None:
         """Take what the engine process sent last, write everything, stop. Call when that process
         has ended."""
-        self._closed.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
         self.recorder.close()
@@ -81,17 +77,11 @@ class TraceHub:
         if self._file is not None:
             self._file.close()
 
-    def _forward(self, address: str) -> None:
-        context = zmq.Context()
-        socket = context.socket(zmq.PULL)
-        socket.bind(address)
-        while True:
-            if socket.poll(_POLL_MS):
-                self.recorder.forward(unpack(socket.recv()))
-            elif self._closed.is_set():
-                break
-        socket.close()
-        context.term()
+    def _forward(self, engine: Channel[list[Event]]) -> None:
+        while (batches := engine.receive(wait=True)) is not None:
+            for batch in batches:
+                self.recorder.forward(batch)
+        engine.close()
 
 
 def _console(log_format: str) -> LogConsole | None:

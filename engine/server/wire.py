@@ -1,7 +1,5 @@
-"""What crosses the border between the server process and the engine process.
-
-Three one-way ZeroMQ sockets join them, all msgpack: requests go down, news come up, and the
-record's events come up on a socket of their own, so that a burst of events never delays a token.
+"""What crosses the border between the server process and the engine process, as msgpack: orders go
+down, news come up. `channel` is how; the record's events have a channel of their own.
 """
 
 from __future__ import annotations
@@ -9,15 +7,6 @@ from __future__ import annotations
 import msgspec
 
 from engine.core.messages import CoreOutput, CoreRequest, KVShape, StepStats
-
-
-class Addresses(msgspec.Struct):
-    """Where the three sockets are bound: ipc:// paths in a private folder, made by the server."""
-
-    requests: str  # server → engine
-    news: str  # engine → server
-    events: str  # engine → server
-
 
 # ---------------------------------------------------------------------------------- server → engine
 

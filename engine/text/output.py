@@ -177,7 +177,7 @@ class OutputProcessor:
             ]
             delta.has_prompt_logprobs = True
         self._record_text(request, sequence, delta)
-        if request.finished:
+        if delta.finish_reason is not None and request.finished:
             self.remove(request.request_id)
         return delta
 

@@ -176,7 +176,7 @@ from engine.server.service import Service
 
 async def run():
     service = Service(EngineConfig(model="/nowhere", log_format="off"), fake())
-    service.client.start()
+    await service.client.start()
     while service.client.state != "ready":
         await asyncio.sleep(0.01)
     print(service.client.pid, flush=True)

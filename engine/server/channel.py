@@ -1,0 +1,88 @@
+"""The channel between the server process and the engine process: pairs of Unix stream sockets.
+
+    orders     server ──▶ engine ┐ one pair, both ways: a token goes from the thread that computed
+    news       engine ──▶ server ┘ it to the event loop that sends it on, with no thread between
+    record     engine ──▶ server   a pair of its own, so that a burst of events delays no token
+
+On the wire a message is its length (4 bytes, little-endian), then its bytes. When a process ends,
+however it ends, the kernel closes its side, and the other side reads all that was sent and then the
+end.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from struct import Struct
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_LENGTH = Struct("<I")
+_HEAD = _LENGTH.size
+_PIECE = 2**18  # bytes asked for at once: about what the kernel keeps for a pair
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it goes over the wire."""
+    return _LENGTH.pack(len(message)) + message
+
+
+class Frames:
+    """Cuts a stream into the messages that `framed` made."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # the beginning of a message whose end hasn't come
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that are complete with these bytes."""
+        if not self._rest and len(data) >= _HEAD:
+            (length,) = _LENGTH.unpack_from(data)
+            if len(data) == _HEAD + length:  # nearly always: one message, in one piece
+                return [data[_HEAD:]]
+        rest = self._rest
+        rest += data
+        messages, at = [], 0
+        while len(rest) - at >= _HEAD:
+            (length,) = _LENGTH.unpack_from(rest, at)
+            end = at + _HEAD + length
+            if end > len(rest):
+                break
+            messages.append(bytes(rest[at + _HEAD : end]))
+            at = end
+        del rest[:at]
+        return messages
+
+
+class Channel(Generic[T]):
+    """One end, for threads that may wait. What comes is decoded by `decode`."""
+
+    def __init__(self, end: socket.socket, decode: Callable[[bytes], T]):
+        end.setblocking(True)
+        self._end = end
+        self._decode = decode
+        self._frames = Frames()
+
+    def send(self, message: bytes) -> None:
+        """Waits while the other side is far behind. Raises OSError when it is gone."""
+        self._end.sendall(framed(message))
+
+    def receive(self, wait: bool) -> list[T] | None:
+        """The messages that have come; with `wait`, at least a part of one. None: the other side
+        has closed."""
+        messages: list[T] = []
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        while True:
+            try:
+                data = self._end.recv(_PIECE, flags)
+            except BlockingIOError:
+                return messages
+            except ConnectionResetError:  # it ended before it had read all
+                data = b""
+            if not data:
+                return messages or None
+            messages += map(self._decode, self._frames.feed(data))
+            flags = socket.MSG_DONTWAIT
+
+    def close(self) -> None:
+        self._end.close()
