@@ -227,13 +227,14 @@ class EngineCore:
                     news.append(self._output(request))
                     news[-1].index, news[-1].finish_reason = index, "length"
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
-        self.scheduler.costs.observe_step(plan.num_tokens, output.forward_us)
+        num_tokens = plan.num_tokens
+        self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         now = time.perf_counter_ns()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.recorder.record(
             events.StepFinished(
                 step=plan.step,
-                num_tokens=plan.num_tokens,
+                num_tokens=num_tokens,
                 num_decode_tokens=num_decode,
                 num_sampled=num_sampled,
                 schedule_us=round(plan.schedule_us, 1),

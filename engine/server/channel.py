@@ -62,6 +62,7 @@ class Channel(Generic[T]):
         self._end = end
         self._decode = decode
         self._frames = Frames()
+        self._buffer = memoryview(bytearray(_PIECE))  # to make one takes longer than to read
 
     def send(self, message: bytes) -> None:
         """Waits while the other side is far behind. Raises OSError when it is gone."""
@@ -74,14 +75,14 @@ class Channel(Generic[T]):
         flags = 0 if wait else socket.MSG_DONTWAIT
         while True:
             try:
-                data = self._end.recv(_PIECE, flags)
+                length = self._end.recv_into(self._buffer, 0, flags)
             except BlockingIOError:
                 return messages
             except ConnectionResetError:  # it ended before it had read all
-                data = b""
-            if not data:
+                length = 0
+            if not length:
                 return messages or None
-            messages += map(self._decode, self._frames.feed(data))
+            messages += map(self._decode, self._frames.feed(bytes(self._buffer[:length])))
             flags = socket.MSG_DONTWAIT
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from engine.server.channel import Frames, framed
 from engine.server.engine_process import Ends, Load, load_worker, run_engine
 from engine.server.errors import ApiError, bad_request, unavailable
 from engine.server.mailbox import Mailbox, OpenRequest
+from engine.server.other_cores import OtherCores
 
 RETRY_AFTER_S = 5
 EXIT_TIMEOUT_S = 3.0
@@ -59,6 +60,7 @@ class EngineClient:
         self._engines_ends = Ends(engines_end, engines_record_end)
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
+        self._cores = OtherCores()
         self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
@@ -100,6 +102,7 @@ class EngineClient:
             process.join()
         if self._channel is not None:
             self._channel.close()
+        self._cores.come_back()
 
     @property
     def pid(self) -> int | None:
@@ -168,6 +171,7 @@ class EngineClient:
             self.stage = news.stage
         elif isinstance(news, wire.Ready):
             self.state, self.stage, self.kv = "ready", "ready", news.kv
+            self._cores.leave(news.own_cpus)
             self._on_ready(news.kv)
         else:
             self.fail(news.message)

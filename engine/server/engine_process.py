@@ -33,7 +33,8 @@ from engine.trace.recorder import Recorder
 
 Progress = Callable[[str], None]
 Load = Callable[[EngineConfig, Recorder, Progress], Any]
-"""Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`."""
+"""Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if it
+may be bound to some."""
 
 
 class Ends(NamedTuple):
@@ -84,7 +85,8 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
         core = EngineCore(config, executor, recorder)
         gc.collect()
         gc.freeze()  # what is loaded stays: the collector needn't walk through it in every step
-        server.send(wire.encode(wire.Ready(executor.kv)))
+        cores = getattr(executor, "cores", None)
+        server.send(wire.encode(wire.Ready(executor.kv, cores.own_cpus if cores else [])))
         EngineLoop(core, server).run()
         core.close()
     except ConnectionError:

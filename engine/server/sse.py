@@ -79,7 +79,8 @@ class EventStream(Response):
                 "headers": self.raw_headers,
             }
         )
-        self._last_sent = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._last_sent = self._loop.time()
         sending = asyncio.create_task(self._send_all(send))
         watching = asyncio.create_task(_client_left(receive))
         beating = asyncio.create_task(self._beat(send))
@@ -108,12 +109,11 @@ class EventStream(Response):
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._last_sent = asyncio.get_running_loop().time()
+        self._last_sent = self._loop.time()
 
     async def _beat(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            silent_s = loop.time() - self._last_sent
+            silent_s = self._loop.time() - self._last_sent
             if silent_s >= self.heartbeat_s:
                 await self._send(send, HEARTBEAT)
             else:

@@ -51,6 +51,8 @@ class Ready(msgspec.Struct, tag="ready"):
     """The model is loaded and the engine takes requests."""
 
     kv: KVShape
+    own_cpus: list[int] = []
+    """Those of the core that the engine's loop stays on; the server is to leave them to it."""
 
 
 class Refusal(msgspec.Struct, array_like=True):

@@ -7,7 +7,7 @@ tokens that it draws, and a step's tensors are gathered from the arrays by a few
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,28 +15,69 @@ import torch
 from engine.core.messages import NewRow, Row, StepPlan
 from engine.layers.attention_batch import AttentionBatch
 from engine.worker.in_flight import UNKNOWN
-from engine.worker.transfers import pinned
+from engine.worker.transfers import to_device
 
 
 @dataclass
 class StepInputs:
-    """The tensors of a step. Rows with one token come first; `order[i]` is the place in the plan
-    of row i."""
+    """A step in numbers, on the host. Rows with one token come first; `order[i]` is the place in
+    the plan of row i.
 
-    token_ids: torch.Tensor  # int64 [tokens]
-    attention: AttentionBatch
+    They become tensors where they are needed: a captured step copies them to its own places.
+    """
+
+    token_ids: np.ndarray  # int32 [tokens]
+    positions: np.ndarray  # int64 [tokens]
+    slot_mapping: np.ndarray  # int64 [tokens], where in the cache each token's K and V go
+    contexts: np.ndarray  # int64 [rows], tokens in the cache after this step
+    query_lens: list[int]  # of each row
+    query_start: np.ndarray  # int64 [rows + 1]
+    num_decode_rows: int
     order: list[int]
     rows: list[Row]  # in batch order
     slots: np.ndarray  # int64 [rows], in batch order
     table_version: int  # another one: some block table may have changed
-    query_start: np.ndarray  # int64 [rows + 1]
+    block_size: int
+    all_tables: np.ndarray  # int32 [slots, width], the tables of all sequences
 
-    def to(self, device: torch.device) -> StepInputs:
-        """The same on a device. (A captured step copies them to its own places instead.)"""
-        if device.type == "cpu":
-            return self
-        token_ids = pinned(self.token_ids, device)
-        return replace(self, token_ids=token_ids, attention=self.attention.to(device))
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest context."""
+        return int(self.contexts.max())
+
+    @property
+    def table_width(self) -> int:
+        """Blocks that the longest context takes."""
+        return -(-self.longest // self.block_size)
+
+    @property
+    def block_tables(self) -> np.ndarray:
+        """int32 [rows, table_width]"""
+        return self.all_tables[self.slots, : self.table_width]
+
+    def ids(self, device: torch.device) -> torch.Tensor:
+        """The token ids, int64, on a device."""
+        return to_device(self.token_ids.astype(np.int64), device)
+
+    def attention(self, device: torch.device) -> AttentionBatch:
+        """The rest, on a device."""
+        host = AttentionBatch(
+            positions=torch.from_numpy(self.positions),
+            slot_mapping=torch.from_numpy(self.slot_mapping),
+            block_tables=torch.from_numpy(self.block_tables),
+            query_start=torch.from_numpy(self.query_start.astype(np.int32)),
+            context_lens=torch.from_numpy(self.contexts.astype(np.int32)),
+            num_decode_rows=self.num_decode_rows,
+            block_size=self.block_size,
+            query_lens=self.query_lens,
+            context_lens_list=self.contexts.tolist(),
+            max_context_len=self.longest,
+        )
+        return host if device.type == "cpu" else host.to(device)
 
 
 class BatchRows:
@@ -126,7 +167,7 @@ class BatchRows:
         self.tokens[slots, positions] = token_ids
 
     def gather(self, plan: StepPlan) -> StepInputs:
-        """The tensors of a step, on the host, from the rows of its plan (at least one)."""
+        """The numbers of a step, from the rows of its plan (at least one)."""
         slot_of = self._slots
         rows, order = plan.rows, list(range(len(plan.rows)))
         lengths = [row.num_tokens for row in rows]
@@ -137,38 +178,32 @@ class BatchRows:
             lengths = [lengths[i] for i in order]
         slots = np.array([slot_of[row.request_id] for row in rows])
         starts = np.array([row.start for row in rows])
-        query_lens = np.array(lengths)
-        contexts = starts + query_lens
         if decodes == len(rows):
-            query_start = np.arange(len(rows) + 1)
+            contexts, query_start = starts + 1, np.arange(len(rows) + 1)
             positions, owner = starts, slots
         else:
+            query_lens = np.array(lengths)
+            contexts = starts + query_lens
             query_start = np.zeros(len(rows) + 1, np.int64)
             np.cumsum(query_lens, out=query_start[1:])
             offset = np.repeat(starts - query_start[:-1], query_lens)
             positions = offset + np.arange(query_start[-1])
             owner = np.repeat(slots, query_lens)
         size = self.block_size
-        blocks = self.block_table[owner, positions // size].astype(np.int64)
-        longest = int(contexts.max())
-        attention = AttentionBatch(
-            positions=torch.from_numpy(positions),
-            slot_mapping=torch.from_numpy(blocks * size + positions % size),
-            block_tables=torch.from_numpy(self.block_table[slots, : -(-longest // size)]),
-            query_start=torch.from_numpy(query_start.astype(np.int32)),
-            context_lens=torch.from_numpy(contexts.astype(np.int32)),
-            num_decode_rows=decodes,
-            block_size=size,
-            query_lens=lengths,
-            context_lens_list=contexts.tolist(),
-            max_context_len=longest,
-        )
+        pages, places = np.divmod(positions, size)
+        blocks = self.block_table[owner, pages]
         return StepInputs(
-            token_ids=torch.from_numpy(self.tokens[owner, positions].astype(np.int64)),
-            attention=attention,
+            token_ids=self.tokens[owner, positions],
+            positions=positions,
+            slot_mapping=np.multiply(blocks, size, dtype=np.int64) + places,
+            contexts=contexts,
+            query_lens=lengths,
+            query_start=query_start,
+            num_decode_rows=decodes,
             order=order,
             rows=rows,
             slots=slots,
             table_version=self._table_version,
-            query_start=query_start,
+            block_size=size,
+            all_tables=self.block_table,
         )

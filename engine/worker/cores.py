@@ -41,14 +41,18 @@ class Cores:
         function. Without either, nothing is bound."""
         self._bind_threads = bind_threads if cores else None
         self._cores = cores
+        self.own_cpus: list[int] = []  # those of the calling thread's core, while it is held
 
     def hold(self) -> None:
         """Bind. The threads are those of the calling one."""
         self._bind(self._cores)
+        if self._bind_threads is not None:
+            self.own_cpus = sorted(self._cores[0])
 
     def release(self) -> None:
         """Called by the thread that held."""
         self._bind([set().union(*self._cores)] * len(self._cores))
+        self.own_cpus = []
 
     def _bind(self, cores: Sequence[set[int]]) -> None:
         if self._bind_threads is not None:

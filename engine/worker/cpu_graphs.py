@@ -15,7 +15,7 @@ import torch
 
 from engine.kernels import kernels_for
 from engine.kernels.cpu.tape import Arena, NotTapeable, Tape
-from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.layers.attention_batch import LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import GraphCaptured, GraphReplayed
 from engine.trace.recorder import Recorder
@@ -60,18 +60,18 @@ class CpuGraphs:
         self.tapes: dict[int, _Taped] = {}
         self.refused: set[int] = set()  # numbers of rows whose step can't be taped
 
-    def fits(self, batch: AttentionBatch) -> bool:
+    def fits(self, inputs: StepInputs) -> bool:
         """Every row decodes, and no single launch is to be recorded."""
-        rows = batch.num_rows
+        rows = inputs.num_rows
         return (
-            batch.num_decode_rows == rows <= self.max_rows
+            inputs.num_decode_rows == rows <= self.max_rows
             and rows not in self.refused
             and not (self.recorder.full or self.recorder.full_step)
         )
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
         """drawn: see `DecodeInputs.fill`. The next run overwrites what this one returns."""
-        rows = inputs.attention.num_rows
+        rows = inputs.num_rows
         self.inputs.fill(inputs, rows, drawn)
         taped = self.tapes.get(rows)
         if taped is None:

@@ -20,7 +20,7 @@ import torch
 
 from engine.kernels import kernels_for
 from engine.kernels.launch import recording
-from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.layers.attention_batch import LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import Event, GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
@@ -96,14 +96,14 @@ class CudaGraphs:
         """Capture one more."""
         self.graphs[size] = self._capture(size)
 
-    def fits(self, batch: AttentionBatch) -> bool:
+    def fits(self, inputs: StepInputs) -> bool:
         """Every row decodes, and there are not too many."""
-        return batch.num_decode_rows == batch.num_rows <= self.sizes[-1]
+        return inputs.num_decode_rows == inputs.num_rows <= self.sizes[-1]
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
-        """inputs: on the host. drawn: see `DecodeInputs.fill`. The next run overwrites what this
+        """drawn: see `DecodeInputs.fill`. The next run overwrites what this
         one returns."""
-        rows = inputs.attention.num_rows
+        rows = inputs.num_rows
         size = next(size for size in self.sizes if size >= rows)
         graph = self.graphs[size]
         self.inputs.fill(inputs, size, drawn)

@@ -14,7 +14,7 @@ import torch
 from engine.layers.attention_batch import AttentionBatch
 from engine.worker.batch_rows import StepInputs
 from engine.worker.in_flight import UNKNOWN, DrawnTokens
-from engine.worker.transfers import pinned
+from engine.worker.transfers import to_device
 
 _STAGED = 3
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
@@ -45,7 +45,9 @@ class DecodeInputs:
         # which a step that is under way may still be copied from, and the one before it.
         shape, on_cuda = self._packed.shape, device.type == "cuda"
         self._staged = deque(
-            torch.zeros(shape, dtype=torch.int64, pin_memory=True) if on_cuda else self._packed
+            _fields(torch.zeros(shape, dtype=torch.int64, pin_memory=True))
+            if on_cuda
+            else _fields(self._packed)
             for _ in range(_STAGED)
         )
         self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here
@@ -55,26 +57,26 @@ class DecodeInputs:
         become padding: slot −1 (nothing is written), context 0 (nothing is read).
 
         drawn: where tokens are that the host doesn't know yet."""
-        batch, rows = inputs.attention, inputs.attention.num_rows
+        rows = inputs.num_rows
         self._staged.rotate()
-        staged = self._staged[0]
-        fields = staged.numpy()
-        fields[:, rows:size] = 0
-        fields[2, rows:size] = -1
-        fields[0, :rows] = token_ids = inputs.token_ids.numpy()
-        fields[1, :rows] = batch.positions.numpy()
-        fields[2, :rows] = batch.slot_mapping.numpy()
+        staged, fields, contexts = self._staged[0]
+        if rows < size:
+            fields[:, rows:size] = 0
+            fields[2, rows:size] = -1
+        fields[0, :rows] = inputs.token_ids
+        fields[1, :rows] = inputs.positions
+        fields[2, :rows] = inputs.slot_mapping
         if drawn is not None:
             fields[3, :rows] = drawn.places(inputs.slots)
-        fields[4].view(np.int32)[:rows] = batch.context_lens.numpy()
+        contexts[:rows] = inputs.contexts
         if staged is not self._packed:
             self._packed.copy_(staged, non_blocking=True)
-        width = batch.block_tables.shape[1]
+        width = inputs.table_width
         tables_of = inputs.table_version, width, inputs.slots.tobytes()
         if tables_of != self._tables_of:
-            self.tables[:rows, :width] = pinned(batch.block_tables, self.device)
+            self.tables[:rows, :width] = to_device(inputs.block_tables, self.device)
             self._tables_of = tables_of
-        if drawn is not None and (token_ids == UNKNOWN).any():
+        if drawn is not None and (inputs.token_ids == UNKNOWN).any():
             drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def batch(self, size: int) -> AttentionBatch:
@@ -93,3 +95,9 @@ class DecodeInputs:
             context_lens_list=[longest] * size,
             max_context_len=longest,
         )
+
+
+def _fields(packed: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """A packed tensor of the host, its fields, and the last of them, lengths, as int32."""
+    fields = packed.numpy()
+    return packed, fields, fields[4].view(np.int32)

@@ -40,8 +40,7 @@ class InFlight:
         """The tokens, as soon as they are there. Asked again, the same object. Raises what the
         device reports."""
         if self._finish is not None:
-            with torch.inference_mode():
-                self._output = self._finish()
+            self._output = self._finish()
             self._finish = None  # and with it the step's tensors
         assert self._output is not None
         return self._output

@@ -298,7 +298,9 @@ class ModelRunner:
         clock.mark()
         drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
         hidden, logits, greatest = self._compute(inputs, drawing)
-        silent = [i for i, row in enumerate(inputs.rows) if not row.samples]
+        silent: list[int] = []
+        if len(drawing) < inputs.num_rows:
+            silent = [i for i, row in enumerate(inputs.rows) if not row.samples]
         finite = finite_rows(hidden, inputs, silent) if silent else None
         clock.mark()
 
@@ -343,11 +345,11 @@ class ModelRunner:
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """(hidden states of all tokens, logits of the rows that draw, where the greatest of each of
         these is, if that is known)."""
-        if self.graphs is not None and self.graphs.fits(inputs.attention):
+        if self.graphs is not None and self.graphs.fits(inputs):
             hidden, logits, greatest = self.graphs.run(inputs, self.drawn)
             if not drawing:
                 return hidden, None, None
-            if len(drawing) < len(hidden):
+            if len(drawing) < inputs.num_rows:
                 some = to_device(np.array(drawing), self.device)
                 logits, greatest = logits[some], greatest[some]
             return hidden, logits, greatest
@@ -358,19 +360,15 @@ class ModelRunner:
         self, inputs: StepInputs, drawing: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states and logits, launched one by one."""
-        unknown = bool((inputs.token_ids == UNKNOWN).any())
-        inputs = inputs.to(self.device)
-        if unknown and self.drawn is not None:  # of rows with one token, which come first
-            rows = inputs.attention.num_decode_rows
+        token_ids, batch = inputs.ids(self.device), inputs.attention(self.device)
+        if self.drawn is not None and (inputs.token_ids == UNKNOWN).any():
+            rows = inputs.num_decode_rows  # these come first, and no others have unknown tokens
             places = to_device(self.drawn.places(inputs.slots[:rows]), self.device)
-            self.drawn.fill(inputs.token_ids[:rows], places)
-        hidden = self.model(
-            inputs.token_ids, inputs.attention.positions, self.cache.layers, inputs.attention
-        )
+            self.drawn.fill(token_ids[:rows], places)
+        hidden = self.model(token_ids, batch.positions, self.cache.layers, batch)
         if not drawing:
             return hidden, None
-        whole = len(drawing) == len(hidden)  # every row has one token and draws
-        if whole:
+        if len(drawing) == len(hidden):  # every row has one token and draws
             return hidden, self.model.compute_logits(hidden)
         last = to_device(inputs.query_start[1:][drawing] - 1, self.device)
         return hidden, self.model.compute_logits(hidden[last])

@@ -31,6 +31,7 @@ class OutputCounts:
     def release(self, line: int) -> None:
         self._free.append(line)
 
+    @torch.inference_mode()
     def count(self, lines: torch.Tensor, token_ids: torch.Tensor) -> None:
         """One more output token for each of `lines`, int64 [rows], no line twice."""
         self.table[lines, token_ids] += 1

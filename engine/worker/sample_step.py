@@ -4,6 +4,7 @@ when the tokens have arrived on the host, they are appended to their rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Draws(NamedTuple):
 
     drawing: list[int]  # rows of the batch that draw
     counts: list[int]  # how many tokens each of them draws
-    firsts: np.ndarray  # int64 [rows], of each row its first draw
+    firsts: np.ndarray | None  # int64 [rows], of each row its first draw; None: its only one
     slots: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
     tokens: torch.Tensor  # int64 [draws], on the host when the device is done
@@ -72,30 +73,28 @@ class SampleStep:
         events of the draws. A row that forks draws n times from its logits, the i-th time with seed
         + i; its own sequence goes on with the first token, the siblings come with the next plan.
         """
-        rows = [inputs.rows[i] for i in drawing]
+        rows, slots, ends = inputs.rows, inputs.slots, inputs.contexts
+        if len(drawing) < len(rows):
+            rows, slots, ends = [rows[i] for i in drawing], slots[drawing], ends[drawing]
         counts = [row.samples for row in rows]
-        slots = inputs.slots[drawing]
-        ends = np.array([row.start + row.num_tokens for row in rows])
-        forks = max(counts) > 1
-        if forks:
-            firsts: np.ndarray = np.cumsum(counts) - counts
+        firsts, positions = None, ends
+        if max(counts) > 1:
+            firsts = np.cumsum(counts) - counts
             of = np.repeat(np.arange(len(rows)), counts)
             batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]
             logits = logits[to_device(of, logits.device)]
             greatest = None
         else:
-            firsts = np.arange(len(rows))
-            batch = self.table.batch(slots, np.zeros(len(rows), np.int64))
-            positions = ends
+            batch = self.table.batch(slots)
         recorded = self._recorded(rows, firsts)
         tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
-        for row, first in zip(rows, firsts.tolist()) if logprobs else ():
+        for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         self.rows.expect(slots, ends)
-        next_tokens = tokens[to_device(firsts, tokens.device)] if forks else tokens
+        next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         return Draws(drawing, counts, firsts, slots, ends, to_host(tokens), next_tokens)
 
     def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
@@ -104,12 +103,12 @@ class SampleStep:
         drawn = draws.tokens.numpy()
         # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
         # once more before that, with a token that exists.
-        kept = np.maximum(drawn[draws.firsts], 0)
+        kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
         self.rows.append(draws.slots, draws.ends, kept)
         self.table.appended(draws.slots, kept)
         result: list[list[int]] = [[] for _ in inputs.rows]
         tokens = drawn.tolist()
-        for i, count, first in zip(draws.drawing, draws.counts, draws.firsts.tolist()):
+        for i, count, first in zip(draws.drawing, draws.counts, _places(kept, draws.firsts)):
             result[inputs.order[i]] = tokens[first : first + count]
         return result
 
@@ -162,13 +161,13 @@ class SampleStep:
     def _params(self, batch: SampleBatch, place: int) -> SamplingParams:
         return self.rows.new(int(batch.slots[place])).params
 
-    def _recorded(self, rows: list[Row], firsts: np.ndarray) -> list[_Recorded]:
+    def _recorded(self, rows: list[Row], firsts: np.ndarray | None) -> list[_Recorded]:
         """The draws whose events are wanted. Draw i of a row that forks is its i-th sibling's."""
         recorder = self.recorder
         if recorder is None or not (recorder.full or recorder.full_requests):
             return []
         found = []
-        for row, first in zip(rows, firsts.tolist()):
+        for row, first in zip(rows, _places(rows, firsts)):
             if recorder.wants_full(row.request_id):
                 index = self._index(row.request_id)
                 found.append(_Recorded(first, row.request_id, index))
@@ -182,3 +181,8 @@ class SampleStep:
         ending = sequence.rpartition(".")[2]
         n = self.rows.new(self.rows.slot(sequence)).params.n
         return int(ending) if n > 1 and ending.isdigit() and 0 < int(ending) < n else 0
+
+
+def _places(rows: Sized, firsts: np.ndarray | None) -> Iterable[int]:
+    """Of each row, the place of its first draw among the step's."""
+    return range(len(rows)) if firsts is None else firsts.tolist()

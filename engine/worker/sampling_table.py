@@ -48,10 +48,10 @@ class SampleBatch:
     _first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _ahead: np.ndarray = field(default_factory=lambda: np.zeros((0, AHEAD), np.int64))
 
-    @property
-    def plain(self) -> bool:
+    def __post_init__(self) -> None:
+        some = len(self.random) or len(self.penalised) or self.rules
+        self.plain = not some
         """Greedy rows only, without rules and penalties: the greatest logit is all that's asked."""
-        return not (len(self.random) or len(self.penalised) or self.rules)
 
     def words(self, positions: np.ndarray) -> np.ndarray:
         """Philox's words for the tokens drawn at `positions`, int64 [rows].
@@ -88,7 +88,7 @@ class SamplingTable:
         self._num_penalised = 0  # slots with a line
         self._rules: dict[int, TokenRules] = {}
         self._last: SampleBatch | None = None
-        self._last_key: bytes = b""
+        self._last_key = (b"", b"")
 
     def set(self, slot: int, row: NewRow) -> None:
         """Take over the parameters of a sequence that enters a slot."""
@@ -121,6 +121,7 @@ class SamplingTable:
         if self._lines[slot] >= 0:
             self.counts.release(int(self._lines[slot]))
             self._lines[slot] = -1
+            self._num_penalised -= 1
 
     @property
     def any_history(self) -> bool:
@@ -129,16 +130,20 @@ class SamplingTable:
 
     def appended(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
         """Sequences grew by a token each; no slot comes twice. Both int64 [rows]."""
+        if not self._num_penalised:
+            return
         lines = self._lines[slots]
         counted = lines >= 0
         if counted.any():
             self.counts.count(self._on_device(lines[counted]), self._on_device(token_ids[counted]))
 
-    def batch(self, slots: np.ndarray, siblings: np.ndarray) -> SampleBatch:
+    def batch(self, slots: np.ndarray, siblings: np.ndarray | None = None) -> SampleBatch:
         """What the rows of a step need. `slots`, `siblings`: int64 [rows]; sibling i of a row draws
-        with seed + i."""
-        key = slots.tobytes() + siblings.tobytes()
+        with seed + i, and each row is its first where none are given."""
+        key = slots.tobytes(), b"" if siblings is None else siblings.tobytes()
         if self._last is None or key != self._last_key:
+            if siblings is None:
+                siblings = np.zeros(len(slots), np.int64)
             self._last, self._last_key = self._gather(slots, siblings), key
         return self._last
 

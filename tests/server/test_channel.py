@@ -1,5 +1,6 @@
 """The channel: messages come whole and in order, however the stream is cut; its end is seen."""
 
+import itertools
 import socket
 import threading
 
@@ -15,7 +16,7 @@ def test_messages_survive_any_cut(messages, cuts):
     stream = b"".join(map(framed, messages))
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     frames, got = Frames(), []
-    for start, end in zip(places, places[1:]):
+    for start, end in itertools.pairwise(places):
         got += frames.feed(stream[start:end])
     assert got == messages
 

@@ -34,7 +34,7 @@ def test_tensors_of_random_plans():
             plan.rows.append(row(name, start, count))
         inputs = rows.gather(plan)
         ordered = sorted(plan.rows, key=lambda part: part.num_tokens > 1)
-        batch = inputs.attention
+        batch = inputs.attention(CPU)
         assert inputs.rows == ordered
         assert [plan.rows[i] for i in inputs.order] == ordered
         places = [(r.request_id, r.start + i) for r in ordered for i in range(r.num_tokens)]
@@ -67,7 +67,7 @@ def test_a_slot_is_clean_for_its_next_sequence():
     rows.put("b", new_row([3]))
     rows.update_tables([row("b", 0, 1, blocks=[7])])
     plan = StepPlan(step=1, rows=[row("b", 0, 1), row("long", 39, 1)])
-    assert rows.gather(plan).attention.block_tables[0].tolist() == [7] + [0] * 9
+    assert rows.gather(plan).attention(CPU).block_tables[0].tolist() == [7] + [0] * 9
 
 
 def test_slots_come_back():

@@ -37,10 +37,12 @@ def test_threads_are_bound_within_and_free_after(two_threads):
     if native is None or len(here) < 2:
         pytest.skip("needs native kernels and two cores")
     everywhere = os.sched_getaffinity(0)
-    with Cores(here[:2], native.bind_threads):
-        assert os.sched_getaffinity(0) == here[0]
+    cores = Cores(here[:2], native.bind_threads)
+    assert cores.own_cpus == []
+    with cores:
+        assert os.sched_getaffinity(0) == here[0] == set(cores.own_cpus)
         assert of_each_thread().count(here[1]) == 1  # the other one that computes
-    assert os.sched_getaffinity(0) == everywhere
+    assert os.sched_getaffinity(0) == everywhere and cores.own_cpus == []
     assert here[1] not in of_each_thread()
 
 

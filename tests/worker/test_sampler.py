@@ -341,6 +341,19 @@ def test_a_slot_forgets_its_last_sequence():
     assert batch.plain
 
 
+def test_steps_look_back_only_while_a_sequence_has_penalties():
+    """One that had some and is gone must not slow the overlapped loop down for good."""
+    table = SamplingTable(2, VOCAB, CPU)
+    table.set(0, new_row([1], frequency_penalty=0.5))
+    table.set(1, new_row([1]))
+    assert table.any_history
+    table.set(0, new_row([2], presence_penalty=0.5))
+    table.clear(0)
+    assert not table.any_history
+    table.clear(1)
+    assert not table.any_history
+
+
 def test_a_steady_batch_is_gathered_once():
     table = SamplingTable(2, VOCAB, CPU)
     for slot in range(2):
