@@ -54,19 +54,27 @@ class Frames:
         return messages
 
 
+class Closed(Exception):
+    """The other side has ended, and nobody is left to be told."""
+
+
 class Channel(Generic[T]):
     """One end, for threads that may wait. What comes is decoded by `decode`."""
 
     def __init__(self, end: socket.socket, decode: Callable[[bytes], T]):
         end.setblocking(True)
+        end.set_inheritable(False)  # who is started from here must not keep it open
         self._end = end
         self._decode = decode
         self._frames = Frames()
         self._buffer = memoryview(bytearray(_PIECE))  # to make one takes longer than to read
 
     def send(self, message: bytes) -> None:
-        """Waits while the other side is far behind. Raises OSError when it is gone."""
-        self._end.sendall(framed(message))
+        """Waits while the other side is far behind, by some hundred messages. Raises `Closed`."""
+        try:
+            self._end.sendall(framed(message))
+        except ConnectionError as error:
+            raise Closed from error
 
     def receive(self, wait: bool) -> list[T] | None:
         """The messages that have come; with `wait`, at least a part of one. None: the other side

@@ -26,7 +26,7 @@ from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.models.hub import find_model
 from engine.server import logs, wire
-from engine.server.channel import Channel
+from engine.server.channel import Channel, Closed
 from engine.trace.events import EngineFailed
 from engine.trace.files import pack, unpack
 from engine.trace.recorder import Recorder
@@ -89,15 +89,15 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
         server.send(wire.encode(wire.Ready(executor.kv, cores.own_cpus if cores else [])))
         EngineLoop(core, server).run()
         core.close()
-    except ConnectionError:
-        failed = True  # the server is gone, and nobody is left to be told
+    except Closed:
+        failed = True
     except Exception as error:
         failed = True
         message = one_line(error)
         if not type(error).__module__.startswith("engine."):  # nobody foresaw it
             logger.error("{}", "".join(traceback.format_exception(error)))
         recorder.record(EngineFailed(message=message))
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(Closed):
             server.send(wire.encode(wire.Failed(message)))
     recorder.close()
     sys.exit(1 if failed else 0)

@@ -63,6 +63,7 @@ class DecodeInputs:
         if rows < size:
             fields[:, rows:size] = 0
             fields[2, rows:size] = -1
+            contexts[rows:size] = 0
         fields[0, :rows] = inputs.token_ids
         fields[1, :rows] = inputs.positions
         fields[2, :rows] = inputs.slot_mapping

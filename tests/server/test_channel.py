@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.server.channel import Channel, Frames, framed
+from engine.server.channel import Channel, Closed, Frames, framed
 
 
 @given(messages=st.lists(st.binary(max_size=300)), cuts=st.lists(st.integers(0, 2000)))
@@ -53,5 +53,5 @@ def test_the_end_is_seen_when_the_other_side_left_messages_unread():
     here.send(b"never read")
     there.close()
     assert here.receive(wait=True) is None  # the kernel says "connection reset" here
-    with pytest.raises(ConnectionError):
+    with pytest.raises(Closed):
         here.send(b"to nobody")
