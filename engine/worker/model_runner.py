@@ -315,6 +315,7 @@ class ModelRunner:
                 draws = self.sampling.run(inputs, drawing, logits, details, greatest)
             if self.drawn is not None:
                 self.drawn.keep(draws.slots, draws.next_tokens)
+                self.rows.expect(draws.slots, draws.ends)
         arriving = None if finite is None else to_host(finite)
         clock.mark()
 

@@ -37,7 +37,7 @@ class Draws(NamedTuple):
     firsts: np.ndarray | None  # int64 [rows], of each row its first draw; None: its only one
     slots: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
-    tokens: torch.Tensor  # int64 [draws], on the host when the device is done
+    tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
     next_tokens: torch.Tensor  # int64 [rows], on the device: what each row goes on with
 
 
@@ -93,14 +93,13 @@ class SampleStep:
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
-        self.rows.expect(slots, ends)
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         return Draws(drawing, counts, firsts, slots, ends, to_host(tokens), next_tokens)
 
     def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
         """Append the tokens, which have arrived, to their rows. Returns those of every row in the
         plan's order (`NO_TOKEN` where its logits aren't finite)."""
-        drawn = draws.tokens.numpy()
+        drawn = draws.tokens
         # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
         # once more before that, with a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)

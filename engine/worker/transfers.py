@@ -23,9 +23,9 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
+def to_host(tensor: torch.Tensor) -> np.ndarray:
     """A copy in the host's memory: to be read when the device has passed a later event."""
     if tensor.device.type != "cuda":
-        return tensor.clone()  # the next step may be played onto the same memory
+        return tensor.numpy().copy()  # the next step may be played onto the same memory
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return there.copy_(tensor, non_blocking=True)
+    return there.copy_(tensor, non_blocking=True).numpy()
