@@ -67,7 +67,7 @@ class Channel(Generic[T]):
         self._end = end
         self._decode = decode
         self._frames = Frames()
-        self._buffer = memoryview(bytearray(_PIECE))  # to make one takes longer than to read
+        self._buffer = memoryview(bytearray(_PIECE))  # one for all steps
 
     def send(self, message: bytes) -> None:
         """Waits while the other side is far behind, by some hundred messages. Raises `Closed`."""

@@ -101,8 +101,7 @@ class CudaGraphs:
         return inputs.num_decode_rows == inputs.num_rows <= self.sizes[-1]
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
-        """drawn: see `DecodeInputs.fill`. The next run overwrites what this
-        one returns."""
+        """drawn: see `DecodeInputs.fill`. The next run overwrites what this one returns."""
         rows = inputs.num_rows
         size = next(size for size in self.sizes if size >= rows)
         graph = self.graphs[size]

@@ -58,7 +58,7 @@ def norm_gated(
     """As `few_rows.norm_gated`."""
     if _is_skinny(x, weight, bias, norm):
         return skinny("norm_gated", x, weight, bias, norm, eps, gated=True)
-    return torch_ops.silu_and_mul(linear(torch_ops.rms_norm(x, norm, eps), weight, bias))
+    return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))
 
 
 few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)
