@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
-from benchmarks.gpu.paged_step import finite, make_step
+from benchmarks.gpu.paged_step import captured, finite, make_step
 from engine.config import ConfigError
 from engine.kernels import Kernels, torch_attention, torch_ops
 from engine.kernels.fp8 import LARGEST, stored_as
@@ -107,6 +108,9 @@ def _of_dtype(
             for extra, options in EXTRAS.items():
                 error = _attention(kernels, device, dtype, head_dim, rows, options)
                 yield f"qkv_attention {step}{extra} d{head_dim}", error
+        for extra, options in EXTRAS.items():
+            error = _attention(kernels, device, dtype, head_dim, STEPS["mixed"], options, (9, 2))
+            yield f"qkv_attention captured{extra} d{head_dim}", error
 
 
 def _few_rows(
@@ -150,7 +154,9 @@ def _attention(
     head_dim: int,
     rows: list[tuple[int, int]],
     options: dict,
+    padding: tuple[int, int] | None = None,
 ) -> float:
+    """padding: tokens and rows that a captured step has beside these."""
     cache, batch = make_step(rows, 2, head_dim, 16, dtype)
     cache, batch = on_device(finite(cache), batch, device)
     exact = LayerCache(cache.k.double(), cache.v.double())
@@ -160,7 +166,12 @@ def _attention(
     qkv = torch.randn(tokens, 8 * head_dim, device=device).to(dtype)
     angles = tuple(torch.rand(tokens, 1, head_dim, device=device) for _ in range(2))
     poison(qkv)
-    found = kernels.qkv_attention(qkv, angles, None, cache, batch, spec)
+    if padding is None:
+        found = kernels.qkv_attention(qkv, angles, None, cache, batch, spec)
+    else:
+        step = captured(batch, *padding)
+        more = [F.pad(x, (0, 0) * (x.dim() - 1) + (0, padding[0])) for x in (qkv, *angles)]
+        found = kernels.qkv_attention(more[0], tuple(more[1:]), None, cache, step, spec)[:tokens]
     return _error(
         found, torch_attention.qkv_attention(qkv.double(), angles, None, exact, batch, spec)
     )

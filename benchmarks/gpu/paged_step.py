@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from engine.layers.attention_batch import AttentionBatch, LayerCache
 
@@ -44,6 +45,28 @@ def make_step(
         max_context_len=max(contexts),
     )
     return LayerCache(k, v), batch
+
+
+def captured(batch: AttentionBatch, tokens: int, rows: int) -> AttentionBatch:
+    """The same step as one that is captured for `tokens` more tokens and `rows` more rows: those of
+    the step are known from tensors alone. What the kernels make of the padding nobody reads."""
+    lengths = [*batch.query_lens, *([0] * rows)]
+    all_tokens, longest = sum(lengths) + tokens, batch.block_tables.shape[1] * batch.block_size
+    start, end = batch.query_start, batch.query_start[-1:]
+    return AttentionBatch(
+        positions=F.pad(batch.positions, (0, tokens)),
+        slot_mapping=F.pad(batch.slot_mapping, (0, tokens), value=-1),
+        block_tables=F.pad(batch.block_tables, (0, 0, 0, rows)),
+        query_start=torch.cat((start, end.expand(rows))),
+        context_lens=F.pad(batch.context_lens, (0, rows)),
+        num_decode_rows=0,
+        block_size=batch.block_size,
+        query_lens=[all_tokens // len(lengths)] * (len(lengths) - 1)
+        + [all_tokens - all_tokens // len(lengths) * (len(lengths) - 1)],
+        context_lens_list=[longest] * len(lengths),
+        max_context_len=longest,
+        lengths_on_device=True,
+    )
 
 
 def finite(cache: LayerCache) -> LayerCache:

@@ -39,6 +39,8 @@ class Kernels:
     greatest: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
     take_drawn: Callable[..., None] = torch_ops.take_drawn
+    reads_lengths: Callable[[int], bool] = lambda head_dim: False
+    """Whether attention to heads of that size takes a batch with `lengths_on_device`."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: Callable[..., torch.Tensor] | None = None

@@ -304,9 +304,10 @@ class KernelLaunched(Event, tag="kernel.launched"):
 
 
 class GraphCaptured(Event, tag="graph.captured"):
-    """A decode step of one batch size was captured: a CUDA graph, or a tape of native kernels."""
+    """A step of one size was captured: a CUDA graph, or a tape of native kernels."""
 
-    batch_size: int = 0
+    batch_size: int = 0  # rows
+    num_tokens: int = 0  # that the rows may have in all, prompts too; 0: a row decodes, it has one
     num_kernels: int = 0
     duration_ms: float = 0.0
 
@@ -316,6 +317,7 @@ class GraphReplayed(Event, tag="graph.replayed"):
 
     batch_size: int = 0
     num_rows: int = 0  # real ones; the rest is padding
+    num_tokens: int = 0  # as in graph.captured
     captured_seq: int = 0  # seq of the matching graph.captured
 
 

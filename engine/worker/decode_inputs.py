@@ -16,7 +16,7 @@ from engine.worker.batch_rows import StepInputs
 from engine.worker.in_flight import UNKNOWN, DrawnTokens
 from engine.worker.transfers import to_device
 
-_STAGED = 3
+STAGED = 3
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
 
 DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -48,7 +48,7 @@ class DecodeInputs:
             _fields(torch.zeros(shape, dtype=torch.int64, pin_memory=True))
             if on_cuda
             else _fields(self._packed)
-            for _ in range(_STAGED)
+            for _ in range(STAGED)
         )
         self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here
 
@@ -72,13 +72,18 @@ class DecodeInputs:
         contexts[:rows] = inputs.contexts
         if staged is not self._packed:
             self._packed.copy_(staged, non_blocking=True)
+        self.fill_tables(inputs)
+        if drawn is not None and (inputs.token_ids == UNKNOWN).any():
+            drawn.fill(self.token_ids[:rows], self.places[:rows])
+
+    def fill_tables(self, inputs: StepInputs) -> None:
+        """Copy the rows' block tables, unless they are here."""
         width = inputs.table_width
         tables_of = inputs.table_version, width, inputs.slots.tobytes()
         if tables_of != self._tables_of:
-            self.tables[:rows, :width] = to_device(inputs.block_tables, self.device)
+            tables = to_device(inputs.block_tables, self.device)
+            self.tables[: inputs.num_rows, :width] = tables
             self._tables_of = tables_of
-        if drawn is not None and (inputs.token_ids == UNKNOWN).any():
-            drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def batch(self, size: int) -> AttentionBatch:
         """The first `size` rows as a batch, of any length: what Python decides from lengths (grids,

@@ -241,7 +241,9 @@ class ModelRunner:
         """captured: these sizes only."""
         sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
         model, caches = self.model, self.cache.layers
-        return CudaGraphs(model, caches, *sizes, self.device, recorder, captured)
+        reads_lengths = kernels_for(self.device).reads_lengths
+        budget = self.budget if all(reads_lengths(kv.head_dim) for kv in model.kv_spec) else 0
+        return CudaGraphs(model, caches, *sizes, self.device, recorder, budget, captured)
 
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec
@@ -350,29 +352,31 @@ class ModelRunner:
             hidden, logits, greatest = self.graphs.run(inputs, self.drawn)
             if not drawing:
                 return hidden, None, None
+            if logits is None or greatest is None:
+                with recording(self.recorder, device=self.device.type):
+                    return hidden, self._logits(hidden, inputs, drawing), None
             if len(drawing) < inputs.num_rows:
                 some = to_device(np.array(drawing), self.device)
                 logits, greatest = logits[some], greatest[some]
             return hidden, logits, greatest
         with recording(self.recorder, device=self.device.type):
-            return *self._compute_eagerly(inputs, drawing), None
+            hidden = self._compute_eagerly(inputs)
+            return hidden, self._logits(hidden, inputs, drawing) if drawing else None, None
 
-    def _compute_eagerly(
-        self, inputs: StepInputs, drawing: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states and logits, launched one by one."""
+    def _compute_eagerly(self, inputs: StepInputs) -> torch.Tensor:
+        """Hidden states of all tokens, launched one by one."""
         token_ids, batch = inputs.ids(self.device), inputs.attention(self.device)
         if self.drawn is not None and (inputs.token_ids == UNKNOWN).any():
             rows = inputs.num_decode_rows  # these come first, and no others have unknown tokens
             places = to_device(self.drawn.places(inputs.slots[:rows]), self.device)
             self.drawn.fill(token_ids[:rows], places)
-        hidden = self.model(token_ids, batch.positions, self.cache.layers, batch)
-        if not drawing:
-            return hidden, None
-        if len(drawing) == len(hidden):  # every row has one token and draws
-            return hidden, self.model.compute_logits(hidden)
-        last = to_device(inputs.query_start[1:][drawing] - 1, self.device)
-        return hidden, self.model.compute_logits(hidden[last])
+        return self.model(token_ids, batch.positions, self.cache.layers, batch)
+
+    def _logits(self, hidden: torch.Tensor, inputs: StepInputs, drawing: list[int]) -> torch.Tensor:
+        """Logits of the rows that draw, each of its last token."""
+        if len(drawing) < len(hidden):  # else every row has one token and draws
+            hidden = hidden[to_device(inputs.query_start[1:][drawing] - 1, self.device)]
+        return self.model.compute_logits(hidden)
 
     def _update_rows(self, plan: StepPlan) -> None:
         for request_id in plan.dropped:

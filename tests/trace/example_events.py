@@ -110,8 +110,8 @@ EXAMPLES: list[ev.Event] = [
         share_of_limit=0.61,
         why="2 decode rows split 16 ways",
     ),
-    ev.GraphCaptured(batch_size=8, num_kernels=120, duration_ms=80.5),
-    ev.GraphReplayed(batch_size=8, num_rows=5, captured_seq=12),
+    ev.GraphCaptured(batch_size=8, num_tokens=512, num_kernels=120, duration_ms=80.5),
+    ev.GraphReplayed(batch_size=8, num_rows=5, num_tokens=512, captured_seq=12),
     ev.SampleDrawn(
         request_id=ID,
         index=1,

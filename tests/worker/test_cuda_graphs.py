@@ -3,6 +3,7 @@ in tests/kernels/triton/interpreted_engine.py; capture itself, by `make gpu`."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from engine.trace.recorder import Recorder
 from engine.worker import machine
 from engine.worker.cuda_graphs import ladder
 from engine.worker.model_runner import ModelRunner
+from engine.worker.prompt_graphs import MOST, prompt_ladder
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 8, 63, 64, 100, 256, 257, 1000])
@@ -24,6 +26,16 @@ def test_a_ladder_ends_at_the_seats_and_wastes_little(max_rows):
     for rows in range(1, max_rows + 1):
         size = next(size for size in sizes if size >= rows)
         assert size - rows < (8 if rows < 64 else 16 if rows < 256 else 64)
+
+
+@pytest.mark.parametrize("budget", [1, 16, 17, 100, 256, 300, 512, 1000, 2048, 4096, 8192, 10**5])
+def test_a_ladder_of_steps_with_prompts_holds_the_budget_and_wastes_little(budget):
+    sizes = prompt_ladder(budget)
+    assert sizes == sorted(set(sizes))
+    assert all(size % 16 == 0 for size in sizes)
+    assert sizes[-1] - 16 < min(budget, MOST) <= sizes[-1]
+    for size, more in pairwise(sizes):
+        assert more <= 2 * size if size < 256 else more <= 1.5 * size
 
 
 def runner_on(device, monkeypatch, **options) -> ModelRunner:

@@ -14,6 +14,7 @@ from engine.worker import model_runner, start_memory
 from engine.worker.cuda_graphs import ladder, sample_memory
 from engine.worker.kv_sizing import GIB
 from engine.worker.model_runner import ModelRunner
+from engine.worker.prompt_graphs import prompt_ladder
 from engine.worker.start_memory import memory_for
 
 CPU = torch.device("cpu")
@@ -96,8 +97,9 @@ class Graphs:
 
     ROW = 50
 
-    def __init__(self, slack: int = 0) -> None:
+    def __init__(self, slack: int = 0, budget: int = 0) -> None:
         self.free, self.slack, self.graphs = 10**9, slack, {}
+        self.prompts = Prompts(self) if budget else None
 
     def make(self, sizes):
         self.free -= 10**6 + self.slack
@@ -112,6 +114,31 @@ class Graphs:
         self.free -= outputs - found + 1000
         tensors = torch.empty(size, 20, dtype=torch.uint8), torch.empty(size, 30, dtype=torch.uint8)
         self.graphs[size] = SimpleNamespace(outputs=tensors)
+
+
+class Prompts:
+    """The graphs with prompts on such a card: the first one takes room for what it makes."""
+
+    TOKEN = 20
+
+    def __init__(self, card: Graphs) -> None:
+        self.card, self.sizes, self.graphs = card, prompt_ladder(700), {}
+
+    def add(self, size):
+        self.card.free -= self.TOKEN * size + 1000 + (0 if self.graphs else 10**7)
+        outputs = (torch.empty(size, self.TOKEN, dtype=torch.uint8),)
+        self.graphs[size] = SimpleNamespace(outputs=outputs)
+
+
+def test_graphs_with_prompts_are_counted_too():
+    sampled, card = Graphs(budget=700), Graphs(budget=700)
+    card.make(list(reversed(ladder(8))))
+    for size in reversed(card.prompts.sizes):
+        card.prompts.add(size)
+    found, why = sample_memory(sampled.make, 8, lambda: sampled.free)
+    assert found == 10**9 - card.free
+    assert why.startswith(f"{len(ladder(8)) + len(card.prompts.sizes)} CUDA graphs (")
+    assert len(sampled.prompts.graphs) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 256])

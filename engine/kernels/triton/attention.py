@@ -67,6 +67,7 @@ def attention_kernel(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     SINKS: tl.constexpr,
+    MIXED: tl.constexpr,  # all rows are here: those of the other launch are left to it
     PDL: tl.constexpr = 0,
 ):
     let_next_start(PDL)
@@ -95,8 +96,14 @@ def attention_kernel(
     row_tokens = tl.load(query_start_ptr + row + 1) - row_start
     context = tl.load(context_lens_ptr + row)
     wait_for_previous(PDL)
-    if tile * TOKENS >= row_tokens:
-        return  # the grid is a bound
+    idle = tile * TOKENS >= row_tokens  # the grid is a bound
+    if MIXED:
+        if DECODE:
+            idle = idle | (row_tokens != 1)
+        else:
+            idle = idle | (row_tokens == 1)
+    if idle:
+        return
     first_position = context - row_tokens + tile * TOKENS  # of the tile's first token
 
     m = tl.arange(0, BLOCK_M)
@@ -275,7 +282,14 @@ def splits_for(pairs: int, processors: int, max_context: int) -> int:
 
 
 def constants(
-    tile: Tile, head_dim: int, group: int, page: int, decode: bool, split: bool, extras: Extras
+    tile: Tile,
+    head_dim: int,
+    group: int,
+    page: int,
+    decode: bool,
+    split: bool,
+    extras: Extras,
+    mixed: bool = False,
 ) -> dict[str, int]:
     """The kernel's compile-time arguments. Flags are 0 or 1."""
     return {
@@ -290,6 +304,7 @@ def constants(
         "WINDOW": int(extras.window),
         "SOFT_CAP": int(extras.soft_cap),
         "SINKS": int(extras.sinks),
+        "MIXED": int(mixed),
     }
 
 

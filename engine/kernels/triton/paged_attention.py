@@ -45,6 +45,11 @@ def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
     return q_dtype in FLOATS and kept and spec.head_dim <= MAX_HEAD_DIM
 
 
+def reads_lengths(head_dim: int) -> bool:
+    """See `Kernels`: where torch would compute instead, lengths must be on the host."""
+    return head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0
+
+
 def paged_attention(
     q: torch.Tensor,
     cache: LayerCache,
@@ -63,19 +68,22 @@ def paged_attention(
     if q.stride(2) != 1 or q.stride(1) != spec.head_dim:
         q = q.contiguous()
     out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
-    decode, rows = batch.num_decode_rows, batch.num_rows
+    rows = batch.num_rows
+    decode, first = batch.num_decode_rows, batch.num_decode_rows
+    if batch.lengths_on_device:  # any row may be of either kind
+        decode, first, sdpa_from = rows, 0, None
     if decode:
-        _decode(q, cache, batch, spec, out)
+        _decode(q, cache, batch, spec, out, decode)
     if sdpa_from is not None and _for_sdpa(batch, spec, sdpa_from):
         _prompts_by_sdpa(q, cache, batch, spec, out)
-    elif decode < rows:
+    elif first < rows:
         tile = tile_for(q.dtype, spec.head_dim, _group(spec), False, cache.k.dtype)
-        tokens = sum(batch.query_lens[decode:])
-        tiles = tokens // (tile.block_m // _group(spec)) + rows - decode
-        why = f"{tokens} tokens of {rows - decode} rows in tiles of {tile.block_m} query rows"
+        tokens = sum(batch.query_lens[first:])
+        tiles = tokens // (tile.block_m // _group(spec)) + rows - first
+        why = f"{tokens} tokens of {rows - first} rows in tiles of {tile.block_m} query rows"
         grid = (tiles, spec.num_kv_heads, 1)
         none = out  # a pointer that isn't used
-        _run(grid, tile, range(decode, rows), False, why, q, cache, out, none, none, batch, spec)
+        _run(grid, tile, range(first, rows), False, why, q, cache, out, none, none, batch, spec)
     return out
 
 
@@ -123,9 +131,10 @@ def _decode(
     batch: AttentionBatch,
     spec: AttentionSpec,
     out: torch.Tensor,
+    rows: int,
 ) -> None:
-    """The rows with one token: one launch, or two when contexts are split."""
-    rows, dim, heads = batch.num_decode_rows, spec.head_dim, spec.num_heads
+    """The first `rows` rows, those with one token: one launch, or two when contexts are split."""
+    dim, heads = spec.head_dim, spec.num_heads
     tile = tile_for(q.dtype, dim, _group(spec), True, cache.k.dtype)
     pairs = rows * spec.num_kv_heads
     longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
@@ -198,7 +207,16 @@ def _run(
             batch.block_tables.stride(0),
             spec.num_kv_heads,
         ),
-        constants(tile, spec.head_dim, _group(spec), batch.block_size, decode, grid[2] > 1, extras),
+        constants(
+            tile,
+            spec.head_dim,
+            _group(spec),
+            batch.block_size,
+            decode,
+            grid[2] > 1,
+            extras,
+            batch.lengths_on_device,
+        ),
         tile.num_warps,
         tile.num_stages,
         lambda: _cost(grid, q, cache, batch, spec, rows, why),

@@ -27,13 +27,16 @@ def _kernel(event: ev.KernelLaunched, context: Context) -> str:
 def _captured(event: ev.GraphCaptured, context: Context) -> str:
     kernels = count(event.num_kernels, "kernel")
     took = duration(event.duration_ms * 1e3)
-    return (
-        f"captured the decode step of {count(event.batch_size, 'row')}: {kernels} that later steps"
-        f" replay in one go (took {took})"
-    )
+    what = f"the decode step of {count(event.batch_size, 'row')}"
+    if event.num_tokens:
+        what = f"the step of up to {count(event.num_tokens, 'token')}, prompts too"
+    return f"captured {what}: {kernels} that later steps replay in one go (took {took})"
 
 
 def _replayed(event: ev.GraphReplayed, context: Context) -> str:
+    if event.num_tokens:
+        rows = count(event.num_rows, "row")
+        return f"replays the captured step of up to {count(event.num_tokens, 'token')}: {rows}"
     padding = event.batch_size - event.num_rows
     rows = count(event.num_rows, "row") + (f" and {padding} of padding" if padding else "")
     return f"replays the captured step of {event.batch_size}: {rows}"

@@ -13,9 +13,16 @@ from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 import engine.kernels
 from engine.kernels import Kernels
 from engine.sampling_params import SamplingParams
-from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched, RequestFinished
+from engine.trace.events import (
+    GraphCaptured,
+    GraphReplayed,
+    KernelLaunched,
+    RequestFinished,
+    StepFinished,
+)
 from engine.trace.recorder import Recorder
-from engine.worker.cuda_graphs import CudaGraphs, sample_memory
+from engine.worker.cuda_graphs import sample_memory
+from engine.worker.graph_capture import GraphCapture
 
 MODELS = {
     "qwen3": Qwen3Config(
@@ -38,6 +45,7 @@ MODELS = {
         max_position_embeddings=64,
     ),
 }
+LENGTHS = (7, 1, 31, 12, 25)  # of prompts, more than there are seats
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [3], [20, 21, 22, 23, 24]]
 
 
@@ -51,7 +59,7 @@ PARAMS = [
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    for name in ("sampler", "cuda_graphs", "in_flight"):
+    for name in ("sampler", "cuda_graphs", "in_flight", "model_runner"):
         monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
@@ -120,7 +128,7 @@ def graphs(monkeypatch):
 
         return replay, outputs
 
-    monkeypatch.setattr(CudaGraphs, "_record", record)
+    monkeypatch.setattr(GraphCapture, "_record", record)
 
 
 def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
@@ -133,19 +141,54 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
         with torch.inference_mode():
             make = lambda sizes: runner.cuda_graphs(Recorder("off"), sizes)  # noqa: E731
             taken, _ = sample_memory(make, 4, lambda: 0)  # of graphs for 4, 2 and 1 rows
-            # hidden states, logits and the greatest's places of the two others
+            # hidden states, logits and the greatest's places of the two others; the only one with
+            # prompts was captured
             assert taken == (2 + 1) * (4 * (32 + 97) + 8)
             runner.graphs = runner.cuda_graphs(runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(PROMPTS, PARAMS) == expected
         captured = on_tokens.recorded(GraphCaptured)
         replayed = on_tokens.recorded(GraphReplayed)
-    assert [event.batch_size for event in captured] == [4, 2, 1]
+    sizes = [(event.batch_size, event.num_tokens) for event in captured]
+    assert sizes == [(4, 0), (2, 0), (1, 0), (4, 16)]
     assert all(event.num_kernels > 5 for event in captured)
-    by_size = {event.batch_size: event.seq for event in captured}
-    assert {event.num_rows for event in replayed} >= {2, 3}  # three rows in a graph for four
-    assert all(event.captured_seq == by_size[event.batch_size] for event in replayed)
+    by_size = dict(zip(sizes, captured))
+    decoded = [event for event in replayed if not event.num_tokens]
+    assert {event.num_rows for event in decoded} >= {2, 3}  # three rows in a graph for four
+    for event in replayed:
+        assert event.captured_seq == by_size[event.batch_size, event.num_tokens].seq
     for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing, not even at −1
+        assert torch.equal(k, layer.k[-1])
+        assert torch.equal(v, layer.v[-1])
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("qwen3", True), ("opt", False)])
+def test_steps_with_prompts_are_replayed(name, ahead, tmp_path, monkeypatch, graphs):
+    """Long prompts in chunks, short ones beside rows that decode, tokens that the host doesn't know
+    yet among them: what a step shares out differently from the captured one comes out the same."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS[name]).float().save_pretrained(tmp_path)
+    prompts = [list(range(first, first + length)) for first, length in zip(range(5), LENGTHS)]
+    params = [SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)] * len(prompts)
+    with make_engine(tmp_path, monkeypatch, engine.kernels.TORCH) as on_tokens:
+        expected = on_tokens.run(prompts, params)
+    options = {"async_scheduling": ahead, "launches_ahead": ahead}
+    kernels = engine.kernels.on_cuda()
+    with make_engine(tmp_path, monkeypatch, kernels, budget=20, **options) as on_tokens:
+        on_tokens.recorder.full = True
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.cuda_graphs(runner.recorder)
+        before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
+        assert on_tokens.run(prompts, params) == expected
+        replayed = [e for e in on_tokens.recorded(GraphReplayed) if e.num_tokens]
+        steps = {event.step: event for event in on_tokens.recorded(StepFinished)}
+        launched = {event.step for event in on_tokens.recorded(KernelLaunched)}
+    assert {event.num_tokens for event in replayed} == {16, 32}
+    mixed = [steps[event.step] for event in replayed if steps[event.step].num_decode_tokens]
+    assert mixed  # prompts beside rows that decode
+    assert {e.step for e in steps.values() if e.num_tokens > e.num_decode_tokens} <= launched
+    for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing
         assert torch.equal(k, layer.k[-1])
         assert torch.equal(v, layer.v[-1])
 

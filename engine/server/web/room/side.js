@@ -200,7 +200,7 @@ export class StepPanel {
     ].filter(Boolean).join(" · ")), this.#who(rows)];
     if (finished) parts.push(...this.#time(finished));
     parts.push(...this.#kernels(step.kernels));
-    if (step.graph) parts.push(element("p", {}, `The captured step of ${step.graph.batch_size} rows was replayed in one go, ${step.graph.num_rows} of them real`));
+    if (step.graph) parts.push(element("p", {}, step.graph.num_tokens ? `The captured step of up to ${step.graph.num_tokens} tokens, prompts too, was replayed in one go` : `The captured step of ${step.graph.batch_size} rows was replayed in one go, ${step.graph.num_rows} of them real`));
     this.body.replaceChildren(...parts);
   }
 
