@@ -1,12 +1,17 @@
-"""Attention alone: decoding against the bandwidth, prompts by Triton and by torch's SDPA."""
+"""Attention alone: decoding against the bandwidth, prompts by Triton and by torch's SDPA. The
+times are of CUDA graphs: a slow host doesn't count."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from benchmarks.gpu.graph_time import graph_seconds
 from benchmarks.gpu.kernel_checks import on_device
-from benchmarks.gpu.limits import Limits, seconds
+from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.paged_step import finite, make_step
+from benchmarks.gpu.tune import decode_step
 from engine.kernels import Kernels
 from engine.kernels.fp8 import stored_as
 from engine.layers.attention_batch import AttentionSpec, LayerCache
@@ -22,17 +27,16 @@ def decode_attention(
     context: int,
     stored: torch.dtype | None = None,
 ) -> dict:
-    """Bytes of keys and values over time, against bandwidth. stored: dtype of the cache, where it
-    isn't float16."""
-    tries = 20 if device.type == "cuda" else 1
-    cache, batch = make_step([(context - 1, 1)] * rows, 8, 128, 16, torch.float16)
-    cache = finite(cache)
+    """Bytes of keys and values over time, against bandwidth. rows: each of `context` tokens.
+    stored: dtype of the cache, where it isn't float16."""
+    contexts = torch.full((rows,), context, dtype=torch.int32)
+    cache, batch = decode_step(contexts, SPEC.num_kv_heads, SPEC.head_dim, torch.float16, device)
     if stored is not None:
         cache = LayerCache(stored_as(cache.k, stored), stored_as(cache.v, stored))
-    cache, batch = on_device(cache, batch, device)
-    q = torch.randn(rows, 32, 128, device=device).half()
-    taken = seconds(lambda: kernels.paged_attention(q, cache, batch, SPEC), device, tries)
-    moved = 2 * rows * context * 8 * 128 * cache.k.element_size()
+    q = torch.randn(rows, SPEC.num_heads, SPEC.head_dim, device=device).half()
+    call = partial(kernels.paged_attention, q, cache, batch, SPEC)
+    taken = graph_seconds(call, device, _tries(device))
+    moved = 2 * rows * context * SPEC.num_kv_heads * SPEC.head_dim * cache.k.element_size()
     return {
         "rows": rows,
         "context": context,
@@ -46,7 +50,6 @@ def decode_attention(
 def prompt_attention(kernels: Kernels, device: torch.device, lengths: list[int]) -> dict:
     """Microseconds of one whole prompt both ways at each length, and the length from which on
     SDPA was faster: what `SDPA_FROM` in engine/kernels/triton/paged_attention.py should be."""
-    tries = 20 if device.type == "cuda" else 1
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
     for length in lengths:
@@ -55,13 +58,15 @@ def prompt_attention(kernels: Kernels, device: torch.device, lengths: list[int])
         q = torch.randn(length, 32, 128, device=device).to(dtype)
         ways = {}
         for way, sdpa_from in (("triton", None), ("torch", 1)):
-            ways[f"{way}_us"] = 1e6 * seconds(
-                lambda s=sdpa_from: kernels.paged_attention(q, cache, batch, SPEC, sdpa_from=s),  # noqa: B023
-                device,
-                tries,
-            )
+            call = partial(kernels.paged_attention, q, cache, batch, SPEC, sdpa_from=sdpa_from)
+            ways[f"{way}_us"] = 1e6 * graph_seconds(call, device, _tries(device))
         rows.append({"tokens": length, **ways})
     return {"prompts": rows, "sdpa_from": faster_from(rows)}
+
+
+def _tries(device: torch.device) -> int:
+    """Of each measurement: many on a GPU, one in the interpreter."""
+    return 20 if device.type == "cuda" else 1
 
 
 def faster_from(rows: list[dict]) -> int | None:

@@ -53,6 +53,12 @@ def checks(
         "error": _moved_wrong(kernels, device),
         "allowed": 0.0,
     }
+    yield {
+        "kernel": "take_inputs, hand_out",
+        "dtype": "int64",
+        "error": _exchanged_wrong(kernels, device),
+        "allowed": 0.0,
+    }
     yield {"kernel": "draw", "dtype": "float32", "error": _draw(kernels, device), "allowed": 0.0}
     for dtype in dtypes:
         yield {
@@ -247,6 +253,25 @@ def _moved_wrong(kernels: Kernels, device: torch.device) -> float:
     kernels.copy_blocks(there, places, words, torch.tensor([[3, 1]], device=device))
     wrong = [(a != b).float().mean() for a, b in zip(pool, expected)]
     wrong += [(a[3].to(device) != b[5]).float().mean() for a, b in zip(host, expected)]
+    return float(max(wrong))
+
+
+def _exchanged_wrong(kernels: Kernels, device: torch.device) -> float:
+    """The share of words that a step didn't get from pinned memory, or didn't hand out to it."""
+    rows, width, pin = 300, 320, device.type == "cuda"
+    staged, host = torch.randint(0, 1000, (5, width)), torch.zeros(width, dtype=torch.int64)
+    staged[0, ::2] = -1
+    staged[3] %= 50
+    drawn = torch.randint(-1, 1000, (50,))
+    expected, packed = torch.zeros_like(staged), torch.zeros_like(staged, device=device)
+    torch_ops.take_inputs(expected, staged, rows, drawn)
+    if pin:
+        staged, host = staged.pin_memory(), host.pin_memory()
+    kernels.take_inputs(packed, staged, rows, drawn.to(device))
+    kernels.hand_out(packed[0, :rows], host)
+    if pin:
+        torch.cuda.synchronize(device)
+    wrong = (packed.cpu() != expected).float().mean(), (host != expected[0]).float().mean()
     return float(max(wrong))
 
 

@@ -13,9 +13,15 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+from benchmarks.gpu.graph_time import graph_seconds
+
+if TYPE_CHECKING:  # main says how Triton is to run before anything of the engine is imported
+    from engine.layers.attention_batch import AttentionBatch, LayerCache
 
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 TILES = (
@@ -23,7 +29,7 @@ TILES = (
     *((32, 2, 3), (32, 1, 4), (16, 1, 4), (128, 4, 2), (128, 8, 2)),
 )
 """(keys of a tile, warps, stages)"""
-CALLS = 4  # in a graph
+PAGE = 16  # tokens
 
 
 class Case(NamedTuple):
@@ -50,9 +56,11 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 
     q, cache, batch, spec, moved = _step(case, device)
     chosen = module.tile_for, module.splits_for
+    tries = 5 if device.type == "cuda" else 1
 
     def measure() -> float:
-        return _microseconds(lambda: module.paged_attention(q, cache, batch, spec), device)
+        call = partial(module.paged_attention, q, cache, batch, spec)
+        return 1e6 * graph_seconds(call, device, tries)
 
     yield {"tile": None, "splits": None, "us": measure(), "bytes": moved}
     try:
@@ -72,46 +80,43 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 
 
 def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
-    """(q, cache, batch, spec, bytes of keys and values that are read). Made on the device: the
-    host, where `make_step` draws, takes seconds for each gigabyte."""
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+    """(q, cache, batch, spec, bytes of keys and values that are read)."""
+    from engine.layers.attention_batch import AttentionSpec
 
-    page = 16
     torch.manual_seed(0)
     contexts = ((torch.rand(case.rows) * 1.2 + 0.4) * case.context).int().clamp_min(1)
-    width = -(-int(contexts.max()) // page)
-    shape = (case.rows * width, page, case.kv_heads, case.head_dim)
-    k, v = (torch.empty(shape, dtype=case.dtype, device=device).normal_() for _ in range(2))
-    batch = AttentionBatch(
-        positions=(contexts - 1).long().to(device),
-        slot_mapping=torch.zeros(case.rows, dtype=torch.int64, device=device),
-        block_tables=torch.randperm(len(k), device=device).int().view(case.rows, width),
-        query_start=torch.arange(case.rows + 1, dtype=torch.int32, device=device),
-        context_lens=contexts.to(device),
-        num_decode_rows=case.rows,
-        block_size=page,
-        query_lens=[1] * case.rows,
-        context_lens_list=contexts.tolist(),
-        max_context_len=int(contexts.max()),
-    )
+    cache, batch = decode_step(contexts, case.kv_heads, case.head_dim, case.dtype, device)
     spec = AttentionSpec(case.heads, case.kv_heads, case.head_dim, case.head_dim**-0.5)
     q = torch.randn(case.rows, case.heads, case.head_dim, device=device).to(case.dtype)
-    moved = 2 * int(contexts.sum()) * case.kv_heads * case.head_dim * k.element_size()
-    return q, LayerCache(k, v), batch, spec, moved
+    moved = 2 * int(contexts.sum()) * case.kv_heads * case.head_dim * case.dtype.itemsize
+    return q, cache, batch, spec, moved
 
 
-def _microseconds(call: Any, device: torch.device) -> float:
-    """Of one call, by the median of replays of a graph of some."""
-    from benchmarks.gpu.limits import seconds
+def decode_step(
+    contexts: torch.Tensor, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[LayerCache, AttentionBatch]:
+    """One token for each row, over random pages in shuffled order. contexts: int32 [rows], on the
+    host: tokens of each row, this one included. Made on the device: the host, where `make_step`
+    draws, takes seconds for each gigabyte."""
+    from engine.layers.attention_batch import AttentionBatch, LayerCache
 
-    call()
-    if device.type != "cuda":
-        return 1e6 * seconds(call, device, 1)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    return 1e6 * seconds(graph.replay, device, 5) / CALLS
+    rows, longest = len(contexts), int(contexts.max())
+    width = -(-longest // PAGE)
+    shape = (rows * width, PAGE, kv_heads, head_dim)
+    k, v = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
+    batch = AttentionBatch(
+        positions=(contexts - 1).long().to(device),
+        slot_mapping=torch.zeros(rows, dtype=torch.int64, device=device),
+        block_tables=torch.randperm(len(k), device=device).int().view(rows, width),
+        query_start=torch.arange(rows + 1, dtype=torch.int32, device=device),
+        context_lens=contexts.to(device),
+        num_decode_rows=rows,
+        block_size=PAGE,
+        query_lens=[1] * rows,
+        context_lens_list=contexts.tolist(),
+        max_context_len=longest,
+    )
+    return LayerCache(k, v), batch
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,6 +39,8 @@ class Kernels:
     greatest: Callable[..., torch.Tensor]
     rotate: Callable[..., torch.Tensor]
     take_drawn: Callable[..., None] = torch_ops.take_drawn
+    take_inputs: Callable[..., None] = torch_ops.take_inputs
+    hand_out: Callable[..., None] = torch_ops.hand_out
     reads_lengths: Callable[[int], bool] = lambda head_dim: False
     """Whether attention to heads of that size takes a batch with `lengths_on_device`."""
     few_rows: FewRows | None = None

@@ -109,6 +109,23 @@ def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tenso
     token_ids[unknown] = drawn[places[unknown]].clamp_min_(0)
 
 
+def take_inputs(
+    packed: torch.Tensor, staged: torch.Tensor, rows: int, drawn: torch.Tensor | None
+) -> None:
+    """Bring the first `rows` columns of a decode step's inputs to the device; nobody waits.
+
+    packed: int64 [5, n], on the device: token ids, positions, slots, places, and lengths, which
+    have 32 bits each. staged: the same, on the host. drawn: see `take_drawn`, with these places."""
+    packed[:, :rows].copy_(staged[:, :rows], non_blocking=True)
+    if drawn is not None:
+        take_drawn(packed[0, :rows], drawn, packed[3, :rows])
+
+
+def hand_out(tokens: torch.Tensor, there: torch.Tensor) -> None:
+    """Copy tokens, int64 [rows], to the host; nobody waits. there: int64 [rows], on the host."""
+    there.copy_(tokens, non_blocking=True)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding (Su et al., 2021) on halves: dimension i turns with i + D/2.
 

@@ -11,12 +11,12 @@ from collections import deque
 import numpy as np
 import torch
 
+from engine.kernels import kernels_for
 from engine.layers.attention_batch import AttentionBatch
 from engine.worker.batch_rows import StepInputs
 from engine.worker.in_flight import UNKNOWN, DrawnTokens
-from engine.worker.transfers import to_device
+from engine.worker.transfers import STAGED, to_device
 
-STAGED = 3
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
 
 DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -41,8 +41,7 @@ class DecodeInputs:
         self.contexts = contexts.view(torch.int32)[:max_rows]
         self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
-        # Where the host writes: on a CPU, into the tensors themselves; else into pinned memory, of
-        # which a step that is under way may still be copied from, and the one before it.
+        # Where the host writes: on a CPU, into the tensors themselves; else into pinned memory.
         shape, on_cuda = self._packed.shape, device.type == "cuda"
         self._staged = deque(
             _fields(torch.zeros(shape, dtype=torch.int64, pin_memory=True))
@@ -70,10 +69,13 @@ class DecodeInputs:
         if drawn is not None:
             fields[3, :rows] = drawn.places(inputs.slots)
         contexts[:rows] = inputs.contexts
-        if staged is not self._packed:
-            self._packed.copy_(staged, non_blocking=True)
         self.fill_tables(inputs)
-        if drawn is not None and (inputs.token_ids == UNKNOWN).any():
+        if drawn is not None and not (inputs.token_ids == UNKNOWN).any():
+            drawn = None
+        if staged is not self._packed:
+            tokens = None if drawn is None else drawn.tokens
+            kernels_for(self.device).take_inputs(self._packed, staged, size, tokens)
+        elif drawn is not None:
             drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def fill_tables(self, inputs: StepInputs) -> None:

@@ -53,12 +53,12 @@ class DrawnTokens:
     for when a step is launched."""
 
     def __init__(self, num_slots: int) -> None:
-        self._tokens = torch.zeros(1, dtype=torch.int64)
+        self.tokens = torch.zeros(1, dtype=torch.int64)
         self._places = np.zeros(num_slots, np.int64)  # of each slot, among the tokens
 
     def keep(self, slots: np.ndarray, tokens: torch.Tensor) -> None:
         """What a step draws: of row i, `tokens[i]`. Both int64 [rows]; no slot comes twice."""
-        self._tokens = tokens
+        self.tokens = tokens
         self._places[slots] = np.arange(len(slots))
 
     def places(self, slots: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ class DrawnTokens:
     def fill(self, token_ids: torch.Tensor, places: torch.Tensor) -> None:
         """Put the drawn token wherever `UNKNOWN` stands, 0 for a sequence with none to draw (it
         ends, what it computes until then nobody reads). Both int64 [rows], on the device."""
-        kernels_for(token_ids.device).take_drawn(token_ids, self._tokens, places)
+        kernels_for(token_ids.device).take_drawn(token_ids, self.tokens, places)
 
 
 class Clock:

@@ -11,8 +11,9 @@ import torch
 
 from engine.layers.attention_batch import AttentionBatch
 from engine.worker.batch_rows import StepInputs
-from engine.worker.decode_inputs import STAGED, DecodeInputs
+from engine.worker.decode_inputs import DecodeInputs
 from engine.worker.in_flight import UNKNOWN, DrawnTokens
+from engine.worker.transfers import STAGED
 
 ALIGNED = 2  # 64-bit words: Triton compiles kernels anew for addresses that 16 doesn't divide
 
@@ -38,7 +39,6 @@ class PromptInputs:
         device = decode.device
         words = _words(max_tokens, self.rows_of(max_tokens))
         self._packed = torch.zeros(words, dtype=torch.int64, device=device)
-        # as in `DecodeInputs`: a step that is under way may still be copied from one of these
         on_cuda = device.type == "cuda"
         self._staged = deque(
             torch.zeros(words, dtype=torch.int64, pin_memory=True) if on_cuda else self._packed

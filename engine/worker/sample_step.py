@@ -18,7 +18,7 @@ from engine.worker.draw_events import sample_drawn
 from engine.worker.logprobs import token_logprobs
 from engine.worker.sampler import Sampler
 from engine.worker.sampling_table import SampleBatch, SamplingTable
-from engine.worker.transfers import to_device, to_host
+from engine.worker.transfers import Outbox, to_device
 
 
 class _Recorded(NamedTuple):
@@ -50,6 +50,7 @@ class SampleStep:
         self.rows = rows
         self.table = table
         self.sampler = Sampler(table)
+        self.outbox = Outbox(table.num_slots, table.device)
         self.recorder = recorder
 
     @property
@@ -94,7 +95,8 @@ class SampleStep:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
-        return Draws(drawing, counts, firsts, slots, ends, to_host(tokens), next_tokens)
+        arriving = self.outbox.take(tokens)
+        return Draws(drawing, counts, firsts, slots, ends, arriving, next_tokens)
 
     def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
         """Append the tokens, which have arrived, to their rows. Returns those of every row in the

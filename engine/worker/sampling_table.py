@@ -31,7 +31,7 @@ class SampleBatch:
 
     slots: np.ndarray  # int64 [rows]
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
-    greedy: torch.Tensor  # int64 [g], rows with temperature 0
+    greedy: torch.Tensor  # int64 [g], rows with temperature 0; empty where all have it
     random: torch.Tensor  # int64 [r], the others
     temperature: torch.Tensor | None  # fp32 [r, 1]; None: 1 in every row
     cuts: Cuts  # [r]
@@ -77,6 +77,7 @@ class SamplingTable:
     """Parameters by slot. `set` and `clear` follow the rows; `batch` gathers."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self.num_slots = num_slots
         self.vocab_size = vocab_size
         self.device = device
         self.counts = OutputCounts(vocab_size, device)
@@ -161,7 +162,7 @@ class SamplingTable:
         return SampleBatch(
             slots=slots.copy(),
             seeds=self._seeds[slots] + siblings,
-            greedy=place(np.flatnonzero(greedy)),
+            greedy=place(np.flatnonzero(greedy if len(random) else greedy[:0])),
             random=place(random),
             temperature=place(heat) if (heat != 1).any() else None,
             cuts=Cuts(place(top_k), place(some[:, TOP_P]), place(some[:, MIN_P])),

@@ -7,8 +7,16 @@ being used again before its copy has been made.
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
+
+from engine.kernels import kernels_for
+
+STAGED = 3
+"""Pieces of pinned memory that steps use in turn: one may still be copied from, or to, for the step
+under way and one for the step before it."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -20,6 +28,8 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host, on the device."""
     if device.type != "cuda":
         return tensor
+    if not tensor.numel():
+        return torch.empty_like(tensor, device=device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -29,3 +39,23 @@ def to_host(tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy().copy()  # the next step may be played onto the same memory
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return there.copy_(tensor, non_blocking=True).numpy()
+
+
+class Outbox:
+    """Where the tokens of each step arrive on the host."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        """size: tokens of a step, at most."""
+        on_cuda = device.type == "cuda"
+        pieces = range(STAGED if on_cuda else 0)
+        self._pieces = deque(torch.zeros(size, dtype=torch.int64, pin_memory=True) for _ in pieces)
+
+    def take(self, tokens: torch.Tensor) -> np.ndarray:
+        """A copy of the tokens, int64 [draws], in the host's memory: to be read when the device has
+        passed a later event, and before the next step but one is launched."""
+        if not self._pieces:
+            return to_host(tokens)
+        self._pieces.rotate()
+        there = self._pieces[0][: len(tokens)]
+        kernels_for(tokens.device).hand_out(tokens, there)
+        return there.numpy()

@@ -31,6 +31,7 @@ def operations() -> dict[str, Any] | None:
         "linear": ("linear", "few_rows"),
         "draw": ("draw",),
         "take_drawn": ("take_drawn",),
+        "exchange": ("take_inputs", "hand_out"),
         "greatest": ("greatest",),
         "blocks": ("copy_blocks",),
     }.items():

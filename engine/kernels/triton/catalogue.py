@@ -18,6 +18,7 @@ from engine.kernels.triton import (
     draw,
     draw_border,
     embed,
+    exchange,
     greatest,
     norm,
     skinny,
@@ -67,6 +68,7 @@ def variants() -> Iterator[Variant]:
     yield _angles()
     yield _copy()
     yield _take_drawn()
+    yield from _exchange()
 
 
 def _silu_and_mul(dtype: str) -> Variant:
@@ -91,6 +93,31 @@ def _embed(dtype: str, add: bool) -> Variant:
         },
         constants={"BLOCK": embed.PIECE, "ADD": int(add)},
         num_warps=embed.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _exchange() -> Iterator[Variant]:
+    """What a decode step takes from the host and hands out to it."""
+    for drawn in (False, True):
+        yield Variant(
+            name=f"take_inputs{' drawn' if drawn else ''}",
+            kernel=exchange.take_inputs_kernel,
+            types={
+                **dict.fromkeys(("packed_ptr", "drawn_ptr"), "*i64"),
+                "staged": "i64",
+                **dict.fromkeys(("rows", "stride"), "i32"),
+            },
+            constants={"DRAWN": int(drawn), "BLOCK": exchange.PIECE},
+            num_warps=exchange.NUM_WARPS,
+            num_stages=1,
+        )
+    yield Variant(
+        name="hand_out",
+        kernel=exchange.hand_out_kernel,
+        types={"tokens_ptr": "*i64", "there": "i64", "rows": "i32"},
+        constants={"BLOCK": exchange.PIECE},
+        num_warps=exchange.NUM_WARPS,
         num_stages=1,
     )
 

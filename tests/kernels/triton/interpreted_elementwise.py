@@ -13,7 +13,7 @@ from moving_blocks import move_at_random
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.launch import recording
 from engine.kernels.torch_ops import NO_TOKEN
-from engine.kernels.triton import activation, blocks, greatest, norm, take_drawn
+from engine.kernels.triton import activation, blocks, exchange, greatest, norm, take_drawn
 from engine.layers.attention_batch import LayerKV
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
@@ -87,6 +87,25 @@ def test_tokens_that_the_step_before_drew(rows, seed):
     take_drawn.take_drawn(ids, drawn, places)
     assert torch.equal(ids, expected)
     assert int(ids.min()) >= 0
+
+
+@given(st.integers(1, 600), st.integers(0, 9), st.booleans(), st.integers(0, 1000))
+@FEW
+def test_what_a_step_takes_from_the_host_and_hands_out(rows, more, some_drawn, seed):
+    """The rest of the lines stays as it was: others may be copied there still."""
+    torch.manual_seed(seed)
+    drawn = torch.randint(-1, 1000, (50,)) if some_drawn else None
+    staged = torch.randint(0, 1000, (5, rows + more))
+    if drawn is not None:
+        staged[0] = staged[0].where(torch.rand(rows + more) < 0.5, -1)
+        staged[3] = torch.randint(0, 50, (rows + more,)).where(staged[0] < 0, 10**15)
+    packed, expected = (torch.full_like(staged, 7) for _ in range(2))
+    torch_ops.take_inputs(expected, staged, rows, drawn)
+    exchange.take_inputs(packed, staged, rows, drawn)
+    assert torch.equal(packed, expected)
+    there = torch.full((rows + more,), 7)
+    exchange.hand_out(packed[0, :rows], there)
+    assert torch.equal(there[:rows], packed[0, :rows]) and (there[rows:] == 7).all()
 
 
 @pytest.mark.parametrize("width", [40, 9001])

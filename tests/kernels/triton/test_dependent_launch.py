@@ -19,6 +19,7 @@ from engine.kernels.triton.variant import Variant
 BY_NAME = {variant.name: variant for variant in variants()}
 LENGTHS = {"query_start_ptr", "context_lens_ptr"}  # inputs of a step, like slots, cuts, and words
 CUTS = {"top_k_ptr", "top_p_ptr"}
+ADDRESSES = {"staged", "there"}  # numbers that are pointers
 READ_BEFORE = {
     "rms norm bf16 width 4096": {"weight_ptr"},
     "add rms norm bf16 width 768": {"weight_ptr"},
@@ -43,6 +44,8 @@ READ_BEFORE = {
     "draw vocabulary 256": CUTS | {"words_ptr"},
     "copy_blocks": set(),
     "take_drawn": set(),
+    "take_inputs drawn": {"staged"},
+    "hand_out": set(),
     "linear bf16 rows 1 inputs 2048": {"weight_ptr"},
     "linear bias relu bf16 rows 4 inputs 768": {"weight_ptr", "bias_ptr"},
     "norm gated bf16 rows 2 inputs 11008": {"weight_ptr"},
@@ -69,7 +72,7 @@ def pointers_read(variant: Variant, lines: str) -> set[str]:
         elif len(registers) > 1:
             sources = (made_of.get(register, set()) for register in registers[1:])
             made_of[registers[0]] = set().union(*sources)
-    return {name for name in found if variant.types[name].startswith("*")}
+    return {name for name in found if variant.types[name][0] == "*" or name in ADDRESSES}
 
 
 @pytest.mark.parametrize("name", READ_BEFORE)
