@@ -28,7 +28,9 @@ from engine.kernels.triton.catalogue_attention import attention_variants
 from engine.kernels.triton.variant import DTYPES, Variant
 
 WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
-INPUTS = (768, 2048, 11008)  # K of a product of few rows: below, of, and no multiple of its tile
+SHAPES = ((768, 3072), (2048, 2048), (2048, 16384), (4096, 4096), (8192, 2048), (11008, 4096))
+"""(K, lines) of a product of few rows: one for each tile that is chosen, and one that K isn't a
+multiple of."""
 FORMS = {
     "linear": skinny.Form(),
     "linear bias relu": skinny.Form(bias=True, relu=True),
@@ -50,10 +52,10 @@ def variants() -> Iterator[Variant]:
             for center in (False, True):
                 for add in (False, True):
                     yield _norm(dtype, width, center, add)
-        for rows in (1, 2, 4) if dtype == "bf16" else (4,):
-            for inputs in INPUTS if dtype == "bf16" else INPUTS[1:2]:
+        for shape in SHAPES if dtype == "bf16" else SHAPES[1:2]:
+            for rows in (1, 4) if shape != SHAPES[2] else (1, 2, 4):
                 for form in FORMS:
-                    yield _skinny(dtype, rows, inputs, form, FORMS[form])
+                    yield _skinny(dtype, rows, *shape, form, FORMS[form])
     for vocab in (256, 128256):
         yield _draw("draw weights", draw.weights_kernel, vocab, draw.NUM_WARPS)
         yield _draw("draw", draw.draw_kernel, vocab, draw.NUM_WARPS)
@@ -166,18 +168,21 @@ def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
     )
 
 
-def _skinny(dtype: str, rows: int, inputs: int, name: str, form: skinny.Form) -> Variant:
+def _skinny(
+    dtype: str, rows: int, inputs: int, lines: int, name: str, form: skinny.Form
+) -> Variant:
+    constants = skinny.constants(rows, lines, inputs, form)
     pointers = ["x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr"]
     return Variant(
-        name=f"{name} {dtype} rows {rows} inputs {inputs}",
+        name=f"{name} {dtype} rows {rows} weight {lines} × {inputs}",
         kernel=skinny.skinny_kernel,
         types={
             **dict.fromkeys(pointers, f"*{dtype}"),
             **dict.fromkeys(("rows", "N"), "i32"),
             "eps": "fp32",
         },
-        constants=skinny.constants(rows, inputs, form),
-        num_warps=skinny.NUM_WARPS,
+        constants=constants,
+        num_warps=skinny.warps(constants),
         num_stages=1,
     )
 

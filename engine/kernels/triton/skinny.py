@@ -4,8 +4,9 @@ once, as fast as memory gives it. What each form computes is said by its referen
 
 With 1 to 4 rows there is nothing for tensor cores to reuse: each weight is multiplied 1 to 4 times.
 A product is then a matter of bytes in flight. Each program asks for its first weights before it
-waits for the kernel that makes x, keeps a sum for each place of a tile of weights in registers, and
-adds these up at the end.
+waits for the kernel that makes x, and for the next ones before it uses these. A thread adds up the
+`VECTOR` products of each load of 16 bytes at once, so that few registers hold sums and many hold
+weights that are on their way.
 
 Grid: one program for every few outputs, all of K in each. There are always enough: 2,048 outputs
 are 1,024 programs. A norm of x is a factor of the whole product: every program adds up the squares
@@ -24,10 +25,8 @@ from engine.kernels.launch import Cost
 from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 MAX_ROWS = 4
-NUM_WARPS = 4
-BLOCK_K = 1024  # 8 values of 2 bytes for each of 128 threads: one load of 16 bytes
-WEIGHTS = 2048  # of a tile: two such loads for each thread
-SUMS = 8192  # of a tile: 64 registers of each thread
+VECTOR = 8  # values of 2 bytes that a thread loads at once
+WARP = 32 * VECTOR
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -45,6 +44,7 @@ def skinny_kernel(
     ROWS: tl.constexpr,  # rows, rounded up to a power of two
     BLOCK_N: tl.constexpr,  # lines of the weight for a program
     BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,  # neighbours along K that one thread has
     NORM: tl.constexpr,  # x is normalised first
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
@@ -78,21 +78,21 @@ def skinny_kernel(
     if ADD:
         residual = tl.load(residual_ptr + place, mask=real, other=0.0).to(tl.float32)
 
-    sums = tl.zeros([ROWS, BLOCK_N, BLOCK_K], tl.float32)
-    squares = tl.zeros([ROWS, 1, BLOCK_K], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_N, BLOCK_K // VECTOR], tl.float32)
+    squares = tl.zeros([ROWS, 1, BLOCK_K // VECTOR], tl.float32)
     for first in range(0, LAST, BLOCK_K):
         this = weight  # the next weights are asked for before these are used
         weight = _load(weight_at, k, first + BLOCK_K, K, WHOLE, True)
         x = _load(x_at, k, first, K, True, False).to(tl.float32)
         if NORM:
-            squares += x * x
+            squares += _fold(x * x, VECTOR)
             x *= _load(norm_ptr + k, k, first, K, True, False).to(tl.float32)
-        sums += x * this.to(tl.float32)
+        sums += _fold(x * this.to(tl.float32), VECTOR)
     x = _load(x_at, k, LAST, K, WHOLE, False).to(tl.float32)
     if NORM:
-        squares += x * x
+        squares += _fold(x * x, VECTOR)
         x *= _load(norm_ptr + k, k, LAST, K, WHOLE, False).to(tl.float32)
-    sums += x * weight.to(tl.float32)
+    sums += _fold(x * weight.to(tl.float32), VECTOR)
 
     out = tl.sum(sums, 2)
     if NORM:  # the mean square is a factor of all products: known at the end is early enough
@@ -121,6 +121,15 @@ def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr
     return tl.load(at + first, mask=k < K - first, other=0.0, eviction_policy=EVICT)
 
 
+@triton.jit
+def _fold(products, VECTOR: tl.constexpr):
+    """[rows, lines, K] → [rows, lines, K / VECTOR], neighbours added."""
+    ROWS: tl.constexpr = products.shape[0]
+    LINES: tl.constexpr = products.shape[1]
+    GROUPS: tl.constexpr = products.shape[2] // VECTOR
+    return tl.sum(tl.reshape(products, [ROWS, LINES, GROUPS, VECTOR]), 3)
+
+
 class Form(NamedTuple):
     """What stands beside the product."""
 
@@ -131,23 +140,46 @@ class Form(NamedTuple):
     add: bool = False
 
 
-def constants(rows: int, inputs: int, form: Form) -> dict[str, int]:
-    """The kernel's compile-time arguments: as many outputs as make a tile of `WEIGHTS`, fewer where
-    there are so many rows that the sums would not fit the registers."""
+class Tile(NamedTuple):
+    """What a program multiplies at once."""
+
+    lines: int
+    inputs: int  # a power of two
+
+
+def tile_for(lines: int, inputs: int) -> Tile:
+    """The best of 20 on an H200 for the shapes of four models (benchmarks/results/NOTES.md), by a
+    rule. lines: of the weight, `inputs` long."""
+    if inputs > 2048 and lines <= 2048:  # few programs: each with many bytes on their way
+        return Tile(1, 2048)
+    if inputs <= 1024:
+        return Tile(4, 512) if inputs % 512 == 0 else Tile(4, 1024)
+    if inputs <= 2048:
+        return Tile(8, 256) if lines >= 8192 else Tile(2, 1024)
+    return Tile(2, 2048) if inputs % 2048 == 0 else Tile(4, 1024)
+
+
+def constants(rows: int, lines: int, inputs: int, form: Form) -> dict[str, int]:
+    """The kernel's compile-time arguments. Several rows share the registers that one has."""
     padded = triton.next_power_of_2(rows)
-    block_k = min(BLOCK_K, max(16, triton.next_power_of_2(inputs)))
-    weights = min(WEIGHTS * (2 if form.gated else 1), SUMS // padded)
+    tile = tile_for(lines, inputs)
     return {
         "K": inputs,
         "ROWS": padded,
-        "BLOCK_N": max(2 if form.gated else 1, weights // block_k),
-        "BLOCK_K": block_k,
+        "BLOCK_N": max(2 if form.gated else 1, tile.lines // padded),
+        "BLOCK_K": min(tile.inputs, max(16, triton.next_power_of_2(inputs))),
+        "VECTOR": VECTOR,
         "NORM": int(form.norm),
         "BIAS": int(form.bias),
         "RELU": int(form.relu),
         "GATED": int(form.gated),
         "ADD": int(form.add),
     }
+
+
+def warps(constants: dict[str, int]) -> int:
+    """As many as load a line of a tile at once, a vector for each thread."""
+    return max(1, constants["BLOCK_K"] // WARP)
 
 
 def skinny(
@@ -167,7 +199,7 @@ def skinny(
     outputs = len(weight) // 2 if gated else len(weight)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     form = Form(norm is not None, bias is not None, relu, gated, residual is not None)
-    cut = constants(rows, inputs, form)
+    cut = constants(rows, len(weight), inputs, form)
     grid = (triton.cdiv(len(weight), cut["BLOCK_N"]),)
     pointers = tuple(x if tensor is None else tensor for tensor in (bias, norm, residual))
     moved = x.nbytes + weight.nbytes + out.nbytes * (1 if residual is None else 2)
@@ -177,7 +209,7 @@ def skinny(
         grid,
         (x, weight, *pointers, out, rows, outputs, eps),
         cut,
-        NUM_WARPS,
+        warps(cut),
         1,
         lambda: Cost(
             list(grid),

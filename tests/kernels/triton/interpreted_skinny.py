@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.kernels import few_rows, on_cuda, torch_ops
 from engine.kernels.launch import recording
-from engine.kernels.triton import linear, skinny
+from engine.kernels.triton import catalogue, linear, skinny
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 
@@ -108,7 +108,7 @@ def test_the_record_says_which_and_why():
         on_cuda().few_rows.norm_gated(x[:1], norm, 1e-5, weight, bias)
     recorder.close()
     few, many, gated = (event for event in found if isinstance(event, KernelLaunched))
-    assert (few.name, few.backend, few.grid) == ("linear", "triton", [3])
+    assert (few.name, few.backend, few.grid) == ("linear", "triton", [6])
     assert few.num_bytes == 2 * (3 * 1024 + 6 * 1024 + 3 * 6)
     assert few.flops == 2 * 3 * 6 * 1024
     assert "3 rows reuse no weight" in few.why
@@ -121,9 +121,24 @@ def test_the_record_says_which_and_why():
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_tile_fits_the_registers(rows, gated):
-    for inputs in (1, 100, 768, 1024, 8192, 11008):
-        cut = skinny.constants(rows, inputs, skinny.Form(gated=gated))
-        assert cut["ROWS"] >= rows
-        assert cut["ROWS"] * cut["BLOCK_N"] * cut["BLOCK_K"] <= skinny.SUMS
-        assert cut["BLOCK_N"] % (2 if gated else 1) == 0
-        assert all(n & (n - 1) == 0 for n in (cut["ROWS"], cut["BLOCK_N"], cut["BLOCK_K"]))
+    for inputs in (1, 100, 768, 1024, 2048, 4096, 8192, 11008):
+        for lines in (2, 2048, 4096, 100_000):
+            cut = skinny.constants(rows, lines, inputs, skinny.Form(gated=gated))
+            threads = 32 * skinny.warps(cut)
+            assert cut["ROWS"] >= rows
+            assert cut["ROWS"] * cut["BLOCK_N"] * cut["BLOCK_K"] <= 64 * threads
+            assert cut["BLOCK_N"] % (2 if gated else 1) == 0
+            assert cut["BLOCK_K"] % cut["VECTOR"] == 0
+            assert all(n & (n - 1) == 0 for n in (cut["ROWS"], cut["BLOCK_N"], cut["BLOCK_K"]))
+
+
+@pytest.mark.parametrize(("inputs", "lines"), catalogue.SHAPES)
+def test_every_tile(lines, inputs):
+    """Two of the outputs' tiles, one of them not whole, of each shape that is cut differently."""
+    few = skinny.tile_for(lines, inputs)
+    outputs = few.lines + 1
+    x, weight, _, norm, _ = tensors(2, inputs, outputs, torch.float32, 0, gated=True)
+    facts, near = (x, norm, 1e-5, weight, None), NEAR[torch.float32]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(skinny, "tile_for", lambda *shape: few)
+        torch.testing.assert_close(linear.norm_gated(*facts), few_rows.norm_gated(*facts), **near)
