@@ -141,7 +141,8 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
                 yield "profile", row
 
     def record_cost() -> Results:
-        yield "record_cost", speed.record_cost(cases[-1], device, folder)
+        for case in (cases[0], cases[-1]):  # one request, and many of a small model
+            yield "record_cost", speed.record_cost(case, device, folder)
 
     def beside_transformers() -> Results:
         sizes = (3, (3, 9)) if dry else (peers.REQUESTS, peers.LENGTHS)

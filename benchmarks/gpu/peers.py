@@ -64,9 +64,9 @@ def _theirs(
     gc.freeze()  # as the engine does
     ways: dict[str, tuple[Workload, Callable[[Workload], Run]]] = {
         "transformers, one by one": (few, peer.one_by_one),
-        "transformers, static 8": (some, lambda work: peer.static(work, 8)),
-        "transformers, static 32": (work, lambda work: peer.static(work, 32)),
         "transformers, continuous batching": (work, peer.continuous),
+        "transformers, static 32": (work, lambda work: peer.static(work, 32)),
+        "transformers, static 8": (some, lambda work: peer.static(work, 8)),
     }
     for name, (its, run) in ways.items():
         yield _result(shape, name, its, partial(run, its))

@@ -80,7 +80,7 @@ def _speed(case: dict, device: str) -> Iterator[Line]:
         what,
         f"≥ {wanted:.0%} of the limit" if wanted else "",
         f"{case['tokens_per_s']:,.0f} tokens/s, {share:.0%} of the limit; the device computed"
-        f" {case['computing_share']:.0%} of the time; P50 {case['p50_s']:.2f},"
+        f" {case['computing_share']:.0%} of the time{_steps(case)}; P50 {case['p50_s']:.2f},"
         f" P95 {case['p95_s']:.2f}, P99 {case['p99_s']:.2f} s",
         share >= wanted if wanted else None,
     )
@@ -88,6 +88,14 @@ def _speed(case: dict, device: str) -> Iterator[Line]:
         speed = case["tokens_per_s"]
         good = speed >= H200_TOKENS_PER_S
         yield Line(what, f"≥ {H200_TOKENS_PER_S:,} tokens/s", f"{speed:,.0f}", good)
+
+
+def _steps(case: dict) -> str:
+    """Of a record that says so."""
+    if "decode_step_us" not in case:
+        return ""
+    share = case["prompts_share"]
+    return f", {share:.0%} steps with prompts, others {case['decode_step_us']:,.0f} µs each"
 
 
 def _peer(peer: dict) -> Line:

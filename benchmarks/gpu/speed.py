@@ -122,8 +122,9 @@ def run_cases(
 
 
 def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
-    """Tokens per second, and the time that reading weights and keys would take alone;
-    computing_share: of the time, that the device computed steps, by its own clock."""
+    """Tokens per second, and the time that reading weights and keys would take alone. By the
+    device's own clock: computing_share, of the time, that it computed steps; decode_step_us, the
+    median of steps without prompts; prompts_share, of the time, steps with prompts."""
     shape, dtype, work = SHAPES[case.shape], torch.bfloat16, workload(case)
     jobs = work.jobs
     engine.run(Workload("warm", "", [Job(jobs[0].prompt, min(8, jobs[0].num_output))]))
@@ -133,7 +134,12 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
     result = engine.run(work)
     engine.recorder.flush()
     engine.recorder.unsubscribe(steps.extend)
-    computing_us = sum(e.forward_us + e.sample_us for e in steps if isinstance(e, StepFinished))
+    decodes: list[float] = []
+    prompts: list[float] = []
+    for e in steps:
+        if isinstance(e, StepFinished):
+            kind = decodes if e.num_decode_tokens == e.num_tokens else prompts
+            kind.append(e.forward_us + e.sample_us)
     runner = engine.core.executor
     weights = sum(p.nbytes for p in runner.model.parameters())
     if not shape.tie_word_embeddings:  # a step reads single lines of the input's table
@@ -152,7 +158,9 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
         "seconds": result.total_s,
         "seconds_by_bandwidth": least,
         "share_of_limit": least / result.total_s,
-        "computing_share": computing_us / 1e6 / result.total_s,
+        "computing_share": (sum(decodes) + sum(prompts)) / 1e6 / result.total_s,
+        "prompts_share": sum(prompts) / 1e6 / result.total_s,
+        "decode_step_us": statistics.median(decodes) if decodes else 0.0,
         "wanted": case.wanted,
         "first_token_s": result.first_token_s,
         "p50_s": ends[len(ends) // 2],

@@ -204,22 +204,29 @@ class EngineCore:
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
         num_decode = num_sampled = 0
+        sequences, details, kv = self._sequences, output.details, self.scheduler.kv
         for row, tokens in zip(plan.rows, output.tokens, strict=True):
-            request = self._sequences[row.request_id]
-            request.tokens_in_flight -= row.num_tokens
-            request.samples_in_flight -= row.samples > 0
-            num_decode += row.num_tokens == 1
+            request, computed = sequences[row.request_id], row.num_tokens
+            request.tokens_in_flight -= computed
+            if row.samples:
+                request.samples_in_flight -= 1
+            num_decode += computed == 1
             num_sampled += len(tokens)
-            if request.finished:  # it ended while this step was in flight: its token is thrown away
+            if (
+                request.status is Status.FINISHED
+            ):  # it ended while this step was in flight: its token is thrown away
                 if not request.tokens_in_flight:
                     self._leave(request, "its last step in flight is back")
                 continue
-            request.num_computed_tokens += row.num_tokens
-            if tokens[:1] != [NO_TOKEN]:
-                self.scheduler.kv.cache_full_blocks(request)
-            detail = output.details.get(row.request_id)
-            self._collect_prompt_logprobs(request, detail)
-            if tokens:
+            request.num_computed_tokens += computed
+            if NO_TOKEN not in tokens:
+                kv.cache_full_blocks(request)
+            detail = details.get(row.request_id) if details else None
+            if detail is not None:
+                self._collect_prompt_logprobs(request, detail)
+            if len(tokens) == 1:
+                news.append(self._append(request, tokens[0], detail, 0))
+            elif tokens:
                 for index, sequence in enumerate(self._with_siblings(request, len(tokens))):
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
@@ -271,22 +278,22 @@ class EngineCore:
         """
         if token == NO_TOKEN:
             return self._fail(request)
-        first = request.num_output_tokens == 0
         request.token_ids.append(token)
+        num_output_tokens = request.num_output_tokens
         output = self._output(request)
         output.token_ids = [token]
         if detail and detail.logprobs:
             output.logprobs = [detail.logprobs[index]]
-        if first and request.index == 0 and request.prompt_logprobs:
+        if num_output_tokens == 1 and request.index == 0 and request.prompt_logprobs:
             output.prompt_logprobs = request.prompt_logprobs
-        old_enough = request.num_output_tokens > request.core.params.min_tokens
+        old_enough = num_output_tokens > request.core.params.min_tokens
         if token in request.eos_ids and old_enough:
             output.finish_reason = "stop"
             self._finish(request, "stop", "", f"token {token} ends a sequence")
         elif token in request.stop_ids and old_enough:
             output.finish_reason, output.stop_reason = "stop", token
             self._finish(request, "stop", str(token), f"token {token} is in stop_token_ids")
-        elif request.num_output_tokens >= request.max_tokens:
+        elif num_output_tokens >= request.max_tokens:
             output.finish_reason = "length"
             self._finish(request, "length", "", f"it has all of its {request.max_tokens} tokens")
         return output
@@ -321,8 +328,8 @@ class EngineCore:
                 output.prompt_logprobs = request.prompt_logprobs
         return output
 
-    def _collect_prompt_logprobs(self, request: Request, detail: RowDetail | None) -> None:
-        if detail is None or detail.prompt_logprobs is None or request.num_output_tokens:
+    def _collect_prompt_logprobs(self, request: Request, detail: RowDetail) -> None:
+        if detail.prompt_logprobs is None or request.num_output_tokens:
             return
         if not request.prompt_logprobs:
             request.prompt_logprobs = [None]  # nothing precedes the first token

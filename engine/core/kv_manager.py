@@ -62,7 +62,7 @@ class KVManager:
         start = request.num_planned_tokens
         table = request.block_table
         copy = self._must_copy(request, start)
-        fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
+        fresh = max(0, -(-(start + num_tokens) // self.block_size) - len(table))
         if not fresh and not copy:
             return None
         blocks, evicted = self.pool.allocate(fresh + copy)
@@ -138,8 +138,10 @@ class KVManager:
         """Offer the blocks that became full to the prefix cache. Called when their K/V really are
         there.
         """
+        if not self.caching:
+            return
         full = request.num_computed_tokens // self.block_size
-        if full <= request.num_cached_blocks or not self.caching:
+        if full <= request.num_cached_blocks:
             return
         self._extend_hashes(request, full)
         blocks, hashes = [], []

@@ -39,7 +39,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
     top_logprobs: list[float]
 
 
-class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """News of one sequence of one request: what a step added to it."""
 
     request_id: str  # of the request as it was sent; siblings of n > 1 have it too
@@ -88,7 +88,7 @@ class NewRow(msgspec.Struct, kw_only=True):
     trace_full: bool = False
 
 
-class Row(msgspec.Struct, kw_only=True):
+class Row(msgspec.Struct, kw_only=True, gc=False):
     """One sequence's share of a step.
 
     The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws)

@@ -91,12 +91,12 @@ class Request:
         """Tokens that are known, or will be once everything in flight has come back, and that no
         step computes yet.
         """
+        num_tokens = len(self.token_ids) + self.samples_in_flight
         if self.samples_in_flight and (
-            self.num_output_tokens + self.samples_in_flight >= self.max_tokens
-            or self.siblings_to_fork
+            num_tokens - self.num_prompt_tokens >= self.max_tokens or self.siblings_to_fork
         ):
             return 0  # the token in flight is its last, or its siblings have to be forked first
-        return len(self.token_ids) + self.samples_in_flight - self.num_planned_tokens
+        return num_tokens - self.num_computed_tokens - self.tokens_in_flight
 
     @property
     def seats(self) -> int:

@@ -136,6 +136,10 @@ class Scheduler:
         """Whether the running requests get their blocks without a preemption, or nothing is in
         flight that a preemption would have to wait for.
         """
+        # At most a block each to go on in, one to copy, and those of the budget.
+        most = 2 * len(self.running) + self.budget // self.kv.block_size
+        if most <= self.kv.pool.num_free:
+            return True
         if not any(request.tokens_in_flight for request in self.running):
             return True
         budget, wanted = self.budget, 0
@@ -150,14 +154,21 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget:
             request = self.running[index]
-            num_tokens = min(request.num_tokens_to_plan, budget)
-            if num_tokens == 0 or self._grow_or_preempt(plan, request, num_tokens):
+            wanted = request.num_tokens_to_plan
+            num_tokens = min(wanted, budget)
+            if num_tokens == 0 or self._grow_or_preempt(
+                plan, request, num_tokens, num_tokens == wanted
+            ):
                 index += 1
             budget -= num_tokens if request.status is Status.RUNNING else 0
         return budget
 
-    def _grow_or_preempt(self, plan: StepPlan, request: Request, num_tokens: int) -> bool:
-        """Give a running request its slots and its row; False if it had to be preempted itself."""
+    def _grow_or_preempt(
+        self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
+    ) -> bool:
+        """Give a running request its slots and its row; False if it had to be preempted itself.
+        reaches_end: these are all of its tokens that no step computes yet.
+        """
         while True:
             try:
                 copy = self.kv.grow(request, num_tokens)
@@ -169,7 +180,7 @@ class Scheduler:
                 continue
             if copy:
                 plan.copies.append(copy)
-            plan.rows.append(self._row(request, num_tokens))
+            plan.rows.append(self._row(request, num_tokens, reaches_end))
             return True
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
@@ -211,16 +222,16 @@ class Scheduler:
             plan.swap_in.extend(self.kv.swap_in(request))
         else:
             self.kv.attach_prefix(request, prefix)
-        num_tokens = min(request.num_tokens_to_plan, budget)
+        wanted = request.num_tokens_to_plan
+        num_tokens = min(wanted, budget)
         copy = self.kv.grow(request, num_tokens)
         assert copy is None, "an admitted request shares only full blocks"
-        plan.rows.append(self._row(request, num_tokens))
+        plan.rows.append(self._row(request, num_tokens, num_tokens == wanted))
         return num_tokens
 
-    def _row(self, request: Request, num_tokens: int) -> Row:
+    def _row(self, request: Request, num_tokens: int, reaches_end: bool) -> Row:
         """The request's share of this step, and what the worker must learn for it."""
         start = request.num_planned_tokens
-        reaches_end = num_tokens == request.num_tokens_to_plan
         samples = request.seats if reaches_end and request.max_tokens else 0
         row = Row(request_id=request.id, start=start, num_tokens=num_tokens, samples=samples)
         if request.table_sent < 0:

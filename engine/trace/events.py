@@ -158,7 +158,7 @@ class RequestAborted(Event, tag="request.aborted"):
 # -------------------------------------------------------------------------------------------- steps
 
 
-class StepRow(msgspec.Struct, array_like=True):
+class StepRow(msgspec.Struct, array_like=True, gc=False):
     """One request's share of a step."""
 
     request_id: str

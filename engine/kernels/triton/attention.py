@@ -248,9 +248,9 @@ def tile_for(
     """dtype: computed in. stored: the cache's, where it is another.
 
     Decode is a matter of bytes in flight, and of how often the warps wait for each other: few rows,
-    many keys; on an H200 64 keys in two stages read 92 % of the copy rate where 32 in three read
-    84 (benchmarks/results/NOTES.md). Prefill is one of reuse: many rows. fp32 products run on
-    ordinary cores and want small tiles."""
+    many keys. On an H200 64 keys in two stages read 92 % of the copy rate where 32 in three read
+    84, and 8-bit pages take 204 µs where that takes 255 (benchmarks/results/NOTES.md). Prefill is
+    one of reuse: many rows. fp32 products run on ordinary cores and want small tiles."""
     dim = power(head_dim)
     rows = max(16, power(group))
     if dtype == torch.float32:
@@ -258,6 +258,8 @@ def tile_for(
     if decode:
         if rows > 16:  # not tried on a card; two stages would spill on sm_100
             return Tile(rows, 64 if dim <= 64 else 32, 4, 3 if dim <= 128 else 2)
+        if stored not in (None, dtype) and dim <= 128:
+            return Tile(rows, 32, 1, 4)  # half the bytes, and as many numbers to convert
         return Tile(rows, 64 if dim <= 128 else 32, 4, 2)
     if dim > 128:
         return Tile(max(64, rows), 32, 8, 2)

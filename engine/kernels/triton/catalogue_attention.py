@@ -23,6 +23,9 @@ def attention_variants() -> Iterator[Variant]:
                 yield _attention(kind, dtype, 128, group=1)
                 yield _attention(kind, dtype, 128, 8, attention.Extras(True, True, True))
         yield _attention("decode", dtype, 64, group=32)  # more rows than a tile's least
+        for kind in ("decode", "split", "prefill"):
+            for head_dim in (64, 128) if dtype == "bf16" else head_dims[:1]:
+                yield _attention(kind, dtype, head_dim, group=4, mixed=True)
         for head_dim in head_dims:
             yield _rotate(dtype, head_dim, rotated=True, normed=False)
         yield _rotate(dtype, 128, rotated=True, normed=True)
@@ -33,6 +36,7 @@ def attention_variants() -> Iterator[Variant]:
             for head_dim in HEAD_DIMS if pages == "fp8e4nv" else (128,):
                 yield _attention(kind, "bf16", head_dim, 4, pages=pages)
             yield _attention(kind, "fp32", 64, 4, pages=pages)
+            yield _attention(kind, "bf16", 128, 4, pages=pages, mixed=True)
         yield _attention("decode", "fp16", 128, 4, pages=pages)
         yield _rotate("bf16", 128, rotated=True, normed=True, pages=pages)
         yield _rotate("bf16", 64, rotated=False, normed=False, pages=pages)
@@ -49,12 +53,14 @@ def _attention(
     group: int,
     extras: attention.Extras = attention.Extras(),  # noqa: B008 (immutable)
     pages: str = "",
+    mixed: bool = False,
 ) -> Variant:
-    """pages: dtype of the cache, where it is another."""
+    """pages: dtype of the cache, where it is another. mixed: of a captured step with prompts."""
     decode = kind != "prefill"
     stored = (DTYPES | FP8)[pages or dtype]
     tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode, stored)
-    more = " window cap sinks" if extras.window else ""
+    more = " window cap sinks" if extras.window else " mixed" if mixed else ""
+    split = kind == "split"
     return Variant(
         name=f"attention {kind} {_named(dtype, pages)} d{head_dim} group {group}{more}",
         kernel=attention.attention_kernel,
@@ -67,7 +73,7 @@ def _attention(
             **dict.fromkeys(("window", "first_row", "last_row"), "i32"),
             **dict.fromkeys(("q_stride", "table_width", "kv_heads"), "i32"),
         },
-        constants=attention.constants(tile, head_dim, group, PAGE, decode, kind == "split", extras),
+        constants=attention.constants(tile, head_dim, group, PAGE, decode, split, extras, mixed),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         has_dot=True,

@@ -124,10 +124,8 @@ def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr
 @triton.jit
 def _fold(products, VECTOR: tl.constexpr):
     """[rows, lines, K] → [rows, lines, K / VECTOR], neighbours added."""
-    ROWS: tl.constexpr = products.shape[0]
-    LINES: tl.constexpr = products.shape[1]
-    GROUPS: tl.constexpr = products.shape[2] // VECTOR
-    return tl.sum(tl.reshape(products, [ROWS, LINES, GROUPS, VECTOR]), 3)
+    shape: tl.constexpr = products.shape
+    return tl.sum(tl.reshape(products, [shape[0], shape[1], shape[2] // VECTOR, VECTOR]), 3)
 
 
 class Form(NamedTuple):
