@@ -66,7 +66,7 @@ CASES = [
     *(Case("opt-125m", jobs, (32, 256), (32, 256)) for jobs in (1, 5, 32, 256)),
 ]
 TINY_CASES = [Case("tiny", 1, (5, 5), (4, 4), wanted=0.5), Case("tiny", 3, (3, 9), (2, 5))]
-OFF_AND_STEPS = 3  # runs at each level
+OFF_AND_STEPS = 7  # runs at each level, one after the other
 
 
 def make_jobs(

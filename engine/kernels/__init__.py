@@ -43,6 +43,9 @@ class Kernels:
     hand_out: Callable[..., None] = torch_ops.hand_out
     reads_lengths: Callable[[int], bool] = lambda head_dim: False
     """Whether attention to heads of that size takes a batch with `lengths_on_device`."""
+    wants_lengths: Callable[..., bool] = lambda lengths, contexts: False
+    """Of a step's prompts the tokens to compute and all tokens, each [prompts]: whether attention
+    is faster when it knows them on the host."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: Callable[..., torch.Tensor] | None = None

@@ -8,13 +8,15 @@ token of a short prompt took 7 to 12 ms on 16 layers beside an H200, 3 of them o
 A graph is captured for each of a ladder of token counts, and a step replays the smallest that holds
 its tokens. How they are shared out among rows is read on the device: attention gets a program for
 every row that may come, and for every tile of queries that may, and those with nothing to do leave
-at once. Logits are not in a graph: which tokens draw differs from step to step.
+at once. Logits are not in a graph: which tokens draw differs from step to step. Nor are steps of
+long whole prompts alone: torch's SDPA is faster there, which must know their lengths beforehand.
 """
 
 from __future__ import annotations
 
 import torch
 
+from engine.kernels import kernels_for
 from engine.layers.attention_batch import LayerCache
 from engine.models.registry import CausalLM
 from engine.trace.events import GraphReplayed
@@ -72,7 +74,13 @@ class PromptGraphs:
         self.graphs[size] = self.capture.capture(lambda: self._forward(size), rows, size)
 
     def fits(self, inputs: StepInputs) -> bool:
-        return len(inputs.token_ids) <= self.sizes[-1]
+        """There are not too many tokens, and attention needn't know which are whose beforehand."""
+        if len(inputs.token_ids) > self.sizes[-1]:
+            return False
+        first = inputs.num_decode_rows
+        contexts = inputs.contexts[first:].tolist()
+        device = self.inputs.decode.device
+        return not kernels_for(device).wants_lengths(inputs.query_lens[first:], contexts)
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> torch.Tensor:
         """Hidden states: [tokens, hidden]; the next run overwrites them. drawn: see

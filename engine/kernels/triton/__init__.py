@@ -22,7 +22,7 @@ def operations() -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {}
     for module, names in {
-        "paged_attention": ("paged_attention", "reads_lengths"),
+        "paged_attention": ("paged_attention", "reads_lengths", "wants_lengths"),
         "rotary": ("qkv_attention", "write_kv"),
         "embed": ("embed",),
         "angles": ("angles",),

@@ -120,7 +120,8 @@ def test_tiles_of_more_heads_than_a_tensor_core_has_rows():
 
 SDPA = [
     # rows, options, and who computes the prompts: from 20 tokens on torch's SDPA
-    ([(9, 1), (0, 20), (0, 3)], {}, ["triton", "torch", "torch"]),
+    ([(9, 1), (0, 20), (0, 30)], {}, ["triton", "torch", "torch"]),
+    ([(0, 20), (0, 3)], {}, ["triton"]),  # many short ones would be many launches
     ([(0, 21)], {"sliding_window": 21}, ["torch"]),
     ([(0, 19)], {}, ["triton"]),
     ([(0, 20), (5, 3)], {}, ["triton"]),  # a chunk that has something before it

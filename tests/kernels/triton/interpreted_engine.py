@@ -59,7 +59,7 @@ PARAMS = [
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
     for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
         monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    for name in ("sampler", "cuda_graphs", "in_flight", "model_runner"):
+    for name in ("sampler", "cuda_graphs", "prompt_graphs", "in_flight", "model_runner"):
         monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
@@ -191,6 +191,25 @@ def test_steps_with_prompts_are_replayed(name, ahead, tmp_path, monkeypatch, gra
     for (k, v), layer in zip(before, runner.cache.layers):  # padding wrote nothing
         assert torch.equal(k, layer.k[-1])
         assert torch.equal(v, layer.v[-1])
+
+
+def test_long_whole_prompts_are_not_replayed(tmp_path, monkeypatch, graphs):
+    """torch's SDPA is faster with them, and must know their lengths."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
+    with make_engine(tmp_path, monkeypatch, engine.kernels.TORCH) as on_tokens:
+        expected = on_tokens.run([PROMPTS[0]], PARAMS[:1])
+    monkeypatch.setattr("engine.kernels.triton.paged_attention.SDPA_FROM", 7)
+    with make_engine(tmp_path, monkeypatch, engine.kernels.on_cuda(), budget=16) as on_tokens:
+        on_tokens.recorder.full = True
+        runner = on_tokens.core.executor
+        with torch.inference_mode():
+            runner.graphs = runner.cuda_graphs(Recorder("off"))
+        assert on_tokens.run([PROMPTS[0]], PARAMS[:1]) == expected
+        assert not [e for e in on_tokens.recorded(GraphReplayed) if e.num_tokens]
+        attention = [e for e in on_tokens.recorded(KernelLaunched) if e.name == "paged_attention"]
+    assert [event.backend for event in attention] == ["torch"]
+    assert "SDPA" in attention[0].why
 
 
 def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
