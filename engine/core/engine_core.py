@@ -231,7 +231,7 @@ class EngineCore:
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
                 for index in range(request.core.params.n):
-                    news.append(self._output(request))
+                    news.append(self._output(request, 0))
                     news[-1].index, news[-1].finish_reason = index, "length"
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
         num_tokens = plan.num_tokens
@@ -280,7 +280,7 @@ class EngineCore:
             return self._fail(request)
         request.token_ids.append(token)
         num_output_tokens = request.num_output_tokens
-        output = self._output(request)
+        output = self._output(request, num_output_tokens)
         output.token_ids = [token]
         if detail and detail.logprobs:
             output.logprobs = [detail.logprobs[index]]
@@ -307,21 +307,21 @@ class EngineCore:
             f"the model gave no finite logits for position {position}: most often numbers grew too"
             " large for float16, or the checkpoint is broken"
         )
-        output = self._output(request)
+        output = self._output(request, request.num_output_tokens)
         output.finish_reason = "error"
         output.error = f"{why[0].upper()}{why[1:]}. Try --dtype bfloat16 or float32."
         self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         self._finish(request, "error", "", why)
         return output
 
-    def _output(self, request: Request) -> CoreOutput:
+    def _output(self, request: Request, num_output_tokens: int) -> CoreOutput:
         output = CoreOutput(
             request_id=request.core.request_id,
             index=request.index,
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
         )
-        if request.num_output_tokens <= 1:
+        if num_output_tokens <= 1:
             output.queued_ns = request.first_admitted_ns - request.queued_ns
             output.first_scheduled_ns = request.first_admitted_ns
             if request.max_tokens == 0 and request.prompt_logprobs:

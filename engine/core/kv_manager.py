@@ -61,8 +61,11 @@ class KVManager:
         """
         start = request.num_planned_tokens
         table = request.block_table
-        copy = self._must_copy(request, start)
-        fresh = max(0, -(-(start + num_tokens) // self.block_size) - len(table))
+        index, offset = divmod(start, self.block_size)
+        copy = offset > 0 and self.pool.references[table[index]] > 1  # see `_must_copy`
+        if offset and offset + num_tokens <= self.block_size and not copy:
+            return None  # room in a block of its own, as nearly always
+        fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
         if not fresh and not copy:
             return None
         blocks, evicted = self.pool.allocate(fresh + copy)
@@ -72,7 +75,6 @@ class KVManager:
             table.extend(blocks[copy:])
         copied = None
         if copy:
-            index = start // self.block_size
             copied = (table[index], blocks[0])
             table[index] = blocks[0]
             self.pool.free([copied[0]])

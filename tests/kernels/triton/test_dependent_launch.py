@@ -27,6 +27,8 @@ READ_BEFORE = {
     "attention decode bf16 d128 group 4": LENGTHS,
     "attention split bf16 d128 group 4": LENGTHS,
     "attention prefill bf16 d128 group 4": LENGTHS,
+    "attention split bf16 d64 group 4 mixed": LENGTHS,
+    "attention prefill bf16 d128 group 4 mixed": LENGTHS,
     "merge d64 splits 2": set(),
     "write rotate norm bf16 d128": {"q_norm_ptr", "k_norm_ptr", "slots_ptr"},
     "write_kv bf16": {"slots_ptr"},
@@ -46,9 +48,9 @@ READ_BEFORE = {
     "take_drawn": set(),
     "take_inputs drawn": {"staged"},
     "hand_out": set(),
-    "linear bf16 rows 1 inputs 2048": {"weight_ptr"},
-    "linear bias relu bf16 rows 4 inputs 768": {"weight_ptr", "bias_ptr"},
-    "norm gated bf16 rows 2 inputs 11008": {"weight_ptr"},
+    "linear bf16 rows 1 weight 2048 × 2048": {"weight_ptr"},
+    "linear bias relu bf16 rows 4 weight 3072 × 768": {"weight_ptr", "bias_ptr"},
+    "norm gated bf16 rows 2 weight 16384 × 2048": {"weight_ptr"},
 }
 
 
