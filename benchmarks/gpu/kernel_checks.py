@@ -54,7 +54,7 @@ def checks(
         "allowed": 0.0,
     }
     yield {
-        "kernel": "take_inputs, hand_out",
+        "kernel": "take_inputs and hand_out",
         "dtype": "int64",
         "error": _exchanged_wrong(kernels, device),
         "allowed": 0.0,
