@@ -10,6 +10,7 @@ a JSONL file, is included.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -72,9 +73,12 @@ def measure() -> list[dict]:
     """Medians over interleaved repeats, one row for each pool size and level."""
     cases = [(2_000, "off"), (2_000, "steps"), (2_000, "full"), (100_000, "steps")]
     seen: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}
+    gc.collect()
+    gc.freeze()  # as the server does when it has loaded
     for _ in range(REPEATS):
         for case in cases:
             seen[case].append(step_cost_us(*case))
+    gc.unfreeze()
     return [
         {
             "requests": NUM_REQUESTS,

@@ -11,8 +11,7 @@ import torch
 from benchmarks.gpu.graph_time import graph_seconds
 from benchmarks.gpu.kernel_checks import on_device
 from benchmarks.gpu.limits import Limits
-from benchmarks.gpu.paged_step import finite, make_step
-from benchmarks.gpu.tune import decode_step
+from benchmarks.gpu.paged_step import decode_step, finite, make_step
 from engine.kernels import Kernels
 from engine.kernels.fp8 import stored_as
 from engine.layers.attention_batch import AttentionSpec, LayerCache

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from engine.layers.attention_batch import AttentionBatch, LayerCache
 
+PAGE = 16  # tokens, of a `decode_step`
 Rows = list[tuple[int, int]]  # (tokens in the cache before, tokens of this step); decode rows first
 
 
@@ -43,6 +44,31 @@ def make_step(
         query_lens=lengths,
         context_lens_list=contexts,
         max_context_len=max(contexts),
+    )
+    return LayerCache(k, v), batch
+
+
+def decode_step(
+    contexts: torch.Tensor, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[LayerCache, AttentionBatch]:
+    """One token for each row, over random pages in shuffled order. contexts: int32 [rows], on the
+    host: tokens of each row, this one included. Made on the device: the host, where `make_step`
+    draws, takes seconds for each gigabyte."""
+    rows, longest = len(contexts), int(contexts.max())
+    width = -(-longest // PAGE)
+    shape = (rows * width, PAGE, kv_heads, head_dim)
+    k, v = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
+    batch = AttentionBatch(
+        positions=(contexts - 1).long().to(device),
+        slot_mapping=torch.zeros(rows, dtype=torch.int64, device=device),
+        block_tables=torch.randperm(len(k), device=device).int().view(rows, width),
+        query_start=torch.arange(rows + 1, dtype=torch.int32, device=device),
+        context_lens=contexts.to(device),
+        num_decode_rows=rows,
+        block_size=PAGE,
+        query_lens=[1] * rows,
+        context_lens_list=contexts.tolist(),
+        max_context_len=longest,
     )
     return LayerCache(k, v), batch
 

@@ -14,14 +14,11 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.gpu.graph_time import graph_seconds
-
-if TYPE_CHECKING:  # main says how Triton is to run before anything of the engine is imported
-    from engine.layers.attention_batch import AttentionBatch, LayerCache
 
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 TILES = (
@@ -29,7 +26,6 @@ TILES = (
     *((32, 2, 3), (32, 1, 4), (16, 1, 4), (128, 4, 2), (128, 8, 2)),
 )
 """(keys of a tile, warps, stages)"""
-PAGE = 16  # tokens
 
 
 class Case(NamedTuple):
@@ -81,6 +77,7 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 
 def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
     """(q, cache, batch, spec, bytes of keys and values that are read)."""
+    from benchmarks.gpu.paged_step import decode_step  # main says first how Triton is to run
     from engine.layers.attention_batch import AttentionSpec
 
     torch.manual_seed(0)
@@ -90,33 +87,6 @@ def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
     q = torch.randn(case.rows, case.heads, case.head_dim, device=device).to(case.dtype)
     moved = 2 * int(contexts.sum()) * case.kv_heads * case.head_dim * case.dtype.itemsize
     return q, cache, batch, spec, moved
-
-
-def decode_step(
-    contexts: torch.Tensor, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-) -> tuple[LayerCache, AttentionBatch]:
-    """One token for each row, over random pages in shuffled order. contexts: int32 [rows], on the
-    host: tokens of each row, this one included. Made on the device: the host, where `make_step`
-    draws, takes seconds for each gigabyte."""
-    from engine.layers.attention_batch import AttentionBatch, LayerCache
-
-    rows, longest = len(contexts), int(contexts.max())
-    width = -(-longest // PAGE)
-    shape = (rows * width, PAGE, kv_heads, head_dim)
-    k, v = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
-    batch = AttentionBatch(
-        positions=(contexts - 1).long().to(device),
-        slot_mapping=torch.zeros(rows, dtype=torch.int64, device=device),
-        block_tables=torch.randperm(len(k), device=device).int().view(rows, width),
-        query_start=torch.arange(rows + 1, dtype=torch.int32, device=device),
-        context_lens=contexts.to(device),
-        num_decode_rows=rows,
-        block_size=PAGE,
-        query_lens=[1] * rows,
-        context_lens_list=contexts.tolist(),
-        max_context_len=longest,
-    )
-    return LayerCache(k, v), batch
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -212,9 +212,8 @@ class EngineCore:
                 request.samples_in_flight -= 1
             num_decode += computed == 1
             num_sampled += len(tokens)
-            if (
-                request.status is Status.FINISHED
-            ):  # it ended while this step was in flight: its token is thrown away
+            if request.status is Status.FINISHED:
+                # it ended while this step was in flight: its token is thrown away
                 if not request.tokens_in_flight:
                     self._leave(request, "its last step in flight is back")
                 continue

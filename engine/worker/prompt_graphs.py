@@ -2,7 +2,7 @@
 
 Such a step launches the same kernels, whatever its tokens are: some ten a layer. With a small model
 or few tokens the device would wait for Python, and everybody who decodes waits with it: the first
-token of a short prompt took 7 to 12 ms on 16 layers beside an H200, 3 of them on the device
+token of a short prompt took 7 to 12 ms on 16 layers beside an H200, replayed 2 to 3
 (benchmarks/results/NOTES.md).
 
 A graph is captured for each of a ladder of token counts, and a step replays the smallest that holds

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import attention_speed, graph_time
 from benchmarks.gpu.limits import Limits
-from benchmarks.gpu.tune import PAGE, decode_step
+from benchmarks.gpu.paged_step import PAGE, decode_step
 from engine.kernels import torch_attention
 from engine.kernels.fp8 import LARGEST
 from engine.layers.attention_batch import AttentionSpec
