@@ -2,10 +2,10 @@
 
     loop, worker ──record()──▶ bounded list ──every 50 ms──▶ drain thread ──batches──▶ subscribers
 
-`record()` stamps an event and appends it, well under a microsecond; encoding, printing and sending
-are the drain thread's work. The buffer is bounded: when subscribers fall so far behind that it is
-full, new events are counted and dropped, and an `engine.warning` in the record says how many and
-where.
+`record()` reads the clock and appends, half a microsecond, without a lock: in CPython `list.append`
+is one act. Numbering, encoding, printing and sending are the drain thread's work. The buffer is
+bounded: when subscribers fall so far behind that it is full, new events are counted and dropped,
+and an `engine.warning` in the record says how many and where.
 
 Events of another process (`forward`) come later than they happened: by a drain of its own, and by a
 step that keeps the interpreter to itself. Where there are such, own events wait for them, as long
@@ -18,7 +18,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from itertools import count
 
 from engine.trace.events import (
     FULL_ONLY,
@@ -42,6 +41,7 @@ Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
 
 _FULL_ONLY = frozenset(FULL_ONLY)
+_now_ns = time.monotonic_ns
 
 
 class Recorder:
@@ -75,9 +75,11 @@ class Recorder:
         self.full_step = False  # this step runs a request of `full_requests`: its kernels count too
         self.dropped = 0  # events lost because the buffer was full
 
-        self._lock = threading.Lock()  # seq, time and append are one act, so the buffer is in order
-        self._next_seq = count(1).__next__
+        self._lock = threading.Lock()  # of all below but appending to the buffer
         self._buffer: list[Event] = []
+        self._numbered = 0  # events at the buffer's beginning that have their `seq`
+        self._last_seq = 0
+        self._last_ns = 0  # when that one happened
         self._forwarded: list[Event] = []  # of another process; in order by time, as its own are
         self._late_ns: int | None = None  # how late they came the last time; None: there are none
         self._merged_ns = 0  # up to this time, all of them are here
@@ -95,23 +97,28 @@ class Recorder:
     # ------------------------------------------------------------------------------ recording
 
     def record(self, event: Event) -> None:
-        """Stamp the event and keep it. May be called from any thread."""
+        """Keep the event, with the time. May be called from any thread. It isn't to be changed from
+        here on."""
         if not self.enabled:
             return
         if not self.full and type(event) in _FULL_ONLY and not self.wants_full(event.request_id):
             return
         if event.step == 0:
             event.step = self.step
-        event.src = self.src
-        if not self.text:
-            _drop_text(event)
+        if len(self._buffer) >= self.capacity:
+            with self._lock:
+                if len(self._buffer) >= self.capacity:  # still
+                    self.dropped += 1
+                    return
+        event.ts_ns = _now_ns()
+        self._buffer.append(event)
+
+    def number(self, event: Event) -> int:
+        """The `seq` of an event that was just recorded, for others that point at it; 0 if it wasn't
+        kept."""
         with self._lock:
-            event.seq = self._next_seq()
-            if len(self._buffer) >= self.capacity:
-                self.dropped += 1
-                return
-            event.ts_ns = time.monotonic_ns()
-            self._buffer.append(event)
+            self._number()
+        return event.seq
 
     def wants_full(self, request_id: str) -> bool:
         """Whether `FULL_ONLY` events of this request, or of a sequence of it ("x.2" is one of "x"),
@@ -140,7 +147,7 @@ class Recorder:
         if not arrived:
             return
         with self._lock:
-            late_ns = time.monotonic_ns() - arrived[0].ts_ns
+            late_ns = _now_ns() - arrived[0].ts_ns
             self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
             self._merged_ns = max(self._merged_ns, arrived[-1].ts_ns)
             for event in arrived:
@@ -170,7 +177,7 @@ class Recorder:
     def settle(self) -> None:
         """Return when all that has happened by now is handed over, in order: at once, but where
         events of another process come, too."""
-        now = time.monotonic_ns()
+        now = _now_ns()
         while self._settled_ns() < now:
             time.sleep(DRAIN_INTERVAL_S / 5)
         with self._drain_lock:
@@ -198,16 +205,14 @@ class Recorder:
 
     def _drain(self, everything: bool = False) -> None:
         with self._lock:
-            if self.dropped > self._told:
-                warning = self._warning(_loss_message(self.dropped - self._told, self.capacity))
-                self._buffer.append(warning)
-                self._told = self.dropped
-            batch, self._buffer = self._buffer, []
+            end = self._number()
+            if self._late_ns is not None and not everything:
+                # what is younger waits: something older may still come
+                end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
+            batch = self._buffer[:end]
+            del self._buffer[:end]
+            self._numbered -= end
             if self._late_ns is not None:
-                if not everything:  # what is younger waits: something older may still come
-                    settled = bisect_right(batch, self._settled_ns(), key=_time)
-                    self._buffer = batch[settled:]
-                    del batch[settled:]
                 batch += self._forwarded
                 self._forwarded = []
                 batch.sort(key=_time)  # stable: each source stays in its own order
@@ -222,12 +227,39 @@ class Recorder:
                 self._remove(subscriber)
                 name = getattr(subscriber, "__qualname__", type(subscriber).__name__)
                 problem = f"{type(error).__name__}: {error}"
-                with self._lock:
-                    self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+                self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+
+    def _number(self) -> int:
+        """Give what was recorded by now its `seq`, in the order of the buffer, and say what was
+        lost; `_lock` is held. Returns how many events of the buffer have a number.
+
+        A thread may have been held up between reading the clock and appending, while another
+        recorded: then it happened when that one did, for the record.
+        """
+        self._stamp()
+        lost = self.dropped - self._told
+        if lost:  # since the buffer is full: all that is in it came before them
+            self._told += lost
+            self._last_seq += lost
+            self._buffer.append(self._warning(_loss_message(lost, self.capacity)))
+            self._stamp()
+        return self._numbered
+
+    def _stamp(self) -> None:
+        new = self._buffer[self._numbered :]
+        self._numbered += len(new)
+        seq, latest, src = self._last_seq, self._last_ns, self.src
+        for event in new:
+            seq += 1
+            latest = max(latest, event.ts_ns)
+            event.seq, event.ts_ns, event.src = seq, latest, src
+            if not self.text:
+                _drop_text(event)
+        self._last_seq, self._last_ns = seq, latest
 
     def _settled_ns(self) -> int:
         """The time up to which no event will come any more."""
-        now = time.monotonic_ns()
+        now = _now_ns()
         if self._late_ns is None:
             return now
         return max(self._merged_ns, now - self._late_ns - round(MARGIN_S * 1e9))
@@ -249,19 +281,11 @@ class Recorder:
         except Exception as error:  # the record goes on, with ids
             self._reader = None
             problem = f"{type(error).__name__}: {error}"
-            with self._lock:
-                self._buffer.append(self._warning(f"tokens are no longer read: {problem}"))
+            self._buffer.append(self._warning(f"tokens are no longer read: {problem}"))
         self._read.update(new)
 
     def _warning(self, message: str) -> EngineWarning:
-        """A stamped warning; `_lock` is held."""
-        return EngineWarning(
-            message=message,
-            seq=self._next_seq(),
-            ts_ns=time.monotonic_ns(),
-            step=self.step,
-            src=self.src,
-        )
+        return EngineWarning(message=message, ts_ns=_now_ns(), step=self.step)
 
     def _remove(self, callback: Subscriber) -> None:
         # == and not `is`: a bound method is a new object each time it is named

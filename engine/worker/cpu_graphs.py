@@ -102,7 +102,7 @@ class CpuGraphs:
         )
         self.recorder.record(captured)
         hidden, logits, greatest = (self.arena.window(output) for output in outputs)
-        self.tapes[rows] = _Taped(tape, (hidden, logits, greatest), captured.seq)
+        self.tapes[rows] = _Taped(tape, (hidden, logits, greatest), self.recorder.number(captured))
         return outputs
 
     def _forward(self, rows: int) -> DecodeOutputs:

@@ -56,7 +56,7 @@ class GraphCapture:
             duration_ms=(time.perf_counter() - started) * 1e3,
         )
         self.recorder.record(captured)
-        return Graph(replay, outputs, captured.seq)
+        return Graph(replay, outputs, self.recorder.number(captured))
 
     def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """(replay, the tensors that a replay fills). Once without capture, on the side: what

@@ -67,6 +67,32 @@ def test_two_threads_leave_no_gap_and_no_disorder(recorder_of):
     assert recorder.dropped == 0
 
 
+def test_a_time_read_before_another_thread_was_faster_does_not_go_back(recorder_of, monkeypatch):
+    recorder, got = recorder_of()
+    times = iter([100, 90, 95, 110])
+    monkeypatch.setattr("engine.trace.recorder._now_ns", lambda: next(times))
+    for _ in range(4):
+        recorder.record(ev.RequestWaiting())
+    monkeypatch.undo()
+    recorder.flush()
+    assert [(event.seq, event.ts_ns) for event in got] == [(1, 100), (2, 100), (3, 100), (4, 110)]
+
+
+def test_an_event_is_numbered_when_another_wants_to_point_at_it(recorder_of):
+    recorder, got = recorder_of()
+    with recorder._drain_lock:  # nobody drains meanwhile
+        events = [ev.RequestWaiting(), ev.GraphCaptured(batch_size=4), ev.RequestWaiting()]
+        for event in events:
+            recorder.record(event)
+        assert recorder.number(events[1]) == 2
+        recorder.record(ev.RequestWaiting())
+    recorder.flush()
+    assert recorder.number(events[1]) == 2
+    assert [event.seq for event in got] == [1, 2, 3, 4] and got[1] is events[1]
+    quiet = Recorder("off")
+    assert quiet.number(ev.GraphCaptured()) == 0
+
+
 def test_a_full_buffer_drops_counts_and_says_so_once(recorder_of):
     recorder, got = recorder_of(capacity=10)
     with recorder._drain_lock:  # nobody drains meanwhile
