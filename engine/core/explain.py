@@ -31,10 +31,7 @@ class Explainer:
         pool = scheduler.kv.pool
         self.recorder.record(
             events.StepPlanned(
-                rows=[
-                    events.StepRow(row.request_id, row.start, row.num_tokens, row.samples)
-                    for row in plan.rows
-                ],
+                rows=plan.rows,
                 budget=scheduler.budget,
                 budget_used=plan.num_tokens,
                 num_running=len(scheduler.running),

@@ -7,9 +7,12 @@ process boundary as they are.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from engine.sampling_params import SamplingParams
+from engine.trace.events import StepRow
 
 # --------------------------------------------------------------------------------- front end ↔ core
 
@@ -88,32 +91,26 @@ class NewRow(msgspec.Struct, kw_only=True):
     trace_full: bool = False
 
 
-class Row(msgspec.Struct, kw_only=True, gc=False):
-    """One sequence's share of a step.
+class NewBlocks(NamedTuple):
+    """Brings a sequence's block table up to date: `table[start:] = blocks`."""
 
-    The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws)
-    and its block table. `table_start`/`table_blocks` bring that table up to date:
-    `table[table_start:] = table_blocks` where blocks are given.
-    """
-
-    request_id: str  # of the sequence: siblings of n > 1 are "id.1", "id.2", …
-    start: int  # tokens whose K/V are in the cache
-    num_tokens: int  # tokens to compute: positions start … start + num_tokens − 1
-    samples: (
-        int  # sequences to draw a token for from the last position: 0, 1, or n at a prompt's end
-    )
-    table_start: int = 0
-    table_blocks: list[int] = []
-    new: NewRow | None = None
+    start: int
+    blocks: list[int]
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
     """What one step does, in this order: drop rows, swap out, swap in, copy blocks, compute rows,
     sample.
+
+    The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws)
+    and its block table. So a row says no more than its share of the step, and most have no entry in
+    `new` and `tables`. The record has these very rows: nobody changes them once they are planned.
     """
 
     step: int
-    rows: list[Row]
+    rows: list[StepRow]
+    new: dict[str, NewRow] = {}  # by sequence
+    tables: dict[str, NewBlocks] = {}  # by sequence
     dropped: list[str] = []  # sequences whose rows the worker forgets
     swap_out: list[tuple[int, int]] = []  # (device block, host block)
     swap_in: list[tuple[int, int]] = []  # (host block, device block)

@@ -16,10 +16,11 @@ from engine.config import BUDGET, EngineConfig
 from engine.core.blocks import BlockPool, OutOfBlocks
 from engine.core.explain import Explainer
 from engine.core.kv_manager import KVManager
-from engine.core.messages import KVShape, NewRow, Row, StepPlan, StepStats
+from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
 from engine.core.request import Request, Status
 from engine.core.waiting_queue import WaitingQueue
+from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 
 
@@ -180,7 +181,7 @@ class Scheduler:
                 continue
             if copy:
                 plan.copies.append(copy)
-            plan.rows.append(self._row(request, num_tokens, reaches_end))
+            self._add_row(plan, request, num_tokens, reaches_end)
             return True
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
@@ -226,16 +227,17 @@ class Scheduler:
         num_tokens = min(wanted, budget)
         copy = self.kv.grow(request, num_tokens)
         assert copy is None, "an admitted request shares only full blocks"
-        plan.rows.append(self._row(request, num_tokens, num_tokens == wanted))
+        self._add_row(plan, request, num_tokens, num_tokens == wanted)
         return num_tokens
 
-    def _row(self, request: Request, num_tokens: int, reaches_end: bool) -> Row:
+    def _add_row(
+        self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
+    ) -> None:
         """The request's share of this step, and what the worker must learn for it."""
-        start = request.num_planned_tokens
         samples = request.seats if reaches_end and request.max_tokens else 0
-        row = Row(request_id=request.id, start=start, num_tokens=num_tokens, samples=samples)
+        plan.rows.append(StepRow(request.id, request.num_planned_tokens, num_tokens, samples))
         if request.table_sent < 0:
-            row.new = NewRow(
+            plan.new[request.id] = NewRow(
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 params=request.core.params,
@@ -245,12 +247,11 @@ class Scheduler:
             )
             request.table_sent = 0
         if request.table_sent < len(request.block_table):
-            row.table_start = request.table_sent
-            row.table_blocks = request.block_table[request.table_sent :]
+            sent = request.table_sent
+            plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
             request.table_sent = len(request.block_table)
         request.tokens_in_flight += num_tokens
         request.samples_in_flight += samples > 0
-        return row
 
     # -------------------------------------------------------------------------- preemption (rule 4)
 

@@ -159,12 +159,12 @@ class RequestAborted(Event, tag="request.aborted"):
 
 
 class StepRow(msgspec.Struct, array_like=True, gc=False):
-    """One request's share of a step."""
+    """One sequence's share of a step: it computes positions start … start + num_tokens − 1."""
 
-    request_id: str
+    request_id: str  # of the sequence: siblings of n > 1 are "id.1", "id.2", …
     start: int  # tokens already in the cache
     num_tokens: int  # tokens computed in this step
-    samples: int  # tokens drawn at its end (0 while a prompt is still incomplete)
+    samples: int  # drawn from the last position: 0 (more of its prompt is to come), 1, or n
 
 
 class PlannedStep(msgspec.Struct):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.core.messages import NewRow, Row, StepPlan
+from engine.core.messages import NewBlocks, NewRow, StepPlan
 from engine.layers.attention_batch import AttentionBatch
+from engine.trace.events import StepRow
 from engine.worker.in_flight import UNKNOWN
 from engine.worker.transfers import to_device
 
@@ -34,7 +35,7 @@ class StepInputs:
     query_start: np.ndarray  # int64 [rows + 1]
     num_decode_rows: int
     order: list[int]
-    rows: list[Row]  # in batch order
+    rows: list[StepRow]  # in batch order
     slots: np.ndarray  # int64 [rows], in batch order
     table_version: int  # another one: some block table may have changed
     block_size: int
@@ -148,15 +149,11 @@ class BatchRows:
             self._prompt_logprobs.add(slot)
         return slot
 
-    def update_tables(self, rows: list[Row]) -> None:
+    def update_tables(self, tables: dict[str, NewBlocks]) -> None:
         """Write the blocks that a plan brings."""
-        for row in rows:
-            if row.table_blocks:
-                end = row.table_start + len(row.table_blocks)
-                self.block_table[self._slots[row.request_id], row.table_start : end] = (
-                    row.table_blocks
-                )
-                self._table_version += 1
+        for request_id, (start, blocks) in tables.items():
+            self.block_table[self._slots[request_id], start : start + len(blocks)] = blocks
+        self._table_version += len(tables)
 
     def expect(self, slots: np.ndarray, positions: np.ndarray) -> None:
         """Tokens will stand there that the device is about to draw. Both int64 [rows]."""

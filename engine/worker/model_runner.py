@@ -44,7 +44,7 @@ from engine.worker.sample_step import SampleStep
 from engine.worker.sampling_table import SamplingTable
 from engine.worker.start_memory import memory_for
 from engine.worker.transfers import to_device, to_host
-from engine.worker.warm_up import dummy_row, warm_up
+from engine.worker.warm_up import add_dummy, warm_up
 
 MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
 
@@ -187,7 +187,7 @@ class ModelRunner:
         for i, length in enumerate(lengths):
             first = sum(pages[:i])
             blocks = list(range(first, first + pages[i]))
-            plan.rows.append(dummy_row(f"profile {i}", length, blocks))
+            add_dummy(plan, f"profile {i}", length, blocks)
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -383,7 +383,6 @@ class ModelRunner:
             slot = self.rows.drop(request_id)
             if slot is not None:
                 self.table.clear(slot)
-        for row in plan.rows:
-            if row.new is not None:
-                self.table.set(self.rows.put(row.request_id, row.new), row.new)
-        self.rows.update_tables(plan.rows)
+        for request_id, new in plan.new.items():
+            self.table.set(self.rows.put(request_id, new), new)
+        self.rows.update_tables(plan.tables)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.core.messages import NO_TOKEN, Row, RowDetail, TokenLogprobs
+from engine.core.messages import NO_TOKEN, RowDetail, TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.draw_events import sample_drawn
@@ -162,7 +163,7 @@ class SampleStep:
     def _params(self, batch: SampleBatch, place: int) -> SamplingParams:
         return self.rows.new(int(batch.slots[place])).params
 
-    def _recorded(self, rows: list[Row], firsts: np.ndarray | None) -> list[_Recorded]:
+    def _recorded(self, rows: list[StepRow], firsts: np.ndarray | None) -> list[_Recorded]:
         """The draws whose events are wanted. Draw i of a row that forks is its i-th sibling's."""
         recorder = self.recorder
         if recorder is None or not (recorder.full or recorder.full_requests):

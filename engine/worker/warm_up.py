@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.core.messages import NewRow, Row, StepOutput, StepPlan
+from engine.core.messages import NewBlocks, NewRow, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
+from engine.trace.events import StepRow
 
 SHORT = 32  # tokens
 LONG_ENOUGH_S = 0.05
@@ -27,8 +28,9 @@ def warm_up(
     blocks = list(range(-(-longest // block_size)))
 
     def compute(length: int) -> float:
-        output = execute(StepPlan(step=0, rows=[dummy_row(NAME, length, blocks)]))
-        return output.forward_us / 1e6
+        plan = StepPlan(step=0, rows=[])
+        add_dummy(plan, NAME, length, blocks)
+        return execute(plan).forward_us / 1e6
 
     def forget() -> None:
         execute(StepPlan(step=0, rows=[], dropped=[NAME]))
@@ -36,8 +38,7 @@ def warm_up(
     length = min(SHORT, longest)
     if length > 1:
         compute(length - 1)
-        row = Row(request_id=NAME, start=length - 1, num_tokens=1, samples=1)
-        execute(StepPlan(step=0, rows=[row]))
+        execute(StepPlan(step=0, rows=[StepRow(NAME, length - 1, 1, 1)]))
         forget()
     taken_s = 0.0
     while long_prompts and length < longest and taken_s < LONG_ENOUGH_S:
@@ -46,20 +47,14 @@ def warm_up(
         forget()
 
 
-def dummy_row(request_id: str, length: int, blocks: list[int]) -> Row:
-    """A prompt of zeros, in `blocks`, which have room for it."""
-    new = NewRow(
+def add_dummy(plan: StepPlan, request_id: str, length: int, blocks: list[int]) -> None:
+    """Let a plan compute a prompt of zeros, in `blocks`, which have room for it."""
+    plan.rows.append(StepRow(request_id, 0, length, 1))
+    plan.tables[request_id] = NewBlocks(0, blocks)
+    plan.new[request_id] = NewRow(
         token_ids=[0] * length,
         num_prompt_tokens=length,
         params=SamplingParams(top_k=5, top_p=0.9, seed=0),  # whatever may be launched, is
         seed=0,
         stop_token_ids=[],
-    )
-    return Row(
-        request_id=request_id,
-        start=0,
-        num_tokens=length,
-        samples=1,
-        table_blocks=blocks,
-        new=new,
     )

@@ -41,16 +41,18 @@ class FakeExecutor:
         )
         self.rows: dict[str, list[int]] = {}
         self.params = {}
+        self.prompt_length: dict[str, int] = {}
 
     def execute(self, plan: StepPlan) -> StepOutput:
         time.sleep(self.step_s)
         for name in plan.dropped:
             self.rows.pop(name, None)
         tokens, details = [], {}
+        for name, new in plan.new.items():
+            self.rows[name] = list(new.token_ids)
+            self.params[name] = new.params
+            self.prompt_length[name] = new.num_prompt_tokens
         for row in plan.rows:
-            if row.new is not None:
-                self.rows[row.request_id] = list(row.new.token_ids)
-                self.params[row.request_id] = row.new.params
             ids = self.rows[row.request_id]
             end = row.start + row.num_tokens
             drawn = [next_token(ids[end - 1], end)] * row.samples
@@ -64,15 +66,9 @@ class FakeExecutor:
             if params.prompt_logprobs is not None:
                 detail.prompt_logprobs = [
                     self._logprobs(t, params.prompt_logprobs) for t in ids[row.start + 1 : end + 1]
-                ][: max(0, self._num_prompt(row) - row.start - 1)]
+                ][: max(0, self.prompt_length[row.request_id] - row.start - 1)]
             details[row.request_id] = detail
         return StepOutput(step=plan.step, tokens=tokens, details=details)
-
-    def _num_prompt(self, row) -> int:
-        if row.new is not None:
-            self.prompt_length = {**getattr(self, "prompt_length", {})}
-            self.prompt_length[row.request_id] = row.new.num_prompt_tokens
-        return self.prompt_length[row.request_id]
 
     @staticmethod
     def _logprobs(token: int, count: int) -> TokenLogprobs:

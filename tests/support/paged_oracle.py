@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from engine.core.messages import KVShape, Row, StepOutput, StepPlan
+from engine.core.messages import KVShape, StepOutput, StepPlan
+from engine.trace.events import StepRow
 
 VOCAB_SIZE = 50
 
@@ -70,8 +71,13 @@ class PagedOracle:
         for page, (_, dst) in zip([list(self.pages[s]) for s, _ in plan.copies], plan.copies):
             self.pages[dst] = page
         self.max_rows = max(self.max_rows, len(plan.rows))
-        for row in plan.rows:
-            self._update(row)
+        for request_id, new in plan.new.items():
+            assert request_id not in self.tokens, "a row that the worker has came as new"
+            self.tokens[request_id] = list(new.token_ids)
+            self.tables[request_id] = []
+            self.seeds[request_id] = new.seed
+        for request_id, (start, blocks) in plan.tables.items():
+            self.tables[request_id][start:] = blocks
         written: set[tuple[int, int]] = set()
         for row in plan.rows:
             self._write(row, written)
@@ -81,20 +87,11 @@ class PagedOracle:
             forward_us=10.0 * plan.num_tokens,
         )
 
-    def _update(self, row: Row) -> None:
-        if row.new is not None:
-            assert row.request_id not in self.tokens, "a row that the worker has came as new"
-            self.tokens[row.request_id] = list(row.new.token_ids)
-            self.tables[row.request_id] = []
-            self.seeds[row.request_id] = row.new.seed
-        if row.table_blocks:
-            self.tables[row.request_id][row.table_start :] = row.table_blocks
-
-    def _slot(self, row: Row, position: int) -> tuple[int, int]:
+    def _slot(self, row: StepRow, position: int) -> tuple[int, int]:
         size = self.kv.block_size
         return self.tables[row.request_id][position // size], position % size
 
-    def _write(self, row: Row, written: set[tuple[int, int]]) -> None:
+    def _write(self, row: StepRow, written: set[tuple[int, int]]) -> None:
         tokens = self.tokens[row.request_id]
         assert row.start + row.num_tokens <= len(tokens), "computes tokens that nobody knows"
         for position in range(row.start, row.start + row.num_tokens):
@@ -103,7 +100,7 @@ class PagedOracle:
             written.add((block, offset))
             self.pages[block][offset] = (tokens[position], position)
 
-    def _sample(self, row: Row) -> list[int]:
+    def _sample(self, row: StepRow) -> list[int]:
         if not row.samples:
             return []
         end = row.start + row.num_tokens

@@ -35,10 +35,9 @@ class Parrot:
         tokens, details = [], {}
         for name in plan.dropped:
             self.rows.pop(name, None)
+        for name, new in plan.new.items():
+            self.rows[name] = (new.token_ids[: new.num_prompt_tokens], new.params)
         for row in plan.rows:
-            if row.new is not None:
-                prompt = row.new.token_ids[: row.new.num_prompt_tokens]
-                self.rows[row.request_id] = (prompt, row.new.params)
             prompt, params = self.rows[row.request_id]
             token = prompt[(row.start + row.num_tokens) % len(prompt)]
             tokens.append([token] * row.samples)

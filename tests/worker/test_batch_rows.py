@@ -7,7 +7,7 @@ import random
 import torch
 from worker_kit import new_row, row
 
-from engine.core.messages import StepPlan
+from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
 
 CPU = torch.device("cpu")
@@ -22,10 +22,8 @@ def test_tensors_of_random_plans():
     for name in "abcdef":
         rows.put(name, new_row(texts[name]))
     for name in "abcdef":  # a table comes in two parts
-        rows.update_tables([row(name, 0, 1, blocks=tables[name][:4])])
-        later = row(name, 0, 1, blocks=tables[name][4:])
-        later.table_start = 4
-        rows.update_tables([later])
+        rows.update_tables({name: NewBlocks(0, tables[name][:4])})
+        rows.update_tables({name: NewBlocks(4, tables[name][4:])})
     for _ in range(60):
         plan = StepPlan(step=1, rows=[])
         for name in chance.sample("abcdef", chance.randint(1, 6)):
@@ -62,10 +60,11 @@ def test_a_slot_is_clean_for_its_next_sequence():
     rows = BatchRows(2, 40, SIZE)
     rows.put("a", new_row([1] * 40))
     rows.put("long", new_row([2] * 40))
-    rows.update_tables([row("a", 0, 1, blocks=range(5, 15)), row("long", 0, 1, blocks=range(10))])
+    tables = {"a": NewBlocks(0, list(range(5, 15))), "long": NewBlocks(0, list(range(10)))}
+    rows.update_tables(tables)
     rows.drop("a")
     rows.put("b", new_row([3]))
-    rows.update_tables([row("b", 0, 1, blocks=[7])])
+    rows.update_tables({"b": NewBlocks(0, [7])})
     plan = StepPlan(step=1, rows=[row("b", 0, 1), row("long", 39, 1)])
     assert rows.gather(plan).attention(CPU).block_tables[0].tolist() == [7] + [0] * 9
 

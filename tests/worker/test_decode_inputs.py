@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from worker_kit import new_row, row
 
-from engine.core.messages import StepPlan
+from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
 from engine.worker.decode_inputs import DecodeInputs
 
@@ -18,7 +18,7 @@ def make() -> tuple[BatchRows, DecodeInputs]:
     rows = BatchRows(8, 40, SIZE)
     for number, (name, length) in enumerate(LENGTHS.items()):
         rows.put(name, new_row([100 * number + i for i in range(length)]))
-        rows.update_tables([row(name, 0, 1, blocks=range(10 * number, 10 * number + 4))])
+        rows.update_tables({name: NewBlocks(0, list(range(10 * number, 10 * number + 4)))})
     return rows, DecodeInputs(8, rows.block_table.shape[1], SIZE, CPU)
 
 

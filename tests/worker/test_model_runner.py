@@ -7,10 +7,9 @@ import random
 
 import pytest
 import torch
-from worker_kit import BLOCK, VOCAB, make_config, new_row, row
+from worker_kit import BLOCK, VOCAB, make_config, new_row, plan_of, row
 
 from engine.config import ConfigError
-from engine.core.messages import StepPlan
 from engine.trace.events import (
     EngineKvSized,
     EngineModelLoaded,
@@ -54,7 +53,7 @@ def test_chunked_prefill_equals_transformers(driver, tiny, chunk):
         part = row("a", start, count, samples=int(at_end))
         part.new = new_row(PROMPT) if start == 0 else None
         part.table_start = -(-start // BLOCK)
-        part.table_blocks = BLOCKS[part.table_start : -(-(start + count) // BLOCK)]
+        part.blocks = BLOCKS[part.table_start : -(-(start + count) // BLOCK)]
         out = driver.execute([part])
         assert len(out.tokens[0]) == at_end
         tokens += out.tokens[0]
@@ -115,7 +114,7 @@ def test_random_walk_over_many_sequences(driver, tiny):
             part = row(name, state["computed"], count, samples=int(count == left))
             if not state["sent"]:
                 tokens = (prompts[name] + expected[name])[: state["known"]]
-                part.new, part.table_blocks = new_row(tokens), state["blocks"]
+                part.new, part.blocks = new_row(tokens), state["blocks"]
                 state["sent"] = True
             rows.append(part)
             states.append((name, state))
@@ -283,7 +282,7 @@ def test_prompt_logprobs_equal_transformers(driver, tiny, chunk):
         count = min(chunk, 13 - start)
         part = row("a", start, count, samples=int(start + count == 13))
         if start == 0:
-            part.new, part.table_blocks = new_row(PROMPT, prompt_logprobs=4), BLOCKS
+            part.new, part.blocks = new_row(PROMPT, prompt_logprobs=4), BLOCKS
         detail = driver.execute([part]).details.get("a")
         if detail:
             entries += detail.prompt_logprobs
@@ -372,9 +371,7 @@ def test_bf16_pages_are_half_as_large(tiny):
     runner, _ = load(tiny, dtype="bfloat16")
     assert runner.kv.bytes_per_block == 512
     assert runner.cache.layers[0].k.dtype == torch.bfloat16
-    out = runner.execute(
-        StepPlan(step=1, rows=[row("a", 0, 13, blocks=BLOCKS, new=new_row(PROMPT))])
-    )
+    out = runner.execute(plan_of(1, [row("a", 0, 13, blocks=BLOCKS, new=new_row(PROMPT))]))
     assert len(out.tokens[0]) == 1
 
 

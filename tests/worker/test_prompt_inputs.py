@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from worker_kit import new_row, row
 
-from engine.core.messages import StepPlan
+from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
 from engine.worker.decode_inputs import DecodeInputs
 from engine.worker.in_flight import DrawnTokens
@@ -22,7 +22,7 @@ def make() -> tuple[BatchRows, PromptInputs]:
     rows = BatchRows(SEATS, 40, PAGE)
     for number, (name, length) in enumerate({"a": 9, "b": 12, "c": 5}.items()):
         rows.put(name, new_row([100 * number + i for i in range(length)]))
-        rows.update_tables([row(name, 0, 1, blocks=range(10 * number, 10 * number + 4))])
+        rows.update_tables({name: NewBlocks(0, list(range(10 * number, 10 * number + 4)))})
     decode = DecodeInputs(SEATS, rows.block_table.shape[1], PAGE, CPU)
     return rows, PromptInputs(32, SEATS, decode)
 

@@ -19,11 +19,11 @@ class Slow:
     def __call__(self, plan: StepPlan) -> StepOutput:
         self.living -= set(plan.dropped)
         for row in plan.rows:
-            assert (row.new is None) == (row.request_id in self.living)
+            assert (row.request_id in plan.new) != (row.request_id in self.living)
             self.living.add(row.request_id)
             self.rows.append((row.start, row.num_tokens))
-            if row.new is not None:
-                self.blocks = row.table_blocks
+            if row.request_id in plan.new:
+                self.blocks = plan.tables[row.request_id].blocks
         tokens = sum(row.num_tokens for row in plan.rows)
         return StepOutput(step=0, tokens=[], forward_us=tokens * self.us_per_token)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from engine.config import EngineConfig
-from engine.core.messages import NewRow, Row, StepPlan
+from engine.core.messages import NewBlocks, NewRow, StepPlan
 from engine.sampling_params import SamplingParams
+from engine.trace.events import StepRow
 from engine.worker.model_runner import ModelRunner
 
 BLOCK = 4
@@ -33,9 +34,9 @@ class Driver:
         self.runner = runner
         self.step = 0
 
-    def execute(self, rows: list[Row], **parts):
+    def execute(self, rows: list[Part], **parts):
         self.step += 1
-        return self.runner.execute(StepPlan(step=self.step, rows=rows, **parts))
+        return self.runner.execute(plan_of(self.step, rows, **parts))
 
     def decode(self, name: str, known: int, count: int, blocks: list[int]) -> list[int]:
         """Decode `count` tokens of a sequence that has `known` tokens, one of them uncomputed."""
@@ -45,15 +46,26 @@ class Driver:
         return drawn
 
 
-def row(name: str, start: int, num_tokens: int, samples: int = 1, blocks=(), new=None) -> Row:
-    return Row(
-        request_id=name,
-        start=start,
-        num_tokens=num_tokens,
-        samples=samples,
-        table_blocks=list(blocks),
-        new=new,
-    )
+class Part(StepRow):
+    """A row of a plan, and what the plan brings for it."""
+
+    table_start: int = 0
+    blocks: list[int] = []
+    new: NewRow | None = None
+
+
+def row(name: str, start: int, num_tokens: int, samples: int = 1, blocks=(), new=None) -> Part:
+    return Part(name, start, num_tokens, samples, blocks=list(blocks), new=new)
+
+
+def plan_of(step: int, rows: list[Part], **parts) -> StepPlan:
+    plan = StepPlan(step=step, rows=list(rows), **parts)
+    for part in rows:
+        if part.new is not None:
+            plan.new[part.request_id] = part.new
+        if part.blocks:
+            plan.tables[part.request_id] = NewBlocks(part.table_start, part.blocks)
+    return plan
 
 
 def new_row(tokens: list[int], prompt: int | None = None, seed: int = 0, **params) -> NewRow:
