@@ -203,22 +203,20 @@ class EngineCore:
         """Book what a step brought: append, finish, fork, free."""
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
-        num_decode = num_sampled = 0
         sequences, details, kv = self._sequences, output.details, self.scheduler.kv
+        finished, block_size = Status.FINISHED, kv.block_size  # looked up once, not for every row
         for row, tokens in zip(plan.rows, output.tokens, strict=True):
             request, computed = sequences[row.request_id], row.num_tokens
             request.tokens_in_flight -= computed
             if row.samples:
                 request.samples_in_flight -= 1
-            num_decode += computed == 1
-            num_sampled += len(tokens)
-            if request.status is Status.FINISHED:
+            if request.status is finished:
                 # it ended while this step was in flight: its token is thrown away
                 if not request.tokens_in_flight:
                     self._leave(request, "its last step in flight is back")
                 continue
-            request.num_computed_tokens += computed
-            if NO_TOKEN not in tokens:
+            computed = request.num_computed_tokens = request.num_computed_tokens + computed
+            if computed >= (request.num_cached_blocks + 1) * block_size and NO_TOKEN not in tokens:
                 kv.cache_full_blocks(request)
             detail = details.get(row.request_id) if details else None
             if detail is not None:
@@ -230,10 +228,11 @@ class EngineCore:
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
                 for index in range(request.core.params.n):
-                    news.append(self._output(request, 0))
+                    news.append(self._output(request, []))
                     news[-1].index, news[-1].finish_reason = index, "length"
+                    self._tell_start(request, news[-1])
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
-        num_tokens = plan.num_tokens
+        num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         now = time.perf_counter_ns()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
@@ -241,8 +240,10 @@ class EngineCore:
             events.StepFinished(
                 step=plan.step,
                 num_tokens=num_tokens,
-                num_decode_tokens=num_decode,
-                num_sampled=num_sampled,
+                num_decode_tokens=num_rows
+                if num_tokens == num_rows
+                else sum(row.num_tokens == 1 for row in plan.rows),
+                num_sampled=sum(map(len, output.tokens)),
                 schedule_us=round(plan.schedule_us, 1),
                 prepare_us=round(output.prepare_us, 1),
                 forward_us=round(output.forward_us, 1),
@@ -277,21 +278,23 @@ class EngineCore:
         """
         if token == NO_TOKEN:
             return self._fail(request)
-        request.token_ids.append(token)
-        num_output_tokens = request.num_output_tokens
-        output = self._output(request, num_output_tokens)
-        output.token_ids = [token]
+        token_ids = request.token_ids
+        token_ids.append(token)
+        num_output_tokens = len(token_ids) - request.num_prompt_tokens
+        output = self._output(request, [token])
         if detail and detail.logprobs:
             output.logprobs = [detail.logprobs[index]]
-        if num_output_tokens == 1 and request.index == 0 and request.prompt_logprobs:
-            output.prompt_logprobs = request.prompt_logprobs
-        old_enough = num_output_tokens > request.core.params.min_tokens
-        if token in request.eos_ids and old_enough:
+        if num_output_tokens == 1:
+            self._tell_start(request, output)
+            if request.index == 0 and request.prompt_logprobs:
+                output.prompt_logprobs = request.prompt_logprobs
+        if token in request.end_ids and num_output_tokens > request.core.params.min_tokens:
             output.finish_reason = "stop"
-            self._finish(request, "stop", "", f"token {token} ends a sequence")
-        elif token in request.stop_ids and old_enough:
-            output.finish_reason, output.stop_reason = "stop", token
-            self._finish(request, "stop", str(token), f"token {token} is in stop_token_ids")
+            if token in request.eos_ids:
+                self._finish(request, "stop", "", f"token {token} ends a sequence")
+            else:
+                output.stop_reason = token
+                self._finish(request, "stop", str(token), f"token {token} is in stop_token_ids")
         elif num_output_tokens >= request.max_tokens:
             output.finish_reason = "length"
             self._finish(request, "length", "", f"it has all of its {request.max_tokens} tokens")
@@ -306,26 +309,30 @@ class EngineCore:
             f"the model gave no finite logits for position {position}: most often numbers grew too"
             " large for float16, or the checkpoint is broken"
         )
-        output = self._output(request, request.num_output_tokens)
+        output = self._output(request, [])
         output.finish_reason = "error"
+        if request.num_output_tokens <= 1:
+            self._tell_start(request, output)
         output.error = f"{why[0].upper()}{why[1:]}. Try --dtype bfloat16 or float32."
         self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         self._finish(request, "error", "", why)
         return output
 
-    def _output(self, request: Request, num_output_tokens: int) -> CoreOutput:
-        output = CoreOutput(
+    def _output(self, request: Request, token_ids: list[int]) -> CoreOutput:
+        return CoreOutput(
             request_id=request.core.request_id,
             index=request.index,
+            token_ids=token_ids,
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
         )
-        if num_output_tokens <= 1:
-            output.queued_ns = request.first_admitted_ns - request.queued_ns
-            output.first_scheduled_ns = request.first_admitted_ns
-            if request.max_tokens == 0 and request.prompt_logprobs:
-                output.prompt_logprobs = request.prompt_logprobs
-        return output
+
+    def _tell_start(self, request: Request, output: CoreOutput) -> None:
+        """What the first output of a sequence says beside its token."""
+        output.queued_ns = request.first_admitted_ns - request.queued_ns
+        output.first_scheduled_ns = request.first_admitted_ns
+        if request.max_tokens == 0 and request.prompt_logprobs:
+            output.prompt_logprobs = request.prompt_logprobs
 
     def _collect_prompt_logprobs(self, request: Request, detail: RowDetail) -> None:
         if detail.prompt_logprobs is None or request.num_output_tokens:

@@ -59,12 +59,12 @@ class KVManager:
         Returns (source, destination) of the block that must be copied before anything is written,
         or None.
         """
-        start = request.num_planned_tokens
-        table = request.block_table
-        index, offset = divmod(start, self.block_size)
-        # `_must_copy`, written out: a call less for every row of every step
-        copy = offset > 0 and self.pool.references[table[index]] > 1
-        if offset and offset + num_tokens <= self.block_size and not copy:
+        # `num_planned_tokens` and `_must_copy`, written out: calls less for every row of every step
+        start = request.num_computed_tokens + request.tokens_in_flight
+        table, size = request.block_table, self.block_size
+        index = start // size
+        copy = start % size > 0 and self.pool.references[table[index]] > 1
+        if start + num_tokens <= len(table) * size and not copy:
             return None  # room in a block of its own, as nearly always
         fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
         if not fresh and not copy:

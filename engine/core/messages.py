@@ -111,15 +111,12 @@ class StepPlan(msgspec.Struct, kw_only=True):
     rows: list[StepRow]
     new: dict[str, NewRow] = {}  # by sequence
     tables: dict[str, NewBlocks] = {}  # by sequence
+    num_tokens: int = 0  # to compute, in all rows
     dropped: list[str] = []  # sequences whose rows the worker forgets
     swap_out: list[tuple[int, int]] = []  # (device block, host block)
     swap_in: list[tuple[int, int]] = []  # (host block, device block)
     copies: list[tuple[int, int]] = []  # (source block, destination block), no destination twice
     schedule_us: float = 0.0
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.num_tokens for row in self.rows)
 
 
 class RowDetail(msgspec.Struct, kw_only=True):

@@ -41,7 +41,7 @@ class Request:
         self.siblings_to_fork = core.params.n - 1 if index == 0 else 0
         eos = [] if core.params.ignore_eos else core.eos_token_ids
         self.eos_ids = frozenset(eos)
-        self.stop_ids = frozenset(core.params.stop_token_ids or ())
+        self.end_ids = self.eos_ids.union(core.params.stop_token_ids or ())
 
         # Rule 1: the tokens whose K/V are in the cache. The last sampled token is in token_ids and
         # has no K/V yet, so a decoding request is simply one token behind.
@@ -91,11 +91,11 @@ class Request:
         """Tokens that are known, or will be once everything in flight has come back, and that no
         step computes yet.
         """
-        num_tokens = len(self.token_ids) + self.samples_in_flight
-        if self.samples_in_flight and (
-            num_tokens - self.num_prompt_tokens >= self.max_tokens or self.siblings_to_fork
-        ):
-            return 0  # the token in flight is its last, or its siblings have to be forked first
+        num_tokens = len(self.token_ids)
+        if self.samples_in_flight:
+            num_tokens += self.samples_in_flight
+            if num_tokens - self.num_prompt_tokens >= self.max_tokens or self.siblings_to_fork:
+                return 0  # the token in flight is its last, or its siblings have to be forked first
         return num_tokens - self.num_computed_tokens - self.tokens_in_flight
 
     @property

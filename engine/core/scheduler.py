@@ -122,7 +122,8 @@ class Scheduler:
         if self.stats.num_preemptions:
             self.explain.wait(self, self.waiting.head(), "preemption", 0, 0)
         else:
-            self._admit_waiting(plan, budget_left)
+            budget_left = self._admit_waiting(plan, budget_left)
+        plan.num_tokens = self.budget - budget_left
         plan.swap_out, self._swap_out = self._swap_out, []
         if not plan.rows and not plan.swap_out:
             self.step -= 1
@@ -152,39 +153,41 @@ class Scheduler:
         return wanted <= self.kv.pool.num_free
 
     def _plan_running(self, plan: StepPlan, budget: int) -> int:
-        index = 0
-        while index < len(self.running) and budget:
-            request = self.running[index]
-            wanted = request.num_tokens_to_plan
-            num_tokens = min(wanted, budget)
-            if num_tokens == 0 or self._grow_or_preempt(
-                plan, request, num_tokens, num_tokens == wanted
-            ):
-                index += 1
-            budget -= num_tokens if request.status is Status.RUNNING else 0
-        return budget
-
-    def _grow_or_preempt(
-        self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
-    ) -> bool:
-        """Give a running request its slots and its row; False if it had to be preempted itself.
-        reaches_end: these are all of its tokens that no step computes yet.
+        """Slots and a row for each running request, as far as the budget goes; returns what is left
+        of it.
         """
-        while True:
+        for request in self.running:  # a preemption takes away from its end
+            wanted = request.num_tokens_to_plan
+            num_tokens = wanted if wanted < budget else budget
+            if not num_tokens:
+                continue
             try:
                 copy = self.kv.grow(request, num_tokens)
             except OutOfBlocks:
-                victim = self.running[-1]  # the lowest rank; never one that has a row in this plan
-                self._preempt(victim, request)
-                if victim is request:
-                    return False
-                continue
+                if not self._preempt_for(request, num_tokens):
+                    break  # it was the last one itself
+                copy = self.kv.grow(request, num_tokens)
             if copy:
                 plan.copies.append(copy)
-            self._add_row(plan, request, num_tokens, reaches_end)
-            return True
+            self._add_row(plan, request, num_tokens, num_tokens == wanted)
+            budget -= num_tokens
+        return budget
 
-    def _admit_waiting(self, plan: StepPlan, budget: int) -> None:
+    def _preempt_for(self, request: Request, num_tokens: int) -> bool:
+        """Preempt until there are blocks for `num_tokens` tokens more of a running request; False
+        if it had to be preempted itself.
+        """
+        while self.kv.blocks_to_grow(request, num_tokens) > self.kv.pool.num_free:
+            victim = self.running[-1]  # the lowest rank; never one that has a row in this plan
+            self._preempt(victim, request)
+            if victim is request:
+                return False
+        return True
+
+    def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
+        """Let those who wait run, as far as the budget, the seats and the blocks go; returns what
+        is left of the budget.
+        """
         while (head := self.waiting.head()) is not None:
             if not budget:
                 self.explain.wait(self, head, "budget", 1, 0)
@@ -202,6 +205,7 @@ class Scheduler:
                 self.explain.wait(self, head, "blocks", need, self.kv.pool.num_free)
                 break
             budget -= self._admit(plan, self.waiting.pop(), prefix, budget)
+        return budget
 
     def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
         """Let the request run; returns the tokens that it computes in this step."""
@@ -234,15 +238,16 @@ class Scheduler:
         self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
     ) -> None:
         """The request's share of this step, and what the worker must learn for it."""
-        samples = request.seats if reaches_end and request.max_tokens else 0
-        plan.rows.append(StepRow(request.id, request.num_planned_tokens, num_tokens, samples))
+        start = request.num_computed_tokens + request.tokens_in_flight
+        samples = 1 + request.siblings_to_fork if reaches_end and request.max_tokens else 0
+        plan.rows.append(StepRow(request.id, start, num_tokens, samples))
         if request.table_sent < 0:
             plan.new[request.id] = NewRow(
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 params=request.core.params,
                 seed=request.seed,
-                stop_token_ids=[*request.eos_ids, *request.stop_ids],
+                stop_token_ids=list(request.end_ids),
                 trace_full=request.core.trace_full,
             )
             request.table_sent = 0
@@ -251,7 +256,8 @@ class Scheduler:
             plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
             request.table_sent = len(request.block_table)
         request.tokens_in_flight += num_tokens
-        request.samples_in_flight += samples > 0
+        if samples:
+            request.samples_in_flight += 1
 
     # -------------------------------------------------------------------------- preemption (rule 4)
 
