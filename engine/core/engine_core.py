@@ -9,6 +9,7 @@ away.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -204,7 +205,8 @@ class EngineCore:
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
         sequences, details, kv = self._sequences, output.details, self.scheduler.kv
-        finished, block_size = Status.FINISHED, kv.block_size  # looked up once, not for every row
+        finished = Status.FINISHED  # looked up once, not for every row
+        block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
         for row, tokens in zip(plan.rows, output.tokens, strict=True):
             request, computed = sequences[row.request_id], row.num_tokens
             request.tokens_in_flight -= computed

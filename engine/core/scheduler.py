@@ -156,17 +156,18 @@ class Scheduler:
         """Slots and a row for each running request, as far as the budget goes; returns what is left
         of it.
         """
+        grow = self.kv.grow
         for request in self.running:  # a preemption takes away from its end
             wanted = request.num_tokens_to_plan
             num_tokens = wanted if wanted < budget else budget
             if not num_tokens:
                 continue
             try:
-                copy = self.kv.grow(request, num_tokens)
+                copy = grow(request, num_tokens)
             except OutOfBlocks:
                 if not self._preempt_for(request, num_tokens):
                     break  # it was the last one itself
-                copy = self.kv.grow(request, num_tokens)
+                copy = grow(request, num_tokens)
             if copy:
                 plan.copies.append(copy)
             self._add_row(plan, request, num_tokens, num_tokens == wanted)

@@ -248,14 +248,21 @@ class Recorder:
     def _stamp(self) -> None:
         new = self._buffer[self._numbered :]
         self._numbered += len(new)
-        seq, latest, src = self._last_seq, self._last_ns, self.src
+        seq, latest = self._last_seq, self._last_ns
         for event in new:
             seq += 1
-            latest = max(latest, event.ts_ns)
-            event.seq, event.ts_ns, event.src = seq, latest, src
-            if not self.text:
-                _drop_text(event)
+            event.seq = seq
+            if event.ts_ns < latest:
+                event.ts_ns = latest
+            else:
+                latest = event.ts_ns
         self._last_seq, self._last_ns = seq, latest
+        if self.src != Event().src:
+            for event in new:
+                event.src = self.src
+        if not self.text:
+            for event in new:
+                _drop_text(event)
 
     def _settled_ns(self) -> int:
         """The time up to which no event will come any more."""
