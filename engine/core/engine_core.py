@@ -207,21 +207,19 @@ class EngineCore:
         sequences, details, kv = self._sequences, output.details, self.scheduler.kv
         finished = Status.FINISHED  # looked up once, not for every row
         block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
+        detail = None
         for row, tokens in zip(plan.rows, output.tokens, strict=True):
-            request, computed = sequences[row.request_id], row.num_tokens
-            request.tokens_in_flight -= computed
-            if row.samples:
-                request.samples_in_flight -= 1
+            request = sequences[row.request_id]
+            computed = request.num_computed_tokens = request.num_computed_tokens + row.num_tokens
             if request.status is finished:
                 # it ended while this step was in flight: its token is thrown away
                 if not request.tokens_in_flight:
                     self._leave(request, "its last step in flight is back")
                 continue
-            computed = request.num_computed_tokens = request.num_computed_tokens + computed
             if computed >= (request.num_cached_blocks + 1) * block_size and NO_TOKEN not in tokens:
                 kv.cache_full_blocks(request)
-            detail = details.get(row.request_id) if details else None
-            if detail is not None:
+            if details:
+                detail = details.get(row.request_id)
                 self._collect_prompt_logprobs(request, detail)
             if len(tokens) == 1:
                 news.append(self._append(request, tokens[0], detail, 0))
@@ -230,9 +228,8 @@ class EngineCore:
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
                 for index in range(request.core.params.n):
-                    news.append(self._output(request, []))
-                    news[-1].index, news[-1].finish_reason = index, "length"
-                    self._tell_start(request, news[-1])
+                    news.append(self._last_output(request, "length"))
+                    news[-1].index = index
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
@@ -283,7 +280,13 @@ class EngineCore:
         token_ids = request.token_ids
         token_ids.append(token)
         num_output_tokens = len(token_ids) - request.num_prompt_tokens
-        output = self._output(request, [token])
+        output = CoreOutput(
+            request_id=request.core.request_id,
+            index=request.index,
+            token_ids=[token],
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+        )
         if detail and detail.logprobs:
             output.logprobs = [detail.logprobs[index]]
         if num_output_tokens == 1:
@@ -311,23 +314,24 @@ class EngineCore:
             f"the model gave no finite logits for position {position}: most often numbers grew too"
             " large for float16, or the checkpoint is broken"
         )
-        output = self._output(request, [])
-        output.finish_reason = "error"
-        if request.num_output_tokens <= 1:
-            self._tell_start(request, output)
+        output = self._last_output(request, "error")
         output.error = f"{why[0].upper()}{why[1:]}. Try --dtype bfloat16 or float32."
         self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         self._finish(request, "error", "", why)
         return output
 
-    def _output(self, request: Request, token_ids: list[int]) -> CoreOutput:
-        return CoreOutput(
+    def _last_output(self, request: Request, finish_reason: str) -> CoreOutput:
+        """That of a sequence that ends without a token."""
+        output = CoreOutput(
             request_id=request.core.request_id,
             index=request.index,
-            token_ids=token_ids,
+            finish_reason=finish_reason,
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
         )
+        if not request.num_output_tokens:
+            self._tell_start(request, output)
+        return output
 
     def _tell_start(self, request: Request, output: CoreOutput) -> None:
         """What the first output of a sequence says beside its token."""
@@ -336,8 +340,8 @@ class EngineCore:
         if request.max_tokens == 0 and request.prompt_logprobs:
             output.prompt_logprobs = request.prompt_logprobs
 
-    def _collect_prompt_logprobs(self, request: Request, detail: RowDetail) -> None:
-        if detail.prompt_logprobs is None or request.num_output_tokens:
+    def _collect_prompt_logprobs(self, request: Request, detail: RowDetail | None) -> None:
+        if detail is None or detail.prompt_logprobs is None or request.num_output_tokens:
             return
         if not request.prompt_logprobs:
             request.prompt_logprobs = [None]  # nothing precedes the first token

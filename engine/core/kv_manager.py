@@ -45,10 +45,12 @@ class KVManager:
         """Free blocks that `grow` would take."""
         start = request.num_planned_tokens
         fresh = self.blocks_for(start + num_tokens) - len(request.block_table)
-        return max(0, fresh) + self._must_copy(request, start)
+        return max(0, fresh) + (request.has_siblings and self._must_copy(request, start))
 
     def _must_copy(self, request: Request, start: int) -> bool:
-        """Whether position `start` lies inside a block that others read, too (rule 6)."""
+        """Whether position `start` lies inside a block that others read, too (rule 6): only
+        siblings share one that isn't full.
+        """
         if start % self.block_size == 0 or not request.block_table:
             return False
         return self.pool.references[request.block_table[start // self.block_size]] > 1
@@ -59,16 +61,11 @@ class KVManager:
         Returns (source, destination) of the block that must be copied before anything is written,
         or None.
         """
-        # `num_planned_tokens` and `_must_copy`, written out: calls less for every row of every step
-        start = request.num_computed_tokens + request.tokens_in_flight
-        table, size = request.block_table, self.block_size
-        index = start // size
-        copy = start % size > 0 and self.pool.references[table[index]] > 1
-        if start + num_tokens <= len(table) * size and not copy:
+        start, table = request.num_planned_tokens, request.block_table
+        copy = request.has_siblings and self._must_copy(request, start)
+        if start + num_tokens <= len(table) * self.block_size and not copy:
             return None  # room in a block of its own, as nearly always
         fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
-        if not fresh and not copy:
-            return None
         blocks, evicted = self.pool.allocate(fresh + copy)
         self._record_taken(evicted, request)
         if fresh:
@@ -76,6 +73,7 @@ class KVManager:
             table.extend(blocks[copy:])
         copied = None
         if copy:
+            index = start // self.block_size
             copied = (table[index], blocks[0])
             table[index] = blocks[0]
             self.pool.free([copied[0]])
@@ -125,7 +123,7 @@ class KVManager:
             return
         self.pool.share(blocks)
         request.block_table.extend(blocks)
-        request.num_computed_tokens = len(blocks) * self.block_size
+        request.set_computed(len(blocks) * self.block_size)
         request.num_cached_blocks = len(blocks)
         if self.recorder.enabled:
             self.recorder.record(
@@ -177,7 +175,7 @@ class KVManager:
         copies it (rule 6).
         """
         child.block_table = list(parent.block_table)
-        child.num_computed_tokens = parent.num_computed_tokens
+        child.set_computed(parent.num_computed_tokens)
         child.num_cached_blocks = parent.num_cached_blocks
         child.block_hashes = list(parent.block_hashes)
         self.pool.share(child.block_table)

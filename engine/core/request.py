@@ -39,6 +39,7 @@ class Request:
         self.token_ids = list(core.prompt_token_ids)  # prompt, then output
         self.num_prompt_tokens = len(self.token_ids)
         self.siblings_to_fork = core.params.n - 1 if index == 0 else 0
+        self.has_siblings = core.params.n > 1
         eos = [] if core.params.ignore_eos else core.eos_token_ids
         self.eos_ids = frozenset(eos)
         self.end_ids = self.eos_ids.union(core.params.stop_token_ids or ())
@@ -46,10 +47,11 @@ class Request:
         # Rule 1: the tokens whose K/V are in the cache. The last sampled token is in token_ids and
         # has no K/V yet, so a decoding request is simply one token behind.
         self.num_computed_tokens = 0
-        # Work that was planned and hasn't come back yet. At most one step in the plain loop's
-        # terms, two when overlapped.
-        self.tokens_in_flight = 0
-        self.samples_in_flight = 0
+        # Both as they will be once everything in flight has come back: at most one step of the
+        # plain loop, two of the overlapped one.
+        self.num_planned_tokens = 0  # computed
+        self.num_expected_tokens = self.num_prompt_tokens  # known: the drawn ones count
+        self.most_tokens = self.num_prompt_tokens + max(1, max_tokens)  # more aren't drawn
 
         self.block_table: list[int] = []
         self.host_blocks: list[int] = []  # where its K/V wait while it is swapped out
@@ -82,21 +84,24 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def num_planned_tokens(self) -> int:
-        """Tokens whose K/V are in the cache once everything in flight has come back."""
-        return self.num_computed_tokens + self.tokens_in_flight
+    def tokens_in_flight(self) -> int:
+        """Tokens that a step computes which hasn't come back yet."""
+        return self.num_planned_tokens - self.num_computed_tokens
 
     @property
     def num_tokens_to_plan(self) -> int:
         """Tokens that are known, or will be once everything in flight has come back, and that no
         step computes yet.
         """
-        num_tokens = len(self.token_ids)
-        if self.samples_in_flight:
-            num_tokens += self.samples_in_flight
-            if num_tokens - self.num_prompt_tokens >= self.max_tokens or self.siblings_to_fork:
-                return 0  # the token in flight is its last, or its siblings have to be forked first
-        return num_tokens - self.num_computed_tokens - self.tokens_in_flight
+        if self.num_expected_tokens == self.most_tokens:
+            return 0  # the token in flight is its last
+        if self.siblings_to_fork and self.num_expected_tokens > len(self.token_ids):
+            return 0  # they have to be forked first
+        return self.num_expected_tokens - self.num_planned_tokens
+
+    def set_computed(self, num_tokens: int) -> None:
+        """The K/V of its first tokens are in the cache, and no step is in flight."""
+        self.num_computed_tokens = self.num_planned_tokens = num_tokens
 
     @property
     def seats(self) -> int:

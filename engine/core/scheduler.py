@@ -78,6 +78,7 @@ class Scheduler:
         child.first_admitted_ns = parent.first_admitted_ns
         child.queued_ns = parent.queued_ns
         child.num_cached_tokens = parent.num_cached_tokens
+        child.num_expected_tokens += 1  # drawn with its parent's
         parent.siblings_to_fork -= 1
         insort(self.running, child, key=_rank)
         self.explain.fork(parent, child)
@@ -238,10 +239,17 @@ class Scheduler:
     def _add_row(
         self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
     ) -> None:
-        """The request's share of this step, and what the worker must learn for it."""
-        start = request.num_computed_tokens + request.tokens_in_flight
+        """The request's share of this step."""
         samples = 1 + request.siblings_to_fork if reaches_end and request.max_tokens else 0
-        plan.rows.append(StepRow(request.id, start, num_tokens, samples))
+        plan.rows.append(StepRow(request.id, request.num_planned_tokens, num_tokens, samples))
+        request.num_planned_tokens += num_tokens
+        if samples:
+            request.num_expected_tokens += 1  # those of its siblings are theirs
+        if request.table_sent < len(request.block_table):
+            self._tell_worker(plan, request)
+
+    def _tell_worker(self, plan: StepPlan, request: Request) -> None:
+        """The blocks that the worker doesn't know yet, and of a new row all the rest."""
         if request.table_sent < 0:
             plan.new[request.id] = NewRow(
                 token_ids=list(request.token_ids),
@@ -252,13 +260,9 @@ class Scheduler:
                 trace_full=request.core.trace_full,
             )
             request.table_sent = 0
-        if request.table_sent < len(request.block_table):
-            sent = request.table_sent
-            plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
-            request.table_sent = len(request.block_table)
-        request.tokens_in_flight += num_tokens
-        if samples:
-            request.samples_in_flight += 1
+        sent = request.table_sent
+        plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
+        request.table_sent = len(request.block_table)
 
     # -------------------------------------------------------------------------- preemption (rule 4)
 
@@ -281,7 +285,7 @@ class Scheduler:
             self._swap_out.extend(self.kv.swap_out(victim))
         else:
             self.kv.free(victim, "preempted")
-            victim.num_computed_tokens = 0
+            victim.set_computed(0)
             victim.prompt_logprobs = []
 
     def _preemption_choice(
@@ -328,6 +332,8 @@ class Scheduler:
         for r in self.running:
             assert r.status is Status.RUNNING and not r.host_blocks
             assert r.num_computed_tokens < r.num_tokens, f"{r.id}: rule 1"
+            assert r.num_computed_tokens <= r.num_planned_tokens <= r.num_expected_tokens, r.id
+            assert r.num_expected_tokens - r.num_tokens in (0, 1), f"{r.id}: drawn, but where?"
             blocks = self.kv.blocks_for(r.num_planned_tokens)
             assert len(r.block_table) == blocks, (
                 f"{r.id}: {len(r.block_table)} blocks, not {blocks}"

@@ -248,7 +248,7 @@ class Recorder:
     def _stamp(self) -> None:
         new = self._buffer[self._numbered :]
         self._numbered += len(new)
-        seq, latest = self._last_seq, self._last_ns
+        seq, latest, src = self._last_seq, self._last_ns, self.src
         for event in new:
             seq += 1
             event.seq = seq
@@ -256,10 +256,9 @@ class Recorder:
                 event.ts_ns = latest
             else:
                 latest = event.ts_ns
+            if event.src != src:
+                event.src = src
         self._last_seq, self._last_ns = seq, latest
-        if self.src != Event().src:
-            for event in new:
-                event.src = self.src
         if not self.text:
             for event in new:
                 _drop_text(event)

@@ -78,6 +78,16 @@ def test_a_time_read_before_another_thread_was_faster_does_not_go_back(recorder_
     assert [(event.seq, event.ts_ns) for event in got] == [(1, 100), (2, 100), (3, 100), (4, 110)]
 
 
+@pytest.mark.parametrize("src", ["core", "server"])
+def test_whoever_records_is_the_source(recorder_of, src):
+    """Some kinds have "server" as their default: in one process there is one numbering."""
+    recorder, got = recorder_of(src=src, level="full")
+    recorder.record(ev.TextEmitted())
+    recorder.record(ev.RequestQueued())
+    recorder.flush()
+    assert [event.src for event in got] == [src, src]
+
+
 def test_an_event_is_numbered_when_another_wants_to_point_at_it(recorder_of):
     recorder, got = recorder_of()
     with recorder._drain_lock:  # nobody drains meanwhile
