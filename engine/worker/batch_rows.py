@@ -8,6 +8,8 @@ tokens that it draws, and a step's tensors are gathered from the arrays by a few
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from engine.trace.events import StepRow
 from engine.worker.in_flight import UNKNOWN
 from engine.worker.transfers import to_device
 
+T = TypeVar("T")
+_request_id, _start, _samples = map(attrgetter, ("request_id", "start", "samples"))
+
 
 @dataclass
 class StepInputs:
-    """A step in numbers, on the host. Rows with one token come first; `order[i]` is the place in
-    the plan of row i.
+    """A step in numbers, on the host. Rows with one token come first.
 
     They become tensors where they are needed: a captured step copies them to its own places.
     """
@@ -34,8 +38,9 @@ class StepInputs:
     query_lens: list[int]  # of each row
     query_start: np.ndarray  # int64 [rows + 1]
     num_decode_rows: int
-    order: list[int]
+    order: list[int] | None  # of each row the place in the plan; None: they stand as they do there
     rows: list[StepRow]  # in batch order
+    samples: list[int]  # of each row
     slots: np.ndarray  # int64 [rows], in batch order
     table_version: int  # another one: some block table may have changed
     block_size: int
@@ -44,6 +49,15 @@ class StepInputs:
     @property
     def num_rows(self) -> int:
         return len(self.rows)
+
+    def in_plan_order(self, of_rows: list[T]) -> list[T]:
+        """What belongs to the rows of the batch, as the plan has them."""
+        if self.order is None:
+            return of_rows
+        placed = list(of_rows)
+        for place, one in zip(self.order, of_rows):
+            placed[place] = one
+        return placed
 
     @property
     def longest(self) -> int:
@@ -165,23 +179,22 @@ class BatchRows:
 
     def gather(self, plan: StepPlan) -> StepInputs:
         """The numbers of a step, from the rows of its plan (at least one)."""
-        slot_of = self._slots
-        rows, order = plan.rows, list(range(len(plan.rows)))
-        lengths = [row.num_tokens for row in rows]
+        rows, order, count = plan.rows, None, len(plan.rows)
+        lengths = [1] * count if plan.num_tokens == count else [row.num_tokens for row in rows]
         decodes = lengths.count(1)
-        if decodes < len(rows) and 1 in lengths[decodes:]:
-            order.sort(key=lambda i: lengths[i] != 1)  # stable
+        if decodes < count and 1 in lengths[decodes:]:
+            order = sorted(range(count), key=lambda i: lengths[i] != 1)  # stable
             rows = [rows[i] for i in order]
             lengths = [lengths[i] for i in order]
-        slots = np.array([slot_of[row.request_id] for row in rows])
-        starts = np.array([row.start for row in rows])
-        if decodes == len(rows):
-            contexts, query_start = starts + 1, np.arange(len(rows) + 1)
+        slots = np.fromiter(map(self._slots.__getitem__, map(_request_id, rows)), np.int64, count)
+        starts = np.fromiter(map(_start, rows), np.int64, count)
+        if decodes == count:
+            contexts, query_start = starts + 1, np.arange(count + 1)
             positions, owner = starts, slots
         else:
             query_lens = np.array(lengths)
             contexts = starts + query_lens
-            query_start = np.zeros(len(rows) + 1, np.int64)
+            query_start = np.zeros(count + 1, np.int64)
             np.cumsum(query_lens, out=query_start[1:])
             offset = np.repeat(starts - query_start[:-1], query_lens)
             positions = offset + np.arange(query_start[-1])
@@ -199,6 +212,7 @@ class BatchRows:
             num_decode_rows=decodes,
             order=order,
             rows=rows,
+            samples=list(map(_samples, rows)),
             slots=slots,
             table_version=self._table_version,
             block_size=size,

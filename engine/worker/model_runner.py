@@ -298,11 +298,13 @@ class ModelRunner:
 
         clock = Clock(self.device)
         clock.mark()
-        drawing = [i for i, row in enumerate(inputs.rows) if row.samples]
+        drawing = list(range(inputs.num_rows))
+        if 0 in inputs.samples:
+            drawing = [i for i in drawing if inputs.samples[i]]
         hidden, logits, greatest = self._compute(inputs, drawing)
         silent: list[int] = []
         if len(drawing) < inputs.num_rows:
-            silent = [i for i, row in enumerate(inputs.rows) if not row.samples]
+            silent = [i for i, samples in enumerate(inputs.samples) if not samples]
         finite = finite_rows(hidden, inputs, silent) if silent else None
         clock.mark()
 
@@ -323,12 +325,11 @@ class ModelRunner:
 
         def finish() -> StepOutput:
             done_ns = clock.wait()
-            tokens: list[list[int]] = [[] for _ in plan.rows]
-            if draws is not None:
-                tokens = self.sampling.book(draws, inputs)
+            by_row = [[] for _ in plan.rows] if draws is None else self.sampling.book(draws)
             for i, is_finite in zip(silent, [] if arriving is None else arriving.tolist()):
                 if not is_finite:
-                    tokens[inputs.order[i]] = [NO_TOKEN]
+                    by_row[i] = [NO_TOKEN]
+            tokens = inputs.in_plan_order(by_row)
             forward_us, sample_us = clock.spans_us()
             return StepOutput(
                 step=plan.step,

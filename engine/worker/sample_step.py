@@ -5,6 +5,7 @@ when the tokens have arrived on the host, they are appended to their rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,8 @@ class _Recorded(NamedTuple):
 class Draws(NamedTuple):
     """What a step draws, on its way to the host."""
 
-    drawing: list[int]  # rows of the batch that draw
-    counts: list[int]  # how many tokens each of them draws
+    counts: list[int]  # how many tokens each row of the batch draws
+    # of the rows that draw any:
     firsts: np.ndarray | None  # int64 [rows], of each row its first draw; None: its only one
     slots: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
@@ -75,10 +76,10 @@ class SampleStep:
         events of the draws. A row that forks draws n times from its logits, the i-th time with seed
         + i; its own sequence goes on with the first token, the siblings come with the next plan.
         """
-        rows, slots, ends = inputs.rows, inputs.slots, inputs.contexts
+        rows, slots, ends, counts = inputs.rows, inputs.slots, inputs.contexts, inputs.samples
         if len(drawing) < len(rows):
             rows, slots, ends = [rows[i] for i in drawing], slots[drawing], ends[drawing]
-        counts = [row.samples for row in rows]
+            counts = [counts[i] for i in drawing]
         firsts, positions = None, ends
         if max(counts) > 1:
             firsts = np.cumsum(counts) - counts
@@ -97,22 +98,21 @@ class SampleStep:
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         arriving = self.outbox.take(tokens)
-        return Draws(drawing, counts, firsts, slots, ends, arriving, next_tokens)
+        return Draws(inputs.samples, firsts, slots, ends, arriving, next_tokens)
 
-    def book(self, draws: Draws, inputs: StepInputs) -> list[list[int]]:
-        """Append the tokens, which have arrived, to their rows. Returns those of every row in the
-        plan's order (`NO_TOKEN` where its logits aren't finite)."""
+    def book(self, draws: Draws) -> list[list[int]]:
+        """Append the tokens, which have arrived, to their rows. Returns those of every row of the
+        batch (`NO_TOKEN` where its logits aren't finite)."""
         drawn = draws.tokens
         # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
         # once more before that, with a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
         self.rows.append(draws.slots, draws.ends, kept)
         self.table.appended(draws.slots, kept)
-        result: list[list[int]] = [[] for _ in inputs.rows]
-        tokens = drawn.tolist()
-        for i, count, first in zip(draws.drawing, draws.counts, _places(kept, draws.firsts)):
-            result[inputs.order[i]] = tokens[first : first + count]
-        return result
+        if len(drawn) == len(draws.counts) and draws.firsts is None:
+            return drawn[:, None].tolist()  # each has one
+        tokens = iter(drawn.tolist())
+        return [list(islice(tokens, count)) for count in draws.counts]
 
     def _draw(
         self,

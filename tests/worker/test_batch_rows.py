@@ -29,12 +29,15 @@ def test_tensors_of_random_plans():
         for name in chance.sample("abcdef", chance.randint(1, 6)):
             start = chance.randrange(50)
             count = chance.choice([1, 1, chance.randint(1, 10)])
-            plan.rows.append(row(name, start, count))
+            plan.rows.append(row(name, start, count, samples=chance.randint(0, 2)))
+        if chance.random() < 0.5:  # the core says it, a plan written by hand needn't
+            plan.num_tokens = sum(part.num_tokens for part in plan.rows)
         inputs = rows.gather(plan)
         ordered = sorted(plan.rows, key=lambda part: part.num_tokens > 1)
         batch = inputs.attention(CPU)
         assert inputs.rows == ordered
-        assert [plan.rows[i] for i in inputs.order] == ordered
+        assert inputs.in_plan_order(ordered) == plan.rows
+        assert inputs.samples == [part.samples for part in ordered]
         places = [(r.request_id, r.start + i) for r in ordered for i in range(r.num_tokens)]
         assert inputs.token_ids.tolist() == [texts[name][i] for name, i in places]
         assert batch.positions.tolist() == [i for _, i in places]
