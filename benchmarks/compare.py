@@ -31,6 +31,7 @@ from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
 from benchmarks.workloads import Run, Workload, workloads
+from engine.core.collector import quiet_collector
 
 REPEATS = 3
 STATIC_BATCH = 16
@@ -76,7 +77,8 @@ def measure(name: str, dtype: str, repeats: int) -> list[dict]:
                 for system, run in systems(engine, peer, work).items():
                     if repeat and system != ENGINE and work.name in ("W2", "W3"):
                         continue  # tens of seconds long: its own noise averages out
-                    result = run()
+                    with quiet_collector():  # for all as the engine's loop has it
+                        result = run()
                     rows.append(
                         {
                             "shape": name,

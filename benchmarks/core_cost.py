@@ -3,29 +3,26 @@ time.
 
     python -m benchmarks.core_cost
 
-64 requests decode; the pool has 1,000 or 100,000 blocks; the record is off, at `steps`, or at
-`full`. CPU time of all threads of the process counts, so the recorder's drain thread, which writes
-a JSONL file, is included.
+64 or 256 requests decode; the pool has just the blocks they need, or 100,000; the record is off, at
+`steps`, or at `full`, and packed for another process, as the server has it. CPU time of all threads
+counts, so the recorder's drain thread is included.
 """
 
 from __future__ import annotations
 
-import gc
+import random
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
-from engine.trace.files import JsonlWriter
-from engine.trace.recorder import Recorder
+from engine.trace.packing import PackingRecorder
 
-NUM_REQUESTS = 64
-STEPS = 400
-REPEATS = 7
+STEPS = 320
+REPEATS = 11
 
 
 class NoWork:
@@ -45,49 +42,47 @@ class NoWork:
         return StepOutput(step=plan.step, tokens=[[1]] * len(plan.rows))
 
 
-def step_cost_us(num_blocks: int, trace: str, num_requests: int = NUM_REQUESTS) -> dict[str, float]:
-    """Microseconds of wall and of CPU time that one decode step of `num_requests` takes."""
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = Recorder(level=trace)
-        recorder.subscribe(JsonlWriter(str(Path(folder) / "trace.jsonl")))
-        config = EngineConfig(max_num_seqs=num_requests, enable_prefix_caching=True)
-        core = EngineCore(config, NoWork(num_blocks), recorder)
-        for i in range(num_requests):
-            params = SamplingParams(max_tokens=STEPS + 10, ignore_eos=True, seed=0)
-            prompt = [i] * 16
-            core.add_request(
-                CoreRequest(request_id=f"r{i}", prompt_token_ids=prompt, params=params)
-            )
-        for _ in range(5):
-            core.step()
+def step_cost_us(num_blocks: int, trace: str, num_requests: int = 64) -> dict[str, float]:
+    """Microseconds of wall and of CPU time that one decode step of `num_requests` takes. In each
+    step a sixteenth of them begin a block."""
+    recorder = PackingRecorder(len, trace)  # who reads it is another process
+    config = EngineConfig(max_num_seqs=num_requests, enable_prefix_caching=True)
+    core = EngineCore(config, NoWork(num_blocks), recorder)
+    for i in range(num_requests):
+        params = SamplingParams(max_tokens=STEPS + 50, ignore_eos=True, seed=0)
+        prompt = [i] * (16 + i % 16)
+        core.add_request(CoreRequest(request_id=f"r{i}", prompt_token_ids=prompt, params=params))
+    for _ in range(20):
+        core.step()
+    with quiet_collector():
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(STEPS):
             core.step()
         recorder.flush()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        recorder.close()
+    recorder.close()
     return {"wall_us": wall / STEPS * 1e6, "cpu_us": cpu / STEPS * 1e6}
 
 
 def measure() -> list[dict]:
-    """Medians over interleaved repeats, one row for each pool size and level."""
-    cases = [(2_000, "off"), (2_000, "steps"), (2_000, "full"), (100_000, "steps")]
-    seen: dict[tuple[int, str], list[dict[str, float]]] = {case: [] for case in cases}
-    gc.collect()
-    gc.freeze()  # as the server does when it has loaded
+    """Medians over interleaved repeats, one row for each number of requests, pool and level."""
+    enough = (STEPS + 50) // 16 + 3  # blocks of a request
+    cases = [(n, n * enough, trace) for n in (64, 256) for trace in ("off", "steps", "full")]
+    cases.append((64, 100_000, "steps"))
+    seen: dict[tuple[int, int, str], list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(REPEATS):
-        for case in cases:
-            seen[case].append(step_cost_us(*case))
-    gc.unfreeze()
+        for requests, blocks, trace in random.sample(cases, len(cases)):
+            seen[requests, blocks, trace].append(step_cost_us(blocks, trace, requests))
     return [
         {
-            "requests": NUM_REQUESTS,
+            "requests": requests,
             "blocks": blocks,
             "trace": trace,
             "wall_us": round(statistics.median(r["wall_us"] for r in runs), 1),
             "cpu_us": round(statistics.median(r["cpu_us"] for r in runs), 1),
+            "least_us": round(min(r["cpu_us"] for r in runs), 1),
         }
-        for (blocks, trace), runs in seen.items()
+        for (requests, blocks, trace), runs in seen.items()
     ]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import time
 
 from benchmarks.workloads import Run, Workload
 from engine.config import EngineConfig
+from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
-from engine.trace.recorder import Recorder
+from engine.trace.events import Event
+from engine.trace.files import unpack
+from engine.trace.packing import PackingRecorder
 from engine.worker.model_runner import ModelRunner
 
 
@@ -21,18 +23,15 @@ class Engine:
         config = EngineConfig(
             model=model, dtype=dtype, trace=trace, enable_prefix_caching=False, **options
         )
-        self.recorder = Recorder(level=trace)
-        self.recorder.subscribe(lambda batch: None)
+        self._messages: list[bytes] = []
+        self.recorder = PackingRecorder(self._messages.append, trace)  # as the engine process has
         runner = ModelRunner(config, self.recorder)
         runner.load()
         self.cores = runner.cores
         self.core = EngineCore(config, runner, self.recorder)
-        # like the server: to walk through all that is loaded would stop a run for up to 270 ms
-        gc.collect()
-        gc.freeze()
 
     def run(self, workload: Workload) -> Run:
-        with self.cores:
+        with self.cores, quiet_collector():
             return self._run(workload)
 
     def _run(self, workload: Workload) -> Run:
@@ -57,7 +56,12 @@ class Engine:
             ends += [now for output in outputs if output.finish_reason]
         return Run(time.perf_counter() - started, first, ends, steps)
 
+    def events(self) -> list[Event]:
+        """What was recorded since the last call."""
+        self.recorder.flush()
+        messages, self._messages[:] = list(self._messages), []
+        return [event for message in messages for event in unpack(message)]
+
     def close(self) -> None:
         self.core.close()
         self.recorder.close()
-        gc.unfreeze()

@@ -50,9 +50,7 @@ def prompt_events(model: str, vocab_size: int) -> list[Event]:
 
 def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int) -> list[Event]:
     """What is recorded while requests with prompts of these lengths are computed."""
-    events: list[Event] = []
-    engine.recorder.flush()
-    engine.recorder.subscribe(events.extend)
+    engine.events()
     draw = random.Random(0)
     for i, length in enumerate(prompts):
         params = SamplingParams(temperature=0.0, max_tokens=num_output, ignore_eos=True, seed=0)
@@ -63,9 +61,7 @@ def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int
     with engine.cores:
         while engine.core.has_work:
             engine.core.step()
-    engine.recorder.flush()
-    engine.recorder.unsubscribe(events.extend)
-    return events
+    return engine.events()
 
 
 def parts_of(events: list[Event], num_rows: int) -> dict[str, float]:

@@ -3,7 +3,6 @@ continuous batching."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -16,6 +15,7 @@ from benchmarks.gpu.speed import SHAPES, make_jobs, stop
 from benchmarks.run_engine import Engine, Run
 from benchmarks.run_transformers import Transformers
 from benchmarks.workloads import Job, Workload
+from engine.core.collector import quiet_collector
 
 REQUESTS = 32
 LENGTHS = (32, 256)  # in and out
@@ -60,8 +60,6 @@ def _theirs(
     few, some = (Workload(name, "", work.jobs[:count]) for name, count in (("few", 4), ("some", 8)))
     peer = Transformers(where, torch.bfloat16, device)
     peer.one_by_one(warm)
-    gc.collect()
-    gc.freeze()  # as the engine does
     ways: dict[str, tuple[Workload, Callable[[Workload], Run]]] = {
         "transformers, one by one": (few, peer.one_by_one),
         "transformers, continuous batching": (work, peer.continuous),
@@ -70,14 +68,14 @@ def _theirs(
     }
     for name, (its, run) in ways.items():
         yield _result(shape, name, its, partial(run, its))
-    gc.unfreeze()
 
 
 def _result(shape: str, system: str, work: Workload, run: Callable[[], Run]) -> dict:
     """A peer that can't run on this machine says why and is left out; we must run."""
     named = {"shape": shape, "requests": len(work.jobs), "system": system}
     try:
-        ran = run()
+        with quiet_collector():  # as the engine's loop has it
+            ran = run()
     except Exception as error:  # its versions differ in what they need
         if system == "Glasshouse":
             raise

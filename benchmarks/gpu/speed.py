@@ -128,15 +128,11 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
     shape, dtype, work = SHAPES[case.shape], torch.bfloat16, workload(case)
     jobs = work.jobs
     engine.run(Workload("warm", "", [Job(jobs[0].prompt, min(8, jobs[0].num_output))]))
-    engine.recorder.flush()
-    steps: list[Event] = []
-    engine.recorder.subscribe(steps.extend)
+    engine.events()
     result = engine.run(work)
-    engine.recorder.flush()
-    engine.recorder.unsubscribe(steps.extend)
     decodes: list[float] = []
     prompts: list[float] = []
-    for e in steps:
+    for e in engine.events():
         if isinstance(e, StepFinished):
             kind = decodes if e.num_decode_tokens == e.num_tokens else prompts
             kind.append(e.forward_us + e.sample_us)
@@ -174,12 +170,8 @@ def record_cost(case: Case, device: torch.device, folder: Path) -> dict:
     At `off` nothing is recorded, but the engine still asks: the price of such a call, times the
     events that the same work has at `steps`, over the time that it takes."""
     engine, work = start(case, device, folder), workload(case)
-    counted: list[Event] = []
-    engine.recorder.subscribe(counted.extend)
     engine.run(work)
-    engine.recorder.flush()
-    events = len(counted)
-    engine.recorder.unsubscribe(counted.extend)
+    events = len(engine.events())
     taken: dict[str, list[float]] = {"off": [], "steps": []}
     for _ in range(OFF_AND_STEPS):
         for level, times in taken.items():
@@ -208,14 +200,12 @@ def profile(case: Case, device: torch.device, folder: Path) -> list[dict]:
     engine, work = start(case, device, folder, enforce_eager=True, trace="full"), workload(case)
     few = Workload("few", "", [Job(job.prompt, min(4, job.num_output)) for job in work.jobs])
     engine.run(few)  # compiles
-    engine.recorder.flush()
-    found: list[Event] = []
-    engine.recorder.subscribe(found.extend)
+    engine.events()
     with recording(engine.recorder, profile=True, device=device.type):
         engine.run(few)
     stop(engine)
     by_name: dict[tuple[str, str], list[KernelLaunched]] = {}
-    for event in found:
+    for event in engine.events():
         if isinstance(event, KernelLaunched):
             by_name.setdefault((event.name, event.backend), []).append(event)
     rows = [

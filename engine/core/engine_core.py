@@ -168,7 +168,9 @@ class EngineCore:
         if plan is None:
             return []
         self._set_full_step(plan)
-        return self._update(plan, self.executor.execute(plan), started)
+        news = self._update(plan, self.executor.execute(plan), started)
+        self.recorder.pack()
+        return news
 
     def _overlapped_step(self) -> list[CoreOutput]:
         """Hand the worker the next step, if one can be planned yet, then book the oldest one in
@@ -179,6 +181,7 @@ class EngineCore:
         if plan is not None:
             self._set_full_step(plan)
             self._in_flight.append((plan, started, self._launch(plan)))
+            self.recorder.pack()  # the worker has something to do meanwhile
             if len(self._in_flight) == 1:
                 return []
         if not self._in_flight:
@@ -231,6 +234,7 @@ class EngineCore:
                     news.append(self._last_output(request, "length"))
                     news[-1].index = index
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
+        kv.tell()
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         now = time.perf_counter_ns()
@@ -349,6 +353,7 @@ class EngineCore:
 
     def _finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
         now = time.monotonic_ns()
+        self.scheduler.kv.tell()
         self.recorder.record(
             events.RequestFinished(
                 request_id=request.id,

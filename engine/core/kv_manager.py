@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.core.blocks import BlockPool, block_hash, root_hash
+from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
 from engine.core.request import Request
 from engine.trace import events
 from engine.trace.recorder import Recorder
+from engine.trace.together import BlocksCached, BlocksGrown, Evicted
 
 
 class KVManager:
@@ -35,6 +36,9 @@ class KVManager:
         self.bytes_per_block = bytes_per_block
         self.caching = caching
         self.recorder = recorder
+        # What is to be told, see `tell`: rows of these events.
+        self._grown: list[tuple[str, list[int], int, int, int, Evicted]] = []
+        self._cached: list[tuple[str, list[int], list[bytes]]] = []
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -61,48 +65,68 @@ class KVManager:
         Returns (source, destination) of the block that must be copied before anything is written,
         or None.
         """
-        start, table = request.num_planned_tokens, request.block_table
-        copy = request.has_siblings and self._must_copy(request, start)
-        if start + num_tokens <= len(table) * self.block_size and not copy:
-            return None  # room in a block of its own, as nearly always
-        fresh = max(0, self.blocks_for(start + num_tokens) - len(table))
-        blocks, evicted = self.pool.allocate(fresh + copy)
+        start = request.num_planned_tokens
+        if request.has_siblings and self._must_copy(request, start):
+            return self._grow_copying(request, start, num_tokens)
+        if start + num_tokens > len(request.block_table) * self.block_size:
+            self._append_fresh(request, start, num_tokens)
+        return None  # there was room, as nearly always
+
+    def _append_fresh(self, request: Request, start: int, num_tokens: int) -> None:
+        index = len(request.block_table)
+        blocks, evicted = self.pool.allocate(self.blocks_for(start + num_tokens) - index)
+        request.block_table += blocks
+        if self.recorder.enabled:
+            self._grown.append((request.id, blocks, index, start, num_tokens, evicted))
+
+    def _grow_copying(self, request: Request, start: int, num_tokens: int) -> tuple[int, int]:
+        """As `grow`, where position `start` lies in a block that others read."""
+        table, index = request.block_table, start // self.block_size
+        if self.blocks_to_grow(request, num_tokens) > self.pool.num_free:
+            raise OutOfBlocks(f"{request.id} needs a block to copy into and others to go on in")
+        (block,), evicted = self.pool.allocate(1)
+        copied = table[index], block
+        table[index] = block
+        self.pool.free([copied[0]])
+        request.table_sent = min(request.table_sent, index)
         self._record_taken(evicted, request)
-        if fresh:
-            first_fresh = len(table)
-            table.extend(blocks[copy:])
-        copied = None
-        if copy:
-            index = start // self.block_size
-            copied = (table[index], blocks[0])
-            table[index] = blocks[0]
-            self.pool.free([copied[0]])
-            request.table_sent = min(request.table_sent, index)
-            if self.recorder.enabled:
-                sharers = self.pool.references[copied[0]]
-                readers = "another sequence reads" if sharers == 1 else f"{sharers} others read"
-                self.recorder.record(
-                    events.BlockCopied(
-                        request_id=request.id,
-                        src_block=copied[0],
-                        dst_block=copied[1],
-                        index=index,
-                        sharers=sharers,
-                        why=f"token {start} would go into a block that {readers}",
-                    )
-                )
-        if fresh and self.recorder.enabled:
-            self.recorder.record(
-                events.BlockAllocated(
+        if self.recorder.enabled:
+            sharers = self.pool.references[copied[0]]
+            readers = "another sequence reads" if sharers == 1 else f"{sharers} others read"
+            self._record(
+                events.BlockCopied(
                     request_id=request.id,
-                    blocks=blocks[copy:],
-                    index=first_fresh,
-                    why=f"for token {start}"
-                    if num_tokens == 1
-                    else f"for tokens {start} to {start + num_tokens - 1}",
+                    src_block=copied[0],
+                    dst_block=copied[1],
+                    index=index,
+                    sharers=sharers,
+                    why=f"token {start} would go into a block that {readers}",
                 )
             )
+        if start + num_tokens > len(table) * self.block_size:
+            self._append_fresh(request, start, num_tokens)
         return copied
+
+    # --------------------------------------------------------------------------------- the record
+
+    def tell(self) -> None:
+        """Record what the requests took and filled since the last call. Who records something that
+        comes after it calls this first.
+        """
+        if self._grown:
+            self.recorder.record(BlocksGrown(rows=self._grown))
+            self._grown = []
+        if self._cached:
+            self.recorder.record(BlocksCached(rows=self._cached))
+            self._cached = []
+
+    @property
+    def all_told(self) -> bool:
+        return not (self._grown or self._cached)
+
+    def _record(self, event: events.Event) -> None:
+        self.tell()
+        self.recorder.record(event)
 
     # --------------------------------------------------------------------------------- prefix cache
 
@@ -126,7 +150,7 @@ class KVManager:
         request.set_computed(len(blocks) * self.block_size)
         request.num_cached_blocks = len(blocks)
         if self.recorder.enabled:
-            self.recorder.record(
+            self._record(
                 events.BlockShared(
                     request_id=request.id,
                     blocks=list(blocks),
@@ -149,12 +173,10 @@ class KVManager:
         for index in range(request.num_cached_blocks, full):
             if self.pool.cache(request.block_table[index], request.block_hashes[index]):
                 blocks.append(request.block_table[index])
-                hashes.append(request.block_hashes[index].hex())
+                hashes.append(request.block_hashes[index])
         request.num_cached_blocks = full
         if blocks and self.recorder.enabled:
-            self.recorder.record(
-                events.BlockCached(request_id=request.id, blocks=blocks, hashes=hashes)
-            )
+            self._cached.append((request.id, blocks, hashes))
 
     def forget(self, request: Request, why: str) -> None:
         """Nobody finds the request's blocks any more, also those that it found itself."""
@@ -180,7 +202,7 @@ class KVManager:
         child.block_hashes = list(parent.block_hashes)
         self.pool.share(child.block_table)
         if self.recorder.enabled:
-            self.recorder.record(
+            self._record(
                 events.BlockShared(
                     request_id=child.id,
                     blocks=list(child.block_table),
@@ -199,7 +221,7 @@ class KVManager:
         request.host_blocks = []
         request.num_cached_blocks = 0
         if (blocks or host_blocks) and self.recorder.enabled:
-            self.recorder.record(
+            self._record(
                 events.BlockFreed(
                     request_id=request.id, blocks=blocks, host_blocks=host_blocks, why=why
                 )
@@ -220,7 +242,7 @@ class KVManager:
         blocks = request.block_table[: self.blocks_to_swap(request)]
         host_blocks, _ = self.host_pool.allocate(len(blocks))
         if self.recorder.enabled:
-            self.recorder.record(
+            self._record(
                 events.BlockSwappedOut(
                     request_id=request.id,
                     blocks=blocks,
@@ -243,12 +265,12 @@ class KVManager:
         request.host_blocks = []
         self.host_pool.free(host_blocks)
         if self.recorder.enabled:
-            self.recorder.record(
+            self._record(
                 events.BlockAllocated(
                     request_id=request.id, blocks=list(blocks), why="to swap its K/V back in"
                 )
             )
-            self.recorder.record(
+            self._record(
                 events.BlockSwappedIn(
                     request_id=request.id,
                     blocks=list(blocks),
@@ -266,4 +288,4 @@ class KVManager:
         if not self.recorder.enabled:
             return
         for block, old_hash in evicted:
-            self.recorder.record(events.BlockEvicted(block=block, hash=old_hash.hex(), why=why))
+            self._record(events.BlockEvicted(block=block, hash=old_hash.hex(), why=why))

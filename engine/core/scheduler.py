@@ -74,6 +74,7 @@ class Scheduler:
 
     def fork(self, parent: Request, child: Request) -> None:
         """The child starts running beside its parent, on the seat that the parent kept for it."""
+        self.kv.tell()
         child.status = Status.RUNNING
         child.first_admitted_ns = parent.first_admitted_ns
         child.queued_ns = parent.queued_ns
@@ -173,6 +174,7 @@ class Scheduler:
                 plan.copies.append(copy)
             self._add_row(plan, request, num_tokens, num_tokens == wanted)
             budget -= num_tokens
+        self.kv.tell()
         return budget
 
     def _preempt_for(self, request: Request, num_tokens: int) -> bool:
@@ -234,6 +236,7 @@ class Scheduler:
         copy = self.kv.grow(request, num_tokens)
         assert copy is None, "an admitted request shares only full blocks"
         self._add_row(plan, request, num_tokens, num_tokens == wanted)
+        self.kv.tell()
         return num_tokens
 
     def _add_row(
@@ -267,6 +270,7 @@ class Scheduler:
     # -------------------------------------------------------------------------- preemption (rule 4)
 
     def _preempt(self, victim: Request, winner: Request) -> None:
+        self.kv.tell()
         recompute_ms = self.costs.recompute_ms(victim.num_computed_tokens)
         host_blocks = self.kv.blocks_to_swap(victim)
         swap_ms = self.costs.swap_ms(host_blocks)
@@ -326,6 +330,7 @@ class Scheduler:
         everyone = [*self.running, *waiting, *self.leaving]
         self.kv.pool.check(r.block_table for r in everyone)
         self.kv.host_pool.check(r.host_blocks for r in everyone)
+        assert self.kv.all_told, "something happened to blocks that the record doesn't have"
         assert len(waiting) == len(self.waiting), "miscounted waiting requests"
         assert self.running == sorted(self.running, key=_rank), "running requests out of order"
         assert self.seats_taken == sum(r.seats for r in self.running) <= self.max_num_seqs, "seats"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import signal
 import socket
@@ -23,12 +22,14 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.admission import RequestError
+from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
 from engine.models.hub import find_model
 from engine.server import logs, wire
 from engine.server.channel import Channel, Closed
 from engine.trace.events import EngineFailed
-from engine.trace.files import pack, unpack
+from engine.trace.files import unpack
+from engine.trace.packing import PackingRecorder
 from engine.trace.recorder import Recorder
 
 Progress = Callable[[str], None]
@@ -76,18 +77,16 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(config)
     server = Channel(ends.orders, wire.decode_order)
-    recorder = Recorder(config.trace, src="core", text=config.trace_text == "on")
     events = Channel(ends.record, unpack)
-    recorder.subscribe(lambda batch: events.send(pack(batch)))
+    recorder = PackingRecorder(events.send, config.trace, text=config.trace_text == "on")
     failed = False
     try:
         executor = load(config, recorder, Stages(server))
         core = EngineCore(config, executor, recorder)
-        gc.collect()
-        gc.freeze()  # what is loaded stays: the collector needn't walk through it in every step
         cores = getattr(executor, "cores", None)
         server.send(wire.encode(wire.Ready(executor.kv, cores.own_cpus if cores else [])))
-        EngineLoop(core, server).run()
+        with quiet_collector():
+            EngineLoop(core, server).run()
         core.close()
     except Closed:
         failed = True

@@ -8,16 +8,20 @@ type is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from engine.trace.events import AnyEvent, EngineWarning, Event
+from engine.trace.together import AnyEvents, one_by_one
 
 _json_encoder = msgspec.json.Encoder()
 _json_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(AnyEvent)
 _batch_encoder = msgspec.msgpack.Encoder()
-_batch_decoder: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[AnyEvent])
+_bundle_decoder: msgspec.msgpack.Decoder[list[list[Event]]] = msgspec.msgpack.Decoder(
+    list[list[AnyEvents]]
+)
 
 
 class RecordError(Exception):
@@ -35,16 +39,22 @@ def to_jsonl(events: list[Event]) -> bytes:
 
 
 def pack(events: list[Event]) -> bytes:
-    """A batch of events for another process (`Recorder.forward` takes it there)."""
+    """A batch of events for another process, those that happened together as one."""
     return _batch_encoder.encode(events)
 
 
-def unpack(batch: bytes) -> list[Event]:
-    """What `pack` packed. Raises RecordError."""
+def bundle(batches: list[bytes]) -> bytes:
+    """Packed batches as one message; `Recorder.forward` takes what `unpack` makes of it."""
+    return _batch_encoder.encode([msgspec.Raw(batch) for batch in batches])
+
+
+def unpack(message: bytes) -> list[Event]:
+    """The events of a bundle, one by one. Raises RecordError."""
     try:
-        return _batch_decoder.decode(batch)
+        batches = _bundle_decoder.decode(message)
     except msgspec.MsgspecError as error:
-        raise RecordError(f"a batch of {len(batch)} bytes holds no events: {error}") from error
+        raise RecordError(f"{len(message)} bytes hold no events: {error}") from error
+    return one_by_one(chain.from_iterable(batches))
 
 
 class JsonlWriter:

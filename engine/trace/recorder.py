@@ -31,6 +31,7 @@ from engine.trace.events import (
     TextEmitted,
     TextTokens,
 )
+from engine.trace.together import TOGETHER, how_many, one_by_one
 
 LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
@@ -108,7 +109,7 @@ class Recorder:
         if len(self._buffer) >= self.capacity:
             with self._lock:
                 if len(self._buffer) >= self.capacity:  # still
-                    self.dropped += 1
+                    self.dropped += how_many(event)
                     return
         event.ts_ns = _now_ns()
         self._buffer.append(event)
@@ -119,6 +120,10 @@ class Recorder:
         with self._lock:
             self._number()
         return event.seq
+
+    def pack(self) -> None:
+        """The loop is between two steps: a recorder that packs its events does it now. This one
+        leaves all to the drain thread."""
 
     def wants_full(self, request_id: str) -> bool:
         """Whether `FULL_ONLY` events of this request, or of a sequence of it ("x.2" is one of "x"),
@@ -203,21 +208,28 @@ class Recorder:
             with self._drain_lock:
                 self._drain()
 
+    def _take(self, everything: bool) -> list[Event]:
+        """What waits in the buffer, numbered, and no longer there; `_lock` is held."""
+        end = self._number()
+        if self._late_ns is not None and not everything:
+            # what is younger waits: something older may still come
+            end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
+        batch = self._buffer[:end]
+        del self._buffer[:end]
+        self._numbered -= end
+        return batch
+
     def _drain(self, everything: bool = False) -> None:
         with self._lock:
-            end = self._number()
-            if self._late_ns is not None and not everything:
-                # what is younger waits: something older may still come
-                end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
-            batch = self._buffer[:end]
-            del self._buffer[:end]
-            self._numbered -= end
+            batch = self._take(everything)
             if self._late_ns is not None:
                 batch += self._forwarded
                 self._forwarded = []
                 batch.sort(key=_time)  # stable: each source stays in its own order
         if not batch:
             return
+        if self._subscribers:
+            batch = one_by_one(batch)
         if self._reader is not None:
             self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
@@ -258,6 +270,8 @@ class Recorder:
                 latest = event.ts_ns
             if event.src != src:
                 event.src = src
+            if type(event) in TOGETHER:
+                seq += how_many(event) - 1
         self._last_seq, self._last_ns = seq, latest
         if not self.text:
             for event in new:

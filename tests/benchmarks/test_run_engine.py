@@ -1,4 +1,4 @@
-"""The benchmarks' engine leaves the collector as little to do as the server's does."""
+"""The benchmarks' engine runs under the conditions that the server's has."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import gc
 from contextlib import closing
 
 from benchmarks.run_engine import Engine
+from benchmarks.workloads import Workload
 from engine.config import POCKET_MODEL
+from engine.core.collector import YOUNG
 
 
-def test_what_is_loaded_is_frozen_until_the_engine_is_closed():
-    gc.unfreeze()
-    with closing(Engine(POCKET_MODEL, "float32", num_gpu_blocks_override=50)):
-        assert gc.get_freeze_count() > 10_000
-    assert gc.get_freeze_count() == 0
+def test_the_collector_is_quiet_while_it_runs(monkeypatch):
+    before, seen = gc.get_threshold(), []
+    with closing(Engine(POCKET_MODEL, "float32", num_gpu_blocks_override=50)) as engine:
+        monkeypatch.setattr(engine, "_run", lambda workload: seen.append(gc.get_threshold()[0]))
+        engine.run(Workload("none", "", []))
+    assert seen == [YOUNG] and gc.get_threshold() == before

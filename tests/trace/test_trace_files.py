@@ -7,7 +7,7 @@ import pytest
 from example_events import stamped
 
 from engine.trace import events as ev
-from engine.trace.files import JsonlWriter, RecordError, pack, read_all, to_json, unpack
+from engine.trace.files import JsonlWriter, RecordError, bundle, pack, read_all, to_json, unpack
 from engine.trace.recorder import Recorder
 
 
@@ -31,8 +31,8 @@ def test_every_kind_survives_a_file(tmp_path):
 
 
 def test_every_kind_survives_the_way_between_processes():
-    assert unpack(pack(stamped())) == stamped()
-    with pytest.raises(RecordError, match="holds no events"):
+    assert unpack(bundle([pack(stamped()[:9]), pack([]), pack(stamped()[9:])])) == stamped()
+    with pytest.raises(RecordError, match="hold no events"):
         unpack(b"\xc1")
 
 

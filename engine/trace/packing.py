@@ -1,0 +1,56 @@
+"""PackingRecorder: the record of a process whose readers live in another one.
+
+    loop ──record()──▶ list ──pack(), once a step──▶ bytes ──every 50 ms, drain thread──▶ send()
+
+The loop itself packs what a step recorded, while it still lies in the processor's caches and before
+its memory is used for anything else: 256 requests make 16 KB of rows in each step, and left to
+the drain thread they cost the loop several times as much (`python -m benchmarks.core_cost`).
+Sending, which may wait, stays the drain thread's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.trace.files import bundle, pack
+from engine.trace.recorder import Recorder
+
+
+class PackingRecorder(Recorder):
+    """`send` gets messages for `files.unpack`. It has no subscribers. Otherwise as `Recorder`; up
+    to `capacity` events wait to be packed, and about as many to be sent."""
+
+    def __init__(
+        self,
+        send: Callable[[bytes], None],
+        level: str = "steps",
+        src: str = "core",
+        text: bool = True,
+        capacity: int = 200_000,
+    ) -> None:
+        self._send = send
+        self._packed: list[bytes] = []
+        self._num_packed = 0  # events in there
+        super().__init__(level, src, text, capacity)
+
+    def pack(self) -> None:
+        if self._buffer and self._num_packed < self.capacity:
+            with self._lock:
+                self._pack()
+
+    def _pack(self) -> None:
+        batch = self._take(everything=True)
+        if batch:
+            self._packed.append(pack(batch))
+            self._num_packed += len(batch)
+
+    def _drain(self, everything: bool = False) -> None:
+        with self._lock:
+            self._pack()
+            packed, self._packed, self._num_packed = self._packed, [], 0
+        if not packed:
+            return
+        try:
+            self._send(bundle(packed))
+        except Exception:  # the readers are gone: nobody is left to be told
+            self.enabled = False

@@ -1,0 +1,74 @@
+"""What happens to many requests in one step, kept as one event until somebody reads it.
+
+Nearly every step some requests begin a block, and some fill one. An event for each of them costs
+the loop more than what it tells about, so the core records such acts together, as rows of plain
+values, and whoever reads the record gets them one by one (`one_by_one`), each with its own `seq`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Union
+
+from engine.trace.events import ALL_EVENTS, BlockAllocated, BlockCached, BlockEvicted, Event
+
+Evicted = list[tuple[int, bytes]]
+"""(block, the hash that it lost)"""
+
+
+class BlocksGrown(Event, tag="blocks.grown"):
+    """`block.allocated` of several requests, each after `block.evicted` of what made room."""
+
+    rows: list[tuple[str, list[int], int, int, int, Evicted]] = []
+    """(request id, its fresh blocks, index, first token that they are for, tokens, evicted)"""
+
+    def __len__(self) -> int:
+        return len(self.rows) + sum(len(row[-1]) for row in self.rows)
+
+    def one_by_one(self) -> Iterator[Event]:
+        for request_id, blocks, index, first, count, evicted in self.rows:
+            why = f"no block without cached content was free, and {request_id} needs one"
+            for block, old_hash in evicted:
+                yield BlockEvicted(block=block, hash=old_hash.hex(), why=why)
+            last = first + count - 1
+            why = f"for token {first}" if count == 1 else f"for tokens {first} to {last}"
+            yield BlockAllocated(request_id=request_id, blocks=blocks, index=index, why=why)
+
+
+class BlocksCached(Event, tag="blocks.cached"):
+    """`block.cached` of several requests."""
+
+    rows: list[tuple[str, list[int], list[bytes]]] = []
+    """(request id, its blocks that became full, their hashes)"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def one_by_one(self) -> Iterator[Event]:
+        for request_id, blocks, hashes in self.rows:
+            names = [hash.hex() for hash in hashes]
+            yield BlockCached(request_id=request_id, blocks=blocks, hashes=names)
+
+
+TOGETHER = (BlocksGrown, BlocksCached)
+
+AnyEvents: Any = Union[ALL_EVENTS + TOGETHER]  # noqa: UP007 - a tuple can't be spelled with |
+"""The union that msgspec decodes a batch of another process with."""
+
+
+def how_many(event: Event) -> int:
+    """Events that a reader gets for this one."""
+    return len(event) if isinstance(event, TOGETHER) else 1
+
+
+def one_by_one(events: Iterable[Event]) -> list[Event]:
+    """The events as the record has them."""
+    alone: list[Event] = []
+    for event in events:
+        if not isinstance(event, TOGETHER):
+            alone.append(event)
+            continue
+        for seq, one in enumerate(event.one_by_one(), event.seq):
+            one.seq, one.ts_ns, one.step, one.src = seq, event.ts_ns, event.step, event.src
+            alone.append(one)
+    return alone
