@@ -1,8 +1,8 @@
 """PackingRecorder: the record of a process whose readers live in another one.
 
-    loop ──record()──▶ list ──pack(), once a step──▶ bytes ──every 50 ms, drain thread──▶ send()
+    loop ──record()──▶ list ──pack(), every few steps──▶ bytes ──every 50 ms, drain thread──▶ send()
 
-The loop itself packs what a step recorded, while it still lies in the processor's caches and before
+The loop itself packs what its last steps recorded, while it still lies in the processor's caches and before
 its memory is used for anything else: 256 requests make 16 KB of rows in each step, and left to
 the drain thread they cost the loop several times as much (`python -m benchmarks.core_cost`).
 Sending, which may wait, stays the drain thread's work.
@@ -14,6 +14,10 @@ from collections.abc import Callable
 
 from engine.trace.files import bundle, pack
 from engine.trace.recorder import Recorder
+
+
+AT_ONCE = 16
+"""Events that are worth packing: those of some four steps."""
 
 
 class PackingRecorder(Recorder):
@@ -34,7 +38,7 @@ class PackingRecorder(Recorder):
         super().__init__(level, src, text, capacity)
 
     def pack(self) -> None:
-        if self._buffer and self._num_packed < self.capacity:
+        if len(self._buffer) >= AT_ONCE and self._num_packed < self.capacity:
             with self._lock:
                 self._pack()
 

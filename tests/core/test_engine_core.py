@@ -481,3 +481,29 @@ def test_a_sequence_without_finite_logits_ends_alone_and_nobody_finds_its_blocks
     h.run()
     cached = {e.request_id: e.num_cached_tokens for e in h.recorded(events.RequestAdmitted)}
     assert (cached["c"], cached["d"]) == (0, 8)
+
+
+@LOOPS
+def test_a_decode_step_of_any_number_of_requests_takes_four_events(engine, overlapped):
+    """And those who read the record get one for each block that was begun or filled."""
+    h = engine(num_blocks=200, max_num_seqs=20, async_scheduling=overlapped)
+    for i in range(20):
+        h.add(f"r{i}", prompt(5 + i % 4, start=i), max_tokens=20)
+    for _ in range(4):
+        h.step()
+    with h.recorder._drain_lock:  # nobody drains meanwhile
+        h.recorder._drain()
+        most = 0
+        for _ in range(8):
+            h.step()
+            most = max(most, len(h.recorder._buffer))
+            h.recorder._drain()
+    assert most == 4  # step.planned, step.finished, blocks grown, blocks cached
+    h.run()
+    h.expect_solo_answers()
+    begun = {
+        (event.request_id, event.index + i)
+        for event in h.recorded(events.BlockAllocated)
+        for i in range(len(event.blocks))
+    }
+    assert begun == {(f"r{i}", block) for i in range(20) for block in range((24 + i % 4 + 3) // 4)}
