@@ -30,7 +30,7 @@ from engine.text.input import InputProcessor
 from engine.text.output import OutputProcessor
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
-from engine.trace.recorder import Recorder
+from engine.trace.merging import MergingRecorder
 
 MAX_NAMES_WARNED = 1000  # a caller may invent names without end
 
@@ -59,7 +59,7 @@ class Service:
     ):
         self.config = config
         self.heartbeat_s = heartbeat_s
-        self.recorder = Recorder(config.trace, src="server", text=config.trace_text == "on")
+        self.recorder = MergingRecorder(config.trace, text=config.trace_text == "on")
         self.hub = TraceHub(config, self.recorder)
         self.telemetry = telemetry.connect(config)
         if self.telemetry is not None:

@@ -22,14 +22,14 @@ from engine.server.record_window import RecordWindow
 from engine.trace.console import LogConsole
 from engine.trace.events import EngineSnapshot, Event
 from engine.trace.files import JsonlWriter, unpack
-from engine.trace.recorder import Recorder
+from engine.trace.merging import MergingRecorder
 
 
 class TraceHub:
     """Collects, keeps the latest events, and passes all on. Raises `ConfigError` for a bad
     --trace-file."""
 
-    def __init__(self, config: EngineConfig, recorder: Recorder):
+    def __init__(self, config: EngineConfig, recorder: MergingRecorder):
         self.recorder = recorder
         self.window = RecordWindow(config.trace_buffer)
         self._thread: threading.Thread | None = None

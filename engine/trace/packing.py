@@ -2,9 +2,9 @@
 
     loop ──record()──▶ list ──pack(), every few steps──▶ bytes ──every 50 ms, drain thread──▶ send()
 
-The loop itself packs what its last steps recorded, while it still lies in the processor's caches and before
-its memory is used for anything else: 256 requests make 16 KB of rows in each step, and left to
-the drain thread they cost the loop several times as much (`python -m benchmarks.core_cost`).
+The loop itself packs what its last steps recorded, while that still lies in the processor's caches:
+256 requests make 16 KB of rows in each step, and left to the drain thread they cost the loop
+several times as much (`python -m benchmarks.core_cost`).
 Sending, which may wait, stays the drain thread's work.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from engine.trace.files import bundle, pack
 from engine.trace.recorder import Recorder
-
 
 AT_ONCE = 16
 """Events that are worth packing: those of some four steps."""

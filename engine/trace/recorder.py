@@ -7,17 +7,15 @@ is one act. Numbering, encoding, printing and sending are the drain thread's wor
 bounded: when subscribers fall so far behind that it is full, new events are counted and dropped,
 and an `engine.warning` in the record says how many and where.
 
-Events of another process (`forward`) come later than they happened: by a drain of its own, and by a
-step that keeps the interpreter to itself. Where there are such, own events wait for them, as long
-as they came late the last time, so that both fall into one order by time.
+Of two processes, one has a `PackingRecorder` (packing.py), the other a `MergingRecorder`
+(merging.py).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from engine.trace.events import (
     FULL_ONLY,
@@ -35,8 +33,6 @@ from engine.trace.together import TOGETHER, how_many, one_by_one
 
 LEVELS = ("off", "steps", "full", "profile")
 DRAIN_INTERVAL_S = 0.05
-MARGIN_S = 0.1  # own events wait so much longer than the other process's came late the last time,
-MOST_LATE_S = 1.0  # which counts up to here
 
 Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
@@ -80,10 +76,8 @@ class Recorder:
         self._buffer: list[Event] = []
         self._numbered = 0  # events at the buffer's beginning that have their `seq`
         self._last_seq = 0
+        self._skipped = 0  # numbers of lost events, to be left out
         self._last_ns = 0  # when that one happened
-        self._forwarded: list[Event] = []  # of another process; in order by time, as its own are
-        self._late_ns: int | None = None  # how late they came the last time; None: there are none
-        self._merged_ns = 0  # up to this time, all of them are here
         self._told = 0  # losses that a warning has stated already
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
@@ -110,6 +104,7 @@ class Recorder:
             with self._lock:
                 if len(self._buffer) >= self.capacity:  # still
                     self.dropped += how_many(event)
+                    self._skipped += how_many(event)
                     return
         event.ts_ns = _now_ns()
         self._buffer.append(event)
@@ -143,24 +138,6 @@ class Recorder:
             request_id in self.full_requests or request_id.rpartition(".")[0] in self.full_requests
         )
 
-    def forward(self, events: Iterable[Event]) -> None:
-        """Pass on events that another process recorded: they keep their own `seq`, time and
-        `src`."""
-        if not self.enabled:
-            return
-        arrived = list(events)
-        if not arrived:
-            return
-        with self._lock:
-            late_ns = _now_ns() - arrived[0].ts_ns
-            self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
-            self._merged_ns = max(self._merged_ns, arrived[-1].ts_ns)
-            for event in arrived:
-                if len(self._forwarded) >= self.capacity:
-                    self.dropped += 1
-                else:
-                    self._forwarded.append(event)
-
     # ------------------------------------------------------------------------------ subscribers
 
     def subscribe(self, callback: Subscriber) -> None:
@@ -178,15 +155,6 @@ class Recorder:
         ids, on the drain thread. Without effect if people's text is to stay out of the record."""
         if self.text:
             self._reader = reader
-
-    def settle(self) -> None:
-        """Return when all that has happened by now is handed over, in order: at once, but where
-        events of another process come, too."""
-        now = _now_ns()
-        while self._settled_ns() < now:
-            time.sleep(DRAIN_INTERVAL_S / 5)
-        with self._drain_lock:
-            self._drain()
 
     def flush(self) -> None:
         """Hand over all that waits, now, on the caller's thread."""
@@ -209,11 +177,11 @@ class Recorder:
                 self._drain()
 
     def _take(self, everything: bool) -> list[Event]:
-        """What waits in the buffer, numbered, and no longer there; `_lock` is held."""
-        end = self._number()
-        if self._late_ns is not None and not everything:
-            # what is younger waits: something older may still come
-            end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
+        """What is to be handed over now, numbered, and no longer in the buffer; `_lock` is held."""
+        return self._cut(self._number())
+
+    def _cut(self, end: int) -> list[Event]:
+        """The first `end` events of the buffer, which have their numbers."""
         batch = self._buffer[:end]
         del self._buffer[:end]
         self._numbered -= end
@@ -222,10 +190,6 @@ class Recorder:
     def _drain(self, everything: bool = False) -> None:
         with self._lock:
             batch = self._take(everything)
-            if self._late_ns is not None:
-                batch += self._forwarded
-                self._forwarded = []
-                batch.sort(key=_time)  # stable: each source stays in its own order
         if not batch:
             return
         if self._subscribers:
@@ -252,7 +216,8 @@ class Recorder:
         lost = self.dropped - self._told
         if lost:  # since the buffer is full: all that is in it came before them
             self._told += lost
-            self._last_seq += lost
+            self._last_seq += self._skipped
+            self._skipped = 0
             self._buffer.append(self._warning(_loss_message(lost, self.capacity)))
             self._stamp()
         return self._numbered
@@ -276,13 +241,6 @@ class Recorder:
         if not self.text:
             for event in new:
                 _drop_text(event)
-
-    def _settled_ns(self) -> int:
-        """The time up to which no event will come any more."""
-        now = _now_ns()
-        if self._late_ns is None:
-            return now
-        return max(self._merged_ns, now - self._late_ns - round(MARGIN_S * 1e9))
 
     def _add_texts(self, batch: list[Event], reader: Reader) -> None:
         """Put the texts of tokens that nobody has read yet before the events that name them."""
@@ -310,10 +268,6 @@ class Recorder:
     def _remove(self, callback: Subscriber) -> None:
         # == and not `is`: a bound method is a new object each time it is named
         self._subscribers = tuple(s for s in self._subscribers if s != callback)
-
-
-def _time(event: Event) -> int:
-    return event.ts_ns
 
 
 def _loss_message(lost: int, capacity: int) -> str:
