@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import core_cost
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers.machine import cpu_name
 from benchmarks.run_engine import Engine
@@ -144,7 +143,7 @@ def summary(rows: list[dict]) -> list[dict]:
     return lines
 
 
-def markdown(lines: list[dict], costs: list[dict], where: dict) -> str:
+def markdown(lines: list[dict], where: dict) -> str:
     """The tables of docs/PERFORMANCE.md."""
     out = [
         f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
@@ -164,18 +163,6 @@ def markdown(lines: list[dict], costs: list[dict], where: dict) -> str:
             f" | {line['tokens_per_s']:,.1f} ({low:,.0f}–{high:,.0f}) | {line['ttft_ms']:.1f}"
             f" | {line['p50_s']:.2f} / {line['p99_s']:.2f} | {ratio} |"
         )
-    out += [
-        "",
-        "What deciding, bookkeeping and recording cost one step of 64 decoding requests (no model;"
-        " medians):",
-        "",
-        "| blocks in the pool | record | wall µs | CPU µs of all threads |",
-        "|---|---|---|---|",
-    ]
-    out += [
-        f"| {c['blocks']:,} | {c['trace']} | {c['wall_us']:.0f} | {c['cpu_us']:.0f} |"
-        for c in costs
-    ]
     return "\n".join(out) + "\n"
 
 
@@ -191,10 +178,10 @@ def main() -> None:
     for name in options.shapes:
         for dtype in options.dtypes:
             rows += measure(name, dtype, 1 if options.quick else REPEATS)
-    lines, costs, where = summary(rows), core_cost.measure(), machine()
-    table, folder = markdown(lines, costs, where), machine_folder()
+    lines, where = summary(rows), machine()
+    table, folder = markdown(lines, where), machine_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"machine": where, "summary": lines, "core_cost": costs, "runs": rows}
+    results = {"machine": where, "summary": lines, "runs": rows}
     (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "compare.md").write_text(table)
     print(table)

@@ -1,7 +1,7 @@
 """What deciding, bookkeeping and recording cost a step: the core alone, on a worker that takes no
 time.
 
-    python -m benchmarks.core_cost
+    python -m benchmarks.core_cost      writes benchmarks/results/<machine>/core_cost.{json,md}
 
 64 or 256 requests decode; the pool has just the blocks they need, or 100,000; the record is off, at
 `steps`, or at `full`, and packed for another process, as the server has it. CPU time of all threads
@@ -10,10 +10,14 @@ counts, so the recorder's drain thread is included.
 
 from __future__ import annotations
 
+import json
+import platform
 import random
 import statistics
 import time
 
+from benchmarks.machine_folder import machine_folder
+from benchmarks.peers.machine import cpu_name
 from engine.config import EngineConfig
 from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
@@ -21,6 +25,8 @@ from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
 from engine.trace.packing import PackingRecorder
 
+REQUESTS = (64, 256)
+LEVELS = ("off", "steps", "full")
 STEPS = 320
 REPEATS = 11
 
@@ -65,27 +71,42 @@ def step_cost_us(num_blocks: int, trace: str, num_requests: int = 64) -> dict[st
 
 
 def measure() -> list[dict]:
-    """Medians over interleaved repeats, one row for each number of requests, pool and level."""
+    """Over interleaved repeats, one row for each number of requests, pool and level."""
     enough = (STEPS + 50) // 16 + 3  # blocks of a request
-    cases = [(n, n * enough, trace) for n in (64, 256) for trace in ("off", "steps", "full")]
-    cases.append((64, 100_000, "steps"))
+    cases = [(n, n * enough, trace) for n in REQUESTS for trace in LEVELS]
+    cases.append((REQUESTS[0], 100_000, "steps"))
     seen: dict[tuple[int, int, str], list[dict[str, float]]] = {case: [] for case in cases}
     for _ in range(REPEATS):
         for requests, blocks, trace in random.sample(cases, len(cases)):
             seen[requests, blocks, trace].append(step_cost_us(blocks, trace, requests))
     return [
-        {
-            "requests": requests,
-            "blocks": blocks,
-            "trace": trace,
-            "wall_us": round(statistics.median(r["wall_us"] for r in runs), 1),
-            "cpu_us": round(statistics.median(r["cpu_us"] for r in runs), 1),
-            "least_us": round(min(r["cpu_us"] for r in runs), 1),
-        }
+        {"requests": requests, "blocks": blocks, "trace": trace, "runs": runs}
         for (requests, blocks, trace), runs in seen.items()
     ]
 
 
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        f"Measured on {cpu_name()}, Python {platform.python_version()},"
+        f" {time.strftime('%Y-%m-%d')}:"
+        " deciding, booking and recording a decode step, on a worker that takes no time; µs of CPU"
+        f" time of all threads, the least and the median of {REPEATS} runs of {STEPS} steps.",
+        "",
+        "| requests | blocks in the pool | record | least µs | median µs |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = [run["cpu_us"] for run in row["runs"]]
+        lines.append(
+            f"| {row['requests']} | {row['blocks']:,} | {row['trace']}"
+            f" | {min(times):.0f} | {statistics.median(times):.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    for row in measure():
-        print(row)
+    rows, folder = measure(), machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "core_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "core_cost.md").write_text(markdown(rows))
+    print(markdown(rows))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
+from engine.trace.together import TOGETHER
 
 EVENTS_FILE = ROOT / "engine" / "trace" / "events.py"
 
@@ -155,7 +156,8 @@ def _unit(name: str) -> str:
 
 def _emitters() -> dict[str, list[str]]:
     """Class of event → files that make one, outside of the code that declares and reads them."""
-    names = {event.__name__ for event in ev.ALL_EVENTS}
+    named = {event.__name__: [event.__name__] for event in ev.ALL_EVENTS}
+    named |= {t.__name__: [event.__name__ for event in t.stands_for] for t in TOGETHER}
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "engine").rglob("*.py")):
         if path.parent.name == "trace" and path.name != "recorder.py":
@@ -165,7 +167,7 @@ def _emitters() -> dict[str, list[str]]:
             for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name)
         }
-        for name in made & names:
+        for name in {name for one in made & named.keys() for name in named[one]}:
             found.setdefault(name, []).append(_relative(path))
     return found
 

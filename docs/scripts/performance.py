@@ -20,6 +20,7 @@ NOTES = "NOTES.md"
 
 TITLES = {
     "compare": "Beside transformers, on the same machine",
+    "core_cost": "What the core and its record cost a step",
     "growth": "What more work costs",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "step_budget": "Where the time of a decode step goes",
@@ -42,7 +43,7 @@ Make the tables on your machine:
 ```bash
 make bench          # beside transformers
 make bench-peers    # beside vLLM and llama.cpp too: gets them into .peers/ first, which takes a while
-make bench-growth   # as requests, context and the pool grow; the record; HTTP
+make bench-growth   # as requests, context and the pool grow; the record; HTTP; the core alone
 ```
 
 What was predicted before each change, and what then came out, also where it missed, stands in

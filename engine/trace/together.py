@@ -8,7 +8,7 @@ values, and whoever reads the record gets them one by one (`one_by_one`), each w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from engine.trace.events import ALL_EVENTS, BlockAllocated, BlockCached, BlockEvicted, Event
 
@@ -21,6 +21,7 @@ class BlocksGrown(Event, tag="blocks.grown"):
 
     rows: list[tuple[str, list[int], int, int, int, Evicted]] = []
     """(request id, its fresh blocks, index, first token that they are for, tokens, evicted)"""
+    stands_for: ClassVar = (BlockAllocated, BlockEvicted)
 
     def __len__(self) -> int:
         return len(self.rows) + sum(len(row[-1]) for row in self.rows)
@@ -40,6 +41,7 @@ class BlocksCached(Event, tag="blocks.cached"):
 
     rows: list[tuple[str, list[int], list[bytes]]] = []
     """(request id, its blocks that became full, their hashes)"""
+    stands_for: ClassVar = (BlockCached,)
 
     def __len__(self) -> int:
         return len(self.rows)
