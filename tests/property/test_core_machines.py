@@ -147,7 +147,7 @@ class KVMachine(RuleBasedStateMachine):
         for block in request.block_table[first : last + 1]:
             assert self.kv.pool.references[block] == 1, "about to write where others read"
         assert copy is None or copy[0] != copy[1]
-        request.num_computed_tokens += chunk
+        request.set_computed(request.num_computed_tokens + chunk)
         self.kv.cache_full_blocks(request)
         if request.num_computed_tokens == request.num_tokens:
             request.token_ids.append(len(request.token_ids) % 3)
