@@ -61,7 +61,7 @@ def step_ms(engine: Engine, num_requests: int, context: int, vocab_size: int) ->
         name = f"{num_requests}-{context}-{number}"
         core.add_request(CoreRequest(request_id=name, prompt_token_ids=prompt, params=params))
     times: list[float] = []
-    with engine.cores:
+    with engine.looping():
         while core.has_work:
             started = time.perf_counter()
             outputs = core.step()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from benchmarks.workloads import Run, Workload
 from engine.config import EngineConfig
@@ -30,8 +32,14 @@ class Engine:
         self.cores = runner.cores
         self.core = EngineCore(config, runner, self.recorder)
 
-    def run(self, workload: Workload) -> Run:
+    @contextmanager
+    def looping(self) -> Iterator[None]:
+        """Around steps: the conditions that the engine process's loop has."""
         with self.cores, quiet_collector():
+            yield
+
+    def run(self, workload: Workload) -> Run:
+        with self.looping():
             return self._run(workload)
 
     def _run(self, workload: Workload) -> Run:

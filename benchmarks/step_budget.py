@@ -58,7 +58,7 @@ def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int
         engine.core.add_request(
             CoreRequest(request_id=str(i), prompt_token_ids=prompt, params=params)
         )
-    with engine.cores:
+    with engine.looping():
         while engine.core.has_work:
             engine.core.step()
     return engine.events()

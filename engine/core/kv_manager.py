@@ -12,7 +12,7 @@ from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
 from engine.core.request import Request
 from engine.trace import events
 from engine.trace.recorder import Recorder
-from engine.trace.together import BlocksCached, BlocksGrown, Evicted
+from engine.trace.together import BlocksCached, BlocksGrown, Evicted, why_evicted
 
 
 class KVManager:
@@ -49,7 +49,7 @@ class KVManager:
         """Free blocks that `grow` would take."""
         start = request.num_planned_tokens
         fresh = self.blocks_for(start + num_tokens) - len(request.block_table)
-        return max(0, fresh) + (request.has_siblings and self._must_copy(request, start))
+        return max(0, fresh) + self._must_copy(request, start)
 
     def _must_copy(self, request: Request, start: int) -> bool:
         """Whether position `start` lies inside a block that others read, too (rule 6): only
@@ -65,12 +65,12 @@ class KVManager:
         Returns (source, destination) of the block that must be copied before anything is written,
         or None.
         """
-        start = request.num_planned_tokens
+        start, copied = request.num_planned_tokens, None
         if request.has_siblings and self._must_copy(request, start):
-            return self._grow_copying(request, start, num_tokens)
+            copied = self._copy_on_write(request, start, num_tokens)
         if start + num_tokens > len(request.block_table) * self.block_size:
             self._append_fresh(request, start, num_tokens)
-        return None  # there was room, as nearly always
+        return copied
 
     def _append_fresh(self, request: Request, start: int, num_tokens: int) -> None:
         index = len(request.block_table)
@@ -79,8 +79,10 @@ class KVManager:
         if self.recorder.enabled:
             self._grown.append((request.id, blocks, index, start, num_tokens, evicted))
 
-    def _grow_copying(self, request: Request, start: int, num_tokens: int) -> tuple[int, int]:
-        """As `grow`, where position `start` lies in a block that others read."""
+    def _copy_on_write(self, request: Request, start: int, num_tokens: int) -> tuple[int, int]:
+        """A block of its own for position `start`. Raises OutOfBlocks, also if those that follow
+        for `num_tokens` tokens aren't there.
+        """
         table, index = request.block_table, start // self.block_size
         if self.blocks_to_grow(request, num_tokens) > self.pool.num_free:
             raise OutOfBlocks(f"{request.id} needs a block to copy into and others to go on in")
@@ -103,8 +105,6 @@ class KVManager:
                     why=f"token {start} would go into a block that {readers}",
                 )
             )
-        if start + num_tokens > len(table) * self.block_size:
-            self._append_fresh(request, start, num_tokens)
         return copied
 
     # --------------------------------------------------------------------------------- the record
@@ -281,8 +281,7 @@ class KVManager:
         return list(zip(host_blocks, blocks, strict=True))
 
     def _record_taken(self, evicted: list[tuple[int, bytes]], request: Request) -> None:
-        why = f"no block without cached content was free, and {request.id} needs one"
-        self._record_evicted(evicted, why)
+        self._record_evicted(evicted, why_evicted(request.id))
 
     def _record_evicted(self, evicted: list[tuple[int, bytes]], why: str) -> None:
         if not self.recorder.enabled:

@@ -4,7 +4,7 @@
 
 The loop itself packs what its last steps recorded, while that still lies in the processor's caches:
 256 requests make 16 KB of rows in each step, and left to the drain thread they cost the loop
-several times as much (`python -m benchmarks.core_cost`).
+several times as much (benchmarks/results/NOTES.md, "The host's part for many rows").
 Sending, which may wait, stays the drain thread's work.
 """
 

@@ -16,6 +16,11 @@ Evicted = list[tuple[int, bytes]]
 """(block, the hash that it lost)"""
 
 
+def why_evicted(request_id: str) -> str:
+    """Of a block that was taken for a request."""
+    return f"no block without cached content was free, and {request_id} needs one"
+
+
 class BlocksGrown(Event, tag="blocks.grown"):
     """`block.allocated` of several requests, each after `block.evicted` of what made room."""
 
@@ -28,8 +33,8 @@ class BlocksGrown(Event, tag="blocks.grown"):
 
     def one_by_one(self) -> Iterator[Event]:
         for request_id, blocks, index, first, count, evicted in self.rows:
-            why = f"no block without cached content was free, and {request_id} needs one"
             for block, old_hash in evicted:
+                why = why_evicted(request_id)
                 yield BlockEvicted(block=block, hash=old_hash.hex(), why=why)
             last = first + count - 1
             why = f"for token {first}" if count == 1 else f"for tokens {first} to {last}"

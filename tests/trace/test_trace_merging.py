@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 from example_events import ID
@@ -12,19 +13,8 @@ from engine.trace.merging import MARGIN_S, MergingRecorder
 
 
 @pytest.fixture
-def recorder_of():
-    made = []
-
-    def make(**options):
-        recorder = MergingRecorder(**options)
-        got: list[ev.Event] = []
-        recorder.subscribe(got.extend)
-        made.append(recorder)
-        return recorder, got
-
-    yield make
-    for recorder in made:
-        recorder.close()
+def recorder_of(recorder_of_kind):
+    return partial(recorder_of_kind, MergingRecorder)
 
 
 def test_forwarded_events_keep_their_stamps_and_fall_in_line_by_time(recorder_of):

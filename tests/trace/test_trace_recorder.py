@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import msgspec
 import pytest
@@ -14,19 +15,8 @@ from engine.trace.recorder import Recorder
 
 
 @pytest.fixture
-def recorder_of():
-    made = []
-
-    def make(**options):
-        recorder = Recorder(**options)
-        got: list[ev.Event] = []
-        recorder.subscribe(got.extend)
-        made.append(recorder)
-        return recorder, got
-
-    yield make
-    for recorder in made:
-        recorder.close()
+def recorder_of(recorder_of_kind):
+    return partial(recorder_of_kind, Recorder)
 
 
 def test_events_are_stamped_and_ordered(recorder_of):
