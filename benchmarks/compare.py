@@ -30,7 +30,7 @@ from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
 from benchmarks.workloads import Run, Workload, workloads
-from engine.core.collector import quiet_collector
+from engine.core.garbage_collection import quiet_collector
 
 REPEATS = 3
 STATIC_BATCH = 16

@@ -19,8 +19,8 @@ import time
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers.machine import cpu_name
 from engine.config import EngineConfig
-from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
+from engine.core.garbage_collection import quiet_collector
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
 from engine.trace.packing import PackingRecorder

@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine_folder import machine_folder  # noqa: E402
 from benchmarks.peers.machine import cpu_name  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
+from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
-from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 
 MATRICES = {
     "OPT-125M fc1": (3072, 768),

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from benchmarks.workloads import Run, Workload
 from engine.config import EngineConfig
-from engine.core.collector import quiet_collector
 from engine.core.engine_core import EngineCore
+from engine.core.garbage_collection import quiet_collector
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event

@@ -192,7 +192,7 @@ class EngineConfig:
         if self.tensor_parallel_size > 1:
             raise ConfigError(
                 f"--tensor-parallel-size is {self.tensor_parallel_size}; this version uses one GPU,"
-                " so it must be 1. Take a GPU that holds the model (python -m engine.plan MODEL)."
+                " so it must be 1. Take a GPU that holds the model (python -m engine.fit MODEL)."
             )
         if self.dtype == "float16" and self.device == "cpu":
             raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")

@@ -97,7 +97,7 @@ class LLM:
 
     def _load_executor(self) -> Executor:
         from engine.worker.model_runner import ModelRunner  # imports torch
-        from engine.worker.sample_step import SampleStep
+        from engine.worker.sampling.sample_step import SampleStep
 
         runner = ModelRunner(self.config, self.recorder, self._make_sample_step or SampleStep)
         runner.load()

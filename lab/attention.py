@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels import kernels_for
-from engine.layers.attention_batch import AttentionSpec, LayerCache
+from engine.kernels.batch import AttentionSpec, LayerCache
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.limits import best_seconds

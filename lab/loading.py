@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.plan.shape import PlanError, Shape, read_config, shape_of
+from engine.fit.shape import PlanError, Shape, read_config, shape_of
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, colour
 from lab.workbench import Workbench
@@ -100,6 +100,6 @@ CHAPTER = Chapter(
     " sequence. How many people can be served at once follows from these two sums alone.",
     predict,
     run,
-    "engine/worker/kv_sizing.py",
+    "engine/worker/memory/kv_sizing.py",
     "how the number of blocks comes about, told in one line",
 )

@@ -137,6 +137,6 @@ CHAPTER = Chapter(
     " text whatever runs beside it.",
     predict,
     run,
-    "engine/worker/draw.py",
+    "engine/worker/sampling/draw.py",
     "how a token is drawn, and from what",
 )

@@ -21,7 +21,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
-from engine.layers.attention_batch import AttentionBatch
+from engine.kernels.batch import AttentionBatch
 from engine.models.hub import find_model
 from engine.models.loader import choose_dtype, read_config
 from engine.sampling_params import SamplingParams

@@ -13,8 +13,8 @@ from benchmarks.gpu.kernel_checks import on_device
 from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.paged_step import decode_step, finite, make_step
 from engine.kernels import Kernels
+from engine.kernels.batch import AttentionSpec, LayerCache
 from engine.kernels.fp8 import stored_as
-from engine.layers.attention_batch import AttentionSpec, LayerCache
 
 SPEC = AttentionSpec(32, 8, 128, 128**-0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.kernels.batch import AttentionBatch, LayerCache
 
 PAGE = 16  # tokens, of a `decode_step`
 Rows = list[tuple[int, int]]  # (tokens in the cache before, tokens of this step); decode rows first

@@ -14,8 +14,8 @@ from benchmarks.run_transformers import Transformers
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest
+from engine.models.causal_lm import CausalLM
 from engine.models.loader import load_model
-from engine.models.registry import CausalLM
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner

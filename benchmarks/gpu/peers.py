@@ -15,7 +15,7 @@ from benchmarks.gpu.speed import SHAPES, make_jobs, stop
 from benchmarks.run_engine import Engine, Run
 from benchmarks.run_transformers import Transformers
 from benchmarks.workloads import Job, Workload
-from engine.core.collector import quiet_collector
+from engine.core.garbage_collection import quiet_collector
 
 REQUESTS = 32
 LENGTHS = (32, 256)  # in and out

@@ -78,7 +78,7 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
     """(q, cache, batch, spec, bytes of keys and values that are read)."""
     from benchmarks.gpu.paged_step import decode_step  # main says first how Triton is to run
-    from engine.layers.attention_batch import AttentionSpec
+    from engine.kernels.batch import AttentionSpec
 
     torch.manual_seed(0)
     contexts = ((torch.rand(case.rows) * 1.2 + 0.4) * case.context).int().clamp_min(1)

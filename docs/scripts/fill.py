@@ -2,7 +2,7 @@
 
 A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; what stands between is replaced
 by what the function of that name below returns. The figures in docs/images/ are written too. All of
-it comes from the records, from engine.plan and from engine.config; nothing is typed.
+it comes from the records, from engine.fit and from engine.config; nothing is typed.
 """
 
 # ruff: noqa: E501 - table headings
@@ -19,7 +19,7 @@ from docs.scripts.reader import Record, trace_output
 from docs.scripts.record import LENGTHS
 from docs.scripts.server import ROOT
 from engine.config import options_table
-from engine.plan.fit import GIB, Plan, make_plan
+from engine.fit.estimate import GIB, Plan, make_plan
 from engine.trace import events as ev
 from engine.trace.wording import ranges, size
 
@@ -42,7 +42,7 @@ PLANNED = (  # model, tokens of a sequence, sequences at once
 
 
 def instances() -> str:
-    """Which GPU holds which model, as engine.plan finds it."""
+    """Which GPU holds which model, as engine.fit finds it."""
     lines = [
         "| model | weights | KV a token | sequences × tokens | KV cache | needed | smallest that fits |",
         "|---|---|---|---|---|---|---|",

@@ -49,7 +49,7 @@ class Kernels:
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: Callable[..., torch.Tensor] | None = None
-    """None: `worker/draw.py` draws, in plain torch."""
+    """None: `worker/sampling/draw.py` draws, in plain torch."""
     copy_blocks: Callable[..., None] | None = None
     """None: `KVCache` moves blocks in plain torch."""
 

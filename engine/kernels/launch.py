@@ -13,30 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.kernels.cost import Cost
 from engine.kernels.machine_limits import MachineLimits, machine_limits
 from engine.kernels.timing import timed
 from engine.trace.events import KernelLaunched
 
 if TYPE_CHECKING:
     from engine.trace.recorder import Recorder
-
-
-class Cost(NamedTuple):
-    """What a launch is, as counted from its shapes."""
-
-    grid: list[int]  # how many pieces the work was cut into
-    num_bytes: int  # read and written
-    flops: int
-    flops_type: str = "float32"  # dtype of the products: "float32" or "bfloat16"
-    why: str = ""  # why this grid, or this variant
-    # What only compiled kernels have:
-    constexprs: dict[str, int] | None = None
-    num_warps: int = 0
-    num_stages: int = 0
-    registers: int = 0  # of one thread
-    shared_bytes: int = 0  # of one program
 
 
 class Tape(Protocol):

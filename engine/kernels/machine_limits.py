@@ -16,7 +16,7 @@ import torch
 from engine.kernels.timing import best_seconds
 
 if TYPE_CHECKING:
-    from engine.kernels.launch import Cost
+    from engine.kernels.cost import Cost
 
 BUFFER_BYTES = 512 << 20
 """Read once from end to end: more than most caches hold, so that it comes from memory."""

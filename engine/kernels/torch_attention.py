@@ -15,24 +15,13 @@ query heads that share a key head are the "sequence" of one small product with i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from engine.kernels import torch_ops
+from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 from engine.kernels.fp8 import as_bytes, computed_in, stored_as
-
-if TYPE_CHECKING:  # types only: layers import kernels, never the reverse
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
-
-
-class QKNorms(NamedTuple):
-    """RMSNorm of each head, before it is rotated (Qwen3)."""
-
-    q_weight: torch.Tensor  # [D]
-    k_weight: torch.Tensor
-    eps: float
 
 
 def write_kv(

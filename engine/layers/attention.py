@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from engine.kernels import kernels_for
-from engine.kernels.torch_attention import QKNorms
-from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache, LayerKV
+from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, LayerKV, QKNorms
 
 
 class Attention(nn.Module):

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import ModelOutput
 
+from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.attention import Attention
-from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.models import hf_check
 from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError

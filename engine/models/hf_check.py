@@ -9,17 +9,15 @@ hold (recurrent layers, convolutions) and any position or mask that a model make
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.kernels.batch import AttentionBatch, LayerCache
+from engine.models.causal_lm import CausalLM
 from engine.models.errors import ModelError
-
-if TYPE_CHECKING:
-    from engine.models.hf_adapter import TransformersModel
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -102,7 +100,7 @@ def refuse_by_calls(
 
 @torch.inference_mode()
 def compare_with_eager(
-    adapter: TransformersModel,
+    adapter: CausalLM,
     inner: PreTrainedModel,
     attention_name: str,
     device: torch.device,
@@ -135,9 +133,7 @@ def compare_with_eager(
         )
 
 
-def _logits_in_pieces(
-    adapter: TransformersModel, text: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def _logits_in_pieces(adapter: CausalLM, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[2, length, vocabulary]: two rows of the same text, cut at different places."""
     length, device = len(text), text.device
     pages = -(-length // PAGE)

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV, QKNorms
 from engine.kernels.few_rows import FewRows
-from engine.kernels.torch_attention import QKNorms
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
-from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import Linear, LinearFactory, LinearLayer, few_rows
 from engine.layers.norm import RMSNorm

@@ -19,13 +19,14 @@ from transformers import AutoConfig, PretrainedConfig
 from engine.config import EngineConfig
 from engine.layers.linear import Packable
 from engine.models import kv_scales
+from engine.models.causal_lm import CausalLM
 from engine.models.checkpoint import Checkpoint, is_computed
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
 from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
-from engine.models.registry import CausalLM, native_class
+from engine.models.registry import native_class
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 

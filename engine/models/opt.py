@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.attention import Attention
-from engine.layers.attention_batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import Linear, LinearFactory, linear_relu
 from engine.layers.norm import LayerNorm

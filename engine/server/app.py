@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from engine import __version__
-from engine.server import chat, completions, errors, models, ops, room, tokenize, trace_routes
-from engine.server.auth import ApiKey, BodyLimit
+from engine.server.http import errors
+from engine.server.http.auth import ApiKey, BodyLimit
+from engine.server.routes import chat, completions, models, ops, page, record, tokens
 from engine.server.service import Service
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -33,7 +34,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> FastAP
         docs_url=None,
         redoc_url=None,
     )
-    for part in (completions, chat, tokenize, models, ops, trace_routes, room):
+    for part in (completions, chat, tokens, models, ops, record, page):
         app.include_router(part.router(service))
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)

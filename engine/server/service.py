@@ -18,13 +18,13 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape
-from engine.server import telemetry
-from engine.server.engine_client import RETRY_AFTER_S, EngineClient
-from engine.server.engine_process import Load, load_worker
-from engine.server.errors import ApiError, unavailable
-from engine.server.metrics import Metrics
-from engine.server.sse import HEARTBEAT_S
-from engine.server.trace_hub import TraceHub
+from engine.server.http.errors import ApiError, unavailable
+from engine.server.http.sse import HEARTBEAT_S
+from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
+from engine.server.link.engine_process import Load, load_worker
+from engine.server.record.hub import TraceHub
+from engine.server.telemetry import connect
+from engine.server.telemetry.metrics import Metrics
 from engine.text.chat import ChatTemplate
 from engine.text.input import InputProcessor
 from engine.text.output import OutputProcessor
@@ -61,7 +61,7 @@ class Service:
         self.heartbeat_s = heartbeat_s
         self.recorder = MergingRecorder(config.trace, text=config.trace_text == "on")
         self.hub = TraceHub(config, self.recorder)
-        self.telemetry = telemetry.connect(config)
+        self.telemetry = connect.connect(config)
         if self.telemetry is not None:
             self.hub.subscribe(self.telemetry.spans)
         self.metrics = Metrics(config)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.core.messages import NewBlocks, NewRow, StepPlan
-from engine.layers.attention_batch import AttentionBatch
+from engine.kernels.batch import AttentionBatch
 from engine.trace.events import StepRow
 from engine.worker.in_flight import UNKNOWN
 from engine.worker.transfers import to_device

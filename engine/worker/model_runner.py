@@ -24,25 +24,26 @@ from engine.core.messages import (
 from engine.kernels import cpu, kernels_for
 from engine.kernels.fp8 import LARGEST
 from engine.kernels.launch import recording
+from engine.models.causal_lm import CausalLM
 from engine.models.hub import Progress
 from engine.models.loader import load_model
-from engine.models.registry import CausalLM
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
-from engine.worker import machine, start_memory
+from engine.worker import machine
 from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.cores import Cores, cores_to_bind
-from engine.worker.cpu_graphs import CpuGraphs
-from engine.worker.cuda_graphs import CudaGraphs, sample_memory
-from engine.worker.finite_rows import finite_rows
+from engine.worker.graphs.cpu_tapes import CpuTapes
+from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
-from engine.worker.kv_cache import KVCache, bytes_per_block
-from engine.worker.kv_dtype import chosen_kv_dtype
-from engine.worker.kv_sizing import gib, size_kv
-from engine.worker.prompt_logprobs import prompt_logprobs
-from engine.worker.sample_step import SampleStep
-from engine.worker.sampling_table import SamplingTable
-from engine.worker.start_memory import memory_for
+from engine.worker.memory import start_memory
+from engine.worker.memory.kv_cache import KVCache, bytes_per_block
+from engine.worker.memory.kv_dtype import chosen_kv_dtype
+from engine.worker.memory.kv_sizing import gib, size_kv
+from engine.worker.memory.start_memory import memory_for
+from engine.worker.sampling.finite_rows import finite_rows
+from engine.worker.sampling.prompt_logprobs import prompt_logprobs
+from engine.worker.sampling.sample_step import SampleStep
+from engine.worker.sampling.sampling_table import SamplingTable
 from engine.worker.transfers import to_device, to_host
 from engine.worker.warm_up import add_dummy, warm_up
 
@@ -68,7 +69,7 @@ class ModelRunner:
         self.recorder = recorder
         self._make_sample_step = sample_step
         self.device = machine.pick_device(config.device)
-        self.graphs: CudaGraphs | CpuGraphs | None = None
+        self.graphs: CudaGraphs | CpuTapes | None = None
         self.drawn: DrawnTokens | None = None
         self._last: InFlight | None = None  # the step that was launched last
         self.cores = Cores()  # for `with runner.cores:` around many steps
@@ -228,14 +229,14 @@ class ModelRunner:
             return False  # a graph's kernels can't be timed one by one
         return kernels_for(self.device).name == "triton"
 
-    def capture_graphs(self) -> CudaGraphs | CpuGraphs:
+    def capture_graphs(self) -> CudaGraphs | CpuTapes:
         """Decode steps in one go, for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`
         and `cpu_graphs.py`."""
         native = cpu.native() if self.device.type == "cpu" else None
         if native is None:
             return self.cuda_graphs(self.recorder)
         sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
-        return CpuGraphs(self.model, self.cache.layers, *sizes, native.replay, self.recorder)
+        return CpuTapes(self.model, self.cache.layers, *sizes, native.replay, self.recorder)
 
     def cuda_graphs(self, recorder: Recorder, captured: list[int] | None = None) -> CudaGraphs:
         """captured: these sizes only."""

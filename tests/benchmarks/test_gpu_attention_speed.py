@@ -12,8 +12,8 @@ from benchmarks.gpu import attention_speed, graph_time
 from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.paged_step import PAGE, decode_step
 from engine.kernels import torch_attention
+from engine.kernels.batch import AttentionSpec
 from engine.kernels.fp8 import LARGEST
-from engine.layers.attention_batch import AttentionSpec
 
 CPU = torch.device("cpu")
 

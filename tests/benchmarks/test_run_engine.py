@@ -8,7 +8,7 @@ from contextlib import closing
 from benchmarks.run_engine import Engine
 from benchmarks.workloads import Workload
 from engine.config import POCKET_MODEL
-from engine.core.collector import YOUNG
+from engine.core.garbage_collection import YOUNG
 
 
 def test_the_collector_is_quiet_while_it_runs(monkeypatch):

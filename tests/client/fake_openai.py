@@ -30,7 +30,7 @@ from fastapi.responses import (
     StreamingResponse,
 )
 
-from engine.server.record_filter import lines_about
+from engine.server.record.record_filter import lines_about
 
 BLOCK, NUM_BLOCKS, CONTEXT, BUDGET = 16, 256, 1024, 256
 VOCABULARY = [a + b + c for a in "bklmnrstvz" for b in "aiou" for c in "nrlt"]

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from engine.core.collector import YOUNG, quiet_collector
+from engine.core.garbage_collection import YOUNG, quiet_collector
 
 
 def test_it_is_as_before_afterwards_whatever_happens():

@@ -24,8 +24,8 @@ import pytest
 from docs.scripts.koyeb_reference import FLAGS
 from docs.scripts.server import ROOT, LocalServer, environment
 from engine.config import EngineConfig
-from engine.plan.fit import GPUS
-from engine.server import telemetry
+from engine.fit.estimate import GPUS
+from engine.server.telemetry import connect
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = ("run", "needs-account", "long")
@@ -152,7 +152,7 @@ def check_koyeb(words: list[str]) -> None:
 OPTION_VARIABLES = {
     option.metadata["env"] or name.upper()
     for name, option in EngineConfig.__dataclass_fields__.items()
-} | set(telemetry.ENDPOINTS)
+} | set(connect.ENDPOINTS)
 
 
 def test_flags_that_guides_invent_are_refused():

@@ -12,7 +12,7 @@ import yaml
 from docs.scripts import fill, performance
 from docs.scripts.log_guide import anchor
 from docs.scripts.server import ROOT
-from engine.plan.fit import GPUS
+from engine.fit.estimate import GPUS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -23,7 +23,7 @@ from engine.core.scheduler import Scheduler
 from engine.trace import events as ev
 from engine.trace.files import read_all
 from engine.trace.replay import Replay
-from engine.worker.sample_step import SampleStep
+from engine.worker.sampling.sample_step import SampleStep
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = [ROOT / "docs" / "records" / f"{name}.jsonl" for name in ("crowd", "tour")]

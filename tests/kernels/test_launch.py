@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from engine.kernels import cpu
-from engine.kernels.launch import Cost, launch, recording
+from engine.kernels.cost import Cost
+from engine.kernels.launch import launch, recording
 from engine.kernels.machine_limits import MachineLimits, machine_limits
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
+from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.layers.attention import Attention
-from engine.layers.attention_batch import AttentionBatch, LayerCache
 
 HEAD_DIM, BLOCK, BLOCKS = 8, 4, 40
 

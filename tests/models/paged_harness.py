@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.layers.attention_batch import AttentionBatch, LayerCache
+from engine.kernels.batch import AttentionBatch, LayerCache
 
 
 @dataclass

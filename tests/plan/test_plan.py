@@ -16,16 +16,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import ConfigError, EngineConfig
+from engine.fit import estimate
+from engine.fit.__main__ import main
+from engine.fit.estimate import GB, GPUS, make_plan
+from engine.fit.known import known_config, known_models
+from engine.fit.report import report
+from engine.fit.shape import PlanError, shape_of
 from engine.models.loader import load_model
-from engine.plan import fit
-from engine.plan.__main__ import main
-from engine.plan.fit import GB, GPUS, make_plan
-from engine.plan.known import known_config, known_models
-from engine.plan.report import report
-from engine.plan.shape import PlanError, shape_of
-from engine.worker import kv_dtype
-from engine.worker.kv_cache import bytes_per_block
-from engine.worker.kv_dtype import NAMED, chosen_kv_dtype
+from engine.worker.memory import kv_dtype
+from engine.worker.memory.kv_cache import bytes_per_block
+from engine.worker.memory.kv_dtype import NAMED, chosen_kv_dtype
 
 PUBLISHED = {  # numbers of parameters on the models' own cards and in their safetensors headers
     "facebook/opt-125m": 125_239_296,
@@ -111,7 +111,7 @@ def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
     """As the engine refuses it, or doesn't, at start on such a GPU."""
     plan = make_plan("facebook/opt-125m", kv_cache_dtype=wanted)
     triton = SimpleNamespace(name="triton")
-    monkeypatch.setattr("engine.worker.kv_dtype.kernels_for", lambda device: triton)
+    monkeypatch.setattr("engine.worker.memory.kv_dtype.kernels_for", lambda device: triton)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     refused = set()
     for gpu in GPUS:
@@ -123,7 +123,7 @@ def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
             assert not plan.fits(gpu)
         else:
             assert plan.fits(gpu) == (gpu.memory_gb is not None)
-    assert fit.E4M3_SINCE == kv_dtype.E4M3_SINCE
+    assert estimate.E4M3_SINCE == kv_dtype.E4M3_SINCE
     e4m3 = wanted in ("fp8", "fp8_e4m3")
     assert refused == ({"gpu-nvidia-rtx-a6000", "gpu-nvidia-a100"} if e4m3 else set())
     assert report(plan).count("use fp8_e5m2") == len(refused)
@@ -132,7 +132,7 @@ def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
 def test_nothing_but_python_is_needed():
     code = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'httpx'));"
-        "from engine.plan.__main__ import main;"
+        "from engine.fit.__main__ import main;"
         "sys.exit(main(['Llama-3.1-8B', '--max-model-len', '8192', '--kv-cache-dtype', 'fp8']))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.server.channel import Channel, Closed, Frames, framed
+from engine.server.link.channel import Channel, Closed, Frames, framed
 
 
 @given(messages=st.lists(st.binary(max_size=300)), cuts=st.lists(st.integers(0, 2000)))

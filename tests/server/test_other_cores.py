@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from engine.server.other_cores import OtherCores
+from engine.server.link.other_cores import OtherCores
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.server.unsupported import UNSUPPORTED
+from engine.server.answering.unsupported import UNSUPPORTED
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from fake_engine import expected_text
 
-from engine.server.sse import frame
+from engine.server.http.sse import frame
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]

@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from engine.config import EngineConfig
-from engine.server import spans as spans_module
-from engine.server import telemetry
-from engine.server.spans import RequestSpans
+from engine.server.telemetry import connect
+from engine.server.telemetry import spans as spans_module
+from engine.server.telemetry.spans import RequestSpans
 from engine.trace import events as ev
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -55,8 +55,8 @@ def observed(run_server, collected):
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             spans = RequestSpans(collected.provider, "tiny")
-            connected = telemetry.Telemetry(collected.provider, spans)
-            patch.setattr(telemetry, "connect", lambda config: connected)
+            connected = connect.Telemetry(collected.provider, spans)
+            patch.setattr(connect, "connect", lambda config: connected)
             server = stack.enter_context(run_server(step_s=0.01))
         yield server
 
@@ -271,7 +271,7 @@ def test_a_collector_that_is_gone_delays_no_answer_and_no_end(run_server, monkey
     ],
 )
 def test_when_there_are_no_spans(environ, options, words, lines):
-    assert telemetry.connect(EngineConfig(**options), environ) is None
+    assert connect.connect(EngineConfig(**options), environ) is None
     assert len(lines) == (words is not None)
     if words is not None:
         assert lines[0].startswith("WARNING") and words in lines[0]
@@ -279,16 +279,17 @@ def test_when_there_are_no_spans(environ, options, words, lines):
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch, lines):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    assert telemetry.connect(EngineConfig(), {ENDPOINT: "http://x:4318"}) is None
+    assert connect.connect(EngineConfig(), {ENDPOINT: "http://x:4318"}) is None
     (line,) = lines
     assert line.startswith(f"WARNING {ENDPOINT} is set, but no spans are sent")
-    assert f"pip install {telemetry.PACKAGES}" in line
+    assert f"pip install {connect.PACKAGES}" in line
 
 
 def test_nothing_is_imported_when_nobody_asks():
     code = (
         "import sys; from engine.config import EngineConfig; from engine.server import app\n"
-        "from engine.server.telemetry import connect; assert connect(EngineConfig(), {}) is None\n"
+        "from engine.server.telemetry.connect import connect\n"
+        "assert connect(EngineConfig(), {}) is None\n"
         "sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -8,9 +8,9 @@ import time
 import httpx
 import pytest
 
-from engine.server import viewers as viewers_module
-from engine.server.record_window import RecordWindow
-from engine.server.viewers import Viewer, Viewers
+from engine.server.record import viewers as viewers_module
+from engine.server.record.record_window import RecordWindow
+from engine.server.record.viewers import Viewer, Viewers
 from engine.trace.events import BlockAllocated, EngineKvSized, EngineWarning, RequestQueued
 from engine.trace.files import read_jsonl
 from engine.trace.replay import Replay, differences

@@ -9,8 +9,8 @@ import time
 import pytest
 from model_engine import ModelEngine
 
-from engine.server.record_filter import lines_about
-from engine.server.record_window import RecordWindow
+from engine.server.record.record_filter import lines_about
+from engine.server.record.record_window import RecordWindow
 from engine.trace import events as ev
 from engine.trace.annotate import annotate
 from engine.trace.context import Context

@@ -14,7 +14,7 @@ from engine.trace.events import Event
 from engine.trace.recorder import Recorder
 from engine.worker.in_flight import DrawnTokens
 from engine.worker.model_runner import MakeSampleStep, ModelRunner
-from engine.worker.sample_step import SampleStep
+from engine.worker.sampling.sample_step import SampleStep
 
 
 class TokenEngine:

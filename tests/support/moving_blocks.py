@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from engine.worker.kv_cache import KVCache
+from engine.worker.memory.kv_cache import KVCache
 
 
 def move_at_random(cache: KVCache, times: int) -> None:

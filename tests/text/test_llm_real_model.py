@@ -16,7 +16,7 @@ from engine.trace.events import (
     TextTokens,
 )
 from engine.trace.replay import Replay
-from engine.worker.sample_step import SampleStep
+from engine.worker.sampling.sample_step import SampleStep
 
 PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
 NUM_TOKENS = 24

@@ -10,7 +10,7 @@ from worker_kit import BLOCK, VOCAB, Driver, make_config, new_row, row
 from engine.kernels import cpu
 from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
-from engine.worker import cpu_graphs
+from engine.worker.graphs import cpu_tapes
 from engine.worker.model_runner import ModelRunner
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
@@ -90,7 +90,7 @@ def test_single_launches_are_recorded_when_they_are_wanted(tiny):
 
 def test_a_step_that_is_mostly_torchs_is_computed_as_always(tiny, monkeypatch):
     expected = play(load(tiny, enforce_eager=True)[0])
-    monkeypatch.setattr(cpu_graphs, "TORCH_OPERATIONS", -1)
+    monkeypatch.setattr(cpu_tapes, "TORCH_OPERATIONS", -1)
     runner, events = load(tiny)
     assert play(runner) == expected
     assert runner.graphs.refused and not runner.graphs.tapes

@@ -13,9 +13,9 @@ from engine.config import EngineConfig
 from engine.kernels import cpu
 from engine.trace.recorder import Recorder
 from engine.worker import machine
-from engine.worker.cuda_graphs import ladder
+from engine.worker.graphs.cuda_graphs import ladder
+from engine.worker.graphs.prompt_graphs import MOST, prompt_ladder
 from engine.worker.model_runner import ModelRunner
-from engine.worker.prompt_graphs import MOST, prompt_ladder
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5, 8, 63, 64, 100, 256, 257, 1000])

@@ -7,7 +7,7 @@ from worker_kit import new_row, row
 
 from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
-from engine.worker.decode_inputs import DecodeInputs
+from engine.worker.graphs.decode_inputs import DecodeInputs
 
 CPU = torch.device("cpu")
 SIZE = 4

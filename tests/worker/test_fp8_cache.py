@@ -10,11 +10,11 @@ from tokenizers import Tokenizer
 from benchmarks.gpu.paged_step import finite, make_step
 from engine.config import POCKET_MODEL, ConfigError
 from engine.kernels import TORCH, kernels_for
+from engine.kernels.batch import AttentionSpec, LayerCache
 from engine.kernels.fp8 import LARGEST, stored_as
-from engine.layers.attention_batch import AttentionSpec, LayerCache
 from engine.trace.events import EngineKvSized
-from engine.worker import kv_dtype
-from engine.worker.kv_dtype import chosen_kv_dtype
+from engine.worker.memory import kv_dtype
+from engine.worker.memory.kv_dtype import chosen_kv_dtype
 
 FORMATS = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -16,7 +16,7 @@ from engine.sampling_params import SamplingParams
 from engine.trace import events
 from engine.worker.batch_rows import BatchRows
 from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
-from engine.worker.sample_step import SampleStep
+from engine.worker.sampling.sample_step import SampleStep
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [3], [20, 21, 22, 23, 24], list(range(30, 55)), [9, 9, 9, 2]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from moving_blocks import move_at_random
 
-from engine.layers.attention_batch import LayerKV
-from engine.worker.kv_cache import KVCache, bytes_per_block
+from engine.kernels.batch import LayerKV
+from engine.worker.memory.kv_cache import KVCache, bytes_per_block
 
 CPU = torch.device("cpu")
 

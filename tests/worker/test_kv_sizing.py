@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import ConfigError, EngineConfig
 from engine.worker import machine
-from engine.worker.kv_sizing import GIB, KVSize, size_kv
+from engine.worker.memory.kv_sizing import GIB, KVSize, size_kv
 
 BLOCK_BYTES = 2**20
 

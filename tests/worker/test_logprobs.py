@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.worker.logprobs import most_probable, token_logprobs
+from engine.worker.sampling.logprobs import most_probable, token_logprobs
 
 
 def ranked(row: torch.Tensor) -> list[int]:

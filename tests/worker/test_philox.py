@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.worker.philox import WORD, philox4x32, random_words
+from engine.worker.sampling.philox import WORD, philox4x32, random_words
 
 KNOWN_ANSWERS = [  # counter, key, result
     (

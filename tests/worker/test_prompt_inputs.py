@@ -9,9 +9,9 @@ from worker_kit import new_row, row
 
 from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
-from engine.worker.decode_inputs import DecodeInputs
+from engine.worker.graphs.decode_inputs import DecodeInputs
+from engine.worker.graphs.prompt_inputs import PromptInputs
 from engine.worker.in_flight import DrawnTokens
-from engine.worker.prompt_inputs import PromptInputs
 
 CPU = torch.device("cpu")
 PAGE, SEATS = 4, 3

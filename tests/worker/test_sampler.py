@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from worker_kit import new_row
 
 from engine.core.messages import NewRow
-from engine.worker.draw import Cuts, cut, cut_and_draw, draw, integer_weights
-from engine.worker.philox import random_words
-from engine.worker.sampler import Sampler
-from engine.worker.sampling_table import SamplingTable
+from engine.worker.sampling.draw import Cuts, cut, cut_and_draw, draw, integer_weights
+from engine.worker.sampling.philox import random_words
+from engine.worker.sampling.sampler import Sampler
+from engine.worker.sampling.sampling_table import SamplingTable
 
 CPU = torch.device("cpu")
 

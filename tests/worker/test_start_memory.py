@@ -9,13 +9,14 @@ import torch
 from test_cuda_graphs import runner_on
 
 from engine.config import ConfigError
-from engine.layers.attention_batch import LayerKV
-from engine.worker import model_runner, start_memory
-from engine.worker.cuda_graphs import ladder, sample_memory
-from engine.worker.kv_sizing import GIB
+from engine.kernels.batch import LayerKV
+from engine.worker import model_runner
+from engine.worker.graphs.cuda_graphs import ladder, sample_memory
+from engine.worker.graphs.prompt_graphs import prompt_ladder
+from engine.worker.memory import start_memory
+from engine.worker.memory.kv_sizing import GIB
+from engine.worker.memory.start_memory import memory_for
 from engine.worker.model_runner import ModelRunner
-from engine.worker.prompt_graphs import prompt_ladder
-from engine.worker.start_memory import memory_for
 
 CPU = torch.device("cpu")
 

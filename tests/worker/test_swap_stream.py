@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from engine.layers.attention_batch import LayerKV
-from engine.worker.kv_cache import KVCache
-from engine.worker.swap_stream import SwapStream
+from engine.kernels.batch import LayerKV
+from engine.worker.memory.kv_cache import KVCache
+from engine.worker.memory.swap_stream import SwapStream
 
 BLOCKS, HOST_BLOCKS = 8, 5
 

@@ -14,7 +14,7 @@ from engine.kernels.cpu.costs import attention_cost, elementwise_cost, write_cos
 from engine.kernels.launch import launch
 
 if TYPE_CHECKING:
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+    from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum Type in simd.h
 MAX_HEAD_DIM = 256  # MAX_DIM in attention.cpp
@@ -153,7 +153,7 @@ class AttentionOps:
         self,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor] | None,
-        norms: torch_attention.QKNorms | None,
+        norms: QKNorms | None,
         cache: LayerCache,
         batch: AttentionBatch,
         spec: AttentionSpec,

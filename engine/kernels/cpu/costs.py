@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.launch import Cost
+from engine.kernels.cost import Cost
 
 if TYPE_CHECKING:
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+    from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 
 FEW_ROWS = 64  # with matrix tiles; benchmarks/results/NOTES.md
 

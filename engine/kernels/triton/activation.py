@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels import torch_ops
-from engine.kernels.launch import Cost
+from engine.kernels.cost import Cost
 from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 PIECE = 1024

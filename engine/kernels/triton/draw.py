@@ -1,6 +1,6 @@
-"""The draw of a token in Triton, in 3 to 15 launches and no synchronisation: what `worker/draw.py`
-defines, with its step numbers. It is the reference: `draw(cut(integer_weights(logits), cuts),
-words)`.
+"""The draw of a token in Triton, in 3 to 15 launches and no synchronisation: what
+`worker/sampling/draw.py` defines, with its step numbers. It is the reference:
+`draw(cut(integer_weights(logits), cuts), words)`.
 
 Grid: (rows, programs), where a row is cut into pieces of 1,024 tokens: the 128,256 logits of one
 request are 126 programs' work. One alone would need as long for them as the rest of a step takes.
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from engine.kernels import torch_ops
-from engine.kernels.launch import Cost
+from engine.kernels.cost import Cost
 from engine.kernels.triton.draw_border import (
     COLUMNS,
     COUNTS,
@@ -199,8 +199,8 @@ def draw(
     any_top_k, any_top_p: whether some row has such a cut; a search for none of them isn't launched.
 
     logits: fp32 [rows, vocab], contiguous, divided by the temperature. top_k: int64 [rows], top_p,
-    min_p: float64 [rows], words: int64 [rows]: as in `worker/draw.py`; like a step's other inputs
-    they are written by copies or by torch (`start.py`).
+    min_p: float64 [rows], words: int64 [rows]: as in `worker/sampling/draw.py`; like a step's other
+    inputs they are written by copies or by torch (`start.py`).
     """
     rows, vocab = logits.shape
     cut = constants(vocab)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 
 from engine.kernels import torch_ops
+from engine.kernels.cost import Cost
 from engine.kernels.few_rows import FewRows
-from engine.kernels.launch import Cost, launch
+from engine.kernels.launch import launch
 from engine.kernels.triton.skinny import MAX_ROWS, skinny
 from engine.kernels.triton.start import FLOATS
 

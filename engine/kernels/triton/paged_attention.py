@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.kernels import torch_attention
+from engine.kernels.cost import Cost
 from engine.kernels.fp8 import LARGEST, computed_in
-from engine.kernels.launch import Cost, launch
+from engine.kernels.launch import launch
 from engine.kernels.triton.attention import (
     LOG2_E,
     MERGE_WARPS,
@@ -31,7 +32,7 @@ from engine.kernels.triton.attention import (
 from engine.kernels.triton.start import FLOATS, start
 
 if TYPE_CHECKING:
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+    from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 
 MAX_HEAD_DIM = 256
 NEVER = sys.maxsize

@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 
 from engine.kernels import torch_attention
+from engine.kernels.cost import Cost
 from engine.kernels.fp8 import LARGEST, computed_in
-from engine.kernels.launch import Cost
 from engine.kernels.triton.paged_attention import paged_attention, takes
 from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 
 if TYPE_CHECKING:
-    from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
+    from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 
 HEADS = 16  # of a tile: each thread then has 8 values side by side, 16 bytes
 PIECE = 1024
@@ -177,7 +177,7 @@ def write_kv(
 def qkv_attention(
     qkv: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor] | None,
-    norms: torch_attention.QKNorms | None,
+    norms: QKNorms | None,
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,

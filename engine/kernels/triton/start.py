@@ -33,7 +33,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 
-from engine.kernels.launch import Cost, launch
+from engine.kernels.cost import Cost
+from engine.kernels.launch import launch
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that the kernels take; plain torch computes in others."""

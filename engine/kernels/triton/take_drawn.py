@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels.launch import Cost
+from engine.kernels.cost import Cost
 from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 PIECE = 256

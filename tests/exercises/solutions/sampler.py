@@ -6,7 +6,7 @@ import torch
 
 from engine.core.messages import RowDetail
 from engine.worker.batch_rows import StepInputs
-from engine.worker.sample_step import Draws, SampleStep
+from engine.worker.sampling.sample_step import Draws, SampleStep
 
 
 class NoRepeat(SampleStep):

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.kernels import torch_attention, torch_ops
+from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 from engine.kernels.cpu import for_variant
 from engine.kernels.cpu.build import BuildError, variants_here
 from engine.kernels.cpu.linear_ops import Layout
-from engine.layers.attention_batch import AttentionBatch, AttentionSpec, LayerCache
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -285,7 +285,7 @@ def test_qkv_attention(ops, seed, rows, group, kv_heads, dim, turned, normed, dt
     qkv = numbers(seed, tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
     angles = tuple(numbers(seed + i, tokens, 1, dim) for i in (1, 2)) if turned else None
     weights = (numbers(seed + i, dim, dtype=dtype) for i in (3, 4))
-    norms = torch_attention.QKNorms(*weights, 1e-6) if normed else None
+    norms = QKNorms(*weights, 1e-6) if normed else None
     found = ops.qkv_attention(qkv, angles, norms, *caches[0], spec)
     expected = torch_attention.qkv_attention(qkv, angles, norms, *caches[1], spec)
     assert found.dtype is dtype

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu.paged_step import captured, finite, make_step
 from engine.kernels import torch_attention
+from engine.kernels.batch import AttentionSpec, LayerCache, QKNorms
 from engine.kernels.launch import recording
 from engine.kernels.triton import paged_attention as attention
 from engine.kernels.triton import rotary
-from engine.layers.attention_batch import AttentionSpec, LayerCache
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 
@@ -175,7 +175,7 @@ def test_from_the_projection_to_the_result(rotated, normed, dtype, heads, kv_hea
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
     angles = (torch.rand(tokens, 1, head_dim), torch.rand(tokens, 1, head_dim)) if rotated else None
     weights = [torch.rand(head_dim).to(dtype) + 0.5 for _ in range(2)]
-    norms = torch_attention.QKNorms(*weights, 1e-5) if normed else None
+    norms = QKNorms(*weights, 1e-5) if normed else None
     spec = AttentionSpec(heads, kv_heads, head_dim, 0.2)
     other = LayerCache(cache.k.clone(), cache.v.clone())
     expected = torch_attention.qkv_attention(qkv, angles, norms, other, batch, spec)

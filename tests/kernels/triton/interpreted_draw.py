@@ -1,5 +1,5 @@
-"""The draw in Triton's interpreter: the same tokens as `worker/draw.py` defines. All memory that it
-allocates is full of nonsense at first, as freed memory is."""
+"""The draw in Triton's interpreter: the same tokens as `worker/sampling/draw.py` defines. All
+memory that it allocates is full of nonsense at first, as freed memory is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.kernels.torch_ops import NO_TOKEN
 from engine.kernels.triton import draw, draw_border
-from engine.worker import draw as definition
+from engine.worker.sampling import draw as definition
 
 INF, NAN = float("inf"), float("nan")
 LAST_WORD = 2**32 - 1

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from moving_blocks import move_at_random
 
 from engine.kernels import on_cuda, torch_ops
+from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
 from engine.kernels.torch_ops import NO_TOKEN
 from engine.kernels.triton import activation, blocks, exchange, greatest, norm, take_drawn
-from engine.layers.attention_batch import LayerKV
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
-from engine.worker import kv_cache
+from engine.worker.memory import kv_cache
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])

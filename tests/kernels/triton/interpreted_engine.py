@@ -21,8 +21,8 @@ from engine.trace.events import (
     StepFinished,
 )
 from engine.trace.recorder import Recorder
-from engine.worker.cuda_graphs import sample_memory
-from engine.worker.graph_capture import GraphCapture
+from engine.worker.graphs.cuda_graphs import sample_memory
+from engine.worker.graphs.graph_capture import GraphCapture
 
 MODELS = {
     "qwen3": Qwen3Config(
@@ -227,7 +227,7 @@ def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
 
     with make_engine(tmp_path, monkeypatch, kernels, budget=16) as on_tokens:
         counting = replace(kernels, greatest=greatest)
-        monkeypatch.setattr("engine.worker.sampler.kernels_for", lambda device: counting)
+        monkeypatch.setattr("engine.worker.sampling.sampler.kernels_for", lambda device: counting)
         runner = on_tokens.core.executor
         with torch.inference_mode():
             runner.graphs = runner.cuda_graphs(Recorder("off"))

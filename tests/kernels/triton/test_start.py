@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from triton.runtime.jit import JITFunction
 
-from engine.kernels.launch import Cost
+from engine.kernels.cost import Cost
 from engine.kernels.triton import start as module
 from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.start import start

@@ -1,0 +1,51 @@
+"""`python -m engine.fit MODEL`: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from engine.config import POCKET_MODEL
+from engine.fit.estimate import make_plan
+from engine.fit.report import report
+from engine.fit.shape import PlanError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a plan; exit code 0 if a GPU fits, 1 if none does, 2 if no plan can be made."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.fit", description="Which GPU fits a model, and why."
+    )
+    parser.add_argument(
+        "model", nargs="?", default=POCKET_MODEL, help="folder or hub id; default: the pocket model"
+    )
+    parser.add_argument("--max-model-len", type=int, help="tokens; default: the model's own")
+    parser.add_argument(
+        "--concurrency", type=int, default=1, help="sequences of that length at once [1]"
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        default="auto",
+        help="as the engine's option: fp8 (which is fp8_e4m3), fp8_e5m2; default: the model's own",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        plan = make_plan(
+            arguments.model,
+            arguments.max_model_len,
+            arguments.concurrency,
+            arguments.kv_cache_dtype,
+        )
+    except PlanError as error:
+        print(f"engine.fit: {error}", file=sys.stderr)
+        return 2
+    print(report(plan))
+    return 0 if plan.choice() else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)

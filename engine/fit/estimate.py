@@ -1,0 +1,144 @@
+"""Which GPU holds a model and so many sequences: the sums, and Koyeb's list of GPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.config import ConfigError, EngineConfig
+from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
+
+GIB = 2**30
+GB = 10**9
+ALLOWANCE = int(1.5 * GIB)
+"""For the CUDA context, libraries and activations: an allowance, not a measurement. The engine
+measures them at start."""
+
+E4M3_SINCE = (8, 9)
+"""Compute capability from which e4m3 is converted: that of `worker/memory/kv_dtype.py`, which
+would bring torch along."""
+
+
+class Gpu(NamedTuple):
+    """One GPU instance of Koyeb (https://www.koyeb.com/pricing says which are offered now)."""
+
+    instance_type: str
+    memory_gb: int | None  # as Koyeb states it, in 10^9 bytes; None where it was not found
+    regions: str
+    capability: tuple[
+        int, int
+    ]  # NVIDIA's "compute capability", https://developer.nvidia.com/cuda-gpus
+
+
+GPUS = (
+    Gpu("gpu-nvidia-rtx-4000-sff-ada", 20, "fra, eu", (8, 9)),
+    Gpu("gpu-nvidia-l4", 24, "par, eu", (8, 9)),
+    Gpu("gpu-nvidia-rtx-a6000", 48, "na", (8, 6)),
+    Gpu("gpu-nvidia-l40s", 48, "na", (8, 9)),
+    Gpu("gpu-nvidia-a100", 80, "na", (8, 0)),
+    Gpu("gpu-nvidia-h100", 80, "na", (9, 0)),
+    Gpu("gpu-nvidia-h200", None, "na", (9, 0)),
+    Gpu("gpu-nvidia-b200", None, "na", (10, 0)),
+    Gpu("gpu-nvidia-rtx-pro-6000", None, "na", (12, 0)),
+)
+"""Smallest memory first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, a length and a number of sequences, in bytes."""
+
+    shape: Shape
+    max_model_len: int  # tokens
+    concurrency: int  # sequences of that length at once
+    block_size: int
+    seats: int
+    share: float  # of the GPU's memory that the engine may fill
+    kv_cache_dtype: str  # as the engine's option names it
+
+    @property
+    def kv_dtype(self) -> str:
+        """What keys and values are kept as."""
+        return self.shape.dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+
+    @property
+    def kv_number_bytes(self) -> int:
+        return BYTES.get(self.kv_dtype, 1)  # the others are all of 8 bits
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.shape.kv_numbers_per_token * self.kv_number_bytes
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.max_model_len // self.block_size) * self.concurrency
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_size * self.kv_bytes_per_token
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.blocks * self.block_bytes
+
+    @property
+    def drawing_bytes(self) -> int:
+        """What drawing tokens for every seat at once takes: four fp32 values for each entry."""
+        return self.seats * self.shape.vocab * 16
+
+    @property
+    def beside(self) -> int:
+        return ALLOWANCE + self.drawing_bytes
+
+    @property
+    def needed(self) -> int:
+        return self.shape.weight_bytes + self.beside + self.kv_bytes
+
+    def left_for_kv(self, gpu: Gpu) -> int:
+        """Bytes that the KV cache can have on this GPU; negative where the weights don't fit."""
+        if gpu.memory_gb is None:
+            raise PlanError(f"the memory of {gpu.instance_type} is not known here.")
+        return int(gpu.memory_gb * GB * self.share) - self.shape.weight_bytes - self.beside
+
+    def converts(self, gpu: Gpu) -> bool:
+        """Whether this GPU's kernels can read and write the KV cache's dtype."""
+        return self.kv_cache_dtype not in ("fp8", "fp8_e4m3") or gpu.capability >= E4M3_SINCE
+
+    def fits(self, gpu: Gpu) -> bool:
+        known = gpu.memory_gb is not None and self.converts(gpu)
+        return known and self.left_for_kv(gpu) >= self.kv_bytes
+
+    def choice(self) -> Gpu | None:
+        """The GPU with the least memory that fits; None if none does."""
+        return next((gpu for gpu in GPUS if self.fits(gpu)), None)
+
+
+def make_plan(
+    model: str,
+    max_model_len: int | None = None,
+    concurrency: int = 1,
+    kv_cache_dtype: str = "auto",
+) -> Plan:
+    """The plan for a folder, a hub id or a well-known name. kv_cache_dtype: as the engine's option.
+    Raises `PlanError`."""
+    shape = shape_of(*read_config(model))
+    length = max_model_len or shape.positions
+    if length < 1 or concurrency < 1:
+        raise PlanError("--max-model-len and --concurrency must be at least 1.")
+    if length > shape.positions:
+        raise PlanError(
+            f"--max-model-len is {length}, but {model} has only {shape.positions} positions."
+        )
+    try:
+        defaults = EngineConfig(model=model, kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise PlanError(str(error)) from None
+    return Plan(
+        shape,
+        length,
+        concurrency,
+        defaults.block_size,
+        defaults.max_num_seqs,
+        defaults.gpu_memory_utilization,
+        defaults.kv_cache_dtype,
+    )

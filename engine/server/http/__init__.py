@@ -1,0 +1,1 @@
+"""HTTP itself: the key, limits, errors, server-sent events."""

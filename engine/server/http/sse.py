@@ -1,0 +1,145 @@
+"""Server-sent events: how a stream of JSON chunks goes over HTTP, and stays alive.
+
+    data: {json}\\n\\n   for each chunk
+    : waiting\\n\\n      a comment, when nothing was sent for a while, also before the first chunk
+    data: [DONE]\\n\\n   always last, after an error chunk too
+
+Proxies end connections that are silent for too long (100 s were seen): hence the comments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from loguru import logger
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from engine.server.http.errors import ApiError, ClientLeft
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 10.0
+HEARTBEAT = b": waiting\n\n"
+DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
+
+
+def frame(chunks: Iterable[bytes]) -> bytes:
+    """JSON documents → their events, in one piece.
+
+    Many clients split a stream with a function that knows more line ends than SSE does; U+0085,
+    U+2028 and U+2029 within a text would cut its JSON in two, so they are written as escapes.
+    """
+    events = b"".join([b"data: " + chunk + b"\n\n" for chunk in chunks])
+    if not events.isascii():
+        for raw, escaped in _LINE_ENDS:
+            events = events.replace(raw, escaped)
+    return events
+
+
+class EventStream(Response):
+    """Sends what `batches` yields (each a list of JSON documents) as it comes.
+
+    `close` is called exactly once, whatever happens: at the end, when the client leaves, on an
+    error.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        batches: AsyncIterator[list[bytes]],
+        close: Callable[[], None],
+        heartbeat_s: float = HEARTBEAT_S,
+    ):
+        self.batches = batches
+        self.close = close
+        self.heartbeat_s = heartbeat_s
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(receive, send)
+        finally:
+            self.close()
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        self._loop = asyncio.get_running_loop()
+        self._last_sent = self._loop.time()
+        sending = asyncio.create_task(self._send_all(send))
+        watching = asyncio.create_task(_client_left(receive))
+        beating = asyncio.create_task(self._beat(send))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            beating.cancel()
+            if sending.done():
+                sending.result()
+                await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        finally:
+            for task in (sending, watching, beating):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for chunks in self.batches:
+                await self._send(send, frame(chunks))
+        except ApiError as error:
+            await self._send(send, frame([msgspec.json.encode(error.body())]))
+        except Exception as error:
+            logger.error("A stream failed:\n{}", "".join(traceback.format_exception(error)))
+            failure = ApiError(500, "The server failed at this request; its log says why.")
+            await self._send(send, frame([msgspec.json.encode(failure.body())]))
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._last_sent = self._loop.time()
+
+    async def _beat(self, send: Send) -> None:
+        while True:
+            silent_s = self._loop.time() - self._last_sent
+            if silent_s >= self.heartbeat_s:
+                await self._send(send, HEARTBEAT)
+            else:
+                await asyncio.sleep(self.heartbeat_s - silent_s)
+
+
+async def _client_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled, and `ClientLeft` raised, when the client leaves
+    first.
+
+    Call it when the request's body has been read: `receive` then tells nothing but that.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_client_left(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task

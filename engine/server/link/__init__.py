@@ -1,0 +1,1 @@
+"""The boundary to the engine process: its messages, sockets and both ends."""

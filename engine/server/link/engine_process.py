@@ -1,0 +1,185 @@
+"""The engine process: the core and the worker, alone with the machine, away from HTTP and text.
+
+Its loop is the engine's heartbeat: take the orders that came in, compute one step, send its tokens.
+With no work it sleeps until an order comes. It ends on `Stop`, on a failure, and with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from loguru import logger
+
+from engine.config import EngineConfig
+from engine.core.admission import RequestError
+from engine.core.engine_core import EngineCore
+from engine.core.garbage_collection import quiet_collector
+from engine.models.hub import find_model
+from engine.server import logs
+from engine.server.link import wire
+from engine.server.link.channel import Channel, Closed
+from engine.trace.events import EngineFailed
+from engine.trace.files import unpack
+from engine.trace.packing import PackingRecorder
+from engine.trace.recorder import Recorder
+
+Progress = Callable[[str], None]
+Load = Callable[[EngineConfig, Recorder, Progress], Any]
+"""Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if it
+may be bound to some."""
+
+
+class Ends(NamedTuple):
+    """The engine process's ends of the two channels."""
+
+    orders: socket.socket  # orders come in, news go out
+    record: socket.socket  # events go out
+
+
+def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
+    """The real executor."""
+
+    def bytes_done(what: str, done: int, total: int) -> None:
+        doing = "downloading" if what == "download" else "loading the weights of"
+        share = done / total if total else 1.0
+        progress(f"{doing} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
+
+    # Before torch is imported, which takes seconds: a model that isn't there is said at once.
+    find_model(config.model, config.revision, config.hf_token, bytes_done)
+    progress("importing torch")
+    from engine.server.link.surroundings import surroundings
+    from engine.worker.model_runner import ModelRunner
+
+    recorder.record(surroundings(config))
+    progress(f"loading {config.model}")
+    runner = ModelRunner(config, recorder)
+    runner.load(bytes_done)
+    if not config.async_scheduling:
+        runner.cores.hold()  # to the end of this process, whose loop runs on this thread
+    return runner
+
+
+def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> None:
+    """The body of the process. Every failure goes up as one `Failed` message; then the exit code is
+    1."""
+    _end_with_parent()
+    # A terminal or a platform signals the whole group: the server decides when the engine stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logs.configure(config)
+    server = Channel(ends.orders, wire.decode_order)
+    events = Channel(ends.record, unpack)
+    recorder = PackingRecorder(events.send, config.trace, text=config.trace_text == "on")
+    failed = False
+    try:
+        executor = load(config, recorder, Stages(server))
+        core = EngineCore(config, executor, recorder)
+        cores = getattr(executor, "cores", None)
+        server.send(wire.encode(wire.Ready(executor.kv, cores.own_cpus if cores else [])))
+        with quiet_collector():
+            EngineLoop(core, server).run()
+        core.close()
+    except Closed:
+        failed = True
+    except Exception as error:
+        failed = True
+        message = one_line(error)
+        if not type(error).__module__.startswith("engine."):  # nobody foresaw it
+            logger.error("{}", "".join(traceback.format_exception(error)))
+        recorder.record(EngineFailed(message=message))
+        with contextlib.suppress(Closed):
+            server.send(wire.encode(wire.Failed(message)))
+    recorder.close()
+    sys.exit(1 if failed else 0)
+
+
+class EngineLoop:
+    """Orders in, steps out."""
+
+    def __init__(self, core: EngineCore, server: Channel[wire.Order]):
+        self.core = core
+        self.server = server
+        self.stopped = False
+
+    def run(self) -> None:
+        while not self.stopped:
+            took_orders = self._take_orders(wait=not self.core.has_work)
+            if self.core.has_work:
+                outputs = self.core.step()
+                self._tell(wire.Step(outputs, self.core.stats()))
+            elif took_orders:  # an abort may have ended the last work: say what is left
+                self._tell(wire.Step([], self.core.stats()))
+
+    def _take_orders(self, wait: bool) -> bool:
+        """Carry out what has come in; with `wait`, sleep until something has. Returns whether there
+        was anything."""
+        orders = self.server.receive(wait)
+        if orders is None:
+            self.stopped = True  # the server is gone
+            return False
+        accepted: list[str] = []
+        refused: list[wire.Refusal] = []
+        for order in orders:
+            if isinstance(order, wire.Add):
+                request = order.request
+                try:
+                    self.core.add_request(request)
+                    accepted.append(request.request_id)
+                except RequestError as error:
+                    refused.append(wire.Refusal(request.request_id, error.param, str(error)))
+            elif isinstance(order, wire.Abort):
+                self.core.abort(order.request_id, order.why)
+            elif isinstance(order, wire.Finish):
+                self.core.finish(order.request_id, order.index, order.stop_reason)
+            else:
+                self.stopped = True
+        if accepted or refused:
+            self._tell(wire.Booked(accepted, refused, self.core.num_waiting))
+        return bool(orders)
+
+    def _tell(self, news: wire.News) -> None:
+        self.server.send(wire.encode(news))
+
+
+class Stages:
+    """Tells the server how far the loading is, at most every `EVERY_S`; from any thread."""
+
+    EVERY_S = 0.2
+
+    def __init__(self, server: Channel[wire.Order]):
+        self.server = server
+        self._lock = threading.Lock()
+        self._last_s = 0.0
+
+    def __call__(self, stage: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_s >= self.EVERY_S:
+                self._last_s = now
+                self.server.send(wire.encode(wire.Loading(stage)))
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for a person, in one line; our own errors are such lines already."""
+    text = " ".join(str(error).split()) or "no message"
+    ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
+    return text if ours else f"{type(error).__name__}: {text}"
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the server dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1 and os.getpid() != 1:
+            sys.exit(1)  # the parent died before that call

@@ -1,0 +1,1 @@
+"""The endpoints, one file each: they read a request and write an answer."""

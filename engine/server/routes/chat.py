@@ -1,0 +1,172 @@
+"""POST /v1/chat/completions: a conversation in, the assistant's next message out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from engine import __version__
+from engine.server.answering.generation import Generation
+from engine.server.answering.protocol import ChatRequest, Conversation
+from engine.server.http.answers import (
+    json_response,
+    prompt_logprobs_json,
+    usage_json,
+    visible_logprob,
+)
+from engine.server.http.sse import EventStream, unless_left
+from engine.server.service import Service
+from engine.text.output import Logprob, PositionLogprobs, SequenceText
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, http: Request) -> Response:
+        service.check_model(body.model)
+        body.check()
+        generation = await unless_left(
+            http.receive,
+            Generation.start(
+                service,
+                http,
+                body,
+                [render(service, body)],
+                prefix="chatcmpl-",
+                add_special_tokens=bool(body.add_special_tokens),  # the template writes them
+            ),
+        )
+        answer = ChatAnswer(generation, body)
+        if body.stream:
+            return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
+        try:
+            await unless_left(http.receive, generation.run())
+            return json_response(answer.whole(), generation.id)
+        finally:
+            generation.close()
+
+    return routes
+
+
+def render(service: Service, body: Conversation) -> str:
+    """The conversation as the model's template writes it. Raises `ApiError` 503, or `TextError`."""
+    return service.ready_text().chat.render(
+        body.messages,
+        chat_template=body.chat_template,
+        add_generation_prompt=body.begins_answer,
+        continue_final_message=body.continue_final_message,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+
+
+class ChatAnswer:
+    """Writes what a generation brings, at once or in chunks."""
+
+    def __init__(self, generation: Generation, body: ChatRequest):
+        self.generation = generation
+        self.body = body
+        self.request = generation.requests[0]
+        self.head = {
+            "id": generation.id,
+            "object": "chat.completion.chunk" if body.stream else "chat.completion",
+            "created": int(time.time()),
+            "model": generation.service.config.served_model_name,
+            "system_fingerprint": f"glasshouse-{__version__}",
+        }
+        self.num_written = [0] * len(self.request.sequences)  # tokens, by choice
+        self.started = [False] * len(self.request.sequences)
+
+    def whole(self) -> dict[str, Any]:
+        """The one body of an answer that isn't streamed."""
+        choices = []
+        for sequence in self.request.sequences:
+            message = {"role": "assistant", "content": sequence.text}
+            choices.append({"index": sequence.index, "message": message, **self._rest(sequence)})
+        answer = {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
+        return {**answer, **self._prompt_extras()}
+
+    async def chunks(self) -> AsyncIterator[list[bytes]]:
+        """JSON chunks as text comes; each step's together."""
+        body = self.body
+        extras: dict[str, Any] | None = None
+        async for deltas in self.generation.arrivals():
+            pieces = []
+            for _, delta in deltas:
+                if extras is None:
+                    extras = self._prompt_extras()
+                # Tokens whose text is held back are told with the text that comes after them.
+                if not delta.text and delta.finish_reason is None:
+                    continue
+                if not self.started[delta.index]:
+                    self.started[delta.index] = True
+                    pieces.append(self._chunk([self._opening(delta.index)], extras))
+                    extras = {}
+                sequence = self.request.sequences[delta.index]
+                content = {"content": delta.text} if delta.text else {}
+                choice = {"index": delta.index, "delta": content, **self._rest(sequence)}
+                pieces.append(self._chunk([choice], {}, body.continuous_usage))
+            if pieces:
+                yield pieces
+        if body.include_usage:
+            yield [self._chunk([], {}, with_usage=True)]
+
+    @staticmethod
+    def _opening(index: int) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _rest(self, sequence: SequenceText) -> dict[str, Any]:
+        """Beside its text: log-probabilities and ids of the tokens that came since the last piece,
+        and the end."""
+        written = self.num_written[sequence.index]
+        self.num_written[sequence.index] = len(sequence.token_ids)
+        logprobs = None
+        if sequence.logprobs is not None:
+            logprobs = {"content": [_position_json(p) for p in sequence.logprobs[written:]]}
+        rest: dict[str, Any] = {
+            "logprobs": logprobs,
+            "finish_reason": sequence.finish_reason,
+            "stop_reason": sequence.stop_reason,
+        }
+        if self.body.return_token_ids:
+            rest["token_ids"] = sequence.token_ids[written:]
+        return rest
+
+    def _prompt_extras(self) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if self.body.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = prompt_logprobs_json(self.request.prompt_logprobs)
+        if self.body.return_token_ids:
+            extras["prompt_token_ids"] = self.request.prompt_token_ids
+        return extras
+
+    def _chunk(
+        self, choices: list[dict[str, Any]], extras: dict[str, Any], with_usage: bool = False
+    ) -> bytes:
+        chunk: dict[str, Any] = {**self.head, "choices": choices, **extras}
+        if with_usage:
+            chunk["usage"] = usage_json(self.generation.usage)
+        elif self.body.include_usage:
+            chunk["usage"] = None
+        return msgspec.json.encode(chunk)
+
+
+def _position_json(position: PositionLogprobs) -> dict[str, Any]:
+    return {
+        **_token_json(position.chosen),
+        "top_logprobs": [_token_json(candidate) for candidate in position.top],
+    }
+
+
+def _token_json(token: Logprob) -> dict[str, Any]:
+    return {
+        "token": token.decoded_token,
+        "logprob": visible_logprob(token.logprob),
+        "bytes": list(token.bytes),
+    }

@@ -1,0 +1,181 @@
+"""POST /v1/completions: prompts in (text or token ids), the text that follows them out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from engine.server.answering.generation import Generation
+from engine.server.answering.protocol import CompletionRequest
+from engine.server.http.answers import (
+    json_response,
+    prompt_logprobs_json,
+    usage_json,
+    visible_logprob,
+)
+from engine.server.http.sse import EventStream, unless_left
+from engine.server.service import Service
+from engine.text.output import PositionLogprobs, RequestText
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def completions(body: CompletionRequest, http: Request) -> Response:
+        service.check_model(body.model)
+        generation = await unless_left(
+            http.receive,
+            Generation.start(
+                service,
+                http,
+                body,
+                body.prompts(),
+                prefix="cmpl-",
+                add_special_tokens=body.add_special_tokens is not False,
+            ),
+        )
+        answer = CompletionAnswer(generation, body)
+        if body.stream:
+            return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
+        try:
+            await unless_left(http.receive, generation.run())
+            return json_response(answer.whole(), generation.id)
+        finally:
+            generation.close()
+
+    return routes
+
+
+class Choice:
+    """One answer, choice number prompt · n + sequence: what of it has been written so far."""
+
+    def __init__(self, answer: CompletionAnswer, place: int, sequence: int):
+        body = answer.body
+        self.answer = answer
+        self.request: RequestText = answer.generation.requests[place]
+        self.sequence = self.request.sequences[sequence]
+        self.number = place * (body.n or 1) + sequence
+        self.started = False
+        self.text_length = 0  # characters written: where the next token begins
+        self.num_tokens = 0  # tokens written
+
+    def write(self, text: str) -> dict[str, Any]:
+        """The next piece: `text`, before it the prompt if it is to be echoed, and the tokens that
+        came since."""
+        body, sequence, request = self.answer.body, self.sequence, self.request
+        first, self.started = not self.started, True
+        positions: list[PositionLogprobs | None] = []
+        prefix = ""
+        if first and body.echo:
+            prefix = self.answer.prompt_text(request)
+            positions += request.prompt_logprobs or []
+        if sequence.logprobs is not None:
+            positions += sequence.logprobs[self.num_tokens :]
+        choice: dict[str, Any] = {
+            "index": self.number,
+            "text": prefix + text,
+            "logprobs": None if body.logprobs is None else self._logprobs(positions),
+            "finish_reason": sequence.finish_reason,
+            "stop_reason": sequence.stop_reason,
+        }
+        if first and body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs_json(request.prompt_logprobs)
+        if body.return_token_ids:
+            choice["token_ids"] = sequence.token_ids[self.num_tokens :]
+            if first:
+                choice["prompt_token_ids"] = request.prompt_token_ids
+        self.num_tokens = len(sequence.token_ids)
+        return choice
+
+    def _logprobs(self, positions: list[PositionLogprobs | None]) -> dict[str, Any]:
+        """The four lists of this API; of the prompt's first token nothing is known but itself."""
+        tokens: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        for position in positions:
+            if position is None:
+                first_id = self.request.prompt_token_ids[0]
+                token = self.answer.generation.text.tokenizer.token(first_id).text
+                values.append(None)
+                tops.append(None)
+            else:
+                chosen = position.chosen
+                token = chosen.decoded_token
+                values.append(visible_logprob(chosen.logprob))
+                # Best first, so where two tokens read alike the better one keeps the name.
+                top: dict[str, float] = {}
+                for candidate in [*position.top, chosen]:
+                    top.setdefault(candidate.decoded_token, visible_logprob(candidate.logprob))
+                tops.append(top)
+            tokens.append(token)
+            offsets.append(self.text_length)
+            self.text_length += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        }
+
+
+class CompletionAnswer:
+    """Writes what a generation brings, at once or in chunks."""
+
+    def __init__(self, generation: Generation, body: CompletionRequest):
+        self.generation = generation
+        self.body = body
+        self.head = {
+            "id": generation.id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": generation.service.config.served_model_name,
+        }
+        self.choices = {
+            (place, sequence): Choice(self, place, sequence)
+            for place in range(len(generation.requests))
+            for sequence in range(body.n or 1)
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The one body of an answer that isn't streamed."""
+        choices = [choice.write(choice.sequence.text) for choice in self.choices.values()]
+        return {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
+
+    async def chunks(self) -> AsyncIterator[list[bytes]]:
+        """JSON chunks as text comes; each step's together."""
+        body, generation = self.body, self.generation
+        async for deltas in generation.arrivals():
+            pieces = []
+            for place, delta in deltas:
+                choice = self.choices[place, delta.index]
+                # Tokens whose text is held back are told with the text that comes after them.
+                if delta.text or delta.finish_reason or (body.echo and not choice.started):
+                    pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
+            if pieces:
+                yield pieces
+        if body.include_usage:
+            yield [self._chunk([], with_usage=True)]
+
+    def _chunk(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
+        chunk: dict[str, Any] = {**self.head, "choices": choices}
+        if with_usage:
+            chunk["usage"] = usage_json(self.generation.usage)
+        elif self.body.include_usage:
+            chunk["usage"] = None
+        return msgspec.json.encode(chunk)
+
+    def prompt_text(self, request: RequestText) -> str:
+        """The prompt as it is echoed: as it was sent, unless it came as token ids or was
+        truncated."""
+        if request.prompt is not None and request.params.truncate_prompt_tokens is None:
+            return request.prompt
+        return self.generation.text.tokenizer.decode(
+            request.prompt_token_ids, request.params.skip_special_tokens
+        )

@@ -1,0 +1,40 @@
+"""GET /v1/models: the one model that is served."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from engine.server.http.answers import json_response
+from engine.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    created = int(time.time())
+
+    def card() -> dict[str, Any]:
+        kv = service.client.kv
+        return {
+            "id": service.config.served_model_name,
+            "object": "model",
+            "created": created,
+            "owned_by": "glasshouse",
+            "root": service.config.model,  # what was loaded: clients take the tokenizer from there
+            "parent": None,
+            "max_model_len": None if kv is None else kv.max_model_len,
+        }
+
+    @routes.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [card()]})
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return json_response(card())
+
+    return routes

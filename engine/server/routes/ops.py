@@ -1,0 +1,99 @@
+"""The routes for those who run the server: is it well, how busy is it, what does it do?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response, StreamingResponse
+
+from engine import __version__
+from engine.server.http.answers import json_response
+from engine.server.link.engine_client import RETRY_AFTER_S
+from engine.server.record.record_filter import lines_about
+from engine.server.service import Service
+from engine.trace.files import to_json
+
+LINES_AT_ONCE = 1000
+MOST_REQUESTS = 100  # in one question
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/health")
+    @routes.get("/ping")
+    async def health() -> Response:
+        """200 when requests are taken; 503 while the model loads, at the end, and when the engine
+        is gone."""
+        state = service.state
+        body = {
+            "status": state,
+            "detail": service.detail,
+            "model": service.config.served_model_name,
+        }
+        return Response(
+            msgspec.json.encode(body),
+            status_code=200 if state == "ready" else 503,
+            headers=None if state == "ready" else {"Retry-After": str(RETRY_AFTER_S)},
+            media_type="application/json",
+        )
+
+    @routes.get("/version")
+    async def version() -> Response:
+        return json_response({"version": __version__, "engine": "glasshouse"})
+
+    @routes.get("/load")
+    async def load() -> Response:
+        stats = service.client.stats
+        return json_response(
+            {
+                "server_load": service.num_open,
+                "num_requests_running": stats.num_running,
+                "num_requests_waiting": service.client.num_waiting,
+                "max_num_seqs": service.config.max_num_seqs,
+                "max_num_queued_reqs": service.config.max_num_queued_reqs,
+                "kv_blocks": {
+                    "total": stats.blocks_total,
+                    "used": stats.blocks_used,
+                    "cached_free": stats.blocks_cached_free,
+                    "never_used": stats.blocks_total - stats.blocks_used - stats.blocks_cached_free,
+                },
+            }
+        )
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @routes.get("/trace")
+    def trace(
+        request_id: Annotated[list[str] | None, Query(max_length=MOST_REQUESTS)] = None,
+    ) -> Response:
+        """The latest events of both processes as JSON lines; it may show people's text.
+
+        If older ones are gone, it begins with `engine.snapshot`: what they came to.
+        `?request_id=A&request_id=B`: only those about these requests, with the steps that computed
+        for them.
+        """
+        before, lines = service.hub.record()
+        if request_id:
+            begun = [to_json(event) for event in before.standing] if before else []
+            lines = list(lines_about([*begun, *lines], request_id))
+        elif before:
+            lines = [to_json(before), *lines]
+
+        def parts() -> Iterator[bytes]:
+            for start in range(0, len(lines), LINES_AT_ONCE):
+                yield b"\n".join(lines[start : start + LINES_AT_ONCE]) + b"\n"
+
+        return StreamingResponse(
+            parts(),
+            media_type="application/jsonl",
+            headers={"Content-Disposition": 'attachment; filename="glasshouse-trace.jsonl"'},
+        )
+
+    return routes

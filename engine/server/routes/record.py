@@ -1,0 +1,129 @@
+"""The record over HTTP, as it is now and as it grows. `GET /trace`, the download, is in `ops.py`.
+
+All of these need the API key when one is set: the record may show people's text.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+from fastapi import APIRouter, Header, Query
+from starlette.responses import Response
+from starlette.types import Send
+
+from engine.server.http.answers import json_response
+from engine.server.http.errors import ApiError
+from engine.server.http.sse import EventStream
+from engine.server.record.viewers import Viewers
+from engine.server.service import Service
+from engine.trace.life import life_of, requests_of
+from engine.trace.perfetto import to_perfetto
+
+MOST_IDS = 2000  # token ids in one question
+
+
+class RecordStream(EventStream):
+    """An event stream whose pieces are framed already: they carry names and ids."""
+
+    async def _send_all(self, send: Send) -> None:
+        async for piece in self.batches:
+            await self._send(send, piece)  # type: ignore[arg-type]
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+    window = service.hub.window
+    # Positions begin anew with each run of the server, so an id names the run, too.
+    viewers = Viewers(
+        window, uuid.uuid4().hex[:8], lambda: service.draining and service.num_open == 0
+    )
+
+    @routes.get("/trace/stream")
+    async def stream(
+        since: str | None = Query(None), last_event_id: str | None = Header(None)
+    ) -> Response:
+        """The record as it grows, as server-sent events; every event of it carries what happened.
+
+        `snapshot` {position, skipped, snapshot}: start from this state; `skipped` events were not
+        sent. `events` {position, events, lines}: the events after `position`, and the log's lines
+        about them. Ids are "RUN-POSITION"; send the last one as Last-Event-ID (or ?since=) to go on
+        from there.
+        """
+        _check_recording(service)
+        position = _position(last_event_id or since, viewers.epoch)
+        try:
+            viewers.join()
+        except OverflowError as error:
+            raise ApiError(503, f"{error}.") from None
+        frames = viewers.frames(position)
+        return RecordStream(frames, viewers.leave, service.heartbeat_s)  # type: ignore[arg-type]
+
+    @routes.get("/trace/viewers")
+    async def watching() -> Response:
+        """How many watch, and how many events they missed because they were too slow."""
+        return json_response(
+            {"num_viewers": viewers.num_viewers, "num_skipped": viewers.num_skipped}
+        )
+
+    @routes.get("/trace/state")
+    def state(step: int | None = Query(None)) -> Response:
+        """The replay's state right after the last event of `step`, or now."""
+        service.recorder.settle()
+        try:
+            return json_response(window.state_at(step))
+        except KeyError as error:
+            raise ApiError(404, f"{error.args[0]}.", "step") from None
+
+    @routes.get("/trace/perfetto")
+    def perfetto() -> Response:
+        """The record as Chrome Trace Event JSON, for https://ui.perfetto.dev."""
+        service.recorder.settle()
+        return Response(
+            to_perfetto(window.events()),
+            media_type="application/json",
+            headers={"Content-Disposition": 'attachment; filename="glasshouse-perfetto.json"'},
+        )
+
+    @routes.get("/trace/requests")
+    def requests() -> Response:
+        """The requests that the record knows, oldest first."""
+        service.recorder.settle()
+        return json_response({"requests": requests_of(window.events())})
+
+    @routes.get("/trace/requests/{request_id}")
+    def life(request_id: str) -> Response:
+        """The life of one request: what it waited for, what each step did for it, how it ended."""
+        service.recorder.settle()
+        found = life_of(window.events(), request_id)
+        if found is None:
+            raise ApiError(404, f"The record has no request {request_id!r} (any more).", "id")
+        return json_response(found)
+
+    @routes.get("/trace/tokens")
+    def tokens(ids: str = Query("")) -> Response:
+        """The text of token ids, `?ids=17,4`: events carry ids."""
+        if service.config.trace_text == "off":
+            raise ApiError(403, "The server was started with --trace-text off: it shows no text.")
+        parts = [part for part in ids.split(",") if part]
+        if len(parts) > MOST_IDS or not all(part.isdecimal() for part in parts):
+            raise ApiError(400, f"ids must be at most {MOST_IDS} token ids with commas.", "ids")
+        texts = service.ready_text().tokenizer.texts([int(part) for part in parts])
+        return Response(msgspec.json.encode(texts), media_type="application/json")
+
+    return routes
+
+
+def _check_recording(service: Service) -> None:
+    if service.config.trace == "off":
+        raise ApiError(404, "Nothing is recorded: the server was started with --trace off.")
+
+
+def _position(identity: str | None, epoch: str) -> int | None:
+    """The position in an event id; None if there is none, or it is another run's."""
+    if not identity:
+        return None
+    run, dash, number = identity.rpartition("-")
+    if not number.isdecimal() or (dash and run != epoch):
+        return None
+    return int(number)

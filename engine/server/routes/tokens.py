@@ -1,0 +1,42 @@
+"""POST /tokenize and /detokenize: what the model's tokenizer makes of a text, and back."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from engine.server.answering.protocol import DetokenizeRequest, TokenizeRequest
+from engine.server.http.answers import json_response
+from engine.server.routes.chat import render
+from engine.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/tokenize")
+    def tokenize(body: TokenizeRequest) -> Response:
+        service.check_model(body.model)
+        text = service.ready_text()
+        if body.messages is not None:
+            body.check_messages()
+            prompt = render(service, body)
+        else:
+            prompt = body.prompt or ""
+        tokens = text.tokenizer.encode(prompt, body.adds_special_tokens)
+        answer = {
+            "count": len(tokens),
+            "max_model_len": text.input.max_model_len,
+            "tokens": tokens,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [text.tokenizer.token(token).text for token in tokens]
+        return json_response(answer)
+
+    @routes.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> Response:
+        service.check_model(body.model)
+        tokenizer = service.ready_text().tokenizer
+        return json_response({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+    return routes

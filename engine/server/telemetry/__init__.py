@@ -1,0 +1,1 @@
+"""Prometheus metrics and OpenTelemetry spans, made from what the engine tells."""

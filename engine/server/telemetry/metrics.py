@@ -1,0 +1,201 @@
+"""/metrics: Prometheus' text format, under the names and labels that vLLM's dashboards query.
+
+What those names call a request is one *sequence* here: a request with n = 3 succeeds three times.
+`glasshouse:` names are our own: they tell apart what one "cache usage" hides.
+"""
+
+from __future__ import annotations
+
+import time
+
+from engine.config import EngineConfig
+from engine.core.messages import CoreRequest, KVShape, StepStats
+from engine.server.telemetry.series import Histogram, Numbers, SeriesSet
+from engine.text.output import RequestText
+
+_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
+    20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+_N = (1, 2, 5, 10, 20, 50, 100)
+
+
+class Metrics:
+    """All series of one server."""
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        self.labels = {"model_name": config.served_model_name, "engine": "0"}
+        self.series = SeriesSet(self.labels)
+        self.cache_info = SeriesSet(self.labels)  # until the model is loaded there is none
+        self._last_step = 0
+        self._stats = StepStats()
+        self.block_size = 0  # not known before the model is loaded
+
+        self.running = self._gauge("num_requests_running", "Sequences that run.")
+        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
+        self.kv_usage = self._gauge(
+            "kv_cache_usage_perc",
+            "Share of the KV blocks that some request references, 0 to 1; cached blocks that "
+            "nobody references are free.",
+        )
+        self.kv_blocks = self._by_state("kv_blocks", "KV blocks by state.")
+        self.kv_tokens = self._by_state("kv_tokens", "The same, as room for tokens.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.prefix_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
+        )
+        self.prefix_hits = self._counter("prefix_cache_hits", "Of them, tokens found.")
+        self.preemptions = self._counter("num_preemptions", "Preemptions.")
+        self.success = self.series.counter(
+            "vllm:request_success",
+            "Sequences that ended, by reason.",
+            "finished_reason",
+            ("stop", "length", "abort", "error"),
+        )
+
+        self.ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")
+        self.inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.")
+        self.per_token = self._histogram(
+            "request_time_per_output_token_seconds", "Mean time of a sequence's later tokens."
+        )
+        self.e2e = self._histogram("e2e_request_latency_seconds", "Arrival to last token.")
+        self.queue_time = self._histogram("request_queue_time_seconds", "Waiting for admission.")
+        self.inference = self._histogram(
+            "request_inference_time_seconds", "First admission to last token."
+        )
+        self.prefill = self._histogram(
+            "request_prefill_time_seconds", "First admission to first token."
+        )
+        self.decode = self._histogram("request_decode_time_seconds", "First to last token.")
+        self.n_prompt = self._histogram("request_prompt_tokens", "Prompt tokens.", _TOKENS)
+        self.n_generation = self._histogram(
+            "request_generation_tokens", "Generated tokens.", _TOKENS
+        )
+        self.n_max_generation = self._histogram(
+            "request_max_num_generation_tokens", "The longest of a request's n answers.", _TOKENS
+        )
+        self.params_n = self._histogram("request_params_n", "The parameter n.", _N)
+        self.params_max_tokens = self._histogram(
+            "request_params_max_tokens", "The parameter max_tokens.", _TOKENS
+        )
+        self.step_tokens = self._histogram(
+            "iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS
+        )
+
+    def text(self) -> bytes:
+        self._set_gauges(self._stats)
+        return self.series.text() + self.cache_info.text()
+
+    def set_cache(self, kv: KVShape) -> None:
+        """What the KV cache is, as labels of a series that is always 1."""
+        self.block_size = kv.block_size
+        self.cache_info = SeriesSet(
+            {
+                **self.labels,
+                "block_size": str(kv.block_size),
+                "num_gpu_blocks": str(kv.num_blocks),
+                "num_cpu_blocks": str(kv.num_host_blocks),
+                "enable_prefix_caching": str(self.config.enable_prefix_caching),
+                "gpu_memory_utilization": str(self.config.gpu_memory_utilization),
+            }
+        )
+        self.cache_info.gauge("vllm:cache_config_info", "The KV cache.").set(1)
+
+    def observe_step(self, stats: StepStats) -> None:
+        """The state after a step, which is shown from the next `text()` on; what it counts is added
+        once, however often that state is sent."""
+        self._stats = stats
+        if stats.step == self._last_step:
+            return
+        self._last_step = stats.step
+        self.step_tokens.observe(stats.num_tokens)
+        if stats.num_preemptions:
+            self.preemptions.inc(stats.num_preemptions)
+        if stats.prefix_queries:
+            self.prefix_queries.inc(stats.prefix_queries)
+            self.prefix_hits.inc(stats.prefix_hits)
+
+    def _set_gauges(self, stats: StepStats) -> None:
+        self.running.set(stats.num_running)
+        self.waiting.set(stats.num_waiting)
+        self.kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
+        never_used = stats.blocks_total - stats.blocks_used - stats.blocks_cached_free
+        blocks = {
+            "used": stats.blocks_used,
+            "cached_free": stats.blocks_cached_free,
+            "never_used": never_used,
+        }
+        for state, number in blocks.items():
+            self.kv_blocks.set(number, state)
+            self.kv_tokens.set(number * self.block_size, state)
+
+    def count_success(self, reason: str) -> None:
+        self.success.inc(value=reason)
+
+    # ---------------------------------------------------------------------------- making the series
+
+    def _gauge(self, name: str, text: str) -> Numbers:
+        return self.series.gauge(f"vllm:{name}", text)
+
+    def _counter(self, name: str, text: str) -> Numbers:
+        return self.series.counter(f"vllm:{name}", text)
+
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] = _SECONDS) -> Histogram:
+        return self.series.histogram(f"vllm:{name}", text, bounds)
+
+    def _by_state(self, name: str, text: str) -> Numbers:
+        states = ("used", "cached_free", "never_used")
+        return self.series.gauge(f"glasshouse:{name}", text, "state", states)
+
+
+class RequestClock:
+    """Times one request's sequences, from what the core says and from when its tokens come back."""
+
+    def __init__(self, metrics: Metrics, request: CoreRequest, text: RequestText):
+        self.metrics = metrics
+        self.arrival_s = request.arrival_ns / 1e9
+        self.text = text
+        self.first_s: dict[int, float] = {}  # by index: time of its first token, CLOCK_MONOTONIC
+        self.last_s: dict[int, float] = {}
+        metrics.params_n.observe(request.params.n)
+        if request.params.max_tokens is not None:
+            metrics.params_max_tokens.observe(request.params.max_tokens)
+
+    def tokens(self, index: int, number: int) -> None:
+        """`number` tokens of a sequence have come."""
+        now = time.monotonic()
+        metrics = self.metrics
+        metrics.generation_tokens.inc(number)
+        if index not in self.first_s:
+            self.first_s[index] = now
+            metrics.ttft.observe(now - self.arrival_s)
+            if index == 0:
+                metrics.prompt_tokens.inc(len(self.text.prompt_token_ids))
+                metrics.queue_time.observe(self.text.queued_ns / 1e9)
+                metrics.prefill.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
+        else:
+            metrics.inter_token.observe(now - self.last_s[index])
+        self.last_s[index] = now
+
+    def finished(self, index: int, reason: str) -> None:
+        """A sequence has ended."""
+        metrics = self.metrics
+        now = time.monotonic()
+        number = len(self.text.sequences[index].token_ids)
+        metrics.count_success(reason)
+        metrics.e2e.observe(now - self.arrival_s)
+        metrics.inference.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
+        metrics.n_prompt.observe(len(self.text.prompt_token_ids))
+        metrics.n_generation.observe(number)
+        if index in self.first_s:
+            decode_s = self.last_s[index] - self.first_s[index]
+            metrics.decode.observe(decode_s)
+            if number > 1:
+                metrics.per_token.observe(decode_s / (number - 1))
+        if self.text.finished:
+            longest = max(len(sequence.token_ids) for sequence in self.text.sequences)
+            metrics.n_max_generation.observe(longest)

@@ -1,0 +1,70 @@
+"""`sample.drawn` events: for a recorded request, what else the token could have been.
+
+Sampling is a pure function of a row, so the record computes that row's distribution once more, with
+the very functions that drew from it. Requests that aren't recorded at `full` don't come here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from engine.sampling_params import SamplingParams
+from engine.trace.events import Candidate, SampleDrawn
+from engine.worker.sampling.draw import Cuts, cut, integer_weights
+from engine.worker.sampling.logprobs import most_probable, token_logprobs
+from engine.worker.sampling.sampling_table import warmth
+
+CANDIDATES = 10
+
+
+def sample_drawn(
+    raw: torch.Tensor,
+    adjusted: torch.Tensor,
+    params: SamplingParams,
+    token_id: int,
+    seed: int,
+    word: int,
+) -> SampleDrawn:
+    """The event of one draw; the caller fills in request_id, index and position.
+
+    `raw`: fp32 [vocab], the model's logits; `adjusted`: fp32 [vocab], after rules and penalties;
+    `word`: Philox's word for this draw, in [0, 2^32).
+    """
+    vocab = len(raw)
+    greedy = params.temperature == 0
+    if greedy:
+        probabilities = torch.zeros(vocab, dtype=torch.float64)
+        probabilities[token_id] = 1.0
+    else:
+        temperature = torch.tensor(warmth(params), dtype=torch.float32, device=raw.device)
+        weights = integer_weights((adjusted / temperature)[None])
+        kept = cut(weights, _cuts(params, vocab, raw.device))[0, :vocab].double().cpu()
+        probabilities = kept / kept.sum()
+    ids = torch.tensor([token_id])
+    own = token_logprobs(raw[None], ids.numpy(), [0])[0]
+    best = most_probable(raw[None], CANDIDATES)[0]
+    logprobs = torch.log_softmax(raw, dim=-1)[best].tolist()
+    chances = probabilities[best.cpu()].tolist()
+    return SampleDrawn(
+        token_id=token_id,
+        logprob=own.logprob,
+        rank=own.rank,
+        greedy=greedy,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=seed,
+        uniform=0.0 if greedy else word / 2**32,
+        num_kept=int((probabilities > 0).sum()),
+        candidates=[Candidate(*parts) for parts in zip(best.tolist(), logprobs, chances)],
+    )
+
+
+def _cuts(params: SamplingParams, vocab: int, device: torch.device) -> Cuts:
+    top_k = params.top_k if 0 < params.top_k < vocab else vocab
+    return Cuts(
+        torch.tensor([top_k], device=device),
+        torch.tensor([params.top_p], dtype=torch.float64, device=device),
+        torch.tensor([params.min_p], dtype=torch.float64, device=device),
+    )

@@ -1,0 +1,36 @@
+"""Log-probabilities of a prompt's own tokens, each predicted from the position before it."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.core.messages import RowDetail, TokenLogprobs
+from engine.models.causal_lm import CausalLM
+from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.sampling.logprobs import token_logprobs
+
+SLICE = 128  # positions whose log-probabilities are computed at once: [128, vocab] fp32
+
+
+def prompt_logprobs(
+    model: CausalLM,
+    rows: BatchRows,
+    inputs: StepInputs,
+    hidden: torch.Tensor,
+    details: dict[str, RowDetail],
+) -> None:
+    """Put those of a step's prompts into `details`, by request, where they are wanted. Waits for
+    the device. hidden: [tokens, width], of all tokens of the step."""
+    for row, slot, first in zip(inputs.rows, inputs.slots.tolist(), inputs.query_start):
+        new = rows.new(slot)
+        wanted = new.params.prompt_logprobs
+        count = min(row.num_tokens, new.num_prompt_tokens - 1 - row.start)
+        if wanted is None or count < 1:
+            continue
+        targets = rows.tokens[slot, row.start + 1 : row.start + 1 + count].astype("int64")
+        entries: list[TokenLogprobs] = []
+        for begin in range(0, count, SLICE):
+            end = min(begin + SLICE, count)
+            logits = model.compute_logits(hidden[first + begin : first + end]).float()
+            entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
+        details[row.request_id] = RowDetail(prompt_logprobs=entries)

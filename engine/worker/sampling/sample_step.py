@@ -1,0 +1,190 @@
+"""The end of a step: logits of the rows that draw become tokens, log-probabilities and events; and
+when the tokens have arrived on the host, they are appended to their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from engine.core.messages import NO_TOKEN, RowDetail, TokenLogprobs
+from engine.sampling_params import SamplingParams
+from engine.trace.events import StepRow
+from engine.trace.recorder import Recorder
+from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker.sampling.draw_events import sample_drawn
+from engine.worker.sampling.logprobs import token_logprobs
+from engine.worker.sampling.sampler import Sampler
+from engine.worker.sampling.sampling_table import SampleBatch, SamplingTable
+from engine.worker.transfers import Outbox, to_device
+
+
+class _Recorded(NamedTuple):
+    """A draw whose event is wanted."""
+
+    place: int  # among the step's draws
+    sequence: str
+    sibling: int  # which of the request's n sequences
+
+
+class Draws(NamedTuple):
+    """What a step draws, on its way to the host."""
+
+    counts: list[int]  # how many tokens each row of the batch draws
+    # of the rows that draw any:
+    firsts: np.ndarray | None  # int64 [rows], of each row its first draw; None: its only one
+    slots: np.ndarray  # int64 [rows]
+    ends: np.ndarray  # int64 [rows], where the tokens will stand
+    tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
+    next_tokens: torch.Tensor  # int64 [rows], on the device: what each row goes on with
+
+
+class SampleStep:
+    """Ties the sampler to the persistent rows. `recorder` None: no events (warm-up)."""
+
+    def __init__(
+        self, rows: BatchRows, table: SamplingTable, recorder: Recorder | None = None
+    ) -> None:
+        self.rows = rows
+        self.table = table
+        self.sampler = Sampler(table)
+        self.outbox = Outbox(table.num_slots, table.device)
+        self.recorder = recorder
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether drawing needs the sequences' tokens on the host, to the last one: penalties and
+        token rules do, and a subclass may."""
+        return self.table.any_history or type(self) is not SampleStep
+
+    def run(
+        self,
+        inputs: StepInputs,
+        drawing: list[int],
+        logits: torch.Tensor,
+        details: dict[str, RowDetail],
+        greatest: torch.Tensor | None = None,
+    ) -> Draws:
+        """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
+        `greatest`: where the greatest of each row is, [len(drawing)], if it is known already.
+
+        Waits for nothing, unless log-probabilities are wanted, which come into `details`, or
+        events of the draws. A row that forks draws n times from its logits, the i-th time with seed
+        + i; its own sequence goes on with the first token, the siblings come with the next plan.
+        """
+        rows, slots, ends, counts = inputs.rows, inputs.slots, inputs.contexts, inputs.samples
+        if len(drawing) < len(rows):
+            rows, slots, ends = [rows[i] for i in drawing], slots[drawing], ends[drawing]
+            counts = [counts[i] for i in drawing]
+        firsts, positions = None, ends
+        if max(counts) > 1:
+            firsts = np.cumsum(counts) - counts
+            of = np.repeat(np.arange(len(rows)), counts)
+            batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
+            positions = ends[of]
+            logits = logits[to_device(of, logits.device)]
+            greatest = None
+        else:
+            batch = self.table.batch(slots)
+        recorded = self._recorded(rows, firsts)
+        tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
+        for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
+            if first in logprobs:
+                detail = details.setdefault(row.request_id, RowDetail())
+                detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
+        next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
+        arriving = self.outbox.take(tokens)
+        return Draws(inputs.samples, firsts, slots, ends, arriving, next_tokens)
+
+    def book(self, draws: Draws) -> list[list[int]]:
+        """Append the tokens, which have arrived, to their rows. Returns those of every row of the
+        batch (`NO_TOKEN` where its logits aren't finite)."""
+        drawn = draws.tokens
+        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
+        # once more before that, with a token that exists.
+        kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
+        self.rows.append(draws.slots, draws.ends, kept)
+        self.table.appended(draws.slots, kept)
+        if len(drawn) == len(draws.counts) and draws.firsts is None:
+            return drawn[:, None].tolist()  # each has one
+        tokens = iter(drawn.tolist())
+        return [list(islice(tokens, count)) for count in draws.counts]
+
+    def _draw(
+        self,
+        logits: torch.Tensor,
+        batch: SampleBatch,
+        positions: np.ndarray,
+        recorded: list[_Recorded],
+        greatest: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
+        """The tokens, int64 [draws], on the device, and by place the log-probabilities of draws
+        that want them."""
+        asking = batch.logprob_rows
+        told = bool(asking or recorded)
+        if batch.plain and not told:
+            if greatest is None:
+                greatest = self.sampler.draw(logits, batch, positions)
+            return greatest, {}
+        logits = logits.float()
+        if not told:
+            adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
+            return self.sampler.draw(adjusted, batch, positions), {}
+        # copies: `adjust` changes the logits in place
+        raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
+        adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
+        drawn = self.sampler.draw(adjusted, batch, positions)
+        tokens = drawn.cpu().numpy()
+        wanted = [self._params(batch, place).logprobs or 0 for place in asking]
+        logprobs = dict(zip(asking, token_logprobs(raw, np.maximum(tokens[asking], 0), wanted)))
+        if recorded:
+            words = batch.words(positions)
+            for draw, its_raw in zip(recorded, recorded_raw):
+                place = draw.place
+                if tokens[place] == NO_TOKEN:
+                    continue
+                event = sample_drawn(
+                    its_raw,
+                    adjusted[place],
+                    self._params(batch, place),
+                    int(tokens[place]),
+                    int(batch.seeds[place]),
+                    int(words[place]),
+                )
+                event.request_id, event.index = draw.sequence, draw.sibling
+                event.position = int(positions[place])
+                self.recorder.record(event)  # type: ignore[union-attr]
+        return drawn, logprobs
+
+    def _params(self, batch: SampleBatch, place: int) -> SamplingParams:
+        return self.rows.new(int(batch.slots[place])).params
+
+    def _recorded(self, rows: list[StepRow], firsts: np.ndarray | None) -> list[_Recorded]:
+        """The draws whose events are wanted. Draw i of a row that forks is its i-th sibling's."""
+        recorder = self.recorder
+        if recorder is None or not (recorder.full or recorder.full_requests):
+            return []
+        found = []
+        for row, first in zip(rows, _places(rows, firsts)):
+            if recorder.wants_full(row.request_id):
+                index = self._index(row.request_id)
+                found.append(_Recorded(first, row.request_id, index))
+                found += [
+                    _Recorded(first + i, f"{row.request_id}.{i}", i) for i in range(1, row.samples)
+                ]
+        return found
+
+    def _index(self, sequence: str) -> int:
+        """Sibling i of request x is the sequence "x.i"; the first one is "x"."""
+        ending = sequence.rpartition(".")[2]
+        n = self.rows.new(self.rows.slot(sequence)).params.n
+        return int(ending) if n > 1 and ending.isdigit() and 0 < int(ending) < n else 0
+
+
+def _places(rows: Sized, firsts: np.ndarray | None) -> Iterable[int]:
+    """Of each row, the place of its first draw among the step's."""
+    return range(len(rows)) if firsts is None else firsts.tolist()

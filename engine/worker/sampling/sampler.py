@@ -1,0 +1,100 @@
+"""Logits to tokens (rule 9): a function of (logits, parameters, seed, position), of nothing else.
+
+The order, for each row: allowed and bad words, min_tokens, logit bias (`token_rules.py`) →
+repetition, frequency, presence (`penalties.py`) → temperature (0: the greatest logit, lowest id if
+equal) → min_p, top_k, top_p, draw (`draw.py`, where they are defined to the bit). Raw
+log-probabilities are taken before all this, by `logprobs.py`.
+
+Every operation works on all rows that need it at once, and on each row alone: no row's token
+depends on its neighbours, and rows that need nothing of the kind pay for nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.kernels import kernels_for
+from engine.worker.sampling.draw import cut_and_draw, draw, integer_weights, keep_min_p
+from engine.worker.sampling.penalties import penalise
+from engine.worker.sampling.sampling_table import SampleBatch, SamplingTable
+from engine.worker.sampling.token_rules import apply_rules
+from engine.worker.transfers import to_device
+
+
+class Sampler:
+    """Draws the tokens of a step with the parameters of a `SamplingTable`."""
+
+    def __init__(self, table: SamplingTable) -> None:
+        self.table = table
+
+    def adjust(
+        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
+    ) -> torch.Tensor:
+        """Rules and penalties, everything before the temperature. Changes `logits` in place.
+
+        `logits`: fp32 [rows, vocab]. `tokens`: int32 [slots, longest], of all slots. `positions`:
+        int64 [rows], how many of its slot's tokens each row has.
+        """
+        if batch.rules:
+            seen = [tokens[batch.slots[row], : positions[row]] for row, _ in batch.rules]
+            rules = [(row, rule, its) for (row, rule), its in zip(batch.rules, seen)]
+            apply_rules(logits, rules)
+        if len(batch.penalised):
+            self._penalise(logits, batch, tokens, positions)
+        return logits
+
+    def _penalise(
+        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
+    ) -> None:
+        some = batch.penalised
+        ends = positions[some, None]
+        seen = tokens[batch.slots[some], : ends.max()].astype(np.int64)
+        beyond = np.arange(seen.shape[1]) >= ends
+        seen[beyond] = np.broadcast_to(seen[:, :1], seen.shape)[beyond]  # its first token, again
+        ids = to_device(seen, logits.device)
+        counts = self.table.counts.table[batch.penalty_lines[:, None], ids]
+        rows = to_device(some, logits.device)
+        penalise(logits, rows, ids, counts, batch.penalties)
+
+    def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
+        """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab] (of any
+        dtype in a `plain` batch); `NO_TOKEN` for a row whose logits aren't finite.
+
+        `positions`: int64 [rows], where the drawn token will stand in its sequence.
+        """
+        if not len(batch.random):
+            return kernels_for(logits.device).greatest(logits)
+        words = to_device(batch.words(positions), logits.device)
+        if not len(batch.greedy):
+            return self._draw(logits, batch, words)
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        tokens[batch.greedy] = kernels_for(logits.device).greatest(logits[batch.greedy])
+        tokens[batch.random] = self._draw(logits[batch.random], batch, words[batch.random])
+        return tokens
+
+    def _draw(self, logits: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
+        """As `draw`, for the rows in `batch.random` alone."""
+        if batch.temperature is not None:
+            logits = logits / batch.temperature
+        fused = kernels_for(logits.device).draw
+        if fused is not None:
+            return fused(logits, *batch.cuts, words, batch.any_top_k, batch.any_top_p)
+        weights = integer_weights(logits)
+        if not len(batch.free):
+            return cut_and_draw(weights, batch.cuts, words)
+        if not len(batch.truncated):
+            return self._draw_free(weights, batch, words)
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        some = batch.truncated
+        tokens[some] = cut_and_draw(weights[some], batch.cuts.of(some), words[some])
+        tokens[batch.free] = self._draw_free(weights[batch.free], batch, words[batch.free])
+        return tokens
+
+    def _draw_free(
+        self, weights: torch.Tensor, batch: SampleBatch, words: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows without top_k and top_p need no ranking: min_p is a mere threshold."""
+        if batch.free_min_p:
+            weights = keep_min_p(weights, batch.cuts.min_p[batch.free])
+        return draw(weights, words)
