@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from engine.text.errors import TextError
+from engine.text.template import check_template, not_jinja, own_templates, read_template
 from engine.text.tokenizer import Tokenizer
+from engine.text.tool_calls import parsed_tool_calls
 
 Message = Mapping[str, Any]
 _PASSED_ON = {"tools", "documents"}  # arguments of transformers that templates know by these names
@@ -25,12 +26,16 @@ class ChatTemplate:
     """Renders conversations for one model.
 
     `chat_template`: a file, or the text of a template; None for the model's own. Raises `TextError`
-    at once if it is neither, or isn't valid Jinja.
+    at once if it is neither, or if the template that is to be used isn't valid Jinja.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None = None):
         self._hf = tokenizer.hf
         self._template = None if chat_template is None else read_template(chat_template)
+        own = [] if self._template is not None else own_templates(self._hf)
+        for text in own:
+            check_template(text, "The model's own chat template", "Give one with --chat-template.")
+        self._text = "".join(own) if self._template is None else self._template
         parameters = inspect.signature(self._hf.apply_chat_template).parameters
         self._reserved = {name for name in parameters if name != "kwargs"} - _PASSED_ON
         self._reserved |= {"messages", "conversations"}
@@ -72,7 +77,7 @@ class ChatTemplate:
                 "This model has no chat template. Start the engine with --chat-template FILE, or "
                 "send a plain prompt to /v1/completions.",
             )
-        conversation = _conversation(messages)
+        conversation = _conversation(messages, template or self._text)
         try:
             return self._hf.apply_chat_template(
                 conversation,
@@ -83,7 +88,7 @@ class ChatTemplate:
                 **extra,
             )
         except jinja2.TemplateSyntaxError as error:
-            raise TextError("chat_template", _not_jinja(error)) from None
+            raise TextError("chat_template", not_jinja(error)) from None
         except Exception as error:
             # A template is a program: raise_exception(), missing keys, wrong types, endless ranges.
             raise TextError(
@@ -92,33 +97,8 @@ class ChatTemplate:
             ) from None
 
 
-def read_template(chat_template: str) -> str:
-    """The text of a template given as a file or as text. Raises `TextError` if it is neither."""
-    looks_like_text = "{" in chat_template or "\n" in chat_template
-    if not looks_like_text:
-        try:
-            chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TextError(
-                "chat_template",
-                f"--chat-template is {chat_template!r}: neither a template file that can be read "
-                f"({error}) nor the text of a template.",
-            ) from None
-    try:
-        # transformers' extra tag {% generation %} is left to it; the grammar is checked here.
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise TextError("chat_template", _not_jinja(error)) from None
-    return chat_template
-
-
-def _not_jinja(error: jinja2.TemplateSyntaxError) -> str:
-    return f"The chat template is no valid Jinja, line {error.lineno}: {error.message}"
-
-
-def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
+    """The messages as a template takes them; `template` is its text."""
     if not messages:
         raise TextError("messages", "messages is empty; give at least one.")
     conversation = []
@@ -128,7 +108,16 @@ def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise TextError(path, f'{path} must be an object with "role" and "content".')
         if not isinstance(message.get("role"), str):
             raise TextError(f"{path}.role", f'{path}.role must be a string, such as "user".')
-        conversation.append({**message, "content": _content(message, f"{path}.content")})
+        made = {**message, "content": _content(message, f"{path}.content")}
+        if message.get("tool_calls"):
+            if "tool_calls" not in template:
+                raise TextError(
+                    f"{path}.tool_calls",
+                    f"{path}.tool_calls would be lost: the chat template has no place for them. "
+                    "Leave them out, or use a model or a template for tools.",
+                )
+            made["tool_calls"] = parsed_tool_calls(message["tool_calls"], f"{path}.tool_calls")
+        conversation.append(made)
     return conversation
 
 

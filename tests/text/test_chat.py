@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from tiny_tokenizers import byte_level_hf
 
-from engine.text.chat import ChatTemplate, read_template
+from engine.text.chat import ChatTemplate
 from engine.text.errors import TextError
+from engine.text.template import read_template
 from engine.text.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -88,9 +89,25 @@ def test_a_broken_template_is_refused_at_start(byte_level):
     assert error.value.param == "chat_template"
 
 
-def test_transformers_own_tags_are_allowed():
-    text = "{% for m in messages %}{% generation %}x{% endgeneration %}{% break %}{% endfor %}"
+@pytest.mark.parametrize("dash", ["", "-", "+"])
+def test_transformers_own_tags_are_allowed(byte_level, dash):
+    text = (
+        f"{{% for m in messages %}}x {{%{dash} generation {dash}%}} y{{%{dash}endgeneration%}}"
+        "{% break %}{% endfor %}"
+    )
     assert read_template(text) == text
+    assert "y" in ChatTemplate(byte_level, text).render(HELLO)
+    with pytest.raises(TextError, match="no valid Jinja"):
+        read_template("{% generation %} without its end")
+
+
+@pytest.mark.parametrize("broken", ["{% for m in %}", {"default": "fine", "tools": "{{"}])
+def test_a_models_own_broken_template_is_refused_at_the_start(broken):
+    hf = byte_level_hf()
+    hf.chat_template = broken
+    with pytest.raises(TextError, match=r"own chat template is no valid Jinja, line 1.*--chat-temp"):
+        ChatTemplate(Tokenizer(hf))
+    assert ChatTemplate(Tokenizer(hf), "{{ messages[0].role }}").render(HELLO) == "user"
 
 
 def test_a_requests_own_template(chat):
@@ -120,3 +137,71 @@ def test_variables_of_the_template(byte_level):
         with pytest.raises(TextError, match=name) as error:
             chat.render(HELLO, chat_template_kwargs={name: True})
         assert error.value.param == f"chat_template_kwargs.{name}"
+
+
+# ------------------------------------------------------------------------------ tool calls
+
+TOOLS = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{% set f = c.function if c.function is defined else c %}"
+    "{{ f.name }}({{ f.arguments | tojson }})"
+    "{% for name, value in f.arguments | items %}{{ name }}={{ value }};{% endfor %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def called(arguments):
+    function = {"name": "weather", "arguments": arguments}
+    return [
+        *HELLO,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": function}],
+        },
+    ]
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Bern"}', {"city": "Bern"}])
+def test_arguments_written_as_a_string_reach_the_template_as_an_object(byte_level, arguments):
+    chat = ChatTemplate(byte_level, TOOLS)
+    messages = called(arguments)
+    text = chat.render(messages)
+    assert text == 'helloweather({"city": "Bern"})city=Bern;'
+    assert messages == called(arguments)  # the caller's own stay as they are
+    bare = [*HELLO, {"role": "assistant", "tool_calls": [messages[1]["tool_calls"][0]["function"]]}]
+    assert chat.render(bare) == text
+
+
+@pytest.mark.parametrize("arguments", ["", "  ", None])
+def test_a_call_without_arguments(byte_level, arguments):
+    assert ChatTemplate(byte_level, TOOLS).render(called(arguments)) == "helloweather({})"
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "3", 3, "[" * 100_000])
+def test_arguments_that_are_no_object_are_named(byte_level, arguments):
+    with pytest.raises(TextError, match="must be a JSON object") as error:
+        ChatTemplate(byte_level, TOOLS).render(called(arguments))
+    assert error.value.param == "messages.1.tool_calls.0.function.arguments"
+
+
+@pytest.mark.parametrize(
+    ("calls", "param"),
+    [
+        ("x", "tool_calls"),
+        (["x"], "tool_calls.0"),
+        ([{"function": 1}], "tool_calls.0.function"),
+        ([{"function": {"name": 1}}], "tool_calls.0.function"),
+    ],
+)
+def test_tool_calls_of_another_form_are_named(byte_level, calls, param):
+    messages = [*HELLO, {"role": "assistant", "tool_calls": calls}]
+    with pytest.raises(TextError) as error:
+        ChatTemplate(byte_level, TOOLS).render(messages)
+    assert error.value.param == f"messages.1.{param}"
+
+
+def test_tool_calls_that_the_template_would_lose_are_refused(chat):
+    with pytest.raises(TextError, match="would be lost") as error:
+        chat.render(called("{}"))
+    assert error.value.param == "messages.1.tool_calls"

@@ -204,7 +204,7 @@ class Conversation(BaseModel):
     def check_messages(self) -> None:
         """Raise `ApiError` for parts of messages that are known but would have no effect here."""
         for place, message in enumerate(self.messages):
-            for name in ("tool_calls", "function_call", "audio"):
+            for name in ("function_call", "audio"):
                 if message.get(name):
                     raise bad_request(
                         f"{name} in a message is not supported by this server.",

@@ -1,0 +1,70 @@
+"""Read chat templates and check them: a broken one is refused at the start, not at a chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+
+from engine.text.errors import TextError
+
+
+def read_template(chat_template: str) -> str:
+    """The text of a template given as a file or as text. Raises `TextError` if it is neither."""
+    looks_like_text = "{" in chat_template or "\n" in chat_template
+    if not looks_like_text:
+        try:
+            chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TextError(
+                "chat_template",
+                f"--chat-template is {chat_template!r}: neither a template file that can be read "
+                f"({error}) nor the text of a template.",
+            ) from None
+    check_template(chat_template)
+    return chat_template
+
+
+def own_templates(hf: Any) -> list[str]:
+    """The templates that a model brings: one, or several by name, or none.
+
+    hf: a tokenizer of transformers.
+    """
+    own = getattr(hf, "chat_template", None)
+    if not own:
+        return []
+    return list(own.values()) if isinstance(own, dict) else [own]
+
+
+def check_template(text: str, name: str = "The chat template", advice: str = "") -> None:
+    """Refuse what isn't valid Jinja. Raises `TextError`."""
+    try:
+        _GRAMMAR.compile(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise TextError("chat_template", f"{not_jinja(error, name)} {advice}".rstrip()) from None
+    except RecursionError:
+        raise TextError(
+            "chat_template", f"{name} is nested too deeply. {advice}".rstrip()
+        ) from None
+
+
+def not_jinja(error: jinja2.TemplateSyntaxError, name: str = "The chat template") -> str:
+    """Say where a template breaks off."""
+    return f"{name} is no valid Jinja, line {error.lineno}: {str(error.message).rstrip('.')}."
+
+
+class _Generation(Extension):
+    """Reads transformers' tag {% generation %}, which marks the text of the assistant."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
