@@ -17,10 +17,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tests" / "server"))  # the same tiny tokenizer
+from tests.server.tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer
 
-from tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 LISTENS = re.compile(r"^Glasshouse listens on (http://\S+)$", re.MULTILINE)
 

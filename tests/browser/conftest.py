@@ -49,8 +49,7 @@ def model_folder(tmp_path_factory) -> Path:
         return POCKET
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    sys.path.append(str(ROOT / "tests" / "server"))
-    from tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer
+    from tests.server.tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("browser") / "tiny-llama"
     torch.manual_seed(7)

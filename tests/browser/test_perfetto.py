@@ -47,7 +47,7 @@ THREAD_SLICES = """slice join thread_track on slice.track_id = thread_track.id
 def run_requests(tmp_path_factory):
     """`run_requests(async_scheduling=True)`: the record of real requests on a real engine, whose
     pool is so small that it preempts, and swaps."""
-    from tiny_models import NATIVE, save
+    from tests.models.tiny_models import NATIVE, save
 
     folder = tmp_path_factory.mktemp("perfetto") / "llama"
     save(NATIVE["llama"](), folder)
@@ -55,7 +55,7 @@ def run_requests(tmp_path_factory):
 
 
 def _run_requests(folder: Path, **options) -> list[ev.Event]:
-    from engine_on_tokens import TokenEngine
+    from tests.support.engine_on_tokens import TokenEngine
 
     rng = random.Random(1)
     with TokenEngine(

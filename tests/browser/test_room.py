@@ -6,7 +6,8 @@ import json
 import random
 
 import pytest
-from room_page import ROOT, caught_up, until
+
+from tests.browser.room_page import ROOT, caught_up, until
 
 IMAGES = ROOT / "docs" / "images"
 KEY = "room-key"

@@ -6,13 +6,13 @@ import json
 import time
 
 import pytest
-from room_page import ROOT, caught_up, until
 
 from engine.trace.__main__ import main
 from engine.trace.events import SampleDrawn, TextTokens
 from engine.trace.files import read_jsonl
 from engine.trace.replay import Replay, differences
 from engine.trace.story import Story
+from tests.browser.room_page import ROOT, caught_up, until
 
 INDEX = ROOT / "engine" / "server" / "web" / "index.html"
 

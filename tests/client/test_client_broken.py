@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_openai import serve
-from test_client_suites import judge, run, start, verdicts
+
+from tests.client.fake_openai import serve
+from tests.client.test_client_suites import judge, run, start, verdicts
 
 
 @contextlib.contextmanager

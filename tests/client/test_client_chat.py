@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fake_openai import serve
-from test_client_suites import CLIENT, run
+from tests.client.fake_openai import serve
+from tests.client.test_client_suites import CLIENT, run
 
 
 def chat(url: str, *lines: str, options: tuple[str, ...] = ()) -> tuple[int, str]:
@@ -96,7 +96,6 @@ def test_a_failing_answer_is_said_and_ends_in_a_code() -> None:
 
 
 def test_control_characters_of_a_server_do_not_reach_the_terminal() -> None:
-    sys.path.insert(0, str(CLIENT.parent))
     import test_client
 
     assert test_client.printable("a\x1b[2Jb\x07\u202ec\n\td\u00a0é漢") == "a[2Jbc\n\td\u00a0é漢"
@@ -104,7 +103,6 @@ def test_control_characters_of_a_server_do_not_reach_the_terminal() -> None:
 
 def shown(pieces: list[str], width: int) -> list[str]:
     """The lines on a terminal after a `WordWrap` of that width has got these pieces."""
-    sys.path.insert(0, str(CLIENT.parent))
     from test_client import WordWrap
 
     written: list[str] = []
@@ -135,7 +133,6 @@ def test_lines_of_an_answer_end_between_words() -> None:
 
 
 def test_facts_of_the_record_in_words() -> None:
-    sys.path.insert(0, str(CLIENT.parent))
     from test_client import in_words
 
     facts = {"waited_us": 220.4, "num_prompt_tokens": 13, "reason": "stop", "running_ms": 1.27}

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_client_suites import judge, run, start, verdicts
+
+from tests.client.test_client_suites import judge, run, start, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "pocket" / "model"
@@ -58,10 +59,10 @@ def real_server(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with random weights: its text is noise, its arithmetic isn't."""
-    sys.path.append(str(ROOT / "tests" / "server"))
     import torch
-    from tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.server.tiny_tokenizer import END, VOCAB_SIZE, save_tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("client") / "tiny-llama"
     torch.manual_seed(7)

@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_openai import serve
+
+import test_client as client
+from tests.client.fake_openai import serve
 
 CLIENT = Path(__file__).resolve().parents[2] / "test_client.py"
-sys.path.insert(0, str(CLIENT.parent))
-
-import test_client as client  # noqa: E402
 
 
 def start(url: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

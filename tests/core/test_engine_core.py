@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from core_harness import Harness
 
 from engine.core.admission import RequestError
 from engine.core.messages import NO_TOKEN
 from engine.trace import events
+from tests.support.core_harness import Harness
+from tests.support.paged_oracle import solo_answer
 
 LOOPS = pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
 MODES = pytest.mark.parametrize("mode", ["recompute", "swap", "auto"])
@@ -349,7 +350,7 @@ def test_aborts_at_any_moment(engine, overlapped):
 @LOOPS
 def test_stop_tokens_and_eos(engine, overlapped):
     h = engine(async_scheduling=overlapped, num_blocks=64)
-    answer = __import__("paged_oracle").solo_answer(prompt(6), 0, 12)
+    answer = solo_answer(prompt(6), 0, 12)
     h.add("eos", prompt(6), max_tokens=12, eos_token_ids=[answer[4]])
     h.add("stop", prompt(6), max_tokens=12, stop_token_ids=[answer[3]])
     h.add("ignore", prompt(6), max_tokens=12, eos_token_ids=[answer[4]], ignore_eos=True)

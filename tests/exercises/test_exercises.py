@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_harness import Harness
-from engine_on_tokens import TokenEngine
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.core.blocks import BlockPool
@@ -24,6 +22,8 @@ from engine.trace import events as ev
 from engine.trace.files import read_all
 from engine.trace.replay import Replay
 from engine.worker.sampling.sample_step import SampleStep
+from tests.support.core_harness import Harness
+from tests.support.engine_on_tokens import TokenEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = [ROOT / "docs" / "records" / f"{name}.jsonl" for name in ("crowd", "tour")]

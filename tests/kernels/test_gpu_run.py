@@ -133,8 +133,8 @@ def test_results_are_on_the_disk_as_they_come(tmp_path):
     """The whole run is killed while a part still works."""
     script = f"""
         import sys
-        sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-        import test_gpu_run as here
+        sys.path.insert(0, {str(ROOT)!r})
+        from tests.kernels import test_gpu_run as here
         command, _ = here.making({{"kernels": "time.sleep(60)"}})
         here.gpu.main(["--only", "kernels", "--out", {str(tmp_path)!r}], command)
     """

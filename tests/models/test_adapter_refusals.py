@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tiny_models import ADAPTED, VOCAB, make
 from transformers import (
     BloomConfig,
     DeepseekV3Config,
@@ -24,6 +23,7 @@ from engine.models import hf_check
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
 from engine.models.length import max_model_len
+from tests.models.tiny_models import ADAPTED, VOCAB, make
 
 CPU = torch.device("cpu")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_harness import PagedModel, Sequence
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
 
 from engine.config import POCKET_MODEL, EngineConfig
 from engine.kernels import cpu
 from engine.kernels.cpu.linear_ops import Layout
 from engine.models.loader import load_model
+from tests.models.paged_harness import PagedModel, Sequence
 
 VOCAB = 1056  # 33 × 32: packed where the CPU's kernels want it
 SHARED = {

@@ -11,7 +11,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tiny_models import NATIVE, save
+
+from tests.models.tiny_models import NATIVE, save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -6,9 +6,7 @@ import json
 
 import pytest
 import torch
-from paged_harness import PagedModel, Sequence
 from safetensors.torch import load_file, save_file
-from tiny_models import ADAPTED, NATIVE, save
 from transformers import AutoConfig
 
 from engine.config import EngineConfig
@@ -16,6 +14,8 @@ from engine.models.errors import ModelError
 from engine.models.loader import choose_dtype, load_model
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
+from tests.models.paged_harness import PagedModel, Sequence
+from tests.models.tiny_models import ADAPTED, NATIVE, save
 
 CPU = torch.device("cpu")
 TEXT = [5, 9, 44, 3, 71, 20]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_harness import PagedModel, Sequence, compare_with_transformers
-from tiny_models import ADAPTED, NATIVE, VOCAB, save
 
 from engine.config import EngineConfig
 from engine.models.loader import load_model
+from tests.models.paged_harness import PagedModel, Sequence, compare_with_transformers
+from tests.models.tiny_models import ADAPTED, NATIVE, VOCAB, save
 
 CPU = torch.device("cpu")
 

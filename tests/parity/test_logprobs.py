@@ -5,9 +5,10 @@ chunked.
 from __future__ import annotations
 
 import pytest
-import tiny_models
 import torch
-from engine_on_tokens import TokenEngine
+
+from tests.models import tiny_models
+from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = [[(11 * i + 3 * j) % tiny_models.VOCAB for j in range(3 + 6 * i)] for i in range(6)]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 
 import pytest
-import tiny_models
 import torch
-from engine_on_tokens import TokenEngine
 
 from engine.trace import events
+from tests.models import tiny_models
+from tests.support.engine_on_tokens import TokenEngine
 
 NUM_PROMPTS = 20
 MAX_TOKENS = 16

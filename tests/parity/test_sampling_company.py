@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tiny_models
-from engine_on_tokens import TokenEngine
 
 from engine.sampling_params import SamplingParams
 from engine.trace import events
+from tests.models import tiny_models
+from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = [[(7 * i + j) % tiny_models.VOCAB for j in range(5 + i % 23)] for i in range(32)]
 

@@ -12,10 +12,8 @@ from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
-from core_harness import Harness
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from paged_oracle import VOCAB_SIZE
 
 from engine.core.admission import RequestError
 from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
@@ -25,6 +23,8 @@ from engine.core.request import Request, Status
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.trace.state import EngineState
+from tests.support.core_harness import Harness
+from tests.support.paged_oracle import VOCAB_SIZE
 
 MINIMUM_OPERATIONS = 100_000
 SCALE = float(os.environ.get("PROPERTY_SCALE", "1"))  # < 1 for a quick look

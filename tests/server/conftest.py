@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-from fake_engine import fake
-from running_server import RunningServer
-from tiny_tokenizer import save_tiny_tokenizer
 
 from engine.config import EngineConfig
+from tests.server.fake_engine import fake
+from tests.server.running_server import RunningServer
+from tests.server.tiny_tokenizer import save_tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

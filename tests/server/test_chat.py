@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tiny_tokenizer import ASSISTANT, END, USER
+from tests.server.tiny_tokenizer import ASSISTANT, END, USER
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]

@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from fake_engine import expected_text
+
+from tests.server.fake_engine import expected_text
 
 
 def test_a_completion_is_whole(server):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import crash, expected_text, fake
+
+from tests.server.fake_engine import crash, expected_text, fake
 
 STREAM = {"prompt": "hello", "max_tokens": 400, "stream": True}
 
@@ -109,9 +110,8 @@ def test_a_model_that_can_not_be_loaded(run_server, load, message):
 
 
 def test_a_model_without_tokenizer(tmp_path, run_server):
-    from running_server import RunningServer
-
     from engine.config import EngineConfig
+    from tests.server.running_server import RunningServer
 
     doomed = RunningServer(EngineConfig(model=str(tmp_path), log_format="off"), fake())
     try:
@@ -169,8 +169,8 @@ def test_the_engine_process_ends_with_the_server(run_server):
 
 SERVER_ALONE = """
 import asyncio, sys
-sys.path[:0] = sys.argv[1:3]
-from fake_engine import fake
+sys.path.insert(0, sys.argv[1])
+from tests.server.fake_engine import fake
 from engine.config import EngineConfig
 from engine.server.service import Service
 
@@ -190,9 +190,9 @@ if __name__ == "__main__":
 def test_the_engine_process_dies_with_a_server_that_is_killed(tmp_path):
     script = tmp_path / "server_alone.py"
     script.write_text(SERVER_ALONE)
-    here = Path(__file__).parent
+    root = Path(__file__).parents[2]
     server = subprocess.Popen(
-        [sys.executable, str(script), str(here), str(here.parents[1])],
+        [sys.executable, str(script), str(root)],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -8,9 +8,10 @@ import time
 
 import httpx
 import pytest
-from fake_engine import fake
 from prometheus_client.parser import text_string_to_metric_families
-from tiny_tokenizer import ASSISTANT, END, TH, USER
+
+from tests.server.fake_engine import fake
+from tests.server.tiny_tokenizer import ASSISTANT, END, TH, USER
 
 HI = [{"role": "user", "content": "hi"}]
 

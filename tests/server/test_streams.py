@@ -6,9 +6,9 @@ import time
 
 import msgspec
 import pytest
-from fake_engine import expected_text
 
 from engine.server.http.sse import frame
+from tests.server.fake_engine import expected_text
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]

@@ -7,7 +7,6 @@ import random
 import time
 
 import pytest
-from model_engine import ModelEngine
 
 from engine.server.record.record_filter import lines_about
 from engine.server.record.record_window import RecordWindow
@@ -18,6 +17,7 @@ from engine.trace.files import read_jsonl, to_json
 from engine.trace.life import life_of, requests_of
 from engine.trace.perfetto import to_perfetto
 from engine.trace.replay import Replay, differences
+from tests.trace.model_engine import ModelEngine
 
 
 @pytest.fixture(scope="module")

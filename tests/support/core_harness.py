@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from paged_oracle import PagedOracle, solo_answer
-
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore, MakeScheduler
 from engine.core.messages import CoreOutput, CoreRequest
@@ -13,6 +11,7 @@ from engine.core.scheduler import Scheduler
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.recorder import Recorder
+from tests.support.paged_oracle import PagedOracle, solo_answer
 
 
 @dataclass

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny_tokenizers import byte_fallback_hf, byte_level_hf, metaspace_hf, word_piece_hf
 from transformers import ByT5Tokenizer
 
 from engine.text.tokenizer import Tokenizer
 from engine.trace.recorder import Recorder
+from tests.text.tiny_tokenizers import byte_fallback_hf, byte_level_hf, metaspace_hf, word_piece_hf
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_tokenizers import byte_level_hf
 
 from engine.text.chat import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.template import read_template
 from engine.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import byte_level_hf
 
 HELLO = [{"role": "user", "content": "hello"}]
 

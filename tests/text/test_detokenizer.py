@@ -5,7 +5,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CORPUS, byte_fallback_hf, byte_level_hf
 from tokenizers import decoders
 
 from engine.text.detokenizer import (
@@ -15,6 +14,7 @@ from engine.text.detokenizer import (
     detokenizer_for,
 )
 from engine.text.pieces import token_bytes_of
+from tests.text.tiny_tokenizers import CORPUS, byte_fallback_hf, byte_level_hf
 
 FAMILIES = ["byte_level", "metaspace", "byte_fallback", "word_piece", "slow"]
 TEXTS = [*dict.fromkeys(CORPUS), "x" * 50, "  two  spaces ", "🇩🇪👩‍👩‍👧‍👦", "añb\n\nc"]

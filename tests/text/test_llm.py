@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tiny_tokenizers import byte_level_hf
 
 from engine import LLM, SamplingParams
 from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan, TokenLogprobs
@@ -11,6 +10,7 @@ from engine.core.scheduler import Scheduler
 from engine.text.errors import TextError
 from engine.trace.events import RequestFinished, RequestReceived
 from engine.trace.files import read_jsonl
+from tests.text.tiny_tokenizers import byte_level_hf
 
 
 class Parrot:

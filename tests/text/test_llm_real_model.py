@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_tokenizers import byte_level_hf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import LLM, SamplingParams
@@ -17,6 +16,7 @@ from engine.trace.events import (
 )
 from engine.trace.replay import Replay
 from engine.worker.sampling.sample_step import SampleStep
+from tests.text.tiny_tokenizers import byte_level_hf
 
 PROMPTS = ["hello the engine", "Привет, мир!", "x", "tokens tokens 😀 tokens café 你好"]
 NUM_TOKENS = 24

@@ -4,10 +4,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tiny_tokenizers import CORPUS, byte_level_hf
 
 from engine.text.errors import TextError
 from engine.text.tokenizer import Tokenizer, load_tokenizer
+from tests.text.tiny_tokenizers import CORPUS, byte_level_hf
 
 FAMILIES = ["byte_level", "metaspace", "byte_fallback", "word_piece", "slow"]
 

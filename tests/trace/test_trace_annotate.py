@@ -9,8 +9,6 @@ import json
 import re
 
 import pytest
-from example_events import ID, stamped
-from model_engine import ModelEngine
 
 from engine.trace import events as ev
 from engine.trace.annotate import annotate
@@ -18,6 +16,8 @@ from engine.trace.console import LogConsole, RichPrinter, Throttle
 from engine.trace.context import Context
 from engine.trace.story import Line, Story
 from engine.trace.wording import amount, blocks, count, duration, quoted, ranges, size
+from tests.trace.example_events import ID, stamped
+from tests.trace.model_engine import ModelEngine
 
 MS = 1_000_000
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_engine import ModelEngine
 
 from engine.trace import events as ev
 from engine.trace.__main__ import main
 from engine.trace.diff import first_difference
 from engine.trace.files import JsonlWriter, to_jsonl
+from tests.trace.model_engine import ModelEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from example_events import stamped
 
 from engine.trace import events as ev
 from engine.trace.files import JsonlWriter, RecordError, bundle, pack, read_all, to_json, unpack
 from engine.trace.recorder import Recorder
+from tests.trace.example_events import stamped
 
 
 def test_the_examples_have_every_kind_and_set_every_field():

@@ -6,10 +6,10 @@ import time
 from functools import partial
 
 import pytest
-from example_events import ID
 
 from engine.trace import events as ev
 from engine.trace.merging import MARGIN_S, MergingRecorder
+from tests.trace.example_events import ID
 
 
 @pytest.fixture

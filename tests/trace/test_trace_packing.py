@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from example_events import ID, stamped
 
 from engine.trace import events as ev
 from engine.trace.files import bundle, pack, unpack
 from engine.trace.packing import AT_ONCE, PackingRecorder
 from engine.trace.recorder import Recorder
 from engine.trace.together import BlocksCached, BlocksGrown, how_many
+from tests.trace.example_events import ID, stamped
 
 GROWN = [
     ("a", [7], 2, 32, 1, []),

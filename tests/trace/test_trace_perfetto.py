@@ -8,12 +8,12 @@ import json
 from collections import defaultdict
 
 import pytest
-from example_events import ID, stamped
-from model_engine import ModelEngine
 
 from engine.trace import events as ev
 from engine.trace.life import life_of, requests_of
 from engine.trace.perfetto import ENGINE, FIRST_REQUEST, REQUESTS, to_perfetto
+from tests.trace.example_events import ID, stamped
+from tests.trace.model_engine import ModelEngine
 
 
 def model_events(seed: int, operations: int = 400) -> list[ev.Event]:

@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 import pytest
-from example_events import stamped
 
 from engine.trace import events as ev
 from engine.trace.recorder import Recorder
+from tests.trace.example_events import stamped
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_engine import ModelEngine
 
 from engine.trace import events as ev
 from engine.trace.replay import CHECKPOINT_EVENTS, Replay, ReplayError, differences
 from engine.trace.state import EngineState
+from tests.trace.model_engine import ModelEngine
 
 SEEDS = st.integers(0, 2**32)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from worker_kit import VOCAB, Driver, make_config
 
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
+from tests.worker.worker_kit import VOCAB, Driver, make_config
 
 
 @pytest.fixture(scope="session", autouse=True)

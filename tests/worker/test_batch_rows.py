@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import torch
-from worker_kit import new_row, row
 
 from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
+from tests.worker.worker_kit import new_row, row
 
 CPU = torch.device("cpu")
 SIZE = 4

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from worker_kit import BLOCK, VOCAB, Driver, make_config, new_row, row
 
 from engine.kernels import cpu
 from engine.trace.events import GraphCaptured, GraphReplayed, KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker.graphs import cpu_tapes
 from engine.worker.model_runner import ModelRunner
+from tests.worker.worker_kit import BLOCK, VOCAB, Driver, make_config, new_row, row
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
 SEQUENCES = 6

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from worker_kit import new_row, row
 
 from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
 from engine.worker.graphs.decode_inputs import DecodeInputs
+from tests.worker.worker_kit import new_row, row
 
 CPU = torch.device("cpu")
 SIZE = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_on_tokens import TokenEngine
 from tokenizers import Tokenizer
 
 from benchmarks.gpu.paged_step import finite, make_step
@@ -15,6 +14,7 @@ from engine.kernels.fp8 import LARGEST, stored_as
 from engine.trace.events import EngineKvSized
 from engine.worker.memory import kv_dtype
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
+from tests.support.engine_on_tokens import TokenEngine
 
 FORMATS = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

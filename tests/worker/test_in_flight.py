@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from engine_on_tokens import TokenEngine
 from msgspec.structs import replace
 
 from engine.core.messages import CoreRequest
@@ -17,6 +15,8 @@ from engine.trace import events
 from engine.worker.batch_rows import BatchRows
 from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
 from engine.worker.sampling.sample_step import SampleStep
+from tests.models import tiny_models
+from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [3], [20, 21, 22, 23, 24], list(range(30, 55)), [9, 9, 9, 2]]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)

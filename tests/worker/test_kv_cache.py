@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from moving_blocks import move_at_random
 
 from engine.kernels.batch import LayerKV
 from engine.worker.memory.kv_cache import KVCache, bytes_per_block
+from tests.support.moving_blocks import move_at_random
 
 CPU = torch.device("cpu")
 

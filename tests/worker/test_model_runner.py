@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-from worker_kit import BLOCK, VOCAB, make_config, new_row, plan_of, row
 
 from engine.config import ConfigError
 from engine.trace.events import (
@@ -18,6 +17,7 @@ from engine.trace.events import (
 )
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
+from tests.worker.worker_kit import BLOCK, VOCAB, make_config, new_row, plan_of, row
 
 PROMPT = [5, 99, 7, 42, 13, 77, 3, 120, 8, 61, 33, 2, 150]
 BLOCKS = [9, 4, 30, 17, 50, 3, 21, 40]  # in no order: pages lie anywhere

@@ -7,9 +7,7 @@ too large for float16 or a checkpoint is broken.
 from __future__ import annotations
 
 import pytest
-import tiny_models
 import torch
-from engine_on_tokens import TokenEngine
 
 import engine.kernels
 from engine.core import messages
@@ -17,6 +15,8 @@ from engine.kernels import torch_ops
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from engine.trace.state import EngineState
+from tests.models import tiny_models
+from tests.support.engine_on_tokens import TokenEngine
 
 POISON = 11
 PREFIX = [5, 6, 7, 8, 9, 10, 1, 2]  # two blocks

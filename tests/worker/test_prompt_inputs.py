@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from worker_kit import new_row, row
 
 from engine.core.messages import NewBlocks, StepPlan
 from engine.worker.batch_rows import BatchRows
 from engine.worker.graphs.decode_inputs import DecodeInputs
 from engine.worker.graphs.prompt_inputs import PromptInputs
 from engine.worker.in_flight import DrawnTokens
+from tests.worker.worker_kit import new_row, row
 
 CPU = torch.device("cpu")
 PAGE, SEATS = 4, 3

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worker_kit import new_row
 
 from engine.core.messages import NewRow
 from engine.worker.sampling.draw import Cuts, cut, cut_and_draw, draw, integer_weights
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.sampler import Sampler
 from engine.worker.sampling.sampling_table import SamplingTable
+from tests.worker.worker_kit import new_row
 
 CPU = torch.device("cpu")
 

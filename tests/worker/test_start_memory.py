@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_cuda_graphs import runner_on
 
 from engine.config import ConfigError
 from engine.kernels.batch import LayerKV
@@ -17,6 +16,7 @@ from engine.worker.memory import start_memory
 from engine.worker.memory.kv_sizing import GIB
 from engine.worker.memory.start_memory import memory_for
 from engine.worker.model_runner import ModelRunner
+from tests.worker.test_cuda_graphs import runner_on
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moving_blocks import move_at_random
 
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.batch import LayerKV
@@ -18,6 +17,7 @@ from engine.kernels.triton import activation, blocks, exchange, greatest, norm, 
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker.memory import kv_cache
+from tests.support.moving_blocks import move_at_random
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_on_tokens import TokenEngine
 from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 
 import engine.kernels
@@ -23,6 +22,7 @@ from engine.trace.events import (
 from engine.trace.recorder import Recorder
 from engine.worker.graphs.cuda_graphs import sample_memory
 from engine.worker.graphs.graph_capture import GraphCapture
+from tests.support.engine_on_tokens import TokenEngine
 
 MODELS = {
     "qwen3": Qwen3Config(

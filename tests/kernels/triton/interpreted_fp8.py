@@ -12,7 +12,6 @@ import pytest
 import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
-from interpreted_engine import MODELS, make_engine
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.paged_step import finite, make_step
@@ -23,6 +22,7 @@ from engine.kernels.triton import rotary
 from engine.kernels.triton.paged_attention import paged_attention
 from engine.sampling_params import SamplingParams
 from engine.trace.events import KernelLaunched
+from tests.kernels.triton.interpreted_engine import MODELS, make_engine
 
 FP8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
 NEAR = {torch.float32: {"rtol": 0, "atol": 2e-6}, torch.float16: {"rtol": 0, "atol": 4e-3}}

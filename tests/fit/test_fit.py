@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
-import tiny_models
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -26,6 +25,7 @@ from engine.models.loader import load_model
 from engine.worker.memory import kv_dtype
 from engine.worker.memory.kv_cache import bytes_per_block
 from engine.worker.memory.kv_dtype import NAMED, chosen_kv_dtype
+from tests.models import tiny_models
 
 PUBLISHED = {  # numbers of parameters on the models' own cards and in their safetensors headers
     "facebook/opt-125m": 125_239_296,
