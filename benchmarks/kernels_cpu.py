@@ -34,6 +34,7 @@ from benchmarks.peers.machine import cpu_name  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
+from engine.rounding import ceil_div  # noqa: E402
 
 MATRICES = {
     "OPT-125M fc1": (3072, 768),
@@ -145,7 +146,7 @@ def attention(bench: Bench, ops: cpu.NativeOps) -> None:
     for name, ((heads, kv_heads, dim), (rows, before, now)) in ATTENTION.items():
         for dtype in (torch.float32, torch.bfloat16):
             context, spec = before + now, AttentionSpec(heads, kv_heads, dim, dim**-0.5)
-            pages = -(-context // BLOCK)
+            pages = ceil_div(context, BLOCK)
             row_bytes = 2 * context * kv_heads * dim * dtype.itemsize
             sets = max(min(bench.cold // (rows * row_bytes), 64), 1)
             cache = LayerCache(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from engine.kernels import kernels_for
 from engine.kernels.batch import AttentionSpec, LayerCache
+from engine.rounding import ceil_div
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.limits import best_seconds
@@ -138,7 +139,7 @@ def _ways(bench: Workbench, heads: _Heads, length: int) -> dict[str, Callable[[]
         out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale)
         return out[0].transpose(0, 1)
 
-    pages = -(-length // size)
+    pages = ceil_div(length, size)
     table = torch.randperm(pages, generator=generator).tolist()  # pages lie anywhere
     batch = row_of(length, table, size, device)
     cache = LayerCache(

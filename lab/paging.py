@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
+from engine.rounding import ceil_div
 from engine.trace.events import RequestPreempted, StepPlanned
 from engine.trace.replay import Replay
 from lab.chapter import Chapter, Expectation, Outcome, quantity
@@ -22,7 +23,7 @@ def _longest(bench: Workbench) -> int:
 
 def _reserved(bench: Workbench) -> int:
     """Blocks that reserving for the longest possible request takes."""
-    return -(-_longest(bench) // bench.kv.block_size)
+    return ceil_div(_longest(bench), bench.kv.block_size)
 
 
 def _jobs(bench: Workbench, name: str) -> list[Job]:
@@ -38,7 +39,7 @@ def predict(bench: Workbench) -> list[Expectation]:
     size, jobs = bench.kv.block_size, _jobs(bench, "")
     pool = RESERVATIONS * _reserved(bench)
     mean = statistics.mean(len(job.prompt) + job.num_output / 2 for job in jobs)
-    blocks = [-(-(len(job.prompt) + job.num_output - 1) // size) for job in jobs]
+    blocks = [ceil_div(len(job.prompt) + job.num_output - 1, size) for job in jobs]
     together = 0
     while together < len(jobs) and sum(blocks[: together + 1]) <= pool:
         together += 1

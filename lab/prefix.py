@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.rounding import ceil_div
 from engine.trace.events import BlockShared, RequestAdmitted
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Cells
@@ -76,7 +77,7 @@ def run(bench: Workbench) -> Outcome:
     if not all(same):
         answers = "an answer differs from the run without: rounding between nearly equal tokens"
     size = bench.kv.block_size
-    own = -(-whole // size) - len(shared)
+    own = ceil_div(whole, size) - len(shared)
     return Outcome(
         {
             "cached": cached,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 
+from engine.rounding import ceil_div
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.peer import Peer, PeerRun
@@ -131,7 +132,7 @@ def run(bench: Workbench) -> Outcome:
 def percentile(values: list[float], q: float) -> float:
     """The smallest value that at least q % of the values don't exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * q // 100).__int__() - 1)]
+    return ordered[max(0, ceil_div(len(ordered) * q, 100) - 1)]
 
 
 def _done(times: list[float]) -> list[tuple[float, float]]:

@@ -24,6 +24,7 @@ from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.kernels.batch import AttentionBatch
 from engine.models.hub import find_model
 from engine.models.loader import choose_dtype, read_config
+from engine.rounding import ceil_div
 from engine.sampling_params import SamplingParams
 from engine.text.tokenizer import load_tokenizer
 from engine.trace.events import EngineKvSized, EngineModelLoaded, Event, StepFinished, StepPlanned
@@ -250,7 +251,7 @@ class Workbench:
         it writes to the first blocks.
         """
         size, length = self.kv.block_size, len(prompt)
-        batch = row_of(length, list(range(-(-length // size))), size, self.device)
+        batch = row_of(length, list(range(ceil_div(length, size))), size, self.device)
         ids = torch.tensor(prompt, device=self.device)
         model = self.runner.model
         hidden = model(ids, batch.positions, self.runner.cache.layers, batch)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.batch import AttentionBatch, LayerCache
+from engine.rounding import ceil_div
 
 PAGE = 16  # tokens, of a `decode_step`
 Rows = list[tuple[int, int]]  # (tokens in the cache before, tokens of this step); decode rows first
@@ -16,7 +17,7 @@ def make_step(
 ) -> tuple[LayerCache, AttentionBatch]:
     """Pages full of numbers, in shuffled order; what no row holds is NaN, to be found if read."""
     generator = torch.Generator().manual_seed(seed)
-    needs = [-(-(old + new) // page) for old, new in rows]
+    needs = [ceil_div(old + new, page) for old, new in rows]
     blocks = sum(needs) + 3
     order = torch.randperm(blocks, generator=generator)
     shape = (blocks, page, kv_heads, head_dim)
@@ -55,7 +56,7 @@ def decode_step(
     host: tokens of each row, this one included. Made on the device: the host, where `make_step`
     draws, takes seconds for each gigabyte."""
     rows, longest = len(contexts), int(contexts.max())
-    width = -(-longest // PAGE)
+    width = ceil_div(longest, PAGE)
     shape = (rows * width, PAGE, kv_heads, head_dim)
     k, v = (torch.empty(shape, dtype=dtype, device=device).normal_() for _ in range(2))
     batch = AttentionBatch(

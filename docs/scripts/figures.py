@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from docs.scripts.reader import Record
+from engine.rounding import ceil_div
 from engine.trace import events as ev
 
 WIDTH, LEFT, RIGHT = 860, 90, 40
@@ -53,7 +54,7 @@ def seats_figure(record: Record) -> str:
 def blocks_figure(record: Record) -> str:
     """Blocks by step: used, with tokens in them, and if each running sequence reserved its most."""
     sized = record.first(ev.EngineKvSized)
-    most = -(-sized.max_model_len // sized.block_size)
+    most = ceil_div(sized.max_model_len, sized.block_size)
     used, full, reserved = [], [], []
     for plan in record.all(ev.StepPlanned):
         state = record.replay.state_at(plan.step)

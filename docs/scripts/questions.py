@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from docs.scripts.reader import Record, printed, trace_output
+from engine.rounding import ceil_div
 from engine.trace import events as ev
 from engine.trace.events import Event
 from engine.trace.wording import count, duration, size, token_text
@@ -155,7 +156,7 @@ def reserving(record: Record) -> tuple[ev.StepPlanned, int, int, int, int]:
     state = record.replay.state_at(plan.step)
     tokens = sum(state.sequences[name].num_computed_tokens for _rank, name in state.running)
     running = len(state.running)
-    reserved = running * -(-sized.max_model_len // sized.block_size)
+    reserved = running * ceil_div(sized.max_model_len, sized.block_size)
     used = sum(r > 0 for r in state.references)
     return plan, used, tokens, reserved, running
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape
+from engine.rounding import ceil_div
 
 
 class RequestError(ValueError):
@@ -46,7 +47,7 @@ class Admission:
             )
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token that is drawn is never fed back, so it needs no slot.
-        blocks = -(-(num_tokens + max(0, max_tokens - 1)) // kv.block_size)
+        blocks = ceil_div(num_tokens + max(0, max_tokens - 1), kv.block_size)
         if blocks > kv.num_blocks:
             raise RequestError(
                 "max_tokens",

@@ -19,7 +19,6 @@ from typing import Protocol
 from engine.config import EngineConfig
 from engine.core.admission import Admission, RequestError
 from engine.core.messages import (
-    NO_TOKEN,
     CoreOutput,
     CoreRequest,
     KVShape,
@@ -30,6 +29,7 @@ from engine.core.messages import (
 )
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
+from engine.tokens import NO_TOKEN
 from engine.trace import events
 from engine.trace.recorder import Recorder
 

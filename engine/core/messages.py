@@ -129,11 +129,6 @@ class RowDetail(msgspec.Struct, kw_only=True):
     """
 
 
-NO_TOKEN = -1
-"""In place of a drawn token: the row's logits aren't finite, there is nothing to draw. A chunk that
-draws nothing has it, too, if it went wrong."""
-
-
 class StepOutput(msgspec.Struct, kw_only=True):
     """What the worker did. `tokens[i]` are the tokens drawn for `plan.rows[i]`: none, one, or n;
     or `NO_TOKEN`.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from engine.config import ConfigError, EngineConfig
 from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
+from engine.rounding import ceil_div
 
 GIB = 2**30
 GB = 10**9
@@ -71,7 +72,7 @@ class Plan:
 
     @property
     def blocks(self) -> int:
-        return -(-self.max_model_len // self.block_size) * self.concurrency
+        return ceil_div(self.max_model_len, self.block_size) * self.concurrency
 
     @property
     def block_bytes(self) -> int:

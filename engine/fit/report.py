@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from engine.fit.estimate import ALLOWANCE, GB, GIB, GPUS, Plan
 from engine.fit.shape import BYTES
+from engine.rounding import ceil_div
 
 
 def report(plan: Plan) -> str:
@@ -79,7 +80,7 @@ def _gpu_lines(plan: Plan) -> Iterator[str]:
             continue
         left = plan.left_for_kv(gpu)
         blocks = max(0, left // plan.block_bytes)
-        sequences = blocks // -(-plan.max_model_len // plan.block_size)
+        sequences = blocks // ceil_div(plan.max_model_len, plan.block_size)
         yield (
             f"{gpu.instance_type:<30}{f'{gpu.memory_gb} GB':>8}"
             f"{_gib(int(gpu.memory_gb * GB * plan.share)):>12}"

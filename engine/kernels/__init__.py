@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -74,11 +75,6 @@ TORCH = Kernels(
 )
 
 
-def kernels_for(device: torch.device) -> Kernels:
-    """The fastest implementation that runs on this device. Called once per operation: cheap."""
-    return _on_cpu() if device.type == "cpu" else on_cuda()
-
-
 @lru_cache(maxsize=1)
 def _on_cpu() -> Kernels:
     """Our own kernels where they can be built (the first call may take some seconds)."""
@@ -110,3 +106,27 @@ def on_cuda() -> Kernels:
     """Triton's kernels where Triton is installed; they also run on a CPU, in its interpreter."""
     operations = triton.operations()
     return TORCH if operations is None else replace(TORCH, name="triton", **operations)
+
+
+class Backend(NamedTuple):
+    """A kind of device: its kernels, and whether it computes while the host goes on."""
+
+    kernels: Callable[[], Kernels]
+    asynchronous: bool
+
+
+BACKENDS = {"cpu": Backend(_on_cpu, False), "cuda": Backend(on_cuda, True)}
+"""By `torch.device.type`. A new kind is one entry here and one in `worker/platforms`."""
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """Return the fastest implementation that runs on this device. Called for every operation."""
+    return BACKENDS[device.type].kernels()
+
+
+def asynchronous(device: torch.device) -> bool:
+    """Return whether kernels return before they are computed.
+
+    Then only pinned memory can be copied without waiting, and only events tell when it is there.
+    """
+    return BACKENDS[device.type].asynchronous

@@ -88,7 +88,7 @@ class AttentionBatch:
         """The same on a device; nobody waits for the copies. Without scratch."""
         names = ("positions", "slot_mapping", "block_tables", "query_start", "context_lens")
         held = {name: getattr(self, name) for name in names}
-        if device.type == "cuda":  # pageable memory would be waited for
+        if device.type != "cpu":  # pageable memory would be waited for
             held = {name: tensor.pin_memory() for name, tensor in held.items()}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
         return replace(self, **moved, scratch={})

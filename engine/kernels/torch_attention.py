@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from engine.kernels import torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 from engine.kernels.fp8 import as_bytes, computed_in, stored_as
+from engine.rounding import ceil_div
 
 
 def write_kv(
@@ -187,7 +188,7 @@ def _decode_context(
         lengths = batch.context_lens_list[:rows]
         # of each row, the places that it holds, counted from the first page that it sees
         held = [n - (0 if window is None else max(n - window, 0) // size * size) for n in lengths]
-        pages = -(-max(held) // size)
+        pages = ceil_div(max(held), size)
         ends = batch.context_lens[:rows, None].to(torch.int64)  # [rows, 1]
         if window is None:
             blocks = batch.block_tables[:rows, :pages]
@@ -206,7 +207,7 @@ def _decode_context(
         stale = [
             row * pages * size + place
             for row, n in enumerate(held)
-            for place in range(n, pages * size if n < size else -(-n // size) * size)
+            for place in range(n, pages * size if n < size else ceil_div(n, size) * size)
         ]
         places_of_none = torch.tensor(stale, dtype=torch.int64, device=ends.device)
         batch.scratch[key] = blocks.reshape(-1), mask[:, None, None], places_of_none
@@ -218,7 +219,7 @@ def _chunk_pages(batch: AttentionBatch, window: int | None, row: int) -> tuple[t
     end, size = batch.context_lens_list[row], batch.block_size
     start = end - batch.query_lens[row]
     first = 0 if window is None else max(start - window + 1, 0) // size
-    return batch.block_tables[row, first : -(-end // size)], first * size
+    return batch.block_tables[row, first : ceil_div(end, size)], first * size
 
 
 def _chunk_mask(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-NO_TOKEN = -1
-"""Stands where a token should: its row of logits has no finite maximum, or one of them is NaN."""
+from engine.tokens import NO_TOKEN
 
 
 def embed(

@@ -9,7 +9,7 @@ own class in their place. A layer tells the loader where each tensor of the chec
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -22,6 +22,14 @@ from engine.layers.activation import relu
 class LinearLayer(Protocol):
     """What a model needs of a linear layer."""
 
+    @property
+    def dense(self) -> Dense | None:
+        """The matrix and bias of x Wᵀ + b, if the layer computes that and nothing else.
+
+        Fused kernels take them in place of calling the layer.
+        """
+        ...
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]: ...
@@ -32,6 +40,13 @@ class Packable(Protocol):
     """A module whose weights a kernel may read faster in another order than the checkpoint's."""
 
     def pack(self) -> None: ...
+
+
+class Dense(NamedTuple):
+    """A matrix in the order in which this device's kernels read it. weight: [N, K], bias: [N]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 class LinearFactory(Protocol):
@@ -50,6 +65,10 @@ class Linear(nn.Module):
         self.parts = dict(parts)
         self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
+
+    @property
+    def dense(self) -> Dense | None:
+        return Dense(self.weight, self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [tokens, K] → [tokens, N]."""
@@ -79,8 +98,8 @@ def few_rows(x: torch.Tensor) -> FewRows | None:
 def linear_relu(layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
     """max(layer(x), 0): [tokens, N]."""
     few = few_rows(x)
-    if few is not None and type(layer) is Linear:
-        return few.linear_relu(x, layer.weight, layer.bias)
+    if few is not None and (dense := layer.dense) is not None:
+        return few.linear_relu(x, *dense)
     return relu(layer(x))
 
 

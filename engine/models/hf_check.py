@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.causal_lm import CausalLM
 from engine.models.errors import ModelError
+from engine.rounding import ceil_div
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -136,7 +137,7 @@ def compare_with_eager(
 def _logits_in_pieces(adapter: CausalLM, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[2, length, vocabulary]: two rows of the same text, cut at different places."""
     length, device = len(text), text.device
-    pages = -(-length // PAGE)
+    pages = ceil_div(length, PAGE)
     caches = []
     for kv in adapter.kv_spec:
         shape = (2 * pages, PAGE, kv.num_kv_heads, kv.head_dim)

@@ -21,7 +21,7 @@ from engine.kernels.few_rows import FewRows
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
 from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear, LinearFactory, LinearLayer, few_rows
+from engine.layers.linear import Dense, Linear, LinearFactory, LinearLayer, few_rows
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.models.length import max_model_len
@@ -42,7 +42,7 @@ class LlamaModel(nn.Module):
         self.rotary = Rotary(config, shapes[0].head_dim)
         blocks = [_Block(config, shape, index, linear) for index, shape in enumerate(shapes)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
-        self.plain = all(block.plain for block in blocks)  # no quantized layers
+        self.dense = all(layer.dense for block in blocks for layer in block.linears())
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LogitsHead(config.vocab_size, config.hidden_size, tied)
@@ -71,7 +71,7 @@ class LlamaModel(nn.Module):
         """input_ids, positions: int64 [tokens] → hidden states, normalised: [tokens, hidden]."""
         cos, sin = self.rotary(positions)
         residual = self.embed_tokens(input_ids)
-        few = few_rows(residual) if self.plain else None
+        few = few_rows(residual) if self.dense else None
         if few is not None:
             for index, block in enumerate(self.layers):
                 residual = block.in_few_kernels(few, residual, cos, sin, caches[index], batch)
@@ -157,7 +157,6 @@ class _Block(nn.Module):
         self.post_norm = RMSNorm(hidden, config.rms_norm_eps)
         self.gate_up = linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
         self.down = linear(inner, {"down_proj": hidden}, shape.mlp_bias)
-        self.plain = all(type(layer) is Linear for layer in self._linears())
 
     def attend(
         self,
@@ -186,11 +185,11 @@ class _Block(nn.Module):
         cache: LayerCache,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """The whole block in four products and attention, if its layers are `plain`.
+        """The whole block in four products and attention, if all its layers are dense.
 
         x: [tokens, hidden], the residual stream before it → the same after it.
         """
-        qkv, output, gate_up, down = cast("tuple[Linear, ...]", self._linears())
+        qkv, output, gate_up, down = (cast(Dense, layer.dense) for layer in self.linears())
         norm = self.input_norm
         projected = few.norm_linear(x, norm.weight, norm.eps, qkv.weight, qkv.bias)
         mixed = self.attention.from_qkv(projected, (cos, sin), cache, batch, self._head_norms())
@@ -199,7 +198,7 @@ class _Block(nn.Module):
         inner = few.norm_gated(x, norm.weight, norm.eps, gate_up.weight, gate_up.bias)
         return few.linear_add(inner, down.weight, down.bias, x)
 
-    def _linears(self) -> tuple[LinearLayer, ...]:
+    def linears(self) -> tuple[LinearLayer, ...]:
         return self.qkv, self.output, self.gate_up, self.down
 
     def _head_norms(self) -> QKNorms | None:

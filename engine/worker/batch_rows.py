@@ -16,8 +16,9 @@ import torch
 
 from engine.core.messages import NewBlocks, NewRow, StepPlan
 from engine.kernels.batch import AttentionBatch
+from engine.rounding import ceil_div
+from engine.tokens import UNKNOWN
 from engine.trace.events import StepRow
-from engine.worker.in_flight import UNKNOWN
 from engine.worker.transfers import to_device
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class StepInputs:
     @property
     def table_width(self) -> int:
         """Blocks that the longest context takes."""
-        return -(-self.longest // self.block_size)
+        return ceil_div(self.longest, self.block_size)
 
     @property
     def block_tables(self) -> np.ndarray:
@@ -103,7 +104,7 @@ class BatchRows:
         self.max_model_len = max_model_len
         # One token more: the overlapped loop may compute one step past a sequence's end.
         self.tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
-        width = -(-(max_model_len + 1) // block_size)
+        width = ceil_div(max_model_len + 1, block_size)
         self.block_table = np.zeros((num_slots, width), np.int32)
         self._table_version = 0
         self._new: dict[int, NewRow] = {}  # by slot, as each sequence came

@@ -17,10 +17,7 @@ import numpy as np
 import torch
 
 from engine.core.messages import StepOutput
-from engine.kernels import kernels_for
-
-UNKNOWN = -1
-"""Stands in a row for a token that has been drawn on the device and hasn't arrived."""
+from engine.kernels import asynchronous, kernels_for
 
 
 class InFlight:
@@ -76,7 +73,7 @@ class Clock:
     `wait`, or by the host's."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_device = device.type == "cuda"
+        self._on_device = asynchronous(device)
         self._marks: list = []
 
     def mark(self) -> None:

@@ -8,38 +8,36 @@ and the rows' sampling parameters. It decides nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from engine.config import BUDGET, CUDA_BUDGET, EngineConfig
-from engine.core.messages import (
-    NO_TOKEN,
-    KVShape,
-    RowDetail,
-    StepOutput,
-    StepPlan,
-)
-from engine.kernels import cpu, kernels_for
-from engine.kernels.fp8 import LARGEST
+from engine.config import EngineConfig
+from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan
+from engine.kernels import asynchronous
 from engine.kernels.launch import recording
 from engine.models.causal_lm import CausalLM
 from engine.models.hub import Progress
 from engine.models.loader import load_model
+from engine.rounding import ceil_div
+from engine.tokens import NO_TOKEN, UNKNOWN
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import machine
 from engine.worker.batch_rows import BatchRows, StepInputs
-from engine.worker.cores import Cores, cores_to_bind
-from engine.worker.graphs.cpu_tapes import CpuTapes
-from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
-from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
+from engine.worker.cores import Cores
+from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
+from engine.worker.in_flight import Clock, DrawnTokens, InFlight
 from engine.worker.memory import start_memory
 from engine.worker.memory.kv_cache import KVCache, bytes_per_block
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
-from engine.worker.memory.kv_sizing import gib, size_kv
+from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
+from engine.worker.platforms import platform_for
+from engine.worker.platforms.platform import Trial
 from engine.worker.sampling.finite_rows import finite_rows
 from engine.worker.sampling.prompt_logprobs import prompt_logprobs
 from engine.worker.sampling.sample_step import SampleStep
@@ -65,19 +63,26 @@ class ModelRunner:
         recorder: Recorder,
         sample_step: MakeSampleStep = SampleStep,
     ) -> None:
-        self.config = config
+        self.device = machine.pick_device(config.device)
+        self.platform = platform_for(self.device)
+        overlaps, tokens = config.async_scheduling, config.max_num_batched_tokens
+        self.config = replace(  # options' defaults, now that the device is known
+            config,
+            async_scheduling=self.platform.overlaps if overlaps is None else overlaps,
+            max_num_batched_tokens=tokens or self.platform.step_tokens,
+        )
         self.recorder = recorder
         self._make_sample_step = sample_step
-        self.device = machine.pick_device(config.device)
-        self.graphs: CudaGraphs | CpuTapes | None = None
+        self.graphs: StepGraphs | None = None
         self.drawn: DrawnTokens | None = None
         self._last: InFlight | None = None  # the step that was launched last
         self.cores = Cores()  # for `with runner.cores:` around many steps
-        on_cuda = self.device.type == "cuda"  # options' defaults, now that the device is known
-        if config.async_scheduling is None:
-            config.async_scheduling = on_cuda
-        self.budget = config.max_num_batched_tokens or (CUDA_BUDGET if on_cuda else BUDGET)
-        config.max_num_batched_tokens = self.budget
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a step, at most."""
+        assert self.config.max_num_batched_tokens is not None
+        return self.config.max_num_batched_tokens
 
     # ------------------------------------------------------------------------------ loading
 
@@ -89,14 +94,7 @@ class ModelRunner:
         Raises `ModelError` when the model can't be served, `ConfigError` when an option asks for
         what this machine or this model can't hold.
         """
-        if self.device.type == "cpu":
-            machine.keep_freed_memory()
-            torch.set_num_threads(self.config.cpu_threads or machine.physical_cores())
-            native = cpu.native()
-            if native is None:
-                self.recorder.record(EngineWarning(message=cpu.why_not()))
-            else:
-                self.cores = Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
+        self.cores = self.platform.prepare(self.config, self.recorder)
         stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
         with memory_for(start_memory.LOAD, self.device):
             self.model = load_model(self.config, self.device, None, self.recorder, progress)
@@ -108,15 +106,13 @@ class ModelRunner:
         self.kv_dtype = stored or self.model_dtype
         block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
         with memory_for(start_memory.PROFILE, self.device):
-            budget, budget_why, free = self._memory(block_bytes)
+            memory = self.platform.kv_memory(self.config.gpu_memory_utilization, self._largest_step)
         size = size_kv(
             self.config,
             block_bytes,
             self.model.max_model_len,
-            budget,
-            budget_why,
-            free,
-            self.device.type == "cpu",
+            memory,
+            self.platform.shares_memory,
         )
         with memory_for(start_memory.KV_CACHE, self.device):
             self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
@@ -124,7 +120,7 @@ class ModelRunner:
             self._warm_up(size.num_blocks, size.max_model_len)
         if self._graphs_wanted():
             with memory_for(start_memory.GRAPHS, self.device):
-                self.graphs = self.capture_graphs()
+                self.graphs = self.platform.graphs(self.graph_shape(), self.recorder)
         self.kv = KVShape(
             num_blocks=size.num_blocks,
             num_host_blocks=size.num_host_blocks,
@@ -134,7 +130,7 @@ class ModelRunner:
             vocab_size=self.model.vocab_size,
             swap_us_per_block=self.cache.measure_swap_us(),
         )
-        self._record_size(size.why, size.warning, free)
+        self._record_size(size.why, size.warning, memory.free_bytes)
 
     def _model_dtype(self) -> torch.dtype:
         parameters = self.model.parameters()  # type: ignore[attr-defined]
@@ -153,98 +149,55 @@ class ModelRunner:
         self.rows = BatchRows(seats, max_model_len, self.config.block_size)
         self.table = SamplingTable(seats, vocab, self.device)
         self.sampling = self._make_sample_step(self.rows, self.table)
-        if self.device.type == "cuda" and self.config.async_scheduling:
+        if asynchronous(self.device) and self.config.async_scheduling:
             self.drawn = DrawnTokens(seats)
 
-    def _memory(self, block_bytes: int) -> tuple[int, str, int]:
-        """(bytes that the KV cache may take, how they come about, bytes free at all)"""
-        share = self.config.gpu_memory_utilization
-        if self.device.type == "cpu":
-            free = machine.free_memory()
-            why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
-            return int(free.num_bytes * share), why, free.num_bytes
-        activations, graphs, graphs_why = self._profile()
-        free_bytes, total = torch.cuda.mem_get_info(self.device)
-        used = total - free_bytes
-        why = (
-            f"{gib(total)} of the device × {share:.2f} − {gib(used)} in use"
-            f" − {gib(activations)} for activations (measured)"
-        )
-        if graphs_why:
-            why += f" − {gib(graphs)} for {graphs_why}"
-        beside = activations + graphs
-        return int(total * share) - used - beside, why, free_bytes - beside
-
-    def _profile(self) -> tuple[int, int, str]:
-        """Bytes that the largest step takes beside weights and cache, measured by computing it;
-        bytes of the CUDA graphs, and how they were found ("" without graphs)."""
+    @contextmanager
+    def _largest_step(self) -> Iterator[Trial]:
+        """Make rows and pages for the largest step, and forget them at the end."""
         tokens, longest = self.budget, self.model.max_model_len
         lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
         lengths = lengths[: self.config.max_num_seqs]
-        size = self.config.block_size
-        pages = [-(-length // size) for length in lengths]
+        pages = [ceil_div(length, self.config.block_size) for length in lengths]
         self._make_state(sum(pages), 0, longest)
         plan = StepPlan(step=0, rows=[])
         for i, length in enumerate(lengths):
             first = sum(pages[:i])
-            blocks = list(range(first, first + pages[i]))
-            add_dummy(plan, f"profile {i}", length, blocks)
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.execute(plan)
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        # drawing: raw, adjusted, softmax and weights of every seat, [seats, vocab] × 4 bytes each
-        peak = max(peak, self.config.max_num_seqs * self.model.vocab_size * 16)
-        graphs = self._sample_graphs() if self._graphs_wanted() else (0, "")
+            add_dummy(plan, f"profile {i}", length, list(range(first, first + pages[i])))
+        yield Trial(
+            compute=lambda: self.execute(plan),
+            # raw, adjusted, softmax and weights of every seat, [seats, vocab] × 4 bytes each
+            draw_bytes=self.config.max_num_seqs * self.model.vocab_size * 16,
+            graph_shape=self.graph_shape() if self._graphs_wanted() else None,
+        )
         del self.cache, self.rows, self.table, self.sampling
-        torch.cuda.empty_cache()
-        return peak, *graphs
-
-    def _sample_graphs(self) -> tuple[int, str]:
-        """See `sample_memory`. The profile's pages stand for the cache."""
-        quiet = Recorder("off")  # these graphs are not the ones that will be replayed
-        with memory_for(start_memory.GRAPHS, self.device):
-            return sample_memory(
-                lambda sizes: self.cuda_graphs(quiet, sizes),
-                self.config.max_num_seqs,
-                lambda: torch.cuda.mem_get_info(self.device)[0],
-            )
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
         longest = min(max_model_len, num_blocks * self.config.block_size)
         longest = min(longest, self.budget)
-        long_prompts = self.device.type == "cpu"  # a GPU has computed the longest for `_profile`
+        long_prompts = not self.platform.tries_largest_step
         warm_up(self.execute, longest, self.config.block_size, long_prompts)
         self.sampling.recorder = self.recorder
 
     def _graphs_wanted(self) -> bool:
-        """Unless told otherwise, for models whose every kernel is ours: transformers' code may look
-        at values on the host, which a graph can't."""
+        """Return whether steps are captured: unless told otherwise, those of our own models.
+
+        The code of transformers may look at values on the host, which a graph can't.
+        """
         if self.config.enforce_eager or self.model.implementation != "native":
             return False
-        if self.device.type == "cpu":  # on 8-bit pages torch attends, up to the longest context
-            return cpu.available() and self.kv_dtype not in LARGEST
-        if self.device.type != "cuda" or self.recorder.profile:
-            return False  # a graph's kernels can't be timed one by one
-        return kernels_for(self.device).name == "triton"
+        return self.platform.has_graphs(self.kv_dtype, self.recorder)
 
-    def capture_graphs(self) -> CudaGraphs | CpuTapes:
-        """Decode steps in one go, for up to `max_num_seqs` rows of any length. See `cuda_graphs.py`
-        and `cpu_graphs.py`."""
-        native = cpu.native() if self.device.type == "cpu" else None
-        if native is None:
-            return self.cuda_graphs(self.recorder)
-        sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
-        return CpuTapes(self.model, self.cache.layers, *sizes, native.replay, self.recorder)
-
-    def cuda_graphs(self, recorder: Recorder, captured: list[int] | None = None) -> CudaGraphs:
-        """captured: these sizes only."""
-        sizes = self.config.max_num_seqs, self.rows.block_table.shape[1], self.config.block_size
-        model, caches = self.model, self.cache.layers
-        reads_lengths = kernels_for(self.device).reads_lengths
-        budget = self.budget if all(reads_lengths(kv.head_dim) for kv in model.kv_spec) else 0
-        return CudaGraphs(model, caches, *sizes, self.device, recorder, budget, captured)
+    def graph_shape(self) -> GraphShape:
+        """Return what graphs are captured for: the rows and pages as they are now."""
+        return GraphShape(
+            model=self.model,
+            caches=self.cache.layers,
+            max_rows=self.config.max_num_seqs,
+            table_width=self.rows.block_table.shape[1],
+            block_size=self.config.block_size,
+            budget=self.budget,
+        )
 
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec

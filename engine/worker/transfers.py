@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from engine.kernels import kernels_for
+from engine.kernels import asynchronous, kernels_for
 
 STAGED = 3
 """Pieces of pinned memory that steps use in turn: one may still be copied from, or to, for the step
@@ -26,7 +26,7 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host, on the device."""
-    if device.type != "cuda":
+    if not asynchronous(device):
         return tensor
     if not tensor.numel():
         return torch.empty_like(tensor, device=device)
@@ -35,7 +35,7 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def to_host(tensor: torch.Tensor) -> np.ndarray:
     """A copy in the host's memory: to be read when the device has passed a later event."""
-    if tensor.device.type != "cuda":
+    if not asynchronous(tensor.device):
         return tensor.numpy().copy()  # the next step may be played onto the same memory
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return there.copy_(tensor, non_blocking=True).numpy()
@@ -46,8 +46,7 @@ class Outbox:
 
     def __init__(self, size: int, device: torch.device) -> None:
         """size: tokens of a step, at most."""
-        on_cuda = device.type == "cuda"
-        pieces = range(STAGED if on_cuda else 0)
+        pieces = range(STAGED if asynchronous(device) else 0)
         self._pieces = deque(torch.zeros(size, dtype=torch.int64, pin_memory=True) for _ in pieces)
 
     def take(self, tokens: torch.Tensor) -> np.ndarray:

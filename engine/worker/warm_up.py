@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.core.messages import NewBlocks, NewRow, StepOutput, StepPlan
+from engine.rounding import ceil_div
 from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
 
@@ -25,7 +26,7 @@ def warm_up(
 
     longest: tokens of the longest prompt that one step can take; the cache has blocks for them.
     """
-    blocks = list(range(-(-longest // block_size)))
+    blocks = list(range(ceil_div(longest, block_size)))
 
     def compute(length: int) -> float:
         plan = StepPlan(step=0, rows=[])

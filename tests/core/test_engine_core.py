@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.core.admission import RequestError
-from engine.core.messages import NO_TOKEN
+from engine.tokens import NO_TOKEN
 from engine.trace import events
 from tests.support.core_harness import Harness
 from tests.support.paged_oracle import solo_answer

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import engine.kernels
+from engine.kernels import BACKENDS, TORCH, Backend
 
 torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 
@@ -12,7 +12,5 @@ torch.set_num_threads(1)  # tiny matrices: a second thread only waits
 def backend(request, monkeypatch):
     """Every test of a layer runs on the plain-torch reference and on this machine's best."""
     if request.param == "torch":
-        for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
-            module = f"engine.layers.{name}.kernels_for"
-            monkeypatch.setattr(module, lambda device: engine.kernels.TORCH)
+        monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
     return request.param

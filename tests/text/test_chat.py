@@ -105,7 +105,9 @@ def test_transformers_own_tags_are_allowed(byte_level, dash):
 def test_a_models_own_broken_template_is_refused_at_the_start(broken):
     hf = byte_level_hf()
     hf.chat_template = broken
-    with pytest.raises(TextError, match=r"own chat template is no valid Jinja, line 1.*--chat-temp"):
+    with pytest.raises(
+        TextError, match=r"own chat template is no valid Jinja, line 1.*--chat-temp"
+    ):
         ChatTemplate(Tokenizer(hf))
     assert ChatTemplate(Tokenizer(hf), "{{ messages[0].role }}").render(HELLO) == "user"
 

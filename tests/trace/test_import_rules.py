@@ -28,7 +28,7 @@ BELOW = {
     "text": {"core"},
     "server": {"text", "core", "worker", "models.hub"},  # is the model there? asked before torch
 }
-DECLARATIONS = {"config", "sampling_params", "__version__"}
+DECLARATIONS = {"config", "sampling_params", "rounding", "tokens", "__version__"}
 
 
 def imported(path: Path) -> set[str]:

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
+from engine.tokens import UNKNOWN
 from engine.trace import events
 from engine.worker.batch_rows import BatchRows
-from engine.worker.in_flight import UNKNOWN, Clock, DrawnTokens, InFlight
+from engine.worker.in_flight import Clock, DrawnTokens, InFlight
 from engine.worker.sampling.sample_step import SampleStep
 from tests.models import tiny_models
 from tests.support.engine_on_tokens import TokenEngine

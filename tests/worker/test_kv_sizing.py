@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import ConfigError, EngineConfig
 from engine.worker import machine
-from engine.worker.memory.kv_sizing import GIB, KVSize, size_kv
+from engine.worker.memory.kv_sizing import GIB, KVMemory, KVSize, size_kv
 
 BLOCK_BYTES = 2**20
 
@@ -17,7 +17,7 @@ def size(budget=8 * GIB, model_len=2048, free=None, on_cpu=True, **options) -> K
     defaults = dict(block_size=16, max_num_seqs=64, swap_space=1.0)
     config = EngineConfig(**(defaults | options))
     free = budget if free is None else free
-    return size_kv(config, BLOCK_BYTES, model_len, budget, "the test says", free, on_cpu)
+    return size_kv(config, BLOCK_BYTES, model_len, KVMemory(budget, "the test says", free), on_cpu)
 
 
 def test_a_cpu_gives_four_gib_at_most():

@@ -9,9 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import engine.kernels
-from engine.core import messages
-from engine.kernels import torch_ops
+from engine.kernels import BACKENDS, TORCH, Backend
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from engine.trace.state import EngineState
@@ -65,9 +63,7 @@ def failure(engine: TokenEngine, name: str):
 @pytest.mark.parametrize("way", WAYS)
 def test_only_the_request_itself_ends(folders, way, params, backend, monkeypatch):
     if backend == "torch":
-        for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
-            path = f"engine.layers.{name}.kernels_for"
-            monkeypatch.setattr(path, lambda device: engine.kernels.TORCH)
+        monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
     sane, poisoned = folders
     every = [params] * 3
     with start(sane, **WAYS[way]) as healthy:
@@ -131,11 +127,6 @@ def test_on_8_bit_pages(folders):
     with start(poisoned, kv_cache_dtype="fp8") as on_tokens:
         assert on_tokens.run([SICK, *HEALTHY], [GREEDY] * 4) == [[[]], *expected]
         assert on_tokens.run(HEALTHY, [GREEDY] * 3) == expected
-
-
-def test_kernels_and_messages_mean_the_same():
-    """Kernels import nothing of the core, so each has its own."""
-    assert messages.NO_TOKEN == torch_ops.NO_TOKEN
 
 
 def test_a_temperature_next_to_0_is_no_failure(folders):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,10 @@ from engine.worker import model_runner
 from engine.worker.graphs.cuda_graphs import ladder, sample_memory
 from engine.worker.graphs.prompt_graphs import prompt_ladder
 from engine.worker.memory import start_memory
-from engine.worker.memory.kv_sizing import GIB
+from engine.worker.memory.kv_sizing import GIB, KVMemory
 from engine.worker.memory.start_memory import memory_for
 from engine.worker.model_runner import ModelRunner
+from engine.worker.platforms.platform import Trial
 from tests.worker.test_cuda_graphs import runner_on
 
 CPU = torch.device("cpu")
@@ -38,7 +40,8 @@ def runner(monkeypatch) -> ModelRunner:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB // 2, 16 * GIB))
     for name in ("_make_state", "_warm_up", "_record_size"):
         monkeypatch.setattr(made, name, lambda *arguments: None)
-    monkeypatch.setattr(made, "_memory", lambda block_bytes: (GIB, "", GIB))
+    monkeypatch.setattr(made, "graph_shape", lambda: None)
+    monkeypatch.setattr(made.platform, "kv_memory", lambda *arguments: KVMemory(GIB, "", GIB))
     return made
 
 
@@ -46,14 +49,15 @@ def runner(monkeypatch) -> ModelRunner:
     ("part", "doing", "lower"),
     [
         ("load_model", "loading the weights", "smaller model"),
-        ("_memory", "computing the largest step", "--max-num-batched-tokens"),
+        ("kv_memory", "computing the largest step", "--max-num-batched-tokens"),
         ("_make_state", "making the KV cache", "--gpu-memory-utilization"),
         ("_warm_up", "computing for the first time", "--gpu-memory-utilization"),
-        ("capture_graphs", "capturing CUDA graphs", "--enforce-eager"),
+        ("graphs", "capturing CUDA graphs", "--enforce-eager"),
     ],
 )
 def test_one_line_says_what_to_lower(part, doing, lower, runner, monkeypatch):
-    monkeypatch.setattr(model_runner if part == "load_model" else runner, part, no_memory)
+    owners = {"load_model": model_runner, "kv_memory": runner.platform, "graphs": runner.platform}
+    monkeypatch.setattr(owners.get(part, runner), part, no_memory)
     with pytest.raises(ConfigError) as raised:
         runner.load()
     line = str(raised.value)
@@ -63,8 +67,9 @@ def test_one_line_says_what_to_lower(part, doing, lower, runner, monkeypatch):
 
 
 def test_the_sample_of_graphs_is_named_even_inside_the_profile(runner, monkeypatch):
-    monkeypatch.setattr(runner, "cuda_graphs", no_memory)
-    monkeypatch.setattr(runner, "_memory", lambda block_bytes: runner._sample_graphs())
+    platform, shape = runner.platform, SimpleNamespace(max_rows=8)
+    monkeypatch.setattr(platform, "graphs", no_memory)
+    monkeypatch.setattr(platform, "kv_memory", lambda *arguments: platform._graph_bytes(shape))
     with pytest.raises(ConfigError, match="while capturing CUDA graphs"):
         runner.load()
 
@@ -162,12 +167,14 @@ def test_outputs_that_found_room_are_counted_all_the_same():
 @pytest.mark.parametrize("eager", [True, False])
 def test_the_arithmetic_line_says_what_graphs_take(eager, monkeypatch):
     pytest.importorskip("triton")
-    runner = runner_on("cuda", monkeypatch, max_num_seqs=8, enforce_eager=eager)
-    runner.model = SimpleNamespace(implementation="native")
+    platform = runner_on("cuda", monkeypatch, max_num_seqs=8).platform
     graphs = (0, "") if eager else (2 * GIB, "4 CUDA graphs (…)")
-    monkeypatch.setattr(runner, "_profile", lambda: (GIB, *graphs))
+    monkeypatch.setattr(platform, "_peak_bytes", lambda compute: GIB)
+    monkeypatch.setattr(platform, "_graph_bytes", lambda shape: graphs)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 16 * GIB))
-    budget, why, free = runner._memory(1)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    trial = Trial(compute=lambda: None, draw_bytes=0, graph_shape=None)
+    budget, why, free = platform.kv_memory(0.9, lambda: nullcontext(trial))
     beside = GIB + graphs[0]
     assert budget == int(16 * GIB * 0.9) - 6 * GIB - beside
     assert free == 10 * GIB - beside

@@ -26,6 +26,7 @@ from engine.kernels.triton import (
 )
 from engine.kernels.triton.catalogue_attention import attention_variants
 from engine.kernels.triton.variant import DTYPES, Variant
+from engine.rounding import ceil_div
 
 WIDTHS = (768, 4096, 8192)  # of a norm's row: the number of warps changes with it
 SHAPES = ((768, 3072), (2048, 2048), (2048, 16384), (4096, 4096), (8192, 2048), (11008, 4096))
@@ -233,7 +234,7 @@ def _greatest_of_rows(vocab: int) -> Variant:
             "out_ptr": "*i64",
             "pieces": "i32",
         },
-        constants={"BLOCK": greatest.block_for(-(-vocab // greatest.PIECE))},
+        constants={"BLOCK": greatest.block_for(ceil_div(vocab, greatest.PIECE))},
         num_warps=greatest.ROW_WARPS,
         num_stages=1,
     )

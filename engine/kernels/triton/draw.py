@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.kernels import torch_ops
+import engine.tokens
 from engine.kernels.cost import Cost
 from engine.kernels.triton.draw_border import (
     COLUMNS,
@@ -46,7 +46,7 @@ PIECE = 1024  # tokens
 MOST_PIECES = 512  # of a row: of a larger vocabulary, pieces are larger
 PROGRAMS = 1024  # of all rows together: enough to fill a device
 NUM_WARPS = 8
-NO_TOKEN = tl.constexpr(torch_ops.NO_TOKEN)
+NO_TOKEN = tl.constexpr(engine.tokens.NO_TOKEN)
 
 
 @triton.jit

@@ -11,10 +11,11 @@ from collections import deque
 import numpy as np
 import torch
 
-from engine.kernels import kernels_for
+from engine.kernels import asynchronous, kernels_for
 from engine.kernels.batch import AttentionBatch
+from engine.tokens import UNKNOWN
 from engine.worker.batch_rows import StepInputs
-from engine.worker.in_flight import UNKNOWN, DrawnTokens
+from engine.worker.in_flight import DrawnTokens
 from engine.worker.transfers import STAGED, to_device
 
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
@@ -42,10 +43,10 @@ class DecodeInputs:
         self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
         # Where the host writes: on a CPU, into the tensors themselves; else into pinned memory.
-        shape, on_cuda = self._packed.shape, device.type == "cuda"
+        shape, ahead = self._packed.shape, asynchronous(device)
         self._staged = deque(
             _fields(torch.zeros(shape, dtype=torch.int64, pin_memory=True))
-            if on_cuda
+            if ahead
             else _fields(self._packed)
             for _ in range(STAGED)
         )

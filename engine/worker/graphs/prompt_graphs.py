@@ -19,6 +19,7 @@ import torch
 from engine.kernels import kernels_for
 from engine.kernels.batch import LayerCache
 from engine.models.causal_lm import CausalLM
+from engine.rounding import ceil_div
 from engine.trace.events import GraphReplayed
 from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs
@@ -35,7 +36,7 @@ def prompt_ladder(budget: int) -> list[int]:
     """Numbers of tokens: each is twice the one before up to 256, then 4/3 or 3/2 of it; the last
     one holds the budget. budget: tokens of the largest step."""
     sizes, size = [], LEAST
-    most = -(-min(budget, MOST) // LEAST) * LEAST
+    most = ceil_div(min(budget, MOST), LEAST) * LEAST
     while size < most:
         sizes.append(size)
         if size >= 256 and size & (size - 1) == 0:

@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from engine.kernels import asynchronous
 from engine.kernels.batch import AttentionBatch
+from engine.rounding import ceil_div
+from engine.tokens import UNKNOWN
 from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs
-from engine.worker.in_flight import UNKNOWN, DrawnTokens
+from engine.worker.in_flight import DrawnTokens
 from engine.worker.transfers import STAGED
 
 ALIGNED = 2  # 64-bit words: Triton compiles kernels anew for addresses that 16 doesn't divide
@@ -39,9 +42,9 @@ class PromptInputs:
         device = decode.device
         words = _words(max_tokens, self.rows_of(max_tokens))
         self._packed = torch.zeros(words, dtype=torch.int64, device=device)
-        on_cuda = device.type == "cuda"
+        ahead = asynchronous(device)
         self._staged = deque(
-            torch.zeros(words, dtype=torch.int64, pin_memory=True) if on_cuda else self._packed
+            torch.zeros(words, dtype=torch.int64, pin_memory=True) if ahead else self._packed
             for _ in range(STAGED)
         )
 
@@ -103,8 +106,8 @@ class PromptInputs:
 def _lengths(tokens: int, rows: int) -> list[int]:
     """Of each field, its 64-bit words."""
     halves = (rows + 1, rows)  # these two have 32 bits
-    words = [tokens] * 3 + [rows] + [-(-count // 2) for count in halves]
-    return [-(-count // ALIGNED) * ALIGNED for count in words]
+    words = [tokens] * 3 + [rows] + [ceil_div(count, 2) for count in halves]
+    return [ceil_div(count, ALIGNED) * ALIGNED for count in words]
 
 
 def _words(tokens: int, rows: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.kernels import kernels_for
+from engine.kernels import asynchronous, kernels_for
 from engine.kernels.batch import LayerCache, LayerKV
 from engine.worker.memory.swap_stream import SwapStream
 
@@ -61,7 +61,7 @@ class KVCache:
             for shape in shapes
             for _ in range(2)
         ]
-        self._swaps = SwapStream(device) if device.type == "cuda" else None
+        self._swaps = SwapStream(device) if asynchronous(device) else None
         self._copy_blocks = kernels_for(device).copy_blocks
         if any(pages.dtype != torch.int64 for pages in self._pages):
             self._copy_blocks = None
@@ -105,7 +105,7 @@ class KVCache:
             started = time.perf_counter_ns()
             self.swap_out(pairs)
             self.swap_in(pairs)
-            if self.device.type == "cuda":
+            if asynchronous(self.device):
                 torch.cuda.synchronize(self.device)
             taken.append(time.perf_counter_ns() - started)
         return sorted(taken[1:])[2] / 1e3 / (2 * count)  # the first try pays for fresh memory
@@ -142,7 +142,7 @@ class KVCache:
 def _numbers(values: Sequence[Any], device: torch.device) -> torch.Tensor:
     """int64 on the device; to CUDA without waiting for it."""
     numbers = torch.tensor(values, dtype=torch.int64)
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+    return numbers.pin_memory().to(device, non_blocking=True) if asynchronous(device) else numbers
 
 
 def _as_words(pages: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _host_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Pinned for CUDA, so that its copies go at the bus's full speed."""
-    if device.type == "cuda":
+    """Pinned where the device is asynchronous, so that copies go at the bus's full speed."""
+    if asynchronous(device):
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     return _pages(shape, dtype, torch.device("cpu"))

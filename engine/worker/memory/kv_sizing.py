@@ -6,12 +6,22 @@ A user who wonders why there are so many blocks, or so few, reads that line in `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.config import ConfigError, EngineConfig
+from engine.rounding import ceil_div
 
 GIB = 2**30
 CPU_LIMIT = 4 * GIB
 """Most that is taken on a CPU unasked: its memory is shared with everything else on the machine."""
+
+
+class KVMemory(NamedTuple):
+    """Bytes that the KV cache may take, how they come about, and bytes that are free at all."""
+
+    num_bytes: int
+    why: str
+    free_bytes: int
 
 
 @dataclass
@@ -29,16 +39,13 @@ def size_kv(
     config: EngineConfig,
     bytes_per_block: int,
     model_max_len: int,
-    budget_bytes: int,
-    budget_why: str,
-    free_bytes: int,
-    on_cpu: bool,
+    memory: KVMemory,
+    shared: bool,
 ) -> KVSize:
     """Choose the pool's size.
 
-    `model_max_len`: positions of the model. `budget_bytes`: what the device may give to the cache
-    (`budget_why` says how that came about). `free_bytes`: what is free at all, the limit for a
-    size that the user fixed. On a CPU the host pool comes out of the same memory.
+    `model_max_len`: positions of the model. `memory.free_bytes` is the limit for a size that the
+    user fixed. `shared`: the host pool and all other programs take from the same memory.
 
     Raises `ConfigError` when what the user fixed can't be held.
     """
@@ -49,16 +56,14 @@ def size_kv(
         )
     max_model_len = wanted_len or model_max_len
     size = config.block_size
-    most = config.max_num_seqs * -(-max_model_len // size)  # nothing could fill more
+    most = config.max_num_seqs * ceil_div(max_model_len, size)  # nothing could fill more
     host = 0
     if config.preemption_mode != "recompute":
         host_bytes = int(config.swap_space * GIB)
-        if on_cpu:
-            host_bytes = min(host_bytes, budget_bytes // 4)
+        if shared:
+            host_bytes = min(host_bytes, memory.num_bytes // 4)
         host = min(host_bytes // bytes_per_block, most)
-    blocks, why = _choose(
-        config, bytes_per_block, budget_bytes, budget_why, free_bytes, on_cpu, host, most
-    )
+    blocks, why = _choose(config, bytes_per_block, memory, shared, host, most)
     capacity = blocks * size
     why += (
         f"; {bytes_per_block:,} B for a block of {size} tokens"
@@ -93,10 +98,8 @@ def gib(num_bytes: int) -> str:
 def _choose(
     config: EngineConfig,
     bytes_per_block: int,
-    budget_bytes: int,
-    budget_why: str,
-    free_bytes: int,
-    on_cpu: bool,
+    memory: KVMemory,
+    shared: bool,
     host: int,
     most: int,
 ) -> tuple[int, str]:
@@ -109,8 +112,9 @@ def _choose(
         why = f"{gib(config.kv_cache_memory_bytes)}, as --kv-cache-memory-bytes says"
         flag = f"--kv-cache-memory-bytes is {config.kv_cache_memory_bytes}"
     else:
-        why = f"{budget_why} = {gib(budget_bytes)}"
-        if on_cpu:
+        budget_bytes = memory.num_bytes
+        why = f"{memory.why} = {gib(budget_bytes)}"
+        if shared:
             budget_bytes -= host * bytes_per_block
             if host:
                 why += f" − {gib(host * bytes_per_block)} for swapping = {gib(budget_bytes)}"
@@ -124,9 +128,9 @@ def _choose(
                 f", of which {config.max_num_seqs} sequences can use {gib(most * bytes_per_block)}"
             )
         return blocks, why
-    if blocks * bytes_per_block > free_bytes:
+    if blocks * bytes_per_block > memory.free_bytes:
         raise ConfigError(
             f"{flag}, which takes {gib(blocks * bytes_per_block)} of memory;"
-            f" {gib(free_bytes)} are free."
+            f" {gib(memory.free_bytes)} are free."
         )
     return blocks, why

@@ -34,7 +34,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.kernels.torch_ops import NO_TOKEN
+from engine.rounding import ceil_div
+from engine.tokens import NO_TOKEN
 
 ONE = 2**30  # weight of probability 1
 CHUNK = 32  # tokens
@@ -61,7 +62,7 @@ def integer_weights(logits: torch.Tensor) -> torch.Tensor:
     if bool(broken.any()):
         scaled[broken] = 0.0
     torch.add(half, scaled, alpha=float(ONE), out=scaled)
-    padded = -(-vocab // CHUNK) * CHUNK
+    padded = ceil_div(vocab, CHUNK) * CHUNK
     weights = torch.empty((rows, padded), dtype=torch.int32, device=logits.device)
     weights[:, vocab:] = 0
     weights[:, :vocab] = scaled  # the conversion cuts the fraction off

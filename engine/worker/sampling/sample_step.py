@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.core.messages import NO_TOKEN, RowDetail, TokenLogprobs
+from engine.core.messages import RowDetail, TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.tokens import NO_TOKEN
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.worker.batch_rows import BatchRows, StepInputs
@@ -46,6 +47,14 @@ class Draws(NamedTuple):
 class SampleStep:
     """Ties the sampler to the persistent rows. `recorder` None: no events (warm-up)."""
 
+    reads_tokens = False
+    """Whether `run` always reads the rows' own tokens, to the last one. A subclass that doesn't
+    say so is taken to: each step then waits for the tokens of the one before."""
+
+    def __init_subclass__(cls) -> None:
+        if "reads_tokens" not in vars(cls):
+            cls.reads_tokens = True
+
     def __init__(
         self, rows: BatchRows, table: SamplingTable, recorder: Recorder | None = None
     ) -> None:
@@ -57,9 +66,8 @@ class SampleStep:
 
     @property
     def looks_back(self) -> bool:
-        """Whether drawing needs the sequences' tokens on the host, to the last one: penalties and
-        token rules do, and a subclass may."""
-        return self.table.any_history or type(self) is not SampleStep
+        """Return whether this step's draw needs the sequences' tokens on the host, to the last."""
+        return self.reads_tokens or self.table.any_history
 
     def run(
         self,

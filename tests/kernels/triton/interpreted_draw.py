@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.torch_ops import NO_TOKEN
 from engine.kernels.triton import draw, draw_border
+from engine.tokens import NO_TOKEN
 from engine.worker.sampling import draw as definition
 
 INF, NAN = float("inf"), float("nan")

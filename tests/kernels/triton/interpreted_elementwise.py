@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
-from engine.kernels.torch_ops import NO_TOKEN
 from engine.kernels.triton import activation, blocks, exchange, greatest, norm, take_drawn
+from engine.tokens import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker.memory import kv_cache

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, OPTConfig, Qwen3Config
 
 import engine.kernels
-from engine.kernels import Kernels
+from engine.kernels import Backend, Kernels
 from engine.sampling_params import SamplingParams
 from engine.trace.events import (
     GraphCaptured,
@@ -20,8 +20,10 @@ from engine.trace.events import (
     StepFinished,
 )
 from engine.trace.recorder import Recorder
-from engine.worker.graphs.cuda_graphs import sample_memory
+from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.graphs.graph_capture import GraphCapture
+from engine.worker.model_runner import ModelRunner
+from engine.worker.platforms.cuda import CudaPlatform
 from tests.support.engine_on_tokens import TokenEngine
 
 MODELS = {
@@ -57,12 +59,18 @@ PARAMS = [
 
 
 def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) -> TokenEngine:
-    for name in ("activation", "attention", "embedding", "linear", "norm", "rotary"):
-        monkeypatch.setattr(f"engine.layers.{name}.kernels_for", lambda device: kernels)
-    for name in ("sampler", "cuda_graphs", "prompt_graphs", "in_flight", "model_runner"):
-        monkeypatch.setattr(f"engine.worker.{name}.kernels_for", lambda device: kernels)
+    # blocks are copied by addresses, which the interpreter can't follow
+    backend = Backend(lambda: replace(kernels, copy_blocks=None), asynchronous=False)
+    monkeypatch.setitem(engine.kernels.BACKENDS, "cpu", backend)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
     return TokenEngine(folder, max_num_seqs=4, **options, **more)
+
+
+def cuda_graphs(
+    runner: ModelRunner, recorder: Recorder, sizes: list[int] | None = None
+) -> CudaGraphs:
+    """CUDA's graphs of a runner on the CPU: what isn't the device's own is the same."""
+    return CudaPlatform(runner.device).graphs(runner.graph_shape(), recorder, sizes)
 
 
 def answers(folder, monkeypatch, kernels: Kernels) -> tuple[list, Counter]:
@@ -139,12 +147,12 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            make = lambda sizes: runner.cuda_graphs(Recorder("off"), sizes)  # noqa: E731
+            make = lambda sizes: cuda_graphs(runner, Recorder("off"), sizes)  # noqa: E731
             taken, _ = sample_memory(make, 4, lambda: 0)  # of graphs for 4, 2 and 1 rows
             # hidden states, logits and the greatest's places of the two others; the only one with
             # prompts was captured
             assert taken == (2 + 1) * (4 * (32 + 97) + 8)
-            runner.graphs = runner.cuda_graphs(runner.recorder)
+            runner.graphs = cuda_graphs(runner, runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(PROMPTS, PARAMS) == expected
         captured = on_tokens.recorded(GraphCaptured)
@@ -178,7 +186,7 @@ def test_steps_with_prompts_are_replayed(name, ahead, tmp_path, monkeypatch, gra
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            runner.graphs = runner.cuda_graphs(runner.recorder)
+            runner.graphs = cuda_graphs(runner, runner.recorder)
         before = [(layer.k[-1].clone(), layer.v[-1].clone()) for layer in runner.cache.layers]
         assert on_tokens.run(prompts, params) == expected
         replayed = [e for e in on_tokens.recorded(GraphReplayed) if e.num_tokens]
@@ -204,7 +212,7 @@ def test_long_whole_prompts_are_not_replayed(tmp_path, monkeypatch, graphs):
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            runner.graphs = runner.cuda_graphs(Recorder("off"))
+            runner.graphs = cuda_graphs(runner, Recorder("off"))
         assert on_tokens.run([PROMPTS[0]], PARAMS[:1]) == expected
         assert not [e for e in on_tokens.recorded(GraphReplayed) if e.num_tokens]
         attention = [e for e in on_tokens.recorded(KernelLaunched) if e.name == "paged_attention"]
@@ -230,7 +238,7 @@ def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
         monkeypatch.setattr("engine.worker.sampling.sampler.kernels_for", lambda device: counting)
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            runner.graphs = runner.cuda_graphs(Recorder("off"))
+            runner.graphs = cuda_graphs(runner, Recorder("off"))
         assert on_tokens.run(PROMPTS, greedy) == expected
     assert sampled == [3]  # by the step of the prompts; the two that followed were replayed
 
@@ -255,7 +263,7 @@ def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graph
         on_tokens.recorder.full = True
         runner = on_tokens.core.executor
         with torch.inference_mode():
-            runner.graphs = runner.cuda_graphs(runner.recorder)
+            runner.graphs = cuda_graphs(runner, runner.recorder)
         assert on_tokens.run(PROMPTS, PARAMS) == [expected[0], [drawn[1]], expected[2]]
         assert on_tokens.recorded(GraphReplayed)
         [failed] = [e for e in on_tokens.recorded(RequestFinished) if e.reason == "error"]

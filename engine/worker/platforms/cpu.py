@@ -1,0 +1,68 @@
+"""The CPU: native kernels on bound cores, tapes, one memory for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from engine.config import BUDGET, EngineConfig
+from engine.kernels import cpu
+from engine.kernels.fp8 import LARGEST
+from engine.trace.events import EngineWarning
+from engine.trace.recorder import Recorder
+from engine.worker import machine
+from engine.worker.cores import Cores, cores_to_bind
+from engine.worker.graphs.cpu_tapes import CpuTapes
+from engine.worker.graphs.step_graphs import GraphShape
+from engine.worker.memory.kv_sizing import KVMemory, gib
+from engine.worker.platforms.platform import Trial
+
+
+class CpuPlatform:
+    """See `Platform`."""
+
+    overlaps = False  # the loop and the kernels would share the same cores
+    step_tokens = BUDGET
+    shares_memory = True
+    tries_largest_step = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
+        machine.keep_freed_memory()
+        torch.set_num_threads(config.cpu_threads or machine.physical_cores())
+        native = cpu.native()
+        if native is None:
+            recorder.record(EngineWarning(message=cpu.why_not()))
+            return Cores()
+        return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
+
+    def kv_memory(
+        self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
+    ) -> KVMemory:
+        free = machine.free_memory()
+        why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
+        return KVMemory(int(free.num_bytes * share), why, free.num_bytes)
+
+    def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
+        """On 8-bit pages torch attends, up to the longest context: such steps aren't taped."""
+        return cpu.available() and kv_dtype not in LARGEST
+
+    def graphs(
+        self, shape: GraphShape, recorder: Recorder, captured: list[int] | None = None
+    ) -> CpuTapes:
+        """Tape each number of rows when it first comes; `captured` changes nothing."""
+        native = cpu.native()
+        assert native is not None, "asked for tapes without native kernels"
+        return CpuTapes(
+            shape.model,
+            shape.caches,
+            shape.max_rows,
+            shape.table_width,
+            shape.block_size,
+            native.replay,
+            recorder,
+        )

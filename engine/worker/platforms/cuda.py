@@ -1,0 +1,94 @@
+"""CUDA: kernels that run beside the host, graphs, a memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from engine.config import CUDA_BUDGET, EngineConfig
+from engine.kernels import kernels_for
+from engine.trace.recorder import Recorder
+from engine.worker.cores import Cores
+from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
+from engine.worker.graphs.step_graphs import GraphShape
+from engine.worker.memory import start_memory
+from engine.worker.memory.kv_sizing import KVMemory, gib
+from engine.worker.memory.start_memory import memory_for
+from engine.worker.platforms.platform import Trial
+
+
+class CudaPlatform:
+    """See `Platform`."""
+
+    overlaps = True
+    step_tokens = CUDA_BUDGET
+    shares_memory = False
+    tries_largest_step = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
+        return Cores()
+
+    def kv_memory(
+        self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
+    ) -> KVMemory:
+        """Measure by computing the largest step, and by capturing the largest graphs."""
+        with trial() as largest:
+            activations = max(self._peak_bytes(largest.compute), largest.draw_bytes)
+            graphs, graphs_why = self._graph_bytes(largest.graph_shape)
+        torch.cuda.empty_cache()
+        free_bytes, total = torch.cuda.mem_get_info(self.device)
+        used = total - free_bytes
+        why = (
+            f"{gib(total)} of the device × {share:.2f} − {gib(used)} in use"
+            f" − {gib(activations)} for activations (measured)"
+        )
+        if graphs_why:
+            why += f" − {gib(graphs)} for {graphs_why}"
+        beside = activations + graphs
+        return KVMemory(int(total * share) - used - beside, why, free_bytes - beside)
+
+    def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
+        """A graph's kernels can't be timed one by one, as the level `profile` wants."""
+        return not recorder.profile and kernels_for(self.device).name == "triton"
+
+    def graphs(
+        self, shape: GraphShape, recorder: Recorder, captured: list[int] | None = None
+    ) -> CudaGraphs:
+        reads_lengths = kernels_for(self.device).reads_lengths
+        prompts = all(reads_lengths(kv.head_dim) for kv in shape.model.kv_spec)
+        return CudaGraphs(
+            shape.model,
+            shape.caches,
+            shape.max_rows,
+            shape.table_width,
+            shape.block_size,
+            self.device,
+            recorder,
+            shape.budget if prompts else 0,
+            captured,
+        )
+
+    def _peak_bytes(self, compute: Callable[[], object]) -> int:
+        """Return the greatest number of bytes that `compute` holds at once."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        compute()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def _graph_bytes(self, shape: GraphShape | None) -> tuple[int, str]:
+        """Return what all graphs will take, and how that was found. See `sample_memory`."""
+        if shape is None:
+            return 0, ""
+        quiet = Recorder("off")  # these graphs are not the ones that will be replayed
+        with memory_for(start_memory.GRAPHS, self.device):
+            return sample_memory(
+                lambda sizes: self.graphs(shape, quiet, sizes),
+                shape.max_rows,
+                lambda: torch.cuda.mem_get_info(self.device)[0],
+            )

@@ -1,0 +1,59 @@
+"""State what the worker asks of a kind of device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.config import EngineConfig
+from engine.trace.recorder import Recorder
+from engine.worker.cores import Cores
+from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
+from engine.worker.memory.kv_sizing import KVMemory
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The largest step, ready to be computed, on pages that stand for the cache."""
+
+    compute: Callable[[], object]
+    draw_bytes: int  # that drawing for every seat takes, beside what computing does
+    graph_shape: GraphShape | None  # None: no graphs are wanted
+
+
+class Platform(Protocol):
+    """One kind of device. The worker asks it; nothing else of the worker knows kinds."""
+
+    device: torch.device
+    overlaps: bool
+    """Default of --async-scheduling: whether planning beside computing pays."""
+    step_tokens: int
+    """Default of --max-num-batched-tokens."""
+    shares_memory: bool
+    """Whether the KV cache, the host pool and all other programs share one memory."""
+    tries_largest_step: bool
+    """Whether `kv_memory` computes the largest step; if not, the warm-up computes long prompts."""
+
+    def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
+        """Set up the process before the model is loaded; returns the cores to bind."""
+        ...
+
+    def kv_memory(
+        self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
+    ) -> KVMemory:
+        """Find the memory for the KV cache. share: of all, 0 to 1."""
+        ...
+
+    def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
+        """Return whether steps of our own models can be captured here."""
+        ...
+
+    def graphs(
+        self, shape: GraphShape, recorder: Recorder, captured: list[int] | None = None
+    ) -> StepGraphs:
+        """Capture steps. captured: these numbers of rows only; None: all that may come."""
+        ...
