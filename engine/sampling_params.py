@@ -4,8 +4,6 @@ for `LLM` alike.
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 MAX_STOP_STRINGS = 4
@@ -109,7 +107,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _check_range(
         name: str, value: float, low: float, high: float, low_open: bool = False
     ) -> None:
-        if math.isnan(value) or value < low or value > high or (low_open and value == low):
+        if value != value or value < low or value > high or (low_open and value == low):
             bracket = "(" if low_open else "["
             raise ParameterError(name, f"{name} is {value}; it must be in {bracket}{low}, {high}].")
 
@@ -123,13 +121,12 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             "logit_bias": list(self.logit_bias or {}),
         }
         for name, ids in named.items():
-            for token_id in ids:
-                if not 0 <= token_id < vocab_size:
-                    raise ParameterError(
-                        name,
-                        f"{name} names token {token_id}; the vocabulary has ids 0 to"
-                        f" {vocab_size - 1}.",
-                    )
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+                raise ParameterError(
+                    name,
+                    f"{name} names token {wrong}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                )
 
     def changed(self) -> dict:
         """The parameters that differ from their defaults, by name."""

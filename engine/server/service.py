@@ -18,6 +18,7 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape
+from engine.server.answering.limits import Limits
 from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
 from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
@@ -69,6 +70,7 @@ class Service:
             config, self._model_ready, self._failed, self.metrics.observe_step, load
         )
         self.text: Text | None = None
+        self.limits = Limits()  # until the model is known
         self.draining = False
         self.num_open = 0  # generations that are being answered
         self.on_failure: Callable[[str], None] = lambda message: None
@@ -116,6 +118,12 @@ class Service:
             InputProcessor(tokenizer, kv.max_model_len, kv.vocab_size, self.recorder),
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
+        )
+        self.limits = Limits(
+            kv.max_model_len,
+            kv.vocab_size,
+            tokenizer.longest_token,
+            self.config.max_num_queued_reqs,
         )
         self.recorder.read_tokens(tokenizer.texts)
         gc.freeze()  # all that was imported and loaded: collections needn't walk through it

@@ -6,7 +6,6 @@ max_tokens to what the context leaves is the core's work.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ import msgspec
 from engine.core.messages import CoreRequest
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.errors import TextError
+from engine.text.lanes import LONG_TEXT, in_lane
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
 
 Prompt = str | list[int]
-LONG_TEXT = 4_000
-"""Characters: what is shorter takes about a millisecond, not worth a thread's hand-over."""
+MANY_WORDS = 16
+"""Bad words: so many take about a millisecond."""
 
 
 class InputProcessor:
@@ -95,10 +95,10 @@ class InputProcessor:
     async def process_async(
         self, prompt: Prompt, params: SamplingParams, **options: object
     ) -> CoreRequest:
-        """`process` for a server: a long text is tokenized in a thread, others go on."""
+        """`process` for a server: what takes more than a millisecond is done in a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
-        if isinstance(prompt, str) and len(prompt) > LONG_TEXT:
-            return await asyncio.to_thread(call)
+        if len(prompt) > LONG_TEXT or len(params.bad_words or ()) > MANY_WORDS:
+            return await in_lane(call, long=True)
         return call()
 
     def _tokenize(

@@ -8,6 +8,7 @@ work too, one call at a time.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine.text.errors import TextError
+from engine.text.lanes import LONG_TEXT
 from engine.text.pieces import token_bytes_of
 
 MAX_TOKEN_ID = 2**32 - 1
@@ -52,10 +54,19 @@ class Tokenizer:
             self.token_bytes = None
         self.vocab_size = len(hf)
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text of n characters has at least n / that tokens."""
+        return max(map(len, self.hf.get_vocab()), default=1)
+
     # ------------------------------------------------------------------------------ text ↔ ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens written out in the text become the special tokens."""
+        if self._backend is not None and len(text) > LONG_TEXT:
+            # Only the encoding of batches releases the GIL.
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return batch[0].ids
         if self._backend is not None:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         with self._lock:
@@ -63,11 +74,15 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`, spaces as the tokens have them. An id without a token gives none."""
-        for token_id in token_ids:
-            if not 0 <= token_id <= MAX_TOKEN_ID:
-                raise TextError(
-                    "tokens", f"{token_id} is not a token id; ids are 0 to {self.vocab_size - 1}."
-                )
+        if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) <= MAX_TOKEN_ID:
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id <= MAX_TOKEN_ID)
+            raise TextError(
+                "tokens", f"{wrong} is not a token id; ids are 0 to {self.vocab_size - 1}."
+            )
+        if self._backend is not None and len(token_ids) > LONG_TEXT:
+            return self._backend.decode_batch(  # releases the GIL
+                [list(token_ids)], skip_special_tokens=skip_special_tokens
+            )[0]
         if self._backend is not None:
             return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         known = [i for i in token_ids if i < self.vocab_size]
@@ -95,7 +110,7 @@ class Tokenizer:
 
         Raises `TextError` for a word that has no token.
         """
-        sequences: list[list[int]] = []
+        sequences: dict[tuple[int, ...], None] = {}  # in their order, each once
         newline = self.encode("\n", add_special_tokens=False)
         for word in words:
             ways = [self.encode(word, False), self.encode(" " + word.lstrip(), False)]
@@ -106,8 +121,8 @@ class Tokenizer:
             spelt = [way for way in ways if way and word.strip() in self.decode(way, False)]
             if not word.strip() or not spelt:
                 raise TextError("bad_words", f"bad_words has {word!r}, which no token can spell.")
-            sequences.extend(way for way in spelt if way not in sequences)
-        return sequences
+            sequences.update((tuple(way), None) for way in spelt)
+        return [list(sequence) for sequence in sequences]
 
     def _token_text(self, token_id: int) -> TokenText:
         if self.token_bytes is not None:

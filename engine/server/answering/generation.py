@@ -6,6 +6,7 @@ is here: ids, queue limit, tokenizing, the engine, text out, metrics, and lettin
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -74,6 +75,8 @@ class Generation:
     ) -> None:
         requests: list[CoreRequest] = []
         for place, prompt in enumerate(prompts):
+            if place:
+                await asyncio.sleep(0)  # others have their turn between two prompts
             request_id = self.id if len(prompts) == 1 else f"{self.id}-{place}"
             self._ids.append(request_id)
             if self.service.telemetry is not None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engine import __version__
+from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import ChatRequest, Conversation
 from engine.server.http.answers import (
@@ -25,7 +26,7 @@ from engine.text.output import Logprob, PositionLogprobs, SequenceText
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, http: Request) -> Response:

@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
 from engine.server.http.answers import (
@@ -24,7 +25,7 @@ from engine.text.output import PositionLogprobs, RequestText
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
     @routes.post("/v1/completions")
     async def completions(body: CompletionRequest, http: Request) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from engine.server.answering.door import checked_route
 from engine.server.answering.protocol import DetokenizeRequest, TokenizeRequest
 from engine.server.http.answers import json_response
 from engine.server.routes.chat import render
@@ -12,7 +13,7 @@ from engine.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
     @routes.post("/tokenize")
     def tokenize(body: TokenizeRequest) -> Response:

@@ -1,0 +1,156 @@
+"""Read the body of a request: what comes through holds no half characters and nothing too long.
+
+This happens in one place, before a body becomes a request model, so that nothing behind it has to
+ask again. Text that goes to the model is mended: half of a surrogate pair, which is no character
+and can't be written as UTF-8, becomes U+FFFD. Anywhere else it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from engine.server.answering.limits import Limits
+from engine.server.http.errors import ApiError, ClientLeft, bad_request
+from engine.text.lanes import in_lane
+
+LARGE_BODY = 65_536  # bytes: reading less takes less than a millisecond
+MOST_COMMAS = 1_000_000
+MOST_BRACKETS = 100_000
+"""A parser can't be interrupted, so what it would be long at is counted first. Lists and objects
+cost most: the garbage collector walks them all."""
+
+FOR_THE_MODEL = frozenset({"prompt", "messages", "tools", "documents"})
+LARGEST_INTEGER = 2**63 - 1
+_HALF = re.compile("[\ud800-\udfff]")
+_DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
+_LONG_NUMBER = b"0" * 19  # the shortest that may be beyond 64 bits
+
+
+def checked_route(limits: Callable[[], Limits]) -> type[APIRoute]:
+    """A kind of route whose JSON bodies have been read and checked against `limits()`."""
+
+    class CheckedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+            if self.body_field is None:
+                return handle
+
+            async def checked(request: Request) -> Response:
+                if _is_json(request):
+                    request = _Read(request, await _read(request, limits()))
+                return await handle(request)
+
+            return checked
+
+    return CheckedRoute
+
+
+class _Read(Request):
+    """A request whose body has been read."""
+
+    def __init__(self, request: Request, content: Any):
+        super().__init__(request.scope, request.receive)
+        self._body = b" "  # FastAPI asks whether there is one
+        self._content = content
+
+    async def json(self) -> Any:
+        return self._content
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+async def _read(request: Request, limits: Limits) -> Any:
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise ClientLeft from None
+    if len(body) < LARGE_BODY:
+        return read_body(body, limits)
+    return await in_lane(lambda: read_body(body, limits), long=True)
+
+
+def read_body(body: bytes, limits: Limits) -> Any:
+    """What a JSON body says, checked. Raises `ApiError` or `RequestValidationError`."""
+    if len(body) > LARGE_BODY:
+        _check_size(body)
+    try:
+        text = body.decode()
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise bad_request(f"The body is not UTF-8, at byte {error.start:,}.") from None
+    except json.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from None
+    except RecursionError:
+        raise bad_request("The body is nested too deeply.") from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise bad_request(
+            f"The body has an integer that is too long; at most {LARGEST_INTEGER} is taken."
+        ) from None
+    if isinstance(content, dict):
+        if b"\\u" in body or _LONG_NUMBER in body.translate(_DIGITS):
+            content = {
+                _checked_key(name, ""): _mended(value, name, name in FOR_THE_MODEL)
+                for name, value in content.items()
+            }
+        limits.check(content)
+    return content
+
+
+def _check_size(body: bytes) -> None:
+    for number, limit, what in (
+        (body.count(b","), MOST_COMMAS, "commas"),
+        (body.count(b"[") + body.count(b"{"), MOST_BRACKETS, "lists and objects"),
+    ):
+        if number > limit:
+            raise ApiError(413, f"The body has {number:,} {what}; at most {limit:,} are read.")
+
+
+def _mended(value: Any, path: str, for_the_model: bool) -> Any:
+    """`value` without half characters. Raises `ApiError` for what can't be mended."""
+    if isinstance(value, str):
+        if for_the_model:
+            return _HALF.sub("\ufffd", value)
+        return _whole(value, path)
+    if isinstance(value, list):
+        return [_mended(item, f"{path}.{place}", for_the_model) for place, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {
+            _checked_key(key, path): _mended(item, f"{path}.{key}", for_the_model)
+            for key, item in value.items()
+        }
+    if type(value) is int and not -LARGEST_INTEGER - 1 <= value <= LARGEST_INTEGER:
+        raise bad_request(
+            f"{path} is an integer of {len(str(abs(value)))} digits; it must be in "
+            f"[{-LARGEST_INTEGER - 1}, {LARGEST_INTEGER}].",
+            path,
+        )
+    return value
+
+
+def _checked_key(key: str, path: str) -> str:
+    where = f"{path}.{key}" if path else key
+    return _whole(key, where.encode(errors="backslashreplace").decode())
+
+
+def _whole(text: str, path: str) -> str:
+    half = _HALF.search(text)
+    if half is not None:
+        raise bad_request(
+            f"{path} has half of a surrogate pair, \\u{ord(half[0]):04x}, which is no character. "
+            "Send whole characters.",
+            path,
+        )
+    return text

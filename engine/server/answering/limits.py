@@ -1,0 +1,151 @@
+"""Bound every list and string of a request, before anything is done with it.
+
+A field without a bound of its own has `Bound()`, so a new field can't be without one. Bounds that
+follow from the model are exact: what is beyond them could never be served.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from engine.server.answering.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from engine.server.http.errors import bad_request
+
+DECLARED = frozenset[str]().union(
+    *(
+        request.model_fields
+        for request in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    )
+)
+"""The fields that act. All others are refused by name, or nothing is done with them."""
+
+MOST_FIELDS = 256
+MOST_KEY_CHARACTERS = 128
+MOST_MESSAGES = 8_192
+MOST_SEQUENCES = 1_024
+"""Answers that one request may ask for: its prompts times `n`."""
+MOST_LEVELS = 32
+LEAST_PROMPT_CHARACTERS = 65_536  # allowed with every model: so many take milliseconds
+LEAST_TOKENS = 131_072  # that /detokenize takes with every model
+
+
+class Bound(NamedTuple):
+    """How much a field may hold, at each level of it."""
+
+    characters: int = 4_096  # of each string, and of each key of an object
+    entries: int = 1_024  # of each list and object
+
+
+class Limits:
+    """The bounds of each field, for one model.
+
+    `longest_token`: characters of the longest token of the vocabulary. `max_prompts`: prompts that
+    the queue could ever hold.
+    """
+
+    def __init__(
+        self,
+        max_model_len: int = 2**20,
+        vocab_size: int = 2**20,
+        longest_token: int = 16,
+        max_prompts: int = 1_024,
+    ):
+        characters = max(max_model_len * longest_token, LEAST_PROMPT_CHARACTERS)
+        self.prompt_characters = characters
+        self._why = (
+            f"{max_model_len:,} tokens of context × {longest_token} characters of the longest token"
+            if characters > LEAST_PROMPT_CHARACTERS
+            else f"the context is {max_model_len:,} tokens"
+        )
+        self._max_prompts = max_prompts
+        self._default = Bound()
+        self._bounds = {
+            "prompt": Bound(characters, max(max_model_len, LEAST_TOKENS)),
+            "messages": Bound(characters, MOST_MESSAGES),
+            "tools": Bound(characters),
+            "documents": Bound(characters),
+            "chat_template": Bound(characters=262_144),
+            "chat_template_kwargs": Bound(characters=65_536),
+            "stop": Bound(characters=1_024),
+            "bad_words": Bound(characters=256),
+            "allowed_token_ids": Bound(entries=vocab_size),
+            "logit_bias": Bound(characters=18),  # a key is a token id
+            "tokens": Bound(entries=max(max_model_len, LEAST_TOKENS)),
+        }
+
+    def check(self, body: dict[str, Any]) -> None:
+        """Raise `ApiError` 400, naming field and limit, if something in `body` is too long."""
+        if len(body) > MOST_FIELDS:
+            raise bad_request(f"The body has {len(body):,} fields; at most {MOST_FIELDS} are read.")
+        for name, value in body.items():
+            if len(name) > MOST_KEY_CHARACTERS:
+                shown = f"{name[:40]}…"
+                raise bad_request(
+                    f"The name of the field {shown!r} has {len(name):,} characters; at most "
+                    f"{MOST_KEY_CHARACTERS} are allowed.",
+                    shown,
+                )
+            if isinstance(value, (str, list, dict)) and name in DECLARED:
+                self._check(value, self._bounds.get(name, self._default), name)
+        self._check_sequences(body)
+
+    def check_prompt(self, text: str, field: str) -> None:
+        """Raise `ApiError` 400 if a text has more characters than any prompt of this model."""
+        if len(text) > self.prompt_characters:
+            raise bad_request(
+                f"{field} has {len(text):,} characters; at most {self.prompt_characters:,} are "
+                f"taken ({self._why}). Shorten it.",
+                field,
+            )
+
+    def _check(self, value: str | list[Any] | dict[str, Any], bound: Bound, path: str) -> None:
+        if isinstance(value, str):
+            if len(value) > bound.characters == self.prompt_characters:
+                self.check_prompt(value, path)
+            if len(value) > bound.characters:
+                raise _too_long(path, len(value), "characters", bound.characters)
+            return
+        if len(value) > bound.entries:
+            raise _too_long(path, len(value), "entries", bound.entries)
+        if path.count(".") >= MOST_LEVELS:
+            raise bad_request(
+                f"{path} is nested too deeply; at most {MOST_LEVELS} levels are allowed.", path
+            )
+        if isinstance(value, dict):
+            for key in value:
+                if len(key) > bound.characters:
+                    shown = f"{path}.{key[:40]}…"
+                    raise _too_long(shown, len(key), "characters in a key", bound.characters)
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in pairs:
+            if isinstance(item, (str, list, dict)):
+                self._check(item, bound, f"{path}.{key}")
+
+    def _check_sequences(self, body: dict[str, Any]) -> None:
+        prompt, n = body.get("prompt"), body.get("n")
+        prompts = len(prompt) if isinstance(prompt, list) and _are_prompts(prompt) else 1
+        if prompts > self._max_prompts:
+            raise bad_request(
+                f"prompt has {prompts:,} prompts; at most {self._max_prompts:,} fit into the queue "
+                "(--max-num-queued-reqs). Send several requests.",
+                "prompt",
+            )
+        if prompts > 1 and isinstance(n, int) and prompts * n > MOST_SEQUENCES:
+            raise bad_request(
+                f"n is {n} for {prompts:,} prompts, {prompts * n:,} answers; a request may ask for "
+                f"at most {MOST_SEQUENCES:,}. Send several requests.",
+                "n",
+            )
+
+
+def _are_prompts(entries: list[Any]) -> bool:
+    return bool(entries) and not isinstance(entries[0], int)
+
+
+def _too_long(path: str, number: int, what: str, limit: int) -> Exception:
+    return bad_request(f"{path} has {number:,} {what}; at most {limit:,} are allowed.", path)
