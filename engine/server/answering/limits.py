@@ -6,6 +6,7 @@ follow from the model are exact: what is beyond them could never be served.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from engine.server.answering.protocol import (
@@ -121,8 +122,10 @@ class Limits:
                 if len(key) > bound.characters:
                     shown = f"{path}.{key[:40]}…"
                     raise _too_long(shown, len(key), "characters in a key", bound.characters)
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in pairs:
+        entries: Iterable[tuple[Any, Any]] = (
+            value.items() if isinstance(value, dict) else enumerate(value)
+        )
+        for key, item in entries:
             if isinstance(item, (str, list, dict)):
                 self._check(item, bound, f"{path}.{key}")
 

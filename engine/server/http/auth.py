@@ -61,8 +61,8 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdigit() and int(length) > self.max_bytes:
-            await self._error(int(length)).response()(scope, receive, send)
+        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_bytes):
+            await self._error(int(length[:18])).response()(scope, receive, send)
             return
         received = 0
 

@@ -21,6 +21,8 @@ from engine.trace.life import life_of, requests_of
 from engine.trace.perfetto import to_perfetto
 
 MOST_IDS = 2000  # token ids in one question
+MOST_DIGITS = 18  # of a number in an address: fewer than 64 bits
+LARGEST_INTEGER = 10**MOST_DIGITS
 
 
 class RecordStream(EventStream):
@@ -67,7 +69,7 @@ def router(service: Service) -> APIRouter:
         )
 
     @routes.get("/trace/state")
-    def state(step: int | None = Query(None)) -> Response:
+    def state(step: int | None = Query(None, ge=0, le=LARGEST_INTEGER)) -> Response:
         """The replay's state right after the last event of `step`, or now."""
         service.recorder.settle()
         try:
@@ -106,7 +108,7 @@ def router(service: Service) -> APIRouter:
         if service.config.trace_text == "off":
             raise ApiError(403, "The server was started with --trace-text off: it shows no text.")
         parts = [part for part in ids.split(",") if part]
-        if len(parts) > MOST_IDS or not all(part.isdecimal() for part in parts):
+        if len(parts) > MOST_IDS or not all(_is_token_id(part) for part in parts):
             raise ApiError(400, f"ids must be at most {MOST_IDS} token ids with commas.", "ids")
         texts = service.ready_text().tokenizer.texts([int(part) for part in parts])
         return Response(msgspec.json.encode(texts), media_type="application/json")
@@ -119,11 +121,15 @@ def _check_recording(service: Service) -> None:
         raise ApiError(404, "Nothing is recorded: the server was started with --trace off.")
 
 
+def _is_token_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 def _position(identity: str | None, epoch: str) -> int | None:
     """The position in an event id; None if there is none, or it is another run's."""
     if not identity:
         return None
     run, dash, number = identity.rpartition("-")
-    if not number.isdecimal() or (dash and run != epoch):
+    if not number.isdecimal() or len(number) > MOST_DIGITS or (dash and run != epoch):
         return None
     return int(number)
