@@ -50,6 +50,11 @@ class LogitsHead(nn.Module):
         if self.tied_to is None:
             yield f"{prefix}.weight", self.weight
 
+    def untie(self, weight: torch.Tensor) -> None:
+        """Take a table of the head's own. weight: [vocabulary, width]."""
+        self.tied_to = None
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
     def pack(self) -> None:
         """As `Linear.pack`; a tied embedding reads the packed table too."""
         self.weight = packed(self.weight)

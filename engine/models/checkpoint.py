@@ -18,6 +18,25 @@ from safetensors import SafetensorError, safe_open
 
 from engine.models.errors import ModelError
 
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+"""What weights may be stored as."""
+
+_KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""Torch's names of the dtypes of safetensors."""
+
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
 
 
@@ -56,6 +75,16 @@ class Checkpoint:
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """(name, dtype as torch names it) of every tensor; of safetensors only the headers are
+        read. Raises `ModelError` on a damaged file."""
+        for file in self.files:
+            if file.suffix == ".safetensors":
+                yield from _safetensors_contents(file)
+            else:
+                for name, tensor in _read_bin(file):
+                    yield name, str(tensor.dtype).removeprefix("torch.")
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor on the CPU) of every weight. Raises `ModelError` on a damaged file."""
         for file in self.files:
@@ -63,11 +92,40 @@ class Checkpoint:
             yield from read(file)
 
 
+def refuse_quantized_numbers(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are no plain numbers, though config.json says nothing of it.
+
+    Without their scales they would be served as if they were numbers. Raises `ModelError`.
+    """
+    for name, kind in checkpoint.contents():
+        if name.endswith(".qweight"):
+            what = f"{name} is packed as GPTQ and AWQ pack weights"
+        elif kind not in FLOATS and not is_computed(name) and not _is_table(name, kind):
+            what = f"weight {name} holds {kind} numbers"
+        else:
+            continue
+        raise ModelError(
+            f"{what}: a quantized checkpoint whose config.json does not say so; use the unquantized"
+            " one."
+        )
+
+
+def _is_table(name: str, kind: str) -> bool:
+    """Positions, masks and the like, which some models store beside their weights."""
+    return kind in ("int64", "bool") and not name.endswith(("weight", "bias"))
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ModelError(f"{index} is not an index of shards; download it again.") from None
+    for name in names:  # they come from whoever made the model: none may lead out of its folder
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(
+                f"{index} names the file {name!r}, which is not in the model's folder; download the"
+                " model again, from a source that you trust."
+            )
     files = [index.parent / name for name in sorted(names)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -83,6 +141,16 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 – not a dict: it has no __iter__
                 yield name, tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
+
+
+def _safetensors_contents(file: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 – not a dict: it has no __iter__
+                kind = tensors.get_slice(name).get_dtype()
+                yield name, _KINDS.get(kind, kind)
     except SafetensorError as error:
         raise _damaged(file, error) from None
 

@@ -67,6 +67,17 @@ class TransformersModel(nn.Module):
     def kv_spec(self) -> list[LayerKV]:
         return [attention.kv for attention in self._attentions]
 
+    @property
+    def has_head_of_its_own(self) -> bool:
+        """Whether the weights have another head than the embeddings to which config.json ties
+        it."""
+        if not getattr(self.inner.config, "tie_word_embeddings", False):
+            return False
+        table, head = self.inner.get_input_embeddings(), self.inner.get_output_embeddings()
+        return head is not None and getattr(head, "weight", None) is not getattr(
+            table, "weight", None
+        )
+
     def forward(
         self,
         input_ids: torch.Tensor,

@@ -117,6 +117,8 @@ def compare_with_eager(
     inner.set_attn_implementation("eager")
     try:
         expected = inner(input_ids=text[None], use_cache=False).logits[0].float()
+    except Exception as error:  # whatever a model's own code raises
+        raise refusal(adapter.architecture, f"it does not run: {error}") from error
     finally:
         inner.set_attn_implementation(attention_name)
     try:

@@ -15,6 +15,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from engine.models.errors import ModelError
+from engine.models.formats import refuse_by_names, refuse_other_formats
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is going on: "download" or "load", bytes done, bytes in all)."""
@@ -31,8 +32,9 @@ def find_model(
     """The folder with the model's files, after a download where one is needed.
 
     model: a local folder or a hub id. Raises `ModelError` where there is no such model, where it
-    is gated, or where the hub can't be reached.
+    is gated or of another format, or where the hub can't be reached.
     """
+    refuse_other_formats(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -40,6 +42,8 @@ def find_model(
         raise ModelError(f"{model} is not a folder; name a model's folder or a hub id.")
     try:
         return _download(model, revision, token, progress)
+    except ModelError:
+        raise
     except errors.GatedRepoError:
         raise ModelError(
             f"{model} is gated: accept its terms at https://huggingface.co/{model}, then set"
@@ -75,6 +79,7 @@ def _download(
     except Exception as error:  # no network, no hub: of many kinds, see `find_model`
         return _cached(model, revision, error)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    refuse_by_names(model, sizes)
     wanted = _wanted(sizes)
     with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress):
         folder = huggingface_hub.snapshot_download(

@@ -8,7 +8,7 @@ copies of the weights. Every weight must have its tensor and every tensor its we
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.layers.linear import Packable
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
-from engine.models.checkpoint import Checkpoint, is_computed
+from engine.models.checkpoint import Checkpoint, is_computed, refuse_quantized_numbers
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
 from engine.models.hub import Progress, find_model
@@ -30,7 +30,19 @@ from engine.models.registry import native_class
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MOST = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 2**16,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "vocab_size": 2**24,
+}
+"""More than any model has, by the names of config.json."""
+
+HEAD_OF_ITS_OWN = (
+    "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
+    " is used. Set tie_word_embeddings to false in config.json to say so."
+)
 
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
@@ -52,22 +64,56 @@ def load_model(
     started = time.monotonic()
     folder = find_model(config.model, config.revision, config.hf_token, progress)
     description = read_config(folder)
-    native = native_class(description)
-    _refuse_quantized(description, config.quantization, native is not None)
-    dtype = dtype or choose_dtype(config.dtype, description, device)
-    model: CausalLM
-    if native is None:
-        dummy = config.load_format == "dummy"
-        model = TransformersModel(folder, description, device, dtype, dummy)
-    else:
-        scales: dict[str, float] = {}
-        model = _load_native(native, description, folder, device, dtype, config, progress, scales)
-        said = kv_scales.judge(scales, config.kv_cache_dtype)
-        if said and recorder is not None:
-            recorder.record(EngineWarning(message=said))
+    warnings: list[str] = []
+    try:
+        dtype = dtype or choose_dtype(config.dtype, description, device)
+        model = _make(config, folder, description, device, dtype, progress, warnings.append)
+    except ModelError:
+        raise
+    except Exception as error:  # files that disagree make any of torch's and transformers' errors
+        name = (description.architectures or [description.model_type])[0]
+        raise could_not_be_made(name, error) from error
     if recorder is not None:
+        for message in warnings:
+            recorder.record(EngineWarning(message=message))
         recorder.record(_loaded_event(config.model, model, dtype, time.monotonic() - started))
     return model
+
+
+def _make(
+    config: EngineConfig,
+    folder: Path,
+    description: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None,
+    warn: Callable[[str], None],
+) -> CausalLM:
+    native = native_class(description)
+    _refuse_quantized(folder, description, config.quantization, native is not None)
+    checkpoint = None if config.load_format == "dummy" else Checkpoint.open(folder)
+    if checkpoint is not None:
+        refuse_quantized_numbers(checkpoint)
+    if native is not None:
+        scales: dict[str, float] = {}
+        model = _load_native(native, description, checkpoint, device, dtype, progress, scales, warn)
+        said = kv_scales.judge(scales, config.kv_cache_dtype)
+        if said:
+            warn(said)
+        return model
+    adapter = TransformersModel(folder, description, device, dtype, checkpoint is None)
+    if adapter.has_head_of_its_own:
+        warn(HEAD_OF_ITS_OWN)
+    return adapter
+
+
+def could_not_be_made(architecture: str, error: Exception) -> ModelError:
+    """One line for an error that nobody foresaw."""
+    reason = " ".join(str(error).split())[:200].rstrip(".")
+    return ModelError(
+        f"{architecture} can't be loaded: {type(error).__name__}: {reason or 'no message'}. Are"
+        " config.json and the weights of the same model, and does it fit into memory?"
+    )
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -75,10 +121,23 @@ def read_config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; name a folder in transformers' format.")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        description = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds: unknown model type, remote code, bad JSON, …
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}/config.json can't be used: {reason}") from None
+    _check_sizes(folder, description)
+    return description
+
+
+def _check_sizes(folder: Path, description: PretrainedConfig) -> None:
+    """Refuse sizes that no model has, before anything is made of that size."""
+    text = description.get_text_config()
+    for name, most in MOST.items():
+        size = getattr(text, name, None)
+        if isinstance(size, int) and not 1 <= size <= most:
+            raise ModelError(
+                f"{folder}/config.json says {name} {size:,}; it must be 1 to {most:,}."
+            )
 
 
 def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.device) -> torch.dtype:
@@ -101,7 +160,9 @@ def _only_kv_scales(stored: object) -> bool:
     return bool(stored.get("kv_cache_scheme")) and not stored.get("config_groups")
 
 
-def _refuse_quantized(description: PretrainedConfig, wanted: str | None, native: bool) -> None:
+def _refuse_quantized(
+    folder: Path, description: PretrainedConfig, wanted: str | None, native: bool
+) -> None:
     stored = getattr(description, "quantization_config", None)
     if stored is not None and not (native and _only_kv_scales(stored)):
         method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
@@ -110,6 +171,13 @@ def _refuse_quantized(description: PretrainedConfig, wanted: str | None, native:
             f"quantized checkpoints ({getattr(method, 'value', method)}) are not supported yet;"
             " use the model's unquantized checkpoint."
         )
+    for name in ("quantize_config.json", "quant_config.json"):
+        if (folder / name).is_file():
+            raise ModelError(
+                f"{folder} is a GPTQ or AWQ checkpoint, in the old form ({name} beside"
+                " config.json): quantized checkpoints are not supported yet; use the model's"
+                " unquantized checkpoint."
+            )
     if wanted is not None:
         raise ModelError(
             f"--quantization is {wanted}, but the checkpoint is not quantized; leave it out."
@@ -122,21 +190,22 @@ def _refuse_quantized(description: PretrainedConfig, wanted: str | None, native:
 def _load_native(
     native: type[LlamaModel] | type[OPTModel],
     description: PretrainedConfig,
-    folder: Path,
+    checkpoint: Checkpoint | None,
     device: torch.device,
     dtype: torch.dtype,
-    config: EngineConfig,
     progress: Progress | None,
     scales: dict[str, float],
+    warn: Callable[[str], None],
 ) -> LlamaModel | OPTModel:
-    """scales: takes up those of an 8-bit KV cache, see `kv_scales`."""
+    """checkpoint: None for random weights. scales: takes up those of an 8-bit KV cache, see
+    `kv_scales`."""
     with _made_as(device, dtype):
         model = native(description)
     model.to(device).eval()
-    if config.load_format == "dummy":
+    if checkpoint is None:
         _fill_randomly(model)
     else:
-        _fill(model, Checkpoint.open(folder), progress, scales)
+        _fill(model, checkpoint, progress, scales, warn)
     for module in model.modules():
         if isinstance(module, Packable):
             module.pack()
@@ -160,11 +229,13 @@ def _fill(
     checkpoint: Checkpoint,
     progress: Progress | None,
     scales: dict[str, float],
+    warn: Callable[[str], None],
 ) -> None:
     """Copy every tensor to its place, those of the KV cache to `scales`. Raises `ModelError` unless
     names and shapes match."""
     targets = dict(model.weight_targets())
     missing, unexpected = set(targets), []
+    head: torch.Tensor | None = None
     done, total = 0, checkpoint.num_bytes
     for name, tensor in checkpoint.tensors():
         # checkpoints of the bare decoder lack the outermost "model."
@@ -175,10 +246,14 @@ def _fill(
             missing.discard(name)
         elif kv_scales.is_kv_scale(name):
             scales[name] = float(tensor.max())
-        elif not is_computed(name) and not _is_tied_head(model, name):
+        elif model.lm_head.tied_to is not None and name.endswith("lm_head.weight"):
+            head = tensor  # to be compared: the embeddings may come after it
+        elif not is_computed(name):
             unexpected.append(name.removeprefix("model.model."))
         if progress is not None:
             progress("load", min(done, total), total)
+    if head is not None:
+        missing -= _place_head(model, head, missing, warn)
     where = f"the checkpoint in {checkpoint.folder}"
     if missing:
         raise ModelError(f"{where} lacks {_some(missing)}; it is not whole, or of another model.")
@@ -194,17 +269,32 @@ def _copy(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
             f"weight {name} has shape {list(tensor.shape)}, config.json says"
             f" {list(target.shape)}; they are not of the same model."
         )
-    if tensor.dtype not in WEIGHT_DTYPES:
-        raise ModelError(
-            f"weight {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers: a quantized"
-            " checkpoint whose config.json does not say so; use the unquantized one."
-        )
     target.copy_(tensor)
 
 
-def _is_tied_head(model: LlamaModel | OPTModel, name: str) -> bool:
-    """Some checkpoints store the embedding again as a head, though config.json ties the two."""
-    return model.lm_head.tied_to is not None and name.endswith("lm_head.weight")
+def _place_head(
+    model: LlamaModel | OPTModel,
+    head: torch.Tensor,
+    missing: set[str],
+    warn: Callable[[str], None],
+) -> set[str]:
+    """Judge a head that is stored though config.json ties it to the embeddings, as transformers
+    does.
+
+    The same numbers again are no news; others are used, with a warning; a head without embeddings
+    is both. Returns the missing weights that it has filled.
+    """
+    table = model.lm_head.weight
+    embeddings = {name for name, target in model.weight_targets() if target is table}
+    if embeddings & missing:
+        _copy("lm_head.weight", head, table)
+        return embeddings
+    own = torch.empty_like(table)
+    _copy("lm_head.weight", head, own)
+    if not torch.equal(own, table):
+        model.lm_head.untie(own)
+        warn(HEAD_OF_ITS_OWN)
+    return set()
 
 
 def _some(names: set[str] | list[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from engine.models.formats import refuse_other_formats
 from engine.text.errors import TextError
 from engine.text.lanes import LONG_TEXT
 from engine.text.pieces import token_bytes_of
@@ -141,7 +142,9 @@ class Tokenizer:
 def load_tokenizer(
     source: str, revision: str | None = None, hf_token: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of a local folder or a hub id. Raises `TextError` if there is none."""
+    """The tokenizer of a local folder or a hub id. Raises `TextError` if there is none, and
+    `ModelError` for a model of another format."""
+    refuse_other_formats(source)
     from transformers import AutoTokenizer  # takes a second to import
 
     folder = Path(source).expanduser()
@@ -150,7 +153,9 @@ def load_tokenizer(
     elif folder.exists() or source.startswith((".", "/", "~")):
         raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
     try:
-        hf = AutoTokenizer.from_pretrained(source, revision=revision, token=hf_token)
+        hf = AutoTokenizer.from_pretrained(
+            source, revision=revision, token=hf_token, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …
         reason = " ".join(str(error).split())[:300]
         raise TextError(

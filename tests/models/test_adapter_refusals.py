@@ -19,10 +19,12 @@ from transformers import (
     T5Config,
 )
 
+from engine.config import EngineConfig
 from engine.models import hf_check
 from engine.models.errors import ModelError
 from engine.models.hf_adapter import TransformersModel
 from engine.models.length import max_model_len
+from engine.models.loader import load_model
 from tests.models.tiny_models import ADAPTED, VOCAB, make
 
 CPU = torch.device("cpu")
@@ -62,6 +64,52 @@ REFUSED = {
         v_head_dim=8,
     ),
 }
+
+
+def mla(config_class):
+    return config_class(
+        **SMALL,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=2,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+
+
+LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3")
+
+
+@pytest.mark.parametrize("kind", [*LATENT, "deepseek_v32", "glm_moe_dsa", "youtu"])
+def test_every_kind_with_latent_attention_is_refused_in_one_line(kind, tmp_path):
+    refused_in_one_line(mla(transformers.CONFIG_MAPPING[kind]), tmp_path)
+
+
+def test_sizes_that_contradict_each_other_are_refused_in_one_line(tmp_path):
+    refused_in_one_line(transformers.Glm4MoeLiteConfig(**SMALL), tmp_path)
+
+
+@pytest.mark.parametrize("more", [{}, {"pad_token_id": 0}])
+def test_modernbert_decoder_is_refused_in_one_line(more, tmp_path):
+    refused_in_one_line(transformers.ModernBertDecoderConfig(**SMALL, **more), tmp_path)
+
+
+def refused_in_one_line(config, folder):
+    """As config.json in a folder of its own."""
+    config.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    config.save_pretrained(folder)
+    options = EngineConfig(model=str(folder), load_format="dummy")
+    with pytest.raises(ModelError, match=f"^{config.architectures[0]} can't be ") as caught:
+        load_model(options, CPU)
+    assert "\n" not in str(caught.value)
 
 
 def adapt(config, tmp_path):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import EngineConfig
 from engine.models.errors import ModelError
 from engine.models.loader import choose_dtype, load_model
+from engine.text.tokenizer import load_tokenizer
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 from tests.models.paged_harness import PagedModel, Sequence
@@ -115,6 +118,41 @@ def test_tied_embeddings_are_one_tensor(tmp_path):
     # some checkpoints store the head again: it is not another one
     rewrite(tmp_path, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] + 0}))
     assert_loaded_as(load(tmp_path), reference)
+
+
+def with_another_head(folder, kind):
+    """A checkpoint whose config.json ties the head, and which has a different one."""
+    save({**NATIVE, **ADAPTED}[kind](), folder)
+    table = {"opt": "model.decoder.embed_tokens.weight", "gpt2": "transformer.wte.weight"}
+    name = table.get(kind, "model.embed_tokens.weight")
+    rewrite(folder, lambda w: w.update({"lm_head.weight": w[name].flip(0) + 0.5}))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert reference.lm_head.weight is not reference.get_input_embeddings().weight
+    return reference.eval()
+
+
+@pytest.mark.parametrize("kind", ["llama-biased-tied", "qwen2", "opt", "gpt2"])
+def test_another_head_than_the_tied_one_is_used_and_told_about(tmp_path, kind):
+    reference = with_another_head(tmp_path, kind)
+    recorder, events = Recorder(), []
+    recorder.subscribe(events.extend)
+    model = load_model(EngineConfig(model=str(tmp_path)), CPU, recorder=recorder)
+    recorder.close()
+    assert_loaded_as(model, reference)
+    [warning] = [event.message for event in events if isinstance(event, EngineWarning)]
+    assert "another lm_head.weight: it is used" in warning
+    [loaded] = [event for event in events if isinstance(event, EngineModelLoaded)]
+    assert loaded.num_parameters == reference.num_parameters()
+
+
+@pytest.mark.parametrize("kind", ["llama-biased-tied", "opt"])
+def test_a_head_without_embeddings_is_both(tmp_path, kind):
+    reference = save(NATIVE[kind](), tmp_path)
+    table = "model.decoder.embed_tokens.weight" if kind == "opt" else "model.embed_tokens.weight"
+    rewrite(tmp_path, lambda w: w.update({"lm_head.weight": w.pop(table)}))
+    model = load(tmp_path)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert_loaded_as(model, reference)
 
 
 COMPUTED = {
@@ -311,11 +349,116 @@ def test_weights_in_8_bits_beside_scales_are_still_refused(tmp_path):
     refused(tmp_path, r"quantized checkpoints \(compressed-tensors\) are not supported yet")
 
 
-def test_quantized_tensors_without_a_word_in_config(tmp_path):
+STORED = {
+    "llama": "model.layers.0.mlp.up_proj.weight",
+    "gpt2": "transformer.h.0.mlp.c_fc.weight",
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int64"])
+@pytest.mark.parametrize("file", ["safetensors", "bin"])
+def test_quantized_tensors_without_a_word_in_config(tmp_path, kind, dtype, file):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    name = STORED[kind]
+    rewrite(tmp_path, lambda w: w.update({name: w[name].to(getattr(torch, dtype))}))
+    if file == "bin":
+        weights = load_file(tmp_path / "model.safetensors")
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, f"weight {re.escape(name)} holds {dtype} numbers: a quantized checkpoint")
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_an_old_gptq_or_awq_folder(tmp_path, kind):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    name = STORED[kind].removesuffix("weight") + "qweight"
+    packed = torch.ones(4, 48, dtype=torch.int32)
+    rewrite(tmp_path, lambda w: (w.pop(STORED[kind]), w.update({name: packed})))
+    refused(tmp_path, f"{re.escape(name)} is packed as GPTQ and AWQ pack weights")
+    for file in ("quantize_config.json", "quant_config.json"):
+        (tmp_path / file).write_text('{"bits": 4, "group_size": 128}')
+        refused(tmp_path, rf"is a GPTQ or AWQ checkpoint, in the old form \({file}")
+        (tmp_path / file).unlink()
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("layers", [-1, 0, 10**9])
+def test_a_number_of_layers_that_no_model_has(tmp_path, kind, layers):
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path)
+    edit_config(tmp_path, **{"num_hidden_layers" if kind == "llama" else "n_layer": layers})
+    refused(tmp_path, rf"num_hidden_layers {layers:,}; it must be 1 to 10,000")
+    refused(tmp_path, rf"num_hidden_layers {layers:,}; it must", load_format="dummy")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "vocab_size", "num_attention_heads"])
+def test_other_sizes_that_no_model_has(tmp_path, name):
     save(NATIVE["llama"](), tmp_path)
-    name = "model.layers.0.mlp.up_proj.weight"
-    rewrite(tmp_path, lambda w: w.update({name: w[name].to(torch.float8_e4m3fn)}))
-    refused(tmp_path, "holds float8_e4m3fn numbers: a quantized checkpoint")
+    edit_config(tmp_path, **{name: -8 if name != "vocab_size" else 10**12})
+    refused(tmp_path, name)
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", 5])
+def test_an_index_that_leads_out_of_the_folder(tmp_path, kind, name):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "sub").mkdir()
+    save({**NATIVE, **ADAPTED}[kind](), tmp_path / "model")
+    stored = tmp_path / "model" / "model.safetensors"
+    shutil.copy(stored, tmp_path / "x.safetensors")
+    stored.rename(tmp_path / "model" / "sub" / "x.safetensors")
+    index = {"metadata": {}, "weight_map": {STORED[kind]: name}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(tmp_path / "model", "which is not in the model's folder")
+
+
+def test_errors_that_nobody_foresaw_are_one_line(tmp_path, monkeypatch):
+    save(NATIVE["llama"](), tmp_path)
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("tried to allocate\n 5 GiB.")
+
+    monkeypatch.setattr("engine.models.loader._fill", out_of_memory)
+    refused(tmp_path, "LlamaForCausalLM can't be loaded: OutOfMemoryError: tried to allocate 5 GiB")
+
+
+# ------------------------------------------------------------------ folders of other formats
+
+
+def other_format(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"{}")
+
+
+OTHERS = {
+    ("model-q4.gguf",): "is a folder of GGUF files: GGUF is not read here",
+    ("config.json", "model-q4.GGUF"): "is a folder of GGUF files",
+    ("adapter_config.json", "adapter_model.safetensors"): "is a LoRA adapter, not a whole model",
+    ("config.json", "adapter_config.json", "adapter_model.bin"): "is a LoRA adapter",
+    ("params.json", "consolidated.00.pth"): "in its maker's own format",
+}
+
+
+@pytest.mark.parametrize("names", OTHERS)
+def test_other_formats_are_named_by_loader_and_tokenizer_alike(tmp_path, names):
+    other_format(tmp_path, *names)
+    refused(tmp_path, OTHERS[names])
+    with pytest.raises(ModelError, match=OTHERS[names]):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_gguf_file_and_an_adapters_base(tmp_path):
+    (tmp_path / "model").write_bytes(b"GGUF\x03\0\0\0")
+    refused(tmp_path / "model", "is a GGUF file: GGUF is not read here. Use the model's checkpoint")
+    (tmp_path / "model").unlink()
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "small/base"}')
+    refused(tmp_path, "is a LoRA adapter of small/base, not a whole model")
+
+
+def test_a_whole_model_may_lie_beside_other_files(tmp_path):
+    reference = save(NATIVE["llama"](), tmp_path)
+    other_format(tmp_path, "adapter_config.json", "model-q4.gguf", "params.json")
+    assert_loaded_as(load(tmp_path), reference)
 
 
 def test_quantization_of_a_plain_checkpoint(tmp_path):

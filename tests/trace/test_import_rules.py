@@ -25,8 +25,9 @@ BELOW = {
     "layers": {"kernels"},
     "models": {"layers", "kernels"},
     "worker": {"models", "layers", "kernels", "core.messages"},
-    "text": {"core"},
-    "server": {"text", "core", "worker", "models.hub"},  # is the model there? asked before torch
+    # what kind of model is it, is it there? asked before torch is imported
+    "text": {"core", "models.formats"},
+    "server": {"text", "core", "worker", "models.hub"},
 }
 DECLARATIONS = {"config", "sampling_params", "rounding", "tokens", "__version__"}
 

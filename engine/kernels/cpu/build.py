@@ -3,7 +3,9 @@
 The source is compiled for one *variant*: a kind of x86 CPU, or "portable" for any other. The name
 of the cached file holds a hash of all that shaped it (sources, flags, compiler), so that a stale
 one is never used; nothing in it depends on the rest of the machine. It is written under a
-temporary name and renamed, so that two processes may build at once.
+temporary name, down to the disk, and renamed, so that two processes may build at once. Its last
+bytes are the hash of those before them (loaders don't read beyond a library's end): one that was
+cut short or changed would kill the process that loads it, so it is built again.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ HEADERS = (
     "attention_tiles.h",
 )
 FOLDER = Path(__file__).parent
+HASH_BYTES = 32  # of SHA-256
 
 FLAGS: tuple[str, ...] = (
     "-O3",
@@ -89,7 +92,7 @@ def load(variant: str) -> ctypes.PyDLL:
     away and queue for it again can cost more than the kernel.
     """
     path = _path(variant)
-    if not path.exists():
+    if not _is_whole(path):
         path = _build(variant, path)
     try:
         return ctypes.PyDLL(str(path))
@@ -123,6 +126,23 @@ def _path(variant: str) -> Path:
     return cache / "glasshouse" / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there, with the bytes that were built."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data[:-HASH_BYTES]).digest() == data[-HASH_BYTES:]
+
+
+def _seal(library: str) -> None:
+    """Write the hash behind the library's bytes, and all of it to the disk."""
+    with open(library, "r+b") as file:
+        file.write(hashlib.sha256(file.read()).digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _build(variant: str, path: Path) -> Path:
     """Compile to `path`. Returns where the library is: elsewhere if the cache can't be written."""
     try:
@@ -139,5 +159,6 @@ def _build(variant: str, path: Path) -> Path:
         Path(temporary).unlink(missing_ok=True)
         lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
         raise BuildError(f"{command[0]} could not compile the kernels: {lines[0]}")
+    _seal(temporary)
     os.replace(temporary, path)
     return path

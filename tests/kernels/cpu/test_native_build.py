@@ -53,6 +53,32 @@ def test_second_load_builds_nothing(fresh, small, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],  # its pages beyond the end: SIGBUS at every start
+        lambda data: data[:-1],
+        lambda data: data[:-32],  # whole, but by somebody who wrote no hash
+        lambda data: b"",
+        lambda data: bytes(len(data)),  # a crash before the disk had them
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    ],
+)
+def test_a_damaged_library_is_built_again(fresh, small, damage):
+    path = build._build("portable", build._path("portable"))
+    path.write_bytes(damage(path.read_bytes()))
+    assert not build._is_whole(path)
+    # in a process of its own: a library with pages beyond its end would take this one along
+    code = (
+        "from engine.kernels.cpu import build;"
+        "build.SOURCES = ('linear.cpp',); build.FLAGS = ('-O0', *build.FLAGS[1:]);"
+        "build.load('portable').glasshouse_linear"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert build._is_whole(path) and [*fresh.rglob("*.so")] == [path]
+
+
+@needs_compiler
 def test_flags_and_sources_name_the_file(fresh, small, monkeypatch):
     first = build._path("portable")
     assert build._path("avx2").name != first.name.replace("portable", "avx2")
