@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`. The rest is for those who stay.
-# Needs Python 3.10 or later, make and a C++ compiler; all else is installed into $(VENV).
+# Needs Python 3.11 or later, make and a C++ compiler; all else is installed into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
+# Empty if $(PYTHON) is recent enough, else its version.
+too_old = $(shell $(PYTHON) -c 'import sys; print("" if sys.version_info >= (3, 11) else sys.version.split()[0])' || echo missing)
+
 $(BIN)/python:
+	$(if $(too_old),$(error Glasshouse needs Python 3.11 or later; $(PYTHON) is $(too_old) (another: make PYTHON=python3.12 …)))
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python

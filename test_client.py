@@ -449,7 +449,7 @@ def reachable(limit: float, answer: Answer | None = None) -> Iterator[None]:
     try:
         yield
         return
-    except (asyncio.TimeoutError, httpx.TimeoutException):
+    except (TimeoutError, httpx.TimeoutException):
         said = f"no complete answer within {limit:g} s"
     except httpx.HTTPError as error:
         said = f"the connection broke ({describe(error)})"
@@ -1656,7 +1656,9 @@ async def run_suites(
 # ===================================================================================== 8. Main
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str] | None = None, name: str | None = None
+) -> argparse.Namespace:
     def at_least(low: float) -> Callable[[str], Any]:
         def number(text: str) -> Any:
             value = type(low)(text)
@@ -1667,6 +1669,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         return number
 
     parser = argparse.ArgumentParser(
+        prog=name,
         description="Test a running LLM server, or talk to it.",
         epilog="Exit code: 0 nothing failed, 1 a check failed, 2 no judgement was possible.",
     )
@@ -1707,8 +1710,8 @@ def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any
             loop.remove_signal_handler(signal.SIGINT)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
+    args = parse_arguments(argv, name)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     options = {k: v for k, v in vars(args).items() if k not in ("api_key", "url", "json")}
     report = Report(base_url(args.url), options)

@@ -1,11 +1,11 @@
 """The engine against transformers, same weights, same dtype, same threads, in one run.
 
     python -m benchmarks.compare [--shapes pocket opt-125m smollm2-135m] [--dtypes bfloat16 float32]
-    [--quick]
+    [--quick] [--out FOLDER]
 
 Prints one table and writes `compare.json` (every run, not only the medians) and `compare.md` into
-the machine's folder of `results/`. Systems take turns within a repeat, so that a change of the
-machine's speed hits all of them.
+FOLDER: in a checkout the machine's folder of `results/`, elsewhere `glasshouse-bench` here. Systems
+take turns within a repeat, so that a change of the machine's speed hits all of them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from benchmarks.machine_folder import machine_folder
-from benchmarks.peers.machine import cpu_name
+from benchmarks.machine import cpu_name
+from benchmarks.machine_folder import RESULTS, machine_folder
 from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
@@ -166,12 +167,15 @@ def markdown(lines: list[dict], where: dict) -> str:
     return "\n".join(out) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None, name: str = "python -m benchmarks.compare") -> int:
+    """Measure, print the table and write the results; returns 0."""
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--quick", action="store_true", help="one repeat, bfloat16 only")
-    options = parser.parse_args()
+    out = machine_folder() if RESULTS.is_dir() else Path("glasshouse-bench")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder for the results [{out}]")
+    options = parser.parse_args(argv)
     if options.quick:
         options.dtypes = ["bfloat16"]
     rows = []
@@ -179,13 +183,14 @@ def main() -> None:
         for dtype in options.dtypes:
             rows += measure(name, dtype, 1 if options.quick else REPEATS)
     lines, where = summary(rows), machine()
-    table, folder = markdown(lines, where), machine_folder()
+    table, folder = markdown(lines, where), options.out
     folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": where, "summary": lines, "runs": rows}
     (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "compare.md").write_text(table)
     print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,8 +16,8 @@ import random
 import statistics
 import time
 
+from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import machine_folder
-from benchmarks.peers.machine import cpu_name
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector

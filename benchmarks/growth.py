@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 
 from benchmarks import core_cost
+from benchmarks.machine import busy_cores, cpu_name
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
-from benchmarks.peers.machine import busy_cores, cpu_name
 from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine

@@ -29,8 +29,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.machine import cpu_name  # noqa: E402
 from benchmarks.machine_folder import machine_folder  # noqa: E402
-from benchmarks.peers.machine import cpu_name  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.peers.machine import cpu_name
+from benchmarks.machine import cpu_name
 from engine.kernels.cpu.build import variants_here
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import machine_folder
-from benchmarks.peers.machine import cpu_name
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
 from engine.core.messages import CoreRequest

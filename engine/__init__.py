@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 - a checkout is used without pip's own check, too
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    sys.exit(f"Glasshouse needs Python 3.11 or later; this is {found}.")
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
 
 _HOME = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config import POCKET_MODEL, ConfigError
@@ -21,9 +23,19 @@ class Refused(Exception):
     """The lab can't run as it was asked to; one line says why."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the lab. Raises `Refused`."""
-    options = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, name: str = "koyeb_vllm_setup") -> int:
+    """Run the lab; returns 0, or 2 if the options, or the model that they name, can't be used."""
+    options = _parser(name).parse_args(argv)
+    try:
+        _show(options)
+    except Refused as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _show(options: argparse.Namespace) -> None:
+    """Show the chosen chapters. Raises `Refused`."""
     started = time.perf_counter()
     names = [name for group in options.only for name in group.split(",") if name]
     target = Path(options.report).expanduser() if options.report else None
@@ -75,9 +87,9 @@ def _run(chapter: Chapter, number: int, bench: Workbench, terminal: Terminal) ->
     return section
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="koyeb_vllm_setup.py",
+        prog=name,
         description="The lab: each optimisation of the engine, predicted, run on this machine,"
         " measured and drawn.",
         epilog="Chapters: " + ", ".join(chapter.name for chapter in CHAPTERS),

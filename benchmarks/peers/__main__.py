@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import busy_cores, cpu_name
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers import chart, results, servers
 from benchmarks.peers.client import WrongAnswer
 from benchmarks.peers.in_process import InProcess, WorkerFailed
 from benchmarks.peers.install import PEERS_DIR, Peers
-from benchmarks.peers.machine import busy_cores, cpu_name
 from benchmarks.peers.results import ENGINE
 from benchmarks.peers.servers import Server, ServerFailed
 from benchmarks.peers.tokenizer import save_stand_in

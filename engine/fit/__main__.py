@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from engine.config import POCKET_MODEL
 from engine.fit.estimate import make_plan
@@ -11,11 +12,9 @@ from engine.fit.report import report
 from engine.fit.shape import PlanError
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") -> int:
     """Print a plan; exit code 0 if a GPU fits, 1 if none does, 2 if no plan can be made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.fit", description="Which GPU fits a model, and why."
-    )
+    parser = argparse.ArgumentParser(prog=name, description="Which GPU fits a model, and why.")
     parser.add_argument(
         "model", nargs="?", default=POCKET_MODEL, help="folder or hub id; default: the pocket model"
     )
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.kv_cache_dtype,
         )
     except PlanError as error:
-        print(f"engine.fit: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     print(report(plan))
     return 0 if plan.choice() else 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,11 +26,11 @@ class _Problem(Exception):
     """What the person who typed the command should read."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, name: str = "python -m engine.trace") -> int:
     """Run one command; returns the exit status: 0 fine, 1 the records differ, 2 an error, told on
     stderr.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(name).parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.trace", description="Read a record that --trace-file or /trace gave."
+        prog=name, description="Read a record that --trace-file or /trace gave."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

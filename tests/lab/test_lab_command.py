@@ -17,7 +17,7 @@ from lab import limits, svg, terminal_drawings
 from lab.axes import Axis
 from lab.chapter import Expectation, Outcome, quantity
 from lab.chapters import CHAPTERS
-from lab.command import Refused, main
+from lab.command import main
 from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series, printable
 from lab.operations import operations_of
 from lab.report import Section, report
@@ -129,11 +129,11 @@ def _too_short(bench):
         (["--report", "/no/such/folder/lab.html"], ["can't be written"]),
     ],
 )
-def test_what_can_not_be_done_is_refused_in_one_line(arguments, words):
-    with pytest.raises(Refused) as refusal:
-        main(arguments)
-    message = str(refusal.value)
-    assert "\n" not in message and all(word in message for word in words)
+def test_what_can_not_be_done_is_refused_in_one_line(arguments, words, capsys):
+    assert main(arguments, "glasshouse lab") == 2
+    out, message = capsys.readouterr()
+    assert out == "" and message.startswith("glasshouse lab: ")
+    assert message.count("\n") == 1 and all(word in message for word in words)
 
 
 def test_the_script_exits_with_2_and_one_line():

@@ -173,7 +173,7 @@ class Viewers:
                 else:
                     try:
                         await asyncio.wait_for(news.wait(), IDLE_S)
-                    except asyncio.TimeoutError:
+                    except TimeoutError:
                         continue
         finally:
             self.window.unwatch(wake)

@@ -14,7 +14,8 @@ from starlette.responses import FileResponse, Response
 from engine.server.http.errors import ApiError
 
 WEB = Path(__file__).resolve().parents[1] / "web"
-DOCS = WEB.parents[2] / "docs"
+# The wheel has the guides beside the page (setup.py), a checkout in docs/.
+DOCS = WEB / "guide" if (WEB / "guide").is_dir() else WEB.parents[2] / "docs"
 GUIDES = ("ARCHITECTURE_OVERVIEW.md", "LOG_GUIDE.md")  # the panels' explanations point there
 
 HEADERS = {

@@ -1,0 +1,27 @@
+"""The server's command: options in, an exit code out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from engine.config import ConfigError, EngineConfig
+
+
+def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> int:
+    """Run the server until it is told to end, then end this process.
+
+    Returns 2 for impossible options. Exit codes otherwise: 0 ended as told, 1 the engine failed.
+    """
+    # Here and not above: the engine process imports this file again, and needs none of the server.
+    from engine.server.lifecycle import serve
+
+    try:
+        code = serve(EngineConfig.from_args(argv, prog=name))
+    except ConfigError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed; Python would take seconds to tear down what it imported

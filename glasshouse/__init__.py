@@ -1,0 +1,1 @@
+"""The `glasshouse` command: one name for the programs of the engine."""
