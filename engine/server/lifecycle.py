@@ -17,6 +17,7 @@ from loguru import logger
 from engine.config import ConfigError, EngineConfig
 from engine.server import logs
 from engine.server.app import create_app
+from engine.server.http.connection import BoundedConnection
 from engine.server.service import Service
 
 ANSWER_TIMEOUT_S = 2.0  # for the last bytes of answers, when the server ends
@@ -63,6 +64,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service),
+                http=BoundedConnection,
                 log_config=None,  # `logs` has set them up
                 access_log=False,  # the record shows the requests
                 server_header=False,

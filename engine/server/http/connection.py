@@ -1,0 +1,141 @@
+"""Bound what a connection may send before anybody has seen its key: headers, and time.
+
+uvicorn reads HTTP; this adds what it leaves open. A client that breaks a bound gets an error in the
+usual shape, and the connection ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from engine.server.http.errors import ApiError
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """One connection. Its clock runs while a request is being sent, not between two requests."""
+
+    MOST_HEADER_BYTES = 65_536  # the request line and all headers of a request
+    HEAD_S = 20.0  # for all of them to come, from the connection's beginning or their own
+    BODY_S = 120.0  # for all of the body to come
+    LINGER_S = 1.0  # a client that still sends may read its error for so long
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._awaited: str | None = "head"  # which part of a request is not complete
+        self._timed: str | None = None  # the part that the clock runs for
+        self._clock: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._awaited is None:
+            self._awaited = "head"  # the next request begins
+        if self._awaited == "head":
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._awaited == "head" and self._head_bytes > self.MOST_HEADER_BYTES:
+            self._refuse_head()
+        if self._awaited != self._timed:
+            self._set_clock()
+
+    # ------------------------------------------------------------------------------ the parser's
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._awaited = "head"
+
+    def on_headers_complete(self) -> None:
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if size > self.MOST_HEADER_BYTES:
+            self._refuse_head()
+        elif hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._refuse(400, f"The request has {hosts} Host headers; HTTP wants exactly one.")
+        else:
+            self._awaited = "body"
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._awaited = None
+        self._head_bytes = 0
+        if not self._refused:
+            super().on_message_complete()
+
+    # ------------------------------------------------------------------------------ refusing
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _refuse_head(self) -> None:
+        limit = self.MOST_HEADER_BYTES
+        self._refuse(431, f"The headers have more than {limit:,} bytes, which is the most allowed.")
+
+    def _set_clock(self) -> None:
+        self._stop_clock()
+        self._timed = self._awaited
+        if self._awaited is not None and not self._refused:
+            seconds = self.HEAD_S if self._awaited == "head" else self.BODY_S
+            self._clock = self.loop.call_later(seconds, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _too_slow(self) -> None:
+        part, seconds = (
+            ("headers", self.HEAD_S) if self._awaited == "head" else ("body", self.BODY_S)
+        )
+        self._refuse(408, f"The request's {part} did not come within {seconds:g} s.")
+
+    def _may_answer(self) -> bool:
+        """Whether an error now would be taken for the answer to the request that it is about."""
+        cycle = self.cycle
+        if cycle is None:
+            return True
+        if self._awaited == "head":
+            return cycle.response_complete  # of the request before
+        if cycle.response_started:
+            return False
+        cycle.disconnected = True  # whoever works on it hears that nobody listens any more
+        cycle.message_event.set()
+        return True
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Send an error, unless another answer is under way, and end the connection."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self._stop_clock()
+        if not self._may_answer():
+            self.transport.close()
+            return
+        body = msgspec.json.encode(ApiError(status, message).body())
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+            "content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        # To close at once would reset the connection, if the client sends on, and lose the error.
+        self.flow.resume_reading()
+        self.loop.call_later(self.LINGER_S, self.transport.close)
