@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks.peers import chart, machine, results
+from benchmarks import machine
+from benchmarks.peers import chart, results
 from benchmarks.workloads import Run, workloads
 
 SVG = "{http://www.w3.org/2000/svg}"
