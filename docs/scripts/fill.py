@@ -18,7 +18,7 @@ from docs.scripts.questions import reserving
 from docs.scripts.reader import Record, trace_output
 from docs.scripts.record import LENGTHS
 from docs.scripts.server import ROOT
-from engine.config import options_table
+from engine.config.table import options_table
 from engine.fit.estimate import GIB, Plan, make_plan
 from engine.trace import events as ev
 from engine.trace.wording import ranges, size

@@ -90,7 +90,7 @@ def _make(
     warn: Callable[[str], None],
 ) -> CausalLM:
     native = native_class(description)
-    _refuse_quantized(folder, description, config.quantization, native is not None)
+    _refuse_quantized(folder, description, native is not None)
     checkpoint = None if config.load_format == "dummy" else Checkpoint.open(folder)
     if checkpoint is not None:
         refuse_quantized_numbers(checkpoint)
@@ -161,7 +161,7 @@ def _only_kv_scales(stored: object) -> bool:
 
 
 def _refuse_quantized(
-    folder: Path, description: PretrainedConfig, wanted: str | None, native: bool
+    folder: Path, description: PretrainedConfig, native: bool
 ) -> None:
     stored = getattr(description, "quantization_config", None)
     if stored is not None and not (native and _only_kv_scales(stored)):
@@ -178,10 +178,6 @@ def _refuse_quantized(
                 " config.json): quantized checkpoints are not supported yet; use the model's"
                 " unquantized checkpoint."
             )
-    if wanted is not None:
-        raise ModelError(
-            f"--quantization is {wanted}, but the checkpoint is not quantized; leave it out."
-        )
 
 
 # ------------------------------------------------------------------------------------ native models

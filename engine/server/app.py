@@ -38,6 +38,8 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> FastAP
         app.include_router(part.router(service))
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
-    if service.config.api_key is not None:
-        app.add_middleware(ApiKey, key=service.config.api_key)  # outermost: it sees a request first
+    if service.config.api_key:
+        app.add_middleware(
+            ApiKey, keys=service.config.api_key
+        )  # outermost: it sees a request first
     return app

@@ -23,7 +23,7 @@ def wants_json(config: EngineConfig) -> bool:
 
 def configure(config: EngineConfig) -> None:
     """Send all messages of this process to stderr, secrets blanked."""
-    secrets = [secret for secret in (config.api_key, config.hf_token) if secret]
+    secrets = [*config.api_key, *([config.hf_token] if config.hf_token else [])]
 
     def redacted(text: str) -> str:
         for secret in secrets:

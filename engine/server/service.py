@@ -129,7 +129,7 @@ class Service:
         gc.freeze()  # all that was imported and loaded: collections needn't walk through it
         logger.info(
             "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",
-            self.config.served_model_name,
+            self.config.model_name,
             kv.num_blocks,
             kv.block_size,
             kv.max_model_len,
@@ -163,11 +163,14 @@ class Service:
         return self.text
 
     def check_model(self, name: str | None) -> None:
-        """Raise `ApiError` 404 unless `name` is the model that is served."""
+        """Raise `ApiError` 404 unless `name` is a name of the model that is served."""
         served = self.config.served_model_name
-        if name is not None and name != served:
+        if name is not None and name not in served:
             raise ApiError(
-                404, f"The model {name!r} does not exist; this server has {served!r}.", "model"
+                404,
+                f"The model {name!r} does not exist; this server has"
+                f" {', '.join(map(repr, served))}.",
+                "model",
             )
 
     def warn_of_unknown(self, fields: list[str]) -> None:

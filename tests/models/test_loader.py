@@ -461,11 +461,6 @@ def test_a_whole_model_may_lie_beside_other_files(tmp_path):
     assert_loaded_as(load(tmp_path), reference)
 
 
-def test_quantization_of_a_plain_checkpoint(tmp_path):
-    save(NATIVE["llama"](), tmp_path)
-    refused(tmp_path, "--quantization is awq, but the checkpoint is not", quantization="awq")
-
-
 def test_unknown_model_type(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_type"}')
     refused(tmp_path, "config.json can't be used: .*no_such_type")

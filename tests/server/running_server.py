@@ -24,7 +24,7 @@ class RunningServer:
             target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True
         )
         self.thread.start()
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        headers = {"Authorization": f"Bearer {config.api_key[0]}"} if config.api_key else {}
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30)
 
     def wait(self, state: str = "ready") -> None:

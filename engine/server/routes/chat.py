@@ -77,7 +77,7 @@ class ChatAnswer:
             "id": generation.id,
             "object": "chat.completion.chunk" if body.stream else "chat.completion",
             "created": int(time.time()),
-            "model": generation.service.config.served_model_name,
+            "model": generation.service.config.model_name,
             "system_fingerprint": f"glasshouse-{__version__}",
         }
         self.num_written = [0] * len(self.request.sequences)  # tokens, by choice

@@ -136,7 +136,7 @@ class CompletionAnswer:
             "id": generation.id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": generation.service.config.served_model_name,
+            "model": generation.service.config.model_name,
         }
         self.choices = {
             (place, sequence): Choice(self, place, sequence)

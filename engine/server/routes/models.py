@@ -1,4 +1,4 @@
-"""GET /v1/models: the one model that is served."""
+"""GET /v1/models: the one model that is served, under each of its names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
     created = int(time.time())
 
-    def card() -> dict[str, Any]:
+    def card(name: str) -> dict[str, Any]:
         kv = service.client.kv
         return {
-            "id": service.config.served_model_name,
+            "id": name,
             "object": "model",
             "created": created,
             "owned_by": "glasshouse",
@@ -30,11 +30,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [card()]})
+        names = service.config.served_model_name
+        return json_response({"object": "list", "data": [card(name) for name in names]})
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         service.check_model(name)
-        return json_response(card())
+        return json_response(card(name))
 
     return routes

@@ -33,7 +33,7 @@ def router(service: Service) -> APIRouter:
         body = {
             "status": state,
             "detail": service.detail,
-            "model": service.config.served_model_name,
+            "model": service.config.model_name,
         }
         return Response(
             msgspec.json.encode(body),

@@ -89,4 +89,4 @@ def _telemetry(config: EngineConfig) -> Telemetry:
     resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # `close` has a limit
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Telemetry(provider, RequestSpans(provider, config.served_model_name))
+    return Telemetry(provider, RequestSpans(provider, config.model_name))

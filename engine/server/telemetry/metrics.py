@@ -27,7 +27,7 @@ class Metrics:
 
     def __init__(self, config: EngineConfig):
         self.config = config
-        self.labels = {"model_name": config.served_model_name, "engine": "0"}
+        self.labels = {"model_name": config.model_name, "engine": "0"}
         self.series = SeriesSet(self.labels)
         self.cache_info = SeriesSet(self.labels)  # until the model is loaded there is none
         self._last_step = 0

@@ -281,7 +281,7 @@ class Room {
     const { facts } = this.ledger;
     const model = facts["engine.model_loaded"], started = facts["engine.started"];
     const parts = [
-      model ? `${started?.config?.served_model_name || model.model.split("/").at(-1)} · ${model.architecture} · ${number(Math.round(model.num_parameters / 1e5) / 10)} M parameters · ${model.dtype}` : "",
+      model ? `${[started?.config?.served_model_name].flat()[0] || model.model.split("/").at(-1)} · ${model.architecture} · ${number(Math.round(model.num_parameters / 1e5) / 10)} M parameters · ${model.dtype}` : "",
       started?.machine?.device ?? "",
     ];
     document.querySelector("#engine").textContent = parts.filter(Boolean).join(" · ");

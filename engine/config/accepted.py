@@ -1,0 +1,86 @@
+"""Flags of vLLM that ask for what this engine does anyway: they pass, so that a command line works.
+
+With any other value they are refused: an option that is ignored in silence would be a promise that
+nobody keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config.kinds import ConfigError
+
+SWITCH = ("true",)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """One such flag, without its dashes."""
+
+    name: str
+    values: tuple[str, ...]  # those that pass; SWITCH: it has no value
+    does: str  # what this engine does
+    short: str = ""
+
+    @property
+    def is_switch(self) -> bool:
+        return self.values == SWITCH
+
+    def check(self, flag: str, value: str) -> None:
+        """Raise `ConfigError` for a value that asks for something else."""
+        if value not in self.values:
+            passes = ", ".join(self.values)
+            what = "" if self.is_switch else f"give {passes}, or "
+            raise ConfigError(f"{flag} is {value!r}; {self.does}: {what}leave it out.")
+
+
+_ONE_ENGINE = "one engine process serves the model"
+_TEXT = "this engine makes text from text"
+_HF = "models and tokenizers are read in transformers' format"
+_LOG = "requests are in the record; there is no other log of them"
+
+ACCEPTED = (
+    Accepted("quantization", ("none",), "quantized checkpoints are not served yet", "-q"),
+    Accepted("pipeline-parallel-size", ("1",), "all layers stand on one device", "-pp"),
+    Accepted("data-parallel-size", ("1",), _ONE_ENGINE, "-dp"),
+    Accepted("api-server-count", ("1",), "one process answers HTTP", "-asc"),
+    Accepted("nnodes", ("1",), "all runs on one machine", "-n"),
+    Accepted("distributed-executor-backend", ("mp", "uni"), _ONE_ENGINE),
+    Accepted("runner", ("auto", "generate"), _TEXT),
+    Accepted("convert", ("auto", "none"), _TEXT),
+    Accepted("task", ("auto", "generate"), _TEXT),
+    Accepted("language-model-only", SWITCH, _TEXT),
+    Accepted("chat-template-content-format", ("auto", "string"), _TEXT),
+    Accepted("response-role", ("assistant",), "answers are the assistant's"),
+    Accepted("config-format", ("auto", "hf"), _HF),
+    Accepted("tokenizer-mode", ("auto", "hf"), _HF),
+    Accepted("model-impl", ("auto",), "the native class where there is one, else transformers'"),
+    Accepted("no-trust-remote-code", SWITCH, "no code of a checkpoint is ever run"),
+    Accepted("cpu-offload-gb", ("0",), "weights stay on their device"),
+    Accepted("enable-chunked-prefill", SWITCH, "long prompts are always computed in chunks"),
+    Accepted("max-num-partial-prefills", ("1",), "long prompts are computed in order"),
+    Accepted("stream-interval", ("1",), "each token is sent when it is there"),
+    Accepted("logprobs-mode", ("raw_logprobs",), "log-probabilities are those of the raw logits"),
+    Accepted("disable-custom-all-reduce", SWITCH, "one device needs no all-reduce"),
+    Accepted("no-enable-lora", SWITCH, "there are no adapters"),
+    Accepted("no-enable-expert-parallel", SWITCH, "all experts stand on one device"),
+    Accepted("no-enable-sleep-mode", SWITCH, "the engine never sleeps"),
+    Accepted("enable-prompt-tokens-details", SWITCH, "usage always says how much was cached"),
+    Accepted("enable-server-load-tracking", SWITCH, "/load always answers"),
+    Accepted("disable-fastapi-docs", SWITCH, "/docs and /redoc are not served"),
+    Accepted("disable-uvicorn-access-log", SWITCH, _LOG),
+    Accepted("uvicorn-log-level", ("critical", "error", "info", "warning"), _LOG),
+    Accepted("disable-log-requests", SWITCH, _LOG),
+    Accepted("no-enable-log-requests", SWITCH, _LOG),
+    Accepted("disable-log-stats", SWITCH, "figures are in /metrics and the record only"),
+)
+
+
+def accepted_table() -> str:
+    """These flags as a Markdown table, for the docs."""
+    lines = ["| flag | passes with | because |", "|---|---|---|"]
+    for one in ACCEPTED:
+        flags = f"`--{one.name}`" + (f", `{one.short}`" if one.short else "")
+        values = "" if one.is_switch else ", ".join(f"`{value}`" for value in one.values)
+        lines.append(f"| {flags} | {values} | {one.does} |")
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Which values of an option are possible, and which go together; each refusal says the limit."""
+
+from __future__ import annotations
+
+from engine.config.kinds import ConfigError, settled
+from engine.config.options import FIELDS, KINDS, Options, flag_of
+
+AT_LEAST_ONE = (
+    "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
+    "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
+    "max_num_queued_reqs", "trace_buffer",
+)  # fmt: skip
+NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout")
+
+
+def settle_types(options: Options) -> None:
+    """Give each value its one form (a text in place of a list, `half`). Raises `ConfigError`."""
+    for name in FIELDS:
+        setattr(options, name, settled(flag_of(name), getattr(options, name), KINDS[name]))
+
+
+def check(options: Options) -> None:
+    """Raise `ConfigError` for a value out of its range, or two options that contradict."""
+    for name in AT_LEAST_ONE:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag_of(name)} is {value}; it must be at least 1.")
+    for name in NOT_NEGATIVE:
+        if getattr(options, name) < 0:
+            raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; it can't be negative.")
+    _check_memory(options)
+    _check_machine(options)
+    _check_server(options)
+
+
+def _check_memory(options: Options) -> None:
+    if options.block_size & (options.block_size - 1) or options.block_size > 256:
+        raise ConfigError(
+            f"--block-size is {options.block_size}; it must be a power of two up to 256."
+        )
+    if not 0.0 < options.gpu_memory_utilization <= 1.0:
+        raise ConfigError(
+            f"--gpu-memory-utilization is {options.gpu_memory_utilization}; it is a share: more"
+            " than 0, at most 1."
+        )
+    if options.preemption_mode == "swap" and options.swap_space == 0:
+        raise ConfigError(
+            "--preemption-mode swap needs host memory: give --swap-space more than 0, or use"
+            " recompute."
+        )
+
+
+def _check_machine(options: Options) -> None:
+    if options.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size is {options.tensor_parallel_size}; this version uses one GPU,"
+            " so it must be 1. Take a GPU that holds the model (python -m engine.fit MODEL)."
+        )
+    if options.dtype == "float16" and options.device == "cpu":
+        raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")
+
+
+def _check_server(options: Options) -> None:
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port is {options.port}; it must be 0 to 65535.")
+    if "" in options.api_key:
+        raise ConfigError("--api-key is empty: anyone could pass. Leave it out, or give a key.")
+    if "" in options.served_model_name:
+        raise ConfigError("--served-model-name has an empty name; leave it out, or give one.")

@@ -1,0 +1,49 @@
+"""EngineConfig: the options of one engine, checked. Everything else reads them from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.config import sources
+from engine.config.checks import check, settle_types
+from engine.config.options import FIELDS, POCKET_MODEL, Options
+
+
+@dataclass
+class EngineConfig(Options):
+    """All options of the engine and its server. Raises `ConfigError` for impossible ones."""
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        check(self)
+        if not self.served_model_name:
+            path = Path(self.model)
+            name = path.name if path.is_dir() else self.model
+            self.served_model_name = ["pocket" if self.model == POCKET_MODEL else name]
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model in answers, metrics and the log."""
+        return self.served_model_name[0]
+
+    def public(self) -> dict[str, Any]:
+        """All options by name, secrets replaced by "***": safe to log, to record and to show."""
+        return {
+            name: "***" if field.metadata["secret"] and getattr(self, name) else getattr(self, name)
+            for name, field in FIELDS.items()
+        }
+
+    @classmethod
+    def from_args(
+        cls,
+        argv: Sequence[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        prog: str | None = None,
+    ) -> EngineConfig:
+        """Read flags, a `--config` file and the environment: the first of them that names an option
+        wins. Raises `ConfigError`; `--help` prints the options and exits.
+        """
+        return cls(**sources.values(argv, environ, prog))

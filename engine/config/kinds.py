@@ -1,0 +1,133 @@
+"""What an option's type takes, and how a text from a flag, a file or the environment becomes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """An option has an impossible value, or two options contradict each other."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that an option takes."""
+
+    base: type  # bool, int, float, str or dict; of each item where there are many
+    choices: tuple[str, ...] = ()  # all there are; none: any text
+    optional: bool = False  # None is a value
+    many: bool = False  # a list
+
+
+_WORDS = {"half": "float16", "float": "float32"}
+"""vLLM's other names for values of an option with choices."""
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)([kmgtKMGT]?)")
+_POWERS = "kmgt"
+
+
+def kind_of(hint: Any) -> Kind:
+    """Read a field's annotation."""
+    optional = many = False
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        optional, hint = True, parts[0]
+    if typing.get_origin(hint) is list:
+        many, hint = True, typing.get_args(hint)[0]
+    if typing.get_origin(hint) is Literal:
+        return Kind(str, typing.get_args(hint), optional, many)
+    return Kind(typing.get_origin(hint) or hint, (), optional, many)
+
+
+def from_text(name: str, text: str | Sequence[str], kind: Kind) -> Any:
+    """The value that `text` writes; `name` is the flag or variable, for the error.
+
+    Whole numbers may end in k, m, g or t (thousands) or K, M, G or T (1,024s); `auto` leaves an
+    optional number to the engine. Several texts are a JSON list, or words of their own on the
+    command line. Raises `ConfigError`.
+    """
+    if kind.many:
+        words = [text] if isinstance(text, str) else list(text)
+        if len(words) == 1 and words[0].lstrip().startswith("["):
+            return _json(name, words[0], list)
+        return words
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} has {len(text)} values; it takes one.")
+    if kind.base is dict:
+        return _json(name, text, dict)
+    if kind.base is bool:
+        return _switch(name, text)
+    if kind.base is int:
+        return _whole_number(name, text, kind)
+    if kind.base is float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{name} is {text!r}; it must be a number.") from None
+    return text
+
+
+def settled(name: str, value: Any, kind: Kind) -> Any:
+    """`value` in its one form, if it is of the right kind; else raise `ConfigError`."""
+    if kind.many and isinstance(value, str):
+        value = [value]
+    if value is None and kind.optional:
+        return value
+    if kind.many:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of texts.")
+        one = Kind(kind.base, kind.choices)
+        return [settled(name, item, one) for item in value]
+    if kind.choices:
+        value = _WORDS.get(value, value) if isinstance(value, str) else value
+        if value not in kind.choices:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(kind.choices)}.")
+        return value
+    if kind.base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind.base) or (kind.base is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}; it must be of type {kind.base.__name__}.")
+    return value
+
+
+def _switch(name: str, text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ConfigError(f"{name} is {text!r}; write 1 or 0.")
+
+
+def _whole_number(name: str, text: str, kind: Kind) -> int | None:
+    if kind.optional and text in ("auto", "-1"):
+        return None
+    found = _NUMBER.fullmatch(text.strip())
+    if found is not None:
+        number, unit = found.groups()
+        base = 1024 if unit.isupper() else 1000
+        value = float(number) * base ** (_POWERS.index(unit.lower()) + 1) if unit else None
+        if value is None and "." not in number:
+            return int(number)
+        if value is not None and value == int(value):
+            return int(value)
+    auto = ", or auto" if kind.optional else ""
+    raise ConfigError(f"{name} is {text!r}; it must be a whole number, such as 2048 or 2k{auto}.")
+
+
+def _json(name: str, text: str, base: type) -> Any:
+    shape = "a JSON list of texts" if base is list else "a JSON object"
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}; it must be {shape} ({error}).") from None
+    if not isinstance(value, base):
+        raise ConfigError(f"{name} is {text!r}; it must be {shape}.")
+    return value

@@ -1,0 +1,162 @@
+"""The declaration of every option: its name, type, default, help, and environment variable.
+
+Each field below becomes a Python argument (`EngineConfig(max_num_seqs=8)`, `LLM(model,
+max_num_seqs=8)`), a flag (`--max-num-seqs 8`), a key of a `--config` file (`max-num-seqs: 8`), an
+environment variable (`MAX_NUM_SEQS=8`) and a row of the table in the docs. Flags carry vLLM's names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from engine.config.kinds import kind_of
+
+POCKET_MODEL = str(Path(__file__).resolve().parents[2] / "pocket" / "model")
+"""The embedded model: used when no model is named."""
+
+LOOPBACK = "127.0.0.1"
+
+
+BUDGET = 2048
+CUDA_BUDGET = 4096  # a step with prompts launches some hundred kernels: fewer and larger ones
+
+
+def _option(
+    default: Any, help: str, env: str | None = None, secret: bool = False, short: str = ""
+) -> Any:
+    """Declare an option: its default (a list or dict is copied), help text and environment variable
+    (by default its name in capitals), and its short flag.
+    """
+    metadata = {"help": help, "env": env, "secret": secret, "short": short}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
+class Options:
+    """Every option of the engine and its server, and no more: what checks them is elsewhere."""
+
+    # -- the model
+    model: str = _option(
+        POCKET_MODEL,
+        "local folder or Hugging Face id; default: the embedded pocket model",
+        env="MODEL_NAME",
+    )
+    served_model_name: list[str] = _option(
+        [],
+        "names that clients may use, the first one in answers; default: --model, of a folder the"
+        " last part",
+    )
+    revision: str | None = _option(None, "branch, tag or commit on the hub")
+    hf_token: str | None = _option(
+        None, "token for gated models on the hub", env="HF_TOKEN", secret=True
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto",
+        "weights and activations; auto: as the checkpoint is stored (on a CPU, float16 becomes"
+        " bfloat16)",
+    )
+    load_format: Literal["auto", "dummy"] = _option(
+        "auto", "dummy: random weights in the model's shape, for benchmarks"
+    )
+    max_model_len: int | None = _option(
+        None,
+        "longest sequence in tokens, prompt and output; auto: the model's own, or what the KV cache"
+        " holds",
+    )
+    chat_template: str | None = _option(
+        None, "Jinja chat template (a file or the text itself); default: the model's own"
+    )
+    seed: int = _option(0, "seeds the requests that bring no seed of their own")
+
+    # -- the machine
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "auto: CUDA when there is one")
+    cpu_threads: int = _option(0, "threads of the worker on a CPU; 0: as many as physical cores")
+    tensor_parallel_size: int = _option(
+        1, "GPUs that share each layer: 1 in this version", short="-tp"
+    )
+    enforce_eager: bool = _option(
+        False, "launch every kernel from Python: no CUDA graphs, no tapes on a CPU"
+    )
+    async_scheduling: bool | None = _option(
+        None, "overlapped loop: plan the next step while this one computes; default: on CUDA only"
+    )
+
+    # -- memory for the KV cache
+    block_size: int = _option(16, "tokens in a KV block")
+    gpu_memory_utilization: float = _option(
+        0.9, "share of the device's memory that the engine may fill"
+    )
+    kv_cache_memory_bytes: int | None = _option(
+        None, "size of the KV cache; overrides the share above"
+    )
+    kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"] = _option(
+        "auto",
+        "how keys and values are kept; auto: in the model's dtype; fp8 (which is fp8_e4m3): in 8"
+        " bits, twice the tokens of bfloat16 in the same memory, less exact",
+    )
+    num_gpu_blocks_override: int | None = _option(None, "number of KV blocks; overrides both")
+    swap_space: float = _option(1.0, "GiB of host memory for swapped-out blocks")
+    enable_prefix_caching: bool = _option(True, "reuse the blocks of equal prompt beginnings")
+
+    # -- scheduling
+    max_num_seqs: int = _option(256, "sequences that run at once (seats)")
+    max_num_batched_tokens: int | None = _option(
+        None, f"tokens computed in one step (budget); default: {BUDGET:,}, on CUDA {CUDA_BUDGET:,}"
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = _option(
+        "fcfs", "first come first served, or by each request's priority"
+    )
+    preemption_mode: Literal["recompute", "swap", "auto"] = _option(
+        "auto",
+        "how a preempted request's K/V come back; auto: what is cheaper, as measured here",
+    )
+    max_num_queued_reqs: int = _option(1024, "waiting requests before the server answers 503")
+
+    # -- the server
+    host: str = _option("0.0.0.0", "address to listen on")
+    port: int = _option(8000, "port to listen on; 0: any free one")
+    api_key: list[str] = _option(
+        [], "keys, of which clients must send one as a bearer token", secret=True
+    )
+    shutdown_timeout: float = _option(
+        25.0, "seconds that running requests get to finish after SIGTERM"
+    )
+
+    # -- the record
+    trace: Literal["off", "steps", "full", "profile"] = _option(
+        "steps", "what is recorded; full: tokens and kernels, too; profile: with each kernel's time"
+    )
+    trace_file: str | None = _option(None, "write the record to this JSONL file")
+    trace_text: Literal["on", "off"] = _option(
+        "on", "off: the record carries no text and no token ids of people"
+    )
+    trace_buffer: int = _option(200_000, "events kept in memory for /trace")
+    log_format: Literal["auto", "rich", "json", "off"] = _option(
+        "auto", "annotated record on the console; auto: rich on a terminal, JSON lines elsewhere"
+    )
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Options)}
+KINDS = {name: kind_of(hint) for name, hint in get_type_hints(Options).items()}
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def env_name(name: str) -> str:
+    """The environment variable of an option."""
+    return FIELDS[name].metadata["env"] or name.upper()
+
+
+def default_text(name: str) -> str:
+    """The default of an option as the help and the docs show it; nothing where there is none."""
+    default = FIELDS[name].default
+    hidden = default in (None, "", POCKET_MODEL) or default is dataclasses.MISSING
+    return "" if hidden else str(default)
