@@ -2,9 +2,10 @@
 
 Each field below becomes a Python argument (`EngineConfig(max_num_seqs=8)`, `LLM(model,
 max_num_seqs=8)`), a flag (`--max-num-seqs 8`), a key of a `--config` file (`max-num-seqs: 8`), an
-environment variable (`MAX_NUM_SEQS=8`) and a row of the table in the docs. Flags carry vLLM's names.
+environment variable (`MAX_NUM_SEQS=8`) and a row of the table in the docs. Flags have vLLM's names.
 """
 
+# ruff: noqa: RUF009 - `_option` returns a dataclass field
 from __future__ import annotations
 
 import dataclasses
@@ -27,12 +28,12 @@ CUDA_BUDGET = 4096  # a step with prompts launches some hundred kernels: fewer a
 def _option(
     default: Any, help: str, env: str | None = None, secret: bool = False, short: str = ""
 ) -> Any:
-    """Declare an option: its default (a list or dict is copied), help text and environment variable
-    (by default its name in capitals), and its short flag.
+    """Declare an option: its default (`list` or `dict`: an empty one), help text, environment
+    variable (by default its name in capitals), and short flag.
     """
     metadata = {"help": help, "env": env, "secret": secret, "short": short}
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    if default in (list, dict):
+        return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,7 +48,7 @@ class Options:
         env="MODEL_NAME",
     )
     served_model_name: list[str] = _option(
-        [],
+        list,
         "names that clients may use, the first one in answers; default: --model, of a folder the"
         " last part",
     )
@@ -121,7 +122,7 @@ class Options:
     host: str = _option("0.0.0.0", "address to listen on")
     port: int = _option(8000, "port to listen on; 0: any free one")
     api_key: list[str] = _option(
-        [], "keys, of which clients must send one as a bearer token", secret=True
+        list, "keys, of which clients must send one as a bearer token", secret=True
     )
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"

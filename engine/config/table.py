@@ -30,5 +30,6 @@ def options_table() -> str:
 
 
 _ACCEPTED_TITLE = """\
-Flags may be written with underscores, and whole numbers as `2k` (2,000), `2K` (2,048), `2G`, or `auto`. These
-flags of vLLM ask for what this engine does anyway; they pass with these values, and are refused with others:"""
+Flags may be written with underscores, and whole numbers as `2k` (2,000), `2K` (2,048), `2G`, or
+`auto`. These flags of vLLM ask for what this engine does anyway; they pass with these values, and
+are refused with others:"""

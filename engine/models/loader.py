@@ -160,9 +160,7 @@ def _only_kv_scales(stored: object) -> bool:
     return bool(stored.get("kv_cache_scheme")) and not stored.get("config_groups")
 
 
-def _refuse_quantized(
-    folder: Path, description: PretrainedConfig, native: bool
-) -> None:
+def _refuse_quantized(folder: Path, description: PretrainedConfig, native: bool) -> None:
     stored = getattr(description, "quantization_config", None)
     if stored is not None and not (native and _only_kv_scales(stored)):
         method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored

@@ -26,7 +26,9 @@ def test_the_model_may_stand_anywhere():
 
 
 def test_flags_may_have_underscores_and_values_keep_theirs():
-    config = parse("--max_num_seqs=3", "--no-enable_prefix_caching", "--served_model_name", "--a_b")
+    config = parse("--max_num_seqs=3", "--no-enable_prefix_caching", "--served_model_name", "a_b")
+    assert config.served_model_name == ["a_b"]
+    assert parse("--chat_template={{ a_b }}").chat_template == "{{ a_b }}"
     assert config.max_num_seqs == 3 and config.enable_prefix_caching is False
 
 
@@ -42,7 +44,7 @@ def test_whole_numbers(text, number):
 
 @pytest.mark.parametrize("text", ["", "k", "2kk", "2.5", "1.0001k", "2 k", "0x10", "1e3", "٣.٣"])
 def test_no_whole_number(text):
-    with pytest.raises(ConfigError, match="--max-num-seqs is .*must be a whole number"):
+    with pytest.raises(ConfigError, match=r"--max-num-seqs is .*must be a whole number"):
         parse("--max-num-seqs", text)
 
 
@@ -61,7 +63,7 @@ def test_several_names_and_keys():
     assert config.api_key == ["k1", "k2"] and config.served_model_name == ["one name"]
     assert parse(API_KEY="two words").api_key == ["two words"]  # and not two weaker keys
     for bad in ("[1]", '["a"', "[null]"):
-        with pytest.raises(ConfigError, match="API_KEY|--api-key"):
+        with pytest.raises(ConfigError, match=r"API_KEY|--api-key"):
             parse(API_KEY=bad)
 
 
