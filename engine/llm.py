@@ -28,9 +28,10 @@ from engine.core.scheduler import Scheduler
 from engine.sampling_params import SamplingParams
 from engine.text.chat import ChatTemplate, Message
 from engine.text.input import InputProcessor, Prompt
+from engine.text.loading import load_text
 from engine.text.output import OutputProcessor, RequestText
 from engine.text.request_output import RequestOutput, request_output
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer
 from engine.trace.events import Event
 from engine.trace.files import JsonlWriter
 from engine.trace.recorder import Recorder
@@ -83,7 +84,7 @@ class LLM:
 
     def _start(self) -> None:
         config = self.config
-        self.tokenizer = load_tokenizer(config.model, config.revision, config.hf_token)
+        self.tokenizer, self._defaults = load_text(config)
         self.recorder.read_tokens(self.tokenizer.texts)
         self.chat_template = ChatTemplate(self.tokenizer, config.chat_template)
         executor = self._load_executor()
@@ -115,7 +116,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete each prompt (a text, or token ids); outputs come in the order of the prompts.
 
-        `sampling_params` are for all prompts, or a list with one for each; None means the defaults.
+        `sampling_params` are for all prompts, or a list with one for each; None means
+        `get_default_sampling_params()`.
         `use_tqdm` shows a progress bar. Raises `TextError`, `ParameterError` or `RequestError` for
         a request that can't be served; then none of them has run. An answer whose logits aren't
         finite ends with the finish_reason "error", and the output's `error` says why.
@@ -147,6 +149,11 @@ class LLM:
             for conversation in conversations
         ]
         return self._run(prompts, sampling_params, use_tqdm, "LLM.chat", False)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What holds where no parameters are given: those that the model's makers recommend, see
+        `--generation-config`. A copy, to change and pass on."""
+        return self._defaults.params()
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer; its `hf` is transformers' own object."""
@@ -187,7 +194,7 @@ class LLM:
                 add_special_tokens=add_special_tokens,
                 route=route,
             )
-            for prompt, params in zip(prompts, _one_each(sampling_params, len(prompts)))
+            for prompt, params in zip(prompts, self._one_each(sampling_params, len(prompts)))
         ]
         try:
             texts = [self._add(*pair) for pair in zip(requests, prompts)]
@@ -199,6 +206,20 @@ class LLM:
                 self._output.remove(request.request_id)
             raise
         return [request_output(text) for text in texts]
+
+    def _one_each(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, number: int
+    ) -> Sequence[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * number
+        if len(params) != number:
+            raise ValueError(
+                f"sampling_params has {len(params)} entries for {number} prompts; give one for"
+                " each, or one for all."
+            )
+        return params
 
     def _add(self, request: CoreRequest, prompt: Prompt) -> RequestText:
         self.core.add_request(request)
@@ -222,19 +243,6 @@ def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]
     return [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-
-
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, number: int
-) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * number
-    if len(params) != number:
-        raise ValueError(
-            f"sampling_params has {len(params)} entries for {number} prompts; give one for each, "
-            "or one for all."
-        )
-    return params
 
 
 class _Bar:

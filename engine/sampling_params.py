@@ -4,7 +4,11 @@ for `LLM` alike.
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
+
+from engine.field_types import fields_of, wrong
 
 MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 20
@@ -24,7 +28,7 @@ class ParameterError(ValueError):
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The parameters of one request, with the names that vLLM's and OpenAI's users know.
 
-    Raises `ParameterError` when a value is out of range. The order in which they act is that of
+    Raises `ParameterError` when a value is of another type or out of range. The order in which they act is that of
     `worker/sampling/sampler.py`.
     """
 
@@ -53,6 +57,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     truncate_prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         if self.top_k == -1:
@@ -110,6 +115,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         if value != value or value < low or value > high or (low_open and value == low):
             bracket = "(" if low_open else "["
             raise ParameterError(name, f"{name} is {value}; it must be in {bracket}{low}, {high}].")
+
+    def _check_types(self) -> None:
+        for field in fields_of(type(self)):
+            value = getattr(self, field.name)
+            try:
+                settled = field.settle(value)
+            except TypeError:
+                raise ParameterError(field.name, wrong(field, value)) from None
+            if settled is not value:  # a tuple becomes a list, a number of numpy's one of Python's
+                setattr(self, field.name, settled)
+
+    def clone(self) -> SamplingParams:
+        """Return parameters that are equal and share no list or dict with these."""
+        return copy.deepcopy(self)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `ParameterError` if a token id that the parameters name isn't in a vocabulary of

@@ -72,6 +72,14 @@ class Options:
     chat_template: str | None = _option(
         None, "Jinja chat template (a file or the text itself); default: the model's own"
     )
+    generation_config: str = _option(
+        "auto",
+        "sampling defaults: auto: of the model's generation_config.json; vllm: none but ours; or a"
+        " folder with such a file",
+    )
+    override_generation_config: dict[str, Any] = _option(
+        dict, "sampling defaults that win over those of generation_config.json"
+    )
     seed: int = _option(0, "seeds the requests that bring no seed of their own")
 
     # -- the machine

@@ -27,9 +27,11 @@ from engine.server.record.hub import TraceHub
 from engine.server.telemetry import connect
 from engine.server.telemetry.metrics import Metrics
 from engine.text.chat import ChatTemplate
+from engine.text.generation_config import GenerationDefaults
 from engine.text.input import InputProcessor
+from engine.text.loading import load_text
 from engine.text.output import OutputProcessor
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
 
@@ -75,6 +77,7 @@ class Service:
         self.num_open = 0  # generations that are being answered
         self.on_failure: Callable[[str], None] = lambda message: None
         self._tokenizer: Tokenizer | None = None
+        self.defaults = GenerationDefaults()
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------------------------ life
@@ -95,9 +98,7 @@ class Service:
     async def _load_text(self) -> None:
         config = self.config
         try:
-            self._tokenizer = await _in_daemon_thread(
-                lambda: load_tokenizer(config.model, config.revision, config.hf_token)
-            )
+            self._tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
             # A template that can't be used must be refused at the start, not at the first chat.
             self._chat = ChatTemplate(self._tokenizer, config.chat_template)
         except Exception as error:
@@ -134,6 +135,8 @@ class Service:
             kv.block_size,
             kv.max_model_len,
         )
+        if self.defaults.sampling:
+            logger.info("{}", self.defaults.in_words())
 
     def _failed(self, message: str) -> None:
         self.recorder.record(EngineFailed(message=message))

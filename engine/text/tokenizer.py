@@ -60,6 +60,10 @@ class Tokenizer:
         """Characters of the longest token: a text of n characters has at least n / that tokens."""
         return max(map(len, self.hf.get_vocab()), default=1)
 
+    def end_at(self, token_ids: Sequence[int]) -> None:
+        """Let these tokens end a text, too."""
+        self.eos_token_ids += [i for i in token_ids if i not in self.eos_token_ids]
+
     # ------------------------------------------------------------------------------ text ↔ ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -142,8 +146,10 @@ class Tokenizer:
 def load_tokenizer(
     source: str, revision: str | None = None, hf_token: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of a local folder or a hub id. Raises `TextError` if there is none, and
-    `ModelError` for a model of another format."""
+    """The tokenizer of a local folder or a hub id, its text ending where it says itself.
+
+    Raises `TextError` if there is none, and `ModelError` for a model of another format.
+    """
     refuse_other_formats(source)
     from transformers import AutoTokenizer  # takes a second to import
 
@@ -164,22 +170,5 @@ def load_tokenizer(
             "or a hub id that you may read (a gated one needs HF_TOKEN). transformers says: "
             f"{type(error).__name__}: {reason}",
         ) from None
-    return Tokenizer(hf, _eos_token_ids(hf, source, revision, hf_token))
-
-
-def _eos_token_ids(hf: Any, source: str, revision: str | None, hf_token: str | None) -> list[int]:
-    """The tokenizer's end of sequence, and those of generation_config.json: chat models list the
-    end of a turn there.
-    """
-    from transformers import GenerationConfig
-
-    ids = [] if hf.eos_token_id is None else [hf.eos_token_id]
-    try:
-        config = GenerationConfig.from_pretrained(
-            source, revision=revision or "main", token=hf_token
-        )
-    except OSError:  # the file is optional
-        return ids
-    more = config.eos_token_id
-    listed = [] if more is None else [more] if isinstance(more, int) else list(more)
-    return ids + [i for i in listed if i not in ids]
+    own = [] if hf.eos_token_id is None else [hf.eos_token_id]
+    return Tokenizer(hf, own)

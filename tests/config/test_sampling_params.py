@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 import pytest
 
 from engine.sampling_params import ParameterError, SamplingParams
@@ -65,3 +66,68 @@ def test_crosses_a_process_boundary():
     params = SamplingParams(n=3, stop=["a"], seed=4, logit_bias={1: -1.0}, bad_words=["x"])
     packed = msgspec.msgpack.encode(params)
     assert msgspec.msgpack.decode(packed, type=SamplingParams) == params
+
+
+WRONG = {
+    "max_tokens": [2.5, "5", True, [1]],
+    "n": [2.0, None, "2", False],
+    "temperature": [None, "hot", True, 1j],
+    "top_p": [None, "1"],
+    "top_k": [2.5, None],
+    "seed": [1.5, "s"],
+    "stop": [[1], 5, {"a": 1}, [None], [["x"]]],
+    "stop_token_ids": ["ab", [1.5], 3, ["1"], [True]],
+    "bad_words": ["x", [1], 3],
+    "ignore_eos": [1, "yes", None],
+    "logprobs": [2.0, True, "all"],
+    "logit_bias": [[(1, 2)], {"5": 1.0}, {5: "x"}, {1.5: 1.0}, {5: None}],
+    "allowed_token_ids": [range(3), "12", [[1]]],
+    "bad_words_token_ids": [[1], ["x"]],
+    "skip_special_tokens": ["no"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in WRONG.items() for v in vs])
+def test_a_value_of_another_type_is_named(name, value):
+    with pytest.raises(ParameterError, match=f"^{name} is .*; it must be .+") as error:
+        SamplingParams(**{name: value})
+    assert error.value.param == name and "\n" not in str(error.value)
+
+
+def test_the_words_of_a_complaint():
+    said = {}
+    for name, value in [("max_tokens", 2.5), ("bad_words", "x"), ("stop", [1]), ("seed", "s" * 999)]:
+        with pytest.raises(ParameterError) as error:
+            SamplingParams(**{name: value})
+        said[name] = str(error.value)
+    assert said["max_tokens"] == "max_tokens is 2.5; it must be a whole number or None."
+    assert said["bad_words"] == "bad_words is 'x'; it must be a list of strings or None."
+    assert said["stop"] == "stop is [1]; it must be a list of strings or a string or None."
+    assert len(said["seed"]) < 150
+
+
+def test_every_field_is_checked():
+    """A field that is added later, too: an object fits none."""
+    for name in SamplingParams.__struct_fields__:
+        with pytest.raises(ParameterError, match=name):
+            SamplingParams(**{name: object()})
+
+
+def test_numbers_of_numpy_and_tuples_become_plain_ones():
+    params = SamplingParams(
+        n=np.int64(2), temperature=np.float32(0.5), stop=("a", "b"), stop_token_ids=(np.int32(3),)
+    )
+    assert (params.n, params.temperature, params.stop) == (2, 0.5, ["a", "b"])
+    assert params.stop_token_ids == [3] and type(params.stop_token_ids[0]) is int
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+    given = [1, 2]
+    assert SamplingParams(stop_token_ids=given).stop_token_ids is given  # no copy of what fits
+
+
+def test_a_clone_shares_nothing():
+    params = SamplingParams(stop=["a"], logit_bias={5: 1.0}, seed=3)
+    other = params.clone()
+    assert other == params
+    other.stop.append("b")
+    other.logit_bias[6] = 2.0
+    assert params == SamplingParams(stop=["a"], logit_bias={5: 1.0}, seed=3)

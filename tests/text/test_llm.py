@@ -181,6 +181,18 @@ def test_a_scheduler_of_ones_own_decides(make_llm):
     assert order[LongestFirst] == ["llm-1", "llm-2", "llm-0"]
 
 
+def test_the_models_defaults_hold_where_no_parameters_are_given(make_llm):
+    llm = make_llm(override_generation_config={"temperature": 0.3, "max_new_tokens": 5})
+    params = llm.get_default_sampling_params()
+    assert (params.temperature, params.max_tokens) == (0.3, 5)
+    (output,) = llm.generate("hello", use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 5
+    (output,) = llm.generate("hello", SamplingParams(), use_tqdm=False)  # says all it wants
+    assert len(output.outputs[0].token_ids) == 16
+    params.max_tokens = 2  # a copy
+    assert llm.get_default_sampling_params().max_tokens == 5
+
+
 def test_a_progress_bar(make_llm, capsys):
     with make_llm() as llm:
         llm.generate(["hello", "world"], SamplingParams(max_tokens=2))

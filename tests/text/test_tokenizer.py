@@ -5,7 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from engine.config import EngineConfig
 from engine.text.errors import TextError
+from engine.text.generation_config import read_defaults
+from engine.text.loading import load_text
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.tiny_tokenizers import CORPUS, byte_level_hf
 
@@ -25,7 +28,7 @@ def test_ids_are_those_of_transformers(family, special, request):
 def test_a_folder_with_everything(tmp_path):
     byte_level_hf().save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
-    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer, _ = load_text(EngineConfig(model=str(tmp_path)))
     assert tokenizer.eos_token_ids == [2, 7, 9]
     text = "Hello, café 😀"
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -34,9 +37,25 @@ def test_a_folder_with_everything(tmp_path):
 
 def test_one_end_of_sequence_and_none_in_the_generation_config(tmp_path):
     byte_level_hf().save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path)).eos_token_ids == [2]
+    config = EngineConfig(model=str(tmp_path))
+    assert load_text(config)[0].eos_token_ids == [2]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
-    assert load_tokenizer(str(tmp_path)).eos_token_ids == [2, 5]
+    assert load_text(config)[0].eos_token_ids == [2, 5]
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    byte_level_hf().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "tokenizer_class": "Mine"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}})
+    )
+    with pytest.raises(TextError, match="No tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+    assert read_defaults(str(tmp_path)).eos_token_ids == []  # config.json's code isn't run either
 
 
 def test_no_tokenizer_is_one_clear_line(tmp_path):

@@ -54,6 +54,7 @@ class Generation:
         """Check, tokenize and send the prompts. Raises `ApiError`, `ParameterError`,
         `TextError`."""
         ignored = body.check()
+        body.take_defaults(service.defaults.sampling)
         body.sampling_params()  # what is wrong with it is found before anything else is done
         service.warn_of_unknown(ignored)
         service.client.check_room(len(prompts))

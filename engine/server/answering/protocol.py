@@ -7,6 +7,7 @@ accepted and has no effect (a warning in the record names it).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -118,6 +119,12 @@ class GenerationRequest(BaseModel):
                 "max_tokens",
             )
         return sorted(extra.keys() - UNSUPPORTED.keys() - WITHOUT_EFFECT)
+
+    def take_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Fill in the model's sampling defaults where the body says nothing."""
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     @property
     def fewest_tokens(self) -> int:

@@ -1,0 +1,25 @@
+"""Load what translates for a model: its tokenizer, and what its makers recommend."""
+
+from __future__ import annotations
+
+from engine.config import EngineConfig
+from engine.text.generation_config import GenerationDefaults, read_defaults
+from engine.text.tokenizer import Tokenizer, load_tokenizer
+
+
+def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
+    """Load the tokenizer of `config.model` and the model's defaults.
+
+    A text ends where either of them says: chat models list the end of a turn beside the
+    tokenizer's own end of sequence. Raises `TextError`, and `ModelError` for another format.
+    """
+    tokenizer = load_tokenizer(config.model, config.revision, config.hf_token)
+    defaults = read_defaults(
+        config.model,
+        config.revision,
+        config.hf_token,
+        config.generation_config,
+        config.override_generation_config,
+    )
+    tokenizer.end_at(defaults.eos_token_ids)
+    return tokenizer, defaults
