@@ -10,7 +10,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Field(NamedTuple):
     words: str  # what it must be
 
 
-@lru_cache(maxsize=None)
+@cache
 def fields_of(struct: type) -> tuple[Field, ...]:
     """Read the annotations of a struct: numbers, texts, lists and dicts of them, or None."""
     hints = typing.get_type_hints(struct)

@@ -28,8 +28,8 @@ class ParameterError(ValueError):
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The parameters of one request, with the names that vLLM's and OpenAI's users know.
 
-    Raises `ParameterError` when a value is of another type or out of range. The order in which they act is that of
-    `worker/sampling/sampler.py`.
+    Raises `ParameterError` when a value is of another type or out of range. The order in which they
+    act is that of `worker/sampling/sampler.py`.
     """
 
     n: int = 1  # sequences to draw from the same prompt

@@ -98,9 +98,10 @@ class Service:
     async def _load_text(self) -> None:
         config = self.config
         try:
-            self._tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
+            tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
             # A template that can't be used must be refused at the start, not at the first chat.
-            self._chat = ChatTemplate(self._tokenizer, config.chat_template)
+            self._chat = ChatTemplate(tokenizer, config.chat_template)
+            self._tokenizer = tokenizer
         except Exception as error:
             self.client.fail(" ".join(str(error).split()))
         self._join_text()

@@ -69,8 +69,10 @@ def read_defaults(
     sampling = _checked(named, origin)
     if override:
         _refuse_unknown(override)
-        origin = f"{origin} and --override-generation-config" if sampling else (
-            "--override-generation-config"
+        origin = (
+            f"{origin} and --override-generation-config"
+            if sampling
+            else ("--override-generation-config")
         )
         sampling |= _checked(override, "--override-generation-config")
     eos = _ids(config) or _ids(own.of_model)

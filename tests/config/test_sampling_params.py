@@ -96,7 +96,12 @@ def test_a_value_of_another_type_is_named(name, value):
 
 def test_the_words_of_a_complaint():
     said = {}
-    for name, value in [("max_tokens", 2.5), ("bad_words", "x"), ("stop", [1]), ("seed", "s" * 999)]:
+    for name, value in [
+        ("max_tokens", 2.5),
+        ("bad_words", "x"),
+        ("stop", [1]),
+        ("seed", "s" * 999),
+    ]:
         with pytest.raises(ParameterError) as error:
             SamplingParams(**{name: value})
         said[name] = str(error.value)
