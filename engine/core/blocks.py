@@ -111,8 +111,8 @@ class BlockPool:
         return True
 
     def forget(self, blocks: Iterable[int]) -> list[tuple[int, bytes]]:
-        """Nobody finds these used blocks any more. Returns those that could be found, each with the
-        hash that it lost.
+        """Nobody finds these blocks any more; free ones keep their places in the queue. Returns
+        those that could be found, each with the hash that it lost.
         """
         lost: list[tuple[int, bytes]] = []
         for block in blocks:
@@ -120,6 +120,8 @@ class BlockPool:
             if old_hash is not None:
                 del self.cached[old_hash]
                 self.hashes[block] = None
+                if self.references[block] == 0:
+                    self.num_cached_free -= 1
                 lost.append((block, old_hash))
         return lost
 

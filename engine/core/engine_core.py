@@ -138,6 +138,13 @@ class EngineCore:
                     request, "stop", stop_reason, f"the stop string {stop_reason!r} matched"
                 )
 
+    def reset_prefix_cache(self) -> int:
+        """Let no later request find a block that is cached now.
+
+        Running requests keep their blocks. Returns how many blocks could be found.
+        """
+        return self.scheduler.kv.forget_all("the prefix cache was reset")
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight)

@@ -182,6 +182,13 @@ class KVManager:
         """Nobody finds the request's blocks any more, also those that it found itself."""
         self._record_evicted(self.pool.forget(request.block_table), why)
 
+    def forget_all(self, why: str) -> int:
+        """Nobody finds any block any more; requests keep theirs. Returns how many could be found
+        before."""
+        forgotten = self.pool.forget(list(self.pool.cached.values()))
+        self._record_evicted(forgotten, why)
+        return len(forgotten)
+
     def _extend_hashes(self, request: Request, count: int) -> None:
         chain, size = request.block_hashes, self.block_size
         while len(chain) < count:

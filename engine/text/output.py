@@ -104,7 +104,10 @@ class RequestText:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.queued_ns = 0
-        self.first_scheduled_ns = 0  # CLOCK_MONOTONIC
+        self.arrival_ns = request.arrival_ns  # CLOCK_MONOTONIC, as the following
+        self.first_scheduled_ns = 0
+        self.first_token_ns = 0  # set by those who take the core's outputs, if they want it
+        self.last_token_ns = 0
         self.error = ""
 
     @property

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from engine.text.output import Logprob, PositionLogprobs, RequestText
 
 TokenLogprobs = dict[int, Logprob]
 """One position: token id → its log-probability, for the token itself and the most probable ones."""
+
+
+@dataclass
+class RequestMetrics:
+    """When things happened to a request. Times named `_ts` are of `time.monotonic()`."""
+
+    arrival_time: float  # of time.time()
+    queued_ts: float
+    scheduled_ts: float  # its first step was planned; 0: none yet
+    first_token_ts: float  # 0: none yet
+    last_token_ts: float
+    num_generation_tokens: int
+    num_preemptions: int
+
+    @property
+    def time_in_queue(self) -> float:
+        """Seconds before its first step was planned."""
+        return max(0.0, self.scheduled_ts - self.queued_ts) if self.scheduled_ts else 0.0
+
+    @property
+    def first_token_latency(self) -> float:
+        """Seconds from its arrival to its first token."""
+        return max(0.0, self.first_token_ts - self.queued_ts) if self.first_token_ts else 0.0
 
 
 @dataclass
@@ -19,8 +43,12 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None  # None unless logprobs were asked for
     logprobs: list[TokenLogprobs] | None  # one for each of token_ids
-    finish_reason: str | None  # "stop", "length", or "error": see RequestOutput.error
+    finish_reason: str | None  # "stop", "length", "abort", or "error": see RequestOutput.error
     stop_reason: int | str | None  # the stop token id or stop string; None for end of sequence
+
+    def finished(self) -> bool:
+        """Whether this answer is complete."""
+        return self.finish_reason is not None
 
 
 @dataclass
@@ -35,6 +63,7 @@ class RequestOutput:
     finished: bool = True
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     error: str = ""  # why an answer could not be completed
+    metrics: RequestMetrics | None = None
 
 
 def request_output(text: RequestText) -> RequestOutput:
@@ -50,7 +79,7 @@ def request_output(text: RequestText) -> RequestOutput:
             CompletionOutput(
                 index=sequence.index,
                 text=sequence.text,
-                token_ids=sequence.token_ids,
+                token_ids=list(sequence.token_ids),
                 cumulative_logprob=None
                 if sequence.logprobs is None
                 else sequence.cumulative_logprob,
@@ -65,6 +94,20 @@ def request_output(text: RequestText) -> RequestOutput:
         finished=text.finished,
         num_cached_tokens=text.num_cached_tokens,
         error=text.error,
+        metrics=_metrics(text),
+    )
+
+
+def _metrics(text: RequestText) -> RequestMetrics:
+    ago_s = (time.monotonic_ns() - text.arrival_ns) / 1e9
+    return RequestMetrics(
+        arrival_time=time.time() - ago_s,
+        queued_ts=text.arrival_ns / 1e9,
+        scheduled_ts=text.first_scheduled_ns / 1e9,
+        first_token_ts=text.first_token_ns / 1e9,
+        last_token_ts=text.last_token_ns / 1e9,
+        num_generation_tokens=text.usage.completion_tokens,
+        num_preemptions=text.num_preemptions,
     )
 
 

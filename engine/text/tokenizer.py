@@ -77,6 +77,25 @@ class Tokenizer:
         with self._lock:
             return self.hf.encode(text, add_special_tokens=add_special_tokens)
 
+    def encode_at_most(
+        self, text: str, max_length: int, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Token ids of `text`, cut to `max_length` where transformers would cut it: special tokens
+        stay, the text's last (or first, as the tokenizer says) go."""
+        side = getattr(self.hf, "truncation_side", "right")
+        if self._backend is None:
+            with self._lock:
+                return self.hf.encode(
+                    text,
+                    add_special_tokens=add_special_tokens,
+                    truncation=True,
+                    max_length=max_length,
+                )
+        num_special = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding.truncate(max(0, max_length - num_special), direction=side)
+        return self._backend.post_process(encoding, None, add_special_tokens).ids
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`, spaces as the tokens have them. An id without a token gives none."""
         if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) <= MAX_TOKEN_ID:

@@ -1,0 +1,44 @@
+"""Show how far a batch of requests is: done, and tokens a second."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class Bar:
+    """Requests done and tokens a second; nothing at all without a `Progress`."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress = progress
+        self._num_tokens = 0
+        if progress is not None:
+            self._task = progress.add_task("generating", total=total, rate="")
+
+    def advance(self, num_tokens: int, request_finished: bool) -> None:
+        """Count tokens that came, and the request that they were the last of."""
+        if self._progress is None:
+            return
+        self._num_tokens += num_tokens
+        elapsed = self._progress.tasks[0].elapsed or 0.0
+        rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        self._progress.update(self._task, advance=int(request_finished), rate=rate)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, shown: bool) -> Iterator[Bar]:
+    """A bar for `total` requests; one that shows nothing unless `shown`."""
+    if not shown:
+        yield Bar(None, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as progress:
+        yield Bar(progress, total)
