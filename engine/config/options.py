@@ -72,6 +72,9 @@ class Options:
     chat_template: str | None = _option(
         None, "Jinja chat template (a file or the text itself); default: the model's own"
     )
+    trust_request_chat_template: bool = _option(
+        False, "run the chat templates that requests bring; they are programs"
+    )
     generation_config: str = _option(
         "auto",
         "sampling defaults: auto: of the model's generation_config.json; vllm: none but ours; or a"

@@ -12,7 +12,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loguru import logger
 
@@ -31,6 +31,7 @@ from engine.text.generation_config import GenerationDefaults
 from engine.text.input import InputProcessor
 from engine.text.loading import load_text
 from engine.text.output import OutputProcessor
+from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
@@ -78,6 +79,7 @@ class Service:
         self.on_failure: Callable[[str], None] = lambda message: None
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
+        self._templates = TemplateProcess()
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------------------------ life
@@ -91,6 +93,7 @@ class Service:
 
     async def stop(self) -> None:
         await self.client.stop()
+        self._templates.close()
         self.hub.close()
         if self.telemetry is not None:
             self.telemetry.close()
@@ -100,7 +103,7 @@ class Service:
         try:
             tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
             # A template that can't be used must be refused at the start, not at the first chat.
-            self._chat = ChatTemplate(tokenizer, config.chat_template)
+            self._chat = ChatTemplate(tokenizer, config.chat_template, self._render_foreign)
             self._tokenizer = tokenizer
         except Exception as error:
             self.client.fail(" ".join(str(error).split()))
@@ -138,6 +141,9 @@ class Service:
         )
         if self.defaults.sampling:
             logger.info("{}", self.defaults.in_words())
+
+    def _render_foreign(self, template: str, variables: dict[str, Any]) -> str:
+        return self._templates.render(template, variables, self.limits.prompt_characters)
 
     def _failed(self, message: str) -> None:
         self.recorder.record(EngineFailed(message=message))

@@ -14,11 +14,13 @@ from typing import Any
 import jinja2
 
 from engine.text.errors import TextError
+from engine.text.foreign import Foreign, render_foreign
 from engine.text.template import check_template, not_jinja, own_templates, read_template
 from engine.text.tokenizer import Tokenizer
 from engine.text.tool_calls import parsed_tool_calls
 
 Message = Mapping[str, Any]
+MOST_OF_A_REASON = 500  # characters: some reasons contain the whole conversation
 _PASSED_ON = {"tools", "documents"}  # arguments of transformers that templates know by these names
 
 
@@ -26,11 +28,18 @@ class ChatTemplate:
     """Renders conversations for one model.
 
     `chat_template`: a file, or the text of a template; None for the model's own. Raises `TextError`
-    at once if it is neither, or if the template that is to be used isn't valid Jinja.
+    at once if it is neither, or if the template that is to be used isn't valid Jinja. `foreign`
+    renders the templates that come with a request; without it transformers does, which trusts them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str | None = None,
+        foreign: Foreign | None = None,
+    ):
         self._hf = tokenizer.hf
+        self._foreign = foreign
         self._template = None if chat_template is None else read_template(chat_template)
         own = [] if self._template is not None else own_templates(self._hf)
         for text in own:
@@ -78,6 +87,12 @@ class ChatTemplate:
                 "send a plain prompt to /v1/completions.",
             )
         conversation = _conversation(messages, template or self._text)
+        if chat_template is not None and self._foreign is not None:
+            variables = {**self._hf.special_tokens_map, **extra}
+            variables["add_generation_prompt"] = add_generation_prompt
+            return render_foreign(
+                self._foreign, chat_template, conversation, variables, continue_final_message
+            )
         try:
             return self._hf.apply_chat_template(
                 conversation,
@@ -91,9 +106,9 @@ class ChatTemplate:
             raise TextError("chat_template", not_jinja(error)) from None
         except Exception as error:
             # A template is a program: raise_exception(), missing keys, wrong types, endless ranges.
+            reason = f"{type(error).__name__}: {error}"[:MOST_OF_A_REASON]
             raise TextError(
-                "messages",
-                f"The chat template can't render these messages: {type(error).__name__}: {error}",
+                "messages", f"The chat template can't render these messages: {reason}"
             ) from None
 
 

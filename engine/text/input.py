@@ -15,7 +15,7 @@ import msgspec
 from engine.core.messages import CoreRequest
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.errors import TextError
-from engine.text.lanes import LONG_TEXT, in_lane
+from engine.text.lanes import LONG, LONG_TEXT, in_lane
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
@@ -98,7 +98,7 @@ class InputProcessor:
         """`process` for a server: what takes more than a millisecond is done in a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
         if len(prompt) > LONG_TEXT or len(params.bad_words or ()) > MANY_WORDS:
-            return await in_lane(call, long=True)
+            return await in_lane(LONG, call)
         return call()
 
     def _tokenize(

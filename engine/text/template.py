@@ -57,7 +57,7 @@ def not_jinja(error: jinja2.TemplateSyntaxError, name: str = "The chat template"
     return f"{name} is no valid Jinja, line {error.lineno}: {str(error.message).rstrip('.')}."
 
 
-class _Generation(Extension):
+class Generation(Extension):
     """Reads transformers' tag {% generation %}, which marks the text of the assistant."""
 
     tags = {"generation"}
@@ -67,4 +67,4 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-_GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
+_GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])

@@ -47,17 +47,6 @@ def test_the_last_message_can_be_continued(server):
     assert answer["prompt_token_ids"] == [USER, *b"hi", END, ASSISTANT, *b"Well"]
 
 
-def test_a_template_and_its_variables_of_the_request(server):
-    answer = chat(
-        server,
-        max_tokens=1,
-        chat_template="{{ greeting }} {{ messages[0].content }}",
-        chat_template_kwargs={"greeting": "Oh,"},
-        return_token_ids=True,
-    )
-    assert bytes(answer["prompt_token_ids"]) == b"Oh, hi"
-
-
 def test_logprobs(server):
     answer = chat(server, max_tokens=3, logprobs=True, top_logprobs=2)
     choice = answer["choices"][0]

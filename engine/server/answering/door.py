@@ -8,7 +8,6 @@ and can't be written as UTF-8, becomes U+FFFD. Anywhere else it is refused.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,7 +19,8 @@ from starlette.responses import Response
 
 from engine.server.answering.limits import Limits
 from engine.server.http.errors import ApiError, ClientLeft, bad_request
-from engine.text.lanes import in_lane
+from engine.text.characters import HALF, mended
+from engine.text.lanes import LONG, in_lane
 
 LARGE_BODY = 65_536  # bytes: reading less takes less than a millisecond
 MOST_COMMAS = 1_000_000
@@ -30,7 +30,6 @@ cost most: the garbage collector walks them all."""
 
 FOR_THE_MODEL = frozenset({"prompt", "messages", "tools", "documents"})
 LARGEST_INTEGER = 2**63 - 1
-_HALF = re.compile("[\ud800-\udfff]")
 _DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
 _LONG_NUMBER = b"0" * 19  # the shortest that may be beyond 64 bits
 
@@ -80,7 +79,7 @@ async def _read(request: Request, limits: Limits) -> Any:
         raise ClientLeft from None
     if len(body) < LARGE_BODY:
         return read_body(body, limits)
-    return await in_lane(lambda: read_body(body, limits), long=True)
+    return await in_lane(LONG, lambda: read_body(body, limits))
 
 
 def read_body(body: bytes, limits: Limits) -> Any:
@@ -124,7 +123,7 @@ def _mended(value: Any, path: str, for_the_model: bool) -> Any:
     """`value` without half characters. Raises `ApiError` for what can't be mended."""
     if isinstance(value, str):
         if for_the_model:
-            return _HALF.sub("\ufffd", value)
+            return mended(value)
         return _whole(value, path)
     if isinstance(value, list):
         return [_mended(item, f"{path}.{place}", for_the_model) for place, item in enumerate(value)]
@@ -148,7 +147,7 @@ def _checked_key(key: str, path: str) -> str:
 
 
 def _whole(text: str, path: str) -> str:
-    half = _HALF.search(text)
+    half = HALF.search(text)
     if half is not None:
         raise bad_request(
             f"{path} has half of a surrogate pair, \\u{ord(half[0]):04x}, which is no character. "

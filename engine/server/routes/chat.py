@@ -13,7 +13,8 @@ from starlette.responses import Response
 from engine import __version__
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
-from engine.server.answering.protocol import ChatRequest, Conversation
+from engine.server.answering.protocol import ChatRequest
+from engine.server.answering.rendering import render
 from engine.server.http.answers import (
     json_response,
     prompt_logprobs_json,
@@ -28,21 +29,21 @@ from engine.text.output import Logprob, PositionLogprobs, SequenceText
 def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
+    async def start(body: ChatRequest, http: Request) -> Generation:
+        return await Generation.start(
+            service,
+            http,
+            body,
+            [await render(service, body)],
+            prefix="chatcmpl-",
+            add_special_tokens=bool(body.add_special_tokens),  # the template writes them
+        )
+
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         service.check_model(body.model)
         body.check()
-        generation = await unless_left(
-            http.receive,
-            Generation.start(
-                service,
-                http,
-                body,
-                [render(service, body)],
-                prefix="chatcmpl-",
-                add_special_tokens=bool(body.add_special_tokens),  # the template writes them
-            ),
-        )
+        generation = await unless_left(http.receive, start(body, http))
         answer = ChatAnswer(generation, body)
         if body.stream:
             return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
@@ -53,17 +54,6 @@ def router(service: Service) -> APIRouter:
             generation.close()
 
     return routes
-
-
-def render(service: Service, body: Conversation) -> str:
-    """The conversation as the model's template writes it. Raises `ApiError` 503, or `TextError`."""
-    return service.ready_text().chat.render(
-        body.messages,
-        chat_template=body.chat_template,
-        add_generation_prompt=body.begins_answer,
-        continue_final_message=body.continue_final_message,
-        chat_template_kwargs=body.chat_template_kwargs,
-    )
 
 
 class ChatAnswer:

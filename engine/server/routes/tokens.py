@@ -7,37 +7,47 @@ from starlette.responses import Response
 
 from engine.server.answering.door import checked_route
 from engine.server.answering.protocol import DetokenizeRequest, TokenizeRequest
+from engine.server.answering.rendering import render
 from engine.server.http.answers import json_response
-from engine.server.routes.chat import render
 from engine.server.service import Service
+from engine.text.lanes import in_lane, lane_for
 
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
     @routes.post("/tokenize")
-    def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest) -> Response:
         service.check_model(body.model)
         text = service.ready_text()
         if body.messages is not None:
             body.check_messages()
-            prompt = render(service, body)
+            prompt = await render(service, body)
         else:
             prompt = body.prompt or ""
-        tokens = text.tokenizer.encode(prompt, body.adds_special_tokens)
-        answer = {
-            "count": len(tokens),
-            "max_model_len": text.input.max_model_len,
-            "tokens": tokens,
-        }
-        if body.return_token_strs:
-            answer["token_strs"] = [text.tokenizer.token(token).text for token in tokens]
-        return json_response(answer)
+
+        def answer() -> Response:
+            tokens = text.tokenizer.encode(prompt, body.adds_special_tokens)
+            content = {
+                "count": len(tokens),
+                "max_model_len": text.input.max_model_len,
+                "tokens": tokens,
+            }
+            if body.return_token_strs:
+                content["token_strs"] = [text.tokenizer.token(token).text for token in tokens]
+            return json_response(content)
+
+        return await in_lane(lane_for(len(prompt)), answer)
 
     @routes.post("/detokenize")
-    def detokenize(body: DetokenizeRequest) -> Response:
+    async def detokenize(body: DetokenizeRequest) -> Response:
         service.check_model(body.model)
         tokenizer = service.ready_text().tokenizer
-        return json_response({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+        def answer() -> Response:
+            text = tokenizer.decode(body.tokens, skip_special_tokens=False)
+            return json_response({"prompt": text})
+
+        return await in_lane(lane_for(len(body.tokens)), answer)
 
     return routes

@@ -1,0 +1,140 @@
+"""Render the template of a request. Runs as a process of its own, which may be killed at any time.
+
+A template is a program of somebody else's. Jinja's sandbox keeps it from the machine, but not from
+endless work; the process that started this one ends it when its time is over. What is refused here
+is refused with a better message. The process reads jobs and writes answers, each a length in four
+bytes and JSON:
+
+    {"template": …, "variables": {…}, "characters": …}
+    {"text": …} or {"error": …, "param": …}
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import jinja2
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from engine.text.template import Generation, not_jinja
+
+MEMORY = 512 * 2**20  # bytes of address space: templates need very few of them
+CPU_S = 4  # for one job; the other process waits less
+LONGEST_REPETITION = 100_000  # entries or characters
+LARGEST_NUMBER = 4_096  # bits
+
+
+class Refused(Exception):
+    """The template does what no chat template needs."""
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja as chat templates expect it, without the operators that make much of little."""
+
+    intercepted_binops = frozenset({"**", "*"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", Generation],
+        )
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise
+        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        del self.globals["lipsum"]
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise Refused("the operator ** is not allowed")
+        for value, times in ((left, right), (right, left)):
+            repeats = isinstance(value, (str, list, tuple)) and isinstance(times, int)
+            if repeats and len(value) * times > LONGEST_REPETITION:
+                raise Refused(f"a repetition may be at most {LONGEST_REPETITION:,} long")
+        numbers = isinstance(left, int) and isinstance(right, int)
+        if numbers and left.bit_length() + right.bit_length() > LARGEST_NUMBER:
+            raise Refused(f"a number may have at most {LARGEST_NUMBER:,} bits")
+        return super().call_binop(context, operator, left, right)
+
+
+def render(template: str, variables: dict[str, Any], characters: int) -> str:
+    """The text that a template makes, at most so many characters. Raises what the template does."""
+    pieces, length = [], 0
+    for piece in Sandbox().from_string(template).generate(**variables):
+        length += len(piece)
+        if length > characters:
+            raise Refused(f"it wrote more than {characters:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def answer(job: dict[str, Any]) -> dict[str, str]:
+    """Do one job; whatever goes wrong is said in the answer."""
+    try:
+        return {"text": render(job["template"], job["variables"], job["characters"])}
+    except jinja2.TemplateSyntaxError as error:
+        return {"error": not_jinja(error), "param": "chat_template"}
+    except Refused as error:
+        return {"error": f"The chat template is refused: {error}.", "param": "chat_template"}
+    except MemoryError:
+        return {"error": "The chat template needs too much memory.", "param": "chat_template"}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:500]
+        message = f"The chat template can't render these messages: {reason}"
+        return {"error": message, "param": "messages"}
+
+
+def read_message(source: BinaryIO) -> Any:
+    """The next message, or None at the end."""
+    head = source.read(4)
+    return json.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
+
+
+def message(content: Any) -> bytes:
+    """The bytes of a message."""
+    data = json.dumps(content).encode()
+    return len(data).to_bytes(4, "big") + data
+
+
+def main() -> None:
+    """Do jobs until there are no more."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    reply: dict[str, str] = {}  # the first says that the process is ready
+    while True:
+        sink.write(message(reply))
+        sink.flush()
+        job = read_message(source)
+        if job is None:
+            return
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(spent.ru_utime + spent.ru_stime) + CPU_S
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        reply = answer(job)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter would escape what HTML does."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+if __name__ == "__main__":
+    main()
