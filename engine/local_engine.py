@@ -86,7 +86,11 @@ class LocalEngine:
         self.core = EngineCore(config, executor, self.recorder, self._make_scheduler)
         self._on_shutdown.callback(self.core.close)
         self._input = InputProcessor(
-            self.tokenizer, executor.kv.max_model_len, executor.kv.vocab_size, self.recorder
+            self.tokenizer,
+            executor.kv.max_model_len,
+            executor.kv.vocab_size,
+            self.recorder,
+            self.config.max_logprobs,
         )
         self._output = OutputProcessor(self.tokenizer, self.recorder)
 

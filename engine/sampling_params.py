@@ -12,6 +12,11 @@ from engine.field_types import fields_of, wrong
 
 MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 20
+WHOLE_VOCABULARY = -1  # as a number of log-probabilities
+MAX_LOGPROB_TOKEN_IDS = 128
+WHAT_FITS = -1  # as truncate_prompt_tokens
+LEAST_REPETITION_PENALTY = 1e-4
+"""Logits are divided by it and then by the temperature: the quotient must stay a finite float32."""
 SEED_LIMIT = 2**63
 
 
@@ -47,14 +52,17 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     ignore_eos: bool = False
     max_tokens: int | None = 16  # None = up to the context length; 0 = compute the prompt only
     min_tokens: int = 0
-    logprobs: int | None = None  # candidates beside each token, 0 … 20
-    prompt_logprobs: int | None = None
+    logprobs: int | None = None  # candidates beside each token; −1 = the whole vocabulary
+    prompt_logprobs: int | None = None  # as logprobs, of the prompt's tokens
+    logprob_token_ids: list[int] | None = None  # candidates in place of the most probable ones
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     bad_words_token_ids: list[list[int]] | None = None  # filled in by `text`, from bad_words
     skip_special_tokens: bool = True
-    truncate_prompt_tokens: int | None = None
+    spaces_between_special_tokens: bool = True  # where the tokenizer writes any
+    truncate_prompt_tokens: int | None = None  # −1 = what leaves room for a token
+    truncation_side: str = "left"  # "left" keeps the last tokens, "right" the first
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -67,7 +75,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
         self._check_range("top_k", self.top_k, 0, 2**31)
         self._check_range("min_p", self.min_p, 0.0, 1.0)
-        self._check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        self._check_range(
+            "repetition_penalty", self.repetition_penalty, LEAST_REPETITION_PENALTY, 100.0
+        )
         self._check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         self._check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         if self.seed is not None:
@@ -82,8 +92,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._check_range("min_tokens", self.min_tokens, 0, 2**31)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None:
-                self._check_range(name, value, 0, MAX_LOGPROBS)
+            if value is not None:  # how many are allowed is the engine's to say
+                self._check_range(name, value, WHOLE_VOCABULARY, 2**31)
+        if self.logprob_token_ids is not None:
+            if not 0 < len(self.logprob_token_ids) <= MAX_LOGPROB_TOKEN_IDS:
+                raise ParameterError(
+                    "logprob_token_ids",
+                    f"logprob_token_ids has {len(self.logprob_token_ids)} ids; give 1 to"
+                    f" {MAX_LOGPROB_TOKEN_IDS}.",
+                )
+            self.logprobs = 0
         if self.stop is not None:
             if len(self.stop) > MAX_STOP_STRINGS:
                 raise ParameterError(
@@ -94,8 +112,13 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 raise ParameterError(
                     "stop", "stop contains an empty string, which would end every text at once."
                 )
-        if self.truncate_prompt_tokens is not None:
+        if self.truncate_prompt_tokens not in (None, WHAT_FITS):
             self._check_range("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, 2**31)
+        if self.truncation_side not in ("left", "right"):
+            raise ParameterError(
+                "truncation_side",
+                f"truncation_side is {self.truncation_side!r}; it must be 'left' or 'right'.",
+            )
         if self.logit_bias is not None:
             for value in self.logit_bias.values():
                 self._check_range("logit_bias", value, -100.0, 100.0)
@@ -138,15 +161,54 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             "stop_token_ids": self.stop_token_ids or [],
             "allowed_token_ids": self.allowed_token_ids or [],
             "logit_bias": list(self.logit_bias or {}),
+            "logprob_token_ids": self.logprob_token_ids or [],
         }
         for name, ids in named.items():
             if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-                wrong = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+                bad = [token_id for token_id in ids if not 0 <= token_id < vocab_size]
                 raise ParameterError(
                     name,
-                    f"{name} names token {wrong}; the vocabulary has ids 0 to {vocab_size - 1}.",
+                    f"{name} names {'token' if len(bad) == 1 else 'tokens'} {_some(bad)}; the"
+                    f" vocabulary has ids 0 to {vocab_size - 1}.",
                 )
+
+    def with_limits(self, vocab_size: int, max_logprobs: int) -> SamplingParams:
+        """Return these parameters with numbers of log-probabilities that an engine can give.
+
+        Raises `ParameterError`, see `number_of_logprobs`.
+        """
+        found = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            if asked is not None:
+                number = number_of_logprobs(name, asked, vocab_size, max_logprobs)
+                if number != asked:
+                    found[name] = number
+        return msgspec.structs.replace(self, **found) if found else self
 
     def changed(self) -> dict:
         """The parameters that differ from their defaults, by name."""
         return msgspec.to_builtins(self)
+
+
+def number_of_logprobs(name: str, asked: int, vocab_size: int, max_logprobs: int) -> int:
+    """Return how many candidates `asked` means: −1 is the whole vocabulary.
+
+    `name` is the parameter's; `max_logprobs`: how many the engine gives, −1 for no limit. Raises
+    `ParameterError` for more than that.
+    """
+    number = vocab_size if asked == WHOLE_VOCABULARY else asked
+    if max_logprobs != WHOLE_VOCABULARY and number > max_logprobs:
+        told = f"{asked}, all {number} tokens" if asked == WHOLE_VOCABULARY else f"{asked}"
+        raise ParameterError(
+            name,
+            f"{name} is {told}; this engine gives at most {max_logprobs}. --max-logprobs sets the"
+            " limit.",
+        )
+    return number
+
+
+def _some(numbers: list[int], most: int = 10) -> str:
+    """Name the first of some numbers, and how many more there are."""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most])) + more

@@ -2,12 +2,14 @@
 
 A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; what stands between is replaced
 by what the function of that name below returns. The figures in docs/images/ are written too. All of
-it comes from the records, from engine.fit and from engine.config; nothing is typed.
+it comes from the records, from engine.fit, from engine.config and from the table of fields; nothing is
+typed.
 """
 
 # ruff: noqa: E501 - table headings
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from docs.scripts.record import LENGTHS
 from docs.scripts.server import ROOT
 from engine.config.table import options_table
 from engine.fit.estimate import GIB, Plan, make_plan
+from engine.server.answering.fields import BODIES, FIELDS, REFUSED, Field
 from engine.trace import events as ev
 from engine.trace.wording import ranges, size
 
@@ -150,8 +153,28 @@ def replayed() -> str:
     return f"```text\n{output}\n```"
 
 
+def fields() -> str:
+    """What becomes of each field of a request, by body."""
+    lines = [
+        "| field | /v1/completions | /v1/chat/completions | /tokenize | /detokenize | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for field in FIELDS:
+        cells = " | ".join(_verdict(field, body) for body in BODIES)
+        lines.append(f"| `{field.name}` | {cells} | {field.note} |")
+    return "\n".join(lines)
+
+
+def _verdict(field: Field, body: str) -> str:
+    verdict = field.verdict(body) or "–"
+    if verdict == REFUSED and field.passes:
+        verdict += f" ({', '.join(f'`{json.dumps(value)}`' for value in field.passes)})"
+    return verdict
+
+
 PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
+    "fields": fields,
     "options": options_table,
     "life": life,
     "paging": paging,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.config.kinds import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
+from engine.sampling_params import WHOLE_VOCABULARY
 
 AT_LEAST_ONE = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
@@ -28,6 +29,10 @@ def check(options: Options) -> None:
     for name in NOT_NEGATIVE:
         if getattr(options, name) < 0:
             raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; it can't be negative.")
+    if options.max_logprobs < WHOLE_VOCABULARY:
+        raise ConfigError(
+            f"--max-logprobs is {options.max_logprobs}; it must be -1 (no limit), 0 or more."
+        )
     _check_memory(options)
     _check_machine(options)
     _check_server(options)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from engine.config.kinds import kind_of
+from engine.sampling_params import MAX_LOGPROBS
 
 POCKET_MODEL = str(Path(__file__).resolve().parents[2] / "pocket" / "model")
 """The embedded model: used when no model is named."""
@@ -128,6 +129,9 @@ class Options:
         "how a preempted request's K/V come back; auto: what is cheaper, as measured here",
     )
     max_num_queued_reqs: int = _option(1024, "waiting requests before the server answers 503")
+    max_logprobs: int = _option(
+        MAX_LOGPROBS, "log-probabilities that a request may have beside each token; -1: no limit"
+    )
 
     # -- the server
     host: str = _option("0.0.0.0", "address to listen on")

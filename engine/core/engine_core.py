@@ -26,6 +26,7 @@ from engine.core.messages import (
     StepOutput,
     StepPlan,
     StepStats,
+    TokenLogprobs,
 )
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
@@ -76,6 +77,8 @@ class EngineCore:
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live
         self._sequences: dict[str, Request] = {}  # by sequence id, until its last step is back
         self._arrivals = 0
+        self._told_step = 0  # the last one whose outputs went out
+        self._tokens_told = 0  # of that one, see `StepStats.tokens_told`
         self._in_flight: deque[tuple[StepPlan, int, Pending]] = deque()
         # An executor that waits for its device gets a thread of its own to wait in.
         waits = self.overlapped and not getattr(executor, "launches_ahead", False)
@@ -161,6 +164,7 @@ class EngineCore:
         stats.blocks_used = scheduler.kv.pool.num_used
         stats.blocks_cached_free = scheduler.kv.pool.num_cached_free
         stats.host_blocks_used = scheduler.kv.host_pool.num_used
+        stats.told_step, stats.tokens_told = self._told_step, self._tokens_told
         return stats
 
     def close(self) -> None:
@@ -214,6 +218,7 @@ class EngineCore:
         """Book what a step brought: append, finish, fork, free."""
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
+        self._tokens_told = 0
         sequences, details, kv = self._sequences, output.details, self.scheduler.kv
         finished = Status.FINISHED  # looked up once, not for every row
         block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
@@ -237,11 +242,13 @@ class EngineCore:
                 for index, sequence in enumerate(self._with_siblings(request, len(tokens))):
                     news.append(self._append(sequence, tokens[index], detail, index))
             elif request.max_tokens == 0 and request.num_computed_tokens == request.num_tokens:
+                self._count_prompt(request)
                 for index in range(request.core.params.n):
                     news.append(self._last_output(request, "length"))
                     news[-1].index = index
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
         kv.tell()
+        self._told_step, self._tokens_told = plan.step, self._tokens_told + len(news)
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         now = time.perf_counter_ns()
@@ -302,8 +309,9 @@ class EngineCore:
             output.logprobs = [detail.logprobs[index]]
         if num_output_tokens == 1:
             self._tell_start(request, output)
-            if request.index == 0 and request.prompt_logprobs:
-                output.prompt_logprobs = request.prompt_logprobs
+            if request.index == 0:
+                output.prompt_logprobs = self._prompt_logprobs(request)
+                self._count_prompt(request)
         if token in request.end_ids and num_output_tokens > request.core.params.min_tokens:
             output.finish_reason = "stop"
             if token in request.eos_ids:
@@ -348,15 +356,24 @@ class EngineCore:
         """What the first output of a sequence says beside its token."""
         output.queued_ns = request.first_admitted_ns - request.queued_ns
         output.first_scheduled_ns = request.first_admitted_ns
-        if request.max_tokens == 0 and request.prompt_logprobs:
-            output.prompt_logprobs = request.prompt_logprobs
+        if request.max_tokens == 0:
+            output.prompt_logprobs = self._prompt_logprobs(request)
 
     def _collect_prompt_logprobs(self, request: Request, detail: RowDetail | None) -> None:
         if detail is None or detail.prompt_logprobs is None or request.num_output_tokens:
             return
-        if not request.prompt_logprobs:
-            request.prompt_logprobs = [None]  # nothing precedes the first token
         request.prompt_logprobs.extend(detail.prompt_logprobs)
+
+    @staticmethod
+    def _prompt_logprobs(request: Request) -> list[TokenLogprobs | None] | None:
+        """Those of the whole prompt, if they were asked for; nothing precedes its first token."""
+        if request.core.params.prompt_logprobs is None:
+            return None
+        return [None, *request.prompt_logprobs]
+
+    def _count_prompt(self, request: Request) -> None:
+        """Count a prompt's computed tokens, once, with the step that computed the last of them."""
+        self._tokens_told += request.num_prompt_tokens - request.num_cached_tokens
 
     def _finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
         now = time.monotonic_ns()

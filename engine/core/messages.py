@@ -38,7 +38,7 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
     token_id: int
     logprob: float
     rank: int  # of the token, 1 = most probable
-    top_ids: list[int]  # the most probable ones, best first, as many as were asked for
+    top_ids: list[int]  # the most probable ones, best first, or those of logprob_token_ids
     top_logprobs: list[float]
 
 
@@ -75,6 +75,8 @@ class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_preemptions: int = 0  # in this step
     prefix_queries: int = 0  # tokens looked up in the prefix cache in this step
     prefix_hits: int = 0  # of them found
+    told_step: int = 0  # the step whose outputs go out with this: under overlap an earlier one
+    tokens_told: int = 0  # drawn in it, and of the prompts that it completed the computed ones
 
 
 # ------------------------------------------------------------------------------------ core ↔ worker

@@ -63,7 +63,7 @@ class Request:
             0  # entries of the table that the worker knows; −1 = the worker has no row
         )
 
-        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of its second token and on
         self.preempted_as = ""  # "recompute" or "swap" while it waits to be resumed
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at its first admission

@@ -120,7 +120,13 @@ class Service:
             return
         self.text = Text(
             tokenizer,
-            InputProcessor(tokenizer, kv.max_model_len, kv.vocab_size, self.recorder),
+            InputProcessor(
+                tokenizer,
+                kv.max_model_len,
+                kv.vocab_size,
+                self.recorder,
+                self.config.max_logprobs,
+            ),
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
         )
@@ -173,9 +179,9 @@ class Service:
         return self.text
 
     def check_model(self, name: str | None) -> None:
-        """Raise `ApiError` 404 unless `name` is a name of the model that is served."""
+        """Raise `ApiError` 404 unless `name` is a name of the model that is served, or ""."""
         served = self.config.served_model_name
-        if name is not None and name not in served:
+        if name and name not in served:
             raise ApiError(
                 404,
                 f"The model {name!r} does not exist; this server has"

@@ -124,6 +124,8 @@ def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, 
         if not isinstance(message.get("role"), str):
             raise TextError(f"{path}.role", f'{path}.role must be a string, such as "user".')
         made = {**message, "content": _content(message, f"{path}.content")}
+        if message["role"] == "developer" and "developer" not in template:
+            made["role"] = "system"  # OpenAI's newer name for it
         if message.get("tool_calls"):
             if "tool_calls" not in template:
                 raise TextError(

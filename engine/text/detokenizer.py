@@ -10,7 +10,7 @@ between
 - `ByteDetokenizer`: the tokens are fixed bytes (nearly every causal model): an incremental UTF-8
   decoder is all it takes;
 - `WindowDetokenizer`: any other tokenizer: decodes a few tokens twice, without and with the new
-  one, and takes the difference.
+  one, and takes the difference; `JoinedSpecials` around it where added tokens are to stand close.
 
 Both give text as it reads *behind the prompt*: a first word keeps the space that the tokenizer's
 own decoder would drop at the beginning of a text.
@@ -19,9 +19,10 @@ own decoder would drop at the beginning of a text.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from engine.sampling_params import SamplingParams
 from engine.text.pieces import TokenBytes
 from engine.text.tokenizer import Tokenizer
 
@@ -47,7 +48,10 @@ class Detokenizer(Protocol):
 
 
 def detokenizer_for(
-    tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True
+    tokenizer: Tokenizer,
+    prompt_token_ids: Sequence[int],
+    skip_special_tokens: bool = True,
+    spaces_between_special_tokens: bool = True,
 ) -> Detokenizer:
     """A detokenizer for the text that follows the prompt."""
     skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
@@ -56,7 +60,22 @@ def detokenizer_for(
     tail = tail[-_CONTEXT_TOKENS:]
     if tokenizer.token_bytes is not None:
         return ByteDetokenizer(tokenizer.token_bytes, tail, skipped)
-    return WindowDetokenizer(tokenizer, tail, skipped)
+    window = WindowDetokenizer(tokenizer, tail, skipped)
+    if spaces_between_special_tokens or skip_special_tokens:
+        return window
+    return JoinedSpecials(window, tokenizer.added_texts, tail)
+
+
+def answer_detokenizer(
+    tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams
+) -> Detokenizer:
+    """A detokenizer for one answer to a request."""
+    return detokenizer_for(
+        tokenizer,
+        prompt_token_ids,
+        params.skip_special_tokens,
+        params.spaces_between_special_tokens,
+    )
 
 
 class ByteDetokenizer:
@@ -139,3 +158,30 @@ class WindowDetokenizer:
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=False)
+
+
+class JoinedSpecials:
+    """Leaves out the spaces that a tokenizer writes between two added tokens.
+
+    Tokens that are fixed bytes have none: only what `inner`, a `WindowDetokenizer`, writes is
+    changed. `texts`: of the added tokens, by id.
+    """
+
+    def __init__(self, inner: Detokenizer, texts: Mapping[int, str], context: Sequence[int]):
+        self._inner = inner
+        self._texts = texts
+        self._behind_added = bool(context) and context[-1] in texts
+
+    def feed(self, token_id: int) -> str:
+        text = self._inner.feed(token_id)
+        own = self._texts.get(token_id)
+        joined = own is not None and self._behind_added and text.endswith(own)
+        self._behind_added = own is not None
+        return own if joined and own is not None else text
+
+    def flush(self) -> str:
+        return self._inner.flush()
+
+    @property
+    def holds_back(self) -> bool:
+        return self._inner.holds_back

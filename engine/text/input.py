@@ -13,7 +13,13 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.core.messages import CoreRequest
-from engine.sampling_params import ParameterError, SamplingParams
+from engine.sampling_params import (
+    MAX_LOGPROBS,
+    WHAT_FITS,
+    ParameterError,
+    SamplingParams,
+    number_of_logprobs,
+)
 from engine.text.errors import TextError
 from engine.text.lanes import LONG, LONG_TEXT, in_lane
 from engine.text.tokenizer import Tokenizer
@@ -26,15 +32,22 @@ MANY_WORDS = 16
 
 
 class InputProcessor:
-    """`max_model_len`: tokens, prompt and output. `vocab_size`: the model's own."""
+    """`max_model_len`: tokens, prompt and output. `vocab_size`: the model's own. `max_logprobs`:
+    candidates beside a token, −1 for no limit."""
 
     def __init__(
-        self, tokenizer: Tokenizer, max_model_len: int, vocab_size: int, recorder: Recorder
+        self,
+        tokenizer: Tokenizer,
+        max_model_len: int,
+        vocab_size: int,
+        recorder: Recorder,
+        max_logprobs: int = MAX_LOGPROBS,
     ):
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.recorder = recorder
+        self.max_logprobs = max_logprobs
 
     def process(
         self,
@@ -74,6 +87,7 @@ class InputProcessor:
         try:
             token_ids = self._tokenize(prompt, params, add_special_tokens, request_id)
             params.check_vocabulary(self.vocab_size)
+            params = params.with_limits(self.vocab_size, self.max_logprobs)
             if params.bad_words:
                 sequences = self.tokenizer.bad_words(params.bad_words)
                 params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
@@ -109,9 +123,7 @@ class InputProcessor:
             token_ids = self.tokenizer.encode(prompt, add_special_tokens)
         else:
             token_ids = self._checked_ids(prompt)
-        kept = token_ids
-        if params.truncate_prompt_tokens is not None:
-            kept = token_ids[-params.truncate_prompt_tokens :]
+        kept = self._truncated(token_ids, params)
         self.recorder.record(
             RequestTokenized(
                 request_id=request_id,
@@ -123,6 +135,14 @@ class InputProcessor:
         )
         self._check_prompt(kept, params)
         return kept
+
+    def _truncated(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+        limit = params.truncate_prompt_tokens
+        if limit is None:
+            return token_ids
+        if limit == WHAT_FITS:
+            limit = max(1, self.max_model_len - _room_wanted(params))
+        return token_ids[-limit:] if params.truncation_side == "left" else token_ids[:limit]
 
     def _checked_ids(self, prompt: list[int]) -> list[int]:
         for place, token_id in enumerate(prompt):
@@ -144,11 +164,27 @@ class InputProcessor:
                 f"The prompt has token {lowest if lowest < 0 else highest}; the model's vocabulary "
                 f"has ids 0 to {self.vocab_size - 1}.",
             )
-        room_wanted = 0 if params.max_tokens == 0 else 1
-        if len(token_ids) + room_wanted > self.max_model_len:
+        if len(token_ids) + _room_wanted(params) > self.max_model_len:
             raise TextError(
                 "prompt",
                 f"This model's maximum context length is {self.max_model_len} tokens, but the "
                 f"prompt has {len(token_ids)} tokens, which leaves no room for an answer. Shorten "
                 "the prompt, or set truncate_prompt_tokens.",
             )
+
+    def check_logprobs(self, name: str, number: int) -> None:
+        """Raise `ParameterError`, for the field `name`, if the engine doesn't give as many."""
+        number_of_logprobs(name, number, self.vocab_size, self.max_logprobs)
+
+    def check_known(self, token_ids: list[int]) -> None:
+        """Raise `TextError` if one of some ids is a token of neither the model nor the
+        tokenizer."""
+        known = max(self.vocab_size, self.tokenizer.vocab_size)
+        bad = next((i for i in token_ids if not 0 <= i < known), None)
+        if bad is not None:
+            raise TextError("tokens", f"tokens has {bad}; the vocabulary has ids 0 to {known - 1}.")
+
+
+def _room_wanted(params: SamplingParams) -> int:
+    """How many tokens an answer needs at least."""
+    return 0 if params.max_tokens == 0 else 1

@@ -14,7 +14,7 @@ import msgspec
 
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
-from engine.text.detokenizer import detokenizer_for
+from engine.text.detokenizer import answer_detokenizer
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
@@ -26,13 +26,14 @@ class Logprob(msgspec.Struct, kw_only=True):
 
     token_id: int
     logprob: float  # natural logarithm
-    rank: int  # 1 = the most probable
+    rank: int | None  # 1 = the most probable; None: not counted, of logprob_token_ids
     decoded_token: str
     bytes: bytes
 
 
 class PositionLogprobs(msgspec.Struct):
-    """The token at a position, and the most probable ones there, best first."""
+    """The token at a position, and the candidates there: the most probable ones, best first, or
+    those of logprob_token_ids."""
 
     chosen: Logprob
     top: list[Logprob]
@@ -58,12 +59,11 @@ class SequenceText:
         self.index = index
         self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] | None = None if params.logprobs is None else []
+        self.candidates_ranked = params.logprob_token_ids is None
         self.cumulative_logprob = 0.0  # of the drawn tokens; counted only with logprobs
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None  # token id or stop string
-        self.detokenizer = detokenizer_for(
-            tokenizer, request.prompt_token_ids, params.skip_special_tokens
-        )
+        self.detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, params)
         self.stops = StopMatcher(params.stop or (), params.include_stop_str_in_output)
         self._pieces: list[str] = []
 
@@ -77,7 +77,7 @@ class SequenceText:
         self.token_ids.append(token_id)
         if hidden:
             return ""
-        armed = len(self.token_ids) >= params.min_tokens
+        armed = len(self.token_ids) > params.min_tokens  # as the core has it for stop tokens
         return self._keep(self.stops.feed(self.detokenizer.feed(token_id), armed))
 
     def end(self) -> str:
@@ -245,19 +245,21 @@ class OutputProcessor:
     ) -> list[PositionLogprobs] | None:
         if sequence.logprobs is None or output.logprobs is None:
             return None
-        new = [self._position(entry) for entry in output.logprobs[:num_taken]]
+        ranked = sequence.candidates_ranked
+        new = [self._position(entry, ranked) for entry in output.logprobs[:num_taken]]
         sequence.logprobs.extend(new)
         sequence.cumulative_logprob += sum(position.chosen.logprob for position in new)
         return new
 
-    def _position(self, entry: TokenLogprobs) -> PositionLogprobs:
-        tops = zip(entry.top_ids, entry.top_logprobs)
+    def _position(self, entry: TokenLogprobs, ranked: bool = True) -> PositionLogprobs:
+        """`ranked`: the candidates are the most probable ones, best first."""
+        tops = enumerate(zip(entry.top_ids, entry.top_logprobs), start=1)
         return PositionLogprobs(
             chosen=self._logprob(entry.token_id, entry.logprob, entry.rank),
-            top=[self._logprob(i, value, rank) for rank, (i, value) in enumerate(tops, start=1)],
+            top=[self._logprob(i, value, rank if ranked else None) for rank, (i, value) in tops],
         )
 
-    def _logprob(self, token_id: int, logprob: float, rank: int) -> Logprob:
+    def _logprob(self, token_id: int, logprob: float, rank: int | None) -> Logprob:
         token = self.tokenizer.token(token_id)
         return Logprob(
             token_id=token_id,

@@ -112,5 +112,8 @@ def _metrics(text: RequestText) -> RequestMetrics:
 
 
 def _by_id(position: PositionLogprobs) -> TokenLogprobs:
-    """The drawn token first, then the most probable ones, best first."""
-    return {entry.token_id: entry for entry in (position.chosen, *position.top)}
+    """The drawn token first, then the other candidates in their order."""
+    by_id = {position.chosen.token_id: position.chosen}
+    for entry in position.top:
+        by_id.setdefault(entry.token_id, entry)
+    return by_id

@@ -49,9 +49,11 @@ class Tokenizer:
             self._backend.no_padding()
             added = self._backend.get_added_tokens_decoder()
             self.special_ids = frozenset(i for i, token in added.items() if token.special)
+            self.added_texts = {i: token.content for i, token in added.items()}
             self.token_bytes = token_bytes_of(self._backend)
         else:
             self.special_ids = frozenset(hf.all_special_ids)
+            self.added_texts = {i: str(token) for i, token in hf.added_tokens_decoder.items()}
             self.token_bytes = None
         self.vocab_size = len(hf)
 

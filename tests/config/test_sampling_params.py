@@ -26,8 +26,8 @@ from engine.sampling_params import ParameterError, SamplingParams
         ("presence_penalty", -2.5),
         ("max_tokens", -1),
         ("min_tokens", -1),
-        ("logprobs", 21),
-        ("prompt_logprobs", 21),
+        ("logprobs", -2),
+        ("prompt_logprobs", -2),
         ("stop", ["a"] * 5),
         ("stop", [""]),
         ("seed", 2**63),
@@ -136,3 +136,29 @@ def test_a_clone_shares_nothing():
     other.stop.append("b")
     other.logit_bias[6] = 2.0
     assert params == SamplingParams(stop=["a"], logit_bias={5: 1.0}, seed=3)
+
+
+def test_how_many_log_probabilities_an_engine_gives():
+    params = SamplingParams(logprobs=-1, prompt_logprobs=20)
+    assert params.with_limits(18, 20).logprobs == 18
+    assert params.with_limits(500, -1).logprobs == 500
+    assert params.with_limits(500, -1).prompt_logprobs == 20
+    assert params.logprobs == -1
+    few = SamplingParams(logprobs=3)
+    assert few.with_limits(500, 20) is few
+    for params, name in (
+        (few, "logprobs"),
+        (SamplingParams(prompt_logprobs=-1), "prompt_logprobs"),
+    ):
+        with pytest.raises(ParameterError, match="at most 2") as caught:
+            params.with_limits(500, 2)
+        assert caught.value.param == name
+
+
+def test_named_tokens_take_the_place_of_the_most_probable():
+    assert SamplingParams(logprobs=5, logprob_token_ids=[7]).logprobs == 0
+    assert SamplingParams(logprob_token_ids=list(range(128))).logprobs == 0
+    for ids in ([], [7] * 129):
+        with pytest.raises(ParameterError) as caught:
+            SamplingParams(logprob_token_ids=ids)
+        assert caught.value.param == "logprob_token_ids"

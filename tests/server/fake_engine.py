@@ -62,7 +62,9 @@ class FakeExecutor:
             params = self.params[row.request_id]
             detail = RowDetail()
             if drawn and params.logprobs is not None:
-                detail.logprobs = [self._logprobs(t, params.logprobs) for t in drawn]
+                detail.logprobs = [
+                    self._logprobs(t, params.logprobs, params.logprob_token_ids) for t in drawn
+                ]
             if params.prompt_logprobs is not None:
                 detail.prompt_logprobs = [
                     self._logprobs(t, params.prompt_logprobs) for t in ids[row.start + 1 : end + 1]
@@ -71,10 +73,13 @@ class FakeExecutor:
         return StepOutput(step=plan.step, tokens=tokens, details=details)
 
     @staticmethod
-    def _logprobs(token: int, count: int) -> TokenLogprobs:
-        """The token itself is always the best, by a margin that no rounding could give twice."""
-        tops = [token, *(t for t in (65, 66, 67, 68) if t != token)][:count]
+    def _logprobs(token: int, count: int, named: list[int] | None = None) -> TokenLogprobs:
+        """The token itself is always the best, by a margin that no rounding could give twice; named
+        tokens have the log-probability −id."""
+        tops = named or [token, *(t for t in [*range(65, 261), *range(65)] if t != token)][:count]
         values = [-0.1 / 3 - place for place in range(len(tops))]
+        if named:
+            values = [-float(token_id) for token_id in named]
         return TokenLogprobs(token, -0.1 / 3, 1, tops, values)
 
 

@@ -72,7 +72,8 @@ def test_metrics_count_what_happened(run_server):
         assert value(families, "vllm:inter_token_latency_seconds_count") == 6 + 2 + 2
         assert value(families, "vllm:request_params_n_sum") == 3
         assert value(families, "vllm:request_max_num_generation_tokens_sum") == 10
-        assert value(families, "vllm:iteration_tokens_total_sum") == 5 + 6 + 5 + 2 * 2
+        assert value(families, "vllm:iteration_tokens_total_sum") == 5 + 7 + 5 + 2 * 3
+        assert value(families, "vllm:iteration_tokens_total_count") == 7 + 3
         assert value(families, "vllm:kv_cache_usage_perc") == 0
         info = families["vllm:cache_config_info"].samples[0].labels
         assert info["block_size"] == "16" and info["num_gpu_blocks"] == "256"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from engine.server.answering.unsupported import UNSUPPORTED
-
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 
@@ -98,24 +96,6 @@ def test_both_numbers_of_a_prompt_that_is_too_long(server):
 )
 def test_chat_fields(server, fields, param):
     assert server.refusal(CHAT, **{"messages": HI, **fields})["param"] == param
-
-
-@pytest.mark.parametrize("name", sorted(set(UNSUPPORTED) - {"echo"}))
-def test_a_known_but_unsupported_field_is_named(server, name):
-    error = server.refusal(prompt="a", **{name: {"some": "thing"}})
-    assert error["param"] == name and name in error["message"]
-
-
-@pytest.mark.parametrize("name", sorted(set(UNSUPPORTED) - {"echo"}))
-def test_its_harmless_values_pass(server, name):
-    for value in (*UNSUPPORTED[name], None):
-        server.complete("a", max_tokens=1, **{name: value})
-
-
-def test_none_means_the_default(server):
-    names = "n temperature top_p top_k seed stop logprobs max_tokens stream logit_bias echo user"
-    answer = server.complete("a", **dict.fromkeys(names.split()))
-    assert answer["usage"]["completion_tokens"] == 16
 
 
 def test_missing_fields(server):

@@ -56,6 +56,8 @@ class Generation:
         ignored = body.check()
         body.take_defaults(service.defaults.sampling)
         body.sampling_params()  # what is wrong with it is found before anything else is done
+        if body.num_logprobs is not None:
+            service.ready_text().input.check_logprobs(body.LOGPROBS, body.num_logprobs)
         service.warn_of_unknown(ignored)
         service.client.check_room(len(prompts))
         generation = cls(service, _request_id(body, http, prefix, service))

@@ -1,30 +1,36 @@
-"""The bodies of the requests: which fields there are, of what type, and which we refuse.
+"""The bodies of the requests: which fields act, and of what type they are.
 
-Three kinds of field: those declared below act; those in `UNSUPPORTED` are known to clients of such
-APIs but can't be served here, so they are refused by name rather than ignored; any other field is
-accepted and has no effect (a warning in the record names it).
+What becomes of other fields is said by the table in `fields.py`; one that isn't in it either is
+accepted and has no effect (a warning in the record names it). null means the same as leaving a
+field out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from engine.sampling_params import SamplingParams
-from engine.server.answering.unsupported import UNSUPPORTED, WITHOUT_EFFECT
+from engine.server.answering.unsupported import unknown_fields
 from engine.server.http.errors import bad_request
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # each id has one way to write it
+_MOST_NAMED = 10
 
 
 def _token_id_keys(value: Any) -> Any:
     """JSON has only strings for keys: `{"50256": -100}` names token 50256."""
-    if isinstance(value, dict):
-        try:
-            return {int(key): bias for key, bias in value.items()}
-        except ValueError:
-            raise ValueError("the keys must be token ids") from None
-    return value
+    if not isinstance(value, dict):
+        return value
+    bad = [str(key) for key in value if not _TOKEN_ID.fullmatch(str(key))]
+    if bad:
+        named = ", ".join(f"{key[:20]!r}" for key in bad[:_MOST_NAMED])
+        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+        raise ValueError(f'the keys must be token ids, such as "50256"; not so {named}{more}')
+    return {int(key): bias for key, bias in value.items()}
 
 
 def _prompt_kind(value: Any) -> Any:
@@ -46,7 +52,18 @@ def _prompt_kind(value: Any) -> Any:
 Prompt = Annotated[Any, BeforeValidator(_prompt_kind)]
 
 
-class StreamOptions(BaseModel):
+class NullLeftOut(BaseModel):
+    """A JSON object in which null means the same as leaving a field out, whatever its type."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_null_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class StreamOptions(NullLeftOut):
     """What a stream says beside its text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -55,12 +72,23 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False  # padding against eavesdroppers; none is ever added
 
 
-class GenerationRequest(BaseModel):
-    """The fields that completions and chat share. `None` always means the default."""
+class Body(NullLeftOut):
+    """What all bodies have in common. `kind`: its name in the table of fields."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    kind: ClassVar[str]
 
     model: str | None = None
+
+    def check(self) -> list[str]:
+        """Raise `ApiError` for what can't be served; return the unknown fields, which have no
+        effect."""
+        return unknown_fields(self.kind, self.model_extra or {})
+
+
+class GenerationRequest(Body):
+    """The fields that completions and chat share. `None` always means the default."""
+
     n: int | None = None
     best_of: int | None = None
     temperature: float | None = None
@@ -82,7 +110,10 @@ class GenerationRequest(BaseModel):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    logprob_token_ids: list[int] | None = None
     add_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -90,23 +121,20 @@ class GenerationRequest(BaseModel):
     cache_salt: str | None = None
     request_id: str | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     trace: Literal["steps", "full"] | None = None  # record this request at level full
 
+    LOGPROBS: ClassVar[str] = "logprobs"  # the field that says how many
     _SAMPLING = (
         "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
         "presence_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output",
         "ignore_eos", "min_tokens", "prompt_logprobs", "logit_bias", "allowed_token_ids",
-        "bad_words", "skip_special_tokens", "truncate_prompt_tokens",
+        "bad_words", "skip_special_tokens", "spaces_between_special_tokens",
+        "truncate_prompt_tokens", "truncation_side",
     )  # fmt: skip
 
     def check(self) -> list[str]:
-        """Raise `ApiError` for what can't be served; return the unknown fields, which have no
-        effect."""
-        extra = self.model_extra or {}
-        for name, value in extra.items():
-            harmless = UNSUPPORTED.get(name)
-            if harmless is not None and value is not None and value not in harmless:
-                raise bad_request(f"{name} is not supported by this server. Leave it out.", name)
+        unknown = super().check()
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise bad_request(
                 "best_of is not supported, unless it equals n. Leave it out.", "best_of"
@@ -118,7 +146,15 @@ class GenerationRequest(BaseModel):
                 f"max_tokens is {self.max_tokens}; it must be at least {self.fewest_tokens}.",
                 "max_tokens",
             )
-        return sorted(extra.keys() - UNSUPPORTED.keys() - WITHOUT_EFFECT)
+        if self.cache_salt == "":
+            raise bad_request(
+                "cache_salt is empty, and would share cached blocks with everybody. Leave it out, "
+                "or send a secret.",
+                "cache_salt",
+            )
+        if self.logprob_token_ids and self.num_logprobs is None:
+            raise bad_request("logprob_token_ids needs logprobs.", "logprob_token_ids")
+        return unknown
 
     def take_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Fill in the model's sampling defaults where the body says nothing."""
@@ -147,6 +183,7 @@ class GenerationRequest(BaseModel):
             **{name: value for name, value in given.items() if value is not None},
             max_tokens=self.token_limit,
             logprobs=self.num_logprobs,
+            logprob_token_ids=self.logprob_token_ids or None,
         )
 
     @property
@@ -161,6 +198,7 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions"""
 
+    kind = "completions"
     prompt: Prompt
     echo: bool | None = None
     logprobs: int | None = None
@@ -189,10 +227,8 @@ class CompletionRequest(GenerationRequest):
         return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-class Conversation(BaseModel):
+class Conversation(Body):
     """The fields that turn messages into a prompt; /tokenize takes them too."""
-
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
     messages: list[dict[str, Any]]
     chat_template: str | None = None
@@ -208,6 +244,11 @@ class Conversation(BaseModel):
             return not self.continue_final_message
         return self.add_generation_prompt
 
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """The variables that the template gets beside the messages."""
+        return self.chat_template_kwargs or {}
+
     def check_messages(self) -> None:
         """Raise `ApiError` for parts of messages that are known but would have no effect here."""
         for place, message in enumerate(self.messages):
@@ -222,6 +263,9 @@ class Conversation(BaseModel):
 class ChatRequest(Conversation, GenerationRequest):
     """POST /v1/chat/completions"""
 
+    kind = "chat"
+    LOGPROBS = "top_logprobs"
+    reasoning_effort: str | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -233,12 +277,8 @@ class ChatRequest(Conversation, GenerationRequest):
                 f"max_completion_tokens is {self.max_completion_tokens}; it must be at least 1.",
                 "max_completion_tokens",
             )
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= 20:
-            raise bad_request(
-                f"top_logprobs is {self.top_logprobs}; it must be in [0, 20].", "top_logprobs"
-            )
         self.check_messages()
         return unknown
 
@@ -254,11 +294,19 @@ class ChatRequest(Conversation, GenerationRequest):
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        given = super().template_variables
+        if self.reasoning_effort is None:
+            return given
+        effort = self.reasoning_effort
+        return {"reasoning_effort": effort, "enable_thinking": effort != "none", **given}
+
 
 class TokenizeRequest(Conversation):
     """POST /tokenize, with a prompt or with messages"""
 
-    model: str | None = None
+    kind = "tokenize"
     messages: list[dict[str, Any]] | None = None  # type: ignore[assignment]
     prompt: str | None = None
     add_special_tokens: bool | None = None
@@ -270,15 +318,20 @@ class TokenizeRequest(Conversation):
             raise ValueError("give either prompt or messages")
         return self
 
+    def check(self) -> list[str]:
+        unknown = super().check()
+        if self.messages is not None:
+            self.check_messages()
+        return unknown
+
     @property
     def adds_special_tokens(self) -> bool:
         """By default to a prompt; the template of messages writes them itself."""
         return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """POST /detokenize"""
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
-    model: str | None = None
+    kind = "detokenize"
     tokens: list[int]

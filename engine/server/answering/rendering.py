@@ -27,7 +27,7 @@ async def render(service: Service, body: Conversation) -> str:
         chat_template=body.chat_template,
         add_generation_prompt=body.begins_answer,
         continue_final_message=body.continue_final_message,
-        chat_template_kwargs=body.chat_template_kwargs,
+        chat_template_kwargs=body.template_variables,
     )
     if body.chat_template is not None:
         if not service.config.trust_request_chat_template:

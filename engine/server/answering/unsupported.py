@@ -1,52 +1,27 @@
-"""Fields that clients of such APIs know and that this server doesn't act on."""
+"""What becomes of the fields of a body that its class doesn't declare, by the table of fields."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing, and pass
-    "suffix": ("",),
-    "echo": (False,),  # of chat; completions declare it
-    "max_completion_tokens": (),  # of completions; chat declares these two
-    "top_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "parallel_tool_calls": (),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structural_tag": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "early_stopping": (False,),
-    "prompt_embeds": (),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "store": (False,),
-    "metadata": ({},),
-    "service_tier": ("auto", "default"),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "documents": ([],),
-    "mm_processor_kwargs": (),
-    "logits_processors": ([],),
-    "kv_transfer_params": (),
-    "vllm_xargs": (),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "thinking_token_budget": (),
-}
-"""Refused by name, never ignored: an answer that leaves them out isn't what was asked for."""
+from engine.server.answering.fields import BODIES, FIELDS, REFUSED
+from engine.server.http.errors import bad_request
 
-WITHOUT_EFFECT = frozenset(
-    {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-)
-"""Say something about the caller and nothing about the answer: accepted without a word."""
+_KNOWN = {body: {f.name: f for f in FIELDS if f.verdict(body)} for body in BODIES}
+
+
+def unknown_fields(body: str, extra: Mapping[str, Any]) -> list[str]:
+    """Check `extra`, the fields that the class of `body` doesn't declare; return the unknown ones.
+
+    Raises `ApiError` 400 for one that is refused: an answer that leaves it out isn't what was asked
+    for, so it is never ignored.
+    """
+    unknown = []
+    for name, value in extra.items():
+        field = _KNOWN[body].get(name)
+        if field is None:
+            unknown.append(name)
+        elif field.verdict(body) == REFUSED and value not in field.passes:
+            raise bad_request(f"{name} is not supported by this server. Leave it out.", name)
+    return sorted(unknown)

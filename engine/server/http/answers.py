@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,14 @@ LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 def visible_logprob(value: float) -> float:
     """`value`, or a very small number for the −∞ of a token that was ruled out."""
     return max(value, LOWEST_LOGPROB)
+
+
+def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
+    """How log-probabilities call a token: by its text, or by its id as return_tokens_as_token_ids
+    wants it, which no two tokens share."""
+    if as_token_id:
+        return lambda token_id, text: f"token_id:{token_id}"
+    return lambda token_id, text: text
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

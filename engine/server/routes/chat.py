@@ -18,6 +18,7 @@ from engine.server.answering.rendering import render
 from engine.server.http.answers import (
     json_response,
     prompt_logprobs_json,
+    token_name,
     usage_json,
     visible_logprob,
 )
@@ -70,6 +71,7 @@ class ChatAnswer:
             "model": generation.service.config.model_name,
             "system_fingerprint": f"glasshouse-{__version__}",
         }
+        self.token_name = token_name(body.return_tokens_as_token_ids)
         self.num_written = [0] * len(self.request.sequences)  # tokens, by choice
         self.started = [False] * len(self.request.sequences)
 
@@ -96,7 +98,8 @@ class ChatAnswer:
                     continue
                 if not self.started[delta.index]:
                     self.started[delta.index] = True
-                    pieces.append(self._chunk([self._opening(delta.index)], extras))
+                    opening = [self._opening(delta.index)]
+                    pieces.append(self._chunk(opening, extras, body.continuous_usage))
                     extras = {}
                 sequence = self.request.sequences[delta.index]
                 content = {"content": delta.text} if delta.text else {}
@@ -119,23 +122,36 @@ class ChatAnswer:
         self.num_written[sequence.index] = len(sequence.token_ids)
         logprobs = None
         if sequence.logprobs is not None:
-            logprobs = {"content": [_position_json(p) for p in sequence.logprobs[written:]]}
+            new = sequence.logprobs[written:]
+            logprobs = {"content": [self._position_json(position) for position in new]}
         rest: dict[str, Any] = {
             "logprobs": logprobs,
             "finish_reason": sequence.finish_reason,
             "stop_reason": sequence.stop_reason,
+            "token_ids": sequence.token_ids[written:] if self.body.return_token_ids else None,
         }
-        if self.body.return_token_ids:
-            rest["token_ids"] = sequence.token_ids[written:]
         return rest
 
     def _prompt_extras(self) -> dict[str, Any]:
-        extras: dict[str, Any] = {}
-        if self.body.prompt_logprobs is not None:
-            extras["prompt_logprobs"] = prompt_logprobs_json(self.request.prompt_logprobs)
-        if self.body.return_token_ids:
-            extras["prompt_token_ids"] = self.request.prompt_token_ids
-        return extras
+        """What is told of the prompt, once."""
+        wants_ids, request = self.body.return_token_ids, self.request
+        return {
+            "prompt_logprobs": prompt_logprobs_json(request.prompt_logprobs),
+            "prompt_token_ids": request.prompt_token_ids if wants_ids else None,
+        }
+
+    def _position_json(self, position: PositionLogprobs) -> dict[str, Any]:
+        return {
+            **self._token_json(position.chosen),
+            "top_logprobs": [self._token_json(candidate) for candidate in position.top],
+        }
+
+    def _token_json(self, token: Logprob) -> dict[str, Any]:
+        return {
+            "token": self.token_name(token.token_id, token.decoded_token),
+            "logprob": visible_logprob(token.logprob),
+            "bytes": list(token.bytes),
+        }
 
     def _chunk(
         self, choices: list[dict[str, Any]], extras: dict[str, Any], with_usage: bool = False
@@ -146,18 +162,3 @@ class ChatAnswer:
         elif self.body.include_usage:
             chunk["usage"] = None
         return msgspec.json.encode(chunk)
-
-
-def _position_json(position: PositionLogprobs) -> dict[str, Any]:
-    return {
-        **_token_json(position.chosen),
-        "top_logprobs": [_token_json(candidate) for candidate in position.top],
-    }
-
-
-def _token_json(token: Logprob) -> dict[str, Any]:
-    return {
-        "token": token.decoded_token,
-        "logprob": visible_logprob(token.logprob),
-        "bytes": list(token.bytes),
-    }

@@ -16,11 +16,14 @@ from engine.server.answering.protocol import CompletionRequest
 from engine.server.http.answers import (
     json_response,
     prompt_logprobs_json,
+    token_name,
     usage_json,
     visible_logprob,
 )
 from engine.server.http.sse import EventStream, unless_left
 from engine.server.service import Service
+from engine.text.detokenizer import answer_detokenizer
+from engine.text.offsets import TextOffsets, prompt_offsets
 from engine.text.output import PositionLogprobs, RequestText
 
 
@@ -63,27 +66,25 @@ class Choice:
         self.sequence = self.request.sequences[sequence]
         self.number = place * (body.n or 1) + sequence
         self.started = False
-        self.text_length = 0  # characters written: where the next token begins
+        self.echoed = ""  # the prompt, once it is written before the text
         self.num_tokens = 0  # tokens written
+        self.offsets: TextOffsets | None = None  # of the tokens, once some are written
 
     def write(self, text: str) -> dict[str, Any]:
         """The next piece: `text`, before it the prompt if it is to be echoed, and the tokens that
         came since."""
         body, sequence, request = self.answer.body, self.sequence, self.request
         first, self.started = not self.started, True
-        positions: list[PositionLogprobs | None] = []
-        prefix = ""
         if first and body.echo:
-            prefix = self.answer.prompt_text(request)
-            positions += request.prompt_logprobs or []
-        if sequence.logprobs is not None:
-            positions += sequence.logprobs[self.num_tokens :]
+            self.echoed = self.answer.prompt_text(request)
         choice: dict[str, Any] = {
             "index": self.number,
-            "text": prefix + text,
-            "logprobs": None if body.logprobs is None else self._logprobs(positions),
+            "text": self.echoed + text if first else text,
+            "logprobs": None if body.logprobs is None else self._logprobs(first),
             "finish_reason": sequence.finish_reason,
             "stop_reason": sequence.stop_reason,
+            "prompt_token_ids": None,
+            "token_ids": None,
         }
         if first and body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs_json(request.prompt_logprobs)
@@ -94,30 +95,45 @@ class Choice:
         self.num_tokens = len(sequence.token_ids)
         return choice
 
-    def _logprobs(self, positions: list[PositionLogprobs | None]) -> dict[str, Any]:
-        """The four lists of this API; of the prompt's first token nothing is known but itself."""
+    def _logprobs(self, first: bool) -> dict[str, Any]:
+        """The four lists of this API, of the tokens that came since, and before them of an echoed
+        prompt, of whose first token nothing is known but itself."""
+        answer, request, sequence = self.answer, self.request, self.sequence
+        positions: list[PositionLogprobs | None] = []
+        offsets: list[int] = []
+        tokenizer = answer.generation.text.tokenizer
+        if first and answer.body.echo:
+            positions += request.prompt_logprobs or []
+            offsets += prompt_offsets(tokenizer, request.prompt_token_ids, self.echoed)
+        new = (sequence.logprobs or [])[self.num_tokens :]
+        positions += new
+        if self.offsets is None:
+            detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, request.params)
+            self.offsets = TextOffsets(detokenizer, len(self.echoed))
+        offsets += [self.offsets.take(position.chosen.token_id) for position in new]
+        if sequence.finish_reason is not None:  # a stop string may have cut the text
+            end = len(self.echoed) + len(sequence.text)
+            offsets = [min(offset, end) for offset in offsets]
+        name = answer.token_name
         tokens: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
-        offsets: list[int] = []
         for position in positions:
             if position is None:
-                first_id = self.request.prompt_token_ids[0]
-                token = self.answer.generation.text.tokenizer.token(first_id).text
+                first_id = request.prompt_token_ids[0]
+                tokens.append(name(first_id, tokenizer.token(first_id).text))
                 values.append(None)
                 tops.append(None)
-            else:
-                chosen = position.chosen
-                token = chosen.decoded_token
-                values.append(visible_logprob(chosen.logprob))
-                # Best first, so where two tokens read alike the better one keeps the name.
-                top: dict[str, float] = {}
-                for candidate in [*position.top, chosen]:
-                    top.setdefault(candidate.decoded_token, visible_logprob(candidate.logprob))
-                tops.append(top)
-            tokens.append(token)
-            offsets.append(self.text_length)
-            self.text_length += len(token)
+                continue
+            chosen = position.chosen
+            tokens.append(name(chosen.token_id, chosen.decoded_token))
+            values.append(visible_logprob(chosen.logprob))
+            # Best first, so where two tokens read alike the better one keeps the name.
+            top: dict[str, float] = {}
+            for candidate in [*position.top, chosen]:
+                own = name(candidate.token_id, candidate.decoded_token)
+                top.setdefault(own, visible_logprob(candidate.logprob))
+            tops.append(top)
         return {
             "tokens": tokens,
             "token_logprobs": values,
@@ -132,6 +148,7 @@ class CompletionAnswer:
     def __init__(self, generation: Generation, body: CompletionRequest):
         self.generation = generation
         self.body = body
+        self.token_name = token_name(body.return_tokens_as_token_ids)
         self.head = {
             "id": generation.id,
             "object": "text_completion",
@@ -146,7 +163,10 @@ class CompletionAnswer:
 
     def whole(self) -> dict[str, Any]:
         """The one body of an answer that isn't streamed."""
-        choices = [choice.write(choice.sequence.text) for choice in self.choices.values()]
+        choices = [
+            {"prompt_logprobs": None, **choice.write(choice.sequence.text)}
+            for choice in self.choices.values()
+        ]
         return {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
 
     async def chunks(self) -> AsyncIterator[list[bytes]]:

@@ -19,22 +19,24 @@ def router(service: Service) -> APIRouter:
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Response:
         service.check_model(body.model)
+        service.warn_of_unknown(body.check())
         text = service.ready_text()
         if body.messages is not None:
-            body.check_messages()
             prompt = await render(service, body)
         else:
             prompt = body.prompt or ""
 
         def answer() -> Response:
             tokens = text.tokenizer.encode(prompt, body.adds_special_tokens)
+            texts = None
+            if body.return_token_strs:
+                texts = [text.tokenizer.token(token).text for token in tokens]
             content = {
                 "count": len(tokens),
                 "max_model_len": text.input.max_model_len,
                 "tokens": tokens,
+                "token_strs": texts,
             }
-            if body.return_token_strs:
-                content["token_strs"] = [text.tokenizer.token(token).text for token in tokens]
             return json_response(content)
 
         return await in_lane(lane_for(len(prompt)), answer)
@@ -42,11 +44,13 @@ def router(service: Service) -> APIRouter:
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         service.check_model(body.model)
-        tokenizer = service.ready_text().tokenizer
+        service.warn_of_unknown(body.check())
+        text = service.ready_text()
 
         def answer() -> Response:
-            text = tokenizer.decode(body.tokens, skip_special_tokens=False)
-            return json_response({"prompt": text})
+            text.input.check_known(body.tokens)
+            prompt = text.tokenizer.decode(body.tokens, skip_special_tokens=False)
+            return json_response({"prompt": prompt})
 
         return await in_lane(lane_for(len(body.tokens)), answer)
 

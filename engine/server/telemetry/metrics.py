@@ -31,6 +31,7 @@ class Metrics:
         self.series = SeriesSet(self.labels)
         self.cache_info = SeriesSet(self.labels)  # until the model is loaded there is none
         self._last_step = 0
+        self._told_step = 0
         self._stats = StepStats()
         self.block_size = 0  # not known before the model is loaded
 
@@ -83,7 +84,9 @@ class Metrics:
             "request_params_max_tokens", "The parameter max_tokens.", _TOKENS
         )
         self.step_tokens = self._histogram(
-            "iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS
+            "iteration_tokens_total",
+            "Tokens generated in a step, and the computed ones of prompts that it completed.",
+            _STEP_TOKENS,
         )
 
     def text(self) -> bytes:
@@ -109,10 +112,13 @@ class Metrics:
         """The state after a step, which is shown from the next `text()` on; what it counts is added
         once, however often that state is sent."""
         self._stats = stats
+        if stats.told_step != self._told_step:
+            self._told_step = stats.told_step
+            if stats.tokens_told:
+                self.step_tokens.observe(stats.tokens_told)
         if stats.step == self._last_step:
             return
         self._last_step = stats.step
-        self.step_tokens.observe(stats.num_tokens)
         if stats.num_preemptions:
             self.preemptions.inc(stats.num_preemptions)
         if stats.prefix_queries:

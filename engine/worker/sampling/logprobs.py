@@ -7,6 +7,8 @@ one log_softmax, so the drawn token's is bit for bit the one in the list of the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 
@@ -14,18 +16,33 @@ from engine.core.messages import TokenLogprobs
 
 FIRST_LOOK = 8  # most probable tokens among which a drawn one is looked for first
 SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be put in order
+MANY = 256  # candidates: rows that want more are computed by themselves, others don't sort as many
 
 
 def token_logprobs(
-    logits: torch.Tensor, token_ids: np.ndarray, counts: list[int]
+    logits: torch.Tensor,
+    token_ids: np.ndarray,
+    counts: list[int],
+    named: Mapping[int, Sequence[int]] | None = None,
 ) -> list[TokenLogprobs]:
     """One `TokenLogprobs` for each row.
 
     `logits`: fp32 [rows, vocab], the model's own. `token_ids`: int64 [rows]. `counts`: how many of
-    the most probable tokens each row wants.
+    the most probable tokens each row wants. `named`: row → the tokens it wants in their place.
     """
     if not counts:
         return []
+    if len(counts) > 1 and max(counts) > MANY:
+        named = named or {}
+        return [
+            token_logprobs(
+                logits[row : row + 1],
+                token_ids[row : row + 1],
+                counts[row : row + 1],
+                {0: named[row]} if row in named else None,
+            )[0]
+            for row in range(len(counts))
+        ]
     logprobs = torch.log_softmax(logits, dim=-1)
     ids = torch.from_numpy(token_ids).to(logits.device)[:, None]
     own = logprobs.gather(1, ids)[:, 0].tolist()
@@ -33,6 +50,11 @@ def token_logprobs(
     ranks = _ranks(logits, ids, top).tolist()
     top = top[:, : max(counts)]
     top_ids, top_logprobs = top.tolist(), logprobs.gather(1, top).tolist()
+    if named:
+        counts = list(counts)
+        for row, its in named.items():
+            counts[row], top_ids[row] = len(its), list(its)
+            top_logprobs[row] = logprobs[row, torch.tensor(its, device=logits.device)].tolist()
     return [
         TokenLogprobs(token, logprob, rank, best[:count], best_logprobs[:count])
         for token, logprob, rank, best, best_logprobs, count in zip(

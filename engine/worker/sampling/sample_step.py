@@ -147,8 +147,11 @@ class SampleStep:
         adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
         drawn = self.sampler.draw(adjusted, batch, positions)
         tokens = drawn.cpu().numpy()
-        wanted = [self._params(batch, place).logprobs or 0 for place in asking]
-        logprobs = dict(zip(asking, token_logprobs(raw, np.maximum(tokens[asking], 0), wanted)))
+        wanted = [self._params(batch, place) for place in asking]
+        counts = [params.logprobs or 0 for params in wanted]
+        named = {i: p.logprob_token_ids for i, p in enumerate(wanted) if p.logprob_token_ids}
+        found = token_logprobs(raw, np.maximum(tokens[asking], 0), counts, named)
+        logprobs = dict(zip(asking, found))
         if recorded:
             words = batch.words(positions)
             for draw, its_raw in zip(recorded, recorded_raw):

@@ -1,0 +1,130 @@
+"""The fields that clients of such APIs send, each once: served, without effect, or refused.
+
+`unsupported.py` acts on this table, docs/API_FIELDS.md shows it, and a test holds it against the
+classes of `protocol.py` and against the request classes of vLLM 0.33 and of OpenAI's client.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+BODIES = ("completions", "chat", "tokenize", "detokenize")
+"""POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize."""
+
+SERVED, NO_EFFECT, REFUSED = "served", "no effect", "refused"
+_GENERATION = "completions chat"
+
+
+class Field(NamedTuple):
+    """A field by name. `served`, `no_effect`, `refused`: the bodies in which it is that.
+
+    `passes`: values that ask for nothing; a refused field may have them. null always passes.
+    """
+
+    name: str
+    served: str = ""
+    no_effect: str = ""
+    refused: str = ""
+    passes: tuple[Any, ...] = ()
+    note: str = ""
+
+    def verdict(self, body: str) -> str | None:
+        """What becomes of the field in a body: None where it is unknown."""
+        for verdict, bodies in (
+            (SERVED, self.served),
+            (NO_EFFECT, self.no_effect),
+            (REFUSED, self.refused),
+        ):
+            if body in bodies.split():
+                return verdict
+        return None
+
+
+def _served(names: str, bodies: str = _GENERATION) -> tuple[Field, ...]:
+    return tuple(Field(name, bodies) for name in names.split())
+
+
+def _without_effect(note: str, names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, no_effect=_GENERATION, note=note) for name in names.split())
+
+
+def _refused(names: str, *passes: Any, note: str = "") -> tuple[Field, ...]:
+    return tuple(
+        Field(name, refused=_GENERATION, passes=passes, note=note) for name in names.split()
+    )
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("model", "completions chat tokenize detokenize", note='"" means the one that is served'),
+    # ------------------------------------------------------------------------------- the prompt
+    Field("prompt", "completions tokenize"),
+    Field("messages", "chat tokenize", note="text parts only; a developer's is a system's where "
+          "the template knows no such role"),
+    *_served("chat_template chat_template_kwargs add_generation_prompt continue_final_message",
+             "chat tokenize"),
+    Field("reasoning_effort", "chat", "completions", note="a variable of the chat template, and "
+          "`enable_thinking` beside it (false for none)"),
+    Field("add_special_tokens", "completions chat tokenize"),
+    Field("truncate_prompt_tokens", _GENERATION, note="−1: what the context leaves"),
+    Field("truncation_side", _GENERATION, note="left (the default) keeps the last tokens, right "
+          "the first"),
+    Field("tokens", "detokenize"),
+    # --------------------------------------------------------------------------------- sampling
+    Field("n", _GENERATION),
+    Field("best_of", _GENERATION, note="only if it equals n"),
+    *_served("temperature top_p top_k min_p repetition_penalty frequency_penalty presence_penalty "
+             "seed stop stop_token_ids include_stop_str_in_output ignore_eos max_tokens"),
+    Field("max_completion_tokens", "chat", refused="completions"),
+    *_served("min_tokens logit_bias allowed_token_ids bad_words"),
+    # ------------------------------------------------------------------------------- the answer
+    Field("echo", "completions", refused="chat", passes=(False,)),
+    Field("logprobs", _GENERATION, note="−1 in completions: the whole vocabulary, where "
+          "--max-logprobs allows it"),
+    Field("top_logprobs", "chat", refused="completions", passes=(0,), note="−1: as for logprobs"),
+    Field("prompt_logprobs", _GENERATION, note="−1: as for logprobs"),
+    Field("logprob_token_ids", _GENERATION, note="needs logprobs, whose most probable ones they "
+          "replace; at most 128"),
+    *_served("skip_special_tokens spaces_between_special_tokens return_token_ids "
+             "return_tokens_as_token_ids stream stream_options"),
+    Field("return_token_strs", "tokenize"),
+    # ------------------------------------------------------------------------------ the request
+    Field("priority", _GENERATION, note="under --scheduling-policy priority"),
+    *_served("cache_salt request_id"),
+    Field("trace", _GENERATION, note="this engine's own: full records this request at level full"),
+    # --------------------------------------------------------------------------- without effect
+    *_without_effect("says something about the caller, nothing about the answer",
+                     "user safety_identifier session_id metadata"),
+    *_without_effect("every prompt's prefix is cached anyway",
+                     "prompt_cache_key prompt_cache_retention prompt_cache_options"),
+    *_without_effect("no answer is kept for later", "store"),
+    *_without_effect("all requests are served alike", "service_tier"),
+    *_without_effect("a hint for speed", "prediction"),
+    *_without_effect("no model is told of it", "verbosity"),
+    *_without_effect("without tools there is nothing to call", "parallel_tool_calls"),
+    *_without_effect("about images and sounds, which no model here takes",
+                     "mm_payload return_mm_kwargs"),
+    # ---------------------------------------------------------------------------------- refused
+    *_refused("suffix", ""),
+    Field("tools", refused="completions chat tokenize", passes=([],)),
+    *_refused("functions", []),
+    *_refused("tool_choice function_call", "none"),
+    *_refused("response_format", {"type": "text"}),
+    *_refused("structured_outputs structural_tag guided_json guided_regex guided_choice "
+              "guided_grammar guided_decoding_backend guided_whitespace_pattern"),
+    *_refused("use_beam_search early_stopping", False),
+    *_refused("length_penalty", 1),
+    *_refused("prompt_embeds documents logits_processors", []),
+    *_refused("modalities", ["text"]),
+    *_refused("audio"),
+    *_refused("web_search_options moderation vllm_xargs", {}),
+    *_refused("kv_transfer_params ec_transfer_params", {}),
+    *(Field(name, refused="completions chat tokenize", passes=({},))
+      for name in ("mm_processor_kwargs", "media_io_kwargs")),
+    *_refused("repetition_detection", {}),
+    *_refused("watermarking", False),
+    *_refused("thinking_token_budget", -1),
+    *_refused("include_reasoning", True, note="reasoning isn't told from the answer"),
+    *_refused("stream_interval", 1, note="each step's text goes out at once"),
+    *_refused("return_prompt_text return_token_offsets return_weight_versions", False),
+    *_refused("routed_experts_prompt_start", 0),
+)  # fmt: skip
