@@ -190,7 +190,13 @@ def test_detokenize_refuses_ids_beyond_the_vocabulary(server, token):
     assert server.http.post("/detokenize", json={"tokens": [65, 260]}).status_code == 200
 
 
-def test_reasoning_effort_is_a_variable_of_the_template(server):
+@pytest.fixture(scope="module")
+def trusting(run_server):
+    with run_server(trust_request_chat_template=True) as running:
+        yield running
+
+
+def test_reasoning_effort_is_a_variable_of_the_template(trusting):
     asked = {
         "chat_template": "{{ reasoning_effort }}/{{ enable_thinking }}/{{ messages[0].role }}",
         "return_token_ids": True,
@@ -204,17 +210,17 @@ def test_reasoning_effort_is_a_variable_of_the_template(server):
         ),
         ({}, b"//user"),
     ):
-        answer = post(server, "chat", **asked, **fields)
+        answer = post(trusting, "chat", **asked, **fields)
         assert bytes(answer.json()["prompt_token_ids"]) == rendered
 
 
-def test_a_developer_is_a_system_where_the_template_knows_no_such_role(server):
+def test_a_developer_is_a_system_where_the_template_knows_no_such_role(trusting):
     messages = [{"role": "developer", "content": "x"}]
     for template, rendered in (
         ("{{ messages[0].role }}", b"system"),
         ("{{ messages[0].role }}{# developer #}", b"developer"),
     ):
         answer = post(
-            server, "chat", messages=messages, chat_template=template, return_token_ids=True
+            trusting, "chat", messages=messages, chat_template=template, return_token_ids=True
         )
         assert bytes(answer.json()["prompt_token_ids"]) == rendered
