@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import sys
-
+from engine.trace.command import run_command
 from lab.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

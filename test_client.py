@@ -1067,18 +1067,29 @@ class Temperature(Suite):
 
 class Prefix(Suite):
     name, title = "prefix", "a prompt seen before"
+    PROMPTS, LONGEST, SHORTEST = 5, 1500, 96  # the last two in tokens
+    AROUND, DRAWN = 48, 8  # tokens that may stand around a prompt's words, and that are drawn
+    SLOW_ENOUGH = 1000  # tokens: a prompt so long takes clearly longer than one that is found
     expects: ClassVar = {
-        "asked twice": "five long new prompts are answered, twice each",
+        "asked twice": "long new prompts are answered, twice each: five, or what the pool can keep",
         "cached tokens": "none the first time; then all full blocks before the last token",
-        "faster": "the first token comes earlier the second time (the best of five each)",
+        "faster": "the first token comes earlier the second time (the best of all each)",
         "same answers": "greedy answers are the same from the cache",
     }
 
     async def run(self) -> None:
-        params = {"max_tokens": 8, "temperature": 0}
+        params = {"max_tokens": self.DRAWN, "temperature": 0}
         with self.check("asked twice", vital=True) as c:
-            words = await self.words_for(1500)
-            prompts = [fresh_text(words) + "\nThe end. Next:" for _ in range(5)]
+            count, each = self._fitting()
+            if not count:
+                raise NotOffered(
+                    f"the pool of {self.facts.num_blocks} blocks can't keep one prompt of"
+                    f" {self.SHORTEST} tokens: it evicts what it would have to find again"
+                )
+            words = await self.words_for((each - self.AROUND) * 9 // 10)
+            prompts = [fresh_text(words) + "\nThe end. Next:" for _ in range(count)]
+            if each < self.LONGEST:
+                c.measured(f"{count} of at most {each} tokens, for all to stay in the pool")
             hits = [await self._hits()]
             cold = [await self.ask(p, stream=True, **params) for p in prompts]
             hits.append(await self._hits())
@@ -1103,6 +1114,8 @@ class Prefix(Suite):
         with self.check("faster") as c:
             before, after = (min(a.ttft for a in answers) for answers in (cold, warm))
             c.measured(f"TTFT {before * 1000:.0f} ms, then {after * 1000:.0f} ms")
+            if after >= before and each < self.SLOW_ENOUGH:
+                raise NotOffered("prompts that the pool can keep are too short to tell by time")
             if after >= before and not again:
                 raise NotOffered(
                     "no cached prefix is reported, and the first token comes no earlier"
@@ -1113,6 +1126,17 @@ class Prefix(Suite):
                 same, seen = await self.same_text(prompt, a, b, **params)
                 c.measured(seen)
                 c.require(same, "another text")
+
+    def _fitting(self) -> tuple[int, int]:
+        """(prompts, tokens of each) that the pool keeps all at once, with what each draws."""
+        blocks, size = self.facts.num_blocks, self.facts.block_size or 64
+        if blocks is None:
+            return self.PROMPTS, self.LONGEST
+        for count in range(self.PROMPTS, 0, -1):
+            each = min(self.LONGEST, (blocks - 1) // count * size - self.DRAWN)
+            if each >= max(self.SHORTEST, 2 * size):
+                return count, each
+        return 0, 0
 
     async def _hits(self) -> float | None:
         try:
@@ -1336,18 +1360,6 @@ class WordWrap:
             self.column += cell_len(part) if part != "\n" else 0
 
 
-def in_words(facts: dict[str, Any]) -> str:
-    """`waited_us` 220 is "waited 0.2 ms", `num_prompt_tokens` 13 is "13 prompt tokens"."""
-    said = []
-    for key, value in facts.items():
-        name = re.sub(r"^num_|_[um]s$", "", key).replace("_", " ")
-        if key.endswith(("_us", "_ms")) and isinstance(value, (int, float)):
-            said.append(f"{name} {value / (1000 if key.endswith('_us') else 1):.1f} ms")
-        else:
-            said.append(f"{value} {name}" if key.startswith("num_") else f"{name} {value}")
-    return ", ".join(said)
-
-
 class Chat:
     """A conversation in the terminal, or over a pipe: one line in, one answer out."""
 
@@ -1356,8 +1368,10 @@ class Chat:
         "/top_p": ("top_p", float, 1e-9, 1),
         "/seed": ("seed", int, -(2**63), 2**63 - 1),
     }
-    TOLD = ("request.waiting", "request.admitted", "request.preempted", "request.resumed", *ENDS)
-    UNTOLD = ("kind", "seq", "ts_ns", "step", "src", "request_id", "why")  # by /why
+    TOLD = (  # by /why, in the log's own sentences
+        *("request.waiting", "request.admitted", "request.preempted", "request.resumed"),
+        *("stop.matched", *ENDS),
+    )
 
     def __init__(
         self, server: Server, loop: asyncio.AbstractEventLoop, console: Console, max_tokens: int
@@ -1533,11 +1547,12 @@ class Chat:
             yield f"reserving {context} tokens would have taken {blocks_for(context, size)}"
 
     def _why(self) -> Iterator[str]:
-        for event in self._last()[1]:
-            if event["kind"] in self.TOLD or event["kind"] == "stop.matched":
-                rest = {k: v for k, v in event.items() if k not in self.UNTOLD}
-                what = f"step {event.get('step', 0)} {event['kind']}"
-                yield f"{what}: {event.get('why', '')} ({in_words(rest)})"
+        path = f"/trace/requests/{quote(self._last()[0])}"
+        asked = self.server.request("GET", path, PROBE_SECONDS)
+        response = offered(interruptible(self.loop, asked), path)
+        for line in parse_json(response.text).get("story", []):
+            if line.get("kind") in self.TOLD:
+                yield f"step {line['steps'][0]} {line['kind']}: {line['text']}"
 
 
 # =================================================================================== 7. Report
@@ -1752,4 +1767,10 @@ def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is claimed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 2
+    sys.exit(status)

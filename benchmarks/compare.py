@@ -32,6 +32,7 @@ from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, save_random, shape
 from benchmarks.workloads import Run, Workload, workloads
 from engine.core.garbage_collection import quiet_collector
+from engine.trace.command import run_command
 
 REPEATS = 3
 STATIC_BATCH = 16
@@ -193,4 +194,4 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m benchmarks.co
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

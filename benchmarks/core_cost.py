@@ -23,6 +23,7 @@ from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
+from engine.trace.command import run_command
 from engine.trace.packing import PackingRecorder
 
 REQUESTS = (64, 256)
@@ -104,9 +105,14 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure, write the machine's files, and print the table."""
     rows, folder = measure(), machine_folder()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "core_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
     (folder / "core_cost.md").write_text(markdown(rows))
     print(markdown(rows))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -39,6 +39,7 @@ from benchmarks.workloads import workloads
 from engine.config import POCKET_MODEL
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
+from engine.trace.command import run_command
 from engine.worker.machine import physical_cores
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64)
@@ -295,4 +296,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

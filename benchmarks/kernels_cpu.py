@@ -35,6 +35,7 @@ from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
 from engine.rounding import ceil_div  # noqa: E402
+from engine.trace.command import run_command  # noqa: E402
 
 MATRICES = {
     "OPT-125M fc1": (3072, 768),
@@ -275,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,6 +28,7 @@ from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
 from engine.core.messages import CoreRequest
 from engine.kernels.machine_limits import machine_limits
 from engine.sampling_params import SamplingParams
+from engine.trace.command import run_command
 from engine.trace.events import Event, KernelLaunched, StepFinished
 
 CONTEXT, STEPS, FIRST = 150, 60, 10
@@ -205,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine_folder import machine_folder  # noqa: E402
+from engine.trace.command import run_command  # noqa: E402
 
 REQUESTS = 64
 BLOCKS = 4096
@@ -224,4 +225,4 @@ def markdown(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

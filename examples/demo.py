@@ -27,6 +27,7 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.table import Table
 
+from engine.trace.command import run_command
 from engine.trace.console import RichPrinter
 from engine.trace.events import AnyEvent
 from engine.trace.story import Story
@@ -286,4 +287,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.trace.command import run_command
 from pocket import MODEL_DIR
 from pocket.corpus import SMALL_TALK, read_corpus
 from pocket.phrasings import held_out_wording, normal
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from engine.trace.command import run_command
 from pocket import MODEL_DIR
 from pocket.corpus import read_corpus
 from pocket.documents import Mixture
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -29,6 +29,7 @@ from pathlib import Path
 from benchmarks.gpu import interpreter, record, report
 from benchmarks.gpu.parts import MEASURE_S, PARTS
 from benchmarks.gpu.run_part import part_command, run_part
+from engine.trace.command import run_command
 
 RESULTS = Path(__file__).parents[1] / "results"
 LEAST_S = 20  # with less time than this left, a part isn't begun
@@ -116,4 +117,4 @@ def _conclude(whole: dict, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from dataclasses import asdict
 from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
+
+from engine.trace.command import run_command
 
 
 class Part(NamedTuple):
@@ -192,4 +193,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -36,6 +36,7 @@ from benchmarks.peers.servers import Server, ServerFailed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
 from benchmarks.workloads import Workload, workloads
+from engine.trace.command import run_command
 from engine.worker.machine import physical_cores
 
 REPEATS = 3
@@ -270,4 +271,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from engine.config.table import options_table
 from engine.fit.estimate import GIB, Plan, make_plan
 from engine.server.answering.fields import BODIES, FIELDS, REFUSED, Field
 from engine.trace import events as ev
+from engine.trace.command import run_command
 from engine.trace.wording import ranges, size
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -208,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

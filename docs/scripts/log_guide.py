@@ -14,6 +14,7 @@ from docs.scripts.questions import QUESTIONS, Question
 from docs.scripts.reader import RECORDS, Record, printed
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
+from engine.trace.command import run_command
 from engine.trace.events import Event
 from engine.trace.files import to_json
 
@@ -203,4 +204,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -9,10 +9,10 @@ has no page of its own yet: it is named. Tables of one machine are in a folder o
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from docs.scripts.server import ROOT
+from engine.trace.command import run_command
 
 RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "docs" / "PERFORMANCE.md"
@@ -117,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

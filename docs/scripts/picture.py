@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from docs.scripts.server import ROOT, environment
+from engine.trace.command import run_command
 
 TARGET = ROOT / "docs" / "images" / "demo.svg"
 WIDTH = 102
@@ -45,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

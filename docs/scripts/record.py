@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from docs.scripts.server import ROOT, LocalServer
+from engine.trace.command import run_command
 
 RECORDS = ROOT / "docs" / "records"
 POCKET = Path("pocket/model")
@@ -169,4 +170,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]))

@@ -7,15 +7,24 @@ without them.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.core.messages import StepPlan
 from engine.core.request import Request
 from engine.trace import events
 from engine.trace.recorder import Recorder
+from engine.trace.wording import count, free
 
 if TYPE_CHECKING:
     from engine.core.scheduler import Scheduler
+
+
+class Shortage(NamedTuple):
+    """What a running request lacks: `need` blocks, to compute `num_tokens` tokens more."""
+
+    request: Request
+    num_tokens: int
+    need: int
 
 
 class Explainer:
@@ -87,13 +96,21 @@ class Explainer:
 
     def preemption(
         self,
+        scheduler: Scheduler,
         victim: Request,
-        winner: Request,
+        shortage: Shortage,
         mode: str,
         recompute_ms: float,
         swap_ms: float,
-        why: str,
+        mode_why: str,
     ) -> None:
+        """Say why the victim gives its blocks back. Call while it still runs and has them."""
+        if not self.recorder.enabled:
+            return
+        winner, available = shortage.request, scheduler.kv.pool.num_free
+        first, last = winner.num_planned_tokens, winner.num_planned_tokens + shortage.num_tokens - 1
+        tokens = f"token {first}" if first == last else f"tokens {first}–{last}"
+        itself, seats = victim is winner, scheduler.seats_taken
         self.recorder.record(
             events.RequestPreempted(
                 request_id=victim.id,
@@ -101,9 +118,16 @@ class Explainer:
                 num_blocks=len(victim.block_table),
                 num_computed_tokens=victim.num_computed_tokens,
                 for_request=winner.id,
+                need=shortage.need,
+                available=available,
                 recompute_ms=round(recompute_ms, 6),
                 swap_ms=round(swap_ms, 6),
-                why=why,
+                mode_why=mode_why,
+                why=f"{'it' if itself else winner.id} needs {count(shortage.need, 'block')} for"
+                f" {tokens}, {free(available, 'block')}; {'it' if itself else victim.id} is the"
+                f" last by rank of {len(scheduler.running)} that run. A larger pool would help"
+                " (--num-gpu-blocks-override, --gpu-memory-utilization)"
+                + (f", or fewer seats (--max-num-seqs {seats - 1})" if seats > 1 else ""),
             )
         )
 
@@ -123,7 +147,8 @@ class Explainer:
             why={
                 "budget": f"the running requests use all {scheduler.budget} tokens of the step",
                 "seats": f"{scheduler.seats_taken} of {scheduler.max_num_seqs} seats are taken",
-                "blocks": f"its {head.num_tokens} tokens need {need} blocks, {available} are free",
+                "blocks": f"{count(need, 'block')} needed for {count(head.num_tokens, 'token')},"
+                f" {free(available, 'block')}",
                 "preemption": "a running request was preempted in this step: nobody is admitted",
             }[waits_for],
         )
@@ -139,7 +164,7 @@ class Explainer:
 
 def _free_for(request: Request) -> str:
     seats = "a seat" if request.seats == 1 else f"{request.seats} seats"
-    return f"{seats} and blocks for {request.num_tokens} tokens are free"
+    return f"{seats} and blocks for {count(request.num_tokens, 'token')} are free"
 
 
 def _steps_left(request: Request) -> int:

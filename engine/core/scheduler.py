@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from engine.config import BUDGET, EngineConfig
 from engine.core.blocks import BlockPool, OutOfBlocks
-from engine.core.explain import Explainer
+from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
@@ -22,6 +22,7 @@ from engine.core.request import Request, Status
 from engine.core.waiting_queue import WaitingQueue
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
+from engine.trace.wording import count, duration, free
 
 
 class Scheduler:
@@ -181,9 +182,9 @@ class Scheduler:
         """Preempt until there are blocks for `num_tokens` tokens more of a running request; False
         if it had to be preempted itself.
         """
-        while self.kv.blocks_to_grow(request, num_tokens) > self.kv.pool.num_free:
+        while (need := self.kv.blocks_to_grow(request, num_tokens)) > self.kv.pool.num_free:
             victim = self.running[-1]  # the lowest rank; never one that has a row in this plan
-            self._preempt(victim, request)
+            self._preempt(victim, Shortage(request, num_tokens, need))
             if victim is request:
                 return False
         return True
@@ -269,12 +270,13 @@ class Scheduler:
 
     # -------------------------------------------------------------------------- preemption (rule 4)
 
-    def _preempt(self, victim: Request, winner: Request) -> None:
+    def _preempt(self, victim: Request, shortage: Shortage) -> None:
         self.kv.tell()
         recompute_ms = self.costs.recompute_ms(victim.num_computed_tokens)
         host_blocks = self.kv.blocks_to_swap(victim)
         swap_ms = self.costs.swap_ms(host_blocks)
-        mode, why = self._preemption_choice(host_blocks, recompute_ms, swap_ms)
+        mode, mode_why = self._preemption_choice(host_blocks, recompute_ms, swap_ms)
+        self.explain.preemption(self, victim, shortage, mode, recompute_ms, swap_ms, mode_why)
         self.running.remove(victim)
         self.seats_taken -= victim.seats
         victim.status = Status.WAITING
@@ -284,7 +286,6 @@ class Scheduler:
         self.waiting.push(victim)
         self._drop_row(victim)
         self.stats.num_preemptions += 1
-        self.explain.preemption(victim, winner, mode, recompute_ms, swap_ms, why)
         if mode == "swap":
             self._swap_out.extend(self.kv.swap_out(victim))
         else:
@@ -299,12 +300,13 @@ class Scheduler:
         if wanted == "recompute" or host_blocks == 0:
             return "recompute", "nothing is computed yet" if host_blocks == 0 else "as configured"
         if host_blocks > self.kv.host_pool.num_free:
-            free = self.kv.host_pool.num_free
-            return "recompute", f"swapping needs {host_blocks} host blocks, {free} are free"
+            free_blocks = free(self.kv.host_pool.num_free, "host block")
+            return "recompute", f"swapping needs {count(host_blocks, 'host block')}, {free_blocks}"
         if wanted == "swap":
             return "swap", "as configured"
         mode = "swap" if swap_ms < recompute_ms else "recompute"
-        return mode, f"copying takes {swap_ms:.2f} ms out and in, computing {recompute_ms:.2f} ms"
+        copying, computing = duration(swap_ms * 1e3), duration(recompute_ms * 1e3)
+        return mode, f"copying takes {copying} out and in, computing {computing}"
 
     def _drop_row(self, request: Request) -> None:
         if request.table_sent >= 0:

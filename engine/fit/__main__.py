@@ -10,6 +10,7 @@ from engine.config import POCKET_MODEL
 from engine.fit.estimate import make_plan
 from engine.fit.report import report
 from engine.fit.shape import PlanError
+from engine.trace.command import run_command
 
 
 def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") -> int:
@@ -43,8 +44,4 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+    run_command(main)

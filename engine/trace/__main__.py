@@ -11,10 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from engine.trace.command import run_command
 from engine.trace.console import RichPrinter
 from engine.trace.diff import first_difference
 from engine.trace.files import RecordError, read_all, read_jsonl
 from engine.trace.life import life_of, requests_of
+from engine.trace.names import Names
 from engine.trace.page import room_with
 from engine.trace.perfetto import to_perfetto
 from engine.trace.replay import Replay, ReplayError
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.trace"
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
+    except BrokenPipeError:
+        raise  # no fault of the output: `run_command` knows what it means
     except (RecordError, ReplayError, _Problem) as problem:
         print(f"error: {problem}", file=sys.stderr)
     except OSError as error:
@@ -88,7 +92,10 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    replay = Replay.of(read_jsonl(arguments.file))
+    replay, names = Replay(), Names()
+    for event in read_jsonl(arguments.file):
+        replay.fold(event)
+        names.see(event)
     if arguments.step is not None:
         try:
             replay.state_at(arguments.step)
@@ -113,7 +120,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for _rank, name in queue:
             table = ranges(state.tables.get(name, []), most=12) or "none"
             computed = count(state.sequences[name].num_computed_tokens, "token")
-            print(f"  {name}: {computed} in the cache, blocks {table}")
+            print(f"  {names.name(name)}: {computed} in the cache, blocks {table}")
     return 0
 
 
@@ -163,8 +170,4 @@ def _write(output: bytes, path: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+    run_command(main)

@@ -2,12 +2,13 @@
 
 What is compared is what the engine decided and did: which event, for which request, with which
 blocks, tokens, rows. Times, durations, costs and rates differ between any two runs and don't count;
-neither do request ids, which a server draws at random: requests are numbered in the order of their
-arrival.
+neither do request ids, which a server draws at random: requests are compared by the order in which
+they came to the core, and shown by their names in the log.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
@@ -16,13 +17,24 @@ import msgspec
 
 from engine.trace import events as ev
 from engine.trace.events import Event, kind
+from engine.trace.names import Names
 
 _NOT_DECISIONS = (
     ev.RequestReceived, ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized, ev.EngineWarning,
     ev.GraphCaptured, ev.KernelLaunched,
 )  # fmt: skip
 _MEASURED = ("_us", "_ms", "_s", "_ns")
-_IGNORED = {"seq", "why", "client", "next_release_steps", "num_bytes", "queue_length", "swap_us"}
+_IGNORED = {
+    "seq",
+    "why",
+    "mode_why",
+    "client",
+    "next_release_steps",
+    "num_bytes",
+    "queue_length",
+    "swap_us",
+}
+_NUMBERED = re.compile(r"\brequest \d+")
 _NAMES = {"request_id", "parent", "for_request", "next_release"}
 
 
@@ -35,27 +47,33 @@ def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
     ):
         if left is None or right is None:
             longer = "second" if left is None else "first"
-            seq, fields = left or right
-            what = f"decision {number}, {_word(fields)} (seq {seq})"
+            seq, fields, names = left or right
+            what = f"decision {number}, {_word(fields, names)} (seq {seq})"
             return f"only the {longer} record goes on, with {what}"
         if left[1] != right[1]:
             return (
                 f"decision {number} differs:\n"
-                f"  first:  seq {left[0]}: {_word(_only(left[1], right[1]))}\n"
-                f"  second: seq {right[0]}: {_word(_only(right[1], left[1]))}"
+                f"  first:  seq {left[0]}: {_word(_only(left[1], right[1]), left[2])}\n"
+                f"  second: seq {right[0]}: {_word(_only(right[1], left[1]), right[2])}"
             )
     return ""
 
 
-def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(seq, comparable fields) of the core's decisions."""
+def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], dict[str, str]]]:
+    """(seq, comparable fields, how its requests are named in the log) of the core's decisions."""
     numbers: dict[str, str] = {}
+    named: dict[str, str] = {}  # request by number → its name
+    names = Names()
 
     def number(request_id: str) -> str:
         request, dot, index = request_id.partition(".")
-        return numbers.setdefault(request, f"request {len(numbers) + 1}") + dot + index
+        if request not in numbers:
+            numbers[request] = f"request {len(numbers) + 1}"
+            named[numbers[request]] = names.name(request)
+        return numbers[request] + dot + index
 
     for event in events:
+        names.see(event)
         if event.src != "core" or isinstance(event, _NOT_DECISIONS):
             continue
         fields: dict[str, Any] = {"kind": kind(event), "step": event.step}
@@ -73,7 +91,7 @@ def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:
             elif isinstance(value, float):
                 value = round(value, 3)
             fields[name] = value
-        yield event.seq, fields
+        yield event.seq, fields, named
 
 
 def _only(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +102,10 @@ def _only(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k in always or v != other.get(k)}
 
 
-def _word(fields: dict[str, Any]) -> str:
+def _word(fields: dict[str, Any], names: dict[str, str]) -> str:
     shown = {
         k: v for k, v in fields.items() if k not in ("kind", "step") and v not in ("", [], 0, {})
     }
     rest = ", ".join(f"{key} {value}" for key, value in shown.items())
+    rest = _NUMBERED.sub(lambda match: names[match[0]], rest)
     return f"{fields['kind']} in step {fields['step']}{': ' if rest else ''}{rest}"

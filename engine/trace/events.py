@@ -117,9 +117,12 @@ class RequestPreempted(Event, tag="request.preempted"):
     num_blocks: int = 0  # blocks given back
     num_computed_tokens: int = 0  # whose K/V left the device
     for_request: str = ""  # the request that needed the blocks
+    need: int = 0  # blocks that it needed
+    available: int = 0  # blocks that were free
     recompute_ms: float = 0.0  # estimated cost of computing its K/V again; 0 = not yet measured
     swap_ms: float = 0.0  # estimated cost of copying its blocks out and in
-    why: str = ""
+    mode_why: str = ""  # what decided between the two modes
+    why: str = ""  # who needed blocks for which token, why this one, and what would help
 
 
 class RequestResumed(Event, tag="request.resumed"):

@@ -157,6 +157,7 @@ class _Life:
                     "mode": event.mode,
                     "for_request": event.for_request,
                     "why": event.why,
+                    "mode_why": event.mode_why,
                     **costs,
                 }
             )
@@ -226,4 +227,5 @@ class _Life:
             if line.request_id and self._is_mine(line.request_id):
                 steps = [line.first_step, line.last_step]
                 at_ms = round((line.ts_ns - self.first_ns) / 1e6, 3)
-                self._lines.append({"at_ms": at_ms, "steps": steps, "text": line.text})
+                told = {"at_ms": at_ms, "steps": steps, "kind": line.kind, "text": line.text}
+                self._lines.append(told)

@@ -23,6 +23,7 @@ from typing import Any
 
 from engine.trace import events as ev
 from engine.trace.events import Event, kind
+from engine.trace.wording import count
 
 Rank = tuple[int, ...]
 
@@ -333,7 +334,7 @@ class EngineState:
     def _explain(self, event: Event, problem: str) -> str:
         of = f" of {event.request_id}" if event.request_id else ""
         where = f"event {event.seq} ({kind(event)}{of}, step {event.step})"
-        missing = f". {self.lost} events before it are missing" if self.lost else ""
+        missing = f". {count(self.lost, 'event')} missing before it" if self.lost else ""
         return f"{where} doesn't follow from the events before it: {problem}{missing}"
 
 

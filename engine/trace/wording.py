@@ -10,6 +10,13 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def free(number: int, noun: str) -> str:
+    """How many of `noun` are free: "no block is free", "1 block is free", "3 blocks are free"."""
+    if not number:
+        return f"no {noun} is free"
+    return f"{count(number, noun)} {'is' if number == 1 else 'are'} free"
+
+
 def duration(us: float) -> str:
     """Microseconds in a unit that suits them: "840 µs", "2.1 ms", "1.3 s", "4 min 10 s"."""
     if us < 0.95:

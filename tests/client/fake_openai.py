@@ -272,6 +272,24 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
         about = lines_about(lines, request.query_params.getlist("request_id"))
         return PlainTextResponse(b"".join(line + b"\n" for line in about))
 
+    @app.get("/trace/requests/{name}")
+    async def life(name: str) -> Response:
+        if faults & {"bare", "no_trace", "llamacpp"}:
+            return Response(status_code=404)
+        mine = [e for e in engine.events if e.get("request_id") == name]
+        return JSONResponse(
+            {
+                "story": [
+                    {
+                        "steps": [e.get("step", 0)] * 2,
+                        "kind": e["kind"],
+                        "text": e.get("why", e["kind"]),
+                    }
+                    for e in mine
+                ]
+            }
+        )
+
     @app.get("/props")
     async def props() -> Response:
         if "llamacpp" not in faults:

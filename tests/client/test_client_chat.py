@@ -132,13 +132,6 @@ def test_lines_of_an_answer_end_between_words() -> None:
     assert shown(["  x:\n", "\n    y = 1"], 20) == ["  x:", "", "    y = 1"]
 
 
-def test_facts_of_the_record_in_words() -> None:
-    from test_client import in_words
-
-    facts = {"waited_us": 220.4, "num_prompt_tokens": 13, "reason": "stop", "running_ms": 1.27}
-    assert in_words(facts) == "waited 0.2 ms, 13 prompt tokens, reason stop, running 1.3 ms"
-
-
 class Terminal:
     """The client on a pseudo-terminal."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from engine.core.admission import RequestError
@@ -170,7 +172,33 @@ def test_rule_4_swap_without_host_room_falls_back(engine):
     h.add("b", prompt(8, 20), max_tokens=12)
     h.run()
     h.expect_solo_answers()
-    assert "1 are free" in h.recorded(events.RequestPreempted)[0].why
+    preempted = h.recorded(events.RequestPreempted)[0]
+    assert (
+        preempted.mode_why == f"swapping needs {preempted.num_blocks} host blocks,"
+        " 1 host block is free"
+    )
+
+
+@pytest.mark.parametrize("mode", ["recompute", "swap"])
+def test_rule_4_a_preemption_says_who_needed_what_why_this_one_and_what_helps(engine, mode):
+    h = engine(num_blocks=6, num_host_blocks=32, preemption_mode=mode, enable_prefix_caching=False)
+    h.add("old", prompt(8), max_tokens=12)
+    h.add("young", prompt(8, 20), max_tokens=12)
+    h.run()
+    preempted = h.recorded(events.RequestPreempted)
+    assert preempted
+    for event in preempted:
+        by_itself = event.for_request == event.request_id
+        needs, last = ("it", "it") if by_itself else (event.for_request, event.request_id)
+        assert event.need == 1 and event.available == 0
+        row = re.fullmatch(
+            rf"{needs} needs 1 block for token (\d+), no block is free; {last} is the last by rank"
+            r" of 2 that run\. A larger pool would help \(--num-gpu-blocks-override,"
+            r" --gpu-memory-utilization\), or fewer seats \(--max-num-seqs 1\)",
+            event.why,
+        )
+        assert row, event.why
+        assert int(row[1]) % 4 == 0, "a block is needed for its first token"
 
 
 def test_rule_5_a_repeated_prompt_is_found_up_to_its_last_token(engine):

@@ -151,7 +151,7 @@ def test_a_contradiction_is_named(events, problem):
 
 def test_a_gap_is_counted_and_named_in_the_error():
     state = sized()
-    with pytest.raises(ReplayError, match="6 events before it are missing"):
+    with pytest.raises(ReplayError, match="6 events missing before it"):
         state.fold(allocate(8, 3))
     assert state.lost == 6
 

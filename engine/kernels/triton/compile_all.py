@@ -32,6 +32,7 @@ from triton.compiler import ASTSource
 from engine.kernels.triton.catalogue import variants
 from engine.kernels.triton.start import PDL_SINCE
 from engine.kernels.triton.variant import Variant
+from engine.trace.command import run_command
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """Compute capability → shared memory that one program may have (CUDA C++ Programming Guide, table
@@ -222,4 +223,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -82,15 +82,14 @@ def _forked(event: ev.RequestForked, context: Context) -> str:
 def _preempted(event: ev.RequestPreempted, context: Context) -> str:
     back = {"recompute": "to be computed again", "swap": "copied to the host"}
     itself = event.for_request == event.request_id
-    whom = "by itself, the lowest in rank" if itself else f"for {context.name(event.for_request)}"
-    costs = f"recompute {event.recompute_ms:.2f} ms, swap {event.swap_ms:.2f} ms"
+    whom = "by itself, the last by rank" if itself else f"for {context.name(event.for_request)}"
     return joined(
         [
             f"preempted {whom}",
-            f": gives back {count(event.num_blocks, 'block')}",
+            f": {context.plain(event.why)}" if event.why else "",
+            f"; it gives back {count(event.num_blocks, 'block')}",
             f", {count(event.num_computed_tokens, 'token')} {back.get(event.mode, event.mode)}",
-            f" ({context.plain(event.why)})" if event.why else "",
-            f"; {costs}" if event.recompute_ms and event.swap_ms and " ms" not in event.why else "",
+            f" ({context.plain(event.mode_why)})" if event.mode_why else "",
         ],
         "",
     )

@@ -1,0 +1,61 @@
+"""Names: the short name of each request, "req-7", the same in the log, in tools and on the page.
+
+Requests are numbered as they appear in the record; ids that are short already stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+
+from engine.trace.events import EngineSnapshot, Event
+from engine.trace.wording import one_line
+
+SHORT_ENOUGH = 10  # an id of at most so many characters is its own short name
+NAMES_KEPT = 10_000
+
+_WORD = re.compile(r"[\w.-]*[\w-]")
+
+
+class Names:
+    """The short names that were given out so far. `see` every event, in order."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self.num_named = 0
+
+    def see(self, event: Event) -> None:
+        """Number the event's request, if it is a new one; go on from a snapshot's names."""
+        if event.request_id:
+            self.name(event.request_id)
+        if isinstance(event, EngineSnapshot):
+            self._names = OrderedDict(event.names)
+            self.num_named = event.num_named
+
+    def name(self, request_id: str) -> str:
+        """Give the short name: "req-7", "req-7.1" for a sibling; a new request gets the next."""
+        if len(request_id) <= SHORT_ENOUGH:
+            return request_id
+        parent, dot, index = request_id.rpartition(".")
+        if dot and index.isdecimal() and parent in self._names:
+            return f"{self._names[parent]}.{index}"
+        if request_id not in self._names:
+            self.num_named += 1
+            self._names[request_id] = f"req-{self.num_named}"
+            if len(self._names) > NAMES_KEPT:
+                self._names.popitem(last=False)
+        return self._names[request_id]
+
+    def plain(self, text: str) -> str:
+        """Put a recorded text on one line, with short names in place of long ids."""
+        return one_line(_WORD.sub(self._short, text))
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The short names that were given out: request → name; the latest ones."""
+        return dict(self._names)
+
+    def _short(self, match: re.Match[str]) -> str:
+        word = match[0]
+        parent, _dot, _index = word.rpartition(".")
+        return self.name(word) if word in self._names or parent in self._names else word
