@@ -29,7 +29,8 @@ export class Grid {
   update() {
     const { state } = this.room.record;
     const count = state.numBlocks;
-    if (!count) return;
+    this.canvas.hidden = !count;
+    if (!count) return this.#tellNothing();
     this.#layOut(count);
     this.owners = this.#owners(state);
     const { context, changed } = fit(this.canvas, this.width, this.rows * this.cell);
@@ -40,6 +41,15 @@ export class Grid {
     for (let block = 0; block < count; block++) this.#draw(context, state, block);
     this.#tellReserve(state);
     if (this.pointed >= 0) this.#tell();
+  }
+
+  #tellNothing() {
+    this.drawn = this.owners = this.laidOutFor = null;
+    this.pointed = -1;
+    this.tip.hidden = true;
+    this.told = "";
+    this.caption.textContent = this.room.nothingKnown;
+    this.reserve.replaceChildren();
   }
 
   #layOut(count) {
@@ -148,7 +158,8 @@ export class Grid {
     const running = state.running.length;
     const rows = [["paged, as here", used, `${number(tokens)} tokens in ${plural(running, "sequence")}`]];
     if (knowsAsked) rows.push(["reserving what each asked for", asked, "prompt + max_tokens"]);
-    if (longest) rows.push(["reserving the model's maximum", running * per(longest), `${number(longest)} tokens each`]);
+    const whole = longest === state.numBlocks * state.blockSize; // the pool is smaller than the model's context
+    if (longest) rows.push(["reserving the longest allowed", running * per(longest), `${number(longest)} tokens each${whole ? ": all of the pool" : ""}`]);
     const code = JSON.stringify([rows, kept]);
     if (code === this.told) return;
     this.told = code;

@@ -4,12 +4,20 @@
 const FINAL = { "request.finished": "finished", "request.aborted": "aborted", "request.refused": "refused" };
 const GOLDEN_ANGLE = 137.508; // neighbours in order of arrival get far-off hues
 
+function newLife(name, order) {
+  return {
+    name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
+    spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: [],
+    queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
+  };
+}
+
 export class Ledger {
   facts = {}; // engine.started, engine.model_loaded, engine.kv_sized
   sequences = new Map(); // name → life
   steps = new Map(); // step → {plan, finished, kernels, at, cut: its end was not sent}
   skipped = 0; // events that this viewer missed
-  warnings = [];
+  renamed = 0; // times that a sequence got another name
   #short = 0;
 
   see(entry, at) {
@@ -21,8 +29,9 @@ export class Ledger {
       for (const event of entry.standing ?? []) {
         this.see(event, at);
         const name = entry.names?.[event.request_id];
-        if (name) this.life(event.request_id).label = name;
+        if (name) this.rename(event.request_id, name);
       }
+      this.#short = Math.max(this.#short, entry.num_named ?? 0);
       this.#takeOver(entry.state, at);
       return;
     }
@@ -34,7 +43,7 @@ export class Ledger {
   /** A sequence whose beginning was before the record that we have. */
   #takeOver(state, at) {
     for (const [name, status] of Object.entries(state?.status ?? {})) {
-      const life = this.life(name);
+      const life = this.begin(name);
       if (!life.spans.length || life.spans.at(-1).state !== status) this.enter(name, status, state.step, at);
     }
     for (const life of this.sequences.values()) {
@@ -42,15 +51,17 @@ export class Ledger {
     }
   }
 
+  /** What is known of a sequence. One that the record doesn't have gets no place in it by the asking:
+   *  what comes back then is nobody's. */
   life(name) {
+    return this.sequences.get(name) ?? { ...newLife(name, Infinity), hue: null, label: name ?? "" };
+  }
+
+  /** The life of a sequence that the record has, or that was just sent. */
+  begin(name) {
     let life = this.sequences.get(name);
     if (!life) {
-      const order = this.sequences.size;
-      life = {
-        name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
-        spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: [],
-        queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
-      };
+      life = newLife(name, this.sequences.size);
       life.label = this.#label(name);
       this.sequences.set(name, life);
     }
@@ -65,8 +76,16 @@ export class Ledger {
     return `req-${++this.#short}`;
   }
 
+  /** The log's name of a sequence. */
+  rename(name, label) {
+    const life = this.sequences.get(name);
+    if (!life || life.label === label) return;
+    life.label = label;
+    this.renamed++;
+  }
+
   enter(name, state, step, at) {
-    const { spans } = this.life(name);
+    const { spans } = this.begin(name);
     if (spans.length && spans.at(-1).to === undefined) spans.at(-1).to = step;
     if (state) spans.push({ state, from: step, at });
   }
@@ -82,6 +101,7 @@ export class Ledger {
     for (const [name, life] of this.sequences) {
       if (life.end && life.end.step < firstStep) this.sequences.delete(name);
       life.at -= gone;
+      if (life.end) life.end.at -= gone;
       for (const list of [life.spans, life.waits, life.draws, life.texts, life.preemptions]) {
         for (const item of list) item.at -= gone;
       }
@@ -89,40 +109,40 @@ export class Ledger {
   }
 }
 
-const begin = (field) => (ledger, event, at) => {
-  const life = ledger.life(event.request_id);
+const keep = (field) => (ledger, event, at) => {
+  const life = ledger.begin(event.request_id);
   life[field] = event;
   life.at = Math.min(life.at, at);
   return life;
 };
 
 const SEEN = {
-  "request.received": begin("received"),
-  "request.tokenized": begin("tokenized"),
+  "request.received": keep("received"),
+  "request.tokenized": keep("tokenized"),
   "request.queued"(ledger, event, at) {
-    begin("queued")(ledger, event, at);
+    keep("queued")(ledger, event, at);
     ledger.enter(event.request_id, "waiting", event.step ?? 0, at);
   },
-  "request.waiting"(ledger, event, at) { ledger.life(event.request_id).waits.push({ at, event }); },
+  "request.waiting"(ledger, event, at) { ledger.begin(event.request_id).waits.push({ at, event }); },
   "request.admitted"(ledger, event, at) {
-    const life = begin("admitted")(ledger, event, at);
+    const life = keep("admitted")(ledger, event, at);
     if (event.num_cached_tokens) life.cachedAt.set(event.step, event.num_cached_tokens);
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.resumed"(ledger, event, at) {
-    const life = ledger.life(event.request_id);
+    const life = ledger.begin(event.request_id);
     if (event.num_cached_tokens) life.cachedAt.set(event.step, event.num_cached_tokens);
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.forked"(ledger, event, at) {
-    const life = begin("forked")(ledger, event, at);
-    life.queued = ledger.life(event.parent).queued;
-    life.received = ledger.life(event.parent).received;
-    life.tokenized = ledger.life(event.parent).tokenized;
+    const life = keep("forked")(ledger, event, at);
+    life.queued = ledger.begin(event.parent).queued;
+    life.received = ledger.begin(event.parent).received;
+    life.tokenized = ledger.begin(event.parent).tokenized;
     ledger.enter(event.request_id, "running", event.step, at);
   },
   "request.preempted"(ledger, event, at) {
-    ledger.life(event.request_id).preemptions.push({ at, event });
+    ledger.begin(event.request_id).preemptions.push({ at, event });
     ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
   },
   "step.planned"(ledger, event, at) { ledger.step(event.step, at).plan = event; },
@@ -132,17 +152,16 @@ const SEEN = {
   "sample.drawn"(ledger, event, at) {
     const index = event.index ?? 0;
     const own = index && !/\.\d+$/.test(event.request_id) ? `${event.request_id}.${index}` : event.request_id;
-    ledger.life(own).draws.push({ at, event });
+    ledger.begin(own).draws.push({ at, event });
   },
   "text.emitted"(ledger, event, at) {
     const name = event.index ? `${event.request_id}.${event.index}` : event.request_id;
-    ledger.life(name).texts.push({ at, event });
+    ledger.begin(name).texts.push({ at, event });
   },
-  "engine.warning"(ledger, event, at) { ledger.warnings.push({ at, event }); },
 };
 for (const [kind, how] of Object.entries(FINAL)) {
   SEEN[kind] = (ledger, event, at) => {
-    const life = ledger.life(event.request_id);
+    const life = ledger.begin(event.request_id);
     life.at = Math.min(life.at, at);
     life.end = { how, step: event.step ?? 0, at, event };
     ledger.enter(event.request_id, "", event.step ?? 0, at);

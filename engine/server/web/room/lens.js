@@ -23,7 +23,7 @@ export class Lens {
     const { record, ledger, selection } = this.room;
     const life = ledger.sequences.get(selection.request);
     const draws = life ? life.draws.filter(({ at }) => at <= record.position) : [];
-    const code = [selection.request, draws.length, selection.token, this.room.tokensKnown].join();
+    const code = [selection.request, life?.label, draws.length, selection.token, this.room.tokensKnown].join();
     if (code === this.shown) return;
     this.shown = code;
     if (!draws.length) return this.#explain(life);

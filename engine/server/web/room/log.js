@@ -14,6 +14,7 @@ export class Log {
     this.filter = panel.querySelector("input");
     this.caption = panel.querySelector(".caption");
     this.filter.addEventListener("input", () => room.touch());
+    this.list.addEventListener("keydown", (event) => this.#key(event));
     this.redraw();
   }
 
@@ -24,15 +25,16 @@ export class Log {
 
   update() {
     const { record, selection } = this.room;
-    const code = [record.position, record.lines.length, selection.request, this.filter.value].join();
+    const known = selection.request ? this.room.ledger.sequences.get(selection.request) : null;
+    const code = [record.position, record.lines.length, selection.request, known?.label, this.filter.value].join();
     if (code === this.shown) return;
     this.shown = code;
     const wanted = this.filter.value.trim().toLowerCase();
-    const label = selection.request ? this.room.ledger.life(selection.request).label : "";
+    const label = known?.label ?? selection.request ?? "";
     this.mention = new RegExp(`(^|[^\\w-])${label.replaceAll(".", "\\.")}(?![\\w-]|\\.\\d)`); // req-1, not req-13
     const lines = record.lines.length ? this.#told(wanted) : this.#fromEvents(wanted);
     this.caption.textContent = [
-      selection.request ? `about ${this.room.ledger.life(selection.request).label}` : "single tokens only of a selected request",
+      selection.request ? `about ${label}${known ? "" : ", which this record doesn't have"}` : "single tokens only of a selected request",
       record.lines.length ? "" : "this record came without the log's sentences: the events' own fields",
     ].filter(Boolean).join(" · ");
     this.#show(lines);
@@ -100,11 +102,22 @@ export class Log {
     const steps = !first ? "" : first === last ? `${first}` : `${first}–${last}`;
     const made = element(`li.${line.kind.replace(".", "-")}`, {},
       element("time", {}, ((line.ts_ns - firstNs) / 1e9).toFixed(3)),
-      element("button.link", { type: "button", tabIndex: -1, onclick: () => this.#open(line) }, steps),
+      steps ? element("button.link", { type: "button", tabIndex: -1, "aria-label": `step ${steps}`, onclick: () => this.#open(line) }, steps) : element("span"),
       element("span.who", {}, line.name ?? ""),
       element("span.text", {}, line.text));
     if (line.request_id) made.style.setProperty("--owner", ownerColour(ledger.life(line.request_id).hue));
     return made;
+  }
+
+  /** One stop of the Tab key for all lines: the arrows go from one to the next. */
+  #key(event) {
+    const way = { ArrowUp: 1, ArrowDown: -1 }[event.key]; // the latest line comes first, at the bottom
+    if (!way) return;
+    const buttons = [...this.list.querySelectorAll("button")];
+    const at = buttons.indexOf(document.activeElement);
+    (at < 0 ? buttons[0] : buttons[at + way])?.focus();
+    event.preventDefault();
+    event.stopPropagation();
   }
 
   #open(line) {

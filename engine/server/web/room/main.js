@@ -30,6 +30,7 @@ class Room {
   frames = { drawn: 0, busyMs: 0 }; // for benchmarks/viewer_cost.py
   #tokens = new Map();
   #wanted = new Set();
+  #notices = new Map(); // what about → what is said
   #changed = true;
   #stale = true; // the slow panels show an older moment
   #slowAt = 0;
@@ -68,7 +69,7 @@ class Room {
     for (const [at, line] of lines) {
       line.at = at + offset;
       if (line.at <= 0) continue; // its events are forgotten
-      if (line.request_id && line.name) this.ledger.life(line.request_id).label = line.name;
+      if (line.request_id && line.name) this.ledger.rename(line.request_id, line.name);
       this.record.lines.push(line);
     }
     const gone = this.record.trim();
@@ -94,7 +95,7 @@ class Room {
     this.#tokens.clear();
     this.follow();
     this.redraw();
-    this.notice("");
+    for (const about of this.#notices.keys()) this.notice("", about);
     this.status("file", name);
     const { record } = this;
     const unreadable = await readRecord(text, (events) => this.add(events));
@@ -102,6 +103,7 @@ class Room {
     this.add([], lines, record.length + record.forgotten);
     if (unreadable) this.notice(`${plural(unreadable, "line")} of ${name} could not be read.`);
     if (!this.record.length) this.notice(`${name} holds no events.`);
+    this.#grantWish(true);
   }
 
   // ------------------------------------------------------------------------------ going through it
@@ -110,7 +112,7 @@ class Room {
 
   redraw() {
     forgetColours();
-    for (const panel of [this.grid, ...this.slow]) panel.redraw?.();
+    for (const panel of [this.grid, this.pipeline, ...this.slow]) panel.redraw?.();
     this.#slowAt = 0;
     this.touch();
   }
@@ -125,14 +127,20 @@ class Room {
 
   goTo(position) {
     this.pause();
-    this.record.seek(position);
+    this.record.seek(Math.max(this.record.first, position));
+    this.notice("", "moment");
     this.#slowAt = 0;
     this.touch();
   }
 
+  /** Go to the end of a step. One that the record doesn't have is said, and the nearest one shown. */
   goToStep(step) {
-    const known = this.record.stepAt(step);
-    this.goTo(known === undefined ? 0 : this.record.endOf(known));
+    const { record } = this;
+    const { firstStep, lastStep } = record;
+    if (step >= firstStep || record.cut) this.goTo(record.endOf(record.stepAt(Math.max(step, firstStep))) ?? record.first);
+    else this.goTo(record.first); // before the first step
+    if (step < firstStep && record.cut) this.notice(`Step ${number(step)} is not kept: this record begins at step ${number(firstStep)}.`, "moment");
+    if (step > lastStep) this.notice(`Step ${number(step)} is not here: this record ends at step ${number(lastStep)}.`, "moment");
   }
 
   stepBy(count) {
@@ -183,9 +191,14 @@ class Room {
     return url.href;
   }
 
-  #grantWish() {
+  /** Go where the page's address asks to; not before that is recorded, unless nothing more comes. */
+  #grantWish(complete = false) {
     const step = this.#wish.get("step");
-    if (step === null || (this.record.steps.at(-1) ?? 0) < Number(step)) return;
+    if (step === null) return;
+    if (this.record.lastStep < Number(step) && !complete) {
+      if (this.live) this.notice(`Step ${number(Number(step))} has not come yet: this page goes there when it does.`, "moment");
+      return;
+    }
     const { request, block, token } = Object.fromEntries(this.#wish);
     this.#wish = new URLSearchParams();
     this.select({ request: request ?? null, block: block === undefined ? null : Number(block), token: token === undefined ? null : Number(token) });
@@ -241,10 +254,21 @@ class Room {
     this.touch();
   }
 
-  notice(text) {
+  /** Say something above the panels, until it is dismissed or there is something else to say about
+   *  the same thing; "" when it is no longer so. */
+  notice(text, about = "page") {
+    if ((this.#notices.get(about) ?? "") === text) return;
+    this.#notices.set(about, text);
     const shown = document.querySelector("#notice");
-    shown.querySelector("span").textContent = text;
-    shown.hidden = !text;
+    const said = [...this.#notices.values()].filter(Boolean).join(" ");
+    shown.querySelector("span").textContent = said;
+    shown.hidden = !said;
+  }
+
+  /** What to say where there is no state to draw. */
+  get nothingKnown() {
+    if (this.record.broken) return "not known here: events are missing";
+    return this.record.length ? "the engine has no KV cache yet" : "nothing is recorded yet";
   }
 
   // ------------------------------------------------------------------------------ drawing
@@ -259,7 +283,7 @@ class Room {
     const slowDue = this.#stale && now - this.#slowAt > SLOW_PANELS_MS;
     if (!this.#changed && !slowDue && !this.pipeline.moving) return;
     const started = performance.now();
-    this.pipeline.update(now); // its dots move between the steps, too
+    this.pipeline.update(now, this.record); // its dots move between the steps, too
     if (this.#changed) {
       this.#changed = false;
       this.#stale = true;
@@ -285,7 +309,8 @@ class Room {
       started?.machine?.device ?? "",
     ];
     document.querySelector("#engine").textContent = parts.filter(Boolean).join(" · ");
-    if (this.record.broken) this.notice(`Blocks and queues can't be told exactly here: ${this.record.broken}.`);
+    const { broken } = this.record;
+    this.notice(broken ? `Blocks and queues can't be told here: ${broken}.` : "", "state");
   }
 }
 
@@ -352,7 +377,7 @@ const room = new Room();
 globalThis.room = room; // for the curious, and for the tests
 theme();
 dropFiles();
-document.querySelector("#notice button").onclick = () => room.notice("");
+document.querySelector("#notice button").onclick = ({ target }) => { target.parentElement.hidden = true; };
 document.querySelector("#key-dialog").onsubmit = (event) => {
   event.preventDefault();
   key.value = new FormData(event.target).get("key");

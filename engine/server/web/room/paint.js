@@ -23,6 +23,7 @@ export function forgetColours() { palette = null; }
 /** A sequence's colour; `strength` 0…1 mixes it with the surface. */
 export function ownerColour(hue, strength = 1) {
   const all = colours();
+  if (hue === null) return all["ink-3"]; // nobody's
   const name = hue * 8 + strength;
   let colour = all.owners.get(name);
   if (!colour) {

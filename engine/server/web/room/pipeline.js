@@ -22,7 +22,8 @@ export class Pipeline {
     this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.dots = [];
     this.movedAt = 0;
-    this.seen = 0; // entries up to which dots were sent off
+    this.told = null; // the record that it shows
+    this.seen = -1; // entries of it up to which dots were sent off
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     this.#build();
   }
@@ -44,10 +45,15 @@ export class Pipeline {
     });
   }
 
-  update(now) {
-    const { record } = this.room;
+  redraw() { this.told = null; }
+
+  update(now, record) {
+    if (record !== this.told) {
+      this.told = record;
+      this.seen = -1;
+    }
     if (record.position !== this.seen) {
-      if (record.position > this.seen && record.position - this.seen < 20_000) this.#send(now);
+      if (this.seen >= 0 && record.position > this.seen && record.position - this.seen < 20_000) this.#send(now);
       else this.#clear();
       this.seen = record.position;
       this.#tell();

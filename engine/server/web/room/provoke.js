@@ -128,6 +128,7 @@ export class Provoke {
         throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
       }
       const names = asks.map((_, i) => (asks.length === 1 ? `cmpl-${id}` : `cmpl-${id}-${i}`));
+      for (const name of names) this.room.ledger.begin(name); // it has its colour from now on
       lines.forEach((line, i) => line.prepend(chip(this.room, names[i], asks[i].title)));
       if (lines.includes(this.answers.firstChild)) this.room.select({ request: names[0], token: null, block: null });
       await this.#read(answer, lines.map((line) => line.lastChild), body.n ?? 1);

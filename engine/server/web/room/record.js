@@ -19,6 +19,18 @@ export class Record {
 
   get length() { return this.entries.length; }
 
+  /** The first position at which anything is known: a record that begins in the middle starts with a
+   *  snapshot, and has nothing before it. */
+  get first() { return this.entries[0]?.kind === "engine.snapshot" ? 1 : 0; }
+
+  /** Whether events are missing before its beginning. */
+  get cut() { return this.forgotten > 0 || (this.first === 1 && (this.entries[0].num_gone ?? 0) > 0); }
+
+  /** The first step that it has, and the last one. */
+  get firstStep() { return this.steps[0] ?? this.#beginsAfter; }
+  get lastStep() { return this.steps.at(-1) ?? this.#beginsAfter; }
+  get #beginsAfter() { return this.entries[0]?.state?.step ?? 0; } // of a snapshot
+
   add(event) {
     this.entries.push(event);
     if (event.step && event.kind !== "engine.snapshot" && ofCore(event)) {
@@ -57,8 +69,8 @@ export class Record {
     const entry = this.entries[this.position];
     try {
       if (entry.kind === "engine.snapshot") {
-        this.state = EngineState.fromSnapshot(entry);
         this.broken = "";
+        this.state = EngineState.fromSnapshot(entry);
       } else if (!this.broken) {
         this.state.fold(entry);
       } else if (ofCore(entry) && entry.step) {
@@ -66,7 +78,9 @@ export class Record {
       }
     } catch (error) {
       if (!(error instanceof Contradiction)) throw error;
-      this.broken = `event ${entry.seq} (${entry.kind}) doesn't follow from the ones before it: ${error.message}`;
+      const which = entry.kind === "engine.snapshot" ? "this record" : `event ${entry.seq} (${entry.kind}) doesn't follow from the ones before it`;
+      this.broken = `${which}: ${error.message}`;
+      this.state = EngineState.unknown(entry.step || this.state.step);
     }
     this.position++;
     const last = this.#checkpoints.at(-1).position;

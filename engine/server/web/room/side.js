@@ -21,6 +21,12 @@ export class Queues {
   update() {
     const { record, ledger } = this.room;
     const { running, waiting } = record.state;
+    if (record.broken) {
+      this.running.replaceChildren(element("p.quiet", {}, this.room.nothingKnown));
+      this.waiting.replaceChildren();
+      this.why.textContent = "";
+      return;
+    }
     this.#fill(this.running, running, "running");
     this.#fill(this.waiting, waiting, "waiting");
     const head = waiting[0] && ledger.life(waiting[0].name);
@@ -63,7 +69,10 @@ export class Selection {
   #request(name) {
     const { ledger, record } = this.room;
     const life = ledger.sequences.get(name);
-    if (!life) return [element("p.quiet", {}, `The record has no request ${name} up to here.`)];
+    if (!life) {
+      const since = record.cut ? `, which begins at step ${number(record.firstStep)},` : "";
+      return [element("p.quiet", {}, `This record${since} has no request ${name}.`)];
+    }
     const { state } = record;
     const sequence = state.sequences.get(name);
     const known = (event, at = 0) => (event && at <= record.position ? event : null);
@@ -72,7 +81,8 @@ export class Selection {
     const table = state.tables.get(name) ?? [];
     const facts = [];
     const add = (title, ...value) => facts.push(element("dt", {}, title), element("dd", {}, ...value));
-    add("state", end ? `${end.how}${end.event.reason ? ` (${end.event.reason})` : ""}` : sequence ? sequence.status : span?.state ?? "not here yet");
+    if (record.broken) add("state", this.room.nothingKnown);
+    else add("state", end ? `${end.how}${end.event.reason ? ` (${end.event.reason})` : ""}` : sequence ? sequence.status : span?.state ?? "not here yet");
     if (end?.event.why) add("why", this.room.plain(end.event.why));
     if (queued) add("asked for", `${number(queued.num_prompt_tokens ?? 0)} in, at most ${number(queued.max_tokens ?? 0)} out`);
     if (life.admitted && life.admitted.step <= state.step) {
@@ -134,13 +144,13 @@ export class Selection {
 
   /** Why it gave its blocks back, and what each way costs. */
   #preempted(event) {
-    const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, why } = event;
+    const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, mode_why: how, why } = event;
     const costs = [again ? `computing again ${duration(again * 1e3)}` : "", swap ? `swapping ${duration(swap * 1e3)}` : ""].filter(Boolean).join(", ");
     const whom = other && other !== event.request_id ? `, for ${this.room.ledger.life(other).label}` : "";
     return [
-      element("small", {}, `in step ${number(step)}${whom}, by ${mode === "swap" ? "swapping its blocks to the host" : "computing again"}`),
-      costs ? element("small", {}, `would cost: ${costs}`) : null,
+      element("small", {}, `in step ${number(step)}${whom}, by ${mode === "swap" ? "swapping its blocks to the host" : "computing again"}${how ? `: ${this.room.plain(how)}` : ""}`),
       why ? element("small", {}, this.room.plain(why)) : null,
+      costs ? element("small", {}, `would cost: ${costs}`) : null,
     ];
   }
 
@@ -182,12 +192,12 @@ export class StepPanel {
   update() {
     const { record, ledger } = this.room;
     const step = ledger.steps.get(record.state.step);
-    const code = `${record.state.step},${step?.finished?.seq},${step?.cut},${step?.kernels.length}`;
+    const code = [record.state.step, step?.finished?.seq, step?.cut, step?.kernels.length, this.room.selection.request, ledger.renamed].join();
     if (code === this.shown) return;
     this.shown = code;
     this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
     if (!step?.plan) {
-      const why = record.state.step ? "What was planned in it came before this page's record." : "Nothing was computed yet: send something.";
+      const why = record.state.step ? "What was planned in it came before this record." : "Nothing was computed yet.";
       return this.body.replaceChildren(element("p.quiet", {}, why));
     }
     const { plan, finished } = step;
@@ -199,7 +209,8 @@ export class StepPanel {
       finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : step.cut ? "its end is among the events that were not sent" : "under way",
     ].filter(Boolean).join(" · ")), this.#who(rows)];
     if (finished) parts.push(...this.#time(finished));
-    parts.push(...this.#kernels(step.kernels));
+    if (step.kernels.length) parts.push(...this.#kernels(step.kernels));
+    else if (finished && !step.graph) parts.push(element("p.quiet", {}, this.#withoutKernels(rows)));
     if (step.graph) parts.push(element("p", {}, step.graph.num_tokens ? `The captured step of up to ${step.graph.num_tokens} tokens, prompts too, was replayed in one go` : `The captured step of ${step.graph.batch_size} rows was replayed in one go, ${step.graph.num_rows} of them real`));
     this.body.replaceChildren(...parts);
   }
@@ -235,8 +246,15 @@ export class StepPanel {
     return [element("p.total", {}, element("b", {}, duration(total)), ` in all, ${finished.loop} loop`), bar, legend];
   }
 
+  /** Why a finished step has no kernels here: only what the record says. */
+  #withoutKernels(rows) {
+    const level = this.room.ledger.facts["engine.started"]?.config?.trace;
+    const full = level === "full" || level === "profile" || rows.some(([name]) => this.room.ledger.life(name).draws.length);
+    if (full || !level) return "The record has no kernels of this step.";
+    return `No kernels of this step: the server records at level “${level}”, and none of its requests asked for "trace": "full".`;
+  }
+
   #kernels(kernels) {
-    if (!kernels.length) return [element("p.quiet", {}, "No kernels recorded in this step: they are, in steps that serve a request with \"trace\": \"full\".")];
     const kinds = new Map();
     for (const kernel of kernels) {
       const code = `${kernel.name} ${(kernel.grid ?? []).join("×")}`;

@@ -108,6 +108,13 @@ export class EngineState {
     FOLDS[event.kind]?.call(this, event);
   }
 
+  /** A state of which nothing is known but the step: no panel can show an older one in its place. */
+  static unknown(step) {
+    const state = new EngineState();
+    state.step = step;
+    return state;
+  }
+
   /** From an `engine.snapshot`. Throws Contradiction if the record had a gap, so that nobody knows. */
   static fromSnapshot(snapshot) {
     const told = snapshot.state;

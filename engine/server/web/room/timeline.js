@@ -16,6 +16,7 @@ export class Timeline {
     this.caption = panel.querySelector(".caption");
     this.perStep = 10; // px
     this.shown = [];
+    this.canvas.addEventListener("keydown", (event) => this.#key(event));
     this.canvas.addEventListener("click", (event) => this.#choose(event));
     this.canvas.addEventListener("pointermove", (event) => this.#point(event));
     this.canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; });
@@ -37,7 +38,7 @@ export class Timeline {
     const lastKnown = record.steps.at(-1) ?? 0;
     // The present stands at the right while we follow; a moment of the past has its future in view.
     const right = this.room.following ? now : Math.min(lastKnown, now + Math.floor(count / 3));
-    const from = Math.max(0, right - count + 1), to = from + count - 1;
+    const from = Math.max(record.cut ? record.firstStep : 0, right - count + 1), to = from + count - 1;
     this.view = { from, to, width };
     this.shown = [...ledger.sequences.values()].filter(({ spans }) =>
       spans.length && spans[0].from <= to && (spans.at(-1).to ?? Infinity) >= from);
@@ -246,6 +247,17 @@ export class Timeline {
     this.tip.hidden = false;
     const left = Math.min(event.offsetX + 14, this.view.width - this.tip.offsetWidth - 4);
     this.tip.style.transform = `translate(${left}px, ${event.offsetY + 18}px)`;
+  }
+
+  /** The rows by the arrows; the steps are the whole page's: left and right. */
+  #key(event) {
+    const way = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (!way || !this.shown.length) return;
+    const at = this.shown.findIndex(({ name }) => name === this.room.selection.request);
+    const to = at < 0 ? (way > 0 ? 0 : this.shown.length - 1) : Math.max(0, Math.min(this.shown.length - 1, at + way));
+    this.room.select({ request: this.shown[to].name });
+    event.preventDefault();
+    event.stopPropagation();
   }
 
   #wheel(event) {

@@ -1,5 +1,7 @@
 // Transport: pause, step, play, and go anywhere in the record; by buttons and by keys.
 
+import { number } from "./words.js";
+
 const SPEEDS = [1, 2, 5, 10, 30, 100]; // steps a second
 
 export class Transport {
@@ -28,6 +30,7 @@ export class Transport {
 
   update() {
     const { record, following, playing } = this.room;
+    this.scrubber.min = record.first;
     this.scrubber.max = record.length;
     if (document.activeElement !== this.scrubber || following || playing) this.scrubber.value = record.position;
     if (document.activeElement !== this.step) this.step.value = record.state.step;
@@ -35,7 +38,7 @@ export class Transport {
     this.play.classList.toggle("moving", moving);
     this.play.setAttribute("aria-label", moving ? "pause" : "play");
     this.live.setAttribute("aria-pressed", String(following));
-    this.count.textContent = `of ${(record.steps.at(-1) ?? 0).toLocaleString("en-US")}`;
+    this.count.textContent = record.cut ? `of ${number(record.firstStep)}–${number(record.lastStep)}` : `of ${number(record.lastStep)}`;
   }
 
   async #share(button) {
@@ -48,6 +51,7 @@ export class Transport {
   }
 
   #key(event) {
+    if (document.querySelector("dialog[open]")) return; // its keys are its own
     if (event.target.matches("textarea, input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
     const { room } = this;
     const keys = {
