@@ -28,7 +28,7 @@ STYLE = """
 --edge:#2c323c;--empty:#39404b;--accent:#7db4f5}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:900px;padding:32px 20px 80px;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif}
+font:16px/1.55 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:2rem;margin:0 0 4px}h2{font-size:1.35rem;margin:0 0 8px}
 h2 span{color:var(--quiet);font-weight:400;margin-right:.5em}
 header p,.quiet,footer{color:var(--quiet)}
@@ -48,10 +48,20 @@ svg text.quiet{fill:var(--quiet);font-size:12px}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
 .pieces p{margin:6px 0;display:flex;gap:12px}.pieces span{color:var(--quiet);flex:0 0 70px}
 .pieces code{flex:1;font:14px/1.7 ui-monospace,monospace;white-space:pre-wrap}
-.pieces b{font-weight:400;color:#fff;padding:1px 0;border-radius:3px}
+.pieces b{font-weight:400;padding:1px 0;border-radius:3px;
+background:color-mix(in srgb,var(--tint) 30%,transparent)}
 .pieces em{color:var(--quiet);font-style:normal}
 .missing{border-left:3px solid #b8952a;padding-left:12px}
+nav li{min-height:24px}.wide{overflow-x:auto}.wide table{overflow-wrap:normal}
+@media(max-width:640px){figure{overflow-x:auto}figure svg{min-width:560px}
+body{padding:20px 12px 60px}section{padding:18px 14px}nav ol{columns:1}
+.pieces p{flex-wrap:wrap}.pieces code{flex-basis:100%;order:1}th,td{padding-right:8px}
+td+td,th+th{white-space:normal}td.why,th.why{min-width:11em}}
 """
+
+
+# On a narrow screen a table is scrolled by itself, with the keys too.
+TABLE = '<div class="wide" tabindex="0" role="group" aria-label="figures"><table>'
 
 
 def report(title: list[str], sections: list[Section]) -> str:
@@ -101,8 +111,8 @@ def _predictions(expectations: list[Expectation]) -> str:
         for item in expectations
     )
     return (
-        "<table><thead><tr><th>The prediction</th><th>expected</th>"
-        f'<th class="why">because</th></tr></thead><tbody>{rows}</tbody></table>'
+        f"{TABLE}<thead><tr><th>The prediction</th><th>expected</th>"
+        f'<th class="why">because</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -113,6 +123,6 @@ def _measurements(rows: list[list[str]]) -> str:
         for what, expected, measured, ratio in rows
     )
     return (
-        "<table><thead><tr><th>Measured on this machine</th><th>expected</th><th>measured</th>"
-        f"<th>÷</th></tr></thead><tbody>{body}</tbody></table>"
+        f"{TABLE}<thead><tr><th>Measured on this machine</th><th>expected</th><th>measured</th>"
+        f"<th>÷</th></tr></thead><tbody>{body}</tbody></table></div>"
     )

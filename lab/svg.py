@@ -39,7 +39,7 @@ def figure(drawing: Drawing) -> str:
         for name, colour in legend
     )
     return (
-        f"<figure><figcaption>{escape(drawing.title)}</figcaption>"
+        f'<figure tabindex="0"><figcaption>{escape(drawing.title)}</figcaption>'
         f"{_DRAW[type(drawing)](drawing)}"
         + (f'<div class="legend">{key}</div>' if key else "")
         + "</figure>"
@@ -158,7 +158,7 @@ def _pieces(drawing: Pieces) -> str:
     lines = []
     for label, pieces in drawing.lines:
         spans = "".join(
-            f'<b style="background:{PALETTE[i % 3]}">' + escape(printable(piece)) + "</b>"
+            f'<b style="--tint:{PALETTE[i % 3]}">' + escape(printable(piece)) + "</b>"
             for i, piece in enumerate(pieces)
         )
         lines.append(

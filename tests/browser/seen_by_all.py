@@ -15,14 +15,14 @@ LEAST_CONTRAST = 4.5
 
 # What can be pressed and is smaller than it should be; links within a sentence are exempt.
 _SMALL_TARGETS = """(smallest) => [...document.querySelectorAll(
-    'a[href], button, input, select, textarea, summary, [role=button], label.quiet-button')]
-  .filter((element) => element.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+    'a[href], button, input:not([type=file]), select, textarea, summary, label.quiet-button')]
+  .filter((element) => element.checkVisibility({ visibilityProperty: true }))
   .filter((element) => !(element.matches('a') && element.closest('p, li, td, dd')))
   .map((element) => [element, element.getBoundingClientRect()])
   .filter(([, box]) => box.width && (box.width < smallest - 0.1 || box.height < smallest - 0.1))
   .map(([element, box]) => `${element.outerHTML.slice(0, 90)} ${box.width} × ${box.height}`)"""
 
-# Every text against everything that lies under it, both painted, so that any notation is understood.
+# Every text against everything that lies under it, both painted: so any notation is understood.
 _LOW_CONTRAST = """(least) => {
   const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 });
   const context = canvas.getContext('2d', { willReadFrequently: true });
@@ -44,7 +44,7 @@ _LOW_CONTRAST = """(least) => {
   for (const element of document.querySelectorAll('body *')) {
     const text = [...element.childNodes].filter((node) => node.nodeType === 3)
       .map((node) => node.textContent.trim()).join('');
-    if (!text || !element.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+    if (!text || !element.checkVisibility({ visibilityProperty: true })) continue;
     if (!element.getBoundingClientRect().width) continue;
     const style = getComputedStyle(element);
     const inSvg = element instanceof SVGElement;
@@ -63,19 +63,23 @@ _LOW_CONTRAST = """(least) => {
       // what the shapes before it in its drawing paint there
       const box = element.getBoundingClientRect();
       const middle = [box.x + box.width / 2, box.y + box.height / 2];
-      for (const shape of element.ownerSVGElement?.querySelectorAll('rect, circle, path, polygon') ?? []) {
+      const shapes = element.ownerSVGElement?.querySelectorAll('rect, circle, path, polygon');
+      for (const shape of shapes ?? []) {
         if (!(shape.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING)) continue;
         const its = shape.getBoundingClientRect();
-        if (middle[0] < its.left || middle[0] > its.right || middle[1] < its.top || middle[1] > its.bottom) continue;
+        const beside = middle[0] < its.left || middle[0] > its.right;
+        if (beside || middle[1] < its.top || middle[1] > its.bottom) continue;
         const paint = getComputedStyle(shape).fill;
         if (paint !== 'none') under = under.map((layers) => [...layers, paint]);
       }
     }
     const worst = Math.min(...under.map((layers) =>
       ratio(painted([...layers, inSvg ? style.fill : style.color]), painted(layers))));
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
+    const px = parseFloat(style.fontSize);
+    const large = px >= 24 || (px >= 18.66 && style.fontWeight >= 700);
     if (worst < (large ? 3 : least) && !element.closest(':disabled')) {
-      found.push(`${worst.toFixed(2)} ${element.tagName}.${element.getAttribute('class') ?? ''} “${text.slice(0, 40)}”`);
+      const which = `${element.tagName}.${element.getAttribute('class') ?? ''}`;
+      found.push(`${worst.toFixed(2)} ${which} “${text.slice(0, 40)}”`);
     }
   }
   return found;
