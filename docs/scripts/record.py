@@ -24,6 +24,11 @@ POCKET = Path("pocket/model")
 
 COUNT = "Explain continuous batching, paging, preemption and the prefix cache, one after another."
 LENGTHS = (80, 20, 60, 40, 24, 56)
+GUIDE = (
+    "You are the guide of a small museum. Visitors want to know how a language model is served."
+    " Answer in two or three plain sentences, and say so when you do not know something. Nobody has"
+    " to have read anything before: explain a word where you use it for the first time."
+)
 TOPICS = [
     "What is a token?",
     "What is a block table?",
@@ -100,6 +105,28 @@ async def seats(client: Client) -> None:
     await asyncio.gather(*asked)
 
 
+async def shared(client: Client) -> None:
+    """One long instruction: the first request computes it, five others find its blocks."""
+    guide = {"role": "system", "content": GUIDE}
+    asked = [
+        {"messages": [guide, {"role": "user", "content": topic}], "max_tokens": 40}
+        for topic in TOPICS[:6]
+    ]
+    await client.ask("shared-0", "", **asked[0])
+    await asyncio.gather(
+        *(client.ask(f"shared-{i}", "", ignore_eos=True, **asked[i]) for i in range(1, 6))
+    )
+
+
+async def forks(client: Client) -> None:
+    """Four answers to one prompt, twice: its last block is copied at the first write."""
+    fields = {"n": 4, "temperature": 1.0, "max_tokens": 40, "ignore_eos": True, "trace": "full"}
+    await asyncio.gather(
+        client.ask("tales", "Tell me a story about a brown bear.", seed=7, **fields),
+        client.ask("answers", f"{TOPICS[6]} {COUNT}", seed=8, **fields),
+    )
+
+
 async def profile(client: Client) -> None:
     """One request, with each of its kernels timed."""
     await client.ask("timed", f"{TOPICS[5]} {COUNT}", max_tokens=4)
@@ -117,6 +144,8 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "tour": (("--num-gpu-blocks-override", "256", "--max-num-seqs", "8"), tour),
     "seats": (("--num-gpu-blocks-override", "128", "--max-num-seqs", "3"), seats),
     "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
+    "shared": (("--num-gpu-blocks-override", "64", "--max-num-seqs", "8"), shared),
+    "forks": (("--num-gpu-blocks-override", "96", "--max-num-seqs", "12"), forks),
     "profile": (("--num-gpu-blocks-override", "128", "--trace", "profile"), profile),
     "dropped": (("--num-gpu-blocks-override", "64", "--trace-buffer", "150"), dropped),
     "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),

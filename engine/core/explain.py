@@ -125,9 +125,10 @@ class Explainer:
                 mode_why=mode_why,
                 why=f"{'it' if itself else winner.id} needs {count(shortage.need, 'block')} for"
                 f" {tokens}, {free(available, 'block')}; {'it' if itself else victim.id} is the"
-                f" last by rank of {len(scheduler.running)} that run. A larger pool would help"
-                " (--num-gpu-blocks-override, --gpu-memory-utilization)"
-                + (f", or fewer seats (--max-num-seqs {seats - 1})" if seats > 1 else ""),
+                f" last by rank of {len(scheduler.running)} that run; a larger pool"
+                " (--num-gpu-blocks-override)"
+                + (f" or fewer seats (--max-num-seqs {seats - 1})" if seats > 1 else "")
+                + " would help",
             )
         )
 

@@ -102,6 +102,25 @@ def test_every_suite_passes(model: Path, tmp_path: Path) -> None:
     assert re.search(r"request.finished: \w+", chat.stdout)
 
 
+@pytest.mark.parametrize("blocks", [6, 40])
+def test_correct_eviction_in_a_small_pool_is_no_fault(
+    tiny: Path, tmp_path: Path, blocks: int
+) -> None:
+    """Its five prompts would push each other out: they are made to fit, or it isn't offered."""
+    flags = ("--num-gpu-blocks-override", str(blocks), "--max-num-seqs", "4")
+    with real_server(tmp_path, tiny, *flags) as (url, _):
+        code, report, text = judge(
+            url, tmp_path, "--wait", "120", "--api-key", "a-key", "--test", "prefix"
+        )
+    assert "FAIL" not in verdicts(report).values() and code in (0, 2), text
+    evidence = " ".join(str(check["evidence"]) for check in report["checks"])
+    if blocks == 40:
+        assert verdicts(report)["prefix/cached tokens"] == "PASS", text
+        assert "for all to stay in the pool" in evidence
+    else:
+        assert "evicts what it would have to find again" in evidence
+
+
 def test_a_server_killed_meanwhile_is_never_praised(tiny: Path, tmp_path: Path) -> None:
     with real_server(tmp_path, tiny, "--max-num-seqs", "2") as (url, server):
         assert run(url, "--test", "errors", "--wait", "120", API_KEY="a-key").returncode == 0

@@ -193,8 +193,8 @@ def test_rule_4_a_preemption_says_who_needed_what_why_this_one_and_what_helps(en
         assert event.need == 1 and event.available == 0
         row = re.fullmatch(
             rf"{needs} needs 1 block for token (\d+), no block is free; {last} is the last by rank"
-            r" of 2 that run\. A larger pool would help \(--num-gpu-blocks-override,"
-            r" --gpu-memory-utilization\), or fewer seats \(--max-num-seqs 1\)",
+            r" of 2 that run; a larger pool \(--num-gpu-blocks-override\) or fewer seats"
+            r" \(--max-num-seqs 1\) would help",
             event.why,
         )
         assert row, event.why

@@ -81,13 +81,11 @@ def _forked(event: ev.RequestForked, context: Context) -> str:
 
 def _preempted(event: ev.RequestPreempted, context: Context) -> str:
     back = {"recompute": "to be computed again", "swap": "copied to the host"}
-    itself = event.for_request == event.request_id
-    whom = "by itself, the last by rank" if itself else f"for {context.name(event.for_request)}"
     return joined(
         [
-            f"preempted {whom}",
+            "preempted",
             f": {context.plain(event.why)}" if event.why else "",
-            f"; it gives back {count(event.num_blocks, 'block')}",
+            f"; gives back {count(event.num_blocks, 'block')}",
             f", {count(event.num_computed_tokens, 'token')} {back.get(event.mode, event.mode)}",
             f" ({context.plain(event.mode_why)})" if event.mode_why else "",
         ],
