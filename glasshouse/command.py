@@ -6,12 +6,12 @@ server spawns it, so nothing heavy may be imported above.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from engine import __version__
+from engine.trace.command import run_command
 
 Program = Callable[[Sequence[str], str], int]
 """Runs with its arguments and the name to show in messages; returns the exit code."""
@@ -97,10 +97,4 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the command that was typed, and end this process with its exit code."""
-    try:
-        code = run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    run_command(lambda: run(sys.argv[1:]))
