@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve test lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
+.PHONY: help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -28,15 +28,25 @@ $(VENV)/.test: $(VENV)/.run
 	@$(PIP_INSTALL) -e '.[test,lint]'
 	@touch $@
 
+installed: $(VENV)/.test
+
 demo: $(VENV)/.run ## start the server with the embedded model, ask it, show the answers beside the record
 	@$(BIN)/python examples/demo.py
 
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py
 
-test: $(VENV)/.test ## all tests; those with a browser in a process of their own: its loop stays in the thread
-	$(BIN)/python -m pytest --ignore=tests/browser $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+# As many workers as there are cores, four at most: what tests start has threads of its own.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_ARGS=--full for every case
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.test ## what a change should pass before it is committed, in a minute
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+coverage: $(VENV)/.test ## which lines of engine/ the fast tests reach
+	$(PYTEST) -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
 
 exercises: $(VENV)/.test ## what your exercises/ have achieved (docs/EXERCISES.md)
 	$(BIN)/python -m pytest tests/exercises -v --no-header -k yours $(PYTEST_ARGS)

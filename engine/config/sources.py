@@ -40,7 +40,7 @@ def values(
 class _Parser(argparse.ArgumentParser):
     """argparse, but flags may be written with underscores, and an error is a `ConfigError`."""
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+    def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
         return super().parse_args([_dashed(word) for word in words], namespace)
 

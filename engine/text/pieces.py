@@ -67,13 +67,13 @@ def token_bytes_of(backend: Any) -> TokenBytes | None:
     return table if _agrees(table, backend) else None
 
 
-def _flatten(decoder: dict) -> list[dict]:
+def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for part in decoder["decoders"] for step in _flatten(part)]
 
 
-def _is_sentencepiece(step: dict) -> bool:
+def _is_sentencepiece(step: dict[str, Any]) -> bool:
     """Whether a decoder's step is one that this file knows the meaning of."""
     if step["type"] == "Replace":
         return step["pattern"] == {"String": SPACE_MARK} and step["content"] == " "

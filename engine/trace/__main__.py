@@ -14,6 +14,7 @@ import msgspec
 from engine.trace.command import run_command
 from engine.trace.console import RichPrinter
 from engine.trace.diff import first_difference
+from engine.trace.events import AnyEvent
 from engine.trace.files import RecordError, read_all, read_jsonl
 from engine.trace.life import life_of, requests_of
 from engine.trace.names import Names
@@ -51,7 +52,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str):
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("file", type=Path, help="a record, one JSON object a line")
         sub.set_defaults(command=command)
@@ -148,7 +151,7 @@ def _life(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _request(events: list, wanted: str) -> str:
+def _request(events: list[AnyEvent], wanted: str) -> str:
     """The id that was meant: itself, or the one whose short name it is."""
     known = requests_of(events)
     if wanted in known:

@@ -39,7 +39,7 @@ class RequestReceived(Event, tag="request.received"):
     """The server accepted an HTTP request (or `LLM.generate` a prompt)."""
 
     route: str = ""  # "/v1/completions", "/v1/chat/completions", "LLM.generate", …
-    params: dict = {}  # the sampling parameters that differ from their defaults
+    params: dict[str, Any] = {}  # the sampling parameters that differ from their defaults
     client: str = ""  # address of the caller
     ignored: list[str] = []  # unknown fields of the body, which have no effect
     text: str = ""  # the prompt as text; empty with --trace-text off
@@ -293,7 +293,7 @@ class KernelLaunched(Event, tag="kernel.launched"):
     name: str = ""
     backend: str = ""  # "torch", "native", "triton"
     grid: list[int] = []
-    constexprs: dict = {}
+    constexprs: dict[str, Any] = {}
     num_warps: int = 0
     num_stages: int = 0
     registers: int = 0
@@ -398,9 +398,9 @@ class EngineStarted(Event, tag="engine.started"):
     """The engine process is up; nothing is loaded yet."""
 
     version: str = ""
-    config: dict = {}
-    versions: dict = {}  # python, torch, transformers, triton
-    machine: dict = {}  # device, cores, memory
+    config: dict[str, Any] = {}
+    versions: dict[str, Any] = {}  # python, torch, transformers, triton
+    machine: dict[str, Any] = {}  # device, cores, memory
 
 
 class EngineModelLoaded(Event, tag="engine.model_loaded"):
@@ -439,7 +439,7 @@ class EngineSnapshot(Event, tag="engine.snapshot"):
     """
 
     num_gone: int = 0  # events before it
-    state: dict | None = None  # as `EngineState.to_dict`; null if the record had a gap
+    state: dict[str, Any] | None = None  # as `EngineState.to_dict`; null if the record had a gap
     ranks: dict[str, list[int]] = {}  # sequence → [priority, arrival, index]
     planned: list[PlannedStep] = []  # steps that had not come back
     last_seq: int = 0  # of the core's events that are gone

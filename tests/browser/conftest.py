@@ -146,7 +146,7 @@ def live(start_server):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its loop occupies the thread, which other tests need, too
 def browser():
     chromium = shutil.which("chromium")
     need(chromium, "Chromium: apt-get install chromium")

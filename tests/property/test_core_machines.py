@@ -1,13 +1,12 @@
 """Hypothesis state machines over the pool, the KV manager and the whole core: every invariant after
 every operation.
 
-Together they run at least 100,000 operations (`MINIMUM_OPERATIONS`), which the last test of the
-file counts.
+Together they run at least 100,000 operations with `--full` (`MINIMUM_OPERATIONS`), which the last
+test of the file counts.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -23,17 +22,17 @@ from engine.core.request import Request, Status
 from engine.sampling_params import SamplingParams
 from engine.trace.recorder import Recorder
 from engine.trace.state import EngineState
+from tests.support.cases import cases
 from tests.support.core_harness import Harness
 from tests.support.paged_oracle import VOCAB_SIZE
 
-MINIMUM_OPERATIONS = 100_000
-SCALE = float(os.environ.get("PROPERTY_SCALE", "1"))  # < 1 for a quick look
+MINIMUM_OPERATIONS = cases(100_000)
 operations: Counter[str] = Counter()
 
 
 def machine_settings(examples: int, steps: int) -> settings:
     return settings(
-        max_examples=max(5, int(examples * SCALE)),
+        max_examples=cases(examples),
         stateful_step_count=steps,
         deadline=None,
         derandomize=True,
@@ -354,4 +353,4 @@ def test_enough_operations_were_run():
     """The three machines above ran, in this process, as many operations as we promise."""
     if not all(operations[name] for name in ("pool", "kv", "core")):
         pytest.skip("counts only when the three machines above ran")
-    assert sum(operations.values()) >= MINIMUM_OPERATIONS * min(1.0, SCALE), operations
+    assert sum(operations.values()) >= MINIMUM_OPERATIONS, operations

@@ -16,9 +16,10 @@ from engine.kernels.triton import paged_attention as attention
 from engine.kernels.triton import rotary
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
+from tests.support.cases import cases
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3}
-FEW = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=cases(6), deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(autouse=True)

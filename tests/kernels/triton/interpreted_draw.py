@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.kernels.triton import draw, draw_border
 from engine.tokens import NO_TOKEN
 from engine.worker.sampling import draw as definition
+from tests.support.cases import cases
 
 INF, NAN = float("inf"), float("nan")
 LAST_WORD = 2**32 - 1
@@ -40,7 +41,7 @@ def drawn(logits, cuts, words) -> list[int]:
 
 
 @given(st.integers(1, 2600), st.integers(0, 1000), st.data())
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=cases(6), deadline=None, derandomize=True, database=None)
 def test_random_rows_with_cuts_of_their_own(vocab, seed, data):
     torch.manual_seed(seed)
     rows = 4
@@ -57,7 +58,7 @@ def test_random_rows_with_cuts_of_their_own(vocab, seed, data):
     drawn(logits, cuts, torch.tensor([data.draw(word) for _ in range(rows)]))
 
 
-@pytest.mark.parametrize("word", [2**31 + 12345, LAST_WORD])
+@pytest.mark.parametrize("word", [2**31 + 12345, pytest.param(LAST_WORD, marks=pytest.mark.full)])
 def test_rows_that_stand_on_a_border(word):
     vocab = 2500  # two pieces and a part of one
     torch.manual_seed(1)

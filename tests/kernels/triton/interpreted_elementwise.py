@@ -17,9 +17,10 @@ from engine.tokens import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker.memory import kv_cache
+from tests.support.cases import cases
 from tests.support.moving_blocks import move_at_random
 
-FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=cases(8), deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 NEAR = {
     torch.float32: {"rtol": 2e-5, "atol": 2e-6},

@@ -16,8 +16,9 @@ from engine.kernels.triton import angles, draw, embed
 from engine.tokens import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
+from tests.support.cases import cases
 
-FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=cases(12), deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 
 

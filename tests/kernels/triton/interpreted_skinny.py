@@ -12,8 +12,9 @@ from engine.kernels.launch import recording
 from engine.kernels.triton import catalogue, linear, skinny
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
+from tests.support.cases import cases
 
-FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=cases(12), deadline=None, derandomize=True, database=None)
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 NEAR = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-4},

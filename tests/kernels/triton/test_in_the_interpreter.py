@@ -18,15 +18,20 @@ pytest.importorskip("triton")
 from benchmarks.gpu.interpreter import why_not
 
 HERE = Path(__file__).parent
+PYTEST = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+FILES = sorted(path.name for path in HERE.glob("interpreted_*.py"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-@pytest.mark.parametrize("file", sorted(path.name for path in HERE.glob("interpreted_*.py")))
-def test_interpreted(file):
+@pytest.mark.parametrize(
+    "file", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FILES]
+)
+def test_interpreted(file, request):
+    full = ["--full"] if request.config.getoption("--full") else []
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file)],
+        [sys.executable, *PYTEST, *full, str(HERE / file)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[2],
         capture_output=True,
