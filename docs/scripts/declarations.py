@@ -128,7 +128,8 @@ def _fields(node: ast.ClassDef, lines: list[str]) -> list[Field]:
             name = item.target.id
             meaning = _comment(lines, item.lineno) or PLAIN.get(name) or _unit(name)
             default = ast.unparse(item.value) if item.value else ""
-            fields.append(Field(name, ast.unparse(item.annotation), default, meaning))
+            kind = ast.unparse(item.annotation).replace("dict[str, Any]", "dict")
+            fields.append(Field(name, kind, default, meaning))
     return fields
 
 
