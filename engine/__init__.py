@@ -18,6 +18,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a checkout is used without pip's
     sys.exit(f"Glasshouse needs Python 3.11 or later; this is {found}.")
 
 if TYPE_CHECKING:
+    from engine.async_llm import AsyncLLM
     from engine.config import EngineConfig
     from engine.llm import LLM
     from engine.sampling_params import SamplingParams
@@ -31,10 +32,11 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 __version__ = "0.2.0"
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "EngineConfig", "SamplingParams", "__version__"]
 
 _HOME = {
     "LLM": "engine.llm",
+    "AsyncLLM": "engine.async_llm",
     "EngineConfig": "engine.config",
     "SamplingParams": "engine.sampling_params",
 }

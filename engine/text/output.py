@@ -114,6 +114,11 @@ class RequestText:
     def finished(self) -> bool:
         return all(sequence.finish_reason is not None for sequence in self.sequences)
 
+    def end(self, reason: str) -> None:
+        """Nothing more comes: the sequences that are not complete end for this reason."""
+        for sequence in self.sequences:
+            sequence.finish_reason = sequence.finish_reason or reason
+
     @property
     def usage(self) -> Usage:
         return Usage(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine import LLM, SamplingParams
+from engine import LLM, AsyncLLM, SamplingParams
 from engine.trace.events import (
     KernelLaunched,
     RequestPreempted,
@@ -69,6 +71,29 @@ def test_greedy_text_is_that_of_transformers(llm, reference):
         ended = whole[-1] == 2
         assert answer.finish_reason == ("stop" if ended else "length")
         assert answer.text == hf.decode(answer.token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_on_a_thread_it_is_the_same_text(reference, llm, overlapped):
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
+    expected = llm.generate(PROMPTS, params, use_tqdm=False)
+    options = {"dtype": "float32", "device": "cpu", "cpu_threads": 1, "num_gpu_blocks_override": 64}
+
+    async def last(outputs):
+        async for output in outputs:
+            found = output
+        return found
+
+    async def run():
+        async with AsyncLLM(
+            str(reference[0]), block_size=8, async_scheduling=overlapped, **options
+        ) as on_a_thread:
+            outputs = [on_a_thread.generate(prompt, params) for prompt in PROMPTS]
+            return await asyncio.gather(*map(last, outputs))
+
+    for found, one in zip(asyncio.run(run()), expected):
+        assert [answer.token_ids for answer in found.outputs] == [one.outputs[0].token_ids]
+        assert found.outputs[0].text == one.outputs[0].text
 
 
 def test_a_stop_string_cuts_the_same_text(llm):

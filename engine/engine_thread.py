@@ -1,0 +1,213 @@
+"""EngineThread: the loop of an engine on a thread of this process: orders in, news out.
+
+It owns the core: nobody else touches it while the thread runs. News go to the event loop that
+asked, all of a step in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CoreOutput, CoreRequest
+from engine.counts import Counts
+
+
+class News(NamedTuple):
+    """What a step brought for one request."""
+
+    output: CoreOutput
+    at_ns: int  # when, of time.monotonic_ns
+
+
+@dataclass(eq=False)
+class Mailbox:
+    """Where the news of one request come to. All of it belongs to its event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    news: list[News] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: BaseException | None = None  # why no more news will come
+
+    def put(self, news: list[News], failure: BaseException | None = None) -> None:
+        self.news += news
+        self.failure = self.failure or failure
+        self.changed.set()
+
+    async def take(self) -> list[News]:
+        """All that came since the last call; waits for some. Raises the failure."""
+        while not self.news:
+            if self.failure is not None:
+                raise self.failure
+            self.changed.clear()
+            await self.changed.wait()
+        taken, self.news = self.news, []
+        return taken
+
+
+class EngineThread:
+    """Runs the engine that `load` makes, in the thread where it is loaded.
+
+    bound: held while the thread runs. counts: told of every step.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[EngineCore, AbstractContextManager[None]]],
+        counts: Counts,
+    ):
+        """Wait until the engine is loaded. Raises what `load` raises."""
+        self._load = load
+        self._counts = counts
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._open: dict[str, Mailbox] = {}  # of the thread: who gets news of which request
+        self._ended = ""  # why the thread takes no more orders
+        self._lock = threading.Lock()  # around the end: no order may come after it unseen
+        self._loaded = threading.Event()
+        self._load_error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        self._loaded.wait()
+        if self._load_error is not None:
+            self._thread.join()
+            raise self._load_error
+
+    # ------------------------------------------------------------------------------ from outside
+
+    def add(self, request: CoreRequest, mailbox: Mailbox) -> None:
+        """Serve a request; a refusal comes as the mailbox's failure. Raises `RuntimeError` after
+        the thread's end."""
+        self._order(lambda: self._add(request, mailbox))
+
+    def finish(self, request_id: str, index: int, stop_reason: str) -> None:
+        """End one sequence of a request: a stop string was found in its text."""
+        self._order(lambda: self.core.finish(request_id, index, stop_reason))
+
+    def release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
+        """Let go of a request, however it ended; what still runs of it is aborted."""
+        with contextlib.suppress(RuntimeError):  # the thread has ended, and let go of all
+            self._order(lambda: self._release(request_id, mailbox, why))
+
+    async def ask(self, question: Callable[[EngineCore], Any]) -> Any:
+        """The answer to a question that only the thread can put. Raises `RuntimeError` after its
+        end."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        def ask() -> None:
+            try:
+                settle = functools.partial(answer.set_result, question(self.core))
+            except Exception as error:
+                settle = functools.partial(answer.set_exception, error)
+            _tell(loop, lambda: None if answer.done() else settle())
+
+        self._order(ask)
+        return await answer
+
+    def stop(self, why: str) -> None:
+        """End the thread after the step under way; every open request fails with `why`."""
+        with contextlib.suppress(RuntimeError):
+            self._order(lambda: self._end(why))
+        self._thread.join()
+
+    def _order(self, order: Callable[[], None]) -> None:
+        with self._lock:
+            if self._ended:
+                raise RuntimeError(self._ended)
+            self._orders.put(order)
+
+    # ------------------------------------------------------------------------------ on the thread
+
+    def _run(self) -> None:
+        try:
+            self.core, bound = self._load()
+        except BaseException as error:
+            self._load_error = error
+            return
+        finally:
+            self._loaded.set()
+        with bound:
+            try:
+                while not self._ended:
+                    self._take_orders()
+                    if not self._ended and self.core.has_work:
+                        self._step()
+            except BaseException as error:  # of the worker: no step can follow
+                self._end(f"the engine failed: {type(error).__name__}: {error}")
+
+    def _take_orders(self) -> None:
+        """Carry out what has been ordered; sleep until something is, if there is no work."""
+        if not self.core.has_work:
+            self._orders.get()()
+        while not self._ended and not self._orders.empty():
+            self._orders.get()()
+
+    def _step(self) -> None:
+        outputs = self.core.step()
+        self._counts.stepped(self.core.stats())
+        now = time.monotonic_ns()
+        by_loop: dict[asyncio.AbstractEventLoop, dict[Mailbox, list[News]]] = {}
+        for output in outputs:
+            mailbox = self._open.get(output.request_id)
+            if mailbox is not None:
+                boxes = by_loop.setdefault(mailbox.loop, {})
+                boxes.setdefault(mailbox, []).append(News(output, now))
+        for loop, boxes in by_loop.items():
+            if not _tell(loop, functools.partial(_deliver, boxes)):
+                self._forget_loop(loop)
+
+    def _add(self, request: CoreRequest, mailbox: Mailbox) -> None:
+        try:
+            self.core.add_request(request)
+        except Exception as error:  # this one is refused, the others go on
+            _tell(mailbox.loop, functools.partial(mailbox.put, [], error))
+            return
+        self._open[request.request_id] = mailbox
+
+    def _release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
+        """Only what this mailbox asked for: another request may have the id by now."""
+        if self._open.get(request_id) is mailbox:
+            del self._open[request_id]
+            self.core.abort(request_id, why)
+
+    def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """An event loop is closed: nobody waits for what it asked."""
+        for request_id, mailbox in list(self._open.items()):
+            if mailbox.loop is loop:
+                self._release(request_id, mailbox, "its event loop was closed")
+
+    def _end(self, why: str) -> None:
+        with self._lock:
+            self._ended = why
+        while not self._orders.empty():  # what was ordered before: each has somebody who waits
+            with contextlib.suppress(Exception):
+                self._orders.get()()
+        for request_id, mailbox in self._open.items():
+            with contextlib.suppress(Exception):
+                self.core.abort(request_id, why)
+            failure = RuntimeError(why)
+            _tell(mailbox.loop, functools.partial(mailbox.put, [], failure))
+        self._open.clear()
+
+
+def _deliver(boxes: dict[Mailbox, list[News]]) -> None:
+    for mailbox, news in boxes.items():
+        mailbox.put(news)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> bool:
+    """Have `call` made on an event loop; False if it is closed."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return False
+    return True
