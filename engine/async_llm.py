@@ -23,7 +23,7 @@ from engine.engine_thread import EngineThread, Mailbox, News
 from engine.local_engine import LocalEngine
 from engine.sampling_params import SamplingParams
 from engine.text.chat import Message
-from engine.text.lanes import LONG_TEXT, in_lane
+from engine.text.lanes import LONG, LONG_TEXT, in_lane
 from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompt
 from engine.text.request_output import RequestOutput, request_output
@@ -102,7 +102,7 @@ class AsyncLLM(LocalEngine):
         )
 
         async def find() -> GivenPrompt:
-            return GivenPrompt(await in_lane(render, long=True), None)
+            return GivenPrompt(await in_lane(LONG, render), None)
 
         tokenizing = Tokenizing.of(tokenization_kwargs, add_special_tokens=False)
         return self._answer(
@@ -167,7 +167,7 @@ class AsyncLLM(LocalEngine):
                 route=route,
             )
             core_request = (
-                await in_lane(request, long=True) if len(given.content) > LONG_TEXT else request()
+                await in_lane(LONG, request) if len(given.content) > LONG_TEXT else request()
             )
             text = self._output.add(core_request, given.text)
             self._engine.add(core_request, mailbox)
