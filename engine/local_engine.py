@@ -81,7 +81,9 @@ class LocalEngine:
         config = self.config
         self.tokenizer, self._defaults = load_text(config)
         self.recorder.read_tokens(self.tokenizer.texts)
-        self.chat_template = ChatTemplate(self.tokenizer, config.chat_template)
+        self.chat_template = ChatTemplate(
+            self.tokenizer, config.chat_template, None, config.default_chat_template_kwargs
+        )
         executor = self._load_executor()
         self.core = EngineCore(config, executor, self.recorder, self._make_scheduler)
         self._on_shutdown.callback(self.core.close)

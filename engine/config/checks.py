@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import ssl
+
 from engine.config.kinds import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
 from engine.sampling_params import WHOLE_VOCABULARY
@@ -68,7 +71,36 @@ def _check_machine(options: Options) -> None:
 def _check_server(options: Options) -> None:
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port is {options.port}; it must be 0 to 65535.")
+    if options.root_path and not re.fullmatch(r"(/[^/?#\s]+)+", options.root_path):
+        raise ConfigError(
+            f"--root-path is {options.root_path!r}; it must begin with / and not end with one, such"
+            " as /api."
+        )
+    _check_https(options)
     if "" in options.api_key:
         raise ConfigError("--api-key is empty: anyone could pass. Leave it out, or give a key.")
     if "" in options.served_model_name:
         raise ConfigError("--served-model-name has an empty name; leave it out, or give one.")
+
+
+def _check_https(options: Options) -> None:
+    if options.ssl_certfile is None:
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"):
+            if getattr(options, name):
+                raise ConfigError(f"{flag_of(name)} needs --ssl-certfile: HTTPS has a certificate.")
+        return
+    if options.ssl_cert_reqs not in (0, 1, 2):
+        raise ConfigError(f"--ssl-cert-reqs is {options.ssl_cert_reqs}; it must be 0, 1 or 2.")
+    if options.ssl_cert_reqs and options.ssl_ca_certs is None:
+        raise ConfigError(
+            "--ssl-cert-reqs needs --ssl-ca-certs: clients' certificates are checked against those."
+        )
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+        if options.ssl_ca_certs is not None:
+            context.load_verify_locations(options.ssl_ca_certs)
+    except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+        files = [options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs]
+        named = ", ".join(name for name in files if name)
+        raise ConfigError(f"--ssl-certfile: {named} can't be used ({error}).") from None

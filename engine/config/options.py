@@ -53,7 +53,13 @@ class Options:
         "names that clients may use, the first one in answers; default: --model, of a folder the"
         " last part",
     )
+    tokenizer: str | None = _option(
+        None, "local folder or Hugging Face id of the tokenizer; default: the model's own"
+    )
     revision: str | None = _option(None, "branch, tag or commit on the hub")
+    download_dir: str | None = _option(
+        None, "folder for what the hub sends; default: the hub's own cache (HF_HOME)"
+    )
     hf_token: str | None = _option(
         None, "token for gated models on the hub", env="HF_TOKEN", secret=True
     )
@@ -83,6 +89,9 @@ class Options:
     )
     override_generation_config: dict[str, Any] = _option(
         dict, "sampling defaults that win over those of generation_config.json"
+    )
+    default_chat_template_kwargs: dict[str, Any] = _option(
+        dict, "variables of the chat template; those of a request win over them"
     )
     seed: int = _option(0, "seeds the requests that bring no seed of their own")
 
@@ -136,6 +145,21 @@ class Options:
     # -- the server
     host: str = _option("0.0.0.0", "address to listen on")
     port: int = _option(8000, "port to listen on; 0: any free one")
+    uds: str | None = _option(None, "listen on this Unix socket in place of --host and --port")
+    root_path: str = _option("", "path under which a proxy shows the server, such as /api")
+    ssl_keyfile: str | None = _option(None, "private key for HTTPS (PEM)")
+    ssl_certfile: str | None = _option(None, "certificate for HTTPS (PEM), with its chain")
+    ssl_ca_certs: str | None = _option(None, "certificates (PEM) that clients' own may come from")
+    ssl_cert_reqs: int = _option(
+        0, "certificates of clients: 0 not asked for, 1 checked if sent, 2 required"
+    )
+    allowed_origins: list[str] = _option(
+        list,
+        "web sites whose pages may call the server (CORS), `*`: all; default: none but its own",
+    )
+    allowed_methods: list[str] = _option(list, "methods that they may use; default: all")
+    allowed_headers: list[str] = _option(list, "headers that they may send; default: all")
+    allow_credentials: bool = _option(False, "whether they may send cookies")
     api_key: list[str] = _option(
         list, "keys, of which clients must send one as a bearer token", secret=True
     )

@@ -27,11 +27,16 @@ POLL_SECONDS = 0.5
 
 
 def find_model(
-    model: str, revision: str | None, token: str | None, progress: Progress | None = None
+    model: str,
+    revision: str | None,
+    token: str | None,
+    progress: Progress | None = None,
+    cache: str | None = None,
 ) -> Path:
     """The folder with the model's files, after a download where one is needed.
 
-    model: a local folder or a hub id. Raises `ModelError` where there is no such model, where it
+    model: a local folder or a hub id. cache: the folder of downloads, in place of the hub's
+    own. Raises `ModelError` where there is no such model, where it
     is gated or of another format, or where the hub can't be reached.
     """
     refuse_other_formats(model)
@@ -41,7 +46,7 @@ def find_model(
     if folder.exists() or model.startswith((".", "/", "~")):
         raise ModelError(f"{model} is not a folder; name a model's folder or a hub id.")
     try:
-        return _download(model, revision, token, progress)
+        return _download(model, revision, token, progress, cache)
     except ModelError:
         raise
     except errors.GatedRepoError:
@@ -68,7 +73,11 @@ def find_model(
 
 
 def _download(
-    model: str, revision: str | None, token: str | None, progress: Progress | None
+    model: str,
+    revision: str | None,
+    token: str | None,
+    progress: Progress | None,
+    cache: str | None,
 ) -> Path:
     try:
         info = huggingface_hub.HfApi(token=token).model_info(
@@ -77,18 +86,18 @@ def _download(
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, ValueError):
         raise  # the hub has answered, or the name is not one to ask for
     except Exception as error:  # no network, no hub: of many kinds, see `find_model`
-        return _cached(model, revision, error)
+        return _cached(model, revision, error, cache)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     refuse_by_names(model, sizes)
     wanted = _wanted(sizes)
-    with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress):
+    with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress, cache):
         folder = huggingface_hub.snapshot_download(
-            model, revision=revision, token=token, allow_patterns=[*wanted]
+            model, revision=revision, token=token, allow_patterns=[*wanted], cache_dir=cache
         )
     return Path(folder)
 
 
-def _cached(model: str, revision: str | None, why: Exception) -> Path:
+def _cached(model: str, revision: str | None, why: Exception, cache: str | None) -> Path:
     """The model as an earlier run downloaded it. Raises what kept us from asking the hub."""
     try:
         folder = huggingface_hub.snapshot_download(
@@ -97,6 +106,7 @@ def _cached(model: str, revision: str | None, why: Exception) -> Path:
             revision=revision,
             local_files_only=True,
             allow_patterns=["config.json"],
+            cache_dir=cache,
         )
     except errors.LocalEntryNotFoundError:
         raise why from None
@@ -120,9 +130,11 @@ def _first_line(error: BaseException) -> str:
 class _DownloadWatch:
     """Reports a download's progress by the size of the hub's cache folder, twice a second."""
 
-    def __init__(self, model: str, total: int, progress: Progress | None) -> None:
+    def __init__(
+        self, model: str, total: int, progress: Progress | None, cache: str | None
+    ) -> None:
         name = f"models--{model.replace('/', '--')}"
-        self._folder = Path(constants.HF_HUB_CACHE) / name / "blobs"
+        self._folder = Path(cache or constants.HF_HUB_CACHE) / name / "blobs"
         self._total, self._progress = total, progress
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="download-progress", daemon=True)

@@ -62,7 +62,9 @@ def load_model(
     quantized, not servable, weights missing or left over.
     """
     started = time.monotonic()
-    folder = find_model(config.model, config.revision, config.hf_token, progress)
+    folder = find_model(
+        config.model, config.revision, config.hf_token, progress, config.download_dir
+    )
     description = read_config(folder)
     warnings: list[str] = []
     try:

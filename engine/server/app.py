@@ -6,10 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from engine import __version__
+from engine.config import EngineConfig
 from engine.server.http import errors
-from engine.server.http.auth import ApiKey, BodyLimit
+from engine.server.http.auth import ApiKey
+from engine.server.http.bodies import BodyLimit
+from engine.server.http.exchange import Exchange
 from engine.server.routes import chat, completions, models, ops, page, record, tokens
 from engine.server.service import Service
 
@@ -17,7 +22,7 @@ MAX_BODY_BYTES = 16 * 2**20
 """Some four million tokens as text: far more than any context."""
 
 
-def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
+def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
     """An application that starts `service` when it starts, and stops it when it ends."""
 
     @asynccontextmanager
@@ -39,7 +44,20 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> FastAP
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if service.config.api_key:
-        app.add_middleware(
-            ApiKey, keys=service.config.api_key
-        )  # outermost: it sees a request first
-    return app
+        app.add_middleware(ApiKey, keys=service.config.api_key)  # it sees a request before any part
+    whole = _for_pages_of_others(app, service.config)
+    return Exchange(whole, service.metrics.observe_answer, service.config.root_path)
+
+
+def _for_pages_of_others(app: ASGIApp, config: EngineConfig) -> ASGIApp:
+    """CORS, where it is asked for: a browser asks first, and without the key."""
+    if not config.allowed_origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=config.allowed_origins,
+        allow_methods=config.allowed_methods or ["*"],
+        allow_headers=config.allowed_headers or ["*"],
+        allow_credentials=config.allow_credentials,
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )

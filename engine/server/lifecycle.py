@@ -7,8 +7,10 @@ Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import stat
 from types import FrameType
 
 import uvicorn
@@ -29,14 +31,43 @@ def serve(config: EngineConfig) -> int:
     """Run the server until it is told to end; return the exit code. Raises `ConfigError` for a port
     that is taken."""
     logs.configure(config)
-    listener = bind(config.host, config.port)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"Glasshouse listens on http://{shown}:{port}", flush=True)
+    listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
+    print(f"Glasshouse listens on {address(config, listener)}", flush=True)
     service = Service(config)
     server = Server(service)
     server.run(sockets=[listener])
     return 1 if service.client.state == "failed" else 0
+
+
+def address(config: EngineConfig, listener: socket.socket) -> str:
+    """Where clients find the server."""
+    scheme = "https" if config.ssl_certfile else "http"
+    if config.uds:
+        return f"{scheme}+unix://{config.uds}"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def bind_unix(path: str) -> socket.socket:
+    """Listen on a Unix socket. One that a dead server left behind is replaced; raises `ConfigError`
+    for one that somebody listens on, and for a path that can't be one."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                if other.connect_ex(path) == 0:
+                    raise ConfigError(f"--uds {path}: another server listens there.")
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    try:
+        listener.bind(path)
+    except OSError as error:
+        raise ConfigError(
+            f"--uds {path}: can't listen there ({error.strerror or error})."
+        ) from None
+    listener.listen(1024)
+    return listener
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,6 +92,7 @@ class Server(uvicorn.Server):
     """uvicorn, with our way of ending: stop admitting, let the running requests finish, then go."""
 
     def __init__(self, service: Service):
+        config = service.config
         super().__init__(
             uvicorn.Config(
                 create_app(service),
@@ -70,6 +102,10 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=int(ANSWER_TIMEOUT_S),
                 timeout_keep_alive=75,  # longer than a proxy keeps its own side open
+                ssl_keyfile=config.ssl_keyfile,
+                ssl_certfile=config.ssl_certfile,
+                ssl_ca_certs=config.ssl_ca_certs,
+                ssl_cert_reqs=config.ssl_cert_reqs,
             )
         )
         self.service = service

@@ -103,7 +103,12 @@ class Service:
         try:
             tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
             # A template that can't be used must be refused at the start, not at the first chat.
-            self._chat = ChatTemplate(tokenizer, config.chat_template, self._render_foreign)
+            self._chat = ChatTemplate(
+                tokenizer,
+                config.chat_template,
+                self._render_foreign,
+                config.default_chat_template_kwargs,
+            )
             self._tokenizer = tokenizer
         except Exception as error:
             self.client.fail(" ".join(str(error).split()))

@@ -27,9 +27,10 @@ _PASSED_ON = {"tools", "documents"}  # arguments of transformers that templates 
 class ChatTemplate:
     """Renders conversations for one model.
 
-    `chat_template`: a file, or the text of a template; None for the model's own. Raises `TextError`
-    at once if it is neither, or if the template that is to be used isn't valid Jinja. `foreign`
-    renders the templates that come with a request; without it transformers does, which trusts them.
+    `chat_template`: a file, or the text of a template; None for the model's own. `foreign` renders
+    the templates that come with a request; without it transformers does, which trusts them.
+    `default_kwargs`: variables of the template, where a request doesn't set them. Raises
+    `TextError` at once for a template that can't be read or isn't valid Jinja, and for such names.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         chat_template: str | None = None,
         foreign: Foreign | None = None,
+        default_kwargs: Mapping[str, Any] | None = None,
     ):
         self._hf = tokenizer.hf
         self._foreign = foreign
@@ -48,6 +50,8 @@ class ChatTemplate:
         parameters = inspect.signature(self._hf.apply_chat_template).parameters
         self._reserved = {name for name in parameters if name != "kwargs"} - _PASSED_ON
         self._reserved |= {"messages", "conversations"}
+        self._default_kwargs = dict(default_kwargs or {})
+        self._check_kwargs("--default-chat-template-kwargs", self._default_kwargs)
 
     def render(
         self,
@@ -66,13 +70,8 @@ class ChatTemplate:
 
         Raises `TextError` naming the field that is wrong.
         """
-        extra = dict(chat_template_kwargs or {})
-        for name in extra:
-            if name in self._reserved:
-                raise TextError(
-                    f"chat_template_kwargs.{name}",
-                    f"chat_template_kwargs can't set {name!r}; it is for the template's variables.",
-                )
+        self._check_kwargs("chat_template_kwargs", chat_template_kwargs or {})
+        extra = {**self._default_kwargs, **(chat_template_kwargs or {})}
         if continue_final_message and add_generation_prompt:
             raise TextError(
                 "continue_final_message",
@@ -110,6 +109,14 @@ class ChatTemplate:
             raise TextError(
                 "messages", f"The chat template can't render these messages: {reason}"
             ) from None
+
+    def _check_kwargs(self, told: str, given: Mapping[str, Any]) -> None:
+        for name in given:
+            if name in self._reserved:
+                raise TextError(
+                    f"chat_template_kwargs.{name}",
+                    f"{told} can't set {name!r}; it is for the template's variables.",
+                )
 
 
 def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:

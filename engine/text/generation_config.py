@@ -52,14 +52,16 @@ def read_defaults(
     hf_token: str | None = None,
     wanted: str = "auto",
     override: Mapping[str, Any] | None = None,
+    cache: str | None = None,
 ) -> GenerationDefaults:
     """Read the defaults of `model`, a local folder or a hub id.
 
     wanted: `--generation-config`: "auto", the model's own; "vllm": no sampling defaults but ours;
     else a folder with a generation_config.json. override: `--override-generation-config`, which
-    wins over the file. Raises `TextError` for a file or a value that can't be used.
+    wins over the file. cache: the folder of downloads, in place of the hub's own. Raises
+    `TextError` for a file or a value that can't be used.
     """
-    own = _OwnConfigs(model, revision, hf_token)
+    own = _OwnConfigs(model, revision, hf_token, cache)
     config = own.generation if wanted in ("auto", "vllm") else _of_folder(wanted)
     origin = FILE if own.has_file else "config.json"
     named: dict[str, Any] = {}
@@ -82,12 +84,18 @@ def read_defaults(
 class _OwnConfigs:
     """The two files of a model as transformers reads them; None where there is none."""
 
-    def __init__(self, model: str, revision: str | None, hf_token: str | None):
+    def __init__(
+        self, model: str, revision: str | None, hf_token: str | None, cache: str | None = None
+    ):
         from transformers import AutoConfig, GenerationConfig  # takes a second to import
 
         folder = Path(model).expanduser()
         source = str(folder) if folder.is_dir() else model
-        where: dict[str, Any] = {"revision": revision or "main", "token": hf_token}
+        where: dict[str, Any] = {
+            "revision": revision or "main",
+            "token": hf_token,
+            "cache_dir": cache,
+        }
         self.generation: Any = None
         self.of_model: Any = None
         self.has_file = True

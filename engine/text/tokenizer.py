@@ -165,9 +165,14 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    source: str, revision: str | None = None, hf_token: str | None = None
+    source: str,
+    revision: str | None = None,
+    hf_token: str | None = None,
+    cache: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of a local folder or a hub id, its text ending where it says itself.
+
+    cache: the folder of downloads, in place of the hub's own.
 
     Raises `TextError` if there is none, and `ModelError` for a model of another format.
     """
@@ -181,7 +186,7 @@ def load_tokenizer(
         raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
     try:
         hf = AutoTokenizer.from_pretrained(
-            source, revision=revision, token=hf_token, trust_remote_code=False
+            source, revision=revision, token=hf_token, cache_dir=cache, trust_remote_code=False
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …
         reason = " ".join(str(error).split())[:300]

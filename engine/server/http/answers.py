@@ -60,6 +60,5 @@ def prompt_logprobs_json(
     return answer
 
 
-def json_response(body: Any, request_id: str | None = None) -> Response:
-    headers = {"X-Request-Id": request_id} if request_id is not None else None
-    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+def json_response(body: Any) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

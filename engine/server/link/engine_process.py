@@ -55,7 +55,7 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
         progress(f"{doing} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
     # Before torch is imported, which takes seconds: a model that isn't there is said at once.
-    find_model(config.model, config.revision, config.hf_token, bytes_done)
+    find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)
     progress("importing torch")
     from engine.server.link.surroundings import surroundings
     from engine.worker.model_runner import ModelRunner

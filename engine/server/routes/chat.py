@@ -50,7 +50,7 @@ def router(service: Service) -> APIRouter:
             return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
         try:
             await unless_left(http.receive, generation.run())
-            return json_response(answer.whole(), generation.id)
+            return json_response(answer.whole())
         finally:
             generation.close()
 

@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
             return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
         try:
             await unless_left(http.receive, generation.run())
-            return json_response(answer.whole(), generation.id)
+            return json_response(answer.whole())
         finally:
             generation.close()
 
@@ -111,6 +111,9 @@ class Choice:
             detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, request.params)
             self.offsets = TextOffsets(detokenizer, len(self.echoed))
         offsets += [self.offsets.take(position.chosen.token_id) for position in new]
+        if sequence.finish_reason is not None:  # a stop string may have cut the text
+            end = len(self.echoed) + len(sequence.text)
+            offsets = [min(offset, end) for offset in offsets]
         name = answer.token_name
         tokens: list[str] = []
         values: list[float | None] = []

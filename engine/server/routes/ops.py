@@ -7,7 +7,6 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response, StreamingResponse
 
 from engine import __version__
@@ -15,6 +14,7 @@ from engine.server.http.answers import json_response
 from engine.server.link.engine_client import RETRY_AFTER_S
 from engine.server.record.record_filter import lines_about
 from engine.server.service import Service
+from engine.server.telemetry.series import CONTENT_TYPE
 from engine.trace.files import to_json
 
 LINES_AT_ONCE = 1000
@@ -26,6 +26,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/health")
     @routes.get("/ping")
+    @routes.post("/ping")
     async def health() -> Response:
         """200 when requests are taken; 503 while the model loads, at the end, and when the engine
         is gone."""
@@ -67,7 +68,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @routes.get("/trace")
     def trace(

@@ -10,6 +10,8 @@ import time
 
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
+from engine.server.telemetry.http_series import HttpSeries
+from engine.server.telemetry.process import ProcessSeries
 from engine.server.telemetry.series import Histogram, Numbers, SeriesSet
 from engine.text.output import RequestText
 
@@ -20,6 +22,7 @@ _SECONDS = (
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 _N = (1, 2, 5, 10, 20, 50, 100)
+_PREEMPTIONS = (0, 1, 2, 3, 4, 5, 10, 20)
 
 
 class Metrics:
@@ -33,10 +36,26 @@ class Metrics:
         self._last_step = 0
         self._told_step = 0
         self._stats = StepStats()
+        self.http = HttpSeries()
+        self.process = ProcessSeries()
+        self.observe_answer = self.http.observe
         self.block_size = 0  # not known before the model is loaded
 
         self.running = self._gauge("num_requests_running", "Sequences that run.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
+        self.waiting_by_reason = self.series.gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "The same by reason: here all of them wait for capacity, in order.",
+            ("reason",),
+            [("capacity",), ("deferred",)],
+        )
+        sleeping = self.series.gauge(
+            "vllm:engine_sleep_state",
+            "1 for the state that the engine is in: here it is always awake.",
+            ("sleep_state",),
+            [("awake",), ("weights_offloaded",), ("discard_all",)],
+        )
+        sleeping.set(1, ("awake",))
         self.kv_usage = self._gauge(
             "kv_cache_usage_perc",
             "Share of the KV blocks that some request references, 0 to 1; cached blocks that "
@@ -45,6 +64,15 @@ class Metrics:
         self.kv_blocks = self._by_state("kv_blocks", "KV blocks by state.")
         self.kv_tokens = self._by_state("kv_tokens", "The same, as room for tokens.")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of started requests.")
+        self.cached_tokens = self._counter(
+            "prompt_tokens_cached", "Of them, tokens whose K/V were in the prefix cache."
+        )
+        self.by_source = self.series.counter(
+            "vllm:prompt_tokens_by_source",
+            "The same, by where the K/V come from.",
+            ("source",),
+            [("local_compute",), ("local_cache_hit",), ("external_kv_transfer",)],
+        )
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.prefix_queries = self._counter(
             "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
@@ -54,8 +82,8 @@ class Metrics:
         self.success = self.series.counter(
             "vllm:request_success",
             "Sequences that ended, by reason.",
-            "finished_reason",
-            ("stop", "length", "abort", "error"),
+            ("finished_reason",),
+            [("stop",), ("length",), ("abort",), ("error",)],
         )
 
         self.ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")
@@ -79,6 +107,9 @@ class Metrics:
         self.n_max_generation = self._histogram(
             "request_max_num_generation_tokens", "The longest of a request's n answers.", _TOKENS
         )
+        self.n_preemptions = self._histogram(
+            "request_num_preemptions", "How often a request was preempted.", _PREEMPTIONS
+        )
         self.params_n = self._histogram("request_params_n", "The parameter n.", _N)
         self.params_max_tokens = self._histogram(
             "request_params_max_tokens", "The parameter max_tokens.", _TOKENS
@@ -91,21 +122,28 @@ class Metrics:
 
     def text(self) -> bytes:
         self._set_gauges(self._stats)
-        return self.series.text() + self.cache_info.text()
+        sets = (self.series, self.cache_info, self.http, self.process)
+        return b"".join(part.text() for part in sets)
 
     def set_cache(self, kv: KVShape) -> None:
         """What the KV cache is, as labels of a series that is always 1."""
         self.block_size = kv.block_size
-        self.cache_info = SeriesSet(
-            {
-                **self.labels,
-                "block_size": str(kv.block_size),
-                "num_gpu_blocks": str(kv.num_blocks),
-                "num_cpu_blocks": str(kv.num_host_blocks),
-                "enable_prefix_caching": str(self.config.enable_prefix_caching),
-                "gpu_memory_utilization": str(self.config.gpu_memory_utilization),
-            }
-        )
+        config = self.config
+        facts = {
+            "block_size": kv.block_size,
+            "cache_dtype": config.kv_cache_dtype,
+            "enable_prefix_caching": config.enable_prefix_caching,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+            "num_cpu_blocks": kv.num_host_blocks,
+            "num_gpu_blocks": kv.num_blocks,
+            "num_gpu_blocks_override": config.num_gpu_blocks_override,
+            "prefix_caching_hash_algo": "blake2b",
+            "sliding_window": None,
+            "swap_space": config.swap_space,
+        }
+        told = {name: str(value) for name, value in facts.items()}
+        self.cache_info = SeriesSet({**self.labels, **told})
         self.cache_info.gauge("vllm:cache_config_info", "The KV cache.").set(1)
 
     def observe_step(self, stats: StepStats) -> None:
@@ -128,6 +166,7 @@ class Metrics:
     def _set_gauges(self, stats: StepStats) -> None:
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
+        self.waiting_by_reason.set(stats.num_waiting, ("capacity",))
         self.kv_usage.set(stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0)
         never_used = stats.blocks_total - stats.blocks_used - stats.blocks_cached_free
         blocks = {
@@ -136,11 +175,18 @@ class Metrics:
             "never_used": never_used,
         }
         for state, number in blocks.items():
-            self.kv_blocks.set(number, state)
-            self.kv_tokens.set(number * self.block_size, state)
+            self.kv_blocks.set(number, (state,))
+            self.kv_tokens.set(number * self.block_size, (state,))
 
     def count_success(self, reason: str) -> None:
-        self.success.inc(value=reason)
+        self.success.inc(1, (reason,))
+
+    def count_prompt(self, num_tokens: int, num_cached: int) -> None:
+        """The prompt of a request that has begun, of which `num_cached` tokens were cached."""
+        self.prompt_tokens.inc(num_tokens)
+        self.cached_tokens.inc(num_cached)
+        self.by_source.inc(num_cached, ("local_cache_hit",))
+        self.by_source.inc(num_tokens - num_cached, ("local_compute",))
 
     # ---------------------------------------------------------------------------- making the series
 
@@ -154,8 +200,8 @@ class Metrics:
         return self.series.histogram(f"vllm:{name}", text, bounds)
 
     def _by_state(self, name: str, text: str) -> Numbers:
-        states = ("used", "cached_free", "never_used")
-        return self.series.gauge(f"glasshouse:{name}", text, "state", states)
+        states = [("used",), ("cached_free",), ("never_used",)]
+        return self.series.gauge(f"glasshouse:{name}", text, ("state",), states)
 
 
 class RequestClock:
@@ -180,7 +226,8 @@ class RequestClock:
             self.first_s[index] = now
             metrics.ttft.observe(now - self.arrival_s)
             if index == 0:
-                metrics.prompt_tokens.inc(len(self.text.prompt_token_ids))
+                usage = self.text.usage
+                metrics.count_prompt(usage.prompt_tokens, usage.cached_tokens)
                 metrics.queue_time.observe(self.text.queued_ns / 1e9)
                 metrics.prefill.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
         else:
@@ -205,3 +252,4 @@ class RequestClock:
         if self.text.finished:
             longest = max(len(sequence.token_ids) for sequence in self.text.sequences)
             metrics.n_max_generation.observe(longest)
+            metrics.n_preemptions.observe(self.text.num_preemptions)

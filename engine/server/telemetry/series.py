@@ -1,39 +1,39 @@
-"""Series for /metrics that cost next to nothing to count: plain numbers, made Prometheus' text only
-when somebody asks.
+"""Series for /metrics: plain numbers while they are counted, Prometheus' text when somebody asks.
 
-prometheus_client's own counters take a lock and walk through the buckets, some 20 µs for a token
-that is one of a thousand in a second. Ours are counted and read on one thread, the event loop's.
+What a token costs here (a counter and a histogram) is 0.2 µs; with prometheus_client, which takes a
+lock for each number and walks through the buckets, it is 1 µs: a step of 256 rows would wait for
+0.2 ms longer. Everything is counted and read on one thread, the event loop's.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Literal
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
+Kind = Literal["counter", "gauge", "histogram"]
+Labels = tuple[str, ...]
+"""The values of a series' own labels, in the order of their names."""
 
 
 class Numbers:
-    """A counter or a gauge: a number for each value of its own label, or one without."""
+    """A counter or a gauge: a number for each combination of its own labels, one where it has none.
 
-    def __init__(self, values: Sequence[str]):
-        self.by_value = dict.fromkeys(values, 0.0)
+    `known` are there from the beginning: a series that appears late is none of which a rate can be
+    taken.
+    """
 
-    def inc(self, amount: float = 1.0, value: str = "") -> None:
-        self.by_value[value] += amount
+    def __init__(self, known: Sequence[Labels] = ((),)):
+        self.by_labels: dict[Labels, float] = dict.fromkeys(known, 0.0)
 
-    def set(self, number: float, value: str = "") -> None:
-        self.by_value[value] = number
+    def inc(self, amount: float = 1.0, labels: Labels = ()) -> None:
+        self.by_labels[labels] = self.by_labels.get(labels, 0.0) + amount
+
+    def set(self, number: float, labels: Labels = ()) -> None:
+        self.by_labels[labels] = number
 
 
 class Histogram:
@@ -49,54 +49,95 @@ class Histogram:
         self.sum += value
 
 
-class SeriesSet(Collector):
-    """All series of one server, with labels that they share, in a registry of its own."""
+class Histograms:
+    """A histogram for each combination of its own labels, made when it is first observed."""
 
-    def __init__(self, labels: dict[str, str]):
-        self._labels = labels
-        self._numbers: list[tuple[Family, str, str, str, Numbers]] = []
-        self._histograms: list[tuple[str, str, Histogram]] = []
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+    def __init__(self, bounds: Sequence[float]):
+        self.bounds = bounds
+        self.by_labels: dict[Labels, Histogram] = {}
 
-    def counter(self, name: str, text: str, label: str = "", values: Sequence[str] = ()) -> Numbers:
-        """`name` without `_total`; a `label` of its own has one of `values`."""
-        return self._add(CounterMetricFamily, name, text, label, values)
+    def observe(self, value: float, labels: Labels) -> None:
+        if labels not in self.by_labels:
+            self.by_labels[labels] = Histogram(self.bounds)
+        self.by_labels[labels].observe(value)
 
-    def gauge(self, name: str, text: str, label: str = "", values: Sequence[str] = ()) -> Numbers:
-        return self._add(GaugeMetricFamily, name, text, label, values)
+
+class SeriesSet:
+    """All series of one server, with labels that they share."""
+
+    def __init__(self, labels: Mapping[str, str]):
+        self._labels = tuple(labels.items())
+        self._families: list[_Family] = []
+
+    def counter(
+        self, name: str, text: str, labels: Labels = (), known: Sequence[Labels] = ()
+    ) -> Numbers:
+        """`name` without `_total`; `labels`: the names of its own ones."""
+        return self._numbers("counter", name, text, labels, known)
+
+    def gauge(
+        self, name: str, text: str, labels: Labels = (), known: Sequence[Labels] = ()
+    ) -> Numbers:
+        return self._numbers("gauge", name, text, labels, known)
 
     def histogram(self, name: str, text: str, bounds: Sequence[float]) -> Histogram:
-        histogram = Histogram(bounds)
-        self._histograms.append((name, text, histogram))
+        histograms = self.histograms(name, text, bounds, ())
+        histogram = histograms.by_labels[()] = Histogram(bounds)
         return histogram
+
+    def histograms(
+        self, name: str, text: str, bounds: Sequence[float], labels: Labels
+    ) -> Histograms:
+        made = Histograms(bounds)
+        self._families.append(_Family("histogram", name, text, labels, made))
+        return made
 
     def text(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self._registry)
+        lines = [line for family in self._families for line in family.lines(self._labels)]
+        return ("\n".join(lines) + "\n").encode()
 
-    def collect(self) -> Iterator[Metric]:
-        """For the registry."""
-        names, values = list(self._labels), list(self._labels.values())
-        for family, name, text, label, numbers in self._numbers:
-            metric = family(name, text, labels=[*names, label] if label else names)
-            for value, number in numbers.by_value.items():
-                metric.add_metric([*values, value] if label else values, number)
-            yield metric
-        for name, text, histogram in self._histograms:
-            bounds = [*map(_bound, histogram.bounds), "+Inf"]
-            buckets = list(zip(bounds, map(float, accumulate(histogram.counts))))
-            distribution = HistogramMetricFamily(name, text, labels=names)
-            distribution.add_metric(values, buckets, histogram.sum)
-            yield distribution
-
-    def _add(
-        self, family: Family, name: str, text: str, label: str, values: Sequence[str]
+    def _numbers(
+        self, kind: Kind, name: str, text: str, labels: Labels, known: Sequence[Labels]
     ) -> Numbers:
-        numbers = Numbers(values or [""])
-        self._numbers.append((family, name, text, label, numbers))
+        numbers = Numbers(known if labels else ((),))
+        self._families.append(_Family(kind, name, text, labels, numbers))
         return numbers
 
 
-def _bound(bound: float) -> str:
-    return str(float(bound))
+class _Family:
+    """One metric: its name, what it counts, and its series."""
+
+    def __init__(
+        self, kind: Kind, name: str, text: str, labels: Labels, series: Numbers | Histograms
+    ):
+        self.kind, self.labels, self.series = kind, labels, series
+        self.name = f"{name}_total" if kind == "counter" else name
+        self.text = text.replace("\\", r"\\").replace("\n", r"\n")
+
+    def lines(self, shared: tuple[tuple[str, str], ...]) -> Iterator[str]:
+        yield f"# HELP {self.name} {self.text}"
+        yield f"# TYPE {self.name} {self.kind}"
+        for values, content in self.series.by_labels.items():
+            labels = (*shared, *zip(self.labels, values))
+            if isinstance(content, Histogram):
+                bounds = [*map(_number, content.bounds), "+Inf"]
+                for bound, count in zip(bounds, accumulate(content.counts)):
+                    yield f"{self.name}_bucket{_braces((*labels, ('le', bound)))} {count}"
+                yield f"{self.name}_sum{_braces(labels)} {_number(content.sum)}"
+                yield f"{self.name}_count{_braces(labels)} {sum(content.counts)}"
+            else:
+                yield f"{self.name}{_braces(labels)} {_number(content)}"
+
+
+def _braces(labels: Sequence[tuple[str, str]]) -> str:
+    pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels)
+    return f"{{{pairs}}}" if pairs else ""
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    return str(float(value))

@@ -1,0 +1,102 @@
+"""The body of a request: its size, and gzip.
+
+A plain ASGI wrapper: it sees a body as it comes, before any of it is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.server.http.errors import ApiError
+
+PIECE_BYTES = 2**20
+"""Unpacked at once: a millisecond or two, between which others get their turn."""
+
+
+class BodyLimit:
+    """Answers 413 to a body of more than `max_bytes`, whether it says its length, comes in chunks,
+    or grows to that while it is unpacked."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int):
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_bytes):
+            await self._error(int(length[:18])).response()(scope, receive, send)
+            return
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding in ("gzip", "x-gzip"):
+            receive = Unpacked(receive)
+        elif coding not in ("identity", ""):
+            message = f"Content-Encoding is {coding!r}; this server reads gzip, and plain bodies."
+            await ApiError(415, message).response()(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                # FastAPI turns every other exception into a 400 while it reads a body.
+                raise HTTPException(413, self._error(received).message)
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _error(self, size: int) -> ApiError:
+        return ApiError(
+            413,
+            f"The body has {size:,} bytes or more; this server takes at most {self.max_bytes:,}.",
+        )
+
+
+class Unpacked:
+    """A `receive` that unpacks a gzip body, at most a piece at once. Raises `HTTPException` 400."""
+
+    def __init__(self, receive: Receive):
+        self._receive = receive
+        self._unpacker = zlib.decompressobj(wbits=31)  # gzip
+        self._packed = b""
+        self._is_full = False  # the last piece was: the unpacker may hold more
+        self._is_last = False  # all of the packed body is here
+
+    async def __call__(self) -> Message:
+        while not self._packed and not self._is_full:
+            if self._is_last:
+                return await self._receive()  # nothing comes but that the client left
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return message
+            self._packed = message.get("body", b"")
+            self._is_last = not message.get("more_body", False)
+            if self._is_last:
+                break
+        body = self._unpack()
+        await asyncio.sleep(0)
+        more = bool(self._packed) or self._is_full or not self._is_last
+        if not more and not self._unpacker.eof:
+            raise HTTPException(400, "The body ends before its gzip data does.")
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    def _unpack(self) -> bytes:
+        try:
+            body = self._unpacker.decompress(self._packed, PIECE_BYTES)
+        except zlib.error as error:
+            raise HTTPException(400, f"The body is no valid gzip: {error}.") from None
+        if self._unpacker.unused_data:
+            raise HTTPException(400, "The body goes on after the end of its gzip data.")
+        self._packed = self._unpacker.unconsumed_tail
+        self._is_full = len(body) == PIECE_BYTES and not self._unpacker.eof
+        return body

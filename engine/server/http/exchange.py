@@ -1,0 +1,89 @@
+"""What holds for every request and its answer, whichever route it is for, and whether it fails.
+
+- Each answer carries `X-Request-Id`: as the client sent it, or one that is made here, from which
+  generations take their own id.
+- HEAD is answered as GET is, without the body.
+- Each answer is counted, by its route, method and status.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = b"x-request-id"
+NO_ROUTE = "none"
+
+Observe = Callable[[str, str, int, float], None]
+"""Called with (route, method, status, seconds) at the end of each answer."""
+
+
+class Exchange:
+    """Wraps the application, its error pages too. `observe` hears of every answer; `root_path` is
+    where a proxy shows the server, whether or not it takes that path away."""
+
+    def __init__(self, app: ASGIApp, observe: Observe, root_path: str = ""):
+        self.app = app
+        self.observe = observe
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        inner, request_id = _with_request_id(scope)
+        inner["root_path"] = self.root_path
+        if scope["method"] == "HEAD":
+            inner["method"] = "GET"
+            send, receive = _without_body(receive, send)
+        status = 0  # nothing is sent yet
+
+        # It returns what `send` returns and awaits nothing: a chunk of a stream costs one call.
+        def send_with_id(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [pair for pair in message["headers"] if pair[0].lower() != HEADER]
+                message = {**message, "headers": [*headers, (HEADER, request_id)]}
+            return send(message)
+
+        try:
+            await self.app(inner, receive, send_with_id)
+        except Exception:
+            if status != 500:  # else the error is in the log and its page is sent: all is done, and
+                raise  # the connection need not end
+        finally:
+            route = getattr(inner.get("route"), "path", NO_ROUTE)
+            self.observe(route, scope["method"], status or 500, time.monotonic() - started)
+
+
+def _with_request_id(scope: Scope) -> tuple[dict[str, Any], bytes]:
+    """The request with an id in its headers, and that id."""
+    for name, value in scope["headers"]:
+        if name == HEADER:
+            return dict(scope), value
+    request_id = uuid.uuid4().hex.encode()
+    return {**scope, "headers": [*scope["headers"], (HEADER, request_id)]}, request_id
+
+
+def _without_body(receive: Receive, send: Send) -> tuple[Send, Receive]:
+    """Send the head of an answer only; then its maker hears that the client left, so that a stream
+    ends."""
+    answered = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal answered
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            answered = True
+
+    async def receive_end() -> Message:
+        return {"type": "http.disconnect"} if answered else await receive()
+
+    return send_head, receive_end

@@ -1,0 +1,36 @@
+"""How many HTTP requests were answered, and how fast, by route: as vLLM's dashboards query them."""
+
+from __future__ import annotations
+
+from engine.server.telemetry.series import SeriesSet
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+PROBES = frozenset({"/metrics", "/health", "/load", "/ping", "/version"})
+"""Asked by machines all the time: they would drown what people ask."""
+
+
+class HttpSeries:
+    """Counted once an answer is over; a stream's time is that of all of it."""
+
+    def __init__(self) -> None:
+        self._series = SeriesSet({})
+        self._requests = self._series.counter(
+            "http_requests",
+            "Answers by route, method and class of status; probes are left out.",
+            ("handler", "method", "status"),
+        )
+        self._seconds = self._series.histograms(
+            "http_request_duration_seconds",
+            "Time from a request to the end of its answer.",
+            _SECONDS,
+            ("handler", "method"),
+        )
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answer. `route`: as declared, so that there are few; "none" without one."""
+        if route not in PROBES:
+            self._requests.inc(1, (route, method, f"{status // 100}xx"))
+            self._seconds.observe(seconds, (route, method))
+
+    def text(self) -> bytes:
+        return self._series.text()
