@@ -16,42 +16,43 @@ from typing import NamedTuple
 import torch
 
 from engine.kernels import cpu, torch_attention, torch_ops, triton
+from engine.kernels import signatures as types
 from engine.kernels.few_rows import FewRows
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One implementation of every operation that a model is made of. See `torch_ops`."""
+    """One implementation of every operation that a model is made of. See `signatures`."""
 
     name: str
-    write_kv: Callable[..., None]
-    paged_attention: Callable[..., torch.Tensor]
-    qkv_attention: Callable[..., torch.Tensor]
-    embed: Callable[..., torch.Tensor]
-    angles: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    pack_weight: Callable[[torch.Tensor], torch.Tensor]
-    linear: Callable[..., torch.Tensor]
-    rms_norm: Callable[..., torch.Tensor]
-    add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    layer_norm: Callable[..., torch.Tensor]
-    add_layer_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    silu_and_mul: Callable[..., torch.Tensor]
-    relu: Callable[..., torch.Tensor]
-    greatest: Callable[..., torch.Tensor]
-    rotate: Callable[..., torch.Tensor]
-    take_drawn: Callable[..., None] = torch_ops.take_drawn
-    take_inputs: Callable[..., None] = torch_ops.take_inputs
-    hand_out: Callable[..., None] = torch_ops.hand_out
-    reads_lengths: Callable[[int], bool] = lambda head_dim: False
+    write_kv: types.WriteKV
+    paged_attention: types.PagedAttention
+    qkv_attention: types.QKVAttention
+    embed: types.Embed
+    angles: types.Angles
+    pack_weight: types.PackWeight
+    linear: types.Linear
+    rms_norm: types.RMSNorm
+    add_rms_norm: types.AddRMSNorm
+    layer_norm: types.LayerNorm
+    add_layer_norm: types.AddLayerNorm
+    silu_and_mul: types.OfOne
+    relu: types.OfOne
+    greatest: types.OfOne
+    rotate: types.Rotate
+    take_drawn: types.TakeDrawn = torch_ops.take_drawn
+    take_inputs: types.TakeInputs = torch_ops.take_inputs
+    hand_out: types.HandOut = torch_ops.hand_out
+    reads_lengths: types.ReadsLengths = lambda head_dim: False
     """Whether attention to heads of that size takes a batch with `lengths_on_device`."""
-    wants_lengths: Callable[..., bool] = lambda lengths, contexts: False
+    wants_lengths: types.WantsLengths = lambda lengths, contexts: False
     """Of a step's prompts the tokens to compute and all tokens, each [prompts]: whether attention
     is faster when it knows them on the host."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
-    draw: Callable[..., torch.Tensor] | None = None
+    draw: types.Draw | None = None
     """None: `worker/sampling/draw.py` draws, in plain torch."""
-    copy_blocks: Callable[..., None] | None = None
+    copy_blocks: types.CopyBlocks | None = None
     """None: `KVCache` moves blocks in plain torch."""
 
 

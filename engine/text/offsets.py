@@ -1,7 +1,8 @@
 """Where each token begins in a text, counted in characters of the text.
 
 A token within a character begins where the character does; one that the text leaves out (a BOS, an
-end of sequence, half a stop string) begins where the text goes on, or ends.
+end of sequence) begins where the text goes on, or ends. Those of a stop string, which is cut off,
+begin where they would have stood.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from docs.scripts.server import ROOT, LocalServer, environment
 from engine.config import EngineConfig
 from engine.fit.estimate import GPUS
 from engine.server.telemetry import connect
+from glasshouse.command import PROGRAMS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = ("run", "needs-account", "long")
@@ -165,8 +166,8 @@ def test_flags_that_guides_invent_are_refused():
 
 
 @lru_cache
-def usage(program: str) -> str:
-    command = [sys.executable, program, "--help"]
+def usage(*program: str) -> str:
+    command = [sys.executable, *program, "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
@@ -187,9 +188,13 @@ def test_long_commands_name_what_exists(block):
             EngineConfig.from_args(words[2:], environ={})  # raises for a flag that is none
         elif program == "python" and words[1:4] == ["-m", "pip", "install"]:
             wanted = re.findall(r"\[(\w+)\]", words[-1])
-            assert wanted, f"nobody checks {words}"
+            assert wanted or words[4:] == ["."], f"nobody checks {words}"
             for extra in wanted:
                 assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+        elif program == "glasshouse":
+            assert words[1] in PROGRAMS, f"glasshouse has no {words[1]}"
+            for flag in [word for word in words if word.startswith("--")]:
+                assert flag in usage("-m", "glasshouse", words[1]), f"{words[:2]} has no {flag}"
         elif program == "python":
             for flag in [word for word in words if word.startswith("--")]:
                 assert flag in usage(words[1]), f"{words[1]} has no {flag}"

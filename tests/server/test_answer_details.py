@@ -99,13 +99,13 @@ def test_text_offset_counts_characters_of_the_text(server):
     assert offsets(server, emoji)[0] == [0, 1]  # without the prompt
 
 
-def test_text_offset_ends_with_the_text(server):
+def test_text_offset_of_what_ended_the_text(server):
     text = expected_text(b"hello", 30)
     stop = text[7:10]
     cut = text.index(stop)
     places, shown = offsets(server, "hello", max_tokens=30, stop=stop)
     assert shown == text[:cut]
-    assert places == [*range(cut), *[cut] * 3]
+    assert places == [*range(cut + 3)]
     places, shown = offsets(server, "hello", max_tokens=30, stop_token_ids=[ord(text[6])])
     assert places == [*range(len(shown) + 1)]
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
 TH, END, USER, ASSISTANT, SYSTEM = 256, 257, 258, 259, 260
 VOCAB_SIZE = 261
 CHAT_TEMPLATE = (
@@ -24,6 +21,10 @@ def byte_characters() -> list[str]:
 
 
 def save_tiny_tokenizer(folder: Path) -> None:
+    # Here and not above: those who only want the numbers need not wait for transformers.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocab = {character: byte for byte, character in enumerate(byte_characters())}
     tokenizer = Tokenizer(models.BPE(vocab={**vocab, "th": TH}, merges=[("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -9,32 +9,52 @@ Matrix products of more than a few rows are cuBLAS's, through torch.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from functools import lru_cache
-from typing import Any
+
+from engine.kernels.signatures import Replacements
 
 
 @lru_cache(maxsize=1)
-def operations() -> dict[str, Any] | None:
-    """Name in the `Kernels` table → function (`few_rows`: several). What is missing is torch's."""
+def operations() -> Replacements | None:
+    """Return what is better than plain torch here; None where Triton isn't installed."""
     if importlib.util.find_spec("triton") is None:
         return None
-    found: dict[str, Any] = {}
-    for module, names in {
-        "paged_attention": ("paged_attention", "reads_lengths", "wants_lengths"),
-        "rotary": ("qkv_attention", "write_kv"),
-        "embed": ("embed",),
-        "angles": ("angles",),
-        "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
-        "activation": ("silu_and_mul",),
-        "linear": ("linear", "few_rows"),
-        "draw": ("draw",),
-        "take_drawn": ("take_drawn",),
-        "exchange": ("take_inputs", "hand_out"),
-        "greatest": ("greatest",),
-        "blocks": ("copy_blocks",),
-    }.items():
-        loaded = importlib.import_module(f"engine.kernels.triton.{module}")
-        found |= {name: getattr(loaded, name) for name in names}
-    return found
+    # Here and not above: each of these imports Triton.
+    from engine.kernels.triton import (
+        activation,
+        angles,
+        blocks,
+        draw,
+        embed,
+        exchange,
+        greatest,
+        linear,
+        norm,
+        paged_attention,
+        rotary,
+        take_drawn,
+    )
+
+    return {
+        "write_kv": rotary.write_kv,
+        "paged_attention": paged_attention.paged_attention,
+        "qkv_attention": rotary.qkv_attention,
+        "embed": embed.embed,
+        "angles": angles.angles,
+        "linear": linear.linear,
+        "rms_norm": norm.rms_norm,
+        "add_rms_norm": norm.add_rms_norm,
+        "layer_norm": norm.layer_norm,
+        "add_layer_norm": norm.add_layer_norm,
+        "silu_and_mul": activation.silu_and_mul,
+        "greatest": greatest.greatest,
+        "take_drawn": take_drawn.take_drawn,
+        "take_inputs": exchange.take_inputs,
+        "hand_out": exchange.hand_out,
+        "reads_lengths": paged_attention.reads_lengths,
+        "wants_lengths": paged_attention.wants_lengths,
+        "few_rows": linear.few_rows,
+        "draw": draw.draw,
+        "copy_blocks": blocks.copy_blocks,
+    }

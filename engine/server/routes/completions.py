@@ -111,9 +111,6 @@ class Choice:
             detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, request.params)
             self.offsets = TextOffsets(detokenizer, len(self.echoed))
         offsets += [self.offsets.take(position.chosen.token_id) for position in new]
-        if sequence.finish_reason is not None:  # a stop string may have cut the text
-            end = len(self.echoed) + len(sequence.text)
-            offsets = [min(offset, end) for offset in offsets]
         name = answer.token_name
         tokens: list[str] = []
         values: list[float | None] = []

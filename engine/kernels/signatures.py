@@ -1,0 +1,156 @@
+"""Declare what each operation of a backend takes and returns; mypy holds every backend to it.
+
+What an operation computes, and the shapes, stand at its plain-torch form in `torch_ops` and
+`torch_attention`. A backend may take more arguments, if they have defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+from torch import Tensor
+
+from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
+from engine.kernels.few_rows import FewRows
+
+Pair = tuple[Tensor, Tensor]
+
+
+class WriteKV(Protocol):
+    def __call__(self, k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None: ...
+
+
+class PagedAttention(Protocol):
+    def __call__(
+        self, q: Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
+    ) -> Tensor: ...
+
+
+class QKVAttention(Protocol):
+    def __call__(
+        self,
+        qkv: Tensor,
+        angles: Pair | None,
+        norms: QKNorms | None,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        spec: AttentionSpec,
+    ) -> Tensor: ...
+
+
+class Embed(Protocol):
+    def __call__(
+        self,
+        ids: Tensor,
+        table: Tensor,
+        positions: Tensor | None = None,
+        position_table: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class Angles(Protocol):
+    def __call__(self, positions: Tensor, inv_freq: Tensor, scale: float) -> Pair: ...
+
+
+class PackWeight(Protocol):
+    def __call__(self, weight: Tensor) -> Tensor: ...
+
+
+class Linear(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+class RMSNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+
+class AddRMSNorm(Protocol):
+    def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Pair: ...
+
+
+class LayerNorm(Protocol):
+    def __call__(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor: ...
+
+
+class AddLayerNorm(Protocol):
+    def __call__(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Pair: ...
+
+
+class OfOne(Protocol):
+    """One tensor in, one out: an activation, or the greatest of each row."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class Rotate(Protocol):
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
+
+
+class TakeDrawn(Protocol):
+    def __call__(self, token_ids: Tensor, drawn: Tensor, places: Tensor) -> None: ...
+
+
+class TakeInputs(Protocol):
+    def __call__(self, packed: Tensor, staged: Tensor, rows: int, drawn: Tensor | None) -> None: ...
+
+
+class HandOut(Protocol):
+    def __call__(self, tokens: Tensor, there: Tensor) -> None: ...
+
+
+class ReadsLengths(Protocol):
+    def __call__(self, head_dim: int) -> bool: ...
+
+
+class WantsLengths(Protocol):
+    def __call__(self, lengths: Sequence[int], contexts: Sequence[int]) -> bool: ...
+
+
+class Draw(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        words: Tensor,
+        any_top_k: bool = True,
+        any_top_p: bool = True,
+    ) -> Tensor: ...
+
+
+class CopyBlocks(Protocol):
+    def __call__(self, sources: Tensor, targets: Tensor, words: Tensor, pairs: Tensor) -> None: ...
+
+
+class Replacements(TypedDict, total=False):
+    """The entries of `Kernels` that a backend does better than plain torch."""
+
+    write_kv: WriteKV
+    paged_attention: PagedAttention
+    qkv_attention: QKVAttention
+    embed: Embed
+    angles: Angles
+    pack_weight: PackWeight
+    linear: Linear
+    rms_norm: RMSNorm
+    add_rms_norm: AddRMSNorm
+    layer_norm: LayerNorm
+    add_layer_norm: AddLayerNorm
+    silu_and_mul: OfOne
+    relu: OfOne
+    greatest: OfOne
+    rotate: Rotate
+    take_drawn: TakeDrawn
+    take_inputs: TakeInputs
+    hand_out: HandOut
+    reads_lengths: ReadsLengths
+    wants_lengths: WantsLengths
+    few_rows: FewRows | None
+    draw: Draw | None
+    copy_blocks: CopyBlocks | None
