@@ -17,7 +17,11 @@ class Transformers:
     """The peer: same weights, same dtype, same threads."""
 
     def __init__(self, model: str, dtype: torch.dtype, device: torch.device = CPU):
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device)
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
+            .eval()
+            .to(device)
+        )
 
     def one_by_one(self, workload: Workload) -> Run:
         return self._run(workload, 1)

@@ -23,7 +23,7 @@ LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured where they are asked fo
 def shape(name: str) -> PretrainedConfig:
     """The architecture of a shape, as its model card gives it."""
     if name == "pocket":
-        return AutoConfig.from_pretrained(POCKET_MODEL)
+        return AutoConfig.from_pretrained(POCKET_MODEL, trust_remote_code=False)
     if name == "opt-125m":
         return OPTConfig()  # transformers' default is facebook/opt-125m
     if name == "smollm2-135m":

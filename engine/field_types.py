@@ -21,6 +21,7 @@ class Field(NamedTuple):
     """One field of a struct."""
 
     name: str
+    fits: frozenset[type]  # values of exactly these types need no further look
     settle: Callable[[Any], Any]  # the value in its one form; raises TypeError
     words: str  # what it must be
 
@@ -29,7 +30,8 @@ class Field(NamedTuple):
 def fields_of(struct: type) -> tuple[Field, ...]:
     """Read the annotations of a struct: numbers, texts, lists and dicts of them, or None."""
     hints = typing.get_type_hints(struct)
-    return tuple(Field(name, *_reader(hints[name])) for name in struct.__struct_fields__)  # type: ignore[attr-defined]
+    names: tuple[str, ...] = struct.__struct_fields__  # type: ignore[attr-defined]
+    return tuple(Field(name, _fitting(hints[name]), *_reader(hints[name])) for name in names)
 
 
 def wrong(field: Field, value: Any) -> str:
@@ -38,6 +40,13 @@ def wrong(field: Field, value: Any) -> str:
     if len(shown) > LONGEST_SHOWN:
         shown = shown[:LONGEST_SHOWN] + "…"
     return f"{field.name} is {shown}; it must be {field.words}."
+
+
+def _fitting(hint: Any) -> frozenset[type]:
+    """The plain types that an annotation takes as they are."""
+    hints = typing.get_args(hint) if typing.get_origin(hint) not in (list, dict) else ()
+    plain = {int, str, bool, float, types.NoneType}.intersection(hints or (hint,))
+    return frozenset(plain | {int} if float in plain else plain)
 
 
 def _reader(hint: Any) -> tuple[Callable[[Any], Any], str]:

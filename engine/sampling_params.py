@@ -142,6 +142,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def _check_types(self) -> None:
         for field in fields_of(type(self)):
             value = getattr(self, field.name)
+            if type(value) in field.fits:
+                continue
             try:
                 settled = field.settle(value)
             except TypeError:

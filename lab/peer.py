@@ -28,7 +28,9 @@ class Peer:
 
     def __init__(self, bench: Workbench):
         logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(str(bench.folder), dtype=bench.dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(bench.folder), dtype=bench.dtype, trust_remote_code=False
+        )
         self.model = model.eval().to(bench.device)
         self.device = bench.device
 

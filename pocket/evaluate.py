@@ -27,8 +27,12 @@ class Answerer:
     """The checkpoint with its tokenizer: many questions in, their answers out."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=False
+        )
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
 
     def answers(self, questions: list[str], temperature: float = 0.0, seed: int = 0) -> list[str]:
         """One answer per question; greedy at temperature 0."""

@@ -40,7 +40,9 @@ def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> lis
     for name, shape in MODELS.items():
         torch.manual_seed(0)
         where = str(folder / name)
-        AutoModelForCausalLM.from_config(shape).float().save_pretrained(where)
+        AutoModelForCausalLM.from_config(shape, trust_remote_code=False).float().save_pretrained(
+            where
+        )
         peer = Transformers(where, torch.float32, device).model
         asked = [torch.randint(3, 997, (3 + 29 * i % 200,)).tolist() for i in range(prompts)]
         expected = []

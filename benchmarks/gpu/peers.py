@@ -29,7 +29,9 @@ def beside_transformers(
     where = str(folder / f"{shape}-weights")
     torch.manual_seed(0)
     with device:
-        model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(
+            SHAPES[shape], dtype=torch.bfloat16, trust_remote_code=False
+        )
     model.save_pretrained(where)
     del model
     work = Workload("peers", "", make_jobs(SHAPES[shape].vocab_size, requests, lengths, lengths))

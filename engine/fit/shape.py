@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.fit.known import known_config
+from engine.models.sizes import wrong_size
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -103,6 +104,9 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
             f"{name} is quantized, which the engine does not serve yet; plan its unquantized"
             " checkpoint."
         )
+    wrong = wrong_size(config.get)
+    if wrong:
+        raise PlanError(f"config.json of {name} says {wrong}.")
     architecture = (config.get("architectures") or [""])[0]
     try:
         if architecture == "OPTForCausalLM":
@@ -224,7 +228,7 @@ def _counted_shape(name: str, architecture: str, config: dict[str, Any]) -> Shap
         others = {key: value for key, value in config.items() if key != "model_type"}
         description = AutoConfig.for_model(config["model_type"], **others)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(description)
+            model = AutoModelForCausalLM.from_config(description, trust_remote_code=False)
         text = description.get_text_config()
         heads = text.num_attention_heads
         kv_heads = getattr(text, "num_key_value_heads", None) or heads

@@ -27,17 +27,9 @@ from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
 from engine.models.registry import native_class
+from engine.models.sizes import wrong_size
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
-
-MOST = {
-    "num_hidden_layers": 10_000,
-    "num_attention_heads": 2**16,
-    "hidden_size": 2**20,
-    "intermediate_size": 2**24,
-    "vocab_size": 2**24,
-}
-"""More than any model has, by the names of config.json."""
 
 HEAD_OF_ITS_OWN = (
     "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
@@ -127,19 +119,11 @@ def read_config(folder: Path) -> PretrainedConfig:
     except Exception as error:  # of many kinds: unknown model type, remote code, bad JSON, …
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}/config.json can't be used: {reason}") from None
-    _check_sizes(folder, description)
-    return description
-
-
-def _check_sizes(folder: Path, description: PretrainedConfig) -> None:
-    """Refuse sizes that no model has, before anything is made of that size."""
     text = description.get_text_config()
-    for name, most in MOST.items():
-        size = getattr(text, name, None)
-        if isinstance(size, int) and not 1 <= size <= most:
-            raise ModelError(
-                f"{folder}/config.json says {name} {size:,}; it must be 1 to {most:,}."
-            )
+    wrong = wrong_size(lambda name: getattr(text, name, None))
+    if wrong:
+        raise ModelError(f"{folder}/config.json says {wrong}.")
+    return description
 
 
 def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.device) -> torch.dtype:

@@ -263,3 +263,10 @@ def test_no_hub_is_one_line(monkeypatch):
 def test_a_dtype_that_config_json_lacks_is_counted_as_the_engine_loads_it():
     shape = shape_of("x", {k: v for k, v in known_config("opt-125m").items() if k != "dtype"})
     assert shape.dtype == "float32"
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 10**9, 2.5, "many"])
+def test_a_size_that_no_model_has_is_refused(layers):
+    config = {**known_config("Qwen/Qwen3-0.6B"), "num_hidden_layers": layers}
+    with pytest.raises(PlanError, match=r"config.json of it says num_hidden_layers .*1 to 10,000"):
+        shape_of("it", config)
