@@ -62,6 +62,6 @@ def save_random(name: str, folder: Path, dtype: torch.dtype) -> str:
     if name == "pocket":
         return POCKET_MODEL
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(shape(name), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(shape(name), dtype=dtype, trust_remote_code=False)
     model.save_pretrained(folder / name)
     return str(folder / name)
