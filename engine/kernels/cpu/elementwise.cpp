@@ -118,12 +118,20 @@ static void from_tiles(const void* table, int64_t id, int64_t width, void* out) 
     for (int64_t step = 0; step < width / 32; step++)
         for (int64_t i = 0; i < 16; i++) ((uint32_t*)out)[step * 16 + i] = pairs[step * 512 + i * 16];
 }
-// The same from panels (linear_panels.cpp): places lie a panel apart; in bf16 the outputs 0 and 8, 1 and 9, … side by side.
+// The same from panels (linear_panels.cpp): places lie a panel apart. In bf16 two numbers lie side by side: two places of an output
+// where the CPU multiplies pairs, else the outputs i and i + VEC.
 template <class T>
 static void from_panels(const T* table, int64_t id, int64_t width, T* out) {
     constexpr int64_t PANEL = 2 * VEC;
-    const int64_t i = id % PANEL, place = sizeof(T) == 2 ? i % VEC * 2 + i / VEC : i;
-    const T* from = table + id / PANEL * PANEL * width + place;
+    const int64_t i = id % PANEL;
+    const T* from = table + id / PANEL * PANEL * width;
+#if defined(__AVX512BF16__)
+    if (sizeof(T) == 2) {
+        for (int64_t k = 0; k < width; k++) out[k] = from[k / 2 * 2 * PANEL + 2 * i + k % 2];
+        return;
+    }
+#endif
+    from += sizeof(T) == 2 ? i % VEC * 2 + i / VEC : i;
     for (int64_t k = 0; k < width; k++) out[k] = from[k * PANEL];
 }
 

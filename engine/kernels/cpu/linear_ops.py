@@ -39,8 +39,10 @@ LINEAR_ROWS_BESIDE_AMX = 8
 # Both: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
 BLOCK = 32
 """A weight on matrix tiles has a multiple of this many outputs, and of inputs."""
-PANEL = 16
-"""A weight in panels has a multiple of this many outputs: two vectors of AVX2."""
+PANEL = {"avx512_bf16": 32, "avx512": 32, "avx2": 16}
+"""A weight in panels has a multiple of this many outputs: two vectors."""
+PAIRED = {"avx512_bf16"}
+"""Variants whose products take bf16 weights by pairs of places: these lie side by side."""
 
 
 class Layout(IntEnum):
@@ -48,7 +50,7 @@ class Layout(IntEnum):
 
     PLAIN = 0  # row by row: [N, K]
     TILES = 1  # [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp
-    PANELS = 2  # [N / 16, K, 16], the order of linear_panels.cpp
+    PANELS = 2  # [N / PANEL, K, PANEL], the order of linear_panels.cpp
 
     @staticmethod
     def of(weight: torch.Tensor) -> Layout:
@@ -65,7 +67,8 @@ class LinearOps:
         if amx:
             rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
             self.max_linear_rows[torch.bfloat16] = rows
-        self.layout = Layout.PANELS if variant == "avx2" else Layout.PLAIN
+        self.panel = PANEL.get(variant, 0)
+        self.layout = Layout.PANELS if self.panel else Layout.PLAIN
         """The one that weights get here, where their shape and dtype allow it."""
         if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
             self.layout = Layout.TILES
@@ -85,13 +88,21 @@ class LinearOps:
                 return weight
             tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
             return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
-        if self.layout is Layout.PANELS and weight.dtype in TYPES and outputs % PANEL == 0:
-            if weight.dtype is torch.float32:
-                return weight.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-            # output i beside output i + 8: the halves of a word
-            words = weight.view(-1, 2, PANEL // 2, inputs).permute(0, 3, 2, 1)
-            return words.contiguous().view(-1, inputs, PANEL)
+        if self.layout is Layout.PANELS and weight.dtype in TYPES and outputs % self.panel == 0:
+            return self._in_panels(weight)
         return weight
+
+    def _in_panels(self, weight: torch.Tensor) -> torch.Tensor:
+        inputs, panel = weight.shape[1], self.panel
+        if weight.dtype is torch.float32:
+            return weight.view(-1, panel, inputs).transpose(1, 2).contiguous()
+        if self.variant in PAIRED:
+            if inputs % 2:
+                return weight
+            words = weight.view(-1, panel, inputs // 2, 2).permute(0, 2, 1, 3)
+        else:  # output i beside output i + panel / 2: the halves of a word
+            words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
+        return words.contiguous().view(-1, inputs, panel)
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -102,7 +113,7 @@ class LinearOps:
         """
         layout = Layout.of(weight)
         if layout is Layout.PANELS:
-            outputs = len(weight) * PANEL
+            outputs = len(weight) * self.panel
             return self._product("linear_panels", self._linear_panels, x, weight, bias, outputs)
         if layout is Layout.TILES:
             outputs = len(weight) * BLOCK
