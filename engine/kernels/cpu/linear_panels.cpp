@@ -143,7 +143,7 @@ static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t ro
 // `rows` rows of x as the products take them: as they are, or widened to fp32 into this thread's own memory.
 template <class T>
 static const T* as_numbers(const T* x, int64_t, int64_t&, const PanelArgs&, const T*) { return x; }
-__attribute__((noinline)) static const float* as_numbers(const bf16* x, int64_t rows, int64_t& stride, const PanelArgs& a, const float*) {
+[[maybe_unused]] __attribute__((noinline)) static const float* as_numbers(const bf16* x, int64_t rows, int64_t& stride, const PanelArgs& a, const float*) {
     static thread_local std::vector<float> memory;
     const int64_t pitch = (a.k + VEC - 1) / VEC * VEC + VEC;
     if (int64_t(memory.size()) < rows * pitch) memory.resize(rows * pitch);
