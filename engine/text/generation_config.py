@@ -62,22 +62,18 @@ def read_defaults(
     `TextError` for a file or a value that can't be used.
     """
     own = _OwnConfigs(model, revision, hf_token, cache)
-    config = own.generation if wanted in ("auto", "vllm") else _of_folder(wanted)
-    origin = FILE if own.has_file else "config.json"
-    named: dict[str, Any] = {}
-    if wanted != "vllm" and config is not None:
-        origin = origin if wanted == "auto" else str(Path(wanted) / FILE)
-        named = {name: getattr(config, name, None) for name in FIELDS}
-    sampling = _checked(named, origin)
+    config, origin = own.generation, FILE if own.has_file else "config.json"
+    if wanted not in ("auto", "vllm"):
+        config, origin = _of_folder(wanted), str(Path(wanted) / FILE)
+    eos = _ids(config, origin) or _ids(own.of_model, "config.json")
+    sampling: dict[str, Any] = {}
+    if wanted != "vllm":
+        sampling = _checked({name: getattr(config, name, None) for name in FIELDS}, origin)
     if override:
         _refuse_unknown(override)
-        origin = (
-            f"{origin} and --override-generation-config"
-            if sampling
-            else ("--override-generation-config")
-        )
-        sampling |= _checked(override, "--override-generation-config")
-    eos = _ids(config) or _ids(own.of_model)
+        flag = "--override-generation-config"
+        origin = f"{origin} and {flag}" if sampling else flag
+        sampling |= _checked(override, flag)
     return GenerationDefaults(eos, sampling, origin if sampling else "")
 
 
@@ -161,7 +157,13 @@ def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return found
 
 
-def _ids(config: Any) -> list[int]:
-    """The tokens that end a text: one, a list, or none."""
+def _ids(config: Any, origin: str) -> list[int]:
+    """The tokens that end a text: one, a list, or none (also written −1). Raises `TextError`."""
     found = getattr(config, "eos_token_id", None)
-    return [] if found is None else [found] if isinstance(found, int) else list(found)
+    many = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    if not all(type(one) is int for one in many):
+        raise TextError(
+            "generation_config",
+            f"{origin} has the eos_token_id {found!r:.80}; give a token id or a list of them.",
+        )
+    return [one for one in many if one >= 0]

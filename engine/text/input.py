@@ -48,6 +48,8 @@ class InputProcessor:
         self.vocab_size = vocab_size
         self.recorder = recorder
         self.max_logprobs = max_logprobs
+        # A checkpoint's files may disagree: what the model can't draw, no rule may name.
+        self._eos_token_ids = [i for i in tokenizer.eos_token_ids if 0 <= i < vocab_size]
 
     def process(
         self,
@@ -99,7 +101,7 @@ class InputProcessor:
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=params,
-            eos_token_ids=self.tokenizer.eos_token_ids,
+            eos_token_ids=self._eos_token_ids,
             arrival_ns=arrival_ns,
             priority=priority,
             cache_salt=cache_salt,

@@ -58,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if "gated" in path:
             return self.reply(403, b"no", {"X-Error-Code": "GatedRepo"}, body)
+        if "/someone/gguf" in path:  # a repository of another format
+            info = {"id": "someone/gguf", "sha": COMMIT, "siblings": [{"rfilename": "q4.gguf"}]}
+            return self.reply(200, json.dumps(info).encode(), {}, body)
         if "/someone/tiny" not in path:
             return self.reply(404, b"no", {"X-Error-Code": "RepoNotFound"}, body)
         if path.startswith("/api/"):
@@ -145,6 +148,7 @@ def test_download(hub, client):
 
     for model, says in {
         "someone/gated": "someone/gated is gated: accept its terms at https://huggingface.co/someone",
+        "someone/gguf": "someone/gguf is a folder of GGUF files: GGUF is not read here",
         "someone/nothing": "someone/nothing is neither a local folder nor a model on the hub",
         "no such//id": "'no such//id' is neither a local folder nor a hub id",
     }.items():

@@ -122,6 +122,18 @@ def test_an_end_of_sequence_that_stands_only_in_the_models_config(folder, eos, b
     assert tokenizer.eos_token_ids == [2, *(eos if isinstance(eos, list) else [eos])]
 
 
+@pytest.mark.parametrize("eos", ["</s>", [1.5], [[2]], {"a": 1}, True])
+def test_an_end_of_sequence_that_is_no_token_is_named(folder, eos):
+    write(folder, eos_token_id=eos)
+    with pytest.raises(TextError, match=r"generation_config.json has the eos_token_id"):
+        defaults(folder)
+
+
+def test_minus_one_is_none(folder):
+    write(folder, eos_token_id=[7, -1])
+    assert defaults(folder).eos_token_ids == [7]
+
+
 def test_an_end_of_sequence_of_the_text_part(folder):
     write(folder, "config.json", model_type="gemma3", text_config={"eos_token_id": 5})
     assert 5 in defaults(folder).eos_token_ids

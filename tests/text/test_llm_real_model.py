@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 import torch
@@ -94,6 +95,17 @@ def test_on_a_thread_it_is_the_same_text(reference, llm, overlapped):
     for found, one in zip(asyncio.run(run()), expected):
         assert [answer.token_ids for answer in found.outputs] == [one.outputs[0].token_ids]
         assert found.outputs[0].text == one.outputs[0].text
+
+
+def test_an_end_of_sequence_that_the_model_does_not_have(reference, tmp_path):
+    """Files may disagree: with min_tokens, such a token was masked, and the engine died of it."""
+    folder = shutil.copytree(reference[0], tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 1000000, -1]}')
+    options = {"dtype": "float32", "device": "cpu", "cpu_threads": 1, "num_gpu_blocks_override": 64}
+    with LLM(str(folder), **options) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=6, min_tokens=6)
+        (output,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+        assert len(output.outputs[0].token_ids) == 6
 
 
 def test_a_stop_string_cuts_the_same_text(llm):
