@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from engine import __version__
 from engine.config import EngineConfig
+from engine.server import openapi
 from engine.server.http import errors
 from engine.server.http.auth import ApiKey
 from engine.server.http.bodies import BodyLimit
@@ -42,6 +43,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
     for part in (completions, chat, tokens, models, ops, record, page):
         app.include_router(part.router(service))
     errors.install(app)
+    openapi.install(app, needs_key=bool(service.config.api_key))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if service.config.api_key:
         app.add_middleware(ApiKey, keys=service.config.api_key)  # it sees a request before any part

@@ -31,7 +31,7 @@ class ApiKey:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_open(get_route_path(scope)) or self._is_known(scope):
+        if scope["type"] != "http" or is_open(get_route_path(scope)) or self._is_known(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -49,5 +49,5 @@ class ApiKey:
         return scheme.lower() == "bearer" and any(same)
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)

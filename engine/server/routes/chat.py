@@ -15,6 +15,7 @@ from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
+from engine.server.answering.replies import ChatCompletion
 from engine.server.http.answers import (
     json_response,
     prompt_logprobs_json,
@@ -40,7 +41,7 @@ def router(service: Service) -> APIRouter:
             add_special_tokens=bool(body.add_special_tokens),  # the template writes them
         )
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         service.check_model(body.model)
         body.check()

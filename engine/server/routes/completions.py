@@ -13,6 +13,7 @@ from starlette.responses import Response
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
+from engine.server.answering.replies import Completion
 from engine.server.http.answers import (
     json_response,
     prompt_logprobs_json,
@@ -30,7 +31,7 @@ from engine.text.output import PositionLogprobs, RequestText
 def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, http: Request) -> Response:
         service.check_model(body.model)
         generation = await unless_left(

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from engine.server.answering.replies import ModelCard, ModelList
 from engine.server.http.answers import json_response
 from engine.server.service import Service
 
@@ -28,12 +29,12 @@ def router(service: Service) -> APIRouter:
             "max_model_len": None if kv is None else kv.max_model_len,
         }
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
         names = service.config.served_model_name
         return json_response({"object": "list", "data": [card(name) for name in names]})
 
-    @routes.get("/v1/models/{name:path}")
+    @routes.get("/v1/models/{name:path}", response_model=ModelCard)
     async def model(name: str) -> Response:
         service.check_model(name)
         return json_response(card(name))

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from engine.server.answering.door import checked_route
 from engine.server.answering.protocol import DetokenizeRequest, TokenizeRequest
 from engine.server.answering.rendering import render
+from engine.server.answering.replies import Detokenized, Tokenized
 from engine.server.http.answers import json_response
 from engine.server.service import Service
 from engine.text.lanes import in_lane, lane_for
@@ -16,7 +17,7 @@ from engine.text.lanes import in_lane, lane_for
 def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
-    @routes.post("/tokenize")
+    @routes.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest) -> Response:
         service.check_model(body.model)
         service.warn_of_unknown(body.check())
@@ -41,7 +42,7 @@ def router(service: Service) -> APIRouter:
 
         return await in_lane(lane_for(len(prompt)), answer)
 
-    @routes.post("/detokenize")
+    @routes.post("/detokenize", response_model=Detokenized)
     async def detokenize(body: DetokenizeRequest) -> Response:
         service.check_model(body.model)
         service.warn_of_unknown(body.check())
