@@ -13,8 +13,12 @@ import sys
 from loguru import logger
 
 from engine.config import EngineConfig
+from engine.trace.printable import printable, printable_json
 
-RICH_FORMAT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}"
+TEXT_FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
+_TIME, _LEVEL = 8, 16  # where the time and the level end
+_PLAIN, _DIM = "\x1b[0m", "\x1b[2m"
+_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 
 
 def wants_json(config: EngineConfig) -> bool:
@@ -30,8 +34,15 @@ def configure(config: EngineConfig) -> None:
             text = text.replace(secret, "***")
         return text
 
+    coloured = sys.stderr.isatty()
+
     def write_text(message: str) -> None:
-        sys.stderr.write(redacted(message))
+        text = printable(redacted(message))
+        if coloured:  # here and not by loguru: what comes from people is escaped by now
+            colour = _COLOURS.get(message.record["level"].name, "")  # type: ignore[attr-defined]
+            time, level, rest = text[:_TIME], text[_TIME:_LEVEL], text[_LEVEL:]
+            text = f"{_DIM}{time}{_PLAIN}{colour}{level}{_PLAIN}{rest}"
+        sys.stderr.write(text)
 
     def write_json(message: str) -> None:
         record = message.record  # type: ignore[attr-defined]
@@ -40,16 +51,14 @@ def configure(config: EngineConfig) -> None:
             "level": record["level"].name.lower(),
             "message": record["message"],
         }
-        sys.stderr.write(redacted(json.dumps(line, ensure_ascii=False)) + "\n")
+        text = printable_json(redacted(json.dumps(line, ensure_ascii=False)))
+        sys.stderr.write(text + "\n")
 
     logger.remove()
     if wants_json(config):
         logger.add(write_json, level="INFO", format="{message}", diagnose=False)
     else:
-        logger.add(
-            write_text, level="INFO", format=RICH_FORMAT, diagnose=False,
-            colorize=sys.stderr.isatty(),
-        )  # fmt: skip
+        logger.add(write_text, level="INFO", format=TEXT_FORMAT, diagnose=False, colorize=False)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 

@@ -20,6 +20,7 @@ from engine.trace.life import life_of, requests_of
 from engine.trace.names import Names
 from engine.trace.page import room_with
 from engine.trace.perfetto import to_perfetto
+from engine.trace.printable import printable, printable_json
 from engine.trace.replay import Replay, ReplayError
 from engine.trace.story import Story
 from engine.trace.wording import count, ranges
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.trace"
     except BrokenPipeError:
         raise  # no fault of the output: `run_command` knows what it means
     except (RecordError, ReplayError, _Problem) as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(printable(f"error: {problem}"), file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
     return 2
@@ -123,7 +124,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for _rank, name in queue:
             table = ranges(state.tables.get(name, []), most=12) or "none"
             computed = count(state.sequences[name].num_computed_tokens, "token")
-            print(f"  {names.name(name)}: {computed} in the cache, blocks {table}")
+            print(f"  {printable(names.name(name))}: {computed} in the cache, blocks {table}")
     return 0
 
 
@@ -140,7 +141,7 @@ def _perfetto(arguments: argparse.Namespace) -> int:
 
 def _diff(arguments: argparse.Namespace) -> int:
     difference = first_difference(read_jsonl(arguments.file), read_jsonl(arguments.other))
-    print(difference or "the records make the same decisions")
+    print(printable(difference or "the records make the same decisions"))
     return 1 if difference else 0
 
 
@@ -166,7 +167,7 @@ def _request(events: list[AnyEvent], wanted: str) -> str:
 
 def _write(output: bytes, path: Path | None) -> None:
     if path is None:
-        sys.stdout.buffer.write(output)
+        sys.stdout.buffer.write(printable_json(output.decode()).encode())
         sys.stdout.buffer.flush()
     else:
         path.write_bytes(output)

@@ -22,6 +22,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from engine.trace.events import Event
+from engine.trace.printable import printable, printable_json
 from engine.trace.story import Line, Story
 from engine.trace.wording import count, joined
 
@@ -123,7 +124,9 @@ class JsonPrinter:
         self._encode = msgspec.json.Encoder().encode
 
     def __call__(self, lines: Iterable[Line]) -> None:
-        text = "".join(self._encode(self._fields(line)).decode() + "\n" for line in lines)
+        text = "".join(
+            printable_json(self._encode(self._fields(line)).decode()) + "\n" for line in lines
+        )
         if text:
             self._file.write(text)
             self._file.flush()
@@ -162,7 +165,7 @@ class RichPrinter:
         self._start_ns = self._start_ns or line.ts_ns
         time = f"{(line.ts_ns - self._start_ns) / 1e9:.3f}"
         step = _steps(line)
-        name = line.name
+        name = printable(line.name)
         in_step, of = self._shown
         self._shown = (step, name)
         # What a step brought about is told after it, so a line can be older than the one above.
@@ -174,7 +177,7 @@ class RichPrinter:
         same = step == in_step and name == of
         text.append(f"{'' if same else name:<{_NAME}} ", style=_colour(line.request_id))
         body = Text(style=_body_style(line))
-        body.append(_hanging(line.text, self._console.width))
+        body.append(_hanging(printable(line.text), self._console.width))
         body.highlight_regex(r"\bblocks? \d[\d–, ]*", "not dim bold")
         return text + body
 

@@ -33,6 +33,14 @@ TYPES = {
 }
 
 
+MOST_OF_A_MESSAGE = 1_000  # characters: some name a value that the client chose
+MOST_OF_A_PATH = 200
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class ApiError(Exception):
     """A request fails: `status` and `message` for the client, `param` the dotted path of the
     field."""
@@ -46,8 +54,8 @@ class ApiError(Exception):
     ):
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.param = param
+        self.message = _clipped(message, MOST_OF_A_MESSAGE)
+        self.param = None if param is None else _clipped(param, MOST_OF_A_PATH)
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:

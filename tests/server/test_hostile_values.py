@@ -1,0 +1,135 @@
+"""Whatever a field holds, no answer is a 5xx, no traceback is written, and no event is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+from loguru import logger
+
+from engine.server.answering import protocol
+from tests.server.hostile_values import VALUES, bodies
+
+HI = [{"role": "user", "content": "a"}]
+STREAM = {"max_tokens": 1, "stream": True}
+ROUTES: list[tuple[str, type, dict[str, Any]]] = [
+    ("/v1/completions", protocol.CompletionRequest, {"prompt": "a", "max_tokens": 1}),
+    ("/v1/completions", protocol.CompletionRequest, {"prompt": [1], **STREAM}),
+    ("/v1/chat/completions", protocol.ChatRequest, {"messages": HI, "max_tokens": 1}),
+    ("/v1/chat/completions", protocol.ChatRequest, {"messages": HI, **STREAM}),
+    ("/tokenize", protocol.TokenizeRequest, {"prompt": "a"}),
+    ("/tokenize", protocol.TokenizeRequest, {"messages": HI}),
+    ("/detokenize", protocol.DetokenizeRequest, {"tokens": [1]}),
+]  # fmt: skip
+ADDRESSES = [
+    "/trace?request_id={}", "/trace/state?step={}", "/trace/requests/{}", "/trace/tokens?ids={}",
+    "/v1/models/{}", "/metrics?x={}", "/health?x={}", "/load?x={}", "/version?x={}", "/{}",
+    "/trace/requests?x={}", "/trace/perfetto?x={}", "/trace/viewers?x={}", "/room/{}", "/guide/{}",
+]  # fmt: skip
+IN_ADDRESSES = [
+    "", "a", "%00", "%ED%A0%BD", "%FF", "-1", "9" * 20, "9" * 5000, "1.5", "%F0%9F%98%80", "%1B[2J",
+    "..%2F..%2Fetc%2Fpasswd", "a" * 3000, "%C2%B2", "1_0", "1,2,%C2%B2", "%20", "&&==", "null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def errors():
+    """What is logged as an error meanwhile."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="ERROR")
+    yield lines
+    logger.remove(sink)
+
+
+@pytest.fixture(scope="module")
+def trusting(run_server):
+    """A server that runs clients' templates: more of what they send is used."""
+    with run_server(trust_request_chat_template=True, trace_buffer=1_000_000) as running:
+        yield running
+
+
+def answers(server, requests: list[tuple[str, str, bytes | None]]) -> list[httpx.Response]:
+    """The answers to (method, address, body)s, some at a time."""
+    headers = {"Content-Type": "application/json"}
+
+    async def ask() -> list[httpx.Response]:
+        free = asyncio.Semaphore(8)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+            async def one(method: str, address: str, body: bytes | None) -> httpx.Response:
+                async with free:
+                    return await client.request(method, address, content=body, headers=headers)
+
+            return await asyncio.gather(*(one(*request) for request in requests))
+
+    return asyncio.run(ask())
+
+
+def assert_honest(answer: httpx.Response, what: str) -> None:
+    assert answer.status_code < 500, f"{what[:300]}: {answer.text[:300]}"
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
+        assert error["code"] == answer.status_code and error["message"], what[:300]
+        assert len(error["message"]) < 2_000, what[:300]
+    elif answer.headers.get("content-type", "").startswith("text/event-stream"):
+        assert '"code":5' not in answer.text, f"{what[:300]}: {answer.text[-300:]}"
+
+
+def recorded(server, kind: str) -> int:
+    return server.http.get("/trace").text.count(f'"kind":"{kind}"')
+
+
+@pytest.mark.parametrize(("route", "model", "base"), ROUTES)
+def test_every_field_of_every_body(trusting, errors, route, model, base):
+    sent = [json.dumps(body).encode() for body in bodies(model, base)]
+    sent += [json.dumps(value).encode() for value in VALUES]  # in place of the body
+    received = answers(trusting, [("POST", route, body) for body in sent])
+    for body, answer in zip(sent, received):
+        assert_honest(answer, body.decode())
+    assert not errors, errors[0]
+    assert len({answer.status_code for answer in received}) > 1  # some pass, some don't
+
+
+def test_addresses(server, errors):
+    asked = [address.format(value) for address in ADDRESSES for value in IN_ADDRESSES]
+    for address, answer in zip(asked, answers(server, [("GET", each, None) for each in asked])):
+        assert_honest(answer, address)
+    assert not errors, errors[0]
+
+
+def test_headers(server, errors):
+    for value in ("", "a", "9" * 5000, "\x80\xff", "-1", "a,b", "é"):
+        for name in ("X-Request-Id", "Last-Event-ID", "Authorization", "traceparent", "Accept"):
+            answer = server.http.post(
+                "/v1/completions", json={"prompt": "a", "max_tokens": 1},
+                headers={name: value.encode("latin-1")},
+            )  # fmt: skip
+            assert_honest(answer, f"{name}: {value}")
+    for kind in ("", "text/plain", "application/json; charset=latin-1", "application/x+json", "/"):
+        answer = server.http.post("/v1/completions", content=b"{}", headers={"Content-Type": kind})
+        assert answer.status_code == 400
+    assert not errors, errors[0]
+
+
+def test_no_event_was_lost(trusting, errors):
+    """After all of that every request is recorded from its beginning to its end, and in /trace."""
+    before = recorded(trusting, "request.finished"), recorded(trusting, "request.received")
+    for i in range(10):
+        trusting.complete("a", max_tokens=1, request_id=f"after-{i}")
+    trusting.wait_until_idle()
+    deadline = time.monotonic() + 10
+    while recorded(trusting, "request.finished") < before[0] + 10:  # the engine's come later
+        assert time.monotonic() < deadline, "events are missing"
+    assert recorded(trusting, "request.received") == before[1] + 10
+    with trusting.http.stream("GET", "/trace/stream") as stream:
+        told = ""
+        for part in stream.iter_text():
+            told += part
+            if "after-9" in told and "request.finished" in told.rpartition("after-9")[0]:
+                break
+    load = trusting.http.get("/load").json()
+    assert load["server_load"] == load["num_requests_running"] == load["num_requests_waiting"] == 0
