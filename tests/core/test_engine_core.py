@@ -536,3 +536,37 @@ def test_a_decode_step_of_any_number_of_requests_takes_four_events(engine, overl
         for i in range(len(event.blocks))
     }
     assert begun == {(f"r{i}", block) for i in range(20) for block in range((24 + i % 4 + 3) // 4)}
+
+
+def test_a_prompt_of_one_token_has_its_prompt_logprobs(engine):
+    h = engine()
+    h.add("a", [5], max_tokens=2, prompt_logprobs=1)
+    h.add("b", [5], max_tokens=0, prompt_logprobs=0, n=2)
+    h.add("c", [5], max_tokens=1)
+    told = {}
+    while h.core.has_work:
+        for output in h.step():
+            if output.prompt_logprobs is not None:
+                told.setdefault(output.request_id, []).append(output.prompt_logprobs)
+    assert told == {"a": [[None]], "b": [[None], [None]]}
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_tokens_of_each_step_are_told_once(engine, overlapped):
+    """Drawn ones, and computed ones of prompts, with the step that completed them: the numbers of
+    all steps come to what was computed and drawn, whatever was chunked, cached, or preempted."""
+    h = engine(num_blocks=12, max_num_batched_tokens=7, async_scheduling=overlapped)
+    for i in range(6):
+        h.add(f"r{i}", prompt(5 + 2 * i), max_tokens=9, n=1 + i % 2)
+    told = {}
+    while h.core.has_work:
+        h.step()
+        stats = h.core.stats()
+        assert told.setdefault(stats.told_step, stats.tokens_told) == stats.tokens_told
+    drawn = sum(len(tokens) for tokens in h.answers.values())
+    finished = {e.request_id: e for e in h.recorded(events.RequestFinished)}
+    computed = sum(
+        finished[f"r{i}"].num_prompt_tokens - finished[f"r{i}"].num_cached_tokens for i in range(6)
+    )
+    assert sum(told.values()) == drawn + computed
+    assert h.recorded(events.RequestPreempted)

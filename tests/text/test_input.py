@@ -4,12 +4,15 @@ import asyncio
 import threading
 
 import pytest
+from tokenizers import processors
 
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.errors import TextError
 from engine.text.input import LONG_TEXT, InputProcessor
+from engine.text.tokenizer import Tokenizer
 from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
+from tests.text.tiny_tokenizers import byte_level_hf
 
 
 @pytest.fixture
@@ -144,3 +147,52 @@ def test_long_text_leaves_the_event_loop(processor, monkeypatch):
     short, long = asyncio.run(both())
     assert threads[0] is threading.main_thread() and threads[1] is not threading.main_thread()
     assert len(long.prompt_token_ids) == 4 and short.request_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("limit", "side", "kept"),
+    [
+        (3, "left", [7, 8, 9]),
+        (3, "right", [1, 2, 3]),
+        (99, "left", list(range(1, 10))),
+        (99, "right", list(range(1, 10))),
+        (-1, "right", list(range(1, 10))),
+    ],
+)
+def test_which_tokens_are_kept(processor, limit, side, kept):
+    params = SamplingParams(truncate_prompt_tokens=limit, truncation_side=side)
+    request = processor.process(list(range(1, 10)), params, request_id="r")
+    assert request.prompt_token_ids == kept
+
+
+@pytest.mark.parametrize(("max_tokens", "kept"), [(5, 31), (None, 31), (0, 32)])
+def test_a_prompt_is_cut_to_what_leaves_room_for_a_token(processor, max_tokens, kept):
+    for side, first in (("left", 100 - kept), ("right", 0)):
+        params = SamplingParams(
+            truncate_prompt_tokens=-1, truncation_side=side, max_tokens=max_tokens
+        )
+        request = processor.process(list(range(100)), params, request_id="r")
+        assert request.prompt_token_ids == list(range(first, first + kept))
+
+
+def test_an_empty_text_is_the_token_that_begins_it_where_there_is_one(recorder):
+    hf = byte_level_hf()
+    hf.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    processor = InputProcessor(Tokenizer(hf), 32, 620, recorder)
+    params = SamplingParams(prompt_logprobs=1)
+    assert processor.process("", params, request_id="r").prompt_token_ids == [1]
+    with pytest.raises(TextError, match="empty"):
+        processor.process("", params, request_id="r", add_special_tokens=False)
+
+
+def test_candidates_of_the_whole_vocabulary(byte_level, recorder):
+    processor = InputProcessor(byte_level, 32, 620, recorder, max_logprobs=-1)
+    params = SamplingParams(logprobs=-1, logprob_token_ids=None)
+    assert processor.process([5], params, request_id="r").params.logprobs == 620
+    few = InputProcessor(byte_level, 32, 620, recorder)
+    for name in ("logprobs", "prompt_logprobs"):
+        with pytest.raises(ParameterError, match="at most 20") as caught:
+            few.process([5], SamplingParams(**{name: -1}), request_id="r")
+        assert caught.value.param == name

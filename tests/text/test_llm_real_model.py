@@ -217,3 +217,21 @@ def test_an_answer_without_finite_logits_says_so_and_others_are_whole(reference,
     assert "no finite logits for position" in sick.error
     assert healthy.outputs[0].finish_reason == "length" and len(healthy.outputs[0].token_ids) == 6
     assert healthy.error == ""
+
+
+def test_log_probabilities_of_named_tokens(llm, reference):
+    _, model, _ = reference
+    named = [11, 5, 300]
+    params = SamplingParams(temperature=0.0, max_tokens=3, logprob_token_ids=named)
+    (output,) = llm.generate(PROMPTS[3], params, use_tqdm=False)
+    (answer,) = output.outputs
+    ids = output.prompt_token_ids + answer.token_ids
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for place, position in enumerate(answer.logprobs, start=len(output.prompt_token_ids) - 1):
+        drawn = ids[place + 1]
+        assert list(position) == [drawn, *(i for i in named if i != drawn)]
+        assert position[drawn].rank == 1
+        for token_id, entry in position.items():
+            assert entry.logprob == pytest.approx(expected[place, token_id].item(), abs=1e-4)
+            assert token_id == drawn or entry.rank is None

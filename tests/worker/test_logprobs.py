@@ -59,3 +59,28 @@ def test_more_ties_than_candidates():
 def test_no_rows(count):
     assert token_logprobs(torch.zeros(0, 7), np.zeros(0, np.int64), []) == []
     assert most_probable(torch.zeros(2, 7), 0).shape == (2, 0)
+
+
+def test_named_tokens_stand_in_place_of_the_most_probable():
+    torch.manual_seed(3)
+    logits = torch.randn(3, 500)
+    expected = torch.log_softmax(logits, -1)
+    tokens = np.array([7, 8, 9])
+    counts = [2, 0, 4]
+    plain = token_logprobs(logits, tokens, counts)
+    named = token_logprobs(logits, tokens, counts, {1: [400, 8, 3]})
+    assert (named[0], named[2]) == (plain[0], plain[2]) and counts == [2, 0, 4]
+    assert named[1].top_ids == [400, 8, 3]
+    assert named[1].top_logprobs == expected[1, [400, 8, 3]].tolist()
+    assert (named[1].logprob, named[1].rank) == (plain[1].logprob, plain[1].rank)
+
+
+def test_a_row_that_wants_all_changes_nothing_for_the_others():
+    torch.manual_seed(4)
+    logits = torch.randn(3, 1_000)
+    tokens = np.array([1, 2, 3])
+    few = token_logprobs(logits, tokens, [1, 2, 0], {2: [5]})
+    mixed = token_logprobs(logits, tokens, [1, 1_000, 0], {2: [5]})
+    assert (mixed[0], mixed[2]) == (few[0], few[2])
+    assert mixed[1].top_ids[:2] == few[1].top_ids and len(mixed[1].top_ids) == 1_000
+    assert sorted(mixed[1].top_ids) == list(range(1_000))

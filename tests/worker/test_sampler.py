@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.messages import NewRow
+from engine.sampling_params import LEAST_REPETITION_PENALTY
 from engine.worker.sampling.draw import Cuts, cut, cut_and_draw, draw, integer_weights
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.sampler import Sampler
@@ -373,3 +374,12 @@ def test_a_row_with_everything_forbidden_still_draws_an_allowed_token():
     logits = torch.zeros(2, VOCAB)
     logits[:, 3] = 1.0
     assert sample(logits, [row, other], [[1], [1]]) == [7, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 100.0])
+@pytest.mark.parametrize("penalty", [LEAST_REPETITION_PENALTY, 100.0])
+def test_the_most_extreme_parameters_leave_logits_finite(temperature, penalty):
+    """What can't be drawn is told as the checkpoint's fault, so no parameter may bring it about."""
+    row = new_row([1, 2, 3], repetition_penalty=penalty, temperature=temperature, seed=1)
+    logits = torch.tensor([[3e3, 9e3, -9e3, 0.0, 5.0]])
+    assert 0 <= sample(logits, [row], [[1, 2, 3]])[0] < 5
