@@ -55,6 +55,39 @@ def test_a_request_sent_from_the_page_is_found_in_the_grid(open_room, live):
     assert label in history.inner_text()
 
 
+def test_a_prompt_from_the_page_is_never_raw(open_room, live):
+    """The box, its chips and the buttons: the model sees what its chat template makes of them."""
+    messages = [{"role": "user", "content": "What is a KV cache?"}]
+    wanted = live.http.post("/tokenize", json={"messages": messages}).json()["tokens"]
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    assert page.input_value("textarea[name=prompt]") == "What is a KV cache?"
+    page.click("#provoke .question >> nth=0")
+    page.wait_for_selector("#provoke .answer .chip")
+    name = page.get_attribute("#provoke .answer .chip", "title")
+    caught_up(page, live)
+    asked = page.evaluate(f"room.ledger.life({name!r}).tokenized.token_ids")
+    assert asked == wanted
+    answer = live.http.post(
+        "/v1/chat/completions",
+        json={"model": "", "messages": messages, "temperature": 0, "max_tokens": 40},
+    ).json()
+    page.fill("input[name=temperature]", "0")
+    page.fill("input[name=max_tokens]", "40")
+    page.click("#provoke .primary")
+    page.wait_for_selector("#provoke .answer .chip")
+    caught_up(page, live)
+    shown = page.inner_text("#provoke .answer-text")
+    assert shown.strip() == answer["choices"][0]["message"]["content"].strip()
+    for show, count in (("share", 6), ("temperatures", 3)):
+        page.click(f"[data-show={show}]")
+        until(page, f"document.querySelectorAll('.answer .chip').length === {count}")
+        caught_up(page, live)
+        names = page.evaluate("[...document.querySelectorAll('.answer .chip')].map((e) => e.title)")
+        starts = [page.evaluate(f"room.ledger.life({n!r}).tokenized.token_ids") for n in names]
+        assert all(start[:2] == wanted[:2] and start[-3:] == wanted[-3:] for start in starts)
+
+
 def test_the_lens_shows_what_a_token_could_have_been(open_room, live):
     page = open_room()
     page.wait_for_selector("#status[data-state=live]")

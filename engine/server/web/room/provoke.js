@@ -3,9 +3,11 @@
 
 import { api, serverSentEvents } from "./source.js";
 import { chip, element } from "./paint.js";
+import { Template } from "./template.js";
 import { number } from "./words.js";
 
 const SENTENCE = "The keeper of the lighthouse wrote down the weather of every day, and so we know that ";
+const QUESTIONS = ["What is a KV cache?", "What is preemption?", "What does temperature do?", "Tell me a story about a fox."];
 const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
 const MOST_AT_ONCE = 48;
 
@@ -21,6 +23,9 @@ export class Provoke {
     this.prompt = panel.querySelector("textarea");
     this.answers = panel.querySelector(".answers");
     this.told = panel.querySelector(".told");
+    this.template = new Template();
+    panel.querySelector(".questions").replaceChildren(...QUESTIONS.map((question) =>
+      element("button.question", { type: "button", onclick: () => this.#ask(question) }, question)));
     this.form.onsubmit = (event) => {
       event.preventDefault();
       this.#own();
@@ -35,8 +40,13 @@ export class Provoke {
 
   value(name) { return Number(this.form.elements[name].value); }
 
+  #ask(question) {
+    this.prompt.value = question;
+    this.#own();
+  }
+
   #own() {
-    const prompt = this.prompt.value || SENTENCE.trim();
+    const prompt = this.prompt.value || QUESTIONS[0];
     this.#begin("");
     this.#send({ prompt, temperature: this.value("temperature"), max_tokens: this.value("max_tokens"), n: this.value("n") });
   }
@@ -56,7 +66,7 @@ export class Provoke {
     const out = Math.min(64, Math.floor(each / 2));
     this.#begin(`${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${number(pool.tokens)}.`);
     const text = await this.#text(each - out);
-    this.#sendAll(named(count, (name, i) => `${name} ${i}: ${text}`), { max_tokens: out, ignore_eos: true, temperature: 0.8, seed: 1 });
+    this.#sendAll(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), { max_tokens: out, ignore_eos: true, temperature: 0.8, seed: 1 });
   }
 
   /** One long beginning and six ends: the first computes it, the others find it. */
@@ -65,7 +75,7 @@ export class Provoke {
     const length = Math.min(600, Math.floor((pool?.longest ?? 512) / 2));
     this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
     const prefix = await this.#text(length);
-    const asks = NAMES.slice(0, 6).map((name) => ({ title: name, prompt: `${prefix} ${name} said` }));
+    const asks = NAMES.slice(0, 6).map((name) => ({ title: name, prompt: `${prefix} ${name} asks: ${QUESTIONS[1]}` }));
     const body = { max_tokens: 48, ignore_eos: true, temperature: 0.8, seed: 1 };
     const first = this.#sendAll(asks.slice(0, 1), body);
     await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 700))]);
@@ -82,14 +92,14 @@ export class Provoke {
       const few = Math.ceil((pool.longest * 3) / pool.size);
       return this.#begin(`This pool is too large to run over from here: it would take ${count} requests of ${number(out)} tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`);
     }
-    this.#begin(`${count} requests that want ${number(out)} tokens each: together more than the ${number(pool.tokens)} that the pool holds.`);
-    this.#sendAll(named(count, (name, i) => `${name} ${i}: ${SENTENCE}`), { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 });
+    this.#begin(`${count} requests that want ${number(out)} tokens each: together more than the ${number(pool.tokens)} that the pool holds. They may not end by themselves, so what follows an answer makes no sense.`);
+    this.#sendAll(named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`), { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 });
   }
 
   /** The same prompt, the same seed, three temperatures. */
   temperatures() {
     this.#begin("One prompt, one seed, three temperatures. Compare their tokens in the lens.");
-    const prompt = this.prompt.value || SENTENCE.trim();
+    const prompt = this.prompt.value || QUESTIONS[3];
     for (const temperature of [0, 0.8, 1.6]) {
       this.#send({ prompt, max_tokens: 40, temperature, seed: 7 }, `T = ${temperature}`);
     }
@@ -121,8 +131,8 @@ export class Provoke {
     const lines = asks.map(() => element("div.answer", {}, element("span.answer-text", {})));
     this.answers.append(...lines);
     try {
-      const prompt = asks.map(({ prompt }) => prompt);
-      const answer = await api("v1/completions", this.#json({ ...body, prompt, request_id: id, stream: true, trace: "full" }));
+      const prompts = await this.template.fields(asks.map(({ prompt }) => prompt));
+      const answer = await api("v1/completions", this.#json({ ...body, ...prompts, request_id: id, stream: true, trace: "full" }));
       if (!answer.ok) {
         const said = await answer.json().catch(() => ({}));
         throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
