@@ -30,8 +30,8 @@ $(VENV)/.test: $(VENV)/.run
 
 installed: $(VENV)/.test
 
-demo: $(VENV)/.run ## start the server with the embedded model, ask it, show the answers beside the record
-	@$(BIN)/python examples/demo.py
+demo: $(VENV)/.run ## a server with the embedded model, questions, the answers beside the record; it stays up (DEMO_ARGS=--once)
+	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py

@@ -1,23 +1,28 @@
 #!/usr/bin/env python3
 """`make demo`: a real server, real requests, and beside each answer what the engine did for it.
 
-Starts `koyeb_api_server.py` with the embedded pocket model on a free port, asks it in four scenes
-(one question as a stream, six at once, a shared beginning, three answers to one prompt), tells the
-engine's own record after each, and stops the server.
+Starts `koyeb_api_server.py` with the embedded pocket model, asks it in four scenes (one question as
+a stream, six at once, a shared beginning, three answers to one prompt), tells the engine's own
+record after each, and leaves the server up until Ctrl-C. With `--once`, or where nobody sits at a
+terminal, it stops the server and ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -29,11 +34,19 @@ from rich.table import Table
 
 from engine.trace.command import run_command
 from engine.trace.console import RichPrinter
-from engine.trace.events import AnyEvent
+from engine.trace.events import (
+    AnyEvent,
+    Event,
+    RequestQueued,
+    RequestReceived,
+    StepFinished,
+    StepPlanned,
+)
 from engine.trace.story import Story
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 120
+START_TIMEOUT_S = 300
+PORT = 8000  # where the client and the documents look for a server; if it is taken, any other
 RECORD_DELAY_S = 0.3  # the record is written about every 50 ms, from two processes
 
 QUESTIONS = [
@@ -51,11 +64,15 @@ SYSTEM = (
 
 
 class Server:
-    """The server process, its address, and the record that it writes."""
+    """The server process, its address, and the record that it writes.
 
-    def __init__(self, folder: Path):
+    Raises SystemExit, with what the server said last, if it ends or isn't ready in time.
+    """
+
+    def __init__(self, folder: Path, console: Console):
+        self.console = console
         self.trace_file = folder / "trace.jsonl"
-        command = [sys.executable, str(ROOT / "koyeb_api_server.py"), "--port", "0"]
+        command = [sys.executable, str(ROOT / "koyeb_api_server.py"), "--port", str(_port())]
         command += ["--host", "127.0.0.1", "--trace-file", str(self.trace_file)]
         command += ["--log-format", "off"]
         self.process = subprocess.Popen(
@@ -76,21 +93,40 @@ class Server:
 
     def _wait_until_ready(self) -> str:
         deadline = time.monotonic() + START_TIMEOUT_S
-        url = ""
+        url, said = "", ""
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 url = url or self._urls.get(timeout=0.1)
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                health = httpx.get(f"{url}/health", timeout=2)
+                if health.status_code == 200:
                     return url
+                if said != (said := health.json().get("detail") or said):
+                    self.console.print(f"[dim]  /health says: {said}[/]")
                 time.sleep(0.1)
-            except (queue.Empty, httpx.TransportError):
+            except (queue.Empty, httpx.TransportError, ValueError):
                 pass
+        code = self.process.poll()
         self.process.kill()
-        raise SystemExit("The server did not start:\n" + "".join(self.output[-20:]))
+        if code is not None:
+            why = f"The server ended with code {code}. It wrote:\n{''.join(self.output[-20:])}"
+        else:
+            why = f"The server is not ready after {START_TIMEOUT_S} s. /health says: {said or '?'}"
+        raise SystemExit(why)
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=40)
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            return 0  # any that is free
+    return PORT
 
 
 class Record:
@@ -102,12 +138,42 @@ class Record:
         self.story = Story(with_summaries=False)
         self.printer = RichPrinter(sys.stdout)
 
-    def tell(self, last: bool = False) -> None:
+    def tell(self) -> list[Event]:
+        """Print the story of what is new; returns its events."""
         time.sleep(RECORD_DELAY_S)
-        lines = [line for line in self.file.read().split(b"\n") if line]
-        self.printer(self.story.tell(self.decoder.decode(line) for line in lines))
-        if last:
-            self.printer(self.story.end())
+        events = [self.decoder.decode(line) for line in self.file.read().split(b"\n") if line]
+        self.printer(self.story.tell(events))
+        return events
+
+
+def way_of_the_first_piece(events: list[Event], asked_ns: int, came_ns: int) -> str:
+    """Say where the time until the first piece went, by the record's times.
+
+    The record and this process read the same clock. Empty if the record lacks one of the moments.
+    """
+    received = next((e for e in events if isinstance(e, RequestReceived)), None)
+    queued = next((e for e in events if isinstance(e, RequestQueued)), None)
+    if received is None or queued is None:
+        return ""
+    drew = {
+        plan.step
+        for plan in events
+        if isinstance(plan, StepPlanned)
+        for row in plan.rows
+        if row.request_id == queued.request_id and row.samples
+    }
+    first = next((e for e in events if isinstance(e, StepFinished) and e.step in drew), None)
+    if first is None:
+        return ""
+    moments = [asked_ns, received.ts_ns, queued.ts_ns, first.ts_ns, came_ns]
+    parts = [max(0.0, (after - before) / 1e6) for before, after in pairwise(moments)]
+    names = [
+        "to connect and to read the request, the first of both programs",
+        "to make tokens of it and pass them on",
+        "in the engine until its first token was drawn",
+        "back",
+    ]
+    return "; ".join(f"{ms:.0f} ms {name}" for ms, name in zip(parts, names, strict=True))
 
 
 async def stream(client: httpx.AsyncClient, request_id: str, **body) -> AsyncIterator[str]:
@@ -145,25 +211,28 @@ class Demo:
         self.console.print()
         self.console.print(Panel(text, title=f"{number}. {title}", title_align="left", width=100))
 
-    def engine_says(self) -> None:
+    def engine_says(self) -> list[Event]:
         self.console.print("[bold]What the engine recorded[/] (time, step, request, what and why)")
-        self.record.tell()
+        return self.record.tell()
 
     async def one(self) -> None:
         question = "What is PagedAttention?"
         self.scene(1, "One question, streamed", "Every piece below is printed when it arrives.")
         self.console.print(f"[bold cyan]{question}[/]  ", end="")
-        started, first, pieces = time.perf_counter(), 0.0, 0
+        started, first, pieces = time.monotonic_ns(), 0, 0
         async for piece in stream(self.client, "one", messages=user(question), max_tokens=100):
             if piece:
-                first = first or time.perf_counter() - started
+                first = first or time.monotonic_ns()
                 pieces += 1
                 self.console.print(piece, end="", soft_wrap=True)
-        total = time.perf_counter() - started
+        total, until_first = time.monotonic_ns() - started, (first - started) / 1e6
         self.console.print(
-            f"\n[dim]first piece after {first * 1e3:.0f} ms; {pieces} pieces in {total:.2f} s[/]\n"
+            f"\n[dim]first piece after {until_first:.0f} ms;"
+            f" {pieces} pieces in {total / 1e9:.2f} s[/]\n"
         )
-        self.engine_says()
+        way = way_of_the_first_piece(self.engine_says(), started, first)
+        if way:
+            self.console.print(f"[dim]Of the {until_first:.0f} ms until the first piece: {way}.[/]")
 
     async def several(self) -> None:
         self.scene(
@@ -245,11 +314,11 @@ class Demo:
 NEXT = """
 **What to try next**
 
-- `make serve`, and in a second terminal `.venv/bin/python test_client.py --interactive`: ask
-  something, then `/why`
-- `.venv/bin/python test_client.py --test all` judges the running server; its address in a browser
-  shows the engine at work
-- in place of `make serve`, a server with little memory:
+- {address} in a browser: the Engine Room, the engine at work
+- in a second terminal `.venv/bin/python test_client.py{url} --interactive`: ask something, then
+  `/why`
+- `.venv/bin/python test_client.py{url} --test all` judges the running server
+- in place of this one, a server with little memory:
   `.venv/bin/python koyeb_api_server.py --num-gpu-blocks-override 24 --log-format rich`; now let
   `.venv/bin/python test_client.py --test batch` ask eight questions at once, and watch requests
   wait, be preempted, and come back
@@ -257,7 +326,7 @@ NEXT = """
 """
 
 
-async def run(console: Console, server: Server) -> None:
+async def scenes(console: Console, server: Server) -> None:
     record = Record(server.trace_file)
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         console.print("[bold]What the engine recorded while it started[/]")
@@ -269,20 +338,39 @@ async def run(console: Console, server: Server) -> None:
         await demo.siblings()
 
 
+def stay(console: Console, server: Server) -> None:
+    """Leave the server up until Ctrl-C, or until it ends by itself."""
+    own = "" if server.url.endswith(f":{PORT}") else f" --url {server.url}"
+    console.print(Markdown(NEXT.format(address=f"<{server.url}>", url=own)))
+    console.print(f"\n[bold]The server is still up: {server.url}[/]  (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.process.wait()
+    console.print()
+
+
 def main() -> int:
+    """Run the demo; returns the server's exit code."""
+    parser = argparse.ArgumentParser(description="Ask a real server, and see what it does.")
+    parser.add_argument(
+        "--once", action="store_true", help="stop the server at the end, in place of Ctrl-C"
+    )
+    once = parser.parse_args().once or not sys.stdin.isatty()
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         console.print("Starting the server with the embedded pocket model …")
         console.print("[dim](the very first start also compiles its kernels)[/]")
-        server = Server(Path(folder))
+        server = Server(Path(folder), console)
         console.print(f"It answers at {server.url} after {time.perf_counter() - started:.1f} s.\n")
         try:
-            asyncio.run(run(console, server))
+            asyncio.run(scenes(console, server))
+            if not once:
+                stay(console, server)
+        except KeyboardInterrupt:
+            console.print()
         finally:
             code = server.stop()
     console.print(f"\nThe server was told to stop and exited with code {code}.")
-    console.print(Markdown(NEXT))
     return code
 
 

@@ -25,7 +25,7 @@ FONT_FACE = re.compile(r"@font-face \{.*?\}", re.DOTALL)  # they would be fetche
 def main() -> int:
     """Run the demo, keep its first scene, draw it."""
     run = subprocess.run(
-        [sys.executable, "examples/demo.py"],
+        [sys.executable, "examples/demo.py", "--once"],
         cwd=ROOT,
         env={**environment(), "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)},
         capture_output=True,
