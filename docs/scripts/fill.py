@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.scripts.figures import blocks_figure, seats_figure
+from docs.scripts.koyeb_reference import PRICES
 from docs.scripts.questions import reserving
 from docs.scripts.reader import Record, trace_output
 from docs.scripts.record import LENGTHS
@@ -67,6 +68,13 @@ def _named(plan: Plan, gpu) -> str:
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.1f} GiB"
+
+
+def prices() -> str:
+    """What instances cost, and where that was read."""
+    lines = ["| type | $ an hour | according to |", "|---|---|---|"]
+    lines += [f"| `{p.instance_type}` | {p.dollars:g} | {p.source} |" for p in PRICES]
+    return "\n".join(lines) + "\n"
 
 
 def life() -> str:
@@ -179,6 +187,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "life": life,
     "paging": paging,
     "batching": batching,
+    "prices": prices,
     "replayed": replayed,
 }
 

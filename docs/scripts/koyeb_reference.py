@@ -6,6 +6,35 @@ source, pkg/koyeb): names only. Flags that every command has (--help, --token, â
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Price(NamedTuple):
+    """What an instance type costs, in dollars an hour, and who said so when."""
+
+    instance_type: str
+    dollars: float
+    source: str
+
+
+_DOCUMENTS = "a copy of Koyeb's documents without a date"
+_LISTED = (
+    "Koyeb's price page, as [api-evangelist](https://github.com/api-evangelist/koyeb) copied it"
+)
+_CATALOGUE = "Koyeb's catalogue of 2026-02-12 and control panel of 2026-06-30"
+PRICES = (
+    Price("eco-large", 0.0288, _CATALOGUE),
+    Price("gpu-nvidia-rtx-4000-sff-ada", 0.50, _DOCUMENTS),
+    Price("gpu-nvidia-l4", 0.70, _DOCUMENTS),
+    Price("gpu-nvidia-rtx-a6000", 0.75, f"{_LISTED}, 2026-08-17"),
+    Price("gpu-nvidia-l40s", 1.20, f"{_LISTED}, 2026-08-17"),
+    Price("gpu-nvidia-a100", 1.60, f"{_LISTED}, 2026-08-17"),
+    Price("gpu-nvidia-h100", 2.50, f"{_LISTED}, 2026-08-17"),
+)
+
+# CPU types that the pages use, and the regions that have them.
+CPU_INSTANCES = {"eco-large": "fra, was, sin"}
+
 _SERVICE = {
     "--autoscaling-concurrent-requests",
     "--checks",

@@ -40,7 +40,7 @@ def test_the_server_gets_signals_itself_and_is_not_root():
 
 def test_defaults():
     text = " ".join(arguments("ENV"))
-    assert "MODEL_NAME=facebook/opt-125m" in text
+    assert "MODEL_NAME=Qwen/Qwen3-0.6B" in text
     assert "HF_HOME=/data/" in text
     assert "PORT=8000" in text and arguments("EXPOSE") == ["8000"]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.scripts.koyeb_reference import FLAGS
+from docs.scripts.koyeb_reference import CPU_INSTANCES, FLAGS
 from docs.scripts.server import ROOT, LocalServer, environment
 from engine.config import EngineConfig
 from engine.fit.estimate import GPUS
@@ -142,8 +142,9 @@ def check_koyeb(words: list[str]) -> None:
     assert set(used) <= FLAGS[command], f"{command} has no {set(used) - FLAGS[command]}"
     options = dict(pairwise(words))
     if "--instance-type" in options:
-        gpu = next(g for g in GPUS if g.instance_type == options["--instance-type"])
-        assert options["--regions"] in gpu.regions.split(", ")
+        regions = {g.instance_type: g.regions for g in GPUS} | CPU_INSTANCES
+        assert options["--regions"] in regions[options["--instance-type"]].split(", ")
+        assert "API_KEY={{secret.api-key}}" in words, "an open server"
         assert options["--checks"] == "8000:http:/health"
         assert options["--checks-grace-period"] == "8000=900"
     for setting in [b for a, b in pairwise(words) if a == "--env"]:

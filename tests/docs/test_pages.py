@@ -123,7 +123,8 @@ def test_the_button_has_every_parameter_right():
     assert values[f"hc_protocol[{port}]"] == "http"
     assert values[f"hc_path[{port}]"] == "/health"
     assert values[f"hc_grace_period[{port}]"] == "900"
-    assert values["env[MODEL_NAME]"] == "facebook/opt-125m"
+    assert values["env[MODEL_NAME]"] == "Qwen/Qwen3-0.6B"
+    assert values["env[API_KEY]"] == "{{secret.api-key}}"
 
 
 def test_the_compose_file_says_the_same_as_the_button():
