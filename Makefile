@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
+.PHONY: site deploy-links help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -84,6 +84,12 @@ docs: $(VENV)/.test ## write again what the documents take from records, plans a
 	$(BIN)/python -m docs.scripts.log_guide
 	$(BIN)/python -m docs.scripts.fill
 	$(BIN)/python -m docs.scripts.performance
+
+site: $(VENV)/.run ## the site of rooms, static files in site/ (GitHub Pages: .github/workflows/pages.yml)
+	@$(BIN)/python -m docs.scripts.site
+
+deploy-links: $(VENV)/.run ## put your repository into the deploy button and the site's link (from git remote)
+	@$(BIN)/python -m docs.scripts.deploy_links
 
 image-check: $(VENV)/.run ## build Dockerfile.koyeb with buildah and judge what it serves (root; 10 minutes)
 	PYTHON=$(BIN)/python container/check.sh

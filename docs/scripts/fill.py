@@ -29,6 +29,7 @@ from engine.trace.wording import ranges, size
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGES = ROOT / "docs" / "images"
+MEASURED = ROOT / "benchmarks" / "results" / "intel-xeon-processor-amx"
 PLACE = re.compile(r"(<!-- filled: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 PLANNED = (  # model, tokens of a sequence, sequences at once
@@ -68,6 +69,27 @@ def _named(plan: Plan, gpu) -> str:
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.1f} GiB"
+
+
+def numbers() -> str:
+    """One line of figures for the first screen: what there is to read, and how fast it is."""
+    core = sorted((ROOT / "engine" / "core").glob("*.py"))
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core)
+    measured = json.loads((MEASURED / "compare.json").read_text(encoding="utf-8"))
+    rows = {
+        row["system"]: row
+        for row in measured["summary"]
+        if (row["shape"], row["dtype"], row["workload"]) == ("opt-125m", "bfloat16", "W2")
+    }
+    own = rows["Glasshouse"]["tokens_per_s"]
+    batched = rows["transformers, static 16"]["tokens_per_s"]
+    cores = measured["machine"]["cores"]
+    return (
+        f"**{lines:,} lines** decide ([engine/core](engine/core), an evening's reading) ·"
+        f" **{len(ev.ALL_EVENTS)} kinds** of events tell it ([docs/LOG_GUIDE.md](docs/LOG_GUIDE.md)) ·"
+        f" OPT-125M draws **{own:,.0f} tokens a second** on {cores} cores of a Xeon, {own / batched:.1f} ×"
+        " transformers in batches of 16 ([docs/PERFORMANCE.md](docs/PERFORMANCE.md), W2)\n"
+    )
 
 
 def prices() -> str:
@@ -187,6 +209,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "life": life,
     "paging": paging,
     "batching": batching,
+    "numbers": numbers,
     "prices": prices,
     "replayed": replayed,
 }

@@ -18,18 +18,16 @@ class Price(NamedTuple):
 
 
 _DOCUMENTS = "a copy of Koyeb's documents without a date"
-_LISTED = (
-    "Koyeb's price page, as [api-evangelist](https://github.com/api-evangelist/koyeb) copied it"
-)
+_LISTED = "a [copy](https://github.com/api-evangelist/koyeb) of the price page, 2026-08-17"
 _CATALOGUE = "Koyeb's catalogue of 2026-02-12 and control panel of 2026-06-30"
 PRICES = (
     Price("eco-large", 0.0288, _CATALOGUE),
     Price("gpu-nvidia-rtx-4000-sff-ada", 0.50, _DOCUMENTS),
     Price("gpu-nvidia-l4", 0.70, _DOCUMENTS),
-    Price("gpu-nvidia-rtx-a6000", 0.75, f"{_LISTED}, 2026-08-17"),
-    Price("gpu-nvidia-l40s", 1.20, f"{_LISTED}, 2026-08-17"),
-    Price("gpu-nvidia-a100", 1.60, f"{_LISTED}, 2026-08-17"),
-    Price("gpu-nvidia-h100", 2.50, f"{_LISTED}, 2026-08-17"),
+    Price("gpu-nvidia-rtx-a6000", 0.75, _LISTED),
+    Price("gpu-nvidia-l40s", 1.20, _LISTED),
+    Price("gpu-nvidia-a100", 1.60, _LISTED),
+    Price("gpu-nvidia-h100", 2.50, _LISTED),
 )
 
 # CPU types that the pages use, and the regions that have them.

@@ -1,28 +1,38 @@
-"""docs/images/demo.svg: what `make demo` prints for its first question, as a terminal shows it.
+"""The pictures of the first screen: `python -m docs.scripts.picture [demo] [rooms]`.
 
-python -m docs.scripts.picture
+docs/images/demo.svg is what `make demo` prints for its first question, as a terminal shows it;
+engine-room-light.png and -dark.png are the live page on a record, as Chromium shows it.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.text import Text
 
+from docs.scripts.reader import Record
 from docs.scripts.server import ROOT, environment
+from docs.scripts.site import crowd
 from engine.trace.command import run_command
+from engine.trace.page import room_with
 
-TARGET = ROOT / "docs" / "images" / "demo.svg"
+IMAGES = ROOT / "docs" / "images"
+TARGET = IMAGES / "demo.svg"
+ROOM_WIDTH, ROOM_HEIGHT = 1280, 800
 WIDTH = 102
 BEGIN, END = "1. One question, streamed", "2. Six questions at once"
 FONT_FACE = re.compile(r"@font-face \{.*?\}", re.DOTALL)  # they would be fetched from elsewhere
 
 
-def main() -> int:
+def demo() -> None:
     """Run the demo, keep its first scene, draw it."""
     run = subprocess.run(
         [sys.executable, "examples/demo.py", "--once"],
@@ -42,6 +52,37 @@ def main() -> int:
     svg = "\n".join(line.rstrip() for line in svg.replace("Fira Code", "ui-monospace").splitlines())
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(svg + "\n", encoding="utf-8")
+
+
+def rooms() -> None:
+    """Photograph the Engine Room at the step that the site shows of the crowd, in both themes."""
+    from playwright.sync_api import sync_playwright
+
+    record = Record("crowd")
+    moment = crowd(record)
+    where = urlencode({"step": moment.step, "request": moment.request_id})
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        room = Path(folder) / "room.html"
+        room.write_bytes(room_with(record.events, "crowd.jsonl"))
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for theme in ("light", "dark"):
+            page = browser.new_page(viewport={"width": ROOM_WIDTH, "height": ROOM_HEIGHT})
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            page.goto(f"{room.as_uri()}#{where}")
+            page.wait_for_selector("#selection dl")
+            page.wait_for_timeout(800)  # the panels made of text come a moment later
+            page.screenshot(path=IMAGES / f"engine-room-{theme}.png")
+        browser.close()
+
+
+PICTURES = {"demo": demo, "rooms": rooms}
+
+
+def main() -> int:
+    """Make the pictures that are named, or all."""
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()
     return 0
 
 

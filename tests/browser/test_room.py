@@ -7,9 +7,8 @@ import random
 
 import pytest
 
-from tests.browser.room_page import ROOT, caught_up, until
+from tests.browser.room_page import caught_up, until
 
-IMAGES = ROOT / "docs" / "images"
 KEY = "room-key"
 
 
@@ -260,31 +259,9 @@ def test_keys_work_without_a_mouse(open_room, live):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_screenshots(open_room, start_server, theme):
-    """Kept in docs/images: the moment when requests share blocks and one waits."""
-    flags = ("--num-gpu-blocks-override", "256", "--max-num-seqs", "8", "--seed", "1")
-    with start_server(*flags) as server:
-        page = open_room(f"?theme={theme}", server=server)
-        page.wait_for_selector("#status[data-state=live]")
-        page.click("[data-show=fill]")
-        until(page, "document.querySelectorAll('.answer .chip').length > 12")
-        caught_up(page, server)
-        page.click("[data-show=share]")
-        until(page, "document.querySelectorAll('.answer .chip').length === 6")
-        caught_up(page, server)
-        # The last of those who share has just begun.
-        page.evaluate(
-            """() => {
-              const lives = [...room.ledger.sequences.values()].filter((one) => one.cachedAt.size);
-              const last = lives.at(-1);
-              room.select({ request: last.name, block: null, token: null });
-              room.goToStep(last.draws[Math.min(9, last.draws.length - 1)].event.step);
-            }"""
-        )
-        page.wait_for_timeout(900)
-        IMAGES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=IMAGES / f"engine-room-{theme}.png", full_page=True)
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        bright = sum(int(part) for part in json.loads(f"[{ground[4:-1]}]"))
-        assert bright > 600 if theme == "light" else bright < 120
-        page.context.close()  # before its server is gone
+def test_the_page_has_two_themes(open_room, live, theme):
+    page = open_room(f"?theme={theme}")
+    page.wait_for_selector("#status[data-state=live]")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = sum(int(part) for part in json.loads(f"[{ground[4:-1]}]"))
+    assert bright > 600 if theme == "light" else bright < 120

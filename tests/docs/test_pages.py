@@ -140,6 +140,8 @@ def test_the_compose_file_says_the_same_as_the_button():
     assert instance == {"scopes": [f"region:{region}"], "type": values["instance_type"]}
     (scaling,) = definition["scalings"]
     assert (scaling["min"], scaling["max"]) == (1, 1)
+    env = {each["key"]: each["value"] for each in definition["env"]}
+    assert env == {"MODEL_NAME": "$MODEL_NAME", "API_KEY": values["env[API_KEY]"]}
     (check,) = definition["health_checks"]
     assert check == {"grace_period": 900, "http": {"port": 8000, "path": "/health"}}
     assert definition["ports"] == [{"port": 8000, "protocol": "http"}]
