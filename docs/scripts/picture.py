@@ -26,7 +26,7 @@ from engine.trace.page import room_with
 
 IMAGES = ROOT / "docs" / "images"
 TARGET = IMAGES / "demo.svg"
-ROOM_WIDTH, ROOM_HEIGHT = 1280, 800
+ROOM_WIDTH, ROOM_HEIGHT = 1280, 900
 WIDTH = 102
 BEGIN, END = "1. One question, streamed", "2. Six questions at once"
 FONT_FACE = re.compile(r"@font-face \{.*?\}", re.DOTALL)  # they would be fetched from elsewhere

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from docs.scripts.site import build as build_site
 from engine.trace.__main__ import main
 from lab.chapter import Chapter, Expectation, Outcome
 from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series
@@ -74,6 +75,22 @@ def lab_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def site_file(tmp_path_factory):
+    return build_site(tmp_path_factory.mktemp("site"))[0]
+
+
+def test_a_room_of_the_site_opens_at_its_moment(open_room, site_file):
+    page = open_room(site_file.as_uri())
+    page.click("article a >> nth=0")
+    page.wait_for_selector("#status[data-state=file]")
+    until(page, "room.record.lines.length > 0 && room.selection.request !== null")
+    wanted = page.url.partition("step=")[2].partition("&")[0]
+    assert page.evaluate("room.record.state.step") == int(wanted)
+    until(page, "/preempted/.test(document.querySelector('#selection').innerText)")
+    assert "a larger pool (--num-gpu-blocks-override)" in page.inner_text("#selection")
+
+
 @THEMES
 def test_the_page_is_for_everybody(open_room, live, axe, theme):
     """While something is selected, all panels are full, and a dialog was opened."""
@@ -94,20 +111,21 @@ def test_the_page_is_for_everybody(open_room, live, axe, theme):
 
 
 @THEMES
-def test_the_lab_report_is_for_everybody(browser, axe, lab_file, theme):
+@pytest.mark.parametrize("name", ["lab", "site"])
+def test_the_lab_report_and_the_site_are_for_everybody(request, browser, axe, theme, name):
     context = browser.new_context(color_scheme=theme)
     page = context.new_page()
-    page.goto(lab_file.as_uri())
+    page.goto(request.getfixturevalue(f"{name}_file").as_uri())
     assert violations(page, axe) == []
     assert low_contrast(page) == []
     assert small_targets(page) == []
     context.close()
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser, room_file, lab_file):
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser, room_file, lab_file, site_file):
     context = browser.new_context(viewport=PHONE)
     page = context.new_page()
-    for file in (room_file, lab_file):
+    for file in (room_file, lab_file, site_file):
         page.goto(file.as_uri())
         page.wait_for_timeout(500)
         assert overflow(page) <= 0, file.name

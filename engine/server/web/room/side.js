@@ -146,11 +146,11 @@ export class Selection {
   #preempted(event) {
     const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, mode_why: how, why } = event;
     const costs = [again ? `computing again ${duration(again * 1e3)}` : "", swap ? `swapping ${duration(swap * 1e3)}` : ""].filter(Boolean).join(", ");
+    const reason = how && how !== "as configured" ? this.room.plain(how) : [how, costs].filter(Boolean).join("; ");
     const whom = other && other !== event.request_id ? `, for ${this.room.ledger.life(other).label}` : "";
     return [
-      element("small", {}, `in step ${number(step)}${whom}, by ${mode === "swap" ? "swapping its blocks to the host" : "computing again"}${how ? `: ${this.room.plain(how)}` : ""}`),
-      why ? element("small", {}, this.room.plain(why)) : null,
-      costs ? element("small", {}, `would cost: ${costs}`) : null,
+      element("small", {}, `in step ${number(step)}${whom}${why ? `: ${this.room.plain(why)}` : ""}`),
+      element("small", {}, `${mode === "swap" ? "its blocks were copied to the host" : "it is computed again"}${reason ? ` (${reason})` : ""}`),
     ];
   }
 
