@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: site deploy-links help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket docs image-check exercises clean
+.PHONY: site deploy-links help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket clients docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -76,6 +76,10 @@ bench-growth: $(VENV)/.test ## what a step costs as requests, context and the po
 
 gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
+clients: $(VENV)/.test ## other people's clients against a real server, each in .clients/NAME (2 GB); CLIENTS_ARGS=…
+	$(BIN)/python -m clients $(CLIENTS_ARGS)
+	$(BIN)/python -m docs.scripts.fill
 
 pocket: $(VENV)/.run ## train the embedded model again, from a fixed seed (about an hour)
 	$(BIN)/python -m pocket.train

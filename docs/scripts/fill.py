@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from clients.table import clients_table
 from docs.scripts.figures import blocks_figure, seats_figure
 from docs.scripts.koyeb_reference import PRICES
 from docs.scripts.questions import reserving
@@ -206,6 +207,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
     "fields": fields,
     "options": options_table,
+    "clients": clients_table,
     "life": life,
     "paging": paging,
     "batching": batching,

@@ -23,8 +23,10 @@ from engine.models.hub import find_model
 for line in sys.stdin:
     reports = []
     try:
-        folder = find_model(line.strip(), None, None, lambda *report: reports.append(report))
-        answer = {"files": sorted(p.name for p in folder.iterdir()), "reports": reports}
+        report = lambda *parts: reports.append(parts)
+        folder = find_model(line.strip(), None, None, report, sys.argv[1] or None)
+        files = sorted(p.name for p in folder.iterdir())
+        answer = {"folder": str(folder), "files": files, "reports": reports}
     except ModelError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
@@ -107,7 +109,7 @@ def hub(tmp_path):
 class Client:
     """A process that looks for the models that it is asked for, with a cache of its own."""
 
-    def __init__(self, url: str, home):
+    def __init__(self, url: str, home, cache: str | None = None):
         environment = {
             **os.environ,
             "HF_ENDPOINT": url,
@@ -117,7 +119,9 @@ class Client:
             "no_proxy": "*",
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", CHILD], env=environment, **pipes)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, cache or ""], env=environment, **pipes
+        )
 
     def find(self, model: str) -> dict:
         self.process.stdin.write(f"{model}\n")
@@ -129,6 +133,22 @@ class Client:
 def client(hub, tmp_path):
     client = Client(hub.url, tmp_path / "home")
     yield client
+    client.process.stdin.close()
+    client.process.wait(timeout=30)
+    client.process.stdout.close()
+
+
+def test_download_into_a_folder(hub, tmp_path):
+    client = Client(hub.url, tmp_path / "home", str(tmp_path / "models"))
+    first = client.find("someone/tiny")
+    assert first["folder"].startswith(str(tmp_path / "models"))
+    assert first["reports"][-1][1] == len(hub.files["model.safetensors"]) + sum(
+        len(hub.files[name]) for name in first["files"] if name != "model.safetensors"
+    )
+    assert not (tmp_path / "home" / "hub").exists()
+    hub.shutdown()  # without a hub the folder has it still
+    hub.server_close()
+    assert client.find("someone/tiny")["folder"] == first["folder"]
     client.process.stdin.close()
     client.process.wait(timeout=30)
     client.process.stdout.close()

@@ -18,6 +18,7 @@ from engine.config import ConfigError, EngineConfig
 from engine.server import lifecycle
 from engine.server.app import MAX_BODY_BYTES
 from engine.server.lifecycle import Server, bind_unix
+from engine.server.routes.absent import ABSENT
 from engine.server.service import Service
 from tests.server.fake_engine import fake
 
@@ -286,3 +287,41 @@ def test_files_of_https_are_checked_at_the_start(certificate):
     ):
         with pytest.raises(ConfigError, match=re.escape(says)):
             EngineConfig(**options)
+
+
+# ----------------------------------------------------------------- names, keys, what is absent
+
+
+def test_several_names_and_keys(run_server):
+    with run_server(api_key=["one", "two"], served_model_name=["first", "second"]) as server:
+        for key, status in (("one", 200), ("two", 200), ("three", 401), ("one two", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
+        cards = server.http.get("/v1/models").json()["data"]
+        assert [card["id"] for card in cards] == ["first", "second"]
+        assert server.http.get("/v1/models/second").json()["id"] == "second"
+        for name in ("first", "second"):
+            assert server.complete("a", model=name, max_tokens=1)["model"] == "first"
+        refused = server.refusal(status=404, prompt="a", model="third")
+        assert "'first', 'second'" in refused["message"]
+
+
+@pytest.mark.parametrize("path", sorted(ABSENT))
+def test_a_route_that_is_known_and_not_served_is_the_requests_fault(server, path):
+    answer = server.http.post(path, json={"model": "tiny", "input": "a"})
+    assert answer.status_code == 400  # of a 404 a proxy would think that the server is gone
+    error = answer.json()["error"]
+    assert path in error["message"] and error["type"] == "BadRequestError"
+
+
+def test_variables_of_the_template_have_defaults(run_server, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ mood }} {{ messages[0].content }}")
+    with run_server(
+        chat_template=str(template), default_chat_template_kwargs={"mood": "calm"}
+    ) as server:
+        for kwargs, text in ((None, "calm a"), ({"mood": "wild"}, "wild a"), ({}, "calm a")):
+            asked = {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": kwargs}
+            tokens = server.http.post("/tokenize", json=asked).json()["tokens"]
+            told = server.http.post("/detokenize", json={"tokens": tokens}).json()["prompt"]
+            assert told == text

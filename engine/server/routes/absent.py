@@ -1,0 +1,48 @@
+"""Routes that clients of such APIs know and this server doesn't serve, refused by name.
+
+They are a 400 and not a 404: a proxy takes the 404 of a known route for a dead server, and sends
+nothing there any more (litellm's for its cool-down time).
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from engine.server.http.errors import bad_request
+
+CHAT = "Use /v1/chat/completions."
+TEXT = "It makes text from text, at /v1/chat/completions and /v1/completions."
+
+ABSENT = {
+    "/v1/responses": CHAT,
+    "/v1/messages": CHAT,
+    "/v1/messages/count_tokens": "Use /tokenize.",
+    "/v1/embeddings": TEXT,
+    "/v1/moderations": TEXT,
+    "/v1/audio/speech": TEXT,
+    "/v1/audio/transcriptions": TEXT,
+    "/v1/audio/translations": TEXT,
+    "/v1/images/generations": TEXT,
+    "/v1/images/edits": TEXT,
+    "/v1/rerank": TEXT,
+    "/v2/rerank": TEXT,
+    "/rerank": TEXT,
+    "/v1/score": TEXT,
+    "/score": TEXT,
+    "/pooling": TEXT,
+    "/classify": TEXT,
+}
+
+
+def router(_service: object) -> APIRouter:
+    routes = APIRouter()
+    for path, instead in ABSENT.items():
+        _refuse(routes, path, f"This server doesn't serve {path}. {instead}")
+    return routes
+
+
+def _refuse(routes: APIRouter, path: str, message: str) -> None:
+    @routes.post(path, include_in_schema=False)
+    async def refused() -> Response:
+        raise bad_request(message)
