@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import types
 import typing
@@ -30,7 +31,7 @@ _WORDS = {"half": "float16", "float": "float32"}
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
-_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)([kmgtKMGT]?)")
+_NUMBER = re.compile(r"(-?[0-9]{1,18}(?:\.[0-9]{1,9})?)([kmgtKMGT]?)")
 _POWERS = "kmgt"
 
 
@@ -91,7 +92,9 @@ def settled(name: str, value: Any, kind: Kind) -> Any:
         if value not in kind.choices:
             raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(kind.choices)}.")
         return value
-    if kind.base is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind.base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}; it must be a number.")
         return float(value)
     if not isinstance(value, kind.base) or (kind.base is int and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind.base.__name__}.")

@@ -7,6 +7,7 @@ Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -36,6 +37,9 @@ def serve(config: EngineConfig) -> int:
     service = Service(config)
     server = Server(service)
     server.run(sockets=[listener])
+    if config.uds:
+        with contextlib.suppress(OSError):
+            os.unlink(config.uds)
     return 1 if service.client.state == "failed" else 0
 
 

@@ -42,10 +42,32 @@ def test_whole_numbers(text, number):
     assert (config.kv_cache_memory_bytes, config.max_num_seqs) == (number, number)
 
 
-@pytest.mark.parametrize("text", ["", "k", "2kk", "2.5", "1.0001k", "2 k", "0x10", "1e3", "٣.٣"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "k",
+        "2kk",
+        "2.5",
+        "1.0001k",
+        "2 k",
+        "0x10",
+        "1e3",
+        "٣.٣",
+        "٣",
+        "9" * 5000,
+        "9" * 400 + "k",
+    ],
+)
 def test_no_whole_number(text):
     with pytest.raises(ConfigError, match=r"--max-num-seqs is .*must be a whole number"):
         parse("--max-num-seqs", text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "much"])
+def test_no_number(text):
+    with pytest.raises(ConfigError, match=r"--swap-space is .*must be a number"):
+        parse(f"--swap-space={text}")
 
 
 def test_auto_leaves_a_number_to_the_engine():
