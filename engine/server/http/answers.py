@@ -60,5 +60,16 @@ def prompt_logprobs_json(
     return answer
 
 
+class ChunkWriter:
+    """Writes chunks that begin alike: `head`, their first keys, is made JSON once."""
+
+    def __init__(self, head: dict[str, Any]):
+        self._head = msgspec.json.encode(head)[:-1] + b","
+
+    def chunk(self, rest: dict[str, Any]) -> bytes:
+        """Return `head` with the keys of `rest`, of which there is at least one."""
+        return self._head + msgspec.json.encode(rest)[1:]
+
+
 def json_response(body: Any) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")

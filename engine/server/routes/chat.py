@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -17,6 +16,7 @@ from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.replies import ChatCompletion
 from engine.server.http.answers import (
+    ChunkWriter,
     json_response,
     prompt_logprobs_json,
     token_name,
@@ -73,6 +73,7 @@ class ChatAnswer:
             "system_fingerprint": f"glasshouse-{__version__}",
         }
         self.token_name = token_name(body.return_tokens_as_token_ids)
+        self.writer = ChunkWriter(self.head)
         self.num_written = [0] * len(self.request.sequences)  # tokens, by choice
         self.started = [False] * len(self.request.sequences)
 
@@ -157,9 +158,9 @@ class ChatAnswer:
     def _chunk(
         self, choices: list[dict[str, Any]], extras: dict[str, Any], with_usage: bool = False
     ) -> bytes:
-        chunk: dict[str, Any] = {**self.head, "choices": choices, **extras}
+        chunk: dict[str, Any] = {"choices": choices, **extras}
         if with_usage:
             chunk["usage"] = usage_json(self.generation.usage)
         elif self.body.include_usage:
             chunk["usage"] = None
-        return msgspec.json.encode(chunk)
+        return self.writer.chunk(chunk)

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -15,6 +14,7 @@ from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
 from engine.server.answering.replies import Completion
 from engine.server.http.answers import (
+    ChunkWriter,
     json_response,
     prompt_logprobs_json,
     token_name,
@@ -153,6 +153,7 @@ class CompletionAnswer:
             "created": int(time.time()),
             "model": generation.service.config.model_name,
         }
+        self.writer = ChunkWriter(self.head)
         self.choices = {
             (place, sequence): Choice(self, place, sequence)
             for place in range(len(generation.requests))
@@ -183,12 +184,12 @@ class CompletionAnswer:
             yield [self._chunk([], with_usage=True)]
 
     def _chunk(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
-        chunk: dict[str, Any] = {**self.head, "choices": choices}
+        chunk: dict[str, Any] = {"choices": choices}
         if with_usage:
             chunk["usage"] = usage_json(self.generation.usage)
         elif self.body.include_usage:
             chunk["usage"] = None
-        return msgspec.json.encode(chunk)
+        return self.writer.chunk(chunk)
 
     def prompt_text(self, request: RequestText) -> str:
         """The prompt as it is echoed: as it was sent, unless it came as token ids or was
