@@ -54,7 +54,8 @@ did(f"9 log-likelihoods as hf's, with add_bos_token=True (furthest apart {furthe
 
 without = scores("local-completions", server)
 apart = max(abs(one - other) for one, other in zip(without, theirs, strict=True))
-print(f"without add_bos_token the furthest is {apart:.2f}")
+assert apart > 1, (without, theirs)
+did(f"without it they differ (furthest apart {apart:.2f})")
 
 found = lm_eval.simple_evaluate(
     model="local-completions", model_args=f"{server},add_bos_token=True", tasks=[words],
