@@ -77,7 +77,7 @@ bench-growth: $(VENV)/.test ## what a step costs as requests, context and the po
 gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
-clients: $(VENV)/.test ## other people's clients against a real server, each in .clients/NAME (2 GB); CLIENTS_ARGS=…
+clients: $(VENV)/.test ## other people's clients against a real server, each in .clients/NAME (9 GB); CLIENTS_ARGS=…
 	$(BIN)/python -m clients $(CLIENTS_ARGS)
 	$(BIN)/python -m docs.scripts.fill
 

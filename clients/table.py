@@ -17,10 +17,10 @@ def clients_table() -> str:
     for client in CLIENTS:
         result = results.get(client.name)
         if result is None:
-            lines.append(f"| `{client.shown}` | | not tried yet |")
+            lines.append(f"| {client.name}: `{client.shown}` | | not tried yet |")
             continue
         done = "; ".join(result["did"])
         problem = result["problem"].replace("|", "\\|")
         told = " – ".join(part for part in (done, f"**{problem}**" if problem else "") if part)
-        lines.append(f"| `{result['package']}` | {result['version']} | {told} |")
+        lines.append(f"| {client.name}: `{result['package']}` | {result['version']} | {told} |")
     return "\n".join(lines)

@@ -70,6 +70,7 @@ ACCEPTED = (
     Accepted("no-skip-tokenizer-init", SWITCH, "the tokenizer is always loaded"),
     Accepted("no-enable-expert-parallel", SWITCH, "all experts stand on one device"),
     Accepted("no-enable-sleep-mode", SWITCH, "the engine never sleeps"),
+    Accepted("enable-request-id-headers", SWITCH, "every answer carries X-Request-Id"),
     Accepted("enable-prompt-tokens-details", SWITCH, "usage always says how much was cached"),
     Accepted("enable-server-load-tracking", SWITCH, "/load always answers"),
     Accepted("disable-fastapi-docs", SWITCH, "/docs and /redoc are not served"),
