@@ -24,8 +24,9 @@ for backend, endpoint in (("openai", "/v1/completions"), ("openai-chat", "/v1/ch
         "--max-concurrency", "4",
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=300, env={**os.environ, "OPENAI_API_KEY": KEY},
+        [sys.executable, "-c", COMMAND, *words], text=True, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "OPENAI_API_KEY": KEY},
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0
