@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +43,6 @@ def run(client: Client, url: str) -> dict[str, Any]:
         "SERVER_TOKENIZER": str(ROOT / "pocket" / "model"),
         "HF_HUB_OFFLINE": "1",
     }
-    started = time.monotonic()
     try:
         done = subprocess.run(
             environments.command(client), env=variables, cwd=environments.folder(client),
@@ -62,7 +60,6 @@ def run(client: Client, url: str) -> dict[str, Any]:
         "version": environments.version(client),
         "did": DID.findall(output),
         "without_route": int(_num_without_route(url) - missing),
-        "seconds": round(time.monotonic() - started, 1),
         "problem": problem,
     }
 

@@ -131,7 +131,7 @@ class _Family:
 
 
 def _braces(labels: Sequence[tuple[str, str]]) -> str:
-    pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels)
+    pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in sorted(labels))
     return f"{{{pairs}}}" if pairs else ""
 
 
