@@ -51,7 +51,7 @@ class LocalEngine:
     ):
         if model is not None:
             options["model"] = model
-        self.config = EngineConfig(**options)
+        self.config = EngineConfig.from_options(options)
         self._make_scheduler = scheduler
         self._make_sample_step = sample_step
         self._bound: AbstractContextManager[None] = contextlib.nullcontext()

@@ -6,7 +6,9 @@ nobody keeps.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from engine.config.kinds import ConfigError
 
@@ -81,6 +83,29 @@ ACCEPTED = (
     Accepted("no-enable-log-requests", SWITCH, _LOG),
     Accepted("disable-log-stats", SWITCH, "figures are in /metrics and the record only"),
 )
+
+
+BY_NAME = {one.name: one for one in ACCEPTED}
+
+
+def passes(where: str, name: str, value: Any) -> bool:
+    """Whether `name` is such a flag, written as a key of a file or as a Python argument.
+
+    `where` names it in the error. Raises `ConfigError` for a value that asks for something else.
+    """
+    dashed = name.replace("_", "-")
+    one, negated = BY_NAME.get(dashed), BY_NAME.get(f"no-{dashed}")
+    told = one or negated
+    if told is None:
+        return False
+    if value is None or (value is False and negated is not None):
+        return True  # None stands for the default
+    if one is None or (one.is_switch and value is False):
+        raise ConfigError(f"{where} is {str(value).lower()}; {told.does}: leave it out.")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    one.check(where, value if isinstance(value, str) else json.dumps(value))
+    return True
 
 
 def accepted_table() -> str:

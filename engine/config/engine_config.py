@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import sources
+from engine.config.accepted import passes
 from engine.config.checks import check, settle_types
+from engine.config.kinds import ConfigError
 from engine.config.options import FIELDS, POCKET_MODEL, Options
 
 
@@ -35,6 +37,17 @@ class EngineConfig(Options):
             name: "***" if field.metadata["secret"] and getattr(self, name) else getattr(self, name)
             for name, field in FIELDS.items()
         }
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """Read Python arguments; those of vLLM that ask for what is done anyway pass. Raises
+        `ConfigError` for one that is no option.
+        """
+        own = {name: value for name, value in options.items() if name in FIELDS}
+        for name in options.keys() - own.keys():
+            if not passes(name, name, options[name]):
+                raise ConfigError(f"{name} is no option; `python -m engine.config` lists them.")
+        return cls(**own)
 
     @classmethod
     def from_args(

@@ -6,7 +6,6 @@ A flag wins over the file, the file over the environment, the environment over t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from engine.config.accepted import ACCEPTED
+from engine.config.accepted import ACCEPTED, BY_NAME, passes
 from engine.config.kinds import ConfigError, from_text
 from engine.config.options import FIELDS, KINDS, default_text, env_name, flag_of
 
 _POSITIONAL = "positional model"
 _FILE = "config"
-_ACCEPTED = {one.name: one for one in ACCEPTED}
 
 
 def values(
@@ -91,8 +89,8 @@ def _of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in FIELDS:
             is_text = not isinstance(value, bool)
             found[name] = from_text(flag_of(name), value, KINDS[name]) if is_text else value
-        elif name in _ACCEPTED:
-            _ACCEPTED[name].check(flag_of(name), value)
+        elif name in BY_NAME:
+            BY_NAME[name].check(flag_of(name), value)
     positional = given.get(_POSITIONAL)
     if positional is not None and found.setdefault("model", positional) != positional:
         raise ConfigError(
@@ -126,9 +124,7 @@ def _of_file(name: str) -> dict[str, Any]:
             if option in found:
                 raise ConfigError(f"{where} names {key} twice.")
             found[option] = _written(f"{where}: {key}", option, value)
-        elif key.replace("_", "-") in _ACCEPTED:
-            _check_accepted(f"{where}: {key}", key.replace("_", "-"), value)
-        else:
+        elif not passes(f"{where}: {key}", key, value):
             raise ConfigError(f"{where} has {key!r}, which is no option. --help lists them.")
     return found
 
@@ -143,14 +139,6 @@ def _written(where: str, option: str, value: Any) -> Any:
     if kind.base is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return [str(value)] if kind.many else str(value)  # a name that looks like a number
     return value
-
-
-def _check_accepted(where: str, name: str, value: Any) -> None:
-    one = _ACCEPTED[name]
-    if one.is_switch and value is False:
-        raise ConfigError(f"{where} is false; {one.does}: leave it out.")
-    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-    one.check(where, text)
 
 
 # --------------------------------------------------------------------------------- environment

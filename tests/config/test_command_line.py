@@ -117,6 +117,22 @@ def test_what_is_done_anyway_may_be_asked_for(one, tmp_path):
         parse("--config", str(file))
 
 
+def test_python_arguments_that_ask_for_what_is_done_anyway():
+    granted = {"pipeline_parallel_size": 1, "enable_chunked_prefill": True, "cpu_offload_gb": 0.0,
+               "trust_remote_code": False, "quantization": None, "tokenizer_mode": "auto",
+               "enable_lora": False, "task": "generate", "enable_log_requests": False}  # fmt: skip
+    assert EngineConfig.from_options({**granted, "max_num_seqs": 3}).max_num_seqs == 3
+    for name, value, says in (
+        ("pipeline_parallel_size", 2, "all layers stand on one device"),
+        ("trust_remote_code", True, "no code of a checkpoint"),
+        ("enable_chunked_prefill", False, "always computed in chunks"),
+        ("quantization", "awq", "not served yet"),
+        ("max_num_sequences", 3, "max_num_sequences is no option"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            EngineConfig.from_options({name: value})
+
+
 def test_a_file_stands_between_flags_and_environment(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text(
