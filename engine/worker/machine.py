@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +24,19 @@ class FreeMemory(NamedTuple):
     source: str
 
 
-def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> FreeMemory:
+def free_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = CGROUP,
+    status: Path = Path("/proc/self/status"),
+) -> FreeMemory:
     """Host memory that this process can still take: the kernel's estimate, or what the container's
-    limit leaves, whichever is less."""
-    available = _system_memory(meminfo)
+    limit or the process's own limits leave, whichever is least."""
+    found = [_system_memory(meminfo)]
     left = _cgroup_left(cgroup)
-    if left is not None and left < available.num_bytes:
-        return FreeMemory(left, "left below the container's memory limit")
-    return available
+    if left is not None:
+        found.append(FreeMemory(left, "left below the container's memory limit"))
+    found += _limits_left(status)
+    return min(found, key=lambda free: free.num_bytes)
 
 
 def usable_cores() -> list[set[int]]:
@@ -110,6 +116,22 @@ def _cgroup_left(cgroup: Path) -> int | None:
                 cached = int(value)
         return max(0, int(limit) - int(used) + cached)
     return None
+
+
+def _limits_left(status: Path) -> list[FreeMemory]:
+    """What `ulimit -d` and `ulimit -v` leave to this process; they count memory that is mapped,
+    written or not."""
+    used = dict(line.partition(":")[::2] for line in (_read(status) or "").splitlines())
+    found = []
+    for kind, key, flag in (
+        (resource.RLIMIT_DATA, "VmData", "-d"),
+        (resource.RLIMIT_AS, "VmSize", "-v"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY and key in used:
+            left = max(0, limit - int(used[key].split()[0]) * 1024)
+            found.append(FreeMemory(left, f"left below this process's limit (ulimit {flag})"))
+    return found
 
 
 def _read(path: Path) -> str | None:

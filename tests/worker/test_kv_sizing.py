@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
 from engine.config import ConfigError, EngineConfig
 from engine.worker import machine
 from engine.worker.memory.kv_sizing import GIB, KVMemory, KVSize, size_kv
+from engine.worker.platforms.cpu import RESERVE, memory_for_pages
 
 BLOCK_BYTES = 2**20
 
@@ -122,6 +124,33 @@ def test_the_older_kind_of_limit(meminfo, tmp_path):
     assert machine.free_memory(meminfo, tmp_path).num_bytes == 2 * GIB
     write(tmp_path, memory__memory_dot_limit_in_bytes=str(2**63 - 4096))
     assert machine.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
+
+
+def test_a_processs_own_limit_counts_what_is_mapped(meminfo, tmp_path, monkeypatch):
+    write(tmp_path, status="VmSize:\t  4194304 kB\nVmData:\t  1048576 kB")
+    limits = {resource.RLIMIT_DATA: 3 * GIB, resource.RLIMIT_AS: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
+    here = (meminfo, tmp_path / "none", tmp_path / "status")
+    assert machine.free_memory(*here) == (2 * GIB, "left below this process's limit (ulimit -d)")
+    limits[resource.RLIMIT_AS] = 5 * GIB
+    assert machine.free_memory(*here) == (GIB, "left below this process's limit (ulimit -v)")
+    limits[resource.RLIMIT_AS] = GIB
+    assert machine.free_memory(*here).num_bytes == 0
+    assert machine.free_memory(meminfo, tmp_path / "none", tmp_path / "no").num_bytes > 7 * GIB
+
+
+def test_a_small_machines_pool_leaves_room_for_all_else():
+    large = memory_for_pages(machine.FreeMemory(16 * GIB, "free"), 0.9)
+    assert (
+        large.num_bytes == int(16 * GIB * 0.9)
+        and large.why == "16.00 GiB free beside the weights × 0.90"
+    )
+    small = memory_for_pages(machine.FreeMemory(GIB // 2, "free"), 0.9)
+    assert small.num_bytes == GIB // 2 - RESERVE and "128.0 MiB left for all else" in small.why
+    tiny = memory_for_pages(machine.FreeMemory(GIB // 8, "free"), 0.9)
+    assert tiny.num_bytes == GIB // 16
+    modest = memory_for_pages(machine.FreeMemory(GIB // 2, "free"), 0.3)  # as the user says
+    assert modest.num_bytes == int(GIB // 2 * 0.3)
 
 
 def test_a_cpu_quota_caps_the_cores(tmp_path):

@@ -78,6 +78,14 @@ class Tape(TorchDispatchMode):
     Outputs are read through `Arena.window` after a play, until the next one.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping `__torch_dispatch__`.
+
+        The wrapper imports torch's compiler at the first recording: 150 MB and seconds for nothing.
+        """
+        return False
+
     def __init__(self, replay: Callable[[bytes], object], arena: Arena) -> None:
         """replay: `glasshouse_replay` of the library whose kernels are taped."""
         super().__init__()

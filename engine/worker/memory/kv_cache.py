@@ -10,6 +10,7 @@ swaps run beside other work (`swap_stream.py`): `settle` comes before pages are 
 from __future__ import annotations
 
 import math
+import mmap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -153,11 +154,16 @@ def _as_words(pages: torch.Tensor) -> torch.Tensor:
 
 
 def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros. On a CPU the kernel gives them page by page, as they are first written (calloc)."""
-    if device.type == "cpu" and 0 not in shape:
-        memory = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-        return torch.from_numpy(memory).view(dtype).view(shape)
-    return torch.zeros(shape, dtype=dtype, device=device)
+    """Zeros. On a CPU they cost memory page by page, as they are first written.
+
+    So they are mapped here: an allocator that keeps memory (`machine.keep_freed_memory`) has some
+    that was used, and writes the zeros itself.
+    """
+    if device.type != "cpu" or 0 in shape:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.from_numpy(np.frombuffer(memory, np.uint8)).view(dtype).view(shape)
 
 
 def _host_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

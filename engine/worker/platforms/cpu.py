@@ -19,6 +19,10 @@ from engine.worker.graphs.step_graphs import GraphShape
 from engine.worker.memory.kv_sizing import KVMemory, gib
 from engine.worker.platforms.platform import Trial
 
+RESERVE = 128 * 2**20
+"""Bytes that are left for what steps, answers and the record will yet take, where there are twice
+as many: pages cost memory when they are written, so a pool that is too large is found out late."""
+
 
 class CpuPlatform:
     """See `Platform`."""
@@ -43,9 +47,7 @@ class CpuPlatform:
     def kv_memory(
         self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
     ) -> KVMemory:
-        free = machine.free_memory()
-        why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
-        return KVMemory(int(free.num_bytes * share), why, free.num_bytes)
+        return memory_for_pages(machine.free_memory(), share)
 
     def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
         """On 8-bit pages torch attends, up to the longest context: such steps aren't taped."""
@@ -66,3 +68,14 @@ class CpuPlatform:
             native.replay,
             recorder,
         )
+
+
+def memory_for_pages(free: machine.FreeMemory, share: float) -> KVMemory:
+    """Say how much of what is free the pool may have: `share` of it, on a small machine less."""
+    num_bytes = int(free.num_bytes * share)
+    why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
+    beside = min(RESERVE, free.num_bytes // 2)
+    if num_bytes > free.num_bytes - beside:
+        num_bytes = free.num_bytes - beside
+        why += f", and at least {gib(beside)} left for all else"
+    return KVMemory(num_bytes, why, free.num_bytes)
