@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 
+import msgspec
 import pytest
 
+from engine.server.record.record_window import Fold
 from engine.trace.__main__ import main
-from engine.trace.events import EngineSnapshot
+from engine.trace.events import EngineKvSized, EngineSnapshot
 from engine.trace.files import read_jsonl, to_jsonl
-from tests.browser.room_page import ROOT, until
+from tests.browser.room_page import ROOT, caught_up, until
 
 CROWD = ROOT / "docs" / "records" / "crowd.jsonl"
 MIDDLE = 40  # the cut record below begins there
@@ -34,8 +37,6 @@ def rooms(tmp_path_factory):
     """One-file rooms: the whole record, one whose beginning is gone, one with a gap."""
     folder = tmp_path_factory.mktemp("rooms")
     events = list(read_jsonl(CROWD))
-    from engine.server.record.record_window import Fold
-
     place = next(i for i, e in enumerate(events) if e.step == MIDDLE and e.src == "core")
     fold = Fold()
     for event in events[:place]:
@@ -162,3 +163,56 @@ def test_the_keys_dialog_has_its_keys_for_itself(open_room, rooms):
     assert page.evaluate("room.selection.block") == 2, "it closed the dialog, and nothing else"
     page.keyboard.press("Escape")
     assert page.evaluate("room.selection.block") is None
+
+
+def test_a_server_that_was_started_again_shows_nothing_of_the_run_before(open_room, live):
+    """Steps and requests begin anew then: the stream's ids say that it is another run."""
+    fold, state = Fold(), Fold()
+    for event in read_jsonl(CROWD):
+        fold.see(event)
+        if isinstance(event, EngineKvSized):
+            state = fold.copy()  # another run, before its first step
+
+    def stream(run: str, of: Fold) -> str:
+        frame = {"position": 1, "skipped": 0, "snapshot": msgspec.to_builtins(of.snapshot())}
+        return f"event: snapshot\nid: {run}-1\ndata: {json.dumps(frame)}\n\n"
+
+    answers = [stream("aaaa", fold), stream("bbbb", state)]
+
+    def answer(route):
+        body = answers.pop(0) if answers else ": nothing\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page = open_room("room/icon.svg", server=live)  # of the same origin, so that it can be routed
+    page.route("**/trace/stream", answer)
+    page.goto(f"{live.url}/")
+    until(page, "room.record.lastStep > 100")
+    page.evaluate("room.select({ block: 3 })")
+    until(page, "room.record.lastStep === 0", timeout_s=20)
+    shown = settled(page)
+    assert "started again" in shown["notice"]
+    assert "Before the first step" in shown["step"] and "0 used" in shown["blocks"]
+    assert page.evaluate("room.record.steps.length") == 0
+    assert page.evaluate("room.selection.block") is None
+    page.errors[:] = [said for said in page.errors if "404" not in said]  # the icon's page has none
+
+
+def test_a_step_says_only_what_is_so_of_its_kernels(open_room, live):
+    plain = live.complete("without kernels", max_tokens=3)["id"]
+    live.wait_until_idle()
+    full = live.complete("with all of them", max_tokens=3, trace="full")["id"]
+    live.wait_until_idle()
+    page = open_room(server=live)
+    caught_up(page, live)
+    for name, every in ((plain, False), (full, True)):
+        steps = page.evaluate(
+            "(name) => [...room.ledger.steps.values()].filter((s) => s.plan?.rows?.some((r) => r[0]"
+            " === name)).map((s) => s.number)",
+            name,
+        )
+        assert len(steps) == 3
+        for step in steps:
+            page.evaluate(f"room.goToStep({step})")
+            said = settled(page)["step"]
+            assert ("kernel launch" in said) == every, said
+            assert ("none of its requests asked for" in said) == (not every), said

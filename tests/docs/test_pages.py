@@ -116,7 +116,9 @@ def test_the_button_has_every_parameter_right():
     assert values["regions"] in gpu.regions.split(", ")
     assert (ROOT / values["dockerfile"]).is_file()
     assert values["type"] == "git" and values["builder"] == "dockerfile"
-    assert values["repository"] == "ORG/REPO"
+    owner, name = values["repository"].split("/")  # ORG/REPO until `make deploy-links`
+    site = f"https://{owner if owner == 'ORG' else owner.lower()}.github.io/{name}/"
+    assert site in (ROOT / "README.md").read_text("utf-8")
     assert values["instances_min"] == "1" and values["instances_max"] == "1"
     port, protocol, route = values["ports"].split(";")
     assert (port, protocol, route) == ("8000", "http", "/")

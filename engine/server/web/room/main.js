@@ -78,7 +78,23 @@ class Room {
     this.touch();
   }
 
-  join({ snapshot, skipped, position }) {
+  /** Nothing is recorded: whatever was shown is gone. */
+  #begin() {
+    this.record = new Record();
+    this.ledger = new Ledger();
+    this.firstNs = 0;
+    this.selection = { request: null, block: null, token: null };
+    this.#tokens.clear();
+    for (const about of this.#notices.keys()) this.notice("", about);
+    this.follow();
+    this.redraw();
+  }
+
+  join({ snapshot, skipped, position, anew }) {
+    if (anew) {
+      this.#begin();
+      this.notice("The server was started again: this is its new record.");
+    }
     this.add([{ ...snapshot, skipped }], [], position);
     if (skipped) this.notice(`This page was too slow: ${plural(this.ledger.skipped, "event")} were not sent to it. It goes on from the present state.`);
   }
@@ -88,14 +104,7 @@ class Room {
     this.live?.stop();
     this.live = null; // another model's record may name other tokens
     document.body.classList.add("offline");
-    this.record = new Record();
-    this.ledger = new Ledger();
-    this.firstNs = 0;
-    this.selection = { request: null, block: null, token: null };
-    this.#tokens.clear();
-    this.follow();
-    this.redraw();
-    for (const about of this.#notices.keys()) this.notice("", about);
+    this.#begin();
     this.status("file", name);
     const { record } = this;
     const unreadable = await readRecord(text, (events) => this.add(events));

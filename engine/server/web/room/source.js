@@ -43,6 +43,7 @@ export async function* serverSentEvents(response) {
 /** Follows the server's stream until `stop()`. Calls back with frames, and with the connection's state. */
 export class LiveSource {
   #lastId = "";
+  #run = ""; // of the server: ids are RUN-POSITION
   #abort = new AbortController();
   #failures = 0;
 
@@ -95,7 +96,10 @@ export class LiveSource {
       const frame = JSON.parse(data);
       this.#failures = 0;
       this.#lastId = id;
-      if (event === "snapshot") this.onSnapshot(frame);
+      const run = id.slice(0, id.lastIndexOf("-"));
+      const anew = this.#run !== "" && run !== this.#run; // another run of the server: its steps begin again
+      this.#run = run;
+      if (event === "snapshot") this.onSnapshot({ ...frame, anew });
       else this.onEvents(frame);
       if (!said) this.onStatus("live", ""); // not before: until now it knew nothing of the engine
       said = true;

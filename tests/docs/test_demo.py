@@ -1,0 +1,43 @@
+"""`make demo`: it ends as it says, and explains the time of the first piece."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from docs.scripts.reader import Record
+from docs.scripts.server import ROOT, environment
+from engine.trace import events as ev
+from examples.demo import way_of_the_first_piece
+
+
+def test_the_parts_of_the_first_piece_add_up():
+    record = Record("tour")
+    request = record.id_of("again")
+    received = record.first(ev.RequestReceived, lambda e: e.request_id == request)
+    mine = record.events[record.events.index(received) :]
+    finished = next(e for e in mine if isinstance(e, ev.StepFinished))
+    asked, came = received.ts_ns - 100_000_000, finished.ts_ns + 50_000_000
+    said = way_of_the_first_piece(mine, asked, came)
+    parts = [int(ms) for ms in re.findall(r"(\d+) ms ", said)]
+    assert len(parts) == 4 and parts[0] == 100 and parts[3] >= 50
+    assert abs(sum(parts) - (came - asked) / 1e6) <= 2  # each is rounded
+    assert way_of_the_first_piece([], asked, came) == ""
+    assert way_of_the_first_piece([received], asked, came) == ""
+
+
+@pytest.mark.slow
+def test_it_ends_where_nobody_can_end_it():
+    """Without --once: there is no terminal, so nobody could press Ctrl-C."""
+    ended = subprocess.run(
+        [sys.executable, "examples/demo.py"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    assert "/health says: " in ended.stdout
+    assert re.search(r"Of the \d+ ms until the first piece: \d+ ms to connect", ended.stdout)
+    assert "exited with code 0" in ended.stdout
