@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from clients.catalogue import CLIENTS, Client
 from clients.environments import ROOT, NotInstalled
 from clients.table import RESULTS
 from docs.scripts.server import LocalServer
+from engine.trace.command import run_command
 
 KEY = "key-of-the-clients"
 MODEL = "pocket"
@@ -101,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

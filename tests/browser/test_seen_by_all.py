@@ -94,7 +94,9 @@ def test_a_room_of_the_site_opens_at_its_moment(open_room, site_file):
 @THEMES
 def test_the_page_is_for_everybody(open_room, live, axe, theme):
     """While something is selected, all panels are full, and a dialog was opened."""
-    answer = live.complete("What is a block table?", max_tokens=12, trace="full")
+    # hot, so that tokens are unexpected: the stronger their tint, the less the contrast
+    hot = {"temperature": 2.0, "seed": 3, "ignore_eos": True, "trace": "full"}
+    answer = live.complete("What is a block table?", max_tokens=40, **hot)
     live.wait_until_idle()
     page = open_room(f"?theme={theme}")
     caught_up(page, live)

@@ -41,7 +41,7 @@ export class Lens {
       }, visible(this.room.tokenText(event.token_id)));
       made.setAttribute("aria-pressed", String(active));
       // The less the model expected it, the stronger its tint.
-      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - likely) * 10) / 16));
+      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - likely) * 7) / 16));
       return made;
     }));
     if (!this.tokens.contains(document.activeElement)) this.tokens.scrollTop = this.tokens.scrollHeight;
