@@ -11,6 +11,14 @@ table.py         the options as a table for the docs (`python -m engine.config`)
 
 from engine.config.engine_config import EngineConfig
 from engine.config.kinds import ConfigError
-from engine.config.options import BUDGET, CUDA_BUDGET, LOOPBACK, POCKET_MODEL
+from engine.config.options import BUDGET, CUDA_BUDGET, LOOPBACK, POCKET_MODEL, cache_folder
 
-__all__ = ["BUDGET", "CUDA_BUDGET", "LOOPBACK", "POCKET_MODEL", "ConfigError", "EngineConfig"]
+__all__ = [
+    "BUDGET",
+    "CUDA_BUDGET",
+    "LOOPBACK",
+    "POCKET_MODEL",
+    "ConfigError",
+    "EngineConfig",
+    "cache_folder",
+]

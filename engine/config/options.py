@@ -9,6 +9,7 @@ environment variable (`MAX_NUM_SEQS=8`) and a row of the table in the docs. Flag
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -18,6 +19,12 @@ from engine.sampling_params import MAX_LOGPROBS
 
 POCKET_MODEL = str(Path(__file__).resolve().parents[2] / "pocket" / "model")
 """The embedded model: used when no model is named."""
+
+
+def cache_folder() -> Path:
+    """The folder of this user in which the engine keeps what it makes once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glasshouse"
+
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,7 +52,7 @@ class Options:
     # -- the model
     model: str = _option(
         POCKET_MODEL,
-        "local folder or Hugging Face id; default: the embedded pocket model",
+        "pocket, smollm2, a local folder or a Hugging Face id; default: pocket, the embedded one",
         env="MODEL_NAME",
     )
     served_model_name: list[str] = _option(

@@ -7,23 +7,18 @@ safetensors where there are any, else `.bin`.
 from __future__ import annotations
 
 import fnmatch
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants, errors
 
+from engine.models.download_watch import DownloadWatch, Progress
 from engine.models.errors import ModelError
-from engine.models.formats import refuse_by_names, refuse_other_formats
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what is going on: "download" or "load", bytes done, bytes in all)."""
+from engine.models.formats.recognise import refuse_by_names, refuse_other_formats
+from engine.models.named import local_folder
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """Config, tokenizer, chat template, and the indexes of sharded weights."""
-
-POLL_SECONDS = 0.5
 
 
 def find_model(
@@ -35,10 +30,11 @@ def find_model(
 ) -> Path:
     """The folder with the model's files, after a download where one is needed.
 
-    model: a local folder or a hub id. cache: the folder of downloads, in place of the hub's
-    own. Raises `ModelError` where there is no such model, where it
-    is gated or of another format, or where the hub can't be reached.
+    model: one of `named.NAMES`, a local folder or a hub id. cache: the folder of downloads, in
+    place of the hub's own. Raises `ModelError` where there is no such model, where it is gated or
+    of another format, or where the hub can't be reached.
     """
+    model = local_folder(model, progress)
     refuse_other_formats(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -90,7 +86,9 @@ def _download(
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     refuse_by_names(model, sizes)
     wanted = _wanted(sizes)
-    with _DownloadWatch(model, sum(sizes[name] for name in wanted), progress, cache):
+    name = f"models--{model.replace('/', '--')}"
+    blobs = Path(cache or constants.HF_HUB_CACHE) / name / "blobs"
+    with DownloadWatch(blobs, sum(sizes[name] for name in wanted), progress):
         folder = huggingface_hub.snapshot_download(
             model, revision=revision, token=token, allow_patterns=[*wanted], cache_dir=cache
         )
@@ -125,40 +123,3 @@ def _wanted(sizes: dict[str, int]) -> list[str]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
-class _DownloadWatch:
-    """Reports a download's progress by the size of the hub's cache folder, twice a second."""
-
-    def __init__(
-        self, model: str, total: int, progress: Progress | None, cache: str | None
-    ) -> None:
-        name = f"models--{model.replace('/', '--')}"
-        self._folder = Path(cache or constants.HF_HUB_CACHE) / name / "blobs"
-        self._total, self._progress = total, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="download-progress", daemon=True)
-
-    def __enter__(self) -> None:
-        if self._progress is not None:
-            self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._progress is not None:
-            self._thread.join()
-            self._report()
-
-    def _watch(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            self._report()
-
-    def _report(self) -> None:
-        size = 0
-        for path in self._folder.glob("*"):
-            try:
-                size += path.stat().st_size
-            except FileNotFoundError:  # a finished part was renamed meanwhile
-                continue
-        if self._progress is not None:
-            self._progress("download", min(size, self._total), self._total)

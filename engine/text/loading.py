@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config import EngineConfig
+from engine.models.named import local_folder
 from engine.text.generation_config import GenerationDefaults, read_defaults
 from engine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -13,14 +14,15 @@ def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     A text ends where either of them says: chat models list the end of a turn beside the
     tokenizer's own end of sequence. Raises `TextError`, and `ModelError` for another format.
     """
+    model = local_folder(config.model)
     tokenizer = load_tokenizer(
-        config.tokenizer or config.model,
+        config.tokenizer or model,
         None if config.tokenizer else config.revision,  # a revision of the model's repository
         config.hf_token,
         config.download_dir,
     )
     defaults = read_defaults(
-        config.model,
+        model,
         config.revision,
         config.hf_token,
         config.generation_config,

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from engine.models.formats import refuse_other_formats
+from engine.models.formats.recognise import refuse_other_formats
 from engine.text.errors import TextError
 from engine.text.lanes import LONG_TEXT
 from engine.text.pieces import token_bytes_of

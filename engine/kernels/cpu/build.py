@@ -20,6 +20,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from engine.config import cache_folder
+
 SOURCES = (
     "linear.cpp",
     "linear_panels.cpp",
@@ -122,8 +124,7 @@ def _path(variant: str) -> Path:
     for name in HEADERS + SOURCES:
         digest.update((FOLDER / name).read_bytes())
     digest.update(repr((_flags(variant), _compiler(), platform.machine())).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "glasshouse" / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
+    return cache_folder() / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
 
 
 def _is_whole(path: Path) -> bool:

@@ -39,6 +39,13 @@ Load = Callable[[EngineConfig, Recorder, Progress], Any]
 may be bound to some."""
 
 
+DOING = {
+    "download": "downloading",
+    "convert": "converting",
+    "load": "loading the weights of",
+}
+
+
 class Ends(NamedTuple):
     """The engine process's ends of the two channels."""
 
@@ -50,9 +57,8 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     """The real executor."""
 
     def bytes_done(what: str, done: int, total: int) -> None:
-        doing = "downloading" if what == "download" else "loading the weights of"
         share = done / total if total else 1.0
-        progress(f"{doing} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
+        progress(f"{DOING[what]} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
     # Before torch is imported, which takes seconds: a model that isn't there is said at once.
     find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)

@@ -1,0 +1,1 @@
+"""Formats of weight files that aren't transformers' own: recognised, read, converted."""

