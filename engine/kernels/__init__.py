@@ -32,6 +32,7 @@ class Kernels:
     angles: types.Angles
     pack_weight: types.PackWeight
     linear: types.Linear
+    logits: types.Logits
     rms_norm: types.RMSNorm
     add_rms_norm: types.AddRMSNorm
     layer_norm: types.LayerNorm
@@ -65,6 +66,7 @@ TORCH = Kernels(
     angles=torch_ops.angles,
     pack_weight=torch_ops.pack_weight,
     linear=torch_ops.linear,
+    logits=torch_ops.logits,
     rms_norm=torch_ops.rms_norm,
     add_rms_norm=torch_ops.add_rms_norm,
     layer_norm=torch_ops.layer_norm,
@@ -91,6 +93,7 @@ def _on_cpu() -> Kernels:
         angles=ops.angles,
         pack_weight=ops.pack_weight,
         linear=ops.linear,
+        logits=ops.logits,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         layer_norm=ops.layer_norm,

@@ -61,6 +61,10 @@ class Linear(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
+class Logits(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor: ...
+
+
 class RMSNorm(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
@@ -138,6 +142,7 @@ class Replacements(TypedDict, total=False):
     angles: Angles
     pack_weight: PackWeight
     linear: Linear
+    logits: Logits
     rms_norm: RMSNorm
     add_rms_norm: AddRMSNorm
     layer_norm: LayerNorm

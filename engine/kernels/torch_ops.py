@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 from engine.tokens import NO_TOKEN
 
+VOCABULARY_PART = 8192
+"""Rows of a head that are widened to fp32 at once, where it must be: a few MB."""
+
 
 def embed(
     ids: torch.Tensor,
@@ -46,6 +49,20 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
     return F.linear(x, weight, bias)
+
+
+def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x: [rows, K], weight: [vocabulary, K] → x Wᵀ: [rows, vocabulary] in fp32 (of fp64: fp64).
+
+    The products of 16-bit numbers are added in fp32 and stay there. Rounded to bf16 their grid is
+    0.125 between 16 and 32, where the greatest logits lie: the first two would often be equal.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        return F.linear(x, weight)
+    if x.is_cuda:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    x = x.float()  # torch's product of these on a CPU rounds what it returns
+    return torch.cat([F.linear(x, part.float()) for part in weight.split(VOCABULARY_PART)], dim=1)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

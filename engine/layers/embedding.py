@@ -44,7 +44,8 @@ class LogitsHead(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return kernels_for(hidden.device).linear(hidden, self.weight, None)
+        """hidden: [n, width] → [n, vocabulary] in fp32, whatever the weights are in."""
+        return kernels_for(hidden.device).logits(hidden, self.weight)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         if self.tied_to is None:

@@ -33,5 +33,5 @@ class CausalLM(Protocol):
         ...
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width] → [n, vocabulary], in the model's dtype."""
+        """hidden: [n, width] → [n, vocabulary], in fp32."""
         ...

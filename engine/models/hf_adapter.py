@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import ModelOutput
 
+from engine.kernels import kernels_for
 from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.attention import Attention
 from engine.models import hf_check
@@ -56,6 +57,7 @@ class TransformersModel(nn.Module):
         self.inner = _make(config, dtype) if dummy else _load(folder, config, dtype)
         self.inner.eval().requires_grad_(False)
         nn.Module.to(self.inner, device)
+        _widen_head(self.inner)
         self._step = _Step()
         for module in self.inner.modules():  # how `_attend` finds the step from a module
             module.__dict__["paged_step"] = self._step
@@ -97,7 +99,7 @@ class TransformersModel(nn.Module):
         return output.last_hidden_state[0]
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width] → [n, vocabulary].
+        """hidden: [n, width] → [n, vocabulary], in fp32.
 
         Models scale and cap their logits in ways of their own, all in the forward of the whole
         model: it runs here, with a decoder that only returns the hidden states that we have.
@@ -105,7 +107,7 @@ class TransformersModel(nn.Module):
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         self._step.hidden = hidden[None]
         try:
-            return self.inner(input_ids=ids, use_cache=False).logits[0]
+            return self.inner(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             self._step.hidden = None
 
@@ -237,6 +239,26 @@ def _load(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrai
                 f" {', '.join(names[:3])}{more}."
             )
     return model
+
+
+def _widen_head(inner: PreTrainedModel) -> None:
+    """Have the model's head give fp32 (`torch_ops.logits`), where it is a plain linear layer."""
+    head: Any = inner.get_output_embeddings()
+    if not _is_plain_linear(head):
+        return
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits = kernels_for(hidden.device).logits(rows, head.weight)
+        if head.bias is not None:
+            logits += head.bias
+        return logits.view(*hidden.shape[:-1], -1)
+
+    head.forward = forward  # on this instance alone
+
+
+def _is_plain_linear(module: object) -> bool:
+    return type(module) is nn.Linear
 
 
 def _replaceable_decoder(inner: PreTrainedModel, step: _Step) -> nn.Module:

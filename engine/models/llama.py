@@ -86,7 +86,7 @@ class LlamaModel(nn.Module):
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, hidden] → [n, vocabulary], in the model's dtype."""
+        """hidden: [n, hidden] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -96,7 +96,7 @@ class OPTModel(nn.Module):
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width of forward's result] → [n, vocabulary], in the model's dtype."""
+        """hidden: [n, width of forward's result] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:

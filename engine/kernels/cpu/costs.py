@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 FEW_ROWS = 64  # with matrix tiles; benchmarks/results/NOTES.md
 
 
-def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, variant: str) -> Cost:
+def linear_cost(
+    _: None, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, variant: str
+) -> Cost:
     rows = len(x)
     what = (
         "reading the weights once is the whole cost"
@@ -25,8 +27,8 @@ def linear_cost(_: None, x: torch.Tensor, weight: torch.Tensor, outputs: int, va
         else "multiplying takes longer than reading the weights"
     )
     return Cost(
-        [outputs],
-        weight.nbytes + x.nbytes + rows * outputs * x.element_size(),
+        [y.shape[1]],
+        weight.nbytes + x.nbytes + y.nbytes,
         2 * rows * weight.numel(),
         str(weight.dtype).removeprefix("torch."),
         f"{rows} rows: {what}; variant {variant}",

@@ -17,9 +17,9 @@
 
 struct LinearArgs {
     const void *x, *w, *bias;  // [m, k], [n, k], [n] or null; bias has the type of w
-    void* y;                   // [m, n], of x's type
+    void* y;                   // [m, n]
     int64_t m, n, k, x_stride, y_stride;  // strides of rows, in elements
-    int64_t x_type, w_type;
+    int64_t x_type, w_type, y_type;       // y: of x's type, or fp32
 };
 
 // One step of many dot products: how a vector of each operand is loaded, and acc += x * w.
@@ -48,8 +48,8 @@ struct Dot<bf16, bf16> {
 #endif
 
 // M rows of x times R rows of W.
-template <int M, int R, class X, class W>
-static INLINE void tile(const X* x, const W* w, const W* bias, X* y, const LinearArgs& a) {
+template <int M, int R, class X, class W, class Y>
+static INLINE void tile(const X* x, const W* w, const W* bias, Y* y, const LinearArgs& a) {
     typedef Dot<X, W> D;
     constexpr int GROUPS = (M * R + VEC - 1) / VEC;  // accumulators are added up VEC at a time
     vec acc[GROUPS * VEC] = {};
@@ -77,8 +77,8 @@ static INLINE void tile(const X* x, const W* w, const W* bias, X* y, const Linea
 }
 
 // Rows [first, last) of W with M rows of x, R at a time.
-template <int M, class X, class W>
-static void rows(const X* x, X* y, int64_t first, int64_t last, const LinearArgs& a) {
+template <int M, class X, class W, class Y>
+static void rows(const X* x, Y* y, int64_t first, int64_t last, const LinearArgs& a) {
     constexpr int R = M == 1 ? VEC : M * 8 <= REGISTERS * 3 / 4 ? 8 : REGISTERS * 3 / 4 / M;
     const W *w = (const W*)a.w, *bias = (const W*)a.bias;
     int64_t n = first;
@@ -86,7 +86,7 @@ static void rows(const X* x, X* y, int64_t first, int64_t last, const LinearArgs
     for (; n < last; n++) tile<M, 1>(x, w + n * a.k, bias ? bias + n : nullptr, y + n, a);
 }
 
-template <class X, class W>
+template <class X, class W, class Y>
 static void linear(const LinearArgs& a) {
     // A thread takes a block of W, and the next when it is done, so that one which is interrupted doesn't hold the others
     // up. A few blocks for each thread are enough: at the start of a block the memory isn't asked ahead yet. But where
@@ -100,18 +100,18 @@ static void linear(const LinearArgs& a) {
         int64_t first = b * block, last = first + block < a.n ? first + block : a.n;
         for (int64_t m = 0; m < a.m; m += GROUP) {
             const X* x = (const X*)a.x + m * a.x_stride;
-            X* y = (X*)a.y + m * a.y_stride;
+            Y* y = (Y*)a.y + m * a.y_stride;
             switch (a.m - m) {
-                case 1: rows<1, X, W>(x, y, first, last, a); break;
-                case 2: rows<2, X, W>(x, y, first, last, a); break;
-                case 3: rows<3, X, W>(x, y, first, last, a); break;
+                case 1: rows<1, X, W, Y>(x, y, first, last, a); break;
+                case 2: rows<2, X, W, Y>(x, y, first, last, a); break;
+                case 3: rows<3, X, W, Y>(x, y, first, last, a); break;
 #if defined(__AVX512F__)
-                case 4: rows<4, X, W>(x, y, first, last, a); break;
-                case 5: rows<5, X, W>(x, y, first, last, a); break;
-                case 6: rows<6, X, W>(x, y, first, last, a); break;
-                case 7: rows<7, X, W>(x, y, first, last, a); break;
+                case 4: rows<4, X, W, Y>(x, y, first, last, a); break;
+                case 5: rows<5, X, W, Y>(x, y, first, last, a); break;
+                case 6: rows<6, X, W, Y>(x, y, first, last, a); break;
+                case 7: rows<7, X, W, Y>(x, y, first, last, a); break;
 #endif
-                default: rows<int(GROUP), X, W>(x, y, first, last, a);
+                default: rows<int(GROUP), X, W, Y>(x, y, first, last, a);
             }
         }
     }
@@ -119,10 +119,10 @@ static void linear(const LinearArgs& a) {
 
 EXPORT void glasshouse_linear(const LinearArgs* a) {
     if (a->x_type == BF16) {
-        linear<bf16, bf16>(*a);
+        WITH_TYPE(a->y_type, Y, linear<bf16, bf16, Y>(*a));
     } else if (a->w_type == BF16) {
-        linear<float, bf16>(*a);
+        linear<float, bf16, float>(*a);
     } else {
-        linear<float, float>(*a);
+        linear<float, float, float>(*a);
     }
 }

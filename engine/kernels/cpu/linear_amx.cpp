@@ -26,9 +26,9 @@ constexpr int64_t SLAB = 8, SLABBED = 4;          // steps that stay in the firs
 
 struct AmxLinearArgs {
     const bf16 *x, *w, *bias;  // [m, k], packed, [n] or null; k and n multiples of 32
-    bf16* y;                   // [m, n]
+    void* y;                   // [m, n]
     int64_t m, n, k, x_stride, y_stride;
-    int64_t x_type, w_type;  // both BF16
+    int64_t x_type, w_type, y_type;  // x and W in bf16; y too, or in fp32
 };
 
 // Linux keeps the tiles' 8 KiB of registers from a process until it asks for them. 0 if it gives them.
@@ -52,13 +52,19 @@ static INLINE __m512 widened(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
+static INLINE void store_pair(bf16* y, __m512 a, __m512 b) { _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
+static INLINE void store_pair(float* y, __m512 a, __m512 b) {
+    _mm512_storeu_ps(y, a);
+    _mm512_storeu_ps(y + TILE, b);
+}
 // Two tiles of sums, side by side, with their bias to y.
-static INLINE void put(const float* sums, const bf16* bias, bf16* y, int64_t rows, int64_t stride) {
+template <class Y>
+static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, int64_t stride) {
     const __m512 low = bias ? widened(bias) : _mm512_setzero_ps(), high = bias ? widened(bias + TILE) : _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; i++) {
         __m512 a = _mm512_add_ps(_mm512_load_ps(sums + i * TILE), low);
         __m512 b = _mm512_add_ps(_mm512_load_ps(sums + (TILE + i) * TILE), high);
-        _mm512_storeu_si512(y + i * stride, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        store_pair(y + i * stride, a, b);
     }
 }
 
@@ -105,8 +111,10 @@ static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
     if (!p.last) return;
     const bf16* bias = a.bias ? a.bias + p.column : nullptr;
     const int64_t rows = a.m < TILE ? a.m : TILE;
-    for (int t = 0; t < TILES; t++)
-        put(here + 2 * t * SUMS, bias, a.y + p.rows[t] * a.y_stride + p.column, rows, a.y_stride);
+    for (int t = 0; t < TILES; t++) {
+        const int64_t at = p.rows[t] * a.y_stride + p.column;
+        WITH_TYPE(a.y_type, Y, put(here + 2 * t * SUMS, bias, (Y*)a.y + at, rows, a.y_stride));
+    }
 }
 
 // The rows of tile t. The last tile of x overlaps the one before it where m is no multiple of 16: what they share is computed

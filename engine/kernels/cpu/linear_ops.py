@@ -7,7 +7,6 @@ A weight keeps its layout in its number of dimensions, so that nothing else has 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from enum import IntEnum
 from struct import Struct
 
@@ -18,7 +17,7 @@ from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import linear_cost
 from engine.kernels.launch import launch
 
-_LINEAR = Struct("11q").pack  # fields of the C++ argument structs, pointers or integers
+_LINEAR = Struct("12q").pack  # fields of the C++ argument structs, pointers or integers
 
 LINEAR_ROWS = {
     ("amx", torch.bfloat16): 8,
@@ -111,41 +110,58 @@ class LinearOps:
 
         For few rows the time is that of reading the weights once.
         """
-        layout = Layout.of(weight)
-        if layout is Layout.PANELS:
-            outputs = len(weight) * self.panel
-            return self._product("linear_panels", self._linear_panels, x, weight, bias, outputs)
-        if layout is Layout.TILES:
-            outputs = len(weight) * BLOCK
-            return self._product("linear_amx", self._linear_amx, x, weight, bias, outputs)
-        x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
-        if (
-            x_type is None
-            or w_type is None
-            or x_type > w_type  # bf16 rows with fp32 weights: nobody has them
-            or not (x.is_contiguous() and weight.is_contiguous())
-            or len(x) > self.max_linear_rows[weight.dtype]
+        if Layout.of(weight) is Layout.PLAIN and (
+            not self._takes(x, weight) or len(x) > self.max_linear_rows[weight.dtype]
         ):
             return torch_ops.linear(x, weight, bias)
-        return self.skinny_linear(x, weight, bias)
+        return self.product(x, weight, bias)
 
-    def skinny_linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`linear` by the kernel, whatever the number of rows. Contiguous x and weight."""
-        return self._product("linear", self._linear, x, weight, bias, len(weight))
+    def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As `torch_ops.logits`; weight: as for `linear`.
 
-    def _product(
+        Of weights in bf16 every row is ours: torch would round its sums, and a row's are to be the
+        same in whatever company.
+        """
+        if weight.dtype is torch.float32:
+            return self.linear(x, weight, None)
+        if Layout.of(weight) is Layout.PLAIN and not self._takes(x, weight):
+            return torch_ops.logits(x, weight)
+        return self.product(x, weight, None, torch.float32)
+
+    @staticmethod
+    def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether the kernel for plain weights takes these tensors."""
+        x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
+        return (
+            x_type is not None
+            and w_type is not None
+            and x_type <= w_type  # bf16 rows with fp32 weights: nobody has them
+            and x.is_contiguous()
+            and weight.is_contiguous()
+        )
+
+    def product(
         self,
-        name: str,
-        run: Callable[[bytes], int],
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        outputs: int,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
+        """x Wᵀ + b by the kernel for the weight's layout, whatever the number of rows.
+
+        dtype: of the result, fp32 or (None) that of x. Contiguous x and weight.
+        """
+        layout = Layout.of(weight)
+        if layout is Layout.PANELS:
+            outputs = len(weight) * self.panel
+            run, name = self._linear_panels, "linear_panels"
+        elif layout is Layout.TILES:
+            outputs = len(weight) * BLOCK
+            run, name = self._linear_amx, "linear_amx"
+        else:
+            outputs, run, name = len(weight), self._linear, "linear"
         rows, inputs = x.shape
-        y = torch.empty((rows, outputs), dtype=x.dtype)
+        y = torch.empty((rows, outputs), dtype=dtype or x.dtype)
         packed = _LINEAR(
             x.data_ptr(),
             weight.data_ptr(),
@@ -158,6 +174,7 @@ class LinearOps:
             outputs,
             TYPES[x.dtype],
             TYPES[weight.dtype],
+            TYPES[y.dtype],
         )
-        launch(name, "native", run, (packed,), linear_cost, x, weight, outputs, self.variant)
+        launch(name, "native", run, (packed,), linear_cost, x, weight, y, self.variant)
         return y

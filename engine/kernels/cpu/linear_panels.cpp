@@ -27,9 +27,9 @@
 
 struct PanelArgs {
     const void *x, *w, *bias;  // [m, k], packed, [n] or null; bias has the type of w
-    void* y;                   // [m, n], of x's type
+    void* y;                   // [m, n]
     int64_t m, n, k, x_stride, y_stride;  // n a multiple of PANEL, k of STEP; strides of rows, in elements
-    int64_t x_type, w_type;
+    int64_t x_type, w_type, y_type;  // y: of x's type, or fp32
 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
@@ -158,7 +158,7 @@ static const T* as_numbers(const T* x, int64_t, int64_t&, const PanelArgs&, cons
     return memory.data();
 }
 
-template <class X, class W>
+template <class X, class W, class Y>
 static void linear(const PanelArgs& a) {
     typedef Product<X, W> D;
     typedef typename D::number number;
@@ -171,16 +171,16 @@ static void linear(const PanelArgs& a) {
         const number* x = as_numbers((const X*)a.x + from * stride, rows, stride, a, (const number*)nullptr);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t first = 0; first < count; first += run)
-            panels<D, W>(x, stride, (X*)a.y + from * a.y_stride, rows, first, first + run < count ? first + run : count, a);
+            panels<D, W>(x, stride, (Y*)a.y + from * a.y_stride, rows, first, first + run < count ? first + run : count, a);
     }
 }
 
 EXPORT void glasshouse_linear_panels(const PanelArgs* a) {
     if (a->x_type == BF16) {
-        linear<bf16, bf16>(*a);
+        WITH_TYPE(a->y_type, Y, linear<bf16, bf16, Y>(*a));
     } else if (a->w_type == BF16) {
-        linear<float, bf16>(*a);
+        linear<float, bf16, float>(*a);
     } else {
-        linear<float, float>(*a);
+        linear<float, float, float>(*a);
     }
 }

@@ -43,6 +43,7 @@ def operations() -> Replacements | None:
         "embed": embed.embed,
         "angles": angles.angles,
         "linear": linear.linear,
+        "logits": linear.logits,
         "rms_norm": norm.rms_norm,
         "add_rms_norm": norm.add_rms_norm,
         "layer_norm": norm.layer_norm,

@@ -57,6 +57,8 @@ def variants() -> Iterator[Variant]:
             for rows in (1, 4) if shape != SHAPES[2] else (1, 2, 4):
                 for form in FORMS:
                     yield _skinny(dtype, rows, *shape, form, FORMS[form])
+                if dtype != "fp32":
+                    yield _skinny(dtype, rows, *shape, "logits", skinny.Form(), "fp32")
     for vocab in (256, 128256):
         yield _draw("draw weights", draw.weights_kernel, vocab, draw.NUM_WARPS)
         yield _draw("draw", draw.draw_kernel, vocab, draw.NUM_WARPS)
@@ -170,8 +172,15 @@ def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
 
 
 def _skinny(
-    dtype: str, rows: int, inputs: int, lines: int, name: str, form: skinny.Form
+    dtype: str,
+    rows: int,
+    inputs: int,
+    lines: int,
+    name: str,
+    form: skinny.Form,
+    out: str | None = None,
 ) -> Variant:
+    """out: dtype of the result; None: that of the others."""
     constants = skinny.constants(rows, lines, inputs, form)
     pointers = ["x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr"]
     return Variant(
@@ -179,6 +188,7 @@ def _skinny(
         kernel=skinny.skinny_kernel,
         types={
             **dict.fromkeys(pointers, f"*{dtype}"),
+            "out_ptr": f"*{out or dtype}",
             **dict.fromkeys(("rows", "N"), "i32"),
             "eps": "fp32",
         },

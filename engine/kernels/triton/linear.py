@@ -20,6 +20,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     return launch("linear", "torch", torch_ops.linear, (x, weight, bias), _cost, x, weight)
 
 
+def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As `torch_ops.logits`."""
+    if _is_skinny(x, weight):
+        return skinny("linear", x, weight, dtype=torch.float32)
+    return launch("linear", "torch", torch_ops.logits, (x, weight), _cost, x, weight)
+
+
 def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """As `few_rows.linear_relu`."""
     if _is_skinny(x, weight, bias):

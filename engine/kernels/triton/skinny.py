@@ -36,7 +36,7 @@ def skinny_kernel(
     bias_ptr,  # [N] or [2 * N]; read when BIAS
     norm_ptr,  # [K]; read when NORM
     residual_ptr,  # [rows, N]; read when ADD
-    out_ptr,  # [rows, N]
+    out_ptr,  # [rows, N], of the dtype of the others, or fp32
     rows,
     N,
     eps,
@@ -190,12 +190,14 @@ def skinny(
     residual: torch.Tensor | None = None,
     relu: bool = False,
     gated: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """One launch for 1 to `MAX_ROWS` rows; all tensors contiguous and of one dtype. name: in the
-    record. Shapes stand at the kernel → [rows, N]."""
+    record. dtype: of the result, None: that of the others. Shapes stand at the kernel → [rows, N].
+    """
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gated else len(weight)
-    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    out = torch.empty((rows, outputs), dtype=dtype or x.dtype, device=x.device)
     form = Form(norm is not None, bias is not None, relu, gated, residual is not None)
     cut = constants(rows, len(weight), inputs, form)
     grid = (triton.cdiv(len(weight), cut["BLOCK_N"]),)

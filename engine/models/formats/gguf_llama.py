@@ -110,21 +110,22 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
     if architecture != "llama" or metadata.get("general.type", "model") != "model":
         raise ModelError(f"the GGUF file holds {architecture!r}; converted are Llama models.")
 
-    def number(key: str, kind: type = int) -> Any:
-        value = metadata.get(f"llama.{key}")
-        if not isinstance(value, (kind, int)) or isinstance(value, bool) or value <= 0:
+    def number(key: str, kind: type = int, default: float | None = None) -> Any:
+        value: Any = metadata.get(f"llama.{key}", default)
+        if type(value) not in (kind, int) or not 0 < value < math.inf:
             raise ModelError(f"the GGUF file's llama.{key} is {value!r}; a number above 0 is due.")
         return value
 
-    def short(value: float) -> float:
+    def short(key: str, default: float | None = None) -> float:
         """The decimal that was meant by a number of 32 bits."""
-        return float(str(np.float32(value)))
+        return float(str(np.float32(number(key, float, default))))
 
     for key in metadata:
         if key.startswith("llama.rope.scaling.") and metadata[key] not in ("none", "default"):
             raise ModelError(f"the GGUF file's {key} is {metadata[key]!r}; unscaled is converted.")
     heads, hidden = number("attention.head_count"), number("embedding_length")
-    head_dim = metadata.get("llama.attention.key_length") or hidden // heads
+    head_dim = number("attention.key_length", default=hidden // heads)
+    tokens = metadata.get("tokenizer.ggml.tokens")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -137,12 +138,12 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
         "num_key_value_heads": number("attention.head_count_kv"),
         "head_dim": head_dim,
         "max_position_embeddings": number("context_length"),
-        "rms_norm_eps": short(number("attention.layer_norm_rms_epsilon", float)),
-        "rope_theta": short(metadata.get("llama.rope.freq_base", 10000.0)),
-        "vocab_size": len(metadata.get("tokenizer.ggml.tokens") or ()),
+        "rms_norm_eps": short("attention.layer_norm_rms_epsilon"),
+        "rope_theta": short("rope.freq_base", 10000.0),
+        "vocab_size": len(tokens) if isinstance(tokens, list) else 0,
         "tie_word_embeddings": tied,
     }
-    if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+    if number("rope.dimension_count", default=head_dim) != head_dim or head_dim % 2:
         raise ModelError("the GGUF file turns only part of a head; whole heads are converted.")
     for name, key in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         token = metadata.get(f"tokenizer.ggml.{key}_token_id")

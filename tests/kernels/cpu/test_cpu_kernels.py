@@ -77,7 +77,7 @@ def test_linear(ops, seed, rows, outputs, inputs, with_bias, types):
     expected = torch_ops.linear(
         x.double(), weight.double(), None if bias is None else bias.double()
     )
-    found = ops.skinny_linear(x, weight, bias)
+    found = ops.product(x, weight, bias)
     assert found.dtype is x_type
     assert_near(found, expected, TOLERANCE[x_type])
 
@@ -104,6 +104,48 @@ def test_linear_with_a_packed_weight(ops, seed, rows, blocks, steps, odd, with_b
     )
     packed = packed_weight(ops, weight)
     assert_near(ops.linear(x, packed, bias), expected, TOLERANCE[x_type])
+
+
+@some
+@given(
+    seeds, st.integers(0, 40), st.integers(1, 5), st.integers(1, 300), st.booleans(),
+    st.sampled_from([(x, w) for x in DTYPES for w in DTYPES if (x, w) != DTYPES[::-1]]),
+)  # fmt: skip
+def test_logits_are_in_fp32_of_any_layout(ops, seed, rows, blocks, inputs, even, types):
+    """Not rounded to the weights' dtype: 1e-5, which is 300 times finer than bf16."""
+    x_type, w_type = types
+    outputs, inputs = (32 * blocks, 32 * (inputs // 32 + 1)) if even else (blocks, inputs)
+    x = numbers(seed, rows, inputs, dtype=x_type)
+    weight = numbers(seed + 1, outputs, inputs, dtype=w_type)
+    expected = x.double() @ weight.double().T
+    layouts = [weight]
+    if ops.layout is Layout.PLAIN or x_type is w_type:  # as models have them
+        layouts.append(ops.pack_weight(weight))
+    for laid_out in layouts:
+        found = ops.logits(x, laid_out)
+        assert found.dtype is torch.float32
+        assert_near(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("company", [1, 2, 5, 8, 9, 16, 17, 64])
+def test_a_row_of_logits_is_the_same_in_any_company(ops, company, dtype):
+    """In fp32 torch multiplies many plain rows; in bf16 every row is ours."""
+    x, weight = numbers(1, 64, 96, dtype=dtype), numbers(2, 640, 96, dtype=dtype)
+    weight = ops.pack_weight(weight)
+    if dtype is torch.float32 and company > ops.max_linear_rows[dtype] and weight.dim() == 2:
+        pytest.skip("torch's product")
+    alone = torch.cat([ops.logits(row, weight) for row in x.split(1)])
+    assert torch.equal(ops.logits(x[:company], weight), alone[:company])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_reference_of_logits_rounds_nothing(dtype, monkeypatch):
+    monkeypatch.setattr(torch_ops, "VOCABULARY_PART", 7)
+    x, weight = numbers(1, 5, 96, dtype=dtype), numbers(2, 40, 96, dtype=dtype)
+    found = torch_ops.logits(x, weight)
+    assert found.dtype is torch.float32
+    assert_near(found, x.double() @ weight.double().T, 1e-6)
 
 
 def packed_weight(ops, weight):
@@ -155,7 +197,7 @@ def test_a_packed_table_is_embedded_as_the_plain_one(ops, dtype):
 
 def test_linear_of_a_whole_layer_uses_all_threads(ops):
     x, weight = numbers(1, 5, 576), numbers(2, 1536, 576)
-    assert_near(ops.skinny_linear(x, weight, None), x.double() @ weight.double().T, 1e-5)
+    assert_near(ops.product(x, weight, None), x.double() @ weight.double().T, 1e-5)
 
 
 def test_linear_leaves_many_rows_to_torch(ops):

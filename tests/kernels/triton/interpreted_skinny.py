@@ -59,6 +59,15 @@ def test_linear(rows, inputs, outputs, dtype, biased, seed):
     torch.testing.assert_close(linear.linear_add(x, weight, bias, residual), expected, **near)
 
 
+@given(ROWS, WIDTHS, OUTPUTS, DTYPES, st.integers(0, 99))
+@FEW
+def test_logits_are_not_rounded(rows, inputs, outputs, dtype, seed):
+    x, weight, *_ = tensors(rows, inputs, outputs, dtype, seed)
+    found = linear.logits(x, weight)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, torch_ops.logits(x, weight), rtol=1e-4, atol=1e-5)
+
+
 @given(ROWS, WIDTHS, OUTPUTS, DTYPES, st.booleans(), st.integers(0, 99))
 @FEW
 def test_after_a_norm(rows, inputs, outputs, dtype, biased, seed):

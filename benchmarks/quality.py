@@ -1,0 +1,195 @@
+"""How much of a model's quality a dtype keeps: its answers on real text beside those in fp32.
+
+    python -m benchmarks.quality [--models smollm2 pocket] [--tokens 512] [--out FILE]
+
+Each model reads the same texts (its own prompts, in one piece and token by token, as it decodes) in
+every dtype of weights and cache that the engine serves, and, where transformers is asked, in it. Of
+each position: the log-probability of the token that the text has there, the most probable token,
+and how far the distribution is from that in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.config import EngineConfig
+from engine.kernels.batch import AttentionBatch, LayerCache
+from engine.models.hub import find_model
+from engine.models.loader import load_model
+from engine.text.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = 16
+CPU = torch.device("cpu")
+
+
+class Way(NamedTuple):
+    """How a model is run."""
+
+    name: str
+    dtype: str
+    cache: str | None = None  # dtype of the pages; None: the model's
+    piece: int | None = None  # tokens computed at once; None: a whole text
+
+
+REFERENCE = Way("fp32", "float32")
+WAYS = (
+    Way("bf16, prompts", "bfloat16"),
+    Way("bf16, decoding", "bfloat16", piece=1),
+    Way("bf16, cache fp8_e4m3", "bfloat16", "float8_e4m3fn"),
+    Way("bf16, cache fp8_e5m2", "bfloat16", "float8_e5m2"),
+    Way("fp32, cache fp8_e4m3", "float32", "float8_e4m3fn"),
+)
+
+
+@dataclass
+class Score:
+    """Sums over positions, then read as means."""
+
+    positions: int = 0
+    nll: float = 0.0  # natural logarithms
+    changed: int = 0  # positions whose most probable token isn't that of fp32
+    tied: int = 0  # positions whose two most probable tokens are equally probable
+    kl: float = 0.0  # of the distribution to that in fp32, in nats
+    delta: float = 0.0  # |difference| of the text's token's log-probability
+    greatest_delta: float = 0.0
+
+    def add(self, found: torch.Tensor, expected: torch.Tensor, text: torch.Tensor) -> None:
+        """found, expected: logits [tokens, vocabulary]; text: int64 [tokens], the tokens that
+        follow."""
+        ours, theirs = (torch.log_softmax(x.float(), -1) for x in (found, expected))
+        best = found.topk(2).values
+        at = text[:, None]
+        delta = (ours.gather(1, at) - theirs.gather(1, at)).abs()
+        self.positions += len(text)
+        self.nll -= float(ours.gather(1, at).sum())
+        self.changed += int((ours.argmax(-1) != theirs.argmax(-1)).sum())
+        self.tied += int((best[:, 0] == best[:, 1]).sum())
+        self.kl += float((theirs.exp() * (theirs - ours)).sum())
+        self.delta += float(delta.sum())
+        self.greatest_delta = max(self.greatest_delta, float(delta.max()))
+
+    def means(self) -> dict[str, float]:
+        n = self.positions
+        return {
+            "positions": n,
+            "nll": self.nll / n,
+            "changed": self.changed / n,
+            "tied": self.tied / n,
+            "kl": self.kl / n,
+            "delta": self.delta / n,
+            "greatest_delta": self.greatest_delta,
+        }
+
+
+def texts() -> list[str]:
+    """Real text that is at hand everywhere: our documents, and those that come with Python."""
+    ours = ("docs/ARCHITECTURE_OVERVIEW.md", "pocket/corpus/paging.md")
+    pythons = ("assignment", "naming", "typesseq", "import")
+    return [(ROOT / name).read_text() for name in ours] + [topics[name] for name in pythons]
+
+
+class Ours:
+    """The engine's model on pages of its own, one text at a time."""
+
+    def __init__(self, model: str, way: Way, length: int) -> None:
+        self.way = way
+        self.model = load_model(EngineConfig(model=model, dtype=way.dtype), CPU)
+        dtype = getattr(torch, way.cache or way.dtype)
+        blocks = -(-length // BLOCK)
+        self.caches = []
+        for kv in self.model.kv_spec:
+            shape = (blocks, BLOCK, kv.num_kv_heads, kv.head_dim)
+            k, v = (torch.zeros(shape).to(dtype) for _ in range(2))
+            self.caches.append(LayerCache(k, v))
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """[tokens, vocabulary], as they were computed."""
+        piece = self.way.piece or len(ids)
+        return torch.cat([self._step(ids, at, piece) for at in range(0, len(ids), piece)])
+
+    def _step(self, ids: list[int], start: int, piece: int) -> torch.Tensor:
+        end = min(start + piece, len(ids))
+        positions = torch.arange(start, end)
+        batch = AttentionBatch(
+            positions=positions,
+            slot_mapping=positions,
+            block_tables=torch.arange(len(self.caches[0].k), dtype=torch.int32)[None],
+            query_start=torch.tensor([0, end - start], dtype=torch.int32),
+            context_lens=torch.tensor([end], dtype=torch.int32),
+            num_decode_rows=int(end - start == 1),
+            block_size=BLOCK,
+            query_lens=[end - start],
+            context_lens_list=[end],
+            max_context_len=end,
+        )
+        hidden = self.model(torch.tensor(ids[start:end]), positions, self.caches, batch)
+        return self.model.compute_logits(hidden)
+
+
+def theirs(folder: Path, dtype: str) -> Callable[[list[int]], torch.Tensor]:
+    """transformers on the same weights."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    @torch.inference_mode()
+    def logits(ids: list[int]) -> torch.Tensor:
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+
+    return logits
+
+
+def measure(
+    model: str, tokens: int, ways: tuple[Way, ...] = WAYS, peer: bool = True
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """(who and how, its means) of each way of running a model. tokens: of each text, at most."""
+    folder = find_model(model, None, None)
+    tokenizer = load_tokenizer(str(folder))
+    read = [tokenizer.encode(text)[: tokens + 1] for text in texts()]
+    reference = Ours(model, REFERENCE, tokens)
+    expected = [reference.logits(ids[:-1]) for ids in read]
+
+    def score(logits: Callable[[list[int]], torch.Tensor]) -> dict[str, float]:
+        total = Score()
+        for ids, right in zip(read, expected):
+            total.add(logits(ids[:-1]), right, torch.tensor(ids[1:]))
+        return total.means()
+
+    yield REFERENCE.name, score(reference.logits)
+    for way in ways:
+        yield way.name, score(Ours(model, way, tokens).logits)
+    if peer:
+        for dtype in ("float32", "bfloat16"):
+            yield f"transformers {dtype}", score(theirs(folder, dtype))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table for each model, and keep the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
+    parser.add_argument("--models", nargs="+", default=["smollm2", "pocket"])
+    parser.add_argument("--tokens", type=int, default=512, help="of each text, at most [512]")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--ways", nargs="+", help="only those whose name begins so")
+    parser.add_argument("--no-peer", action="store_true")
+    given = parser.parse_args(argv)
+    ways = tuple(w for w in WAYS if not given.ways or w.name.startswith(tuple(given.ways)))
+    for model in given.models:
+        print(model)
+        for name, m in measure(model, given.tokens, ways, not given.no_peer):
+            print(
+                f"{name:24} n={m['positions']} nll={m['nll']:.5f} changed={m['changed']:.2%}"
+                f" tied={m['tied']:.2%} kl={m['kl']:.2e} delta={m['delta']:.5f} max={m['greatest_delta']:.4f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
