@@ -186,7 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         for name, m in measure(model, given.tokens, ways, not given.no_peer):
             print(
                 f"{name:24} n={m['positions']} nll={m['nll']:.5f} changed={m['changed']:.2%}"
-                f" tied={m['tied']:.2%} kl={m['kl']:.2e} delta={m['delta']:.5f} max={m['greatest_delta']:.4f}",
+                f" tied={m['tied']:.2%} kl={m['kl']:.2e} delta={m['delta']:.5f}"
+                f" max={m['greatest_delta']:.4f}",
                 flush=True,
             )
 
