@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: site deploy-links help demo serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket clients docs image-check exercises clean
+.PHONY: site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket clients docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -32,6 +32,9 @@ installed: $(VENV)/.test
 
 demo: $(VENV)/.run ## a server with the embedded model, questions, the answers beside the record; it stays up (DEMO_ARGS=--once)
 	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+real: $(VENV)/.run ## the server with a real model, SmolLM2-135M; the first time it is fetched (93 MB, Apache-2.0)
+	@$(BIN)/python koyeb_api_server.py --model smollm2
 
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py

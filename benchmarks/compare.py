@@ -28,7 +28,7 @@ from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import RESULTS, machine_folder
 from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
-from benchmarks.shapes import SHAPES, save_random, shape
+from benchmarks.shapes import SHAPES, shape, weights_for
 from benchmarks.workloads import Run, Workload, workloads
 from engine.core.garbage_collection import quiet_collector
 from engine.trace.command import run_command
@@ -66,7 +66,7 @@ def measure(name: str, dtype: str, repeats: int) -> list[dict]:
     rows = []
     works = workloads(shape(name).vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        model = save_random(name, Path(folder), getattr(torch, dtype))
+        model = weights_for(name, Path(folder), getattr(torch, dtype))
         engine = Engine(model, dtype)
         peer = Transformers(model, getattr(torch, dtype))
         for work in (works["W1"], works["W4"]):  # warm-up

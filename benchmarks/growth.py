@@ -34,7 +34,7 @@ from benchmarks.peers.install import Peers
 from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from benchmarks.workloads import workloads
 from engine.config import POCKET_MODEL
 from engine.core.messages import CoreRequest
@@ -180,7 +180,7 @@ def measure(given: argparse.Namespace) -> dict:
     }
     for name in given.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            model = save_random(name, Path(folder), getattr(torch, given.dtype))
+            model = weights_for(name, Path(folder), getattr(torch, given.dtype))
             print(f"{name}: 1 to 64 requests, 64 to 2,000 tokens", flush=True)
             about = shape(name)
             vocab_size = about.vocab_size

@@ -1,7 +1,8 @@
-"""The models that are measured: the pocket model, and known shapes with random weights."""
+"""The models that are measured: pocket and SmolLM2 with their own weights, and random ones."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from transformers import (
 )
 
 from engine.config import POCKET_MODEL
+from engine.models.errors import ModelError
+from engine.models.hub import find_model
 
 SHAPES = ("pocket", "opt-125m", "smollm2-135m")
 LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured where they are asked for
@@ -55,12 +58,17 @@ def shape(name: str) -> PretrainedConfig:
     raise ValueError(f"shape {name!r} is unknown: choose one of {known}")
 
 
-def save_random(name: str, folder: Path, dtype: torch.dtype) -> str:
-    """Weights for a shape, saved under `folder`; returns the folder to load. The pocket model has
-    its own.
+def weights_for(name: str, folder: Path, dtype: torch.dtype) -> str:
+    """The folder to load for a shape: with real weights where there are such, so that lengths, stop
+    tokens and cached prefixes are real; else random ones, saved under `folder`.
     """
     if name == "pocket":
         return POCKET_MODEL
+    if name == "smollm2-135m":
+        try:
+            return str(find_model("smollm2", None, None))
+        except ModelError as error:
+            print(f"{name} has random weights here: {error}", file=sys.stderr)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(shape(name), dtype=dtype, trust_remote_code=False)
     model.save_pretrained(folder / name)

@@ -24,7 +24,7 @@ import torch
 from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import machine_folder
 from benchmarks.run_engine import Engine
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from engine.core.messages import CoreRequest
 from engine.kernels.machine_limits import machine_limits
 from engine.sampling_params import SamplingParams
@@ -116,7 +116,7 @@ def measure(names: list[str], rows: list[int]) -> list[dict]:
     budgets = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            model = save_random(name, Path(folder), torch.bfloat16)
+            model = weights_for(name, Path(folder), torch.bfloat16)
             vocab_size = shape(name).vocab_size
             for num_rows in rows:
                 parts = parts_of(events_of(model, "steps", num_rows, vocab_size), num_rows)

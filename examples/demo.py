@@ -322,6 +322,7 @@ NEXT = """
   `.venv/bin/python koyeb_api_server.py --num-gpu-blocks-override 24 --log-format rich`; now let
   `.venv/bin/python test_client.py --test batch` ask eight questions at once, and watch requests
   wait, be preempted, and come back
+- `make real`: the server with a real model, SmolLM2-135M; ask it in the same ways
 - `docs/START_HERE.md` says where to read on
 """
 

@@ -65,7 +65,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _shown(model: str) -> str:
-    return "pocket (embedded)" if model == POCKET_MODEL else model
+    return "pocket (embedded)" if model in ("pocket", POCKET_MODEL) else model
 
 
 def _run(chapter: Chapter, number: int, bench: Workbench, terminal: Terminal) -> Section:
@@ -95,7 +95,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
         epilog="Chapters: " + ", ".join(chapter.name for chapter in CHAPTERS),
     )
     parser.add_argument(
-        "--model", default=POCKET_MODEL, help="folder or hub id; default: the embedded pocket model"
+        "--model",
+        default=POCKET_MODEL,
+        help="pocket, smollm2, a folder or a hub id; default: pocket",
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="CHAPTERS", help="these chapters and no others"

@@ -34,7 +34,7 @@ from benchmarks.peers.install import PEERS_DIR, Peers
 from benchmarks.peers.results import ENGINE
 from benchmarks.peers.servers import Server, ServerFailed
 from benchmarks.peers.tokenizer import save_stand_in
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, save_random, shape
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from benchmarks.workloads import Workload, workloads
 from engine.trace.command import run_command
 from engine.worker.machine import physical_cores
@@ -218,12 +218,14 @@ class Session:
 def model_folder(name: str, dtype: str) -> Path:
     """The weights of a shape, made once: the same for every system and every session."""
     if name == "pocket":
-        return Path(save_random(name, PEERS_DIR, getattr(torch, dtype)))
+        return Path(weights_for(name, PEERS_DIR, getattr(torch, dtype)))
     parent = PEERS_DIR / "models" / dtype
     folder = parent / name
     if not (folder / "tokenizer_config.json").exists():  # written last
         parent.mkdir(parents=True, exist_ok=True)
-        save_random(name, parent, getattr(torch, dtype))
+        made = Path(weights_for(name, parent, getattr(torch, dtype)))
+        if made != folder:  # real ones, with a tokenizer of their own
+            return made
         about = shape(name)
         save_stand_in(folder, about.vocab_size, about.eos_token_id)
     return folder

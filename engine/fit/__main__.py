@@ -17,7 +17,10 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
     """Print a plan; exit code 0 if a GPU fits, 1 if none does, 2 if no plan can be made."""
     parser = argparse.ArgumentParser(prog=name, description="Which GPU fits a model, and why.")
     parser.add_argument(
-        "model", nargs="?", default=POCKET_MODEL, help="folder or hub id; default: the pocket model"
+        "model",
+        nargs="?",
+        default=POCKET_MODEL,
+        help="pocket, smollm2, a folder or a hub id; default: pocket",
     )
     parser.add_argument("--max-model-len", type=int, help="tokens; default: the model's own")
     parser.add_argument(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_NAMED = {"smollm2": "smollm2-135m"}
 _ENDINGS = re.compile(r"(^meta-)|(-(instruct|chat|base|hf|it)(?=-|$))")
 
 
 def known_config(model: str) -> dict[str, Any] | None:
-    """The sizes of a well-known model, by its hub id or the last part of it; None for others."""
+    """The sizes of a well-known model, by its hub id, the last part of it, or the name by which the
+    engine fetches it; None for others."""
+    model = _NAMED.get(model, model)
     return _SHAPES.get(_ENDINGS.sub("", model.rpartition("/")[2].lower()))
 
 

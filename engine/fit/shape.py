@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.config import POCKET_MODEL
 from engine.fit.known import known_config
 from engine.models.sizes import wrong_size
 
@@ -55,7 +56,7 @@ class Shape:
 
 def read_config(model: str) -> tuple[str, dict[str, Any]]:
     """(name, config.json) of a folder, of a well-known model, or of one on the hub."""
-    folder = Path(model).expanduser()
+    folder = Path(POCKET_MODEL if model == "pocket" else model).expanduser()
     if not folder.is_dir() and not model.startswith((".", "/", "~")):
         return model, known_config(model) or _from_hub(model)
     path = folder / "config.json"
