@@ -26,7 +26,7 @@ def arguments(name: str) -> list[str]:
 
 
 def test_the_base_can_be_chosen():
-    assert arguments("ARG") == ["BASE_IMAGE=python:3.11-slim"]
+    assert arguments("ARG") == ["BASE_IMAGE=python:3.11-slim", "BAKE_MODEL="]
     assert arguments("FROM") == ["${BASE_IMAGE}"]
 
 
