@@ -138,7 +138,9 @@ class Ours:
 
 def theirs(folder: Path, dtype: str) -> Callable[[list[int]], torch.Tensor]:
     """transformers on the same weights."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False
+    ).eval()
 
     @torch.inference_mode()
     def logits(ids: list[int]) -> torch.Tensor:
