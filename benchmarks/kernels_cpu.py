@@ -240,7 +240,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     ops = cpu.native()
     if ops is None:
-        sys.exit(cpu.why_not())
+        sys.exit(cpu.why())
     limits = machine_limits()
     print(f"{cpu_name()}, {options.threads} threads, kernels for {ops.variant}")
     print(

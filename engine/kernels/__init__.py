@@ -49,6 +49,8 @@ class Kernels:
     wants_lengths: types.WantsLengths = lambda lengths, contexts: False
     """Of a step's prompts the tokens to compute and all tokens, each [prompts]: whether attention
     is faster when it knows them on the host."""
+    why: str = ""
+    """Why it is this implementation, where there was a choice: for the log."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: types.Draw | None = None
@@ -86,6 +88,7 @@ def _on_cpu() -> Kernels:
         return TORCH
     return Kernels(
         name=f"native {ops.variant}",
+        why=cpu.why(),
         write_kv=ops.write_kv,
         paged_attention=ops.paged_attention,
         qkv_attention=ops.qkv_attention,
@@ -134,3 +137,9 @@ def asynchronous(device: torch.device) -> bool:
     Then only pinned memory can be copied without waiting, and only events tell when it is there.
     """
     return BACKENDS[device.type].asynchronous
+
+
+def forget() -> None:
+    """Let the next call choose the CPU's kernels anew, for tests."""
+    cpu.forget()
+    _on_cpu.cache_clear()

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from engine.config import EngineConfig
+from engine.kernels import Kernels, kernels_for
 from engine.layers.linear import Packable
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
@@ -70,7 +71,8 @@ def load_model(
     if recorder is not None:
         for message in warnings:
             recorder.record(EngineWarning(message=message))
-        recorder.record(_loaded_event(config.model, model, dtype, time.monotonic() - started))
+        took_s, kernels = time.monotonic() - started, kernels_for(device)
+        recorder.record(_loaded_event(config.model, model, dtype, kernels, took_s))
     return model
 
 
@@ -298,7 +300,7 @@ def _fill_randomly(model: LlamaModel | OPTModel) -> None:
 
 
 def _loaded_event(
-    name: str, model: CausalLM, dtype: torch.dtype, duration_s: float
+    name: str, model: CausalLM, dtype: torch.dtype, kernels: Kernels, duration_s: float
 ) -> EngineModelLoaded:
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     sizes = [(p.numel(), p.nbytes) for p in parameters]
@@ -310,4 +312,6 @@ def _loaded_event(
         num_bytes=sum(size for _, size in sizes),
         dtype=str(dtype).removeprefix("torch."),
         duration_s=duration_s,
+        kernels=kernels.name,
+        why=kernels.why,
     )

@@ -413,6 +413,8 @@ class EngineModelLoaded(Event, tag="engine.model_loaded"):
     num_bytes: int = 0
     dtype: str = ""
     duration_s: float = 0.0
+    kernels: str = ""  # what computes: "torch", "triton", or "native" and the CPU's variant
+    why: str = ""  # why these kernels, where there was a choice
 
 
 class EngineKvSized(Event, tag="engine.kv_sized"):

@@ -8,7 +8,7 @@ from benchmarks import step_budget
 from engine.kernels import cpu
 
 
-@pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+@pytest.mark.skipif(not cpu.available(), reason=cpu.why())
 def test_parts_and_kernels_of_real_steps(monkeypatch):
     monkeypatch.setattr(step_budget, "STEPS", 16)
     budget, prompt = step_budget.measure(["pocket"], [3])

@@ -13,7 +13,7 @@ from engine.worker.graphs import cpu_tapes
 from engine.worker.model_runner import ModelRunner
 from tests.worker.worker_kit import BLOCK, VOCAB, Driver, make_config, new_row, row
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why())
 SEQUENCES = 6
 
 

@@ -1,7 +1,8 @@
 """Native kernels for the CPU: C++, compiled on first use by the machine's own compiler.
 
-`native()` is all that others need: the operations, or None where they can't be built, and then
-`why_not()` says why. `GLASSHOUSE_NATIVE=0` turns them off. Read `simd.h`, then `linear.cpp` (what
+`native()` is all that others need: the operations, or None where they can't be built; `why()` says
+why. `GLASSHOUSE_NATIVE=0` turns them off, `GLASSHOUSE_CPU_VARIANT=avx2` (or another of
+`build.VARIANTS`) chooses what they are compiled for. Read `simd.h`, then `linear.cpp` (what
 most of a step's time goes to), then `attention.cpp`.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from engine.kernels.cpu.build import BuildError, cpu_flags, load, variants_here
+from engine.kernels.cpu.build import BuildError, cpu_flags, load
+from engine.kernels.cpu.choice import choose
 from engine.kernels.cpu.ops import NativeOps
 
 
@@ -24,8 +26,8 @@ def available() -> bool:
     return _load()[0] is not None
 
 
-def why_not() -> str:
-    """Why there are no native kernels, and what that costs; empty if there are."""
+def why() -> str:
+    """Why it is this variant; or why there are no native kernels, and what that costs."""
     return _load()[1]
 
 
@@ -34,7 +36,8 @@ def _load() -> tuple[NativeOps | None, str]:
     if os.environ.get("GLASSHOUSE_NATIVE") == "0":
         return None, "native CPU kernels are off (GLASSHOUSE_NATIVE=0); plain torch computes"
     try:
-        return for_variant(variants_here()[0]), ""
+        choice = choose()
+        return for_variant(choice.variant), choice.why
     except BuildError as error:
         return None, (
             f"no native CPU kernels: {error}. Plain torch computes instead; "
@@ -45,3 +48,8 @@ def _load() -> tuple[NativeOps | None, str]:
 def for_variant(variant: str) -> NativeOps:
     """The operations compiled for one variant, for tests and comparisons. Raises BuildError."""
     return NativeOps(load(variant), variant, "amx_bf16" in cpu_flags())
+
+
+def forget() -> None:
+    """Let the next call choose anew, for tests."""
+    _load.cache_clear()

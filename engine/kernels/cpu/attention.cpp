@@ -15,7 +15,11 @@
 //   out = o / l
 //
 // Bytes: each key and value once, 2 * kv_heads * dim * size for each position of each sequence. When there are few
-// sequences, the context of each is cut into parts as well, one task each; parts are joined by the same rule as blocks.
+// sequences, the parts of a context are a task each.
+//
+// A query's sums have an order of their own: a score is summed over the head's dimensions lane by lane, weights and values over
+// blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are joined
+// one after another. Tasks are cut and queries put together as is fastest; that changes no bit of a query's result.
 #include <vector>
 
 #include "tiles.h"
@@ -33,18 +37,18 @@ struct AttentionArgs {
     double scale, soft_cap; // soft_cap 0: none
 };
 
-constexpr int KEYS = 64, QUERIES = 128, MAX_DIM = 256;
+constexpr int KEYS = VEC >= 16 ? 64 : 32, PART = 256, QUERIES = 128, MAX_DIM = 256;
 constexpr int FEW = 32;  // queries of a task that decodes: q, scores and o stay in the first cache
-constexpr int CHUNK = VEC >= 16 ? FEW : 126;  // the same of a chunk, without matrix tiles: whole sixes
-constexpr int TILE = VEC >= 16 ? 4 : 1;  // queries that attention_staged.h computes together; QUERIES is a multiple
+constexpr int CHUNK = FEW;  // the same of a chunk, without matrix tiles
+constexpr int TILE = 4;  // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head, kv_heads;
     int64_t head, heads;    // query heads of each key head, the first one counted from the group's first
     int64_t token, tokens;  // query tokens, the first one counted from the row's first
-    int64_t first, last;    // positions of the context
-    int64_t part, parts;    // which part of the context, of how many
-    int64_t slot;           // where its unfinished result goes, if parts > 1
+    int64_t first, last;    // positions of the context; the first is a multiple of KEYS
+    int64_t part, tasks;    // which task of those that share these queries' context, of how many
+    int64_t slot;           // where its unfinished result goes, if there are several
 };
 
 // What is known of a task's queries. Query number g * padded + t * heads + h is key head g, token t, head h. Rows of q, k, v
@@ -54,10 +58,15 @@ struct State {
     float m[QUERIES], l[QUERIES];
     float o[QUERIES * MAX_DIM];
 };
+struct View {  // of a State, or of one that is kept for later
+    float *m, *l, *o;
+};
+static INLINE View view(State& s) { return {s.m, s.l, s.o}; }
 struct Scratch {
     float q[QUERIES * MAX_DIM], k[KEYS * MAX_DIM], v[KEYS * MAX_DIM], s[QUERIES][KEYS];
     int64_t pitch;
-    State state;
+    State *state;   // of the part at work: the first part's is states[0], the others' states[1]
+    State states[2];
 };
 
 // Copy `dim` numbers as fp32 times `scale`, and zeros up to a whole number of vectors.
@@ -83,7 +92,7 @@ static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, in
 // One query's scores become weights, and its m, l and o follow. s: its scores. It sees staged keys from `low` to below `high`.
 static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, int64_t keys, int64_t low, int64_t high) {
     static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    float &m = x.state.m[query], &l = x.state.l[query];
+    float &m = x.state->m[query], &l = x.state->l[query];
     bool all = low <= 0 && high >= keys && keys % VEC == 0;
     vec top = vec{} - INFINITY;
     for (int64_t j = 0; j < keys; j += VEC) {
@@ -101,7 +110,7 @@ static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, 
         if (m != -INFINITY) {
             float shrink = exp(vec{} + (m - largest_here))[0];
             l *= shrink;
-            float* o = x.state.o + query * x.pitch;
+            float* o = x.state->o + query * x.pitch;
             for (int64_t d = 0; d < x.pitch; d += VEC) store(o + d, load(o + d) * shrink);
         }
         m = largest_here;
@@ -155,12 +164,36 @@ static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) 
             body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads, (t.kv_head + g) * group + t.head + i % t.heads);
 }
 
+// One part's m, l and o join those of the parts before it.
+static void join(View y, View part, const AttentionArgs& a, const Task& t) {
+    int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
+    each_query(a, t, [&](int64_t i, int64_t, int64_t) INLINE_LAMBDA {
+        float m = y.m[i] > part.m[i] ? y.m[i] : part.m[i];
+        if (m == -INFINITY) return;
+        float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
+        y.m[i] = m;
+        y.l[i] = y.l[i] * mine + part.l[i] * theirs;
+        for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC) store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
+    });
+}
+
+// Queries that have seen nothing.
+static INLINE void clear(Scratch& x, const Task& t, int64_t padded) {
+    const int64_t queries = t.kv_heads * padded;
+    for (int64_t i = 0; i < queries; i++) x.state->m[i] = -INFINITY, x.state->l[i] = 0;
+    memset(x.state->o, 0, queries * x.pitch * sizeof(float));
+}
+
+// Called before each block of positions: where a new part begins, the one at work joins those before it.
+static INLINE void begin_block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded, int64_t first) {
+    if (first % PART || first == t.first) return;
+    if (x.state != x.states) join(view(x.states[0]), view(x.states[1]), a, t);
+    x.state = &x.states[1];
+    clear(x, t, padded);
+}
+
 #include "attention_in_place.h"
-#if defined(__AVX512F__)
 #include "attention_staged.h"
-#else
-#include "attention_panels.h"
-#endif
 #if defined(__AMX_BF16__)
 #include "attention_tiles.h"
 static bool on_tiles(const AttentionArgs& a) { return a.tiles && a.kv_type == BF16 && a.dim % 32 == 0; }
@@ -177,32 +210,38 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
         memset(x.q + (g * padded + queries) * x.pitch, 0, (padded - queries) * x.pitch * sizeof(float));
         memset(x.s[g * padded + queries], 0, (padded - queries) * sizeof x.s[0]);
     }
-    memset(x.state.o, 0, t.kv_heads * padded * x.pitch * sizeof(float));
     each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
         WITH_TYPE(a.q_type, T, stage(x.q + i * x.pitch, (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
-        bool sink = a.sinks && t.part == 0;
-        x.state.m[i] = sink ? a.sinks[head] : -INFINITY;
-        x.state.l[i] = sink ? 1.0f : 0.0f;
     });
+    x.state = &x.states[0];
+    clear(x, t, padded);
     if (t.tokens > 1 && queries >= 16 && on_tiles(a)) return attend_tiles(x, a, t);
-    if (t.tokens == 1 && a.dim % (2 * VEC) == 0) switch (t.heads) {
-        case 1: return attend_in_place<1, KV>(x, a, t, padded);
-        case 2: return attend_in_place<2, KV>(x, a, t, padded);
-        case 3: return attend_in_place<3, KV>(x, a, t, padded);
-        case 4: return attend_in_place<4, KV>(x, a, t, padded);
+    const bool halves = in_halves((const KV*)nullptr, a.dim);
+    for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, split);
+    const int64_t in_place = t.tokens == 1 && a.dim % (2 * VEC) == 0 ? t.heads : 0;
+    switch (in_place) {
+        case 1: attend_in_place<1, KV>(x, a, t, padded); break;
+        case 2: attend_in_place<2, KV>(x, a, t, padded); break;
+        case 3: attend_in_place<3, KV>(x, a, t, padded); break;
+        case 4: attend_in_place<4, KV>(x, a, t, padded); break;
+        default: attend_staged<KV>(x, a, t, padded);
     }
-#if defined(__AVX512F__)
-    attend_staged<KV>(x, a, t, padded);
-#else
-    attend_panels<KV>(x, a, t);
-#endif
+    if (x.state != x.states) join(view(x.states[0]), view(x.states[1]), a, t);
+    x.state = &x.states[0];
+    for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.state->o + i * x.pitch, a.dim, merge);
 }
 
-// out = o / l
-static void finish(const State& y, const AttentionArgs& a, const Task& t) {
+// out = o / l, a sink's weight being part of l.
+static void finish(View y, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
-        float share = y.l[i] > 0 ? 1.0f / y.l[i] : 0.0f;
+        float l = y.l[i], shrink = 1.0f;
+        if (a.sinks) {
+            const float m = y.m[i] > a.sinks[head] ? y.m[i] : a.sinks[head];
+            shrink = exp(vec{} + (y.m[i] - m))[0];
+            l = l * shrink + exp(vec{} + (a.sinks[head] - m))[0];
+        }
+        float share = l > 0 ? shrink / l : 0.0f;
         WITH_TYPE(a.out_type, T, {
             T* out = (T*)a.out + (token * a.heads + head) * a.dim;
             int64_t d = 0;
@@ -212,28 +251,8 @@ static void finish(const State& y, const AttentionArgs& a, const Task& t) {
     });
 }
 
-// What is in use of it.
-static void copy_state(State& to, const State& from, const Task& t, int64_t pitch) {
-    const int64_t queries = t.kv_heads * padded_queries(t.tokens * t.heads);
-    memcpy(to.m, from.m, queries * sizeof(float)), memcpy(to.l, from.l, queries * sizeof(float));
-    memcpy(to.o, from.o, queries * pitch * sizeof(float));
-}
-
-// One part's m, l and o join those of the parts before it.
-static void join(State& y, const State& part, const AttentionArgs& a, const Task& t) {
-    int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
-    each_query(a, t, [&](int64_t i, int64_t, int64_t) INLINE_LAMBDA {
-        float m = y.m[i] > part.m[i] ? y.m[i] : part.m[i];
-        if (m == -INFINITY) return;
-        float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
-        y.m[i] = m;
-        y.l[i] = y.l[i] * mine + part.l[i] * theirs;
-        for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC) store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
-    });
-}
-
-// Cut the work into tasks. max_parts: of each context. side_by_side: key heads of a decoding row in one task, at most.
-static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_parts, int64_t side_by_side) {
+// Cut the work into tasks. by_part: each part of a context is one. side_by_side: key heads of a decoding row in one task, at most.
+static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part, int64_t side_by_side) {
     int64_t group = a.heads / a.kv_heads, slots = 0;
     tasks.clear();
     for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
@@ -241,17 +260,13 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, int64_t max_p
         int64_t most = length == 1 ? FEW : on_tiles(a) ? QUERIES : CHUNK, heads = group < most ? group : most, tokens = most / heads;
         int64_t room = most / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
-            int64_t count = length - token < tokens ? length - token : tokens;
-            int64_t low = a.window && start + token >= a.window ? start + token - a.window + 1 : 0, high = start + token + count;
-            int64_t parts = (high - low) / 128 < max_parts ? (high - low) / 128 : max_parts;
-            if (parts < 1) parts = 1;
-            int64_t size = (high - low + parts - 1) / parts;
-            size = (size + KEYS - 1) / KEYS * KEYS;
-            parts = (high - low + size - 1) / size;
+            int64_t count = length - token < tokens ? length - token : tokens, high = start + token + count;
+            int64_t low = a.window && start + token >= a.window ? (start + token - a.window + 1) / KEYS * KEYS : 0;
+            int64_t begun = low / PART, parts = by_part ? (high - 1) / PART - begun + 1 : 1;
             for (int64_t kv_head = 0; kv_head < a.kv_heads; kv_head += many)
                 for (int64_t head = 0; head < group; head += heads)
                     for (int64_t part = 0; part < parts; part++) {
-                        int64_t first = low + part * size, last = first + size < high ? first + size : high;
+                        int64_t first = part ? (begun + part) * PART : low, last = part + 1 < parts ? (begun + part + 1) * PART : high;
                         int64_t some = group - head < heads ? group - head : heads;
                         int64_t side = a.kv_heads - kv_head < many ? a.kv_heads - kv_head : many;
                         tasks.push_back({row, kv_head, side, head, some, token, count, first, last, part, parts, parts > 1 ? slots++ : -1});
@@ -269,22 +284,28 @@ __attribute__((noinline)) static Scratch& scratch() {
 EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     const AttentionArgs& a = *args;
     static thread_local std::vector<Task> tasks;
-    static thread_local std::vector<State> unfinished;
+    static thread_local std::vector<float> kept;
     int64_t work = 0;
     for (int64_t row = 0; row < a.rows; row++) work += (a.query_start[row + 1] - a.query_start[row]) * a.context_lens[row];
     bool alone = work * a.heads * a.dim < 65536;  // less than waking the other threads costs
     int64_t threads = alone ? 1 : omp_get_max_threads();
-    plan(tasks, a, 1, 1);
+    plan(tasks, a, false, 1);
     int64_t pieces = tasks.size();
     if (threads > 1 && pieces < 4 * threads)
-        plan(tasks, a, (4 * threads + pieces - 1) / pieces, 1);
+        plan(tasks, a, true, 1);
     else if (pieces > 2 * threads)
-        plan(tasks, a, 1, pieces / (2 * threads));
-    int64_t count = tasks.size(), slots = 0;
-    for (const Task& t : tasks) slots = t.slot >= slots ? t.slot + 1 : slots;
-    if (int64_t(unfinished.size()) < slots) unfinished.resize(slots);
+        plan(tasks, a, false, pieces / (2 * threads));
+    // What a task leaves that has only some parts of a context: m, l and o of its queries.
+    int64_t count = tasks.size(), slots = 0, most = 0, pitch = (a.dim + VEC - 1) / VEC * VEC;
+    for (const Task& t : tasks) {
+        const int64_t queries = t.kv_heads * padded_queries(t.tokens * t.heads);
+        slots = t.slot >= slots ? t.slot + 1 : slots, most = queries > most ? queries : most;
+    }
+    const int64_t size = most * (2 + pitch);
+    if (int64_t(kept.size()) < slots * size) kept.resize(slots * size);
     const Task* list = tasks.data();  // these are of the calling thread: the others must see them too
-    State* parts = unfinished.data();
+    float* memory = kept.data();
+    auto slot = [=](int64_t i) { return View{memory + i * size, memory + i * size + most, memory + i * size + 2 * most}; };
 #pragma omp parallel if (!alone)
     {
         Scratch& x = scratch();
@@ -292,18 +313,21 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
         for (int64_t i = 0; i < count; i++) {
             const Task& t = list[i];
             WITH_TYPE(a.kv_type, T, attend<T>(x, a, t));
-            if (t.parts > 1) {
-                copy_state(parts[t.slot], x.state, t, x.pitch);
-            } else {
-                finish(x.state, a, t);
+            if (t.tasks == 1) {
+                finish(view(*x.state), a, t);
+                continue;
             }
+            const int64_t queries = t.kv_heads * padded_queries(t.tokens * t.heads);
+            const View from = view(*x.state), to = slot(t.slot);
+            memcpy(to.m, from.m, queries * sizeof(float)), memcpy(to.l, from.l, queries * sizeof(float));
+            memcpy(to.o, from.o, queries * pitch * sizeof(float));
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < count; i++) {
             const Task& t = list[i];
-            if (t.parts == 1 || t.part) continue;
-            for (int64_t part = 1; part < t.parts; part++) join(parts[t.slot], parts[t.slot + part], a, t);
-            finish(parts[t.slot], a, t);
+            if (t.tasks == 1 || t.part) continue;
+            for (int64_t part = 1; part < t.tasks; part++) join(slot(t.slot), slot(t.slot + part), a, t);
+            finish(slot(t.slot), a, t);
         }
     }
     return count;

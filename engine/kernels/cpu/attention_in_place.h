@@ -20,8 +20,9 @@ template <int... L>
 static INLINE Two merge(Two x, std::integer_sequence<int, L...>) {
     return {PICK(x.a, x.b, (L / 2 + L % 2 * VEC)...), PICK(x.a, x.b, (VEC / 2 + L / 2 + L % 2 * VEC)...)};
 }
-static INLINE void reorder(float*, int64_t, const float*, Two (*)(Two, Lanes)) {}  // fp32 lies in order
-static INLINE void reorder(float* row, int64_t dim, const bf16*, Two (*way)(Two, Lanes)) {
+static INLINE bool in_halves(const float*, int64_t) { return false; }  // fp32 lies in order
+static INLINE bool in_halves(const bf16*, int64_t dim) { return dim % (2 * VEC) == 0; }
+static INLINE void reorder(float* row, int64_t dim, Two (*way)(Two, Lanes)) {
     for (int64_t d = 0; d < dim; d += 2 * VEC) {
         Two x = way(load_two(row + d), Lanes());
         store(row + d, x.a), store(row + d + VEC, x.b);
@@ -56,7 +57,7 @@ static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const
 template <int G, int D, class KV>
 static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys, Ahead<KV>& next) {
     Two acc[G][D];
-    float* o = x.state.o + query * x.pitch + d;
+    float* o = x.state->o + query * x.pitch + d;
     for (int i = 0; i < G; i++)
         for (int e = 0; e < D; e++) acc[i][e] = load_two(o + i * x.pitch + e * 2 * VEC);
     for (int64_t j = 0; j < keys; j++)
@@ -77,22 +78,20 @@ static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const
 }
 // Positions at a time. With all key heads side by side, 64 positions are 100 to 400 KB of K and V, and as much is under way: where
 // the second cache is small (512 KB with most AVX2), what was asked for is thrown out again before it is used.
-constexpr int64_t STRIDE = VEC >= 16 ? KEYS : 16;
 
 template <int G, class KV>
 static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
     constexpr int D = VEC >= 16 ? 2 : G == 1 ? 4 : G == 2 ? 2 : 1;  // enough sums to keep the multipliers busy
-    const KV order = {};
     int64_t position = a.context_lens[t.row] - 1;
     Ahead<KV> here, next;
     here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
-    next.find(a, t, t.first, STRIDE);
+    next.find(a, t, t.first, KEYS);
     next.ask_all();
-    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, &order, split);
-    for (int64_t first = t.first; first < t.last; first += STRIDE) {
+    for (int64_t first = t.first; first < t.last; first += KEYS) {
+        begin_block(x, a, t, padded, first);
         here = next;
         for (int64_t j = here.keys; j % VEC; j++) here.at[j] = here.at[0];  // any place that exists: its score is hidden
-        next.find(a, t, first + STRIDE, STRIDE);
+        next.find(a, t, first + KEYS, KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
             const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;
             scores_in_place<G>(x, g * padded, k, here.at, here.keys, next);
@@ -103,6 +102,5 @@ static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, i
             for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys, next);
         }
     }
-    for (int64_t i = 0; i < t.kv_heads * padded; i++) reorder(x.state.o + i * x.pitch, a.dim, &order, merge);
 }
 

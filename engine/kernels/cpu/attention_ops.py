@@ -25,10 +25,9 @@ _WRITE = Struct("12q").pack
 _ATTENTION = Struct("20q2d").pack
 
 NEVER = 1 << 30
-TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: NEVER}
-"""From chunks of this many tokens on, torch's attention is faster: it multiplies larger tiles. With
-AVX2 ours does too, and is faster always. In bf16 only with AMX:"""
-TORCH_CHUNKS_AMX = 64
+TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: 64}
+"""On CPUs with AMX: from chunks of this many tokens on torch's attention is faster than ours
+without matrix tiles. Elsewhere ours always computes: a token's sums depend on its own row alone."""
 
 
 def function(
@@ -45,10 +44,8 @@ class AttentionOps:
 
     def __init__(self, library: ctypes.PyDLL, amx: bool) -> None:
         """amx: torch computes bf16 in AMX tiles."""
-        self.torch_chunks = dict(TORCH_CHUNKS)
+        self.torch_chunks = dict(TORCH_CHUNKS) if amx else dict.fromkeys(TYPES, NEVER)
         self.tiles = False  # whether our own kernels may use matrix tiles
-        if amx:
-            self.torch_chunks[torch.bfloat16] = TORCH_CHUNKS_AMX
         self._rotate = function(library, "rotate")
         self._write = function(library, "write_kv")
         self._attention = function(library, "attention", ctypes.c_int64)

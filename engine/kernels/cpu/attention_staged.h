@@ -25,7 +25,7 @@ static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
 // o += weights * V for Q queries and D vectors of the head's dimensions.
 template <int Q, int D>
 static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
-    float* o = x.state.o + query * x.pitch + d;
+    float* o = x.state->o + query * x.pitch + d;
     vec acc[Q][D];
     for (int i = 0; i < Q; i++)
         for (int e = 0; e < D; e++) acc[i][e] = load(o + i * x.pitch + e * VEC);
@@ -54,8 +54,19 @@ static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int6
     }
     for (int64_t i = base; i < base + padded; i += Q) {
         int64_t d = 0;
-        for (; d + 4 * VEC <= x.pitch; d += 4 * VEC) values<Q, 4>(x, i, d, keys);
+        constexpr int D = REGISTERS / 8;  // Q times D sums fill half of the registers
+        for (; d + D * VEC <= x.pitch; d += D * VEC) values<Q, D>(x, i, d, keys);
         for (; d < x.pitch; d += VEC) values<Q, 1>(x, i, d, keys);
+    }
+}
+
+// A head's numbers as fp32, in the order that `attend_in_place` has: evens, then odds, where they are read so.
+template <class KV>
+static INLINE void stage_head(float* to, const KV* from, int64_t dim) {
+    if (!in_halves(from, dim)) return stage(to, from, dim);
+    for (int64_t d = 0; d < dim; d += 2 * VEC) {
+        const Two two = load_two(from + d);
+        store(to + d, two.a), store(to + d + VEC, two.b);
     }
 }
 
@@ -65,13 +76,14 @@ static void attend_staged(Scratch& x, const AttentionArgs& a, const Task& t, int
     here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
     next.find(a, t, t.first);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
+        begin_block(x, a, t, padded, first);
         next.ask_all();  // what is left of it
         here = next;
         next.find(a, t, first + KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
-            for (int64_t j = 0; j < here.keys; j++) stage(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
+            for (int64_t j = 0; j < here.keys; j++) stage_head(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
             for (int64_t j = 0; j < here.keys; j++) {
-                stage(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
+                stage_head(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
                 for (int64_t d = 0; d < a.dim; d += 2 * VEC) next.ask_k(), next.ask_v();
             }
             padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);

@@ -44,7 +44,7 @@ static INLINE vec weight_of(vec x, vec scaled) {
 // Queries from x.q, m and l from x.state, padding included.
 static void take_queries(Tiles& y, const Scratch& x, int64_t rows, int64_t dim) {
     for (int64_t g = 0; g < rows / GROUP; g++) {
-        y.m[g] = load(x.state.m + g * GROUP), y.l[g] = load(x.state.l + g * GROUP);
+        y.m[g] = load(x.state->m + g * GROUP), y.l[g] = load(x.state->l + g * GROUP);
         memset(y.o[g], 0, dim * GROUP * sizeof(float));
         for (int64_t d = 0; d < dim; d += 32) {
             __m512i pairs[16];
@@ -156,12 +156,12 @@ static INLINE void value_tiles(Tiles& y, int64_t g, int64_t dim) {
 static void give_state(Scratch& x, const Tiles& y, int64_t rows, int64_t dim) {
     alignas(64) uint32_t turned[WORDS];
     for (int64_t g = 0; g < rows / GROUP; g++) {
-        store(x.state.m + g * GROUP, y.m[g]), store(x.state.l + g * GROUP, y.l[g]);
+        store(x.state->m + g * GROUP, y.m[g]), store(x.state->l + g * GROUP, y.l[g]);
         for (int64_t d = 0; d < dim; d += 16) {
             __m512i numbers[16];
             for (int64_t i = 0; i < 16; i++) numbers[i] = _mm512_load_si512(y.o[g] + (d + i) * GROUP);
             turn(numbers, turned);
-            for (int64_t i = 0; i < 16; i++) memcpy(x.state.o + (g * GROUP + i) * dim + d, turned + i * 16, 64);
+            for (int64_t i = 0; i < 16; i++) memcpy(x.state->o + (g * GROUP + i) * dim + d, turned + i * 16, 64);
         }
     }
 }
@@ -173,7 +173,7 @@ static void attend_tiles(Scratch& x, const AttentionArgs& a, const Task& t) {
     const int64_t queries = t.tokens * t.heads, rows = (queries + GROUP - 1) / GROUP * GROUP;
     const int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token;
     memset(x.q + queries * a.dim, 0, (rows - queries) * a.dim * sizeof(float));
-    for (int64_t i = queries; i < rows; i++) x.state.m[i] = x.state.l[i] = 0;  // padding: any finite state
+    for (int64_t i = queries; i < rows; i++) x.state->m[i] = x.state->l[i] = 0;  // padding: any finite state
     take_queries(y, x, rows, a.dim);
     alignas(64) float positions[QUERIES];
     for (int64_t i = 0; i < rows; i++) positions[i] = float(start + (i < queries ? i : queries - 1) / t.heads);

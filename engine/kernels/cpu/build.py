@@ -36,7 +36,6 @@ HEADERS = (
     "tiles.h",
     "attention_in_place.h",
     "attention_staged.h",
-    "attention_panels.h",
     "attention_tiles.h",
 )
 FOLDER = Path(__file__).parent
@@ -87,15 +86,28 @@ def variants_here() -> tuple[str, ...]:
     return tuple(name for name, needs in VARIANTS.items() if cpu_flags().issuperset(needs))
 
 
-def load(variant: str) -> ctypes.PyDLL:
-    """The library, built if it isn't in the cache. Raises BuildError.
+@lru_cache(maxsize=1)
+def cpu_name() -> str:
+    """Return a name for this kind of CPU that may stand in the name of a file."""
+    digest = hashlib.sha256(" ".join(sorted(cpu_flags())).encode())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        digest.update("".join(line for line in lines if line.startswith("model name")).encode())
+    except OSError:
+        pass  # not Linux
+    return digest.hexdigest()[:12]
+
+
+def load(variant: str, sources: tuple[str, ...] = ()) -> ctypes.PyDLL:
+    """The library, built if it isn't in the cache. sources: these only. Raises BuildError.
 
     PyDLL keeps Python's lock during a call: most calls take microseconds, and to give the lock
     away and queue for it again can cost more than the kernel.
     """
-    path = _path(variant)
+    sources = sources or SOURCES
+    path = library_path(variant, sources)
     if not _is_whole(path):
-        path = _build(variant, path)
+        path = _build(variant, sources, path)
     try:
         return ctypes.PyDLL(str(path))
     except OSError as error:
@@ -119,9 +131,10 @@ def _flags(variant: str) -> tuple[str, ...]:
     return FLAGS + machine
 
 
-def _path(variant: str) -> Path:
+def library_path(variant: str, sources: tuple[str, ...]) -> Path:
+    """Return where the library of these sources is kept, whether it is there or not."""
     digest = hashlib.sha256()
-    for name in HEADERS + SOURCES:
+    for name in HEADERS + sources:
         digest.update((FOLDER / name).read_bytes())
     digest.update(repr((_flags(variant), _compiler(), platform.machine())).encode())
     return cache_folder() / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
@@ -144,7 +157,21 @@ def _seal(library: str) -> None:
         os.fsync(file.fileno())
 
 
-def _build(variant: str, path: Path) -> Path:
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file, all of it or nothing; where the cache is read-only, nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        return
+
+
+def _build(variant: str, sources: tuple[str, ...], path: Path) -> Path:
     """Compile to `path`. Returns where the library is: elsewhere if the cache can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,8 +180,8 @@ def _build(variant: str, path: Path) -> Path:
     except OSError:  # no home, or a read-only one: a folder of our own, for this process only
         path = Path(tempfile.mkdtemp(prefix="glasshouse-")) / path.name
         temporary = str(path) + ".tmp"
-    sources = [str(FOLDER / name) for name in SOURCES]
-    command = [_compiler()[0], *_flags(variant), *sources, "-o", temporary]
+    files = [str(FOLDER / name) for name in sources]
+    command = [_compiler()[0], *_flags(variant), *files, "-o", temporary]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         Path(temporary).unlink(missing_ok=True)

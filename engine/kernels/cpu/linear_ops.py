@@ -22,17 +22,11 @@ _LINEAR = Struct("12q").pack  # fields of the C++ argument structs, pointers or 
 LINEAR_ROWS = {
     ("amx", torch.bfloat16): 8,
     ("amx", torch.float32): 16,
-    ("avx512_bf16", torch.bfloat16): 16,
-    ("avx512_bf16", torch.float32): 16,
-    ("avx512", torch.bfloat16): 4,
-    ("avx512", torch.float32): 16,
-    ("avx2", torch.bfloat16): 1 << 30,
-    ("avx2", torch.float32): 256,
     ("portable", torch.bfloat16): 1,
     ("portable", torch.float32): 1,
 }
-"""Up to this many rows of x our product with a plain weight is faster than others, by variant and
-dtype of weights."""
+"""Up to this many rows of x a product with a plain weight is ours, by variant and dtype of weights;
+with more it is torch's, whose sums depend on the number of rows. Other variants: always ours."""
 LINEAR_ROWS_BESIDE_AMX = 8
 """The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
 # Both: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
@@ -62,7 +56,9 @@ class LinearOps:
     def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
         """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
         self.variant = variant
-        self.max_linear_rows = {dtype: LINEAR_ROWS[variant, dtype] for dtype in TYPES}
+        self.max_linear_rows = {
+            dtype: LINEAR_ROWS.get((variant, dtype), 1 << 30) for dtype in TYPES
+        }
         if amx:
             rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
             self.max_linear_rows[torch.bfloat16] = rows

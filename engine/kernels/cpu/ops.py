@@ -38,8 +38,6 @@ class NativeOps(LinearOps, AttentionOps):
         if self.layout is Layout.TILES:
             self.tiles = True
             self.torch_chunks[torch.bfloat16] = NEVER
-        if self.layout is Layout.PANELS:
-            self.torch_chunks = dict.fromkeys(TYPES, NEVER)
 
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")

@@ -40,7 +40,7 @@ class CpuPlatform:
         torch.set_num_threads(config.cpu_threads or machine.physical_cores())
         native = cpu.native()
         if native is None:
-            recorder.record(EngineWarning(message=cpu.why_not()))
+            recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
         return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
 

@@ -15,7 +15,7 @@ from engine.kernels.cpu.tape import Arena, NotTapeable, Tape
 def ops():
     native = cpu.native()
     if native is None:
-        pytest.skip(cpu.why_not())
+        pytest.skip(cpu.why())
     return native
 
 

@@ -1,0 +1,131 @@
+"""Choose the variant of the kernels by timing what each does most: products of few and many rows.
+
+The name of a CPU doesn't tell which of the variants it can run is fastest. So at the first start
+the products of each are compiled alone and timed, less than a second in all, on weights that no
+cache holds; the outcome lies beside the library. `GLASSHOUSE_CPU_VARIANT` decides by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+import torch
+
+from engine.kernels.cpu.build import (
+    VARIANTS,
+    BuildError,
+    cpu_name,
+    library_path,
+    load,
+    variants_here,
+    write_whole,
+)
+
+FORCE = "GLASSHOUSE_CPU_VARIANT"
+PROBE = ("linear_panels.cpp", "linear_amx.cpp")
+"""Sources of the products by layout."""
+OUTPUTS, INPUTS = 3072, 576  # a feed-forward of SmolLM2-135M
+SETS = 12  # weights that take turns: 42 MB
+ROWS = (1, 16, 128)
+ROUNDS = 9
+CLEARLY = 0.9  # of the product of the three times
+_ARGS = Struct("11q").pack  # PanelArgs, AmxLinearArgs
+BF16 = 1  # enum Type in simd.h
+
+
+class Choice(NamedTuple):
+    """A variant, and why it was taken: for the log."""
+
+    variant: str
+    why: str
+
+
+def choose() -> Choice:
+    """Return the variant for this CPU. Raises `BuildError`: no compiler, or a wrong name."""
+    here = variants_here()
+    forced = os.environ.get(FORCE)
+    if forced:
+        if forced not in here:
+            known = "unknown" if forced not in VARIANTS else "not for this CPU"
+            raise BuildError(f"{FORCE}={forced} is {known}; choose one of {', '.join(here)}")
+        return Choice(forced, f"as {FORCE} says")
+    candidates = [variant for variant in here if variant != "portable"]
+    if len(candidates) < 2:
+        return Choice(here[0], "the only one for this CPU")
+    kept = _file(candidates)
+    try:
+        times = json.loads(kept.read_text())
+        if set(dict(times)) != set(candidates):
+            raise ValueError("of other variants")
+    except (OSError, ValueError, TypeError):
+        times = measure(candidates)
+        write_whole(kept, json.dumps(times))
+    best = candidates[0]  # what is measured must be clearly faster than what has more instructions
+    for variant in candidates[1:]:
+        if math.prod(times[variant]) < CLEARLY * math.prod(times[best]):
+            best = variant
+    said = "; ".join(
+        f"{variant} {' / '.join(f'{us:.0f}' for us in times[variant])}" for variant in candidates
+    )
+    rows = " / ".join(map(str, ROWS))
+    return Choice(best, f"the fastest by measurement, µs of a product of {rows} rows: {said}")
+
+
+def measure(variants: list[str]) -> dict[str, list[float]]:
+    """Return the least microseconds of a product for each of `ROWS`, by variant, run in turn."""
+    runs = {variant: _product(variant) for variant in variants}
+    weights = torch.ones(SETS, OUTPUTS * INPUTS, dtype=torch.bfloat16)
+    x = torch.ones(max(ROWS), INPUTS, dtype=torch.bfloat16)
+    y = torch.empty(max(ROWS), OUTPUTS, dtype=torch.bfloat16)
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    turn = 0
+    for rows in ROWS:
+        times: dict[str, list[float]] = {variant: [] for variant in variants}
+        for round_ in range(ROUNDS):
+            for variant, run in runs.items():
+                turn += 1
+                arguments = _ARGS(
+                    x.data_ptr(),
+                    weights[turn % SETS].data_ptr(),
+                    0,
+                    y.data_ptr(),
+                    rows,
+                    OUTPUTS,
+                    INPUTS,
+                    INPUTS,
+                    OUTPUTS,
+                    BF16,
+                    BF16,
+                )
+                started = time.perf_counter()
+                run(arguments)
+                if round_:  # the first reads code, too
+                    times[variant].append((time.perf_counter() - started) * 1e6)
+        for variant in variants:
+            taken[variant].append(round(min(times[variant]), 1))
+    return taken
+
+
+def _product(variant: str) -> Callable[[bytes], object]:
+    library = load(variant, PROBE)
+    if variant == "amx":
+        library.glasshouse_allow_amx()
+        run = library.glasshouse_linear_amx
+    else:
+        run = library.glasshouse_linear_panels
+    run.argtypes, run.restype = [ctypes.c_char_p], None
+    return run
+
+
+def _file(candidates: list[str]) -> Path:
+    """Where the times are kept: for this kind of CPU, these sources and this compiler."""
+    probe = library_path(candidates[0], PROBE)
+    return probe.with_name(f"{probe.stem}-{cpu_name()}-{torch.get_num_threads()}.json")
