@@ -1,1 +1,1 @@
-"""COMPUTES: a StepPlan in, tokens out."""
+"""Compute: take a StepPlan, return tokens."""

@@ -1,8 +1,8 @@
-"""Persistent rows: what the worker knows of each sequence between steps.
+"""Keep what the worker knows of each sequence between steps: the persistent rows.
 
-A sequence has a slot, a line in arrays that are allocated once: its tokens, its block table, its
-sampling parameters. A plan brings only what changed (`NewRow`, new blocks), the worker appends the
-tokens that it draws, and a step's tensors are gathered from the arrays by a few NumPy calls.
+A sequence has a slot: one line in arrays that are allocated once, for its tokens, its block table
+and its sampling parameters. A plan brings only what changed (`NewRow`, new blocks), the worker
+appends the tokens that it draws, and a few NumPy calls gather a step's tensors from the arrays.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _request_id, _start, _samples = map(attrgetter, ("request_id", "start", "samples
 
 @dataclass
 class StepInputs:
-    """A step in numbers, on the host. Rows with one token come first.
+    """Hold the numbers of a step, on the host. Rows with one token come first.
 
-    They become tensors where they are needed: a captured step copies them to its own places.
+    They become tensors where they are needed: a captured step copies them into its own memory.
     """
 
     token_ids: np.ndarray  # int32 [tokens]
@@ -39,11 +39,11 @@ class StepInputs:
     query_lens: list[int]  # of each row
     query_start: np.ndarray  # int64 [rows + 1]
     num_decode_rows: int
-    order: list[int] | None  # of each row the place in the plan; None: they stand as they do there
+    order: list[int] | None  # each row's place in the plan; None: in the plan's order
     rows: list[StepRow]  # in batch order
     samples: list[int]  # of each row
     slots: np.ndarray  # int64 [rows], in batch order
-    table_version: int  # another one: some block table may have changed
+    table_version: int  # if it differs from the last one, some block table may have changed
     block_size: int
     all_tables: np.ndarray  # int32 [slots, width], the tables of all sequences
 
@@ -52,7 +52,7 @@ class StepInputs:
         return len(self.rows)
 
     def in_plan_order(self, of_rows: list[T]) -> list[T]:
-        """What belongs to the rows of the batch, as the plan has them."""
+        """Reorder values of the batch's rows into the plan's order."""
         if self.order is None:
             return of_rows
         placed = list(of_rows)
@@ -62,25 +62,25 @@ class StepInputs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest context."""
+        """Return the number of tokens of the longest context."""
         return int(self.contexts.max())
 
     @property
     def table_width(self) -> int:
-        """Blocks that the longest context takes."""
+        """Return the number of blocks of the longest context."""
         return ceil_div(self.longest, self.block_size)
 
     @property
     def block_tables(self) -> np.ndarray:
-        """int32 [rows, table_width]"""
+        """Return the rows' block tables, int32 [rows, table_width]."""
         return self.all_tables[self.slots, : self.table_width]
 
     def ids(self, device: torch.device) -> torch.Tensor:
-        """The token ids, int64, on a device."""
+        """Return the token ids, int64, on a device."""
         return to_device(self.token_ids.astype(np.int64), device)
 
     def attention(self, device: torch.device) -> AttentionBatch:
-        """The rest, on a device."""
+        """Return everything else of the step, on a device."""
         host = AttentionBatch(
             positions=torch.from_numpy(self.positions),
             slot_mapping=torch.from_numpy(self.slot_mapping),
@@ -97,17 +97,17 @@ class StepInputs:
 
 
 class BatchRows:
-    """Slots for at most `num_slots` sequences of at most `max_model_len` tokens."""
+    """Hold slots for at most `num_slots` sequences of at most `max_model_len` tokens."""
 
     def __init__(self, num_slots: int, max_model_len: int, block_size: int) -> None:
         self.block_size = block_size
         self.max_model_len = max_model_len
-        # One token more: the overlapped loop may compute one step past a sequence's end.
+        # One more token, because the overlapped loop may compute one step past a sequence's end.
         self.tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
         width = ceil_div(max_model_len + 1, block_size)
         self.block_table = np.zeros((num_slots, width), np.int32)
         self._table_version = 0
-        self._new: dict[int, NewRow] = {}  # by slot, as each sequence came
+        self._new: dict[int, NewRow] = {}  # by slot, as each sequence arrived
         self._prompt_logprobs: set[int] = set()  # slots whose sequences want them
         self._slots: dict[str, int] = {}
         self._free = list(range(num_slots - 1, -1, -1))
@@ -119,7 +119,7 @@ class BatchRows:
         return self._slots[request_id]
 
     def new(self, slot: int) -> NewRow:
-        """What the sequence in a slot came with."""
+        """Return the `NewRow` that the sequence in a slot arrived with."""
         return self._new[slot]
 
     @property
@@ -127,7 +127,7 @@ class BatchRows:
         return bool(self._prompt_logprobs)
 
     def drop(self, request_id: str) -> int | None:
-        """Forget a sequence. Returns the slot it had, or None if it had none."""
+        """Forget a sequence. Return the slot it had, or None if it had none."""
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             self._free.append(slot)
@@ -136,7 +136,7 @@ class BatchRows:
         return slot
 
     def put(self, request_id: str, row: NewRow) -> int:
-        """Take over a sequence, in the slot that it has already or in a free one.
+        """Add a sequence, in the slot that it already has or in a free one.
 
         Raises RuntimeError when there is no free slot, ValueError when it is longer than
         max_model_len.
@@ -171,7 +171,7 @@ class BatchRows:
         self._table_version += len(tables)
 
     def expect(self, slots: np.ndarray, positions: np.ndarray) -> None:
-        """Tokens will stand there that the device is about to draw. Both int64 [rows]."""
+        """Mark positions whose tokens the device is about to draw. Both int64 [rows]."""
         self.tokens[slots, positions] = UNKNOWN
 
     def append(self, slots: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> None:
@@ -179,7 +179,7 @@ class BatchRows:
         self.tokens[slots, positions] = token_ids
 
     def gather(self, plan: StepPlan) -> StepInputs:
-        """The numbers of a step, from the rows of its plan (at least one)."""
+        """Gather the numbers of a step from the rows of its plan (at least one)."""
         rows, order, count = plan.rows, None, len(plan.rows)
         lengths = [1] * count if plan.num_tokens == count else [row.num_tokens for row in rows]
         decodes = lengths.count(1)

@@ -1,14 +1,14 @@
-"""Cores: while steps are computed, each thread of the CPU kernels stays on a core of its own.
+"""Bind each thread of the CPU kernels to its own core while steps are computed.
 
-A kernel is done when its slowest thread is. After a pause all threads but one sleep, and where
-Linux wakes them is a guess: on virtual machines often on the core of the one who wakes them (an
-idle virtual core looks as if its host had taken it away), and then two threads share one core while
-another is idle, for a tick of the scheduler or more, 4 to 30 ms. Bound, they are where they should
-be, and everybody else's threads, which aren't, are moved out of their way: benchmarks/results/
-NOTES.md has the figures.
+A kernel ends when its slowest thread does. After a pause all threads but one sleep, and Linux
+guesses where to wake them. On virtual machines it often picks the core of the thread that wakes
+them (an idle virtual core looks as if its host had taken it away). Then two threads share one core
+while another is idle, for one tick of the scheduler or more, 4 to 30 ms. Binding prevents this,
+and the scheduler moves other threads, which aren't bound, out of the way: figures are in
+benchmarks/results/NOTES.md.
 
-Only where the engine has all cores: with fewer threads, or under a quota, other engines could be
-bound to the very same ones. And not in the overlapped loop, whose threads take turns.
+Threads are bound only if the engine has all cores: with fewer threads, or under a quota, other
+engines could be bound to the same cores. The overlapped loop doesn't bind: its threads take turns.
 """
 
 from __future__ import annotations
@@ -26,31 +26,36 @@ BindThreads = Callable[[bytes], object]
 
 
 def cores_to_bind(num_threads: int) -> list[set[int]]:
-    """The CPUs of each thread's core; empty if they are to stay free."""
+    """Return the CPUs of each thread's core; empty if threads are not to be bound."""
     cores = usable_cores()
     named = all(cpu < 8 * _SET_BYTES for core in cores for cpu in core)
     return cores if named and 1 < num_threads == len(cores) == physical_cores() else []
 
 
 class Cores:
-    """`with cores:` around many steps: the calling thread and those that compute with it are bound.
-    At its end all may run anywhere again; a thread that is started within inherits a core."""
+    """Bind the calling thread and those that compute with it: `with cores:` around many steps.
+
+    At the end all threads may run anywhere again. A thread that is started within inherits a core.
+    """
 
     def __init__(self, cores: Sequence[set[int]] = (), bind_threads: BindThreads | None = None):
-        """cores: the CPUs of each thread's core, the calling one's first; bind_threads: the native
-        function. Without either, nothing is bound."""
+        """Take the cores and the function that binds. Without either, nothing is bound.
+
+        cores: the CPUs of each thread's core, the calling one's first. bind_threads: the native
+        function.
+        """
         self._bind_threads = bind_threads if cores else None
         self._cores = cores
-        self.own_cpus: list[int] = []  # those of the calling thread's core, while it is held
+        self.own_cpus: list[int] = []  # those of the calling thread's core, while it is bound
 
     def hold(self) -> None:
-        """Bind. The threads are those of the calling one."""
+        """Bind the calling thread and its computing threads."""
         self._bind(self._cores)
         if self._bind_threads is not None:
             self.own_cpus = sorted(self._cores[0])
 
     def release(self) -> None:
-        """Called by the thread that held."""
+        """Unbind. Must be called by the thread that called `hold`."""
         self._bind([set().union(*self._cores)] * len(self._cores))
         self.own_cpus = []
 

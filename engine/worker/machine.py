@@ -1,5 +1,6 @@
-"""What this machine has: memory that is really free, physical cores; and how the C library hands
-memory out. All of it read from the system, in a container its own limits.
+"""Read what this machine has: free memory, physical cores, and the C library's allocator settings.
+
+All is read from the system; in a container, from the container's limits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NO_LIMIT = 2**60  # cgroup v1 states a number near 2^63 when there is none
 
 
 class FreeMemory(NamedTuple):
-    """Bytes that may still be taken, and the readings that say so."""
+    """Hold the bytes that may still be taken, and the readings behind them."""
 
     num_bytes: int
     source: str
@@ -29,8 +30,10 @@ def free_memory(
     cgroup: Path = CGROUP,
     status: Path = Path("/proc/self/status"),
 ) -> FreeMemory:
-    """Host memory that this process can still take: the kernel's estimate, or what the container's
-    limit or the process's own limits leave, whichever is least."""
+    """Return the host memory that this process can still take.
+
+    It is the least of the kernel's estimate, the container's limit and the process's own limits.
+    """
     found = [_system_memory(meminfo)]
     left = _cgroup_left(cgroup)
     if left is not None:
@@ -40,8 +43,10 @@ def free_memory(
 
 
 def usable_cores() -> list[set[int]]:
-    """The CPUs that this process may use, by core: hyperthreads of one core stand together. Empty
-    where the system can't bind threads to CPUs (macOS)."""
+    """Return the CPUs that this process may use, grouped by core with their hyperthreads.
+
+    Empty where the system can't bind threads to CPUs (macOS).
+    """
     if not hasattr(os, "sched_getaffinity"):
         return []
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -52,7 +57,7 @@ def usable_cores() -> list[set[int]]:
 
 
 def physical_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may use: hyperthreads of one core count once, a CPU quota caps."""
+    """Count the cores that this process may use, without hyperthreads, capped by a CPU quota."""
     cores = len(usable_cores()) or os.cpu_count() or 1
     quota = (_read(cgroup / "cpu.max") or "max").split()
     if quota[0] != "max":
@@ -61,7 +66,7 @@ def physical_cores(cgroup: Path = CGROUP) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed in place of returning it to the kernel.
+    """Make glibc keep freed memory instead of returning it to the kernel.
 
     A step allocates and frees the same few large tensors; memory that went back to the kernel in
     between faults in again, page by page, as zeros. Without glibc (macOS, musl) nothing is changed.
@@ -77,7 +82,7 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`--device`: auto is CUDA where there is one."""
+    """Choose the device for `--device`: auto is CUDA where there is one."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
@@ -95,8 +100,10 @@ def _system_memory(meminfo: Path) -> FreeMemory:
 
 
 def _cgroup_left(cgroup: Path) -> int | None:
-    """Bytes below the container's limit; None without one. Cached file pages don't count as used:
-    the kernel drops them when memory is wanted."""
+    """Return the bytes below the container's limit; None without one.
+
+    Cached file pages don't count as used: the kernel drops them when memory is wanted.
+    """
     for limit_file, used_file, stat_file, key in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
@@ -119,8 +126,10 @@ def _cgroup_left(cgroup: Path) -> int | None:
 
 
 def _limits_left(status: Path) -> list[FreeMemory]:
-    """What `ulimit -d` and `ulimit -v` leave to this process; they count memory that is mapped,
-    written or not."""
+    """Return what `ulimit -d` and `ulimit -v` leave to this process.
+
+    They count mapped memory, written or not.
+    """
     used = dict(line.partition(":")[::2] for line in (_read(status) or "").splitlines())
     found = []
     for kind, key, flag in (

@@ -1,8 +1,8 @@
-"""The worker: a StepPlan goes in, tokens come out.
+"""Compute a StepPlan and return its tokens.
 
-`execute` does what a plan says, in the plan's order: forget rows, swap blocks out and in, copy
-blocks, compute the rows, draw. What it keeps between steps are the persistent rows, the KV cache
-and the rows' sampling parameters. It decides nothing.
+`execute` follows the plan's order: forget rows, swap blocks out and in, copy blocks, compute the
+rows, draw. Between steps it keeps the persistent rows, the KV cache and the rows' sampling
+parameters. It decides nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
 
 
 class ModelRunner:
-    """`load()` once; then `kv` says what the core may plan with, and `execute` computes.
+    """Compute plans: after `load()`, `kv` says what the core may plan with, and `execute` computes.
 
     `sample_step` makes what draws: a subclass of `SampleStep` with rules of its own.
     """
@@ -80,7 +80,7 @@ class ModelRunner:
 
     @property
     def budget(self) -> int:
-        """Tokens of a step, at most."""
+        """Return the most tokens of a step."""
         assert self.config.max_num_batched_tokens is not None
         return self.config.max_num_batched_tokens
 
@@ -88,8 +88,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def load(self, progress: Progress | None = None) -> None:
-        """Load the model, size and make the KV cache, and compute once, so that the first request
-        finds everything warm. `progress`: see `load_model`.
+        """Load the model, size and make the KV cache, and compute once.
+
+        So everything is warm at the first request. `progress`: see `load_model`.
 
         Raises `ModelError` when the model can't be served, `ConfigError` when an option asks for
         what this machine or this model can't hold.
@@ -99,10 +100,10 @@ class ModelRunner:
         with memory_for(start_memory.LOAD, self.device):
             self.model = load_model(self.config, self.device, None, self.recorder, progress)
         self.model_dtype = self._model_dtype()
-        # Keys and values are kept as the model computes them. On a CPU fp32 pages beside bf16
-        # weights were measured too: gathering twice the bytes costs more than fp32 arithmetic
-        # gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against 1.9; two Xeon
-        # cores with AMX), and they hold half as many tokens.
+        # Keys and values are kept in the dtype in which the model computes them. On a CPU fp32
+        # pages beside bf16 weights were measured too: gathering twice the bytes costs more than
+        # fp32 arithmetic gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against
+        # 1.9; two Xeon cores with AMX), and they hold half as many tokens.
         self.kv_dtype = stored or self.model_dtype
         block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
         with memory_for(start_memory.PROFILE, self.device):
@@ -180,7 +181,7 @@ class ModelRunner:
         self.sampling.recorder = self.recorder
 
     def _graphs_wanted(self) -> bool:
-        """Return whether steps are captured: unless told otherwise, those of our own models.
+        """Return whether steps are captured: by default those of our own models.
 
         The code of transformers may look at values on the host, which a graph can't.
         """
@@ -189,7 +190,7 @@ class ModelRunner:
         return self.platform.has_graphs(self.kv_dtype, self.recorder)
 
     def graph_shape(self) -> GraphShape:
-        """Return what graphs are captured for: the rows and pages as they are now."""
+        """Return the sizes for graphs: the rows and pages as they are now."""
         return GraphShape(
             model=self.model,
             caches=self.cache.layers,
@@ -224,7 +225,7 @@ class ModelRunner:
 
     @property
     def launches_ahead(self) -> bool:
-        """Whether `launch` comes back while the device still computes."""
+        """Return whether `launch` returns while the device still computes."""
         return self.drawn is not None
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -233,8 +234,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
-        """Give a plan to the device. The one before it may still be computed, all earlier ones have
-        been asked for their results."""
+        """Give a plan to the device.
+
+        The plan before it may still be running; the results of all earlier ones have been taken.
+        """
         started = time.perf_counter_ns()
         before, self._last = self._last, None
         self._update_rows(plan)
@@ -301,8 +304,10 @@ class ModelRunner:
     def _compute(
         self, inputs: StepInputs, drawing: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """(hidden states of all tokens, logits of the rows that draw, where the greatest of each of
-        these is, if that is known)."""
+        """Compute (hidden states of all tokens, logits, where each row's greatest logit is).
+
+        Logits are those of the rows that draw. The last item is None if it isn't known.
+        """
         if self.graphs is not None and self.graphs.fits(inputs):
             hidden, logits, greatest = self.graphs.run(inputs, self.drawn)
             if not drawing:
@@ -319,16 +324,16 @@ class ModelRunner:
             return hidden, self._logits(hidden, inputs, drawing) if drawing else None, None
 
     def _compute_eagerly(self, inputs: StepInputs) -> torch.Tensor:
-        """Hidden states of all tokens, launched one by one."""
+        """Compute the hidden states of all tokens, launched one by one."""
         token_ids, batch = inputs.ids(self.device), inputs.attention(self.device)
         if self.drawn is not None and (inputs.token_ids == UNKNOWN).any():
-            rows = inputs.num_decode_rows  # these come first, and no others have unknown tokens
+            rows = inputs.num_decode_rows  # these come first; only they have unknown tokens
             places = to_device(self.drawn.places(inputs.slots[:rows]), self.device)
             self.drawn.fill(token_ids[:rows], places)
         return self.model(token_ids, batch.positions, self.cache.layers, batch)
 
     def _logits(self, hidden: torch.Tensor, inputs: StepInputs, drawing: list[int]) -> torch.Tensor:
-        """Logits of the rows that draw, each of its last token."""
+        """Compute the logits of the rows that draw, each at its last token."""
         if len(drawing) < len(hidden):  # else every row has one token and draws
             hidden = hidden[to_device(inputs.query_start[1:][drawing] - 1, self.device)]
         return self.model.compute_logits(hidden)

@@ -1,8 +1,7 @@
-"""To the device and back without waiting for it.
+"""Copy to the device and back without waiting for it.
 
-Memory that the system may page out can only be copied while the host waits, and it then waits for
-all that was launched before. So everything goes by way of pinned memory; torch keeps that from
-being used again before its copy has been made.
+The host must wait while pageable memory is copied, and for everything launched before the copy. So
+everything goes by way of pinned memory; torch reuses that only after its copy has been made.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ under way and one for the step before it."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of the array, on a CPU the same memory."""
+    """Copy an array to the device; on a CPU, share its memory."""
     return pinned(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host, on the device."""
+    """Copy a tensor of the host to the device by way of pinned memory."""
     if not asynchronous(device):
         return tensor
     if not tensor.numel():
@@ -34,24 +33,27 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def to_host(tensor: torch.Tensor) -> np.ndarray:
-    """A copy in the host's memory: to be read when the device has passed a later event."""
+    """Copy a tensor to the host's memory: read it when the device has passed a later event."""
     if not asynchronous(tensor.device):
-        return tensor.numpy().copy()  # the next step may be played onto the same memory
+        return tensor.numpy().copy()  # the next step may be replayed onto the same memory
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return there.copy_(tensor, non_blocking=True).numpy()
 
 
 class Outbox:
-    """Where the tokens of each step arrive on the host."""
+    """Receive the tokens of each step on the host."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        """size: tokens of a step, at most."""
+        """Allocate the host's memory. size: tokens of a step, at most."""
         pieces = range(STAGED if asynchronous(device) else 0)
         self._pieces = deque(torch.zeros(size, dtype=torch.int64, pin_memory=True) for _ in pieces)
 
     def take(self, tokens: torch.Tensor) -> np.ndarray:
-        """A copy of the tokens, int64 [draws], in the host's memory: to be read when the device has
-        passed a later event, and before the next step but one is launched."""
+        """Copy the tokens, int64 [draws], to the host's memory.
+
+        Read them when the device has passed a later event, and before the next step but one is
+        launched.
+        """
         if not self._pieces:
             return to_host(tokens)
         self._pieces.rotate()

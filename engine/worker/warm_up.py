@@ -1,6 +1,6 @@
-"""Steps before the first request: what is allocated, compiled or read for the first time, is then.
+"""Run steps before the first request, so that first-time allocation, compiling and reading is done.
 
-Their rows are of zeros and nobody reads what they give; the recorder doesn't see them.
+Their rows are zeros and nobody reads their outputs; the recorder doesn't see them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ NAME = "warm-up"
 def warm_up(
     execute: Callable[[StepPlan], StepOutput], longest: int, block_size: int, long_prompts: bool
 ) -> None:
-    """A short prompt, a random and a greedy token; and if `long_prompts`, prompts each twice as
-    long as the one before, until one takes `LONG_ENOUGH_S`: memory that a process gets for the
-    first time costs as much as computing with it, as long as that is short.
+    """Compute a short prompt, a random and a greedy token, and if `long_prompts`, longer prompts.
+
+    These double in length until one takes `LONG_ENOUGH_S`: memory that a process gets for the first
+    time costs as much as computing with it while prompts are short.
 
     longest: tokens of the longest prompt that one step can take; the cache has blocks for them.
     """
@@ -49,13 +50,13 @@ def warm_up(
 
 
 def add_dummy(plan: StepPlan, request_id: str, length: int, blocks: list[int]) -> None:
-    """Let a plan compute a prompt of zeros, in `blocks`, which have room for it."""
+    """Add a prompt of zeros to a plan, in `blocks`, which have room for it."""
     plan.rows.append(StepRow(request_id, 0, length, 1))
     plan.tables[request_id] = NewBlocks(0, blocks)
     plan.new[request_id] = NewRow(
         token_ids=[0] * length,
         num_prompt_tokens=length,
-        params=SamplingParams(top_k=5, top_p=0.9, seed=0),  # whatever may be launched, is
+        params=SamplingParams(top_k=5, top_p=0.9, seed=0),  # to launch every kernel
         seed=0,
         stop_token_ids=[],
     )

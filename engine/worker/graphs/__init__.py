@@ -1,1 +1,1 @@
-"""Steps that are captured once and replayed: CUDA graphs, and tapes on a CPU."""
+"""Capture steps once and replay them: CUDA graphs, and tapes on a CPU."""

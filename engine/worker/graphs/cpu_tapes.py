@@ -1,8 +1,8 @@
-"""Decode steps on the CPU without Python between the kernels: see `kernels/cpu/tape.py`.
+"""Replay decode steps on the CPU without Python between the kernels: see `kernels/cpu/tape.py`.
 
-The first step of each number of rows is computed as always and taped, later ones are played. A
-tape is for exactly that many rows, so nothing is padded, and what a row computes is the same to
-the bit. Prompts are computed without a tape: there the products take nearly all of the time.
+The first step with each number of rows is computed as usual and taped, later ones are replayed. A
+tape is for exactly that many rows, so nothing is padded, and each row computes the same bits.
+Prompts are computed without a tape: nearly all of their time goes into matrix products.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ TORCH_OPERATIONS = 32
 
 class _Taped(NamedTuple):
     tape: Tape
-    outputs: DecodeOutputs  # overwritten by each play, of other tapes too
+    outputs: DecodeOutputs  # overwritten by each replay, of other tapes too
     captured_seq: int
 
 
 class CpuTapes:
-    """`fits` says whether a step can be played (or taped), `run` does it."""
+    """Tape and replay steps: `fits` says whether a step can be replayed (or taped), `run` does
+    it."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class CpuTapes:
         replay: Callable[[bytes], object],
         recorder: Recorder,
     ) -> None:
-        """replay: see `Tape`."""
+        """Start without tapes. replay: see `Tape`."""
         self.model = model
         self.caches = caches
         self.replay = replay
@@ -61,7 +62,7 @@ class CpuTapes:
         self.refused: set[int] = set()  # numbers of rows whose step can't be taped
 
     def fits(self, inputs: StepInputs) -> bool:
-        """Every row decodes, and no single launch is to be recorded."""
+        """Return whether every row decodes and no single launch is to be recorded."""
         rows = inputs.num_rows
         return (
             inputs.num_decode_rows == rows <= self.max_rows
@@ -70,7 +71,10 @@ class CpuTapes:
         )
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> DecodeOutputs:
-        """drawn: see `DecodeInputs.fill`. The next run overwrites what this one returns."""
+        """Replay the step, or compute and tape it. The next run overwrites what this one returns.
+
+        drawn: see `DecodeInputs.fill`.
+        """
         rows = inputs.num_rows
         self.inputs.fill(inputs, rows, drawn)
         taped = self.tapes.get(rows)
@@ -83,7 +87,7 @@ class CpuTapes:
         return taped.outputs
 
     def _record(self, rows: int) -> DecodeOutputs:
-        """Compute the step, and keep its tape if it is worth it."""
+        """Compute the step, and keep its tape if replaying is worth it."""
         started = time.perf_counter()
         tape = Tape(self.replay, self.arena)
         try:

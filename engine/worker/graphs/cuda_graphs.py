@@ -1,11 +1,11 @@
-"""CUDA graphs for decode: the whole life of a graph is here and in `graph_capture.py`.
+"""Capture and replay CUDA graphs for decode, together with `graph_capture.py`.
 
-A decode step launches some ten kernels a layer, each of them short; started one by one from
-Python they would leave the GPU waiting. A graph is captured once for each of a ladder of batch
-sizes, and a step replays the smallest that holds its rows. The rest of its rows is padding: slot
-−1 (nothing is written), context 0 (nothing is read). Grids and splits are decided from the batch
-size and the longest context that may come, never from a step's lengths. Steps with prompts have
-graphs of their own: `prompt_graphs.py`.
+A decode step launches some ten short kernels a layer; started one by one from Python, they would
+leave the GPU waiting. A graph is captured once for each batch size of a ladder, and a step replays
+the smallest that holds its rows. The remaining rows are padding: slot −1 (nothing is written),
+context 0 (nothing is read). Grids and splits are decided from the batch size and the longest
+context possible, never from a step's lengths. Steps with prompts have their own graphs:
+`prompt_graphs.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.worker.in_flight import DrawnTokens
 
 
 def ladder(max_rows: int) -> list[int]:
-    """Batch sizes: fewer than 8 rows of padding below 64, 16 below 256, 64 above."""
+    """Return batch sizes: fewer than 8 rows of padding below 64, 16 below 256, 64 above."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_rows + 64, 64)]
     return [size for size in sizes if size < max_rows] + [max_rows]
 
@@ -35,9 +35,11 @@ def ladder(max_rows: int) -> list[int]:
 def sample_memory(
     make: Callable[[list[int]], CudaGraphs], max_rows: int, free: Callable[[], int]
 ) -> tuple[int, str]:
-    """(bytes that all graphs will take, how that was found). The two largest are captured, and the
-    largest with prompts; what each other one adds is its outputs, which it keeps for itself, and
-    what the second one took of the driver's memory. All else they find in the largest ones'.
+    """Measure the bytes that all graphs will take, and return how that was found.
+
+    The two largest are captured, and the largest with prompts. Each other graph adds its outputs,
+    which it keeps for itself, and as much of the driver's memory as the second one took. Everything
+    else lies in the largest graphs' memory.
 
     make: captures the sizes that it is given. free: bytes of the device that are free now.
     """
@@ -50,7 +52,7 @@ def sample_memory(
     if others:
         graphs.add(others[0])
         second, outputs = after - free(), row_bytes * others[0]
-        each = second - outputs if second >= outputs else second  # they may lie in memory it had
+        each = second - outputs if second >= outputs else second  # it had the memory
     total += row_bytes * sum(others) + each * len(others)
     count, largest_ones = len(others) + 1, "two largest" if others else "largest"
     if graphs.prompts is not None:
@@ -65,7 +67,7 @@ def sample_memory(
 
 
 class CudaGraphs:
-    """`fits` says whether a step can be replayed, `run` replays it."""
+    """Capture and replay steps: `fits` says whether a step can be replayed, `run` replays it."""
 
     def __init__(
         self,
@@ -79,9 +81,9 @@ class CudaGraphs:
         budget: int = 0,
         sizes: list[int] | None = None,
     ) -> None:
-        """budget: tokens of the largest step with prompts; 0: such steps aren't captured.
+        """Capture every size, by default the whole ladder and all with prompts, the largest first.
 
-        Captures every size, by default the whole ladder and all with prompts, the largest first.
+        budget: tokens of the largest step with prompts; 0: such steps aren't captured.
         """
         self.model = model
         self.caches = caches
@@ -99,11 +101,11 @@ class CudaGraphs:
                 self.prompts.add_all()
 
     def add(self, size: int) -> None:
-        """Capture one more."""
+        """Capture one more size."""
         self.graphs[size] = self.capture.capture(lambda: self._forward(size), size)
 
     def fits(self, inputs: StepInputs) -> bool:
-        """There are not too many rows, or, with prompts, tokens."""
+        """Return whether the step has few enough rows or, with prompts, few enough tokens."""
         if inputs.num_decode_rows == inputs.num_rows:
             return inputs.num_rows <= self.sizes[-1]
         return self.prompts is not None and self.prompts.fits(inputs)
@@ -111,8 +113,11 @@ class CudaGraphs:
     def run(
         self, inputs: StepInputs, drawn: DrawnTokens | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """`DecodeOutputs`; the next run overwrites them. With prompts hidden states alone, of each
-        token. drawn: see `DecodeInputs.fill`."""
+        """Replay a step and return its `DecodeOutputs`; the next run overwrites them.
+
+        With prompts it returns only the hidden states of each token. drawn: see
+        `DecodeInputs.fill`.
+        """
         rows = inputs.num_rows
         if inputs.num_decode_rows < rows:
             assert self.prompts is not None

@@ -1,4 +1,4 @@
-"""The inputs of a captured decode step: the same memory each time, filled anew before each replay.
+"""Hold the inputs of a captured decode step in fixed memory, filled before each replay.
 
 CUDA graphs and the CPU's tapes both read a step's tokens, positions, slots, lengths and block
 tables from here.
@@ -26,10 +26,10 @@ greedy rows alone nothing is left to launch after the replay."""
 
 
 class DecodeInputs:
-    """Tensors for up to `max_rows` rows of one token each.
+    """Hold tensors for up to `max_rows` rows of one token each.
 
-    All but the block tables lie side by side, so that one copy brings them; the tables are copied
-    only when one has grown or other rows stand in the step.
+    All but the block tables lie side by side, so that one copy brings them. The tables are copied
+    only when one has grown or the step has other rows.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DecodeInputs:
         self.contexts = contexts.view(torch.int32)[:max_rows]
         self.tables = torch.zeros((max_rows, table_width), dtype=torch.int32, device=device)
         self.query_start = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
-        # Where the host writes: on a CPU, into the tensors themselves; else into pinned memory.
+        # The host writes into the tensors themselves on a CPU, else into pinned memory.
         shape, ahead = self._packed.shape, asynchronous(device)
         self._staged = deque(
             _fields(torch.zeros(shape, dtype=torch.int64, pin_memory=True))
@@ -50,13 +50,15 @@ class DecodeInputs:
             else _fields(self._packed)
             for _ in range(STAGED)
         )
-        self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here
+        self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here now
 
     def fill(self, inputs: StepInputs, size: int, drawn: DrawnTokens | None) -> None:
-        """Copy a step's rows here from the host; nobody waits for the copy. Rows up to `size`
-        become padding: slot −1 (nothing is written), context 0 (nothing is read).
+        """Copy a step's rows here from the host, without waiting for the copy.
 
-        drawn: where tokens are that the host doesn't know yet."""
+        Rows up to `size` become padding: slot −1 (nothing is written), context 0 (nothing is read).
+
+        drawn: where tokens are that the host doesn't know yet.
+        """
         rows = inputs.num_rows
         self._staged.rotate()
         staged, fields, contexts = self._staged[0]
@@ -80,7 +82,7 @@ class DecodeInputs:
             drawn.fill(self.token_ids[:rows], self.places[:rows])
 
     def fill_tables(self, inputs: StepInputs) -> None:
-        """Copy the rows' block tables, unless they are here."""
+        """Copy the rows' block tables, unless they are here already."""
         width = inputs.table_width
         tables_of = inputs.table_version, width, inputs.slots.tobytes()
         if tables_of != self._tables_of:
@@ -89,8 +91,10 @@ class DecodeInputs:
             self._tables_of = tables_of
 
     def batch(self, size: int) -> AttentionBatch:
-        """The first `size` rows as a batch, of any length: what Python decides from lengths (grids,
-        splits) it decides for the longest."""
+        """Return the first `size` rows as a batch of any length.
+
+        What Python decides from lengths (grids, splits) is decided for the longest.
+        """
         longest = self.tables.shape[1] * self.block_size
         return AttentionBatch(
             positions=self.positions[:size],
@@ -107,6 +111,7 @@ class DecodeInputs:
 
 
 def _fields(packed: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """A packed tensor of the host, its fields, and the last of them, lengths, as int32."""
+    """Split a packed tensor of the host into its fields; also return the last, lengths, as
+    int32."""
     fields = packed.numpy()
     return packed, fields, fields[4].view(np.int32)

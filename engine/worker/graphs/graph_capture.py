@@ -1,7 +1,7 @@
-"""Capturing a step as a CUDA graph, and what the record says of it.
+"""Capture a step as a CUDA graph, and record it.
 
-What the Python side of a launch decides (grids, splits) is decided at capture. A graph reads its
-inputs from the same memory each time, so they are copied there before a replay.
+What Python decides for a launch (grids, splits) is decided at capture. A graph always reads its
+inputs from the same memory, so they are copied there before a replay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Outputs = tuple[torch.Tensor, ...]
 
 
 class Graph(NamedTuple):
-    """A captured step."""
+    """Hold a captured step."""
 
     replay: Callable[[], None]
     outputs: Outputs  # overwritten by each replay
@@ -28,17 +28,22 @@ class Graph(NamedTuple):
 
 
 class GraphCapture:
-    """Captures steps that are never replayed at the same time: what one makes on its way lies in
-    memory that the others use too. Capture the largest first."""
+    """Capture steps that are never replayed at the same time.
+
+    They share the memory of their intermediate results. Capture the largest first.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.pool: Any = None  # of memory; the first graph makes it
+        self.pool: Any = None  # memory that all graphs share; the first graph makes it
 
     def capture(self, forward: Callable[[], Outputs], rows: int, tokens: int = 0) -> Graph:
-        """A graph of `forward`, and its event. The kernels must have run once: they compile at
-        first use, which can't be captured. At level full the launches are recorded before it, once:
-        a replay points at them. rows, tokens: as `GraphCaptured` says."""
+        """Capture `forward` as a graph, and return it with its event.
+
+        The kernels must have run once: they compile at first use, which can't be captured. At level
+        full the launches are recorded before it, once: a replay refers to them. rows, tokens: as
+        `GraphCaptured` says.
+        """
         started = time.perf_counter()
         launches = Recorder("full")
         found: list[Event] = []
@@ -59,8 +64,11 @@ class GraphCapture:
         return Graph(replay, outputs, self.recorder.number(captured))
 
     def _record(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """(replay, the tensors that a replay fills). Once without capture, on the side: what
-        libraries set up at their first call must not fall into a graph."""
+        """Return (replay, the tensors that a replay fills).
+
+        Runs once without capture, on a side stream: what libraries set up at their first call must
+        not become part of a graph.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,15 +1,15 @@
-"""CUDA graphs for steps that have prompts, beside rows that decode or alone.
+"""Capture and replay CUDA graphs for steps that have prompts, alone or beside decoding rows.
 
-Such a step launches the same kernels, whatever its tokens are: some ten a layer. With a small model
-or few tokens the device would wait for Python, and everybody who decodes waits with it: the first
+Such a step launches the same kernels whatever its tokens are: some ten a layer. With a small model
+or few tokens the device would wait for Python, and all decoding rows would wait with it: the first
 token of a short prompt took 7 to 12 ms on 16 layers beside an H200, replayed 2 to 3
 (benchmarks/results/NOTES.md).
 
-A graph is captured for each of a ladder of token counts, and a step replays the smallest that holds
-its tokens. How they are shared out among rows is read on the device: attention gets a program for
-every row that may come, and for every tile of queries that may, and those with nothing to do leave
-at once. Logits are not in a graph: which tokens draw differs from step to step. Nor are steps of
-long whole prompts alone: torch's SDPA is faster there, which must know their lengths beforehand.
+A graph is captured for each token count of a ladder, and a step replays the smallest that holds its
+tokens. The device reads how the tokens are divided among rows: attention starts a program for every
+row and every tile of queries that may come, and those without work return at once. Logits are not
+in a graph, because different tokens draw in each step. Steps of long whole prompts alone are not
+captured: there torch's SDPA is faster, and it must know the lengths beforehand.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ MOST = 8192
 
 
 def prompt_ladder(budget: int) -> list[int]:
-    """Numbers of tokens: each is twice the one before up to 256, then 4/3 or 3/2 of it; the last
-    one holds the budget. budget: tokens of the largest step."""
+    """Return numbers of tokens: doubling up to 256, then growing by 4/3 or 3/2.
+
+    The last one holds the budget. budget: tokens of the largest step.
+    """
     sizes, size = [], LEAST
     most = ceil_div(min(budget, MOST), LEAST) * LEAST
     while size < most:
@@ -46,7 +48,7 @@ def prompt_ladder(budget: int) -> list[int]:
 
 
 class PromptGraphs:
-    """`fits` says whether a step can be replayed, `run` replays it."""
+    """Capture and replay steps: `fits` says whether a step can be replayed, `run` replays it."""
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class PromptGraphs:
         decode: DecodeInputs,
         capture: GraphCapture,
     ) -> None:
-        """Captures nothing yet. decode: the block tables are shared with it."""
+        """Start without graphs. decode: its block tables are shared."""
         self.model = model
         self.caches = caches
         self.capture = capture
@@ -75,7 +77,7 @@ class PromptGraphs:
         self.graphs[size] = self.capture.capture(lambda: self._forward(size), rows, size)
 
     def fits(self, inputs: StepInputs) -> bool:
-        """There are not too many tokens, and attention needn't know which are whose beforehand."""
+        """Return whether the tokens fit and attention needs no lengths beforehand."""
         if len(inputs.token_ids) > self.sizes[-1]:
             return False
         first = inputs.num_decode_rows
@@ -84,8 +86,10 @@ class PromptGraphs:
         return not kernels_for(device).wants_lengths(inputs.query_lens[first:], contexts)
 
     def run(self, inputs: StepInputs, drawn: DrawnTokens | None) -> torch.Tensor:
-        """Hidden states: [tokens, hidden]; the next run overwrites them. drawn: see
-        `DecodeInputs.fill`."""
+        """Replay a step and return hidden states, [tokens, hidden]; the next run overwrites them.
+
+        drawn: see `DecodeInputs.fill`.
+        """
         tokens = len(inputs.token_ids)
         size = next(size for size in self.sizes if size >= tokens)
         graph = self.graphs[size]

@@ -1,5 +1,7 @@
-"""The inputs of a captured step with prompts: the same memory each time, filled anew before each
-replay. See `decode_inputs.py` for steps without."""
+"""Hold the inputs of a captured step with prompts in fixed memory, filled before each replay.
+
+See `decode_inputs.py` for steps without prompts.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ ALIGNED = 2  # 64-bit words: Triton compiles kernels anew for addresses that 16 
 
 
 class Fields(NamedTuple):
-    """What a step's kernels read, one field behind the other in one piece of memory."""
+    """Hold what a step's kernels read, one field after the other in one allocation."""
 
     token_ids: torch.Tensor  # int64 [tokens]
     positions: torch.Tensor  # int64 [tokens]
@@ -33,10 +35,10 @@ class Fields(NamedTuple):
 
 
 class PromptInputs:
-    """Tensors for steps of up to `max_tokens` tokens in up to `max_rows` rows."""
+    """Hold tensors for steps of up to `max_tokens` tokens in up to `max_rows` rows."""
 
     def __init__(self, max_tokens: int, max_rows: int, decode: DecodeInputs) -> None:
-        """decode: whose block tables these steps use too."""
+        """Allocate the tensors. decode: its block tables are shared."""
         self.max_rows = max_rows
         self.decode = decode
         device = decode.device
@@ -49,18 +51,21 @@ class PromptInputs:
         )
 
     def rows_of(self, size: int) -> int:
-        """Rows that a step of `size` tokens may have: each has a token."""
+        """Return the rows that a step of `size` tokens may have: each has a token."""
         return min(size, self.max_rows)
 
     def fields(self, size: int) -> Fields:
-        """Where a step of up to `size` tokens lies."""
+        """Return the fields of a step of up to `size` tokens."""
         return _fields(self._packed, size, self.rows_of(size))
 
     def fill(self, inputs: StepInputs, size: int, drawn: DrawnTokens | None) -> None:
-        """Copy a step here from the host; nobody waits for the copy. Tokens up to `size` become
-        padding: slot −1 (nothing is written), and no row has them; further rows have no tokens.
+        """Copy a step here from the host, without waiting for the copy.
 
-        drawn: where tokens are that the host doesn't know yet."""
+        Tokens up to `size` become padding: slot −1 (nothing is written), in no row. Further rows
+        have no tokens.
+
+        drawn: where tokens are that the host doesn't know yet.
+        """
         self._staged.rotate()
         staged, rows, tokens = self._staged[0], inputs.num_rows, len(inputs.token_ids)
         most, decoding = self.rows_of(size), inputs.num_decode_rows
@@ -80,12 +85,12 @@ class PromptInputs:
             words = _words(size, most)
             self._packed[:words].copy_(staged[:words], non_blocking=True)
         self.decode.fill_tables(inputs)
-        if drawn is not None:  # rows with one token come first, and no others have unknown ones
+        if drawn is not None:  # only rows of one token have unknown ones; they come first
             on_device = self.fields(size)
             drawn.fill(on_device.token_ids[:decoding], on_device.places[:decoding])
 
     def batch(self, size: int) -> AttentionBatch:
-        """A step of `size` tokens, shared out among rows as `query_start` will say."""
+        """Return a step of `size` tokens, divided among rows as `query_start` will say."""
         fields, rows = self.fields(size), self.rows_of(size)
         longest = self.decode.tables.shape[1] * self.decode.block_size
         return AttentionBatch(
@@ -104,7 +109,7 @@ class PromptInputs:
 
 
 def _lengths(tokens: int, rows: int) -> list[int]:
-    """Of each field, its 64-bit words."""
+    """Return the 64-bit words of each field."""
     halves = (rows + 1, rows)  # these two have 32 bits
     words = [tokens] * 3 + [rows] + [ceil_div(count, 2) for count in halves]
     return [ceil_div(count, ALIGNED) * ALIGNED for count in words]
@@ -115,7 +120,8 @@ def _words(tokens: int, rows: int) -> int:
 
 
 def _fields(packed: torch.Tensor, tokens: int, rows: int) -> Fields:
-    """The fields of a step for so many, at the beginning of a packed tensor: int64 [words]."""
+    """Return the fields of a step of this size, at the beginning of a packed tensor, int64
+    [words]."""
     lengths = _lengths(tokens, rows)
     ends = np.cumsum(lengths).tolist()
     ids, positions, slots, places, query_start, contexts = (

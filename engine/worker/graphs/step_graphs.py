@@ -16,7 +16,7 @@ from engine.worker.in_flight import DrawnTokens
 
 @dataclass(frozen=True)
 class GraphShape:
-    """What captured steps are made for."""
+    """State the sizes that captured steps are made for."""
 
     model: CausalLM
     caches: list[LayerCache]
@@ -27,7 +27,7 @@ class GraphShape:
 
 
 class StepGraphs(Protocol):
-    """Steps that are replayed. `make` of a platform captures them."""
+    """Replay steps that `make` of a platform captured."""
 
     def fits(self, inputs: StepInputs) -> bool:
         """Return whether this step can be replayed."""
@@ -36,7 +36,7 @@ class StepGraphs(Protocol):
     def run(
         self, inputs: StepInputs, drawn: DrawnTokens | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Replay a step: (hidden states, logits, where the greatest of each row is).
+        """Replay a step: (hidden states, logits, the place of each row's greatest logit).
 
         Logits are None where the step has prompts. The next run overwrites what this one returns.
         """
@@ -44,7 +44,7 @@ class StepGraphs(Protocol):
 
 
 class MakeGraphs(Protocol):
-    """Captures steps for a shape. captured: these numbers of rows only; None: all."""
+    """Capture steps for a shape. captured: only these numbers of rows; None: all."""
 
     def __call__(
         self, shape: GraphShape, recorder: Recorder, captured: list[int] | None = None

@@ -1,1 +1,1 @@
-"""The memory of keys and values: its size, its dtype, its pages, the way to the host."""
+"""Manage the memory of keys and values: its size, dtype and pages, and swapping to the host."""

@@ -1,10 +1,10 @@
-"""The KV tensors: pages of keys and values for each layer, and a host pool for swapped-out pages.
+"""Hold the KV tensors: pages for each layer, and a host pool for swapped-out pages.
 
 Each layer has two tensors of its own. (One stacked tensor for all layers, written through views,
 made every write touch the whole in traced code; separate ones cost nothing.)
 
 Copies and swaps come as lists of (from, to) block numbers, moved for all pairs at once. On CUDA
-swaps run beside other work (`swap_stream.py`): `settle` comes before pages are used.
+swaps run beside other work (`swap_stream.py`): call `settle` before pages are used.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SWAP_SAMPLE = 16  # blocks that are moved to measure the speed of swapping
 
 
 def bytes_per_block(spec: list[LayerKV], block_size: int, dtype: torch.dtype) -> int:
-    """Of one block in all layers, keys and values."""
+    """Return the bytes of one block in all layers, keys and values."""
     values = sum(2 * layer.num_kv_heads * layer.head_dim for layer in spec)
     return values * block_size * dtype.itemsize
 
 
 class KVCache:
-    """`layers[i]` is layer i's `LayerCache`: k, v [num_blocks, block_size, kv_heads, head_dim].
+    """Hold the pages: `layers[i]` is layer i's `LayerCache`.
 
-    Pages are zeros at first, for what attention gathers beyond a sequence's end is multiplied by
-    zero, and zero times whatever lies in fresh memory need not be zero.
+    k, v: [num_blocks, block_size, kv_heads, head_dim]. Attention multiplies what it gathers beyond
+    a sequence's end by zero. 0 × NaN is NaN, so pages start as zeros.
     """
 
     def __init__(
@@ -90,13 +90,15 @@ class KVCache:
         self._swap(pairs, out=False)
 
     def settle(self) -> None:
-        """Let what comes next on the device wait for the swaps. Before any use of the pages."""
+        """Make later work on the device wait for the swaps. Call before any use of the pages."""
         if self._swaps is not None:
             self._swaps.wait()
 
     def measure_swap_us(self) -> float:
-        """Microseconds to move one block one way, the median of five tries; 0 without a host pool.
-        The blocks that are moved must be free."""
+        """Measure the microseconds to move one block one way; 0 without a host pool.
+
+        It is the median of five tries. The blocks that are moved must be free.
+        """
         count = min(SWAP_SAMPLE, self.num_blocks, self.num_host_blocks)
         if count == 0:
             return 0.0
@@ -109,7 +111,7 @@ class KVCache:
             if asynchronous(self.device):
                 torch.cuda.synchronize(self.device)
             taken.append(time.perf_counter_ns() - started)
-        return sorted(taken[1:])[2] / 1e3 / (2 * count)  # the first try pays for fresh memory
+        return sorted(taken[1:])[2] / 1e3 / (2 * count)  # the first try faults its pages in
 
     def _swap(self, pairs: Pairs, out: bool) -> None:
         if not pairs:
@@ -141,23 +143,25 @@ class KVCache:
 
 
 def _numbers(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """int64 on the device; to CUDA without waiting for it."""
+    """Make an int64 tensor on the device; copying to CUDA doesn't wait for it."""
     numbers = torch.tensor(values, dtype=torch.int64)
     return numbers.pin_memory().to(device, non_blocking=True) if asynchronous(device) else numbers
 
 
 def _as_words(pages: torch.Tensor) -> torch.Tensor:
-    """The same memory as [blocks, words of 8 bytes] where that fits: an element of eight bytes
-    moves as fast as one of two."""
+    """View the same memory as [blocks, words of 8 bytes] where that fits.
+
+    An element of eight bytes moves as fast as one of two.
+    """
     flat = pages.flatten(1)
     return flat.view(torch.int64) if flat.shape[1] * flat.itemsize % 8 == 0 else flat
 
 
 def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros. On a CPU they cost memory page by page, as they are first written.
+    """Allocate pages of zeros. On a CPU they cost memory page by page, as they are first written.
 
-    So they are mapped here: an allocator that keeps memory (`machine.keep_freed_memory`) has some
-    that was used, and writes the zeros itself.
+    So they are mapped here: an allocator that keeps memory (`machine.keep_freed_memory`) would
+    reuse old memory and write the zeros itself.
     """
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -167,7 +171,8 @@ def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _host_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Pinned where the device is asynchronous, so that copies go at the bus's full speed."""
+    """Allocate host pages, pinned for an asynchronous device so that copies use the bus's full
+    speed."""
     if asynchronous(device):
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     return _pages(shape, dtype, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""`--kv-cache-dtype`: the dtype of the pages, or why it can't be had here."""
+"""Choose the dtype of the pages (`--kv-cache-dtype`), or say why it can't be had here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ NAMED = {
 
 
 def chosen_kv_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
-    """wanted: the option; None for auto. Raises `ConfigError` where the device's kernels can't
-    convert it."""
+    """Return the dtype of the pages. wanted: the option; None for auto.
+
+    Raises `ConfigError` where the device's kernels can't convert it.
+    """
     dtype = NAMED.get(wanted)
     if dtype != torch.float8_e4m3fn or device.type != "cuda":
         return dtype

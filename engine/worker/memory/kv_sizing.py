@@ -1,4 +1,4 @@
-"""How many KV blocks there are: arithmetic on numbers that were read, told in one line.
+"""Compute how many KV blocks there are, and explain the number in one line.
 
 A user who wonders why there are so many blocks, or so few, reads that line in `engine.kv_sized`.
 """
@@ -17,7 +17,7 @@ CPU_LIMIT = 4 * GIB
 
 
 class KVMemory(NamedTuple):
-    """Bytes that the KV cache may take, how they come about, and bytes that are free at all."""
+    """Hold the bytes that the KV cache may take, their derivation, and all free bytes."""
 
     num_bytes: int
     why: str
@@ -26,7 +26,7 @@ class KVMemory(NamedTuple):
 
 @dataclass
 class KVSize:
-    """The outcome, and its reasons."""
+    """Hold the chosen size, and its reasons."""
 
     num_blocks: int
     num_host_blocks: int
@@ -91,7 +91,7 @@ def size_kv(
 
 
 def gib(num_bytes: int) -> str:
-    """Bytes for a reader."""
+    """Write a number of bytes for a reader."""
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
@@ -103,7 +103,7 @@ def _choose(
     host: int,
     most: int,
 ) -> tuple[int, str]:
-    """(blocks, where the number comes from)"""
+    """Return (blocks, where the number comes from)."""
     if config.num_gpu_blocks_override is not None:
         blocks, why = config.num_gpu_blocks_override, "as --num-gpu-blocks-override says"
         flag = f"--num-gpu-blocks-override is {blocks}"

@@ -1,4 +1,4 @@
-"""Out of memory while the engine starts: one line that says who took it, and what to lower."""
+"""Report out of memory at start in one line: what took it, and what to lower."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ GRAPHS = (
 
 @contextmanager
 def memory_for(part: tuple[str, str], device: torch.device) -> Iterator[None]:
-    """part: what is done inside, and what to lower. Raises `ConfigError` when memory runs out."""
+    """Turn out of memory inside into `ConfigError`. part: what is done inside, and what to
+    lower."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # torch's CUDA allocator and Python have classes for it; refusals of the driver (pinned
-        # memory's among them) and of torch's CPU allocator are plain runtime errors
+        # torch's CUDA allocator and Python have classes for it; refusals of the driver (also of
+        # pinned memory) and of torch's CPU allocator are plain runtime errors
         text = str(error).lower()
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and "out of memory" not in text and "can't allocate memory" not in text:

@@ -1,7 +1,7 @@
-"""What each kind of device does in its own way: one file for each kind.
+"""Do what differs between kinds of device: one file for each kind.
 
-A new kind is a class as `Platform` states it, its line in `PLATFORMS`, and its line in `BACKENDS`
-(`engine/kernels/__init__.py`).
+A new kind needs a class as `Platform` states it, its line in `PLATFORMS`, and its line in
+`BACKENDS` (`engine/kernels/__init__.py`).
 """
 
 from __future__ import annotations

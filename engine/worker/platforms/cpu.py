@@ -1,4 +1,4 @@
-"""The CPU: native kernels on bound cores, tapes, one memory for everything."""
+"""Run on a CPU: native kernels on bound cores, tapes, one memory for everything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ as many: pages cost memory when they are written, so a pool that is too large is
 
 
 class CpuPlatform:
-    """See `Platform`."""
+    """Answer as `Platform` for a CPU."""
 
     overlaps = False  # the loop and the kernels would share the same cores
     step_tokens = BUDGET
@@ -50,7 +50,10 @@ class CpuPlatform:
         return memory_for_pages(machine.free_memory(), share)
 
     def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
-        """On 8-bit pages torch attends, up to the longest context: such steps aren't taped."""
+        """Return whether steps can be taped: not with 8-bit pages.
+
+        There torch attends, up to the longest context, which can't be taped.
+        """
         return cpu.available() and kv_dtype not in LARGEST
 
     def graphs(
@@ -71,7 +74,7 @@ class CpuPlatform:
 
 
 def memory_for_pages(free: machine.FreeMemory, share: float) -> KVMemory:
-    """Say how much of what is free the pool may have: `share` of it, on a small machine less."""
+    """Say how much of what is free the pool may have: `share` of it, less on a small machine."""
     num_bytes = int(free.num_bytes * share)
     why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"
     beside = min(RESERVE, free.num_bytes // 2)

@@ -1,4 +1,4 @@
-"""CUDA: kernels that run beside the host, graphs, a memory of its own."""
+"""Run on CUDA: kernels that run beside the host, graphs, separate device memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.worker.platforms.platform import Trial
 
 
 class CudaPlatform:
-    """See `Platform`."""
+    """Answer as `Platform` for CUDA."""
 
     overlaps = True
     step_tokens = CUDA_BUDGET
@@ -53,7 +53,10 @@ class CudaPlatform:
         return KVMemory(int(total * share) - used - beside, why, free_bytes - beside)
 
     def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
-        """A graph's kernels can't be timed one by one, as the level `profile` wants."""
+        """Return whether steps can be captured: not at level `profile`.
+
+        It times kernels one by one, which a graph doesn't allow.
+        """
         return not recorder.profile and kernels_for(self.device).name == "triton"
 
     def graphs(

@@ -18,15 +18,15 @@ from engine.worker.memory.kv_sizing import KVMemory
 
 @dataclass(frozen=True)
 class Trial:
-    """The largest step, ready to be computed, on pages that stand for the cache."""
+    """Hold the largest step, ready to be computed, on pages that stand for the cache."""
 
     compute: Callable[[], object]
-    draw_bytes: int  # that drawing for every seat takes, beside what computing does
+    draw_bytes: int  # what drawing for every seat takes, beside what computing does
     graph_shape: GraphShape | None  # None: no graphs are wanted
 
 
 class Platform(Protocol):
-    """One kind of device. The worker asks it; nothing else of the worker knows kinds."""
+    """Answer for one kind of device. No other part of the worker knows kinds."""
 
     device: torch.device
     overlaps: bool

@@ -1,1 +1,1 @@
-"""From logits to tokens: rules, penalties, the draw, log-probabilities."""
+"""Turn logits into tokens: rules, penalties, the draw, log-probabilities."""

@@ -1,5 +1,4 @@
-"""From adjusted logits to one token for each row: the draw, defined so exactly that any machine
-can repeat it.
+"""Draw one token for each row from adjusted logits, so exactly defined that any machine repeats it.
 
 The definition, for one row. x: fp32 logits after all rules and penalties, divided by the
 temperature; u: one word in [0, 2^32) from Philox, keyed by the seed, counted by the position.
@@ -16,13 +15,13 @@ temperature; u: one word in [0, 2^32) from Philox, keyed by the seed, counted by
 3. T = sum of the kept weights, r = floor(u · T / 2^32). The token is the first one, by id, with
    which the running sum of kept weights exceeds r: token i is drawn with probability w_i / T.
 
-Only exp() in the softmax may round differently on another device; then a token can differ where
-r falls within that rounding of a border, about once in a million draws.
+Only exp() in the softmax may round differently on another device. Then a token can differ where r
+falls within that rounding of a border, about once in a million draws.
 
-Temperature 0 doesn't come here: it is the token with the greatest logit, the lowest id if equal.
+Temperature 0 doesn't come here: it takes the token with the greatest logit, the lowest id if equal.
 
 Where a logit is NaN, or the greatest one is infinite, nothing can be drawn: all weights of the row
-are 0, and in place of its token stands `NO_TOKEN`, as it does at temperature 0.
+are 0, and its token is `NO_TOKEN`, as at temperature 0.
 
 Weights are kept in rows padded with zeros to a multiple of 32, so that a row is whole chunks.
 """
@@ -43,7 +42,7 @@ CANDIDATE_CHUNKS = 128  # chunks in which top-k and top-p look first
 
 
 class Cuts(NamedTuple):
-    """What each row wants cut. Each [rows]."""
+    """State what to cut in each row. Each [rows]."""
 
     top_k: torch.Tensor  # int64, at least 1; the size of the vocabulary or more: off
     top_p: torch.Tensor  # float64, 1: off
@@ -54,35 +53,41 @@ class Cuts(NamedTuple):
 
 
 def integer_weights(logits: torch.Tensor) -> torch.Tensor:
-    """Step 1. `logits`: fp32 [rows, vocab]. Returns int32 [rows, vocab rounded up to chunks]."""
+    """Compute the integer weights, step 1.
+
+    `logits`: fp32 [rows, vocab]. Returns int32 [rows, vocab rounded up to chunks].
+    """
     rows, vocab = logits.shape
     half = torch.tensor(0.5, device=logits.device)
     scaled = torch.softmax(logits, dim=-1)
-    broken = scaled[:, 0].isnan()  # so are the row's others then: each is divided by their sum
+    broken = scaled[:, 0].isnan()  # then the whole row is: each is divided by their sum
     if bool(broken.any()):
         scaled[broken] = 0.0
     torch.add(half, scaled, alpha=float(ONE), out=scaled)
     padded = ceil_div(vocab, CHUNK) * CHUNK
     weights = torch.empty((rows, padded), dtype=torch.int32, device=logits.device)
     weights[:, vocab:] = 0
-    weights[:, :vocab] = scaled  # the conversion cuts the fraction off
+    weights[:, :vocab] = scaled  # the conversion drops the fraction
     return weights
 
 
 def cut(weights: torch.Tensor, cuts: Cuts) -> torch.Tensor:
-    """Step 2, by sorting whole rows. Returns the weights with 0 for the tokens that are cut."""
+    """Cut tokens by sorting whole rows, step 2. Return the weights with 0 for tokens that are
+    cut."""
     floor = _min_p_floor(weights, cuts.min_p)
     return _keep(weights, _border(_ascending(weights), weights, floor, cuts, None))
 
 
 def keep_min_p(weights: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Step 2 for rows with min_p alone, which needs no ranking. `min_p`: float64 [rows]."""
+    """Cut tokens by min_p alone, step 2 without ranking. `min_p`: float64 [rows]."""
     return torch.where(weights >= _min_p_floor(weights, min_p)[:, None], weights, 0)
 
 
 def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Step 3. `weights`: int32 [rows, chunks · 32]; `words`: int64 [rows]. Returns int64 [rows],
-    token ids; `NO_TOKEN` for a row of zeros.
+    """Draw a token for each row, step 3.
+
+    `weights`: int32 [rows, chunks · 32]; `words`: int64 [rows]. Returns int64 [rows], token ids;
+    `NO_TOKEN` for a row of zeros.
 
     Two levels, so that no running sum over the whole vocabulary is written: first the chunk in
     which the sum passes r, then the token in it.
@@ -91,7 +96,7 @@ def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     sums = chunks.sum(dim=-1, dtype=torch.int32).cumsum(dim=-1, dtype=torch.int32)
     target = ((words * sums[:, -1]) >> 32).to(torch.int32)[:, None]  # the product is below 2^63
     chunk = torch.searchsorted(sums, target, right=True)  # [rows, 1]
-    chunk.clamp_(max=sums.shape[1] - 1)  # of a row of zeros: no sum exceeds its target
+    chunk.clamp_(max=sums.shape[1] - 1)  # in a row of zeros no sum exceeds its target
     inside = chunks.gather(1, chunk[:, :, None].expand(-1, -1, CHUNK))[:, 0]
     before = sums.gather(1, chunk) - inside.sum(dim=-1, keepdim=True, dtype=torch.int32)
     running = inside.cumsum(dim=-1, dtype=torch.int32) + before
@@ -100,11 +105,12 @@ def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torch.Tensor:
-    """Steps 2 and 3: the same tokens as `draw(cut(weights, cuts), words)`, mostly without sorting.
+    """Cut and draw (steps 2 and 3): the tokens of `draw(cut(weights, cuts), words)`, mostly
+    unsorted.
 
     The 128 chunks with the greatest maxima hold every token that outweighs the best of the other
-    chunks. Nearly always the last kept token is one of those, and only 4,096 tokens need sorting
-    in place of a vocabulary. The rows where it isn't are sorted whole.
+    chunks. Nearly always the last kept token is one of those, and only 4,096 tokens need sorting in
+    place of a vocabulary. The rows where it isn't are sorted whole.
     """
     chunks = weights.unflatten(-1, (-1, CHUNK))
     if chunks.shape[1] <= CANDIDATE_CHUNKS:
@@ -115,7 +121,7 @@ def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torc
     some = chunks.gather(1, chosen[:, :, None].expand(-1, -1, CHUNK)).flatten(1)
     floor = torch.ceil(best.values[:, 0].double() * cuts.min_p).to(torch.int32)
     border = _border(_ascending(some), weights, floor, cuts, bound)
-    # (a row without any weight is among the unknown ones)
+    # (a row without any weight is among those whose border isn't known)
     local = draw(_keep(some, border), words).clamp_(min=0)[:, None]
     tokens = (chosen.gather(1, local // CHUNK) * CHUNK + local % CHUNK)[:, 0]
     if not bool(border.known.all()):
@@ -128,7 +134,7 @@ def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torc
 
 
 class _Border(NamedTuple):
-    """Where the kept tokens of each row end: they are those above `least`, and `ties` more."""
+    """Mark where the kept tokens of each row end: those above `least` are kept, and `ties` more."""
 
     least: torch.Tensor  # int32 [rows, 1], the least weight that is kept
     ties: torch.Tensor  # int64 [rows, 1], how many tokens of exactly that weight are kept
@@ -137,7 +143,7 @@ class _Border(NamedTuple):
 
 
 def _min_p_floor(weights: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """int32 [rows], the least weight that min_p keeps."""
+    """Return the least weight that min_p keeps, int32 [rows]."""
     return torch.ceil(weights.amax(dim=-1).double() * min_p).to(torch.int32)
 
 
@@ -148,8 +154,10 @@ def _border(
     cuts: Cuts,
     bound: torch.Tensor | None,
 ) -> _Border:
-    """Find the border among `ranked`, int32 [rows, count], ascending: all weights of a row, or
-    (`bound`: int32 [rows, 1]) some that include all greater than `bound`. `weights`: whole rows.
+    """Find the border among `ranked`, int32 [rows, count], ascending.
+
+    `ranked` holds all weights of a row, or (`bound`: int32 [rows, 1]) some that include all greater
+    than `bound`. `weights`: whole rows.
     """
     count = ranked.shape[1]
     top_k = cuts.top_k[:, None].clamp(max=count)
@@ -180,7 +188,7 @@ def _border(
 
 
 def _keep(weights: torch.Tensor, border: _Border) -> torch.Tensor:
-    """0 for every token beyond the border; among equal ones the lower ids stay."""
+    """Set every token beyond the border to 0; among equal ones the lower ids stay."""
     kept = torch.where(weights >= border.least, weights, 0)
     if bool(border.crowded.any()):
         rows = border.crowded.nonzero()[:, 0]
@@ -192,7 +200,7 @@ def _keep(weights: torch.Tensor, border: _Border) -> torch.Tensor:
 
 
 def _ascending(weights: torch.Tensor) -> torch.Tensor:
-    """Each row sorted. On the CPU NumPy's vectorised sort is ten times as fast as torch's."""
+    """Sort each row. On the CPU NumPy's vectorised sort is ten times as fast as torch's."""
     if weights.device.type == "cpu":
         return torch.from_numpy(np.sort(weights.numpy(), axis=-1))
     return weights.sort(dim=-1).values

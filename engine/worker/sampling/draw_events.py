@@ -1,7 +1,7 @@
-"""`sample.drawn` events: for a recorded request, what else the token could have been.
+"""Make `sample.drawn` events: which other tokens a recorded request could have drawn.
 
-Sampling is a pure function of a row, so the record computes that row's distribution once more, with
-the very functions that drew from it. Requests that aren't recorded at `full` don't come here.
+Sampling is a pure function of a row, so the row's distribution is computed once more, with the
+functions that drew from it. Requests that aren't recorded at `full` don't come here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sample_drawn(
     seed: int,
     word: int,
 ) -> SampleDrawn:
-    """The event of one draw; the caller fills in request_id, index and position.
+    """Make the event of one draw; the caller fills in request_id, index and position.
 
     `raw`: fp32 [vocab], the model's logits; `adjusted`: fp32 [vocab], after rules and penalties;
     `word`: Philox's word for this draw, in [0, 2^32).

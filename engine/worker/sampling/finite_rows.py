@@ -1,7 +1,7 @@
-"""Chunks of a prompt draw nothing, so no logits tell whether what was computed is any good.
+"""Check that chunks of a prompt, which draw nothing and so have no logits, are finite.
 
-The last token of a chunk has attended to all before it: where a key or value is NaN or infinite,
-so are its hidden states. Asked after each chunk, nothing broken comes into the prefix cache.
+The last token of a chunk has attended to all before it: where a key or value is NaN or infinite, so
+are its hidden states. With a check after each chunk, nothing broken enters the prefix cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from engine.worker.transfers import to_device
 
 
 def finite_rows(hidden: torch.Tensor, inputs: StepInputs, rows: list[int]) -> torch.Tensor:
-    """Of the batch's `rows`, which ended in finite numbers: bool [len(rows)], on the device.
+    """Return which of the batch's `rows` ended in finite numbers: bool [len(rows)], on the device.
 
     hidden: [tokens, width], of a step.
     """

@@ -1,8 +1,8 @@
-"""Log-probabilities of the model itself, before every parameter: of the drawn token and of the
-most probable ones.
+"""Compute the model's own log-probabilities, of the drawn token and of the most probable ones.
 
-Ranks follow the logits, greatest first, equal ones by lower id. All numbers of a position come from
-one log_softmax, so the drawn token's is bit for bit the one in the list of the most probable.
+They are taken before every parameter. Ranks follow the logits, greatest first, equal ones by lower
+id. All numbers of a position come from one log_softmax, so the drawn token's is bit for bit the one
+in the list of the most probable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from engine.core.messages import TokenLogprobs
 
 FIRST_LOOK = 8  # most probable tokens among which a drawn one is looked for first
-SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be put in order
+SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be ordered
 MANY = 256  # candidates: rows that want more are computed by themselves, others don't sort as many
 
 
@@ -25,10 +25,10 @@ def token_logprobs(
     counts: list[int],
     named: Mapping[int, Sequence[int]] | None = None,
 ) -> list[TokenLogprobs]:
-    """One `TokenLogprobs` for each row.
+    """Return one `TokenLogprobs` for each row.
 
     `logits`: fp32 [rows, vocab], the model's own. `token_ids`: int64 [rows]. `counts`: how many of
-    the most probable tokens each row wants. `named`: row → the tokens it wants in their place.
+    the most probable tokens each row wants. `named`: row → the tokens it wants instead.
     """
     if not counts:
         return []
@@ -64,7 +64,7 @@ def token_logprobs(
 
 
 def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """The ids of the `count` greatest logits of each row, greatest first, equal ones by lower id.
+    """Return the ids of each row's `count` greatest logits, greatest first, equal ones by lower id.
 
     `logits`: [rows, vocab]. Returns int64 [rows, count], fewer if the vocabulary has fewer.
     """
@@ -75,7 +75,7 @@ def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
     values, ids = logits.topk(min(count + SPARE, vocab), dim=-1)
     ids, values = _by_id_where_equal(ids, values)
     if values.shape[1] < vocab:
-        # as many ties as candidates: those with lower ids may not even be among them
+        # if all candidates are tied, tokens with lower ids may be missing among them
         for row in (values[:, count - 1] == values[:, -1]).nonzero()[:, 0].tolist():
             tied = (logits[row] >= values[row, count - 1]).nonzero()[:, 0]
             ordered, _ = _by_id_where_equal(tied[None], logits[row, tied][None])
@@ -84,8 +84,11 @@ def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _ranks(logits: torch.Tensor, ids: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    """The ranks of tokens `ids`, int64 [rows, 1], from 1. Most are found in `top`, the best of each
-    row in order; for the others the tokens ahead of them are counted."""
+    """Return the ranks, from 1, of tokens `ids`, int64 [rows, 1].
+
+    Most are found in `top`, the best of each row in order; for the others the tokens ahead of them
+    are counted.
+    """
     found = top == ids
     ranks = found.int().argmax(dim=-1) + 1
     missing = (~found.any(dim=-1)).nonzero()[:, 0]

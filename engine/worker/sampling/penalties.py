@@ -1,9 +1,9 @@
-"""Repetition, frequency and presence penalties.
+"""Apply repetition, frequency and presence penalties.
 
-They change the logits of tokens that a sequence already has, a few hundred of a vocabulary: so
-those are gathered, changed and put back, and nothing passes over the vocabulary. How often each
-token was produced is counted as tokens are drawn, in a table with a line for each row that uses
-penalties; it grows by doubling, and a line goes back when its row goes.
+They change the logits of tokens that a sequence already has, a few hundred of a vocabulary. So only
+those are gathered, changed and put back. How often each token was produced is counted as tokens are
+drawn, in a table with one line for each row that uses penalties. The table grows by doubling, and a
+line is returned when its row leaves.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 
 class OutputCounts:
-    """`table`: fp32 [lines, vocab], how often a sequence's output has a token (exact to 2^24)."""
+    """Count tokens of outputs in `table`, fp32 [lines, vocab] (exact to 2^24)."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.table = torch.zeros((0, vocab_size), dtype=torch.float32, device=device)
         self._free: list[int] = []
 
     def add(self, output_ids: np.ndarray) -> int:
-        """Count the output of a sequence, int64 [tokens]. Returns its line."""
+        """Count the output of a sequence, int64 [tokens]. Return its line."""
         if not self._free:
             self._grow()
         line = self._free.pop()
@@ -33,7 +33,7 @@ class OutputCounts:
 
     @torch.inference_mode()
     def count(self, lines: torch.Tensor, token_ids: torch.Tensor) -> None:
-        """One more output token for each of `lines`, int64 [rows], no line twice."""
+        """Count one more output token for each of `lines`, int64 [rows], no line twice."""
         self.table[lines, token_ids] += 1
 
     def _grow(self) -> None:
@@ -64,4 +64,4 @@ def penalise(
     values = logits[rows[:, None], seen]
     values = torch.where(values > 0, values / repetition, values * repetition)
     values = values - frequency * counts - presence * (counts > 0)
-    logits[rows[:, None], seen] = values  # a token that comes again gets the same value again
+    logits[rows[:, None], seen] = values  # a repeated token is written twice, equally

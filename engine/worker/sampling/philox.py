@@ -1,15 +1,15 @@
-"""Random numbers without state: Philox4x32-10, a block function of (key, counter).
+"""Compute random numbers without state: Philox4x32-10, a block function of (key, counter).
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), where
 figure 2 and table 2 define it; tested against the known answers that its authors publish with
 Random123. A token's random number depends on the request's seed (the key) and on the token's
-position (the counter), so it doesn't matter when, where, or beside whom it is drawn.
+position (the counter), so it doesn't matter when, where, or beside which others it is drawn.
 
 All is done in 64-bit integers with operators that NumPy and torch share, so the same lines run on
 arrays of either: NumPy on the host (less overhead for small batches), torch where the numbers are
 needed on a device. A product of two 32-bit words may pass 2^63 and wrap around to a negative
-number; its bits are right all the same, and the mask after the shift removes the sign bits that
-the shift drags in.
+number. Its bits are still right, and the mask after the shift removes the sign bits that the shift
+brings in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDS = 10
 
 
 def philox4x32(counter: tuple[Words, ...], key: tuple[Words, ...]) -> tuple[Words, ...]:
-    """Four pseudo-random words for each element.
+    """Compute four pseudo-random words for each element.
 
     `counter`: 4 × int64 [n], `key`: 2 × int64 [n], each value in [0, 2^32). Returns 4 × int64 [n].
     """
@@ -43,11 +43,10 @@ def philox4x32(counter: tuple[Words, ...], key: tuple[Words, ...]) -> tuple[Word
 
 
 def random_words(seeds: Words, positions: Words) -> Words:
-    """One word in [0, 2^32) for each (seed, position).
+    """Compute one word in [0, 2^32) for each (seed, position).
 
-    It is the first word of the block whose key is the seed (low half first; of a negative seed,
-    its 64 bits) and whose counter is the position. `seeds`, `positions`: int64 [n]. Returns
-    int64 [n].
+    It is the first word of the block whose key is the seed (low half first; of a negative seed, its
+    64 bits) and whose counter is the position. `seeds`, `positions`: int64 [n]. Returns int64 [n].
     """
     zero = positions * 0
     counter = (positions & WORD, (positions >> 32) & WORD, zero, zero)

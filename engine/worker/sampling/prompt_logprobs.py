@@ -1,4 +1,5 @@
-"""Log-probabilities of a prompt's own tokens, each predicted from the position before it."""
+"""Compute log-probabilities of a prompt's own tokens, each predicted from the position before
+it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ def prompt_logprobs(
     hidden: torch.Tensor,
     details: dict[str, RowDetail],
 ) -> None:
-    """Put those of a step's prompts into `details`, by request, where they are wanted. Waits for
-    the device. hidden: [tokens, width], of all tokens of the step."""
+    """Put the prompt log-probabilities that a step's requests want into `details`, by request.
+
+    Waits for the device. hidden: [tokens, width], of all tokens of the step.
+    """
     for row, slot, first in zip(inputs.rows, inputs.slots.tolist(), inputs.query_start):
         new = rows.new(slot)
         wanted = new.params.prompt_logprobs

@@ -1,5 +1,6 @@
-"""The end of a step: logits of the rows that draw become tokens, log-probabilities and events; and
-when the tokens have arrived on the host, they are appended to their rows.
+"""End a step: turn logits of the rows that draw into tokens, log-probabilities and events.
+
+When the tokens have arrived on the host, they are appended to their rows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from engine.worker.transfers import Outbox, to_device
 
 
 class _Recorded(NamedTuple):
-    """A draw whose event is wanted."""
+    """Describe a draw whose event is wanted."""
 
     place: int  # among the step's draws
     sequence: str
@@ -33,19 +34,19 @@ class _Recorded(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What a step draws, on its way to the host."""
+    """Hold what a step draws, on its way to the host."""
 
     counts: list[int]  # how many tokens each row of the batch draws
-    # of the rows that draw any:
-    firsts: np.ndarray | None  # int64 [rows], of each row its first draw; None: its only one
+    # of the rows that draw at least one:
+    firsts: np.ndarray | None  # int64 [rows], each row's first draw; None: one draw each
     slots: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
     tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
-    next_tokens: torch.Tensor  # int64 [rows], on the device: what each row goes on with
+    next_tokens: torch.Tensor  # int64 [rows], on the device: the token each row continues with
 
 
 class SampleStep:
-    """Ties the sampler to the persistent rows. `recorder` None: no events (warm-up)."""
+    """Connect the sampler to the persistent rows. `recorder` None: no events (warm-up)."""
 
     reads_tokens = False
     """Whether `run` always reads the rows' own tokens, to the last one. A subclass that doesn't
@@ -66,7 +67,7 @@ class SampleStep:
 
     @property
     def looks_back(self) -> bool:
-        """Return whether this step's draw needs the sequences' tokens on the host, to the last."""
+        """Return whether this draw needs all of the sequences' tokens on the host."""
         return self.reads_tokens or self.table.any_history
 
     def run(
@@ -77,12 +78,14 @@ class SampleStep:
         details: dict[str, RowDetail],
         greatest: torch.Tensor | None = None,
     ) -> Draws:
-        """Draw for the batch rows `drawing`. `logits`: [len(drawing), vocab], the model's own.
-        `greatest`: where the greatest of each row is, [len(drawing)], if it is known already.
+        """Draw for the batch rows `drawing`.
 
-        Waits for nothing, unless log-probabilities are wanted, which come into `details`, or
+        `logits`: [len(drawing), vocab], the model's own. `greatest`: where the greatest of each row
+        is, [len(drawing)], if it is known already.
+
+        Waits for nothing, unless log-probabilities are wanted, which are put into `details`, or
         events of the draws. A row that forks draws n times from its logits, the i-th time with seed
-        + i; its own sequence goes on with the first token, the siblings come with the next plan.
+        + i. Its own sequence continues with the first token; the siblings come with the next plan.
         """
         rows, slots, ends, counts = inputs.rows, inputs.slots, inputs.contexts, inputs.samples
         if len(drawing) < len(rows):
@@ -109,16 +112,18 @@ class SampleStep:
         return Draws(inputs.samples, firsts, slots, ends, arriving, next_tokens)
 
     def book(self, draws: Draws) -> list[list[int]]:
-        """Append the tokens, which have arrived, to their rows. Returns those of every row of the
-        batch (`NO_TOKEN` where its logits aren't finite)."""
+        """Append the arrived tokens to their rows.
+
+        Return those of every row of the batch (`NO_TOKEN` where its logits aren't finite).
+        """
         drawn = draws.tokens
-        # Where nothing could be drawn the core ends the sequence; an overlapped step may compute it
-        # once more before that, with a token that exists.
+        # Where nothing could be drawn the core ends the sequence. An overlapped step may compute it
+        # once more before that, so it needs a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
         self.rows.append(draws.slots, draws.ends, kept)
         self.table.appended(draws.slots, kept)
         if len(drawn) == len(draws.counts) and draws.firsts is None:
-            return drawn[:, None].tolist()  # each has one
+            return drawn[:, None].tolist()  # each row has one
         tokens = iter(drawn.tolist())
         return [list(islice(tokens, count)) for count in draws.counts]
 
@@ -130,8 +135,10 @@ class SampleStep:
         recorded: list[_Recorded],
         greatest: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
-        """The tokens, int64 [draws], on the device, and by place the log-probabilities of draws
-        that want them."""
+        """Draw the tokens, int64 [draws], on the device.
+
+        Also return, by place, the log-probabilities of draws that want them.
+        """
         asking = batch.logprob_rows
         told = bool(asking or recorded)
         if batch.plain and not told:
@@ -175,7 +182,8 @@ class SampleStep:
         return self.rows.new(int(batch.slots[place])).params
 
     def _recorded(self, rows: list[StepRow], firsts: np.ndarray | None) -> list[_Recorded]:
-        """The draws whose events are wanted. Draw i of a row that forks is its i-th sibling's."""
+        """Return the draws whose events are wanted. Draw i of a row that forks is its i-th
+        sibling's."""
         recorder = self.recorder
         if recorder is None or not (recorder.full or recorder.full_requests):
             return []
@@ -190,12 +198,12 @@ class SampleStep:
         return found
 
     def _index(self, sequence: str) -> int:
-        """Sibling i of request x is the sequence "x.i"; the first one is "x"."""
+        """Return a sequence's index: sibling i of request x is "x.i", the first one is "x"."""
         ending = sequence.rpartition(".")[2]
         n = self.rows.new(self.rows.slot(sequence)).params.n
         return int(ending) if n > 1 and ending.isdigit() and 0 < int(ending) < n else 0
 
 
 def _places(rows: Sized, firsts: np.ndarray | None) -> Iterable[int]:
-    """Of each row, the place of its first draw among the step's."""
+    """Return the place of each row's first draw among the step's."""
     return range(len(rows)) if firsts is None else firsts.tolist()

@@ -1,4 +1,4 @@
-"""Logits to tokens (rule 9): a function of (logits, parameters, seed, position), of nothing else.
+"""Turn logits into tokens (rule 9), depending only on logits, parameters, seed and position.
 
 The order, for each row: allowed and bad words, min_tokens, logit bias (`token_rules.py`) →
 repetition, frequency, presence (`penalties.py`) → temperature (0: the greatest logit, lowest id if
@@ -6,7 +6,7 @@ equal) → min_p, top_k, top_p, draw (`draw.py`, where they are defined to the b
 log-probabilities are taken before all this, by `logprobs.py`.
 
 Every operation works on all rows that need it at once, and on each row alone: no row's token
-depends on its neighbours, and rows that need nothing of the kind pay for nothing of the kind.
+depends on its neighbours. Rows without these parameters skip the work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.worker.transfers import to_device
 
 
 class Sampler:
-    """Draws the tokens of a step with the parameters of a `SamplingTable`."""
+    """Draw the tokens of a step with the parameters of a `SamplingTable`."""
 
     def __init__(self, table: SamplingTable) -> None:
         self.table = table
@@ -31,7 +31,7 @@ class Sampler:
     def adjust(
         self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
     ) -> torch.Tensor:
-        """Rules and penalties, everything before the temperature. Changes `logits` in place.
+        """Apply rules and penalties, everything before the temperature. Changes `logits` in place.
 
         `logits`: fp32 [rows, vocab]. `tokens`: int32 [slots, longest], of all slots. `positions`:
         int64 [rows], how many of its slot's tokens each row has.
@@ -58,8 +58,10 @@ class Sampler:
         penalise(logits, rows, ids, counts, batch.penalties)
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
-        """The token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab] (of any
-        dtype in a `plain` batch); `NO_TOKEN` for a row whose logits aren't finite.
+        """Draw the token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab].
+
+        Logits of a `plain` batch may have any dtype. A row whose logits aren't finite gets
+        `NO_TOKEN`.
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """
@@ -74,7 +76,7 @@ class Sampler:
         return tokens
 
     def _draw(self, logits: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
-        """As `draw`, for the rows in `batch.random` alone."""
+        """Draw like `draw`, for the rows in `batch.random` alone."""
         if batch.temperature is not None:
             logits = logits / batch.temperature
         fused = kernels_for(logits.device).draw
@@ -94,7 +96,7 @@ class Sampler:
     def _draw_free(
         self, weights: torch.Tensor, batch: SampleBatch, words: torch.Tensor
     ) -> torch.Tensor:
-        """Rows without top_k and top_p need no ranking: min_p is a mere threshold."""
+        """Draw rows without top_k and top_p, which need no ranking: min_p is only a threshold."""
         if batch.free_min_p:
             weights = keep_min_p(weights, batch.cuts.min_p[batch.free])
         return draw(weights, words)

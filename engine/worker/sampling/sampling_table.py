@@ -1,8 +1,8 @@
-"""The sampling parameters of all rows, kept from step to step.
+"""Keep the sampling parameters of all rows from step to step.
 
-One line for each slot of `batch_rows.py`, written when its sequence arrives. A step needs the lines
-of its rows; they are gathered into a `SampleBatch` only when the rows differ from the last step's,
-so that a steady decode pays for nothing here.
+One line for each slot of `batch_rows.py`, written when its sequence arrives. The lines of a step's
+rows are gathered into a `SampleBatch` only when the rows differ from the last step's, so a steady
+decode does no work here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from engine.worker.transfers import to_device
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 AHEAD = 16  # positions for which random words are computed at once
-LEAST_TEMPERATURE = 1e-30  # logits that are divided by less would not stay finite
+LEAST_TEMPERATURE = 1e-30  # dividing logits by less would make them infinite
 
 
 @dataclass
 class SampleBatch:
-    """Parameters of the rows that draw in a step. Indices are places in the step's logits."""
+    """Hold parameters of the rows that draw in a step. Indices are places in the step's logits."""
 
     slots: np.ndarray  # int64 [rows]
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
@@ -54,9 +54,10 @@ class SampleBatch:
         """Greedy rows only, without rules and penalties: the greatest logit is all that's asked."""
 
     def words(self, positions: np.ndarray) -> np.ndarray:
-        """Philox's words for the tokens drawn at `positions`, int64 [rows].
+        """Return Philox's words for the tokens drawn at `positions`, int64 [rows].
 
-        They depend on nothing that is computed, so those of the next 16 positions come along.
+        They depend on nothing that is computed, so the words of the next 16 positions are computed
+        too.
         """
         if len(self._first):
             step = int(positions[0] - self._first[0])
@@ -69,12 +70,12 @@ class SampleBatch:
 
 
 def warmth(params: SamplingParams) -> float:
-    """What logits are divided by; 0: nothing is, the greatest is taken."""
+    """Return what logits are divided by; 0: the greatest is taken instead."""
     return max(params.temperature, LEAST_TEMPERATURE) if params.temperature else 0.0
 
 
 class SamplingTable:
-    """Parameters by slot. `set` and `clear` follow the rows; `batch` gathers."""
+    """Hold parameters by slot: `set` and `clear` follow the rows, `batch` gathers."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.num_slots = num_slots
@@ -92,7 +93,7 @@ class SamplingTable:
         self._last_key = (b"", b"")
 
     def set(self, slot: int, row: NewRow) -> None:
-        """Take over the parameters of a sequence that enters a slot."""
+        """Store the parameters of a sequence that enters a slot."""
         self.clear(slot)
         params = row.params
         self._floats[slot] = (
@@ -126,11 +127,11 @@ class SamplingTable:
 
     @property
     def any_history(self) -> bool:
-        """Whether some sequence's next token depends on more than its logits: on its tokens."""
+        """Return whether some sequence's next token depends on its tokens, besides its logits."""
         return bool(self._rules) or self._num_penalised > 0
 
     def appended(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """Sequences grew by a token each; no slot comes twice. Both int64 [rows]."""
+        """Count one more token for each sequence; no slot comes twice. Both int64 [rows]."""
         if not self._num_penalised:
             return
         lines = self._lines[slots]
@@ -139,8 +140,10 @@ class SamplingTable:
             self.counts.count(self._on_device(lines[counted]), self._on_device(token_ids[counted]))
 
     def batch(self, slots: np.ndarray, siblings: np.ndarray | None = None) -> SampleBatch:
-        """What the rows of a step need. `slots`, `siblings`: int64 [rows]; sibling i of a row draws
-        with seed + i, and each row is its first where none are given."""
+        """Gather what the rows of a step need. `slots`, `siblings`: int64 [rows].
+
+        Sibling i of a row draws with seed + i. Without siblings each row is its first.
+        """
         key = slots.tobytes(), b"" if siblings is None else siblings.tobytes()
         if self._last is None or key != self._last_key:
             if siblings is None:

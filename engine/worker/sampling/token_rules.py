@@ -1,8 +1,8 @@
-"""Which tokens a row may draw at all, and what is added to their logits: allowed and bad words,
-min_tokens, logit bias, in this order.
+"""Decide which tokens a row may draw, and what is added to their logits.
 
-Few rows have such rules, and each names few tokens. So a step turns the rules of all its rows into
-lists of (row, token) pairs and applies each list with one indexed write.
+The order is: allowed and bad words, min_tokens, logit bias. Few rows have such rules, and each
+names few tokens. So a step turns the rules of all its rows into lists of (row, token) pairs and
+applies each list with one indexed write.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from engine.core.messages import NewRow
 
 @dataclass
 class TokenRules:
-    """The rules of one row."""
+    """Hold the rules of one row."""
 
     allowed: list[int]  # empty: all
     banned: list[int]  # bad words of one token
     phrases: list[list[int]]  # bad words of several: the last token is banned after the others
     stops: list[int]  # banned while the output is shorter than min_tokens
-    stops_until: int  # position from which they no longer are
+    stops_until: int  # position from which stops are allowed
     bias: dict[int, float]
 
     @classmethod
     def of(cls, row: NewRow) -> TokenRules | None:
-        """The rules that a row's parameters ask for; None if they ask for none."""
+        """Make the rules that a row's parameters ask for; None if they ask for none."""
         params = row.params
         words = [word for word in params.bad_words_token_ids or () if word]
         rules = cls(
@@ -43,7 +43,8 @@ class TokenRules:
         return rules if any(asked) else None
 
     def bans(self, tokens: np.ndarray) -> list[int]:
-        """What may not follow `tokens`, int [position]: all tokens of the sequence so far."""
+        """Return what may not follow `tokens`, int [position]: all tokens of the sequence so
+        far."""
         banned = list(self.banned)
         if len(tokens) < self.stops_until:
             banned += self.stops
@@ -56,7 +57,7 @@ class TokenRules:
 
 @dataclass
 class _Pairs:
-    """(row, token) pairs, and a number for each where there is one."""
+    """Collect (row, token) pairs, and a number for each where there is one."""
 
     rows: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -70,10 +71,10 @@ class _Pairs:
 
 
 def apply_rules(logits: torch.Tensor, rules: list[tuple[int, TokenRules, np.ndarray]]) -> None:
-    """Change `logits`, fp32 [rows, vocab], in place.
+    """Apply rules to `logits`, fp32 [rows, vocab], in place.
 
     `rules`: for each row that has some, its place in `logits`, its rules, and its tokens so far.
-    Where the rules of a row forbid every token, its bans don't hold in that step: a forbidden word
+    Where the rules of a row forbid every token, its bans are ignored in that step: a forbidden word
     is better than no token at all.
     """
     device = logits.device
@@ -106,5 +107,5 @@ def apply_rules(logits: torch.Tensor, rules: list[tuple[int, TokenRules, np.ndar
             back = torch.isin(where[0], emptied)
             logits[where[0][back], where[1][back]] = keep[back]
     if biased.rows:
-        # one bias for each token of a row, so no pair comes twice
+        # a row has one bias for each token, so no pair comes twice
         logits[biased.index(device)] += torch.tensor(biases, device=device)
