@@ -1,4 +1,4 @@
-"""Which GPU fits a model: weights + KV cache, the arithmetic shown line by line.
+"""Show which GPU fits a model: weights + KV cache, the arithmetic line by line.
 
     python -m engine.fit meta-llama/Llama-3.1-8B --max-model-len 8192 --concurrency 4
 

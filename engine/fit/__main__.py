@@ -1,4 +1,4 @@
-"""`python -m engine.fit MODEL`: see the package."""
+"""Run `python -m engine.fit MODEL`: see the package."""
 
 from __future__ import annotations
 

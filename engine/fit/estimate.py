@@ -1,4 +1,4 @@
-"""Which GPU holds a model and so many sequences: the sums, and Koyeb's list of GPUs."""
+"""Find which GPU holds a model and so many sequences: the sums, and Koyeb's list of GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ would bring torch along."""
 
 
 class Gpu(NamedTuple):
-    """One GPU instance of Koyeb (https://www.koyeb.com/pricing says which are offered now)."""
+    """Describe one GPU instance of Koyeb.
+
+    https://www.koyeb.com/pricing says which are offered now.
+    """
 
     instance_type: str
     memory_gb: int | None  # as Koyeb states it, in 10^9 bytes; None where it was not found
@@ -47,7 +50,7 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, a length and a number of sequences, in bytes."""
+    """Hold a model, a length and a number of sequences, in bytes."""
 
     shape: Shape
     max_model_len: int  # tokens
@@ -59,12 +62,12 @@ class Plan:
 
     @property
     def kv_dtype(self) -> str:
-        """What keys and values are kept as."""
+        """Return the dtype of keys and values."""
         return self.shape.dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     @property
     def kv_number_bytes(self) -> int:
-        return BYTES.get(self.kv_dtype, 1)  # the others are all of 8 bits
+        return BYTES.get(self.kv_dtype, 1)  # the other dtypes all have 8 bits
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -84,7 +87,7 @@ class Plan:
 
     @property
     def drawing_bytes(self) -> int:
-        """What drawing tokens for every seat at once takes: four fp32 values for each entry."""
+        """Return the bytes to draw for every seat at once: four fp32 values for each entry."""
         return self.seats * self.shape.vocab * 16
 
     @property
@@ -96,13 +99,13 @@ class Plan:
         return self.shape.weight_bytes + self.beside + self.kv_bytes
 
     def left_for_kv(self, gpu: Gpu) -> int:
-        """Bytes that the KV cache can have on this GPU; negative where the weights don't fit."""
+        """Return the bytes left for the KV cache; negative where the weights don't fit."""
         if gpu.memory_gb is None:
             raise PlanError(f"the memory of {gpu.instance_type} is not known here.")
         return int(gpu.memory_gb * GB * self.share) - self.shape.weight_bytes - self.beside
 
     def converts(self, gpu: Gpu) -> bool:
-        """Whether this GPU's kernels can read and write the KV cache's dtype."""
+        """Return whether this GPU's kernels can read and write the KV cache's dtype."""
         return self.kv_cache_dtype not in ("fp8", "fp8_e4m3") or gpu.capability >= E4M3_SINCE
 
     def fits(self, gpu: Gpu) -> bool:
@@ -110,7 +113,7 @@ class Plan:
         return known and self.left_for_kv(gpu) >= self.kv_bytes
 
     def choice(self) -> Gpu | None:
-        """The GPU with the least memory that fits; None if none does."""
+        """Return the GPU with the least memory that fits; None if none does."""
         return next((gpu for gpu in GPUS if self.fits(gpu)), None)
 
 
@@ -120,8 +123,10 @@ def make_plan(
     concurrency: int = 1,
     kv_cache_dtype: str = "auto",
 ) -> Plan:
-    """The plan for a folder, a hub id or a well-known name. kv_cache_dtype: as the engine's option.
-    Raises `PlanError`."""
+    """Make the plan for a folder, a hub id or a well-known name. Raises `PlanError`.
+
+    kv_cache_dtype: as the engine's option.
+    """
     shape = shape_of(*read_config(model))
     length = max_model_len or shape.positions
     if length < 1 or concurrency < 1:

@@ -1,7 +1,7 @@
-"""Public shapes of well-known models, as their config.json states them: sizes only.
+"""List public shapes of well-known models, as their config.json states them: sizes only.
 
-For `engine.fit`, so that a GPU can be chosen without a network. A name is found whatever its owner
-and its ending (-Instruct, -chat, -hf): these share the shape.
+`engine.fit` chooses a GPU from them without a network. A name is found with any owner and any
+ending (-Instruct, -chat, -hf): these share the shape.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ _ENDINGS = re.compile(r"(^meta-)|(-(instruct|chat|base|hf|it)(?=-|$))")
 
 
 def known_config(model: str) -> dict[str, Any] | None:
-    """The sizes of a well-known model, by its hub id, the last part of it, or the name by which the
-    engine fetches it; None for others."""
+    """Return the sizes of a well-known model; None for others.
+
+    model: its hub id, the last part of it, or the name by which the engine fetches it.
+    """
     model = _NAMED.get(model, model)
     return _SHAPES.get(_ENDINGS.sub("", model.rpartition("/")[2].lower()))
 
 
 def known_models() -> list[str]:
-    """The names in the table."""
+    """List the names in the table."""
     return list(_SHAPES)
 
 

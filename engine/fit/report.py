@@ -1,4 +1,4 @@
-"""The plan as text, every number with the sum that it comes from."""
+"""Write the plan as text, every number with the sum that it comes from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.rounding import ceil_div
 
 
 def report(plan: Plan) -> str:
-    """The plan as text, every number with its sum."""
+    """Write the plan as text, every number with its sum."""
     shape, size = plan.shape, BYTES[plan.shape.dtype]
     lines = [f"{shape.name}: {shape.architecture}, {shape.dtype} ({size} bytes a number)", ""]
     lines += ["Weights"]

@@ -1,4 +1,4 @@
-"""The sizes of a model, from its config.json alone: parameters part by part, and its KV cache."""
+"""Compute a model's parameters, part by part, and KV cache from config.json alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class PlanError(Exception):
-    """No plan can be made; the message says why and what to do."""
+    """Report that no plan can be made; the message says why and what to do."""
 
 
 class Part(NamedTuple):
-    """One line of the arithmetic: `times` × a product or sum that comes to so many `numbers`."""
+    """Hold one line of the arithmetic: `times` × a product or sum that equals `numbers`."""
 
     name: str
     formula: str
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """What config.json says about sizes."""
+    """Hold what config.json says about sizes."""
 
     name: str
     architecture: str
@@ -55,7 +55,7 @@ class Shape:
 
 
 def read_config(model: str) -> tuple[str, dict[str, Any]]:
-    """(name, config.json) of a folder, of a well-known model, or of one on the hub."""
+    """Read (name, config.json) of a folder, of a well-known model, or of one on the hub."""
     folder = Path(POCKET_MODEL if model == "pocket" else model).expanduser()
     if not folder.is_dir() and not model.startswith((".", "/", "~")):
         return model, known_config(model) or _from_hub(model)
@@ -69,8 +69,8 @@ def read_config(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _from_hub(model: str) -> dict[str, Any]:
-    """config.json of a model on the hub, and nothing else of it."""
-    import httpx  # here: most plans need no network
+    """Read config.json of a model on the hub, and nothing else of it."""
+    import httpx  # imported here: most plans need no network
 
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     token = os.environ.get("HF_TOKEN")
@@ -99,7 +99,10 @@ def _from_hub(model: str) -> dict[str, Any]:
 
 
 def shape_of(name: str, config: dict[str, Any]) -> Shape:
-    """The sizes that config.json states. Raises `PlanError` for quantized and unknown ones."""
+    """Return the sizes that config.json states.
+
+    Raises `PlanError` for quantized and unknown ones.
+    """
     if "quantization_config" in config:
         raise PlanError(
             f"{name} is quantized, which the engine does not serve yet; plan its unquantized"
@@ -129,7 +132,7 @@ _LLAMA_FAMILY = (
 
 def _dtype(config: dict[str, Any]) -> str:
     stored = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    return stored if stored in BYTES else "float32"  # what the engine takes then, too
+    return stored if stored in BYTES else "float32"  # the engine uses the same then
 
 
 def _llama_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
@@ -221,7 +224,7 @@ def _head(vocab: int, width: int, tied: bool) -> Part:
 
 
 def _counted_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
-    """Any other architecture: transformers makes the model without memory, and we count."""
+    """Count any other architecture: transformers makes the model without memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -235,7 +238,7 @@ def _counted_shape(name: str, architecture: str, config: dict[str, Any]) -> Shap
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         positions = text.max_position_embeddings
-    except Exception as error:  # unknown kinds, missing sizes: each model of its own
+    except Exception as error:  # unknown kinds, missing sizes: each model has its own errors
         reason = " ".join(str(error).split())[:200]
         raise PlanError(f"transformers can't tell the sizes of {name}: {reason}") from None
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -1,1 +1,1 @@
-"""The layers that models are made of."""
+"""Compute the layers that models are made of."""

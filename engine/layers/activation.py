@@ -1,4 +1,4 @@
-"""Activations between the two halves of a feed-forward block."""
+"""Apply the activations between the two halves of a feed-forward block."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from engine.kernels import kernels_for
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """x: [tokens, 2 * width], gate then up → silu(gate) * up: [tokens, width]."""
+    """Compute silu(gate) * up. x: [tokens, 2 * width], gate then up → [tokens, width]."""
     return kernels_for(x.device).silu_and_mul(x)
 
 
 def relu(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0) in place of x. Returns x."""
+    """Compute max(x, 0) in place, and return x."""
     return kernels_for(x.device).relu(x)

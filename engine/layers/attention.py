@@ -1,4 +1,4 @@
-"""Attention over pages: write this step's keys and values, then attend to all before them."""
+"""Write this step's keys and values to the pages, then attend to all tokens before them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, Laye
 
 
 class Attention(nn.Module):
-    """Causal attention of one layer. It has no weights: projections belong to the model."""
+    """Compute causal attention of one layer. It has no weights: projections belong to the model."""
 
     def __init__(
         self,
@@ -41,7 +41,9 @@ class Attention(nn.Module):
         cache: LayerCache,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """q: [tokens, heads, D], k, v: [tokens, kv_heads, D] → [tokens, heads, D] in v's dtype.
+        """Attend.
+
+        q: [tokens, heads, D], k, v: [tokens, kv_heads, D] → [tokens, heads, D] in v's dtype.
 
         q and k may be wider than v (fp32 beside bf16): they come from the rotary embedding.
         """
@@ -57,7 +59,8 @@ class Attention(nn.Module):
         batch: AttentionBatch,
         norms: QKNorms | None = None,
     ) -> torch.Tensor:
-        """The same from the merged projection, with all that lies between in as few passes as the
-        device's kernels need. qkv: [tokens, (heads + 2 kv_heads) * D] → [tokens, heads * D].
+        """Attend from the merged projection, in as few passes as the device's kernels need.
+
+        qkv: [tokens, (heads + 2 kv_heads) * D] → [tokens, heads * D].
         """
         return kernels_for(qkv.device).qkv_attention(qkv, angles, norms, cache, batch, self.spec)

@@ -1,4 +1,4 @@
-"""Token embeddings, and the way back: the head that turns hidden states into logits."""
+"""Embed tokens, and turn hidden states back into logits (the head)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.layers.linear import packed
 
 
 class Embedding(nn.Module):
-    """A table of vectors. weight: [entries, width]."""
+    """Look up vectors in a table. weight: [entries, width]."""
 
     def __init__(self, entries: int, width: int) -> None:
         super().__init__()
@@ -24,7 +24,10 @@ class Embedding(nn.Module):
         positions: torch.Tensor | None = None,
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """ids: int64 [tokens] → [tokens, width]; plus position_table[positions] if given."""
+        """Look up ids: int64 [tokens] → [tokens, width].
+
+        Adds position_table[positions] if given.
+        """
         return kernels_for(ids.device).embed(ids, self.weight, positions, position_table)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -32,7 +35,10 @@ class Embedding(nn.Module):
 
 
 class LogitsHead(nn.Module):
-    """hidden [n, width] → logits [n, vocabulary]. A tied head shares the embedding's table."""
+    """Compute logits: hidden [n, width] → [n, vocabulary].
+
+    A tied head shares the embedding's table.
+    """
 
     def __init__(self, vocab_size: int, width: int, tied_to: Embedding | None) -> None:
         super().__init__()
@@ -44,7 +50,10 @@ class LogitsHead(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width] → [n, vocabulary] in fp32, whatever the weights are in."""
+        """Compute logits in fp32, whatever dtype the weights have.
+
+        hidden: [n, width] → [n, vocabulary].
+        """
         return kernels_for(hidden.device).logits(hidden, self.weight)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -52,12 +61,12 @@ class LogitsHead(nn.Module):
             yield f"{prefix}.weight", self.weight
 
     def untie(self, weight: torch.Tensor) -> None:
-        """Take a table of the head's own. weight: [vocabulary, width]."""
+        """Give the head a table of its own. weight: [vocabulary, width]."""
         self.tied_to = None
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def pack(self) -> None:
-        """As `Linear.pack`; a tied embedding reads the packed table too."""
+        """Pack like `Linear.pack`; a tied embedding reads the packed table too."""
         self.weight = packed(self.weight)
         if self.tied_to is not None:
             self.tied_to.weight = self.weight

@@ -1,7 +1,7 @@
-"""Linear layers: one matrix, or several of the checkpoint merged into one for speed.
+"""Multiply by one matrix, or by several of the checkpoint merged into one for speed.
 
-A model makes its linear layers through a `LinearFactory`, so that a quantized format can put its
-own class in their place. A layer tells the loader where each tensor of the checkpoint goes
+A model makes its linear layers through a `LinearFactory`, so that a quantized format can use its
+own class instead. A layer tells the loader where each tensor of the checkpoint goes
 (`weight_targets`): a view into its parameter, so that merging costs no copy. When all are loaded,
 `pack` lays them out as the device's kernel reads them.
 """
@@ -20,13 +20,13 @@ from engine.layers.activation import relu
 
 
 class LinearLayer(Protocol):
-    """What a model needs of a linear layer."""
+    """State what a model needs of a linear layer."""
 
     @property
     def dense(self) -> Dense | None:
-        """The matrix and bias of x Wᵀ + b, if the layer computes that and nothing else.
+        """Return the matrix and bias of x Wᵀ + b, if the layer computes that and nothing else.
 
-        Fused kernels take them in place of calling the layer.
+        Fused kernels use them instead of calling the layer.
         """
         ...
 
@@ -37,29 +37,35 @@ class LinearLayer(Protocol):
 
 @runtime_checkable
 class Packable(Protocol):
-    """A module whose weights a kernel may read faster in another order than the checkpoint's."""
+    """Hold weights that a kernel may read faster in another order than the checkpoint's."""
 
     def pack(self) -> None: ...
 
 
 class Dense(NamedTuple):
-    """A matrix in the order in which this device's kernels read it. weight: [N, K], bias: [N]."""
+    """Hold a matrix in the order in which this device's kernels read it.
+
+    weight: [N, K], bias: [N].
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
 
 class LinearFactory(Protocol):
-    """Makes a linear layer: K inputs, and the outputs of each part by its checkpoint name."""
+    """Make a linear layer: K inputs, and the outputs of each part by its checkpoint name."""
 
     def __call__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> LinearLayer: ...
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b. weight: [N, K], the parts one below the other; bias: [N]."""
+    """Compute y = x Wᵀ + b. weight: [N, K], the parts one below the other; bias: [N]."""
 
     def __init__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> None:
-        """inputs: K. parts: name of each merged matrix in the checkpoint → its outputs."""
+        """Allocate the parameters.
+
+        inputs: K. parts: each merged matrix's checkpoint name → its outputs.
+        """
         super().__init__()
         outputs = sum(parts.values())
         self.parts = dict(parts)
@@ -71,11 +77,14 @@ class Linear(nn.Module):
         return Dense(self.weight, self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [tokens, K] → [tokens, N]."""
+        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]."""
         return kernels_for(x.device).linear(x, self.weight, self.bias)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the checkpoint, where it goes) of each part; prefix: "model.layers.0.mlp"."""
+        """Yield (name in the checkpoint, where it goes) of each part.
+
+        prefix: "model.layers.0.mlp".
+        """
         start = 0
         for part, outputs in self.parts.items():
             yield f"{prefix}.{part}.weight", self.weight[start : start + outputs]
@@ -89,14 +98,17 @@ class Linear(nn.Module):
 
 
 def few_rows(x: torch.Tensor) -> FewRows | None:
-    """The kernels in which a matrix product and what stands beside it are one, if this device has
-    such and x: [tokens, K] has few enough rows. They take the weights of plain `Linear`s."""
+    """Return the kernels that fuse a matrix product with its neighbours, if they apply.
+
+    They apply if this device has them and x: [tokens, K] has few enough rows; None otherwise. They
+    take the weights of plain `Linear`s.
+    """
     few = kernels_for(x.device).few_rows
     return few if few is not None and len(x) <= few.most else None
 
 
 def linear_relu(layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
-    """max(layer(x), 0): [tokens, N]."""
+    """Compute max(layer(x), 0): [tokens, N]."""
     few = few_rows(x)
     if few is not None and (dense := layer.dense) is not None:
         return few.linear_relu(x, *dense)
@@ -104,6 +116,6 @@ def linear_relu(layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 def packed(weight: nn.Parameter) -> nn.Parameter:
-    """The same parameter if this device's kernels read weights as checkpoints hold them."""
+    """Pack a parameter, or return it if the device's kernels read the checkpoint's order."""
     found = kernels_for(weight.device).pack_weight(weight)
     return weight if found is weight else nn.Parameter(found, requires_grad=False)

@@ -1,4 +1,4 @@
-"""Normalisation layers. Each has two verbs: alone, and fused with the residual sum before it."""
+"""Normalise, alone or fused with the residual sum before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.kernels import kernels_for
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 2019) of [..., width]."""
+    """Compute the root-mean-square norm (Zhang and Sennrich, 2019) of [..., width]."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         return kernels_for(x.device).rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(x + residual), x + residual)."""
+        """Return (norm(x + residual), x + residual)."""
         return kernels_for(x.device).add_rms_norm(x, residual, self.weight, self.eps)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -30,7 +30,10 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm (Ba et al., 2016) of [tokens, width], with or without weight and bias."""
+    """Compute the layer norm (Ba et al., 2016) of [tokens, width].
+
+    Weight and bias are optional.
+    """
 
     def __init__(self, width: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class LayerNorm(nn.Module):
         return kernels_for(x.device).layer_norm(x, self.weight, self.bias, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(x + residual), x + residual)."""
+        """Return (norm(x + residual), x + residual)."""
         kernels = kernels_for(x.device)
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding, with the scalings that transformers knows.
+"""Apply rotary position embedding, with the scalings that transformers knows.
 
 The angles of a step are computed once (`Rotary.forward`) and used by every layer (`rotate`): no
 table of all positions is kept.
@@ -19,7 +19,7 @@ EXACT_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 class Rotary(nn.Module):
-    """The angles of every dimension pair: position * inv_freq. config: as transformers read it."""
+    """Compute each dimension pair's angle, position * inv_freq. config: as transformers read it."""
 
     inv_freq: torch.Tensor  # fp32 [head_dim / 2]
 
@@ -29,17 +29,20 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """positions: int64 [tokens] → cos, sin: fp32 [tokens, 1, D], as `rotate` takes them."""
+        """Compute the angles.
+
+        positions: int64 [tokens] → cos, sin: fp32 [tokens, 1, D], for `rotate`.
+        """
         return kernels_for(positions.device).angles(positions, self.inv_freq, self.scale)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x: [tokens, heads, D], turned by its token's angles; see `torch_ops.rotate`."""
+    """Rotate x: [tokens, heads, D] by its token's angles; see `torch_ops.rotate`."""
     return kernels_for(x.device).rotate(x, cos, sin)
 
 
 def _frequencies(config: PretrainedConfig, head_dim: int) -> tuple[torch.Tensor, float]:
-    """(inv_freq fp32 [head_dim / 2], factor on cos and sin), exactly as transformers has them."""
+    """Return (inv_freq fp32 [head_dim / 2], factor on cos and sin), as transformers does."""
     parameters = config.rope_parameters
     kind = parameters.get("rope_type", "default")
     device = torch.device("cpu")  # the same digits wherever the model runs

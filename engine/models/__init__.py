@@ -1,1 +1,1 @@
-"""The models: architectures in plain torch modules, and how their weights are loaded."""
+"""Define model architectures as plain torch modules, and load their weights."""

@@ -10,7 +10,7 @@ from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 
 
 class CausalLM(Protocol):
-    """What the worker needs of a model."""
+    """Declare what the worker calls on a model."""
 
     architecture: str
     implementation: str  # "native" or "transformers adapter"
@@ -19,7 +19,7 @@ class CausalLM(Protocol):
 
     @property
     def kv_spec(self) -> list[LayerKV]:
-        """One for each attention layer, in the order of `caches`."""
+        """Return one entry for each attention layer, in the order of `caches`."""
         ...
 
     def __call__(
@@ -29,9 +29,9 @@ class CausalLM(Protocol):
         caches: list[LayerCache],
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """input_ids, positions: int64 [tokens] → hidden [tokens, width]."""
+        """Compute hidden states. input_ids, positions: int64 [tokens] → hidden [tokens, width]."""
         ...
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width] → [n, vocabulary], in fp32."""
+        """Compute logits. hidden: [n, width] → [n, vocabulary], in fp32."""
         ...

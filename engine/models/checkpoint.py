@@ -1,4 +1,4 @@
-"""Reads the weights of a checkpoint's folder, one tensor at a time.
+"""Read the weights of a checkpoint's folder, one tensor at a time.
 
 Formats: safetensors (preferred), or PyTorch's `.bin` read with `weights_only=True`; one file, or
 shards with an index. Files are mapped, not read, so that a tensor costs memory only while it is
@@ -41,22 +41,27 @@ _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)
 
 
 def is_computed(name: str) -> bool:
-    """Whether a tensor of this name is computed, not learned: old checkpoints store rotary
-    frequencies and causal masks (GPT-2's `attn.bias`, GPT-NeoX's `attention.bias`)."""
+    """Return whether a tensor of this name is computed, not learned.
+
+    Old checkpoints store rotary frequencies and causal masks (GPT-2's `attn.bias`, GPT-NeoX's
+    `attention.bias`).
+    """
     return _COMPUTED.search(name) is not None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weight files of one model."""
+    """Hold the weight files of one model."""
 
     folder: Path
     files: list[Path]
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Find the weight files. Raises `ModelError` where there are none, or where a shard is
-        missing."""
+        """Find the weight files.
+
+        Raises `ModelError` where there are none, or a shard is missing.
+        """
         for single in ("model.safetensors", "pytorch_model.bin"):
             for name in (single, f"{single}.index.json"):
                 path = folder / name
@@ -76,8 +81,10 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.files)
 
     def contents(self) -> Iterator[tuple[str, str]]:
-        """(name, dtype as torch names it) of every tensor; of safetensors only the headers are
-        read. Raises `ModelError` on a damaged file."""
+        """Return (name, dtype as torch names it) of every tensor.
+
+        Only the headers of safetensors are read. Raises `ModelError` on a damaged file.
+        """
         for file in self.files:
             if file.suffix == ".safetensors":
                 yield from _safetensors_contents(file)
@@ -86,14 +93,17 @@ class Checkpoint:
                     yield name, str(tensor.dtype).removeprefix("torch.")
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor on the CPU) of every weight. Raises `ModelError` on a damaged file."""
+        """Yield (name, tensor on the CPU) of every weight.
+
+        Raises `ModelError` on a damaged file.
+        """
         for file in self.files:
             read = _read_safetensors if file.suffix == ".safetensors" else _read_bin
             yield from read(file)
 
 
 def refuse_quantized_numbers(checkpoint: Checkpoint) -> None:
-    """Refuse weights that are no plain numbers, though config.json says nothing of it.
+    """Refuse weights that are codes, not numbers, though config.json doesn't say so.
 
     Without their scales they would be served as if they were numbers. Raises `ModelError`.
     """
@@ -111,7 +121,7 @@ def refuse_quantized_numbers(checkpoint: Checkpoint) -> None:
 
 
 def _is_table(name: str, kind: str) -> bool:
-    """Positions, masks and the like, which some models store beside their weights."""
+    """Return whether it is positions, masks or the like, which some models store too."""
     return kind in ("int64", "bool") and not name.endswith(("weight", "bias"))
 
 
@@ -120,7 +130,7 @@ def _shards(index: Path) -> list[Path]:
         names = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ModelError(f"{index} is not an index of shards; download it again.") from None
-    for name in names:  # they come from whoever made the model: none may lead out of its folder
+    for name in names:  # file names come from the model's author: none may lead out of the folder
         if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(
                 f"{index} names the file {name!r}, which is not in the model's folder; download the"

@@ -13,7 +13,7 @@ POLL_SECONDS = 0.5
 
 
 class DownloadWatch:
-    """Reports twice a second while it is entered, and once when it is left."""
+    """Report twice a second while it is entered, and once when it is left."""
 
     def __init__(self, folder: Path, total: int, progress: Progress | None) -> None:
         self._folder, self._total, self._progress = folder, total, progress

@@ -1,7 +1,7 @@
-"""What a model that can't be served right raises."""
+"""Define the error of a model that can't be served correctly."""
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The model can't be found, read or served. One line: what is wrong, what to do."""
+    """Report a model that can't be found, read or served. One line: what is wrong, what to do."""

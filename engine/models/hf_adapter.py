@@ -1,10 +1,10 @@
-"""Any causal language model of transformers, with its attention replaced by ours.
+"""Serve any causal language model of transformers, with its attention replaced by ours.
 
 transformers lets us register an attention function. Ours (`_attend`) gets each layer's q, k and v
-with positions already applied, writes them to the pages and attends there; everything else of the
+with positions already applied, writes them to the pages and attends there. Everything else of the
 model runs as transformers wrote it, on all rows of the step at once, as one text of T tokens with
-the positions that we name. What a layer needs (heads, window, soft-cap, sinks) is seen in a first
-run on one token, not guessed from config.json.
+the positions that we name. What a layer needs (heads, window, soft-cap, sinks) is observed in a
+first run on one token, not guessed from config.json.
 
 A model that this can't serve exactly is refused by name: `hf_check` has the reasons, and compares
 the finished adapter with the model itself.
@@ -35,7 +35,7 @@ DUMMY_SEED = 0
 
 
 class TransformersModel(nn.Module):
-    """A model of transformers that computes its attention over our pages."""
+    """Run a model of transformers whose attention is computed over our pages."""
 
     implementation = "transformers adapter"
 
@@ -47,7 +47,7 @@ class TransformersModel(nn.Module):
         dtype: torch.dtype,
         dummy: bool = False,
     ) -> None:
-        """Loads the weights from `folder` (dummy: random ones). Raises `ModelError`."""
+        """Load the weights from `folder` (dummy: random ones). Raises `ModelError`."""
         super().__init__()
         text_config = config.get_text_config()
         self.architecture = (config.architectures or [config.model_type])[0]
@@ -71,8 +71,7 @@ class TransformersModel(nn.Module):
 
     @property
     def has_head_of_its_own(self) -> bool:
-        """Whether the weights have another head than the embeddings to which config.json ties
-        it."""
+        """Return whether the head is separate although config.json ties it to the embeddings."""
         if not getattr(self.inner.config, "tie_word_embeddings", False):
             return False
         table, head = self.inner.get_input_embeddings(), self.inner.get_output_embeddings()
@@ -87,7 +86,7 @@ class TransformersModel(nn.Module):
         caches: list[LayerCache],
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """input_ids, positions: int64 [tokens] → hidden [tokens, width]."""
+        """Compute hidden states. input_ids, positions: int64 [tokens] → hidden [tokens, width]."""
         self._step.caches, self._step.batch = caches, batch
         try:
             output = self._decoder(
@@ -99,10 +98,10 @@ class TransformersModel(nn.Module):
         return output.last_hidden_state[0]
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width] → [n, vocabulary], in fp32.
+        """Compute logits. hidden: [n, width] → [n, vocabulary], in fp32.
 
-        Models scale and cap their logits in ways of their own, all in the forward of the whole
-        model: it runs here, with a decoder that only returns the hidden states that we have.
+        Each model scales and caps its logits in its own way, inside the forward of the whole model.
+        So that forward runs here, with a decoder that only returns the hidden states that we have.
         """
         ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         self._step.hidden = hidden[None]
@@ -139,7 +138,7 @@ class TransformersModel(nn.Module):
 
 @dataclass
 class _Call:
-    """One call of the attention function, as the probe saw it."""
+    """Hold one call of the attention function, as the probe saw it."""
 
     module: nn.Module
     num_heads: int
@@ -164,7 +163,7 @@ class _Call:
 
 @dataclass
 class _Step:
-    """What `_attend` and the decoder's stand-in need of the step under way."""
+    """Hold what `_attend` and the decoder's stand-in need of the current step."""
 
     caches: list[LayerCache] = field(default_factory=list)
     batch: AttentionBatch | None = None
@@ -183,8 +182,10 @@ def _attend(
     scaling: float | None = None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls for attention. query: [1, heads, T, D], key, value: [1, kv_heads,
-    T, D] → ([1, T, heads, D], None)."""
+    """Compute attention when transformers asks for it.
+
+    query: [1, heads, T, D], key, value: [1, kv_heads, T, D] → ([1, T, heads, D], None).
+    """
     step: _Step = module.__dict__["paged_step"]
     if step.probe is not None:
         if attention_mask is not None:
@@ -205,7 +206,7 @@ AttentionInterface.register(ATTENTION_NAME, _attend)
 
 
 def _make(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with the random weights that transformers gives it, the same in every run."""
+    """Make the model with transformers' random weights, the same in every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DUMMY_SEED)
         return AutoModelForCausalLM.from_config(
@@ -214,7 +215,7 @@ def _make(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _load(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights. Raises `ModelError` where some are missing or left over."""
+    """Load the model with its weights. Raises `ModelError` where some are missing or left over."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -242,7 +243,7 @@ def _load(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrai
 
 
 def _widen_head(inner: PreTrainedModel) -> None:
-    """Have the model's head give fp32 (`torch_ops.logits`), where it is a plain linear layer."""
+    """Make the model's head return fp32 (`torch_ops.logits`), where it is a plain linear layer."""
     head: Any = inner.get_output_embeddings()
     if not _is_plain_linear(head):
         return
@@ -254,7 +255,7 @@ def _widen_head(inner: PreTrainedModel) -> None:
             logits += head.bias
         return logits.view(*hidden.shape[:-1], -1)
 
-    head.forward = forward  # on this instance alone
+    head.forward = forward  # on this instance only
 
 
 def _is_plain_linear(module: object) -> bool:
@@ -262,7 +263,7 @@ def _is_plain_linear(module: object) -> bool:
 
 
 def _replaceable_decoder(inner: PreTrainedModel, step: _Step) -> nn.Module:
-    """The part of the model before its head, made to return `step.hidden` when that is given."""
+    """Return the part before the head, made to return `step.hidden` when that is given."""
     decoder = inner.get_decoder()
     compute = decoder.forward
 
@@ -271,5 +272,5 @@ def _replaceable_decoder(inner: PreTrainedModel, step: _Step) -> nn.Module:
             return compute(*arguments, **named)
         return step.output_type(last_hidden_state=step.hidden)
 
-    decoder.forward = forward  # on this instance alone
+    decoder.forward = forward  # on this instance only
     return decoder

@@ -1,8 +1,8 @@
-"""Which models of transformers the adapter can't serve exactly: refused by name, with the reason.
+"""Refuse models of transformers that the adapter can't serve exactly, by name and with the reason.
 
-Three nets, each for what the one before lets through: what config.json says, what the layers ask
-of the attention function, and the logits: the adapter, fed in pieces over pages, must agree with
-the model's own eager attention on the whole text. The last catches any state that the pages don't
+Three checks, each for what the one before lets through: what config.json says; what the layers ask
+of the attention function; the logits, where the adapter, fed in pieces over pages, must agree with
+the model's own eager attention on the whole text. The last finds any state that the pages don't
 hold (recurrent layers, convolutions) and any position or mask that a model makes by itself.
 """
 
@@ -53,7 +53,7 @@ def refusal(architecture: str, reason: str) -> ModelError:
 
 
 def refuse_by_config(config: PretrainedConfig, architecture: str) -> None:
-    """Raises `ModelError` for models whose class or config.json rules them out."""
+    """Refuse models whose class or config.json rules them out. Raises `ModelError`."""
     if config.is_encoder_decoder:
         raise refusal(architecture, "it is an encoder-decoder, not a causal language model")
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -76,7 +76,7 @@ def refuse_by_config(config: PretrainedConfig, architecture: str) -> None:
 def refuse_by_calls(
     calls: list[tuple[nn.Module, dict[str, Any]]], config: PretrainedConfig, architecture: str
 ) -> None:
-    """Raises `ModelError` for what layers ask that paged attention doesn't do.
+    """Refuse what layers ask for and paged attention doesn't do. Raises `ModelError`.
 
     calls: of each layer the module and the arguments that it passed, beside q, k, v and scaling.
     """
@@ -107,9 +107,10 @@ def compare_with_eager(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Raises `ModelError` unless the adapter agrees with the model's own attention.
+    """Raise `ModelError` unless the adapter agrees with the model's own attention.
 
-    Two copies of one short text, each cut elsewhere, so that decode rows and chunks share a batch.
+    Two copies of one short text, each cut at a different place, so that decode rows and chunks
+    share a batch.
     """
     generator = torch.Generator().manual_seed(0)
     length = min(TEXT_LENGTH, adapter.max_model_len)
@@ -127,7 +128,7 @@ def compare_with_eager(
         raise refusal(adapter.architecture, f"it does not run on pages: {error}") from error
     spread = expected.std().clamp(min=1e-6)
     distance = float((found - expected[None]).abs().mean() / spread)
-    # a mean: in half precision a router may send single tokens to other experts
+    # a mean, because in half precision a router may send single tokens to other experts
     limit = 1e-3 if dtype == torch.float32 else 0.1
     if not distance <= limit:  # NaN fails too
         raise refusal(
@@ -137,7 +138,7 @@ def compare_with_eager(
 
 
 def _logits_in_pieces(adapter: CausalLM, text: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[2, length, vocabulary]: two rows of the same text, cut at different places."""
+    """Return logits [2, length, vocabulary]: two rows of the same text, cut at different places."""
     length, device = len(text), text.device
     pages = ceil_div(length, PAGE)
     caches = []

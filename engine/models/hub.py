@@ -1,4 +1,4 @@
-"""Where a model's files are: a local folder, or the Hugging Face hub, downloaded once.
+"""Find a model's files: in a local folder, or on the Hugging Face hub, downloaded once.
 
 Only what the engine reads is downloaded: the config, the tokenizer, and one set of weights,
 safetensors where there are any, else `.bin`.
@@ -28,11 +28,11 @@ def find_model(
     progress: Progress | None = None,
     cache: str | None = None,
 ) -> Path:
-    """The folder with the model's files, after a download where one is needed.
+    """Return the folder with the model's files, after a download where one is needed.
 
-    model: one of `named.NAMES`, a local folder or a hub id. cache: the folder of downloads, in
-    place of the hub's own. Raises `ModelError` where there is no such model, where it is gated or
-    of another format, or where the hub can't be reached.
+    model: one of `named.NAMES`, a local folder or a hub id. cache: the folder of downloads, instead
+    of the hub's own. Raises `ModelError` where there is no such model, where it is gated or of
+    another format, or where the hub can't be reached.
     """
     model = local_folder(model, progress)
     refuse_other_formats(model)
@@ -80,8 +80,8 @@ def _download(
             model, revision=revision, files_metadata=True
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, ValueError):
-        raise  # the hub has answered, or the name is not one to ask for
-    except Exception as error:  # no network, no hub: of many kinds, see `find_model`
+        raise  # the hub has answered, or the name is no hub id
+    except Exception as error:  # no network, no hub: errors of many kinds, see `find_model`
         return _cached(model, revision, error, cache)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     refuse_by_names(model, sizes)
@@ -96,10 +96,10 @@ def _download(
 
 
 def _cached(model: str, revision: str | None, why: Exception, cache: str | None) -> Path:
-    """The model as an earlier run downloaded it. Raises what kept us from asking the hub."""
+    """Return the model that an earlier run downloaded, or raise why the hub couldn't be asked."""
     try:
         folder = huggingface_hub.snapshot_download(
-            # asked for more, it may refuse a folder for files that we never wanted
+            # if asked for more, it may refuse a folder because of files that we never wanted
             model,
             revision=revision,
             local_files_only=True,
@@ -112,7 +112,7 @@ def _cached(model: str, revision: str | None, why: Exception, cache: str | None)
 
 
 def _wanted(sizes: dict[str, int]) -> list[str]:
-    """Of a repository's top-level files, those that we read."""
+    """Choose from a repository's top-level files those that we read."""
     top = [name for name in sizes if "/" not in name]
     kinds = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
     weights = next((found for kind in kinds if (found := fnmatch.filter(top, kind))), [])

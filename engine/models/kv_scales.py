@@ -1,9 +1,9 @@
-"""Scales for an 8-bit KV cache that some checkpoints bring: told about, not used.
+"""Report scales for an 8-bit KV cache that some checkpoints bring; they are not used.
 
-A checkpoint calibrated for such a cache holds for each layer the number that keys (values) were to
-be divided by before they are stored, their greatest over 448 (the largest of e4m3). Our cache
+A checkpoint calibrated for such a cache holds for each layer the number by which keys (values) are
+to be divided before they are stored: their greatest over 448 (the largest of e4m3). Our cache
 stores at scale 1 (`kernels/fp8.py`): 8-bit floats are as exact for small numbers as for large ones
-down to 2^-6, so a scale only matters where something would not fit. That is refused by name.
+down to 2^-6, so a scale only matters where a number would not fit. That is refused by name.
 
 Names: compressed-tensors and vLLM save `self_attn.k_scale` and `self_attn.v_scale`; ModelOpt puts
 them below `k_proj` and `v_proj`; older ones have one `self_attn.kv_scale` for both.
@@ -17,17 +17,17 @@ import re
 from engine.models.errors import ModelError
 
 _SCALE = re.compile(r"\.self_attn\.((attn|[kv]_proj)\.)?(k|v|kv)_scale$")
-CALIBRATED_TO = 448  # what the greatest number becomes when it is divided by its scale
+CALIBRATED_TO = 448  # the greatest number divided by its scale
 LARGEST = {"fp8": 448, "fp8_e4m3": 448, "fp8_e5m2": 57344}  # by --kv-cache-dtype, at scale 1
 
 
 def is_kv_scale(name: str) -> bool:
-    """Whether a tensor of this name is such a scale."""
+    """Return whether a tensor of this name is such a scale."""
     return _SCALE.search(name) is not None
 
 
 def judge(scales: dict[str, float], kv_cache_dtype: str) -> str:
-    """A line for the log, "" if there is nothing to say: without an 8-bit cache there isn't.
+    """Return a line for the log, "" if there is nothing to say, as without an 8-bit cache.
 
     scales: greatest number of each such tensor, by its name. kv_cache_dtype: the option. Raises
     `ModelError` where numbers would be cut off.

@@ -1,4 +1,4 @@
-"""How long a sequence a model can take, from its config.json."""
+"""Compute how long a sequence a model can take, from its config.json."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from engine.models.errors import ModelError
 
 
 def max_model_len(config: PretrainedConfig) -> int:
-    """Positions that the model tells apart, prompt and output together.
+    """Return the positions that the model distinguishes, prompt and output together.
 
     Two rotary scalings change with the length of the sequence, so that one sequence would change
-    another's keys: these models are held to the length up to which they don't (`dynamic`:
-    max_position_embeddings, `longrope`: original_max_position_embeddings). YaRN stretches the
-    length where config.json did not yet. Raises `ModelError` where config.json names no length.
+    another's keys. These models are limited to the length up to which they don't change (`dynamic`:
+    max_position_embeddings, `longrope`: original_max_position_embeddings). YaRN extends the length
+    where config.json did not yet. Raises `ModelError` where config.json names no length.
     """
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int) or length < 1:
@@ -33,7 +33,7 @@ def max_model_len(config: PretrainedConfig) -> int:
 
 
 def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """The rotary parameters: of the model, or of each of its kinds of layers."""
+    """Yield the rotary parameters: of the model, or of each of its kinds of layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
     return nested or [parameters]

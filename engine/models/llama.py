@@ -1,4 +1,4 @@
-"""The Llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3.
+"""Compute the Llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3.
 
 One block: RMSNorm → grouped-query attention with rotary positions → RMSNorm → gated feed-forward,
 with a residual stream around both. The members differ in biases, in Qwen3's norms on q and k, and
@@ -28,7 +28,7 @@ from engine.models.length import max_model_len
 
 
 class LlamaModel(nn.Module):
-    """A causal language model of the family, for all members' architectures."""
+    """Compute a causal language model of the family, for all members' architectures."""
 
     implementation = "native"
 
@@ -49,7 +49,7 @@ class LlamaModel(nn.Module):
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
-        """Whether this class computes the model exactly; if not, the adapter serves it."""
+        """Return whether this class computes the model exactly; if not, the adapter serves it."""
         rope = getattr(config, "rope_parameters", None) or {}
         return (
             config.hidden_act == "silu"
@@ -68,7 +68,10 @@ class LlamaModel(nn.Module):
         caches: list[LayerCache],
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """input_ids, positions: int64 [tokens] → hidden states, normalised: [tokens, hidden]."""
+        """Compute normalised hidden states.
+
+        input_ids, positions: int64 [tokens] → [tokens, hidden].
+        """
         cos, sin = self.rotary(positions)
         residual = self.embed_tokens(input_ids)
         few = few_rows(residual) if self.dense else None
@@ -77,6 +80,7 @@ class LlamaModel(nn.Module):
                 residual = block.in_few_kernels(few, residual, cos, sin, caches[index], batch)
             return self.norm(residual)
         # a block's last sum is fused with the norm that follows it: the next block's, or the last
+        # one
         norms = [*(block.input_norm for block in self.layers), self.norm]
         x = norms[0](residual)
         for index, block in enumerate(self.layers):
@@ -86,11 +90,11 @@ class LlamaModel(nn.Module):
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, hidden] → [n, vocabulary], in fp32."""
+        """Compute logits. hidden: [n, hidden] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the checkpoint, where it goes) of every weight."""
+        """Yield (name in the checkpoint, where it goes) of every weight."""
         yield from self.embed_tokens.weight_targets("model.embed_tokens")
         for index, block in enumerate(self.layers):
             yield from block.weight_targets(f"model.layers.{index}")
@@ -100,7 +104,7 @@ class LlamaModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Shape:
-    """What the members of the family differ in, for one layer."""
+    """Hold what differs between members of the family, for one layer."""
 
     head_dim: int
     qkv_bias: bool
@@ -129,7 +133,7 @@ class _Shape:
 
 
 class _Block(nn.Module):
-    """The weights and halves of one layer; the model joins them with the residual stream."""
+    """Hold the weights of one layer and compute its halves; the model adds the residual stream."""
 
     def __init__(
         self, config: PretrainedConfig, shape: _Shape, index: int, linear: LinearFactory
@@ -166,14 +170,17 @@ class _Block(nn.Module):
         cache: LayerCache,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """x: [tokens, hidden], normalised → what attention adds to the residual stream."""
+        """Return what attention adds to the residual stream. x: [tokens, hidden], normalised."""
         qkv = self.qkv(x)
         return self.output(
             self.attention.from_qkv(qkv, (cos, sin), cache, batch, self._head_norms())
         )
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [tokens, hidden], normalised → what the feed-forward adds to the residual stream."""
+        """Return what the feed-forward adds to the residual stream.
+
+        x: [tokens, hidden], normalised.
+        """
         return self.down(silu_and_mul(self.gate_up(x)))
 
     def in_few_kernels(
@@ -185,7 +192,7 @@ class _Block(nn.Module):
         cache: LayerCache,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """The whole block in four products and attention, if all its layers are dense.
+        """Compute the whole block in four products and attention, if all its layers are dense.
 
         x: [tokens, hidden], the residual stream before it → the same after it.
         """
@@ -202,7 +209,7 @@ class _Block(nn.Module):
         return self.qkv, self.output, self.gate_up, self.down
 
     def _head_norms(self) -> QKNorms | None:
-        """Qwen3's."""
+        """Return Qwen3's norms on q and k."""
         if self.q_norm is None or self.k_norm is None:
             return None
         return QKNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)

@@ -1,8 +1,8 @@
-"""Loads a model: config.json → the class that serves it → its weights, straight into place.
+"""Load a model: config.json → the class that serves it → its weights, copied straight into place.
 
 A native model is made with empty parameters in the wanted dtype on the wanted device, and each
-tensor of the checkpoint is copied into its view of them, one at a time: there are never two
-copies of the weights. Every weight must have its tensor and every tensor its weight.
+tensor of the checkpoint is copied into its view of them, one at a time: there are never two copies
+of the weights. Every weight must have its tensor and every tensor its weight.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def load_model(
     recorder: Recorder | None = None,
     progress: Progress | None = None,
 ) -> CausalLM:
-    """The model that `config` names, ready to compute on `device`.
+    """Return the model that `config` names, ready to compute on `device`.
 
     dtype: of weights and activations; None: as `config.dtype` says (`choose_dtype`). Records
-    `engine.model_loaded`. Raises `ModelError`, one line: not found, gated, not readable,
-    quantized, not servable, weights missing or left over.
+    `engine.model_loaded`. Raises `ModelError`, one line: not found, gated, not readable, quantized,
+    not servable, weights missing or left over.
     """
     started = time.monotonic()
     folder = find_model(
@@ -65,7 +65,7 @@ def load_model(
         model = _make(config, folder, description, device, dtype, progress, warnings.append)
     except ModelError:
         raise
-    except Exception as error:  # files that disagree make any of torch's and transformers' errors
+    except Exception as error:  # inconsistent files raise any of torch's and transformers' errors
         name = (description.architectures or [description.model_type])[0]
         raise could_not_be_made(name, error) from error
     if recorder is not None:
@@ -104,7 +104,7 @@ def _make(
 
 
 def could_not_be_made(architecture: str, error: Exception) -> ModelError:
-    """One line for an error that nobody foresaw."""
+    """Make the one-line error for a failure that nobody foresaw."""
     reason = " ".join(str(error).split())[:200].rstrip(".")
     return ModelError(
         f"{architecture} can't be loaded: {type(error).__name__}: {reason or 'no message'}. Are"
@@ -113,7 +113,7 @@ def could_not_be_made(architecture: str, error: Exception) -> ModelError:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The model's config.json. Raises `ModelError`."""
+    """Read the model's config.json. Raises `ModelError`."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; name a folder in transformers' format.")
     try:
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.device) -> torch.dtype:
-    """`--dtype`, or for "auto" the checkpoint's; float16 on a CPU becomes bfloat16."""
+    """Choose `--dtype`, or for "auto" the checkpoint's; float16 on a CPU becomes bfloat16."""
     if wanted != "auto":
         return getattr(torch, wanted)
     stored = description.get_text_config().dtype
@@ -141,8 +141,10 @@ def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.devic
 
 
 def _only_kv_scales(stored: object) -> bool:
-    """Whether a quantization_config (of compressed-tensors) speaks of the KV cache alone: then the
-    weights are as ever."""
+    """Return whether a quantization_config (of compressed-tensors) is about the KV cache only.
+
+    Then the weights are plain numbers.
+    """
     if not isinstance(stored, dict):
         return False
     return bool(stored.get("kv_cache_scheme")) and not stored.get("config_groups")
@@ -179,8 +181,10 @@ def _load_native(
     scales: dict[str, float],
     warn: Callable[[str], None],
 ) -> LlamaModel | OPTModel:
-    """checkpoint: None for random weights. scales: takes up those of an 8-bit KV cache, see
-    `kv_scales`."""
+    """Make the model and fill its weights. checkpoint: None for random weights.
+
+    scales: collects those of an 8-bit KV cache, see `kv_scales`.
+    """
     with _made_as(device, dtype):
         model = native(description)
     model.to(device).eval()
@@ -196,7 +200,7 @@ def _load_native(
 
 @contextmanager
 def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Parameters made inside have this dtype and lie on this device from the start."""
+    """Give parameters made inside this dtype and device from the start."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -213,8 +217,10 @@ def _fill(
     scales: dict[str, float],
     warn: Callable[[str], None],
 ) -> None:
-    """Copy every tensor to its place, those of the KV cache to `scales`. Raises `ModelError` unless
-    names and shapes match."""
+    """Copy every tensor to its place, those of the KV cache to `scales`.
+
+    Raises `ModelError` unless names and shapes match.
+    """
     targets = dict(model.weight_targets())
     missing, unexpected = set(targets), []
     head: torch.Tensor | None = None
@@ -229,7 +235,7 @@ def _fill(
         elif kv_scales.is_kv_scale(name):
             scales[name] = float(tensor.max())
         elif model.lm_head.tied_to is not None and name.endswith("lm_head.weight"):
-            head = tensor  # to be compared: the embeddings may come after it
+            head = tensor  # compared later: the embeddings may come after it
         elif not is_computed(name):
             unexpected.append(name.removeprefix("model.model."))
         if progress is not None:
@@ -260,11 +266,10 @@ def _place_head(
     missing: set[str],
     warn: Callable[[str], None],
 ) -> set[str]:
-    """Judge a head that is stored though config.json ties it to the embeddings, as transformers
-    does.
+    """Compare a stored head with the embeddings to which config.json ties it, as transformers does.
 
-    The same numbers again are no news; others are used, with a warning; a head without embeddings
-    is both. Returns the missing weights that it has filled.
+    If the numbers are equal, nothing is reported. If they differ, they are used, with a warning. A
+    head without embeddings fills both. Returns the missing weights that it has filled.
     """
     table = model.lm_head.weight
     embeddings = {name for name, target in model.weight_targets() if target is table}
@@ -280,19 +285,19 @@ def _place_head(
 
 
 def _some(names: set[str] | list[str]) -> str:
-    """The first three of them, and how many more there are."""
+    """List the first three of them, and how many more there are."""
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _fill_randomly(model: LlamaModel | OPTModel) -> None:
-    """Normal weights, of the same values in every run on one kind of device; norms of one."""
+    """Fill with normal weights, equal in every run on one kind of device; norms with ones."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, target in model.weight_targets():
         if target.dim() == 1:
             target.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        device = target.device  # drawn there: a CPU takes a minute for 7 billion
+        device = target.device  # drawn on the device: a CPU takes a minute for 7 billion
         if device not in generators:
             generators[device] = torch.Generator(device).manual_seed(DUMMY_SEED)
         drawn = torch.randn(target.shape, generator=generators[device], device=device)

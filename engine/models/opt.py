@@ -1,7 +1,7 @@
-"""OPT (Zhang et al., 2022), 125m to 66b: LayerNorm, learned positions, ReLU, biases.
+"""Compute OPT (Zhang et al., 2022), 125m to 66b: LayerNorm, learned positions, ReLU, biases.
 
-All sizes normalise before attention and feed-forward, except 350m, which normalises after them
-and has embeddings narrower than its hidden states (`project_in`, `project_out`).
+All sizes normalise before attention and feed-forward, except 350m, which normalises after them and
+has embeddings narrower than its hidden states (`project_in`, `project_out`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POSITION_OFFSET = 2  # the checkpoint's first two position vectors belong to no 
 
 
 class OPTModel(nn.Module):
-    """OPTForCausalLM."""
+    """Compute OPTForCausalLM."""
 
     implementation = "native"
 
@@ -49,7 +49,7 @@ class OPTModel(nn.Module):
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
-        """Whether this class computes the model exactly; if not, the adapter serves it."""
+        """Return whether this class computes the model exactly; if not, the adapter serves it."""
         return config.activation_function == "relu"
 
     @property
@@ -63,7 +63,7 @@ class OPTModel(nn.Module):
         caches: list[LayerCache],
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """input_ids, positions: int64 [tokens] → hidden states, as `compute_logits` takes them."""
+        """Compute hidden states for `compute_logits`. input_ids, positions: int64 [tokens]."""
         places = self.embed_positions.weight[POSITION_OFFSET:]
         if self.project_in is None:
             x = self.embed_tokens(input_ids, positions, places)
@@ -76,7 +76,10 @@ class OPTModel(nn.Module):
     def _pre_norm(
         self, residual: torch.Tensor, caches: list[LayerCache], batch: AttentionBatch
     ) -> torch.Tensor:
-        """x += attention(norm(x)); x += feed_forward(norm(x)); each sum is fused with a norm."""
+        """Compute x += attention(norm(x)); x += feed_forward(norm(x)).
+
+        Each sum is fused with a norm.
+        """
         x = self.layers[0].attention_norm(residual)
         for index, block in enumerate(self.layers):
             x = block.attend(x, caches[index], batch)
@@ -89,18 +92,18 @@ class OPTModel(nn.Module):
     def _post_norm(
         self, x: torch.Tensor, caches: list[LayerCache], batch: AttentionBatch
     ) -> torch.Tensor:
-        """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+        """Compute x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
         for index, block in enumerate(self.layers):
             x, _ = block.attention_norm.add(block.attend(x, caches[index], batch), x)
             x, _ = block.feed_forward_norm.add(block.feed_forward(x), x)
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, width of forward's result] → [n, vocabulary], in fp32."""
+        """Compute logits. hidden: [n, width of forward's result] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the checkpoint, where it goes) of every weight."""
+        """Yield (name in the checkpoint, where it goes) of every weight."""
         decoder = "model.decoder"
         yield from self.embed_tokens.weight_targets(f"{decoder}.embed_tokens")
         yield from self.embed_positions.weight_targets(f"{decoder}.embed_positions")
@@ -115,7 +118,7 @@ class OPTModel(nn.Module):
 
 
 class _Block(nn.Module):
-    """The weights and halves of one layer; the model joins them, norms before or after."""
+    """Hold the weights of one layer and compute its halves; the model places the norms."""
 
     def __init__(self, config: PretrainedConfig, index: int, linear: LinearFactory) -> None:
         super().__init__()
@@ -134,11 +137,11 @@ class _Block(nn.Module):
         self.fc2 = linear(inner, {"fc2": hidden}, bias)
 
     def attend(self, x: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
-        """x: [tokens, hidden] → what attention adds to the residual stream."""
+        """Return what attention adds to the residual stream. x: [tokens, hidden]."""
         return self.output(self.attention.from_qkv(self.qkv(x), None, cache, batch))
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [tokens, hidden] → what the feed-forward adds to the residual stream."""
+        """Return what the feed-forward adds to the residual stream. x: [tokens, hidden]."""
         return self.fc2(linear_relu(self.fc1, x))
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """Name the class that serves an architecture: ours where there is one, else the adapter's.
 
-Classes are named by text and imported when asked for, so that a model costs nothing to the others.
+Classes are named by text and imported on demand, so that a model costs nothing to the others.
 """
 
 from __future__ import annotations

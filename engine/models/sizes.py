@@ -16,10 +16,10 @@ MOST = {
 
 
 def wrong_size(size_of: Callable[[str], Any]) -> str:
-    """Say what size no model has; "" where all are possible.
+    """Say which size no model can have; "" where all are possible.
 
     size_of: what config.json says under a name, None where it says nothing. Lists (a size for each
-    layer) are left to who reads them.
+    layer) are not judged here: their reader does.
     """
     for name, most in MOST.items():
         size = size_of(name)

@@ -1,1 +1,1 @@
-"""Formats of weight files that aren't transformers' own: recognised, read, converted."""
+"""Recognise, read and convert weight files of formats other than transformers' own."""

@@ -2,9 +2,9 @@
 
     magic "GGUF", version, counts │ key-values │ tensor table │ padding │ tensor data
 
-A file is data from strangers: each length is held against what is left of the file before anything
-is allocated, so a hostile file costs one `ModelError` and no memory or time. Layout: GGML's own
-description of the format, versions 2 and 3, little endian.
+A file may come from a stranger: each length is checked against what is left of the file before
+anything is allocated, so a hostile file costs one `ModelError` and no memory or time. Layout:
+GGML's own description of the format, versions 2 and 3, little endian.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, BOOL, 10, 11, 12), "BbHhIifBQqd"))
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies."""
+    """State where a tensor lies."""
 
     shape: tuple[int, ...]  # outermost first, as torch has it: [outputs, inputs]
     type: int  # of its blocks; see gguf_blocks
@@ -48,7 +48,7 @@ class TensorInfo(NamedTuple):
 
 
 class GGUF:
-    """An open file. `metadata`: the key-values. `tensors`: by name, in the file's order."""
+    """Hold an open file. `metadata`: the key-values. `tensors`: by name, in the file's order."""
 
     def __init__(self, path: Path) -> None:
         """Read everything but the data. Raises `ModelError`, one line: what is wrong with it."""
@@ -85,7 +85,7 @@ class GGUF:
         self.tensors = self._placed(table, cursor.at)
 
     def _placed(self, table: dict[str, TensorInfo], header_end: int) -> dict[str, TensorInfo]:
-        """The tensors where they lie in the file: aligned, inside of it, none over another."""
+        """Check where the tensors lie in the file: aligned, inside it, without overlap."""
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment.bit_count() != 1:
             raise _Broken(f"its alignment is {alignment!r}; it must be a power of two")
@@ -108,14 +108,17 @@ class GGUF:
         return placed
 
     def raw(self, name: str) -> np.ndarray:
-        """The bytes of a tensor's rows: uint8 [rows, bytes of a row], a view of the file."""
+        """Return the bytes of a tensor's rows: uint8 [rows, bytes of a row], a view of the file."""
         info = self.tensors[name]
         rows = math.prod(info.shape[:-1])
         flat = np.frombuffer(self._bytes, np.uint8, info.num_bytes, info.start)
         return flat.reshape(rows, info.num_bytes // rows)
 
     def array(self, name: str) -> np.ndarray:
-        """A tensor's numbers, fp32, of its shape. Raises `ModelError` if one isn't finite."""
+        """Return a tensor's numbers, fp32, in its shape.
+
+        Raises `ModelError` if one isn't finite.
+        """
         info = self.tensors[name]
         numbers = gguf_blocks.dequantize(self.raw(name), info.type).reshape(info.shape)
         if not np.isfinite(numbers).all():
@@ -123,17 +126,17 @@ class GGUF:
         return numbers
 
     def close(self) -> None:
-        """Let the file go. Views that `raw` gave keep it until they are gone."""
+        """Close the file. Views that `raw` returned keep it open until they are gone."""
         with contextlib.suppress(BufferError):  # then the last view closes it
             self._bytes.close()
 
 
 class _Broken(Exception):
-    """What is wrong with the file."""
+    """Say what is wrong with the file."""
 
 
 class _Cursor:
-    """A place in the file, and how to read on from there."""
+    """Read the file from a position onwards."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
@@ -152,7 +155,7 @@ class _Cursor:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
 
     def count(self, what: str, least: int) -> int:
-        """How many of something there are, each at least so many bytes long."""
+        """Read a count of things that each take at least `least` bytes, and check it."""
         count = self.number("Q")
         if count > MOST_ENTRIES or count * least > self.left:
             raise _Broken(f"it claims {count} {what}")
@@ -199,7 +202,7 @@ def _truth(key: str, value: int) -> bool:
 
 
 def _tensor_table(cursor: _Cursor, count: int) -> Iterator[tuple[str, TensorInfo]]:
-    """(name, where it lies after the header's end) of each tensor."""
+    """Return (name, where it lies after the header's end) of each tensor."""
     names = set()
     for _ in range(count):
         name = cursor.string(LONGEST_NAME, "a tensor's name")

@@ -1,4 +1,4 @@
-"""The block types of GGUF tensors, and the fp32 numbers that their bytes stand for.
+"""Turn the block types of GGUF tensors into the fp32 numbers that their bytes stand for.
 
 A row is cut into blocks of 32 weights. A block holds one scale in fp16 (d), in some types the least
 value (m), and a code of 4, 5 or 8 bits for each weight. Codes of 4 bits lie in 16 bytes: byte j has
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Block(NamedTuple):
-    """One type: `weights` in `num_bytes` bytes, and what undoes it."""
+    """Describe one type: `weights` in `num_bytes` bytes, and the function that decodes them."""
 
     name: str
     weights: int
@@ -23,28 +23,28 @@ class Block(NamedTuple):
 
 
 def dequantize(rows: np.ndarray, kind: int) -> np.ndarray:
-    """rows: uint8 [rows, bytes of a row] → fp32 [rows, weights of a row]."""
+    """Decode rows: uint8 [rows, bytes of a row] → fp32 [rows, weights of a row]."""
     block = BLOCKS[kind]
     return block.values(rows.reshape(-1, block.num_bytes)).reshape(len(rows), -1)
 
 
 def named() -> str:
-    """The types that are read, for people."""
+    """List the types that can be read, for people."""
     return ", ".join(block.name for block in BLOCKS.values())
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The fp16 number at byte `at` of each block, as fp32 [blocks, 1]."""
+    """Return the fp16 number at byte `at` of each block, as fp32 [blocks, 1]."""
     return blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """uint8 [blocks, 16] → the 32 codes of each."""
+    """Split uint8 [blocks, 16] into the 32 codes of each block."""
     return np.concatenate((packed & 15, packed >> 4), axis=1)
 
 
 def _fifth_bits(packed: np.ndarray) -> np.ndarray:
-    """uint8 [blocks, 4] → bit i for weight i, as 0 or 16: uint8 [blocks, 32]."""
+    """Return bit i for weight i as 0 or 16: uint8 [blocks, 4] → uint8 [blocks, 32]."""
     return np.unpackbits(packed, axis=1, bitorder="little") << 4
 
 

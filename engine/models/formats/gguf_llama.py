@@ -1,8 +1,8 @@
 """Convert a GGUF file of a Llama model to a folder in transformers' format, in bf16.
 
-No torch: this runs before it is imported. Names change, and the rows of q and k: llama.cpp turns
-neighbouring dimensions of a head, transformers dimension i with i + D/2, so its converter has
-interleaved the halves and here they are parted again.
+Imports no torch, because it runs before that is imported. Names change, and the rows of q and k:
+llama.cpp rotates neighbouring dimensions of a head, transformers dimension i with i + D/2. Its
+converter interleaved the halves, so here they are separated again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def _checked_shapes(file: GGUF, config: dict[str, Any]) -> Shapes:
-    """What the sizes imply. Raises `ModelError` unless the file has just these tensors."""
+    """Return the shapes that the sizes imply.
+
+    Raises `ModelError` unless the file has just these.
+    """
     if config["num_hidden_layers"] > len(file.tensors):
         raise ModelError(f"{file.path} claims more layers than it has tensors.")
     shapes = _shapes(config)
@@ -93,7 +96,7 @@ def _checked_shapes(file: GGUF, config: dict[str, Any]) -> Shapes:
 
 
 def _safetensors_header(shapes: Shapes) -> bytes:
-    """What stands before the numbers, which follow in the order of `shapes`, in bf16."""
+    """Make the header; the numbers follow in the order of `shapes`, in bf16."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for called, shape in shapes.values():
@@ -105,7 +108,7 @@ def _safetensors_header(shapes: Shapes) -> bytes:
 
 
 def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
-    """config.json from the file's key-values."""
+    """Make config.json from the file's key-values."""
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or metadata.get("general.type", "model") != "model":
         raise ModelError(f"the GGUF file holds {architecture!r}; converted are Llama models.")
@@ -117,7 +120,7 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
         return value
 
     def short(key: str, default: float | None = None) -> float:
-        """The decimal that was meant by a number of 32 bits."""
+        """Return the decimal that a number of 32 bits was rounded from."""
         return float(str(np.float32(number(key, float, default))))
 
     for key in metadata:
@@ -153,7 +156,7 @@ def _config(metadata: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _shapes(config: dict[str, Any]) -> Shapes:
-    """The tensors that the sizes imply."""
+    """Return the shapes of the tensors that the sizes imply."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     q, kv = (config[f"num_{k}_heads"] * config["head_dim"] for k in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {
@@ -181,12 +184,12 @@ def _shapes(config: dict[str, Any]) -> Shapes:
 
 
 def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """rows: [heads · D, K], pairs side by side → the first of each, then the second."""
+    """Separate pairs: [heads · D, K], side by side → the first of each, then the second."""
     paired = rows.reshape(heads, -1, 2, rows.shape[-1])
     return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _to_bf16(numbers: np.ndarray) -> np.ndarray:
-    """fp32 → the bits of the nearest bf16, ties to even: uint16."""
+    """Round fp32 to the bits of the nearest bf16, ties to even: uint16."""
     bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -1,8 +1,8 @@
-"""Make transformers' tokenizer files from the vocabulary that a GGUF file carries.
+"""Make transformers' tokenizer files from the vocabulary in a GGUF file.
 
-Byte-level BPE (`tokenizer.ggml.model` "gpt2"): tokens in GPT-2's alphabet of bytes, and merges. How
-text is cut before it is merged, the file names only by a word, `tokenizer.ggml.pre`; a word that
-isn't known is refused, for a wrong cut gives other tokens without a sign of it.
+Byte-level BPE (`tokenizer.ggml.model` "gpt2"): tokens in GPT-2's alphabet of bytes, and merges. The
+file names only by a word, `tokenizer.ggml.pre`, how text is cut before it is merged. An unknown
+word is refused, because a wrong cut gives other tokens without any sign of it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 from engine.models.errors import ModelError
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are found in text as they stand
+CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are found in text unchanged
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [{**BYTE_LEVEL, "use_regex": True}],
-    # each digit by itself, then GPT-2's words
+    # each digit alone, then GPT-2's words
     "smollm": [
         {"type": "Digits", "individual_digits": True},
         {**BYTE_LEVEL, "use_regex": True},
@@ -26,7 +26,7 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The contents of tokenizer.json and tokenizer_config.json by name, from a file's key-values.
+    """Return the contents of tokenizer.json and tokenizer_config.json by name, from key-values.
 
     Raises `ModelError` where the vocabulary is of another kind, or not sound.
     """
@@ -68,7 +68,7 @@ def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def token_of(metadata: dict[str, Any], role: str, tokens: list[str]) -> str | None:
-    """The token that the file gives a role ("bos", "eos", "unknown", "padding"); None: none."""
+    """Return the token that the file gives a role ("bos", "eos", "unknown", "padding"), or None."""
     place = metadata.get(f"tokenizer.ggml.{role}_token_id")
     if place is None:
         return None
@@ -95,7 +95,7 @@ def _merges(metadata: dict[str, Any], vocabulary: dict[str, int]) -> list[list[s
 
 
 def _added(metadata: dict[str, Any], tokens: list[str]) -> list[dict[str, Any]]:
-    """The tokens that are found in text before it is cut."""
+    """Return the tokens that are found in text before it is cut."""
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise ModelError("the file doesn't say of each token which kind it is.")
@@ -115,7 +115,7 @@ def _added(metadata: dict[str, Any], tokens: list[str]) -> list[dict[str, Any]]:
 
 
 def _post_processor(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
-    """What puts the first token before a text, if the file wants it there."""
+    """Return the rule that puts the first token before a text, if the file wants it."""
     first = token_of(metadata, "bos", tokens)
     if not metadata.get("tokenizer.ggml.add_bos_token") or first is None:
         return None

@@ -1,6 +1,6 @@
-"""Say what a model is when it is not a checkpoint in transformers' format, before anything is read.
+"""Say what a model is if it is no checkpoint in transformers' format, before anything is read.
 
-Asked by the tokenizer's loader and by the model's, so that both say the same; imports no torch.
+Asked by the tokenizer's loader and by the model's, so that both say the same. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def refuse_other_formats(model: str) -> None:
             return
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     except OSError:
-        return  # what can't be read is said by those who need it
+        return  # unreadable files are reported by those who need them
     base = _base_model(path) if "adapter_config.json" in names else ""
     refuse_by_names(model, names, base)
 

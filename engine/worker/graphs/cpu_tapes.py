@@ -36,8 +36,7 @@ class _Taped(NamedTuple):
 
 
 class CpuTapes:
-    """Tape and replay steps: `fits` says whether a step can be replayed (or taped), `run` does
-    it."""
+    """Tape and replay steps: `fits` says whether a step can be, `run` does it."""
 
     def __init__(
         self,

@@ -111,7 +111,9 @@ class DecodeInputs:
 
 
 def _fields(packed: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Split a packed tensor of the host into its fields; also return the last, lengths, as
-    int32."""
+    """Split a packed tensor of the host into its fields.
+
+    Also returns the last one, lengths, as int32.
+    """
     fields = packed.numpy()
     return packed, fields, fields[4].view(np.int32)

@@ -120,8 +120,7 @@ def _words(tokens: int, rows: int) -> int:
 
 
 def _fields(packed: torch.Tensor, tokens: int, rows: int) -> Fields:
-    """Return the fields of a step of this size, at the beginning of a packed tensor, int64
-    [words]."""
+    """Return the fields of a step of this size in a packed tensor, int64 [words]."""
     lengths = _lengths(tokens, rows)
     ends = np.cumsum(lengths).tolist()
     ids, positions, slots, places, query_start, contexts = (

@@ -171,8 +171,10 @@ def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _host_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Allocate host pages, pinned for an asynchronous device so that copies use the bus's full
-    speed."""
+    """Allocate host pages, pinned for an asynchronous device.
+
+    Copies of pinned memory use the bus's full speed.
+    """
     if asynchronous(device):
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     return _pages(shape, dtype, torch.device("cpu"))

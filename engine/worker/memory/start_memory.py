@@ -32,8 +32,10 @@ GRAPHS = (
 
 @contextmanager
 def memory_for(part: tuple[str, str], device: torch.device) -> Iterator[None]:
-    """Turn out of memory inside into `ConfigError`. part: what is done inside, and what to
-    lower."""
+    """Turn out of memory inside into `ConfigError`.
+
+    part: what is done inside, and what to lower.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -72,8 +72,10 @@ def integer_weights(logits: torch.Tensor) -> torch.Tensor:
 
 
 def cut(weights: torch.Tensor, cuts: Cuts) -> torch.Tensor:
-    """Cut tokens by sorting whole rows, step 2. Return the weights with 0 for tokens that are
-    cut."""
+    """Cut tokens by sorting whole rows, step 2.
+
+    Return the weights with 0 for tokens that are cut.
+    """
     floor = _min_p_floor(weights, cuts.min_p)
     return _keep(weights, _border(_ascending(weights), weights, floor, cuts, None))
 
@@ -105,8 +107,9 @@ def draw(weights: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 def cut_and_draw(weights: torch.Tensor, cuts: Cuts, words: torch.Tensor) -> torch.Tensor:
-    """Cut and draw (steps 2 and 3): the tokens of `draw(cut(weights, cuts), words)`, mostly
-    unsorted.
+    """Cut and draw (steps 2 and 3), mostly without sorting.
+
+    Draws the same tokens as `draw(cut(weights, cuts), words)`.
 
     The 128 chunks with the greatest maxima hold every token that outweighs the best of the other
     chunks. Nearly always the last kept token is one of those, and only 4,096 tokens need sorting in

@@ -1,5 +1,4 @@
-"""Compute log-probabilities of a prompt's own tokens, each predicted from the position before
-it."""
+"""Compute log-probabilities of a prompt's own tokens, each from the position before it."""
 
 from __future__ import annotations
 

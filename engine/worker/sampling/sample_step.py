@@ -182,8 +182,10 @@ class SampleStep:
         return self.rows.new(int(batch.slots[place])).params
 
     def _recorded(self, rows: list[StepRow], firsts: np.ndarray | None) -> list[_Recorded]:
-        """Return the draws whose events are wanted. Draw i of a row that forks is its i-th
-        sibling's."""
+        """Return the draws whose events are wanted.
+
+        Draw i of a row that forks is its i-th sibling's.
+        """
         recorder = self.recorder
         if recorder is None or not (recorder.full or recorder.full_requests):
             return []

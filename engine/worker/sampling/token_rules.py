@@ -43,8 +43,7 @@ class TokenRules:
         return rules if any(asked) else None
 
     def bans(self, tokens: np.ndarray) -> list[int]:
-        """Return what may not follow `tokens`, int [position]: all tokens of the sequence so
-        far."""
+        """Return what may not follow all tokens of the sequence so far, int [position]."""
         banned = list(self.banned)
         if len(tokens) < self.stops_until:
             banned += self.stops
