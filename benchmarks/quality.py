@@ -24,7 +24,7 @@ from engine.config import EngineConfig
 from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.hub import find_model
 from engine.models.loader import load_model
-from engine.text.tokenizer import load_tokenizer
+from engine.text.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 16

@@ -41,7 +41,7 @@ def _prompt(bench: Workbench) -> list[int]:
 
 def _question(bench: Workbench) -> list[int]:
     tokenizer = bench.tokenizer
-    if getattr(tokenizer.hf, "chat_template", None):
+    if tokenizer.facts.chat_template:
         text = ChatTemplate(tokenizer).render([{"role": "user", "content": QUESTION}])
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode("Once upon a time")

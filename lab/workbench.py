@@ -22,11 +22,12 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.kernels.batch import AttentionBatch
+from engine.models.description import read_config
 from engine.models.hub import find_model
-from engine.models.loader import choose_dtype, read_config
+from engine.models.loader import choose_dtype
 from engine.rounding import ceil_div
 from engine.sampling_params import SamplingParams
-from engine.text.tokenizer import load_tokenizer
+from engine.text.loading import load_tokenizer
 from engine.trace.events import EngineKvSized, EngineModelLoaded, Event, StepFinished, StepPlanned
 from engine.trace.recorder import Recorder
 from engine.worker import machine

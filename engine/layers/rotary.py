@@ -6,12 +6,15 @@ table of all positions is kept.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
-from transformers import PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine.kernels import kernels_for
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 EXACT_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 """Types whose frequencies are the same for every sequence within the model's own length.
@@ -49,5 +52,7 @@ def _frequencies(config: PretrainedConfig, head_dim: int) -> tuple[torch.Tensor,
     if kind == "default":
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         return 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # takes a second to import
+
     inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, device)
     return inv_freq.to(device, torch.float32), float(scale)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
 
 from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV, QKNorms
 from engine.kernels.few_rows import FewRows
@@ -25,6 +24,9 @@ from engine.layers.linear import Dense, Linear, LinearFactory, LinearLayer, few_
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.models.length import max_model_len
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class LlamaModel(nn.Module):

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
 
 from engine.config import EngineConfig
 from engine.kernels import Kernels, kernels_for
@@ -22,15 +22,17 @@ from engine.layers.linear import Packable
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
 from engine.models.checkpoint import Checkpoint, is_computed, refuse_quantized_numbers
+from engine.models.description import Description, read_config, transformers_config
 from engine.models.errors import ModelError
-from engine.models.hf_adapter import TransformersModel
 from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
 from engine.models.registry import native_class
-from engine.models.sizes import wrong_size
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 HEAD_OF_ITS_OWN = (
     "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
@@ -97,6 +99,11 @@ def _make(
         if said:
             warn(said)
         return model
+    # Takes seconds to import, and memory that a native model has no use for.
+    from engine.models.hf_adapter import TransformersModel
+
+    if isinstance(description, Description):
+        description = transformers_config(folder)
     adapter = TransformersModel(folder, description, device, dtype, checkpoint is None)
     if adapter.has_head_of_its_own:
         warn(HEAD_OF_ITS_OWN)
@@ -110,22 +117,6 @@ def could_not_be_made(architecture: str, error: Exception) -> ModelError:
         f"{architecture} can't be loaded: {type(error).__name__}: {reason or 'no message'}. Are"
         " config.json and the weights of the same model, and does it fit into memory?"
     )
-
-
-def read_config(folder: Path) -> PretrainedConfig:
-    """Read the model's config.json. Raises `ModelError`."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json; name a folder in transformers' format.")
-    try:
-        description = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds: unknown model type, remote code, bad JSON, …
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}/config.json can't be used: {reason}") from None
-    text = description.get_text_config()
-    wrong = wrong_size(lambda name: getattr(text, name, None))
-    if wrong:
-        raise ModelError(f"{folder}/config.json says {wrong}.")
-    return description
 
 
 def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.device) -> torch.dtype:

@@ -23,7 +23,6 @@ from loguru import logger
 from engine.config import POCKET_MODEL, cache_folder
 from engine.models.download_watch import DownloadWatch, Progress
 from engine.models.errors import ModelError
-from engine.models.formats import gguf_llama
 
 CONVERSION = 1
 """Counts up when what is converted changes: what older code left in the cache is made anew."""
@@ -125,6 +124,8 @@ def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None
         def converted(done: int, total: int) -> None:
             if progress is not None:
                 progress("convert", 2 * done, 2 * total)
+
+        from engine.models.formats import gguf_llama  # numpy, for the first start only
 
         gguf_llama.convert(source, made, converted)
         with contextlib.suppress(FileExistsError):

@@ -7,17 +7,19 @@ has embeddings narrower than its hidden states (`project_in`, `project_out`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
 
 from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.attention import Attention
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import Linear, LinearFactory, linear_relu
 from engine.layers.norm import LayerNorm
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 POSITION_OFFSET = 2  # the checkpoint's first two position vectors belong to no position
 

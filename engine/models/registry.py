@@ -8,9 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig
-
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from engine.models.llama import LlamaModel
     from engine.models.opt import OPTModel
 

@@ -110,6 +110,8 @@ class Service:
                 config.default_chat_template_kwargs,
             )
             self._tokenizer = tokenizer
+            if not tokenizer.facts.fast:
+                logger.info("The tokenizer is written in Python: transformers is imported for it.")
         except Exception as error:
             self.client.fail(" ".join(str(error).split()))
         self._join_text()

@@ -1,34 +1,39 @@
 """Chat templates: a list of messages becomes the one text that the model was trained to answer.
 
-The template is the model's own or the one given with --chat-template; transformers renders it in
-Jinja's sandbox, with the model's special tokens. What comes out is tokenized *without* adding
-special tokens: the template writes them itself.
+The template is the model's own or the one given with --chat-template, rendered in Jinja's sandbox
+as transformers does it (`apply_chat_template`), with the model's special tokens. What comes out is
+tokenized *without* adding special tokens: the template writes them itself.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
+from engine.text.conversation import Render, render_conversation, render_here
 from engine.text.errors import TextError
-from engine.text.foreign import Foreign, render_foreign
-from engine.text.template import check_template, not_jinja, own_templates, read_template
+from engine.text.template import check_template, not_jinja, read_template
 from engine.text.tokenizer import Tokenizer
 from engine.text.tool_calls import parsed_tool_calls
 
 Message = Mapping[str, Any]
 MOST_OF_A_REASON = 500  # characters: some reasons contain the whole conversation
-_PASSED_ON = {"tools", "documents"}  # arguments of transformers that templates know by these names
+RESERVED = {
+    *("self", "messages", "conversation", "conversations", "chat_template"),
+    *("add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+"""Names that mean something else to `apply_chat_template`: no variables of a template."""
 
 
 class ChatTemplate:
     """Renders conversations for one model.
 
     `chat_template`: a file, or the text of a template; None for the model's own. `foreign` renders
-    the templates that come with a request; without it transformers does, which trusts them.
+    the templates that come with a request; without it they are trusted, and rendered here.
     `default_kwargs`: variables of the template, where a request doesn't set them. Raises
     `TextError` at once for a template that can't be read or isn't valid Jinja, and for such names.
     """
@@ -37,19 +42,19 @@ class ChatTemplate:
         self,
         tokenizer: Tokenizer,
         chat_template: str | None = None,
-        foreign: Foreign | None = None,
+        foreign: Render | None = None,
         default_kwargs: Mapping[str, Any] | None = None,
     ):
-        self._hf = tokenizer.hf
+        self._special_tokens = tokenizer.facts.special_tokens
+        own = tokenizer.facts.chat_template or {}
+        self._own = own if isinstance(own, dict) else {"default": own}
+        self._only = not isinstance(own, dict)
         self._foreign = foreign
         self._template = None if chat_template is None else read_template(chat_template)
-        own = [] if self._template is not None else own_templates(self._hf)
-        for text in own:
+        texts = list(self._own.values()) if self._template is None else []
+        for text in texts:
             check_template(text, "The model's own chat template", "Give one with --chat-template.")
-        self._text = "".join(own) if self._template is None else self._template
-        parameters = inspect.signature(self._hf.apply_chat_template).parameters
-        self._reserved = {name for name in parameters if name != "kwargs"} - _PASSED_ON
-        self._reserved |= {"messages", "conversations"}
+        self._text = "".join(texts) if self._template is None else self._template
         self._default_kwargs = dict(default_kwargs or {})
         self._check_kwargs("--default-chat-template-kwargs", self._default_kwargs)
 
@@ -79,28 +84,25 @@ class ChatTemplate:
                 "a new one: set add_generation_prompt to false.",
             )
         template = chat_template if chat_template is not None else self._template
-        if template is None and not self._hf.chat_template:
+        if template is None and not self._own:
             raise TextError(
                 "messages",
                 "This model has no chat template. Start the engine with --chat-template FILE, or "
                 "send a plain prompt to /v1/completions.",
             )
         conversation = _conversation(messages, template or self._text)
+        variables = {**self._special_tokens, **extra}
+        variables["add_generation_prompt"] = add_generation_prompt
+        render: Render = render_here
         if chat_template is not None and self._foreign is not None:
-            variables = {**self._hf.special_tokens_map, **extra}
-            variables["add_generation_prompt"] = add_generation_prompt
-            return render_foreign(
-                self._foreign, chat_template, conversation, variables, continue_final_message
-            )
+            render = self._foreign
         try:
-            return self._hf.apply_chat_template(
-                conversation,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tokenize=False,
-                **extra,
+            text = self._of_its_name(template, extra.get("tools"))
+            return render_conversation(
+                render, text, conversation, variables, continue_final_message
             )
+        except TextError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise TextError("chat_template", not_jinja(error)) from None
         except Exception as error:
@@ -110,9 +112,22 @@ class ChatTemplate:
                 "messages", f"The chat template can't render these messages: {reason}"
             ) from None
 
+    def _of_its_name(self, template: str | None, tools: Any) -> str:
+        """A template's text, also where a model has several and one of them is named."""
+        if template is not None:
+            return template if self._only else self._own.get(template, template)
+        if tools is not None and "tool_use" in self._own:
+            return self._own["tool_use"]
+        if "default" not in self._own:
+            raise ValueError(
+                "the model has several chat templates and none of them is the default; name one:"
+                f" {', '.join(sorted(self._own))}"
+            )
+        return self._own["default"]
+
     def _check_kwargs(self, told: str, given: Mapping[str, Any]) -> None:
         for name in given:
-            if name in self._reserved:
+            if name in RESERVED:
                 raise TextError(
                     f"chat_template_kwargs.{name}",
                     f"{told} can't set {name!r}; it is for the template's variables.",

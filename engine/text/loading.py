@@ -1,11 +1,26 @@
-"""Load what translates for a model: its tokenizer, and what its makers recommend."""
+"""Load what translates for a model: its tokenizer, and what its makers recommend.
+
+transformers says what a model's files mean (`facts.py`), in a process that ends: here are its
+answer and the Rust tokenizer. A tokenizer that is written in Python needs transformers here, too.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
 from engine.config import EngineConfig
+from engine.models.asking import AskingError, ask, small_files
+from engine.models.formats.recognise import refuse_other_formats
 from engine.models.named import local_folder
-from engine.text.generation_config import GenerationDefaults, read_defaults
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.errors import TextError
+from engine.text.facts import BACKEND, QUESTION, TokenizerFacts, transformers_tokenizer
+from engine.text.generation_config import GenerationDefaults
+from engine.text.tokenizer import Tokenizer
 
 
 def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
@@ -15,19 +30,81 @@ def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     tokenizer's own end of sequence. Raises `TextError`, and `ModelError` for another format.
     """
     model = local_folder(config.model)
-    tokenizer = load_tokenizer(
+    tokenizer, said = _load(
         config.tokenizer or model,
         None if config.tokenizer else config.revision,  # a revision of the model's repository
         config.hf_token,
         config.download_dir,
+        (
+            model,
+            config.revision,
+            config.generation_config,
+            config.override_generation_config,
+        ),
     )
-    defaults = read_defaults(
-        model,
-        config.revision,
-        config.hf_token,
-        config.generation_config,
-        config.override_generation_config,
-        config.download_dir,
-    )
+    defaults = msgspec.convert(said["defaults"], GenerationDefaults)
     tokenizer.end_at(defaults.eos_token_ids)
     return tokenizer, defaults
+
+
+def load_tokenizer(
+    source: str,
+    revision: str | None = None,
+    hf_token: str | None = None,
+    cache: str | None = None,
+) -> Tokenizer:
+    """The tokenizer of a local folder or a hub id, its text ending where it says itself.
+
+    cache: the folder of downloads, in place of the hub's own.
+
+    Raises `TextError` if there is none, and `ModelError` for a model of another format.
+    """
+    return _load(source, revision, hf_token, cache, None)[0]
+
+
+Defaults = tuple[str, str | None, str, Mapping[str, Any] | None]
+"""Of which model, of which revision, --generation-config, --override-generation-config."""
+
+
+def _load(
+    source: str,
+    revision: str | None,
+    hf_token: str | None,
+    cache: str | None,
+    defaults: Defaults | None,
+) -> tuple[Tokenizer, dict[str, Any]]:
+    refuse_other_formats(source)
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and (folder.exists() or source.startswith((".", "/", "~"))):
+        raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
+    arguments = {
+        "source": source,
+        "revision": revision,
+        "hf_token": hf_token,
+        "cache": cache,
+        "defaults": defaults,
+    }
+    folders = [source] if defaults is None else [source, defaults[0], defaults[2]]
+    try:
+        said, files = ask(QUESTION, arguments, _files(folders))
+    except AskingError as error:
+        raise TextError("model", f"The tokenizer of {source!r} can't be loaded: {error}.") from None
+    if "error" in said:
+        raise TextError(said["param"], said["error"])
+    facts = msgspec.convert(said["tokenizer"], TokenizerFacts)
+    load_hf = functools.partial(transformers_tokenizer, source, revision, hf_token, cache)
+    if not facts.fast:
+        return Tokenizer.of(load_hf()), said
+    return Tokenizer.of_file(files[BACKEND], facts, load_hf), said
+
+
+def _files(sources: list[str]) -> list[Path] | None:
+    """The files that an answer depends on; None where some may come from the hub."""
+    found: list[Path] = []
+    for source in sources:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            found += small_files(folder)
+        elif source not in ("auto", "vllm"):  # words of --generation-config
+            return None
+    return found

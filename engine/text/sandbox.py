@@ -14,14 +14,13 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from datetime import datetime
 from typing import Any, BinaryIO
 
 import jinja2
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.text.template import Generation, not_jinja
+from engine.text.environment import ChatEnvironment
+from engine.text.template import not_jinja
 
 MEMORY = 512 * 2**20  # bytes of address space: templates need very few of them
 CPU_S = 4  # for one job; the other process waits less
@@ -33,20 +32,13 @@ class Refused(Exception):
     """The template does what no chat template needs."""
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja as chat templates expect it, without the operators that make much of little."""
+class Sandbox(ChatEnvironment):
+    """What chat templates expect, without the operators that make much of little."""
 
     intercepted_binops = frozenset({"**", "*"})
 
     def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", Generation],
-        )
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise
-        self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        super().__init__()
         del self.globals["lipsum"]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -117,23 +109,6 @@ def main() -> None:
         seconds = int(spent.ru_utime + spent.ru_stime) + CPU_S
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         reply = answer(job)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter would escape what HTML does."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
-from jinja2.ext import Extension
-from jinja2.nodes import Node
-from jinja2.parser import Parser
 
+from engine.text.environment import Generation
 from engine.text.errors import TextError
 
 
@@ -29,17 +26,6 @@ def read_template(chat_template: str) -> str:
     return chat_template
 
 
-def own_templates(hf: Any) -> list[str]:
-    """The templates that a model brings: one, or several by name, or none.
-
-    hf: a tokenizer of transformers.
-    """
-    own = getattr(hf, "chat_template", None)
-    if not own:
-        return []
-    return list(own.values()) if isinstance(own, dict) else [own]
-
-
 def check_template(text: str, name: str = "The chat template", advice: str = "") -> None:
     """Refuse what isn't valid Jinja. Raises `TextError`."""
     try:
@@ -55,16 +41,6 @@ def check_template(text: str, name: str = "The chat template", advice: str = "")
 def not_jinja(error: jinja2.TemplateSyntaxError, name: str = "The chat template") -> str:
     """Say where a template breaks off."""
     return f"{name} is no valid Jinja, line {error.lineno}: {str(error.message).rstrip('.')}."
-
-
-class Generation(Extension):
-    """Reads transformers' tag {% generation %}, which marks the text of the assistant."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 _GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])

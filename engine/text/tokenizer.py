@@ -1,23 +1,23 @@
 """Tokenizer: text ↔ token ids, safe to use from many threads at once.
 
-A thin layer over transformers' tokenizers. It calls the Rust tokenizer below them directly, which
-keeps no state of a call (transformers' own `__call__` sets truncation and padding on the shared
-object first, and two threads then collide) and releases the GIL. Tokenizers without a Rust part
-work too, one call at a time.
+A thin layer over the Rust tokenizer below those of transformers, which keeps no state of a call
+(transformers' own `__call__` sets truncation and padding on the shared object first, and two
+threads then collide) and releases the GIL. Tokenizers without a Rust part work too, one call at a
+time.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import tokenizers
 
-from engine.models.formats.recognise import refuse_other_formats
 from engine.text.errors import TextError
+from engine.text.facts import TokenizerFacts, facts_of
 from engine.text.lanes import LONG_TEXT
 from engine.text.pieces import token_bytes_of
 
@@ -36,31 +36,65 @@ class TokenText(msgspec.Struct, frozen=True):
 
 
 class Tokenizer:
-    """Wraps `hf`, a transformers tokenizer. `eos_token_ids`: any of them ends a text."""
+    """Text ↔ ids as transformers' tokenizer has them; any of `eos_token_ids` ends a text.
 
-    def __init__(self, hf: Any, eos_token_ids: Sequence[int] = ()):
-        self.hf = hf
-        self.eos_token_ids = list(eos_token_ids)
+    backend: the Rust tokenizer; None: `load_hf` gives one of transformers, written in Python.
+    """
+
+    def __init__(
+        self,
+        facts: TokenizerFacts,
+        backend: tokenizers.Tokenizer | None,
+        load_hf: Callable[[], Any],
+    ):
+        self.facts = facts
+        self.truncation_side = facts.truncation_side
+        self.eos_token_ids = [] if facts.eos_token_id is None else [facts.eos_token_id]
+        self._load_hf = load_hf
         self._lock = threading.Lock()  # around tokenizers written in Python
         self._texts: dict[int, TokenText] = {}
-        self._backend = hf.backend_tokenizer if getattr(hf, "is_fast", False) else None
-        if self._backend is not None:
-            self._backend.no_truncation()  # a saved tokenizer.json may carry either of them
-            self._backend.no_padding()
-            added = self._backend.get_added_tokens_decoder()
+        self._backend = backend
+        if backend is not None:
+            backend.no_truncation()  # a saved tokenizer.json may carry either of them
+            backend.no_padding()
+            added = backend.get_added_tokens_decoder()
             self.special_ids = frozenset(i for i, token in added.items() if token.special)
             self.added_texts = {i: token.content for i, token in added.items()}
-            self.token_bytes = token_bytes_of(self._backend)
+            self.token_bytes = token_bytes_of(backend)
+            self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         else:
-            self.special_ids = frozenset(hf.all_special_ids)
-            self.added_texts = {i: str(token) for i, token in hf.added_tokens_decoder.items()}
+            self.special_ids = frozenset(self.hf.all_special_ids)
+            self.added_texts = {i: str(token) for i, token in self.hf.added_tokens_decoder.items()}
             self.token_bytes = None
-        self.vocab_size = len(hf)
+            self.vocab_size = len(self.hf)
+
+    @classmethod
+    def of(cls, hf: Any, eos_token_ids: Sequence[int] = ()) -> Tokenizer:
+        """Wrap a tokenizer of transformers. eos_token_ids: further ones."""
+        facts = facts_of(hf)
+        made = cls(facts, hf.backend_tokenizer if facts.fast else None, lambda: hf)
+        made.end_at(eos_token_ids)
+        return made
+
+    @classmethod
+    def of_file(
+        cls, tokenizer_json: bytes, facts: TokenizerFacts, load_hf: Callable[[], Any]
+    ) -> Tokenizer:
+        """Make one of what a tokenizer.json holds. load_hf: loads transformers' own, if asked."""
+        backend = tokenizers.Tokenizer.from_buffer(tokenizer_json)
+        backend.encode_special_tokens = facts.splits_special_tokens
+        return cls(facts, backend, load_hf)
+
+    @functools.cached_property
+    def hf(self) -> Any:
+        """Transformers' tokenizer, which is imported and loaded when this is first read."""
+        return self._load_hf()
 
     @functools.cached_property
     def longest_token(self) -> int:
         """Characters of the longest token: a text of n characters has at least n / that tokens."""
-        return max(map(len, self.hf.get_vocab()), default=1)
+        owner = self.hf if self._backend is None else self._backend
+        return max(map(len, owner.get_vocab()), default=1)
 
     def end_at(self, token_ids: Sequence[int]) -> None:
         """Let these tokens end a text, too."""
@@ -84,7 +118,6 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of `text`, cut to `max_length` where transformers would cut it: special tokens
         stay, the text's last (or first, as the tokenizer says) go."""
-        side = getattr(self.hf, "truncation_side", "right")
         if self._backend is None:
             with self._lock:
                 return self.hf.encode(
@@ -95,7 +128,7 @@ class Tokenizer:
                 )
         num_special = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0
         encoding = self._backend.encode(text, add_special_tokens=False)
-        encoding.truncate(max(0, max_length - num_special), direction=side)
+        encoding.truncate(max(0, max_length - num_special), direction=self.truncation_side)
         return self._backend.post_process(encoding, None, add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -162,39 +195,3 @@ class Tokenizer:
         once = self.decode([token_id], skip_special_tokens=False)
         text = self.decode([token_id, token_id], skip_special_tokens=False)[len(once) :]
         return TokenText(text, text.encode(errors="replace"))
-
-
-def load_tokenizer(
-    source: str,
-    revision: str | None = None,
-    hf_token: str | None = None,
-    cache: str | None = None,
-) -> Tokenizer:
-    """The tokenizer of a local folder or a hub id, its text ending where it says itself.
-
-    cache: the folder of downloads, in place of the hub's own.
-
-    Raises `TextError` if there is none, and `ModelError` for a model of another format.
-    """
-    refuse_other_formats(source)
-    from transformers import AutoTokenizer  # takes a second to import
-
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        source = str(folder)
-    elif folder.exists() or source.startswith((".", "/", "~")):
-        raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
-    try:
-        hf = AutoTokenizer.from_pretrained(
-            source, revision=revision, token=hf_token, cache_dir=cache, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …
-        reason = " ".join(str(error).split())[:300]
-        raise TextError(
-            "model",
-            f"No tokenizer could be loaded from {source!r}. Give a folder with a tokenizer.json, "
-            "or a hub id that you may read (a gated one needs HF_TOKEN). transformers says: "
-            f"{type(error).__name__}: {reason}",
-        ) from None
-    own = [] if hf.eos_token_id is None else [hf.eos_token_id]
-    return Tokenizer(hf, own)

@@ -25,7 +25,7 @@ from benchmarks.peers.convert import (
 )
 from benchmarks.peers.install import Peers
 from benchmarks.peers.tokenizer import save_stand_in
-from engine.text.tokenizer import load_tokenizer
+from engine.text.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Peers()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.config import EngineConfig
 from engine.models.errors import ModelError
 from engine.models.loader import choose_dtype, load_model
-from engine.text.tokenizer import load_tokenizer
+from engine.text.loading import load_tokenizer
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 from tests.models.paged_harness import PagedModel, Sequence

@@ -12,28 +12,28 @@ from tests.text.tiny_tokenizers import byte_fallback_hf, byte_level_hf, metaspac
 
 @pytest.fixture(scope="session")
 def byte_level() -> Tokenizer:
-    return Tokenizer(byte_level_hf(), eos_token_ids=[2])
+    return Tokenizer.of(byte_level_hf(), eos_token_ids=[2])
 
 
 @pytest.fixture(scope="session")
 def metaspace() -> Tokenizer:
-    return Tokenizer(metaspace_hf(), eos_token_ids=[2])
+    return Tokenizer.of(metaspace_hf(), eos_token_ids=[2])
 
 
 @pytest.fixture(scope="session")
 def byte_fallback() -> Tokenizer:
-    return Tokenizer(byte_fallback_hf(), eos_token_ids=[2])
+    return Tokenizer.of(byte_fallback_hf(), eos_token_ids=[2])
 
 
 @pytest.fixture(scope="session")
 def word_piece() -> Tokenizer:
-    return Tokenizer(word_piece_hf(), eos_token_ids=[2])
+    return Tokenizer.of(word_piece_hf(), eos_token_ids=[2])
 
 
 @pytest.fixture(scope="session")
 def slow() -> Tokenizer:
     """Written in Python, each token one byte."""
-    return Tokenizer(ByT5Tokenizer(), eos_token_ids=[1])
+    return Tokenizer.of(ByT5Tokenizer(), eos_token_ids=[1])
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ def test_a_model_without_a_template():
     hf = byte_level_hf()
     hf.chat_template = None
     with pytest.raises(TextError, match="--chat-template"):
-        ChatTemplate(Tokenizer(hf)).render(HELLO)
-    given_text = ChatTemplate(Tokenizer(hf), "{{ messages[0].content }}!")
+        ChatTemplate(Tokenizer.of(hf)).render(HELLO)
+    given_text = ChatTemplate(Tokenizer.of(hf), "{{ messages[0].content }}!")
     assert given_text.render(HELLO) == "hello!"
 
 
@@ -108,8 +108,8 @@ def test_a_models_own_broken_template_is_refused_at_the_start(broken):
     with pytest.raises(
         TextError, match=r"own chat template is no valid Jinja, line 1.*--chat-temp"
     ):
-        ChatTemplate(Tokenizer(hf))
-    assert ChatTemplate(Tokenizer(hf), "{{ messages[0].role }}").render(HELLO) == "user"
+        ChatTemplate(Tokenizer.of(hf))
+    assert ChatTemplate(Tokenizer.of(hf), "{{ messages[0].role }}").render(HELLO) == "user"
 
 
 def test_a_requests_own_template(chat):

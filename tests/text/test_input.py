@@ -180,7 +180,7 @@ def test_an_empty_text_is_the_token_that_begins_it_where_there_is_one(recorder):
     hf.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    processor = InputProcessor(Tokenizer(hf), 32, 620, recorder)
+    processor = InputProcessor(Tokenizer.of(hf), 32, 620, recorder)
     params = SamplingParams(prompt_logprobs=1)
     assert processor.process("", params, request_id="r").prompt_token_ids == [1]
     with pytest.raises(TextError, match="empty"):

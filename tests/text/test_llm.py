@@ -245,7 +245,7 @@ def test_a_salt_keeps_prompts_apart(make_llm):
 @pytest.mark.parametrize("special", [True, False])
 def test_options_of_the_tokenizer(make_llm, side, special):
     llm = make_llm()
-    llm.tokenizer.hf.truncation_side = side
+    llm.tokenizer.truncation_side = side
     text = "hello the engine runs tokens"
     options = {"truncation": True, "max_length": 3, "add_special_tokens": special}
     (output,) = llm.generate(text, use_tqdm=False, tokenization_kwargs=options)

@@ -56,7 +56,7 @@ def test_an_answers_last_special_token_begins_at_its_end(byte_level):
 
 
 def test_no_space_between_special_tokens_where_none_is_wanted():
-    tokenizer = Tokenizer(word_piece_hf())
+    tokenizer = Tokenizer.of(word_piece_hf())
     assert tokenizer.token_bytes is None
 
     def text(spaces, prompt, ids, skip=False):

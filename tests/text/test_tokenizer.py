@@ -8,8 +8,8 @@ import pytest
 from engine.config import EngineConfig
 from engine.text.errors import TextError
 from engine.text.generation_config import read_defaults
-from engine.text.loading import load_text
-from engine.text.tokenizer import Tokenizer, load_tokenizer
+from engine.text.loading import load_text, load_tokenizer
+from engine.text.tokenizer import Tokenizer
 from tests.text.tiny_tokenizers import CORPUS, byte_level_hf
 
 FAMILIES = ["byte_level", "metaspace", "byte_fallback", "word_piece", "slow"]
@@ -69,7 +69,7 @@ def test_truncation_saved_with_the_tokenizer_does_not_cut_prompts():
     hf = byte_level_hf()
     hf.backend_tokenizer.enable_truncation(3)
     hf.backend_tokenizer.enable_padding(length=100)
-    assert len(Tokenizer(hf).encode("one two three four five six")) == len(
+    assert len(Tokenizer.of(hf).encode("one two three four five six")) == len(
         byte_level_hf().encode("one two three four five six")
     )
 

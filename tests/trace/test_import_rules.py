@@ -26,7 +26,7 @@ BELOW = {
     "models": {"layers", "kernels"},
     "worker": {"models", "layers", "kernels", "core.messages"},
     # what kind of model is it, is it there? asked before torch is imported
-    "text": {"core", "models.formats", "models.named"},
+    "text": {"core", "models.formats", "models.named", "models.asking"},
     "server": {"text", "core", "worker", "models.hub"},
 }
 DECLARATIONS = {"config", "sampling_params", "rounding", "tokens", "__version__"}

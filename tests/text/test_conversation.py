@@ -32,7 +32,7 @@ def process():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(byte_level_hf())
+    return Tokenizer.of(byte_level_hf())
 
 
 @pytest.fixture(scope="module")

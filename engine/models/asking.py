@@ -1,0 +1,173 @@
+"""Ask transformers how a model's files are to be read, in another process, and keep its answer.
+
+transformers knows which class a tokenizer is of and what a config.json leaves unsaid. To know it,
+it imports some 60 MB, with torch beside it 300, of which nothing is used afterwards. So a process
+that ends is asked, without torch; and as the same files get the same answer, it is kept in the
+user's cache, where the second start finds it. Where transformers is imported already, it is asked
+there.
+
+A question is the name of a function, "module:function". It takes a dict that JSON can hold, and
+gives such a dict and files by name; values with the key "error" are an answer that isn't kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine import __version__
+from engine.config import cache_folder
+
+PACKAGES = ("transformers", "tokenizers", "huggingface_hub")
+NOT_TO_BE_KEPT = "hf_token"
+"""A name in a question that changes nothing in the answer, and that no file should depend on."""
+ANSWERS_KEPT = 32
+ANSWER = "answer.json"
+ROOT = str(Path(__file__).resolve().parents[2])
+
+
+class Answer(NamedTuple):
+    """What transformers says: values, and the bytes of files by name."""
+
+    values: dict[str, Any]
+    files: dict[str, bytes]
+
+
+class AskingError(RuntimeError):
+    """transformers could not be asked. The message says why."""
+
+
+def ask(question: str, arguments: dict[str, Any], depends_on: Iterable[Path] | None) -> Answer:
+    """Answer a question: from memory, here if transformers is imported, else in another process.
+
+    depends_on: the files that the answer depends on; None: unknown, so that it can't be kept.
+    Raises `AskingError`.
+    """
+    if "transformers" in sys.modules:
+        return _answer(question, arguments)
+    place = None
+    if depends_on is not None:
+        place = _cache() / _key(question, arguments, depends_on)
+        known = _read(place)
+        if known is not None:
+            return known
+    with contextlib.ExitStack() as stack:
+        try:
+            _cache().mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(dir=_cache())
+        except OSError:  # no home, or a read-only one
+            folder, place = tempfile.mkdtemp(), None
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        _ask_a_process(question, arguments, folder)
+        answer = _read(Path(folder))
+        if answer is None:
+            raise AskingError("transformers gave an answer that can't be read")
+        if place is not None and "error" not in answer.values:
+            _forget_the_oldest()
+            shutil.rmtree(place, ignore_errors=True)  # one that isn't whole
+            with contextlib.suppress(OSError):  # another process may have put it there meanwhile
+                os.replace(folder, place)
+        return answer
+
+
+def small_files(folder: Path) -> list[Path]:
+    """All files of a model's folder that are not weights: what a tokenizer may be made of."""
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/*.jinja")
+    return sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
+
+
+# --------------------------------------------------------------------------------------- details
+
+
+def _answer(question: str, arguments: dict[str, Any]) -> Answer:
+    module, _, function = question.partition(":")
+    return Answer(*getattr(import_module(module), function)(arguments))
+
+
+def _cache() -> Path:
+    return cache_folder() / "answers"
+
+
+def _key(question: str, arguments: dict[str, Any], files: Iterable[Path]) -> str:
+    """A name for all that shapes an answer, the code that gives it among it."""
+    digest = hashlib.sha256()
+    kept = {name: value for name, value in arguments.items() if name != NOT_TO_BE_KEPT}
+    versions = [importlib.metadata.version(package) for package in PACKAGES]
+    code = importlib.util.find_spec(question.partition(":")[0])
+    said = [question, kept, versions, __version__, sys.version, code and code.origin]
+    digest.update(json.dumps(said, sort_keys=True).encode())
+    for path in [Path(__file__), *([Path(code.origin)] if code and code.origin else []), *files]:
+        data = path.read_bytes()
+        digest.update(f"{path}\n{len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()[:32]
+
+
+def _read(folder: Path) -> Answer | None:
+    """The answer in a folder; None if there is none, or if it isn't whole."""
+    try:
+        said = json.loads((folder / ANSWER).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in said["digests"]}
+    except (OSError, ValueError):
+        return None
+    if any(_digest(files[name]) != digest for name, digest in said["digests"].items()):
+        return None
+    return Answer(said["values"], files)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _forget_the_oldest() -> None:
+    with contextlib.suppress(OSError):
+        known = sorted(_cache().iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in known[: -ANSWERS_KEPT or None]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _ask_a_process(question: str, arguments: dict[str, Any], folder: str) -> None:
+    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-m", "engine.models.asking", question, folder],
+        input=json.dumps(arguments).encode(),  # not on the command line: a token is among them
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise AskingError(f"transformers could not be asked: {lines[-1]}")
+
+
+def main() -> None:
+    """Answer the question of the command line: arguments on stdin, the answer into a folder."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.modules["torch"] = None  # type: ignore[assignment]  # to transformers it is not there
+    question, folder = sys.argv[1], Path(sys.argv[2])
+    answer = _answer(question, json.load(sys.stdin))
+    for name, data in answer.files.items():
+        (folder / name).write_bytes(data)
+    digests = {name: _digest(data) for name, data in answer.files.items()}
+    said = {"values": answer.values, "digests": digests}
+    (folder / ANSWER).write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
