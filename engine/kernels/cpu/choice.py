@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from struct import Struct
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from engine.kernels.cpu.build import (
     variants_here,
     write_whole,
 )
+from engine.kernels.cpu.linear_ops import LINEAR
 
 FORCE = "GLASSHOUSE_CPU_VARIANT"
 PROBE = ("linear_panels.cpp", "linear_amx.cpp")
@@ -37,7 +37,6 @@ SETS = 12  # weights that take turns: 42 MB
 ROWS = (1, 16, 128)
 ROUNDS = 9
 CLEARLY = 0.9  # of the product of the three times
-_ARGS = Struct("11q").pack  # PanelArgs, AmxLinearArgs
 BF16 = 1  # enum Type in simd.h
 
 
@@ -92,7 +91,7 @@ def measure(variants: list[str]) -> dict[str, list[float]]:
         for round_ in range(ROUNDS):
             for variant, run in runs.items():
                 turn += 1
-                arguments = _ARGS(
+                arguments = LINEAR(
                     x.data_ptr(),
                     weights[turn % SETS].data_ptr(),
                     0,
@@ -102,6 +101,7 @@ def measure(variants: list[str]) -> dict[str, list[float]]:
                     INPUTS,
                     INPUTS,
                     OUTPUTS,
+                    BF16,
                     BF16,
                     BF16,
                 )

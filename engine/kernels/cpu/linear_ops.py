@@ -17,7 +17,8 @@ from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import linear_cost
 from engine.kernels.launch import launch
 
-_LINEAR = Struct("12q").pack  # fields of the C++ argument structs, pointers or integers
+LINEAR = Struct("12q").pack
+"""PanelArgs and AmxLinearArgs: addresses of x, w, bias, y; sizes; strides; types of x, w, y."""
 
 LINEAR_ROWS = {
     ("amx", torch.bfloat16): 8,
@@ -158,7 +159,7 @@ class LinearOps:
             outputs, run, name = len(weight), self._linear, "linear"
         rows, inputs = x.shape
         y = torch.empty((rows, outputs), dtype=dtype or x.dtype)
-        packed = _LINEAR(
+        packed = LINEAR(
             x.data_ptr(),
             weight.data_ptr(),
             0 if bias is None else bias.data_ptr(),

@@ -36,9 +36,9 @@ class CpuPlatform:
         self.device = device
 
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
-        machine.keep_freed_memory()
         torch.set_num_threads(config.cpu_threads or machine.physical_cores())
         native = cpu.native()
+        machine.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
         if native is None:
             recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
