@@ -9,6 +9,7 @@ string has begun), a full state is a match, and a character costs the same howev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopMatcher:
@@ -62,14 +63,7 @@ class _Automaton:
     def __init__(self, stop: str):
         self.stop = stop
         self.state = 0
-        # fallback[k]: length of the longest proper beginning of the stop string that also ends its
-        # first k characters
-        self._fallback = [0] * (len(stop) + 1)
-        for length in range(2, len(stop) + 1):
-            state = self._fallback[length - 1]
-            while state and stop[state] != stop[length - 1]:
-                state = self._fallback[state]
-            self._fallback[length] = state + (stop[state] == stop[length - 1])
+        self._fallback = _fallback(stop)
 
     def advance(self, character: str) -> bool:
         """Take one character; whether the stop string is complete with it."""
@@ -80,3 +74,16 @@ class _Automaton:
         complete = state == len(stop)
         self.state = self._fallback[state] if complete else state
         return complete
+
+
+@lru_cache(maxsize=64)  # the sequences of a request have the same
+def _fallback(stop: str) -> list[int]:
+    """For each k the length of the longest proper beginning of `stop` that also ends its first k
+    characters."""
+    fallback = [0] * (len(stop) + 1)
+    for length in range(2, len(stop) + 1):
+        state = fallback[length - 1]
+        while state and stop[state] != stop[length - 1]:
+            state = fallback[state]
+        fallback[length] = state + (stop[state] == stop[length - 1])
+    return fallback

@@ -21,6 +21,7 @@ from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.output import RequestText, TextDelta, Usage
 
+AT_ONCE = 32  # prompts or pieces, between which others have their turn
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -37,6 +38,7 @@ class Generation:
         self._mailbox = Mailbox()
         self._clocks: dict[str, RequestClock] = {}
         self._places: dict[str, int] = {}  # request id in the core → place of its prompt
+        self._unanswered: set[str] = set()  # requests in the core with more to come
         self.finished = False  # every answer is complete
         self._closed = False
         service.num_open += 1
@@ -101,11 +103,14 @@ class Generation:
         self.service.client.check_room(len(prompts))  # others may have come during that
         booked = []
         for place, request in enumerate(requests):
+            if place % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
             entry = self.service.client.add(request, self._mailbox)
             prompt = prompts[place]
             text = self.text.output.add(request, prompt if isinstance(prompt, str) else None)
             self.requests.append(text)
             self._places[request.request_id] = place
+            self._unanswered.add(request.request_id)
             self._clocks[request.request_id] = RequestClock(self.service.metrics, request, text)
             booked.append(entry.booked)
         for answer in booked:
@@ -134,15 +139,17 @@ class Generation:
                 stop = str(delta.stop_reason)
                 self.service.client.finish(output.request_id, delta.index, stop)
             self._observe(output.request_id, delta)
-            if delta.finish_reason is not None:
-                self.finished = all(request.finished for request in self.requests)
+            if delta.finish_reason is not None and delta.request.finished:
+                self._unanswered.discard(output.request_id)
+                self.finished = not self._unanswered
             yield self._places[output.request_id], delta
 
     async def run(self) -> None:
         """Wait until every answer is complete."""
         async for deltas in self.arrivals():
-            for _ in deltas:
-                pass
+            for place, _ in enumerate(deltas):
+                if place % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
 
     @property
     def usage(self) -> Usage:

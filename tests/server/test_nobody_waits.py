@@ -1,0 +1,137 @@
+"""While one client sends the worst that it can, another's stream goes on as without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.server.answering.rendering import RENDER_S
+
+MOST_MORE_S = 0.25
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HI = [{"role": "user", "content": "hi"}]
+WORDS = [f"word{i}" for i in range(100_000)]
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}a"
+
+
+def chat(template: str) -> dict[str, Any]:
+    return {"messages": HI, "chat_template": template, "max_tokens": 1}
+
+
+ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
+    "3,000 bad words": (COMPLETIONS, {"prompt": "a", "bad_words": WORDS[:3_000]}),
+    "100,000 bad words": (COMPLETIONS, {"prompt": "a", "bad_words": WORDS}),
+    "as many bad words as are allowed": (
+        COMPLETIONS, {"prompt": "a", "max_tokens": 2, "bad_words": WORDS[:1_024]},
+    ),
+    "a power": (CHAT, chat("{% set x = 7**20000000 %}a")),
+    "a repetition": (CHAT, chat("{{ ('a'*2000000000)|length }}")),
+    "a wide number": (CHAT, chat("{{ '%2000000000d' % 1 }}")),
+    "nested loops": (CHAT, chat(NESTED)),
+    "a prompt of 8.4 MB": (COMPLETIONS, {"prompt": "a" * 8_400_000}),
+    "a chat of 8.4 MB": (CHAT, {"messages": [{"role": "user", "content": "a" * 8_400_000}]}),
+    "the longest prompt": (COMPLETIONS, {"prompt": "a b" * 21_000}),
+    "50,000 messages": (CHAT, {"messages": HI * 50_000}),
+    "8,192 messages": (CHAT, {"messages": HI * 8_192}),
+    "128 × 100 prompts": (COMPLETIONS, {"prompt": ["a"] * 100, "n": 128, "max_tokens": 1}),
+    "128 × 8 prompts": (COMPLETIONS, {"prompt": ["a"] * 8, "n": 128, "max_tokens": 2}),
+    "1,000 prompts": (COMPLETIONS, {"prompt": ["abc"] * 1_000, "max_tokens": 1}),
+    "100,000 prompts": (COMPLETIONS, {"prompt": ["a"] * 100_000}),
+    "300,000 biases": (
+        COMPLETIONS, {"prompt": "a", "logit_bias": dict.fromkeys(range(300_000), 1)},
+    ),
+    "4 stops of 1 MB": (COMPLETIONS, {"prompt": "a", "stop": ["s" * 2**20] * 4}),
+    "long stops, 128 times": (
+        COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 2, "stop": ["s" * 1_024] * 4},
+    ),
+    "a million allowed tokens": (
+        COMPLETIONS, {"prompt": "a", "allowed_token_ids": [65] * 1_000_000},
+    ),
+    "a million token ids": (COMPLETIONS, {"prompt": [65] * 999_000}),
+    "lists": (COMPLETIONS, b'{"prompt":"a","x":[' + b"[]," * 5_000_000 + b"1]}"),
+    "few enough lists": (COMPLETIONS, b'{"prompt":"a","x":[' + b"[]," * 99_000 + b"1]}"),
+    "depth": (COMPLETIONS, b'{"prompt":' + b"[" * 90_000 + b"]" * 90_000 + b"}"),
+    "half characters": (COMPLETIONS, b'{"prompt":"' + b"\\ud83d" * 2_700_000 + b'"}'),
+    "16 MB of a field nobody knows": (
+        COMPLETIONS, {"prompt": "a", "max_tokens": 1, "x": "a" * 16_000_000},
+    ),
+    "a text to count": ("/tokenize", {"prompt": "a b" * 21_000, "return_token_strs": True}),
+    "tokens to read": ("/detokenize", {"tokens": [65] * 131_072}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trusting(run_server):
+    with run_server(step_s=0.002, trust_request_chat_template=True, num_blocks=4096) as running:
+        running.http.post(CHAT, json=chat("{{ messages[0].content }}"))  # the process is warm
+        yield running
+
+
+class Stream:
+    """A client that reads a stream without end, and the longest time between two of its chunks."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.chunks = 0
+        self._last = 0.0
+        self._longest = 0.0
+
+    async def read(self) -> None:
+        body = {"prompt": "a", "stream": True, "ignore_eos": True, "max_tokens": 500}
+        async with httpx.AsyncClient(base_url=self.url, timeout=60) as client:
+            while True:
+                async with client.stream("POST", COMPLETIONS, json=body) as answer:
+                    assert answer.status_code == 200
+                    async for _ in answer.aiter_raw():
+                        self._note()
+
+    def _note(self) -> None:
+        now = time.monotonic()
+        if self._last:
+            self._longest = max(self._longest, now - self._last)
+        self._last, self.chunks = now, self.chunks + 1
+
+    def longest(self) -> float:
+        """The longest gap since the last call; one that lasts still counts."""
+        self._note()
+        longest, self._longest = self._longest, 0.0
+        return longest
+
+
+async def gaps(url: str, route: str, content: bytes) -> tuple[float, float, int]:
+    """The longest gap without the request, that with it, and its status."""
+    stream = Stream(url)
+    reading = asyncio.create_task(stream.read())
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while stream.chunks < 20:
+            await asyncio.sleep(0.01)
+        stream.longest()
+        await asyncio.sleep(0.3)
+        idle = stream.longest()
+        headers = {"Content-Type": "application/json"}
+        answer = await client.post(route, content=content, headers=headers)
+        loaded = stream.longest()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    return idle, loaded, answer.status_code
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_streams_longest_gap(trusting, attack):
+    route, body = ATTACKS[attack]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    tries = []
+    for _ in range(3):  # a busy machine makes gaps of its own: what we make comes every time
+        start = time.monotonic()
+        idle, loaded, status = asyncio.run(gaps(trusting.url, route, content))
+        tries.append((idle, loaded))
+        assert status in (200, 400, 413), status
+        assert time.monotonic() - start < RENDER_S + 20
+        if loaded < idle + MOST_MORE_S:
+            return
+    pytest.fail(f"gaps in s (without, with): {tries}")
