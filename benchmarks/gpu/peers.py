@@ -16,6 +16,7 @@ from benchmarks.run_engine import Engine, Run
 from benchmarks.run_transformers import Transformers
 from benchmarks.workloads import Job, Workload
 from engine.core.garbage_collection import quiet_collector
+from engine.one_line import one_line
 
 REQUESTS = 32
 LENGTHS = (32, 256)  # in and out
@@ -81,7 +82,7 @@ def _result(shape: str, system: str, work: Workload, run: Callable[[], Run]) -> 
     except Exception as error:  # its versions differ in what they need
         if system == "Glasshouse":
             raise
-        return {**named, "ran": False, "why": " ".join(str(error).split())[:200]}
+        return {**named, "ran": False, "why": one_line(error)}
     return {
         **named,
         "ran": True,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.gpu.graph_time import graph_seconds
+from engine.one_line import one_line
 from engine.trace.command import run_command
 
 SEGMENTS = (1, 2, 4, 8, 16, 32)
@@ -69,7 +70,7 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
                 try:
                     yield {**found, "us": measure()}
                 except Exception as error:  # too much shared memory for this card
-                    print(f"  {found['tile']}: {' '.join(str(error).split())[:90]}")
+                    print(f"  {found['tile']}: {one_line(error, 90)}")
                     break
     finally:
         module.tile_for, module.splits_for = chosen

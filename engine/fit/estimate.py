@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from engine.config import ConfigError, EngineConfig
 from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
+from engine.fp8_formats import FP8_FORMATS
 from engine.rounding import ceil_div
 
 GIB = 2**30
@@ -14,10 +15,6 @@ GB = 10**9
 ALLOWANCE = int(1.5 * GIB)
 """For the CUDA context, libraries and activations: an allowance, not a measurement. The engine
 measures them at start."""
-
-E4M3_SINCE = (8, 9)
-"""Compute capability from which e4m3 is converted: that of `worker/memory/kv_dtype.py`, which
-would bring torch along."""
 
 
 class Gpu(NamedTuple):
@@ -106,7 +103,8 @@ class Plan:
 
     def converts(self, gpu: Gpu) -> bool:
         """Return whether this GPU's kernels can read and write the KV cache's dtype."""
-        return self.kv_cache_dtype not in ("fp8", "fp8_e4m3") or gpu.capability >= E4M3_SINCE
+        fp8 = FP8_FORMATS.get(self.kv_cache_dtype)
+        return fp8 is None or fp8.since is None or gpu.capability >= fp8.since
 
     def fits(self, gpu: Gpu) -> bool:
         known = gpu.memory_gb is not None and self.converts(gpu)

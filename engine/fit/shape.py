@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from engine.config import POCKET_MODEL
 from engine.fit.known import known_config
 from engine.models.sizes import wrong_size
+from engine.one_line import one_line
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -239,7 +240,7 @@ def _counted_shape(name: str, architecture: str, config: dict[str, Any]) -> Shap
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         positions = text.max_position_embeddings
     except Exception as error:  # unknown kinds, missing sizes: each model has its own errors
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PlanError(f"transformers can't tell the sizes of {name}: {reason}") from None
     count = sum(parameter.numel() for parameter in model.parameters())
     return Shape(

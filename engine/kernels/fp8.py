@@ -3,16 +3,15 @@
 Only the cache holds such numbers. They are written rounded to nearest, what is too large becomes
 the largest (not infinity, as a plain cast would make of it), and attention turns them back into
 the model's dtype before it computes. Scale 1: keys and values of known models are far from 448.
-
-Formats: Micikevicius et al., "FP8 Formats for Deep Learning" (2022). e4m3 has three bits behind
-the point and reaches 448; e5m2 has two and reaches 57,344.
 """
 
 from __future__ import annotations
 
 import torch
 
-LARGEST = {torch.float8_e4m3fn: 448, torch.float8_e5m2: 57344}
+from engine.fp8_formats import E4M3, E5M2
+
+LARGEST = {getattr(torch, fp8.torch_name): fp8.largest for fp8 in (E4M3, E5M2)}
 """The dtypes, each with its largest number."""
 
 

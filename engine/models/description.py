@@ -15,6 +15,7 @@ from engine.models.asking import ask
 from engine.models.errors import ModelError
 from engine.models.registry import NATIVE
 from engine.models.sizes import wrong_size
+from engine.one_line import one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -40,7 +41,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         said = ask(QUESTION, {"folder": str(folder)}, [file]).values
     except Exception as error:
-        raise _unusable(file, " ".join(str(error).split())[:200]) from None
+        raise _unusable(file, one_line(error)) from None
     if "error" in said:
         raise _unusable(file, said["error"])
     if said["plain"] is None:
@@ -61,7 +62,7 @@ def transformers_config(folder: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds: unknown model type, remote code, bad JSON, …
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise _unusable(folder / "config.json", reason) from None
 
 
@@ -73,7 +74,7 @@ def describe(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes
     try:
         config = AutoConfig.from_pretrained(arguments["folder"], trust_remote_code=False)
     except Exception as error:
-        return {"error": " ".join(str(error).split())[:200]}, {}
+        return {"error": one_line(error)}, {}
     native = (config.architectures or [None])[0] in NATIVE
     rope = getattr(config, "rope_parameters", None) or {"rope_type": "default"}
     if not native or rope.get("rope_type") != "default" or config.get_text_config() is not config:

@@ -29,6 +29,7 @@ from engine.models import hf_check
 from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError
 from engine.models.length import max_model_len
+from engine.one_line import one_line
 
 ATTENTION_NAME = "glasshouse_paged"
 DUMMY_SEED = 0
@@ -227,7 +228,7 @@ def _load(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrai
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ModelError(f"the model in {folder} can't be loaded: {reason}") from None
     model, report = loaded
     for kind in ("missing", "unexpected", "mismatched"):

@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.causal_lm import CausalLM
 from engine.models.errors import ModelError
+from engine.one_line import one_line
 from engine.rounding import ceil_div
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -48,7 +49,7 @@ PAGE = 8
 
 
 def refusal(architecture: str, reason: str) -> ModelError:
-    reason = " ".join(reason.split())[:200]
+    reason = one_line(reason)
     return ModelError(f"{architecture} can't be served: {reason.rstrip('.')}.")
 
 

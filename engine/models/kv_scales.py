@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 import re
 
+from engine.fp8_formats import E4M3, E5M2, FP8_FORMATS
 from engine.models.errors import ModelError
 
 _SCALE = re.compile(r"\.self_attn\.((attn|[kv]_proj)\.)?(k|v|kv)_scale$")
-CALIBRATED_TO = 448  # the greatest number divided by its scale
-LARGEST = {"fp8": 448, "fp8_e4m3": 448, "fp8_e5m2": 57344}  # by --kv-cache-dtype, at scale 1
+CALIBRATED_TO = E4M3.largest  # the greatest number divided by its scale
 
 
 def is_kv_scale(name: str) -> bool:
@@ -32,7 +32,8 @@ def judge(scales: dict[str, float], kv_cache_dtype: str) -> str:
     scales: greatest number of each such tensor, by its name. kv_cache_dtype: the option. Raises
     `ModelError` where numbers would be cut off.
     """
-    largest = LARGEST.get(kv_cache_dtype)
+    fp8 = FP8_FORMATS.get(kv_cache_dtype)
+    largest = None if fp8 is None else fp8.largest  # at scale 1
     if not scales or largest is None:
         return ""
     name = max(scales, key=lambda name: (math.isnan(scales[name]), scales[name]))
@@ -41,7 +42,7 @@ def judge(scales: dict[str, float], kv_cache_dtype: str) -> str:
         raise ModelError(
             f"{name} is {scales[name]:.3g}: numbers up to {reach:,.0f}, but --kv-cache-dtype"
             f" {kv_cache_dtype} holds {largest:,} here (scales are not applied); use"
-            f" {'fp8_e5m2 or auto' if reach <= LARGEST['fp8_e5m2'] else 'auto'}."
+            f" {'fp8_e5m2 or auto' if reach <= E5M2.largest else 'auto'}."
         )
     return (
         f"the checkpoint's {len(scales)} scales for an 8-bit KV cache are not used:"

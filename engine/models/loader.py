@@ -28,6 +28,7 @@ from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
 from engine.models.registry import native_class
+from engine.one_line import one_line
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
@@ -112,7 +113,7 @@ def _make(
 
 def could_not_be_made(architecture: str, error: Exception) -> ModelError:
     """Make the one-line error for a failure that nobody foresaw."""
-    reason = " ".join(str(error).split())[:200].rstrip(".")
+    reason = one_line(error).rstrip(".")
     return ModelError(
         f"{architecture} can't be loaded: {type(error).__name__}: {reason or 'no message'}. Are"
         " config.json and the weights of the same model, and does it fit into memory?"

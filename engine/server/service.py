@@ -18,6 +18,7 @@ from loguru import logger
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape
+from engine.one_line import one_line
 from engine.server.answering.limits import Limits
 from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
@@ -113,7 +114,7 @@ class Service:
             if not tokenizer.facts.fast:
                 logger.info("The tokenizer is written in Python: transformers is imported for it.")
         except Exception as error:
-            self.client.fail(" ".join(str(error).split()))
+            self.client.fail(one_line(error, 1000))
         self._join_text()
 
     def _model_ready(self, kv: KVShape) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from engine.one_line import one_line
 from engine.text.errors import TextError
 from engine.text.generation_config import read_defaults
 
@@ -53,7 +54,7 @@ def transformers_tokenizer(
             trust_remote_code=False,
         )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, …
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise TextError(
             "model",
             f"No tokenizer could be loaded from {source!r}. Give a folder with a tokenizer.json, "

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from engine.one_line import one_line
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.errors import TextError
 
@@ -126,7 +127,7 @@ def _of_folder(name: str) -> Any:
 
 
 def _unreadable(file: str, error: Exception) -> TextError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return TextError(
         "generation_config",
         f"{file} can't be used: {reason}. Mend it, or use --generation-config with another folder.",

@@ -15,16 +15,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config import ConfigError, EngineConfig
-from engine.fit import estimate
 from engine.fit.__main__ import main
 from engine.fit.estimate import GB, GPUS, make_plan
 from engine.fit.known import known_config, known_models
 from engine.fit.report import report
 from engine.fit.shape import PlanError, shape_of
+from engine.fp8_formats import FP8_FORMATS
 from engine.models.loader import load_model
-from engine.worker.memory import kv_dtype
 from engine.worker.memory.kv_cache import bytes_per_block
-from engine.worker.memory.kv_dtype import NAMED, chosen_kv_dtype
+from engine.worker.memory.kv_dtype import chosen_kv_dtype
 from tests.models import tiny_models
 
 PUBLISHED = {  # numbers of parameters on the models' own cards and in their safetensors headers
@@ -89,24 +88,26 @@ def test_kv_bytes_are_those_of_the_engine(kind, tmp_path):
     assert make_plan(str(tmp_path)).kv_bytes_per_token == values * 4  # saved in fp32
 
 
-@pytest.mark.parametrize("wanted", NAMED)
+@pytest.mark.parametrize("wanted", FP8_FORMATS)
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_blocks_in_8_bits_are_those_of_the_engine(kind, wanted, tmp_path):
     tiny_models.save(tiny_models.NATIVE[kind](), tmp_path)
     model = load_model(EngineConfig(model=str(tmp_path), device="cpu"), torch.device("cpu"))
     plan, whole = (make_plan(str(tmp_path), kv_cache_dtype=name) for name in (wanted, "auto"))
-    held = bytes_per_block(model.kv_spec, plan.block_size, NAMED[wanted])
+    held = bytes_per_block(
+        model.kv_spec, plan.block_size, getattr(torch, FP8_FORMATS[wanted].torch_name)
+    )
     assert plan.block_bytes == held == whole.block_bytes // 4  # saved in fp32
     assert plan.shape.weight_bytes == whole.shape.weight_bytes
 
 
 def test_every_dtype_of_the_option_is_planned():
-    assert {"auto", *NAMED} == set(get_args(get_type_hints(EngineConfig)["kv_cache_dtype"]))
+    assert {"auto", *FP8_FORMATS} == set(get_args(get_type_hints(EngineConfig)["kv_cache_dtype"]))
     with pytest.raises(PlanError, match="choose one of auto, fp8"):
         make_plan("facebook/opt-125m", kv_cache_dtype="int8")
 
 
-@pytest.mark.parametrize("wanted", ["auto", *NAMED])
+@pytest.mark.parametrize("wanted", ["auto", *FP8_FORMATS])
 def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
     """As the engine refuses it, or doesn't, at start on such a GPU."""
     plan = make_plan("facebook/opt-125m", kv_cache_dtype=wanted)
@@ -123,7 +124,6 @@ def test_only_gpus_that_convert_the_dtype_are_chosen(wanted, monkeypatch):
             assert not plan.fits(gpu)
         else:
             assert plan.fits(gpu) == (gpu.memory_gb is not None)
-    assert estimate.E4M3_SINCE == kv_dtype.E4M3_SINCE
     e4m3 = wanted in ("fp8", "fp8_e4m3")
     assert refused == ({"gpu-nvidia-rtx-a6000", "gpu-nvidia-a100"} if e4m3 else set())
     assert report(plan).count("use fp8_e5m2") == len(refused)

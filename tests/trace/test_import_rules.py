@@ -29,7 +29,15 @@ BELOW = {
     "text": {"core", "models.formats", "models.named", "models.asking"},
     "server": {"text", "core", "worker", "models.hub"},
 }
-DECLARATIONS = {"config", "sampling_params", "rounding", "tokens", "__version__"}
+DECLARATIONS = {
+    "config",
+    "sampling_params",
+    "fp8_formats",
+    "rounding",
+    "tokens",
+    "one_line",
+    "__version__",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -25,6 +25,7 @@ from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
 from engine.models.hub import find_model
+from engine.one_line import one_line
 from engine.server import logs
 from engine.server.link import wire
 from engine.server.link.channel import Channel, Closed
@@ -175,9 +176,9 @@ class Stages:
                 self.server.send(wire.encode(wire.Loading(stage)))
 
 
-def one_line(error: BaseException) -> str:
+def what_failed(error: BaseException) -> str:
     """What went wrong, for a person, in one line; our own errors are such lines already."""
-    text = " ".join(str(error).split()) or "no message"
+    text = one_line(error, 1000) or "no message"
     ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
     return text if ours else f"{type(error).__name__}: {text}"
 

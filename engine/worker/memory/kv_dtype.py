@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 
 from engine.config import ConfigError
+from engine.fp8_formats import FP8_FORMATS
 from engine.kernels import kernels_for
-
-E4M3_SINCE = (8, 9)
-"""Compute capability from which Triton converts e4m3 (Ada, Hopper and later); e5m2 is the upper
-half of a float16, and any GPU can split one."""
-
-NAMED = {
-    "fp8": torch.float8_e4m3fn,  # as vLLM has it
-    "fp8_e4m3": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-}
 
 
 def chosen_kv_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
@@ -23,14 +14,17 @@ def chosen_kv_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
 
     Raises `ConfigError` where the device's kernels can't convert it.
     """
-    dtype = NAMED.get(wanted)
-    if dtype != torch.float8_e4m3fn or device.type != "cuda":
+    fp8 = FP8_FORMATS.get(wanted)
+    if fp8 is None:
+        return None
+    dtype: torch.dtype = getattr(torch, fp8.torch_name)
+    if fp8.since is None or device.type != "cuda":
         return dtype
     capability = torch.cuda.get_device_capability(device)
-    if kernels_for(device).name == "triton" and capability < E4M3_SINCE:
+    if kernels_for(device).name == "triton" and capability < fp8.since:
+        needed, has = (".".join(map(str, version)) for version in (fp8.since, capability))
         raise ConfigError(
-            f"--kv-cache-dtype {wanted} needs a GPU of compute capability 8.9 or later (Ada,"
-            f" Hopper); {torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}:"
-            " use fp8_e5m2, or auto."
+            f"--kv-cache-dtype {wanted} needs a GPU of compute capability {needed} or later (Ada,"
+            f" Hopper); {torch.cuda.get_device_name(device)} has {has}: use fp8_e5m2, or auto."
         )
     return dtype
