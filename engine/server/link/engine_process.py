@@ -100,7 +100,7 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
         failed = True
     except Exception as error:
         failed = True
-        message = one_line(error)
+        message = what_failed(error)
         if not type(error).__module__.startswith("engine."):  # nobody foresaw it
             logger.error("{}", "".join(traceback.format_exception(error)))
         recorder.record(EngineFailed(message=message))
