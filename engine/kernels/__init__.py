@@ -1,9 +1,9 @@
-"""Kernels, each beside its plain-torch reference.
+"""Compute a model's operations with kernels, each beside its plain-torch reference.
 
-`kernels_for(device)` is the one place that says which implementation computes on a device. A
-backend is a `Kernels` table: the plain-torch one below, with the entries that it does better
-replaced (`dataclasses.replace(TORCH, paged_attention=…)`). The functions of the torch table are
-the specification: arguments, shapes and results are the same in every backend.
+`kernels_for(device)` alone decides which implementation computes on a device. A backend is a
+`Kernels` table: the plain-torch one below, with the entries that it does better replaced
+(`dataclasses.replace(TORCH, paged_attention=…)`). The functions of the torch table are the
+specification: arguments, shapes and results are the same in every backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.kernels.few_rows import FewRows
 
 @dataclass(frozen=True)
 class Kernels:
-    """One implementation of every operation that a model is made of. See `signatures`."""
+    """Hold one implementation of every operation that a model is made of. See `signatures`."""
 
     name: str
     write_kv: types.WriteKV
@@ -45,12 +45,12 @@ class Kernels:
     take_inputs: types.TakeInputs = torch_ops.take_inputs
     hand_out: types.HandOut = torch_ops.hand_out
     reads_lengths: types.ReadsLengths = lambda head_dim: False
-    """Whether attention to heads of that size takes a batch with `lengths_on_device`."""
+    """Say whether attention to heads of that size takes a batch with `lengths_on_device`."""
     wants_lengths: types.WantsLengths = lambda lengths, contexts: False
-    """Of a step's prompts the tokens to compute and all tokens, each [prompts]: whether attention
-    is faster when it knows them on the host."""
+    """Say whether attention is faster when the host knows lengths: tokens to compute, and all
+    tokens, of a step's prompts, each [prompts]."""
     why: str = ""
-    """Why it is this implementation, where there was a choice: for the log."""
+    """Says for the log why this implementation was chosen, where there was a choice."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: types.Draw | None = None
@@ -82,7 +82,7 @@ TORCH = Kernels(
 
 @lru_cache(maxsize=1)
 def _on_cpu() -> Kernels:
-    """Our own kernels where they can be built (the first call may take some seconds)."""
+    """Return our own kernels where they can be built (the first call may take some seconds)."""
     ops = cpu.native()
     if ops is None:
         return TORCH
@@ -110,13 +110,13 @@ def _on_cpu() -> Kernels:
 
 @lru_cache(maxsize=1)
 def on_cuda() -> Kernels:
-    """Triton's kernels where Triton is installed; they also run on a CPU, in its interpreter."""
+    """Return Triton's kernels where Triton is installed; its interpreter runs them on a CPU too."""
     operations = triton.operations()
     return TORCH if operations is None else replace(TORCH, name="triton", **operations)
 
 
 class Backend(NamedTuple):
-    """A kind of device: its kernels, and whether it computes while the host goes on."""
+    """Describe a kind of device: its kernels, and whether it computes while the host goes on."""
 
     kernels: Callable[[], Kernels]
     asynchronous: bool
@@ -134,7 +134,8 @@ def kernels_for(device: torch.device) -> Kernels:
 def asynchronous(device: torch.device) -> bool:
     """Return whether kernels return before they are computed.
 
-    Then only pinned memory can be copied without waiting, and only events tell when it is there.
+    If so, only pinned memory can be copied without waiting, and only events tell when a copy is
+    done.
     """
     return BACKENDS[device.type].asynchronous
 

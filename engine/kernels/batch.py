@@ -1,4 +1,4 @@
-"""What attention needs to know of a step, beside q, k and v: the batch, and the pages.
+"""Hold what attention needs of a step beside q, k and v: the batch, and the pages.
 
 One `AttentionBatch` is built for each step and shared by all layers. Each layer has its own
 `LayerCache`: the pages that hold its keys and values. A token's page and its place in it are one
@@ -14,7 +14,7 @@ import torch
 
 
 class LayerKV(NamedTuple):
-    """The keys and values of one attention layer, per token: what its cache must hold."""
+    """Describe the keys and values of one attention layer, per token, which its cache must hold."""
 
     num_kv_heads: int
     head_dim: int
@@ -23,11 +23,11 @@ class LayerKV(NamedTuple):
 
 @dataclass
 class LayerCache:
-    """The pages of one layer. `k`, `v`: [num_blocks, block_size, num_kv_heads, head_dim].
+    """Hold the pages of one layer. `k`, `v`: [num_blocks, block_size, num_kv_heads, head_dim].
 
     Contiguous. Their dtype may differ from the model's: what is written is rounded to it, and
-    attention is computed in it. Places that no row holds may be anything, NaN too: what is left of
-    others.
+    attention is computed in it. Places that no row holds may contain anything, also NaN, left by
+    earlier rows.
     """
 
     k: torch.Tensor
@@ -36,7 +36,7 @@ class LayerCache:
 
 @dataclass(frozen=True, eq=False)
 class AttentionSpec:
-    """What distinguishes one attention layer from another, beside its weights."""
+    """Describe what distinguishes one attention layer from another, beside its weights."""
 
     num_heads: int
     num_kv_heads: int
@@ -48,7 +48,7 @@ class AttentionSpec:
 
 
 class QKNorms(NamedTuple):
-    """RMSNorm of each head, before it is rotated (Qwen3)."""
+    """Hold the weights of each head's RMSNorm, applied before rotation (Qwen3)."""
 
     q_weight: torch.Tensor  # [D]
     k_weight: torch.Tensor
@@ -57,10 +57,10 @@ class QKNorms(NamedTuple):
 
 @dataclass
 class AttentionBatch:
-    """Which tokens a step computes, for which rows, and where each row's keys and values lie.
+    """State which tokens a step computes, for which rows, and where each row's keys and values lie.
 
-    A row is one sequence; its tokens stand together. Rows with exactly one token (decode) come
-    first. The Python copies of lengths are there so that no layer waits for the device.
+    A row is one sequence; its tokens are adjacent. Rows with exactly one token (decode) come first.
+    The Python copies of lengths are there so that no layer waits for the device.
     """
 
     positions: torch.Tensor  # int64 [tokens], each token's place in its own sequence, from 0
@@ -85,10 +85,10 @@ class AttentionBatch:
         return len(self.query_lens)
 
     def to(self, device: torch.device) -> AttentionBatch:
-        """The same on a device; nobody waits for the copies. Without scratch."""
+        """Copy the batch to a device, without scratch and without waiting for the copies."""
         names = ("positions", "slot_mapping", "block_tables", "query_start", "context_lens")
         held = {name: getattr(self, name) for name in names}
-        if device.type != "cpu":  # pageable memory would be waited for
+        if device.type != "cpu":  # copying pageable memory would wait
             held = {name: tensor.pin_memory() for name, tensor in held.items()}
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in held.items()}
         return replace(self, **moved, scratch={})

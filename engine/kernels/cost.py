@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What a launch is, as counted from its shapes."""
+    """Describe a launch, as counted from its shapes."""
 
-    grid: list[int]  # how many pieces the work was cut into
+    grid: list[int]  # number of pieces that the work was cut into
     num_bytes: int  # read and written
     flops: int
     flops_type: str = "float32"  # dtype of the products: "float32" or "bfloat16"
     why: str = ""  # why this grid, or this variant
-    # What only compiled kernels have:
+    # Only compiled kernels have these:
     constexprs: dict[str, int] | None = None
     num_warps: int = 0
     num_stages: int = 0

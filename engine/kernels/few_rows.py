@@ -1,7 +1,7 @@
-"""Operations that are one kernel each when a step has few tokens: what they compute, in torch.
+"""Define operations that are one kernel each when a step has few tokens, in plain torch.
 
-With many tokens a matrix product is worth a kernel of its own, and what stands beside it costs
-little. With one, a step is some hundred kernels of a few microseconds, and each that is saved
+With many tokens a matrix product is worth a kernel of its own, and the operations beside it cost
+little. With one token, a step is some hundred kernels of a few microseconds, and each kernel saved
 counts. A backend that has these offers them as `Kernels.few_rows`.
 
 x: [tokens, K], weight: [N, K], bias: [N], residual: [tokens, N], norm: [K], the weight of an
@@ -19,9 +19,9 @@ from engine.kernels import torch_ops
 
 
 class FewRows(NamedTuple):
-    """The functions below, as one backend computes them."""
+    """Hold the functions below, as one backend computes them."""
 
-    most: int  # tokens of a step; with more it is better off without
+    most: int  # tokens of a step, at most; with more these are slower
     linear_relu: Callable[..., torch.Tensor]
     linear_add: Callable[..., torch.Tensor]
     norm_linear: Callable[..., torch.Tensor]
@@ -29,14 +29,14 @@ class FewRows(NamedTuple):
 
 
 def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """max(x Wᵀ + b, 0)."""
+    """Compute max(x Wᵀ + b, 0)."""
     return torch_ops.relu(torch_ops.linear(x, weight, bias))
 
 
 def linear_add(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
-    """x Wᵀ + b + residual."""
+    """Compute x Wᵀ + b + residual."""
     return torch_ops.linear(x, weight, bias) + residual
 
 
@@ -47,7 +47,7 @@ def norm_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """rms_norm(x) Wᵀ + b."""
+    """Compute rms_norm(x) Wᵀ + b."""
     return torch_ops.linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
 
 
@@ -58,5 +58,8 @@ def norm_gated(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """silu_and_mul(rms_norm(x) Wᵀ + b). weight: [2 * N, K], gate above up; bias: [2 * N]."""
+    """Compute silu_and_mul(rms_norm(x) Wᵀ + b).
+
+    weight: [2 * N, K], gate above up; bias: [2 * N].
+    """
     return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))

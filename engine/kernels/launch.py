@@ -1,12 +1,12 @@
-"""The one door to every kernel: whatever runs through it can be written into the record.
+"""Launch every kernel, so that any launch can be recorded.
 
     launch(name, backend, run, arguments, describe, *facts)      runs  run(*arguments)
 
-Nobody looks most of the time, and then the door costs one attribute check. Inside
-`with recording(recorder):` each launch becomes a `kernel.launched` event; what it read and
-computed is worked out from shapes by `describe`, only then. When profiling, the events carry
-the time of each launch and its share of the machine's measured limit. Inside `with taping(tape):`
-each launch is also told to a tape, which can run the same ones again (`kernels/cpu/tape.py`).
+Usually nothing is recorded, and then `launch` costs one attribute check. Inside `with
+recording(recorder):` each launch becomes a `kernel.launched` event; only then `describe` computes
+from shapes what it read and computed. When profiling, the events carry the time of each launch and
+its share of the machine's measured limit. Inside `with taping(tape):` each launch is also reported
+to a tape, which can repeat it (`kernels/cpu/tape.py`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 class Tape(Protocol):
-    """Who wants to know of launches in order to repeat them."""
+    """Receive launches in order to repeat them."""
 
     def launched(self, backend: str, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """Called before the launch. Raises what it likes if it can't repeat it."""
+        """Note a launch before it is made. Raises any error if it can't repeat it."""
         ...
 
 
 class _Door:
-    """Who looks at the moment. One for the process: a kernel has no other way to know."""
+    """Hold who watches launches now, once for the process: a kernel has no other way to know."""
 
     __slots__ = ("limits", "recorder", "tape", "watched")
 
@@ -49,11 +49,12 @@ _DOOR = _Door()
 
 @contextmanager
 def recording(recorder: Recorder, profile: bool = False, device: str = "cpu") -> Iterator[None]:
-    """Launches inside become events, if the recorder wants kernels now (level full, or a step with
-    a request that is recorded in full). With `profile`, or at the recorder's level profile, each is
-    timed on the device ("cpu" or "cuda", where it is then waited for), in recordings inside this
-    one too; that measures the machine once, 2 s. Not for CUDA graphs: what is captured can't be
-    waited for.
+    """Record the launches inside as events, if the recorder wants kernels now.
+
+    It does at level full, or in a step with a request that is recorded in full. With `profile`, or
+    at the recorder's level profile, each launch is timed on the device ("cpu" or "cuda", where the
+    host then waits for it), also in recordings inside this one; this measures the machine once, 2
+    s. Not for CUDA graphs: a capture can't be waited for.
     """
     if not (recorder.full or recorder.full_step):
         yield
@@ -71,7 +72,7 @@ def recording(recorder: Recorder, profile: bool = False, device: str = "cpu") ->
 
 @contextmanager
 def taping(tape: Tape) -> Iterator[None]:
-    """Launches inside are told to a tape."""
+    """Report the launches inside to a tape."""
     _DOOR.tape, _DOOR.watched = tape, True
     try:
         yield
@@ -87,7 +88,7 @@ def launch(
     describe: Callable[..., Cost],
     *facts: Any,
 ) -> Any:
-    """Run a kernel; returns what it returns. `describe(result, *facts)` counts its cost."""
+    """Run a kernel and return what it returns. `describe(result, *facts)` counts its cost."""
     if not _DOOR.watched:
         return run(*arguments)
     if _DOOR.tape is not None:

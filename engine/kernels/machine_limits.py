@@ -1,8 +1,8 @@
-"""What this machine could do at best: memory bandwidth and matrix rate, measured in under 2 s.
+"""Measure what this machine can do at best, in under 2 s: memory bandwidth and matrix rate.
 
 Profiles, the lab and the benchmarks state results as shares of these, because absolute figures
-move from machine to machine. Each figure is the best of several tries: a limit is what the machine
-reached when nothing disturbed it.
+differ from machine to machine. Each figure is the best of several tries: a limit is what the
+machine reached when nothing disturbed it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BUFFER_BYTES = 512 << 20
 """Read once from end to end: more than most caches hold, so that it comes from memory."""
-CUDA_BUFFER_BYTES = 2 << 30  # a GPU reads the other in a tenth of a millisecond
+CUDA_BUFFER_BYTES = 2 << 30  # a GPU reads the other buffer in a tenth of a millisecond
 MATRIX = 1024  # rows, columns and depth of the product that the rate is measured on
 CUDA_MATRIX = 8192
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +30,7 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Measured on a device; on a CPU with the threads that torch uses now."""
+    """Hold the limits measured on a device; on a CPU with the threads that torch uses now."""
 
     threads: int
     read_gb_s: float  # memory, read only
@@ -39,8 +39,10 @@ class MachineLimits:
     device: str = "cpu"
 
     def least_us(self, cost: Cost) -> float:
-        """The shortest time that the memory or the arithmetic would allow, whichever binds; the
-        memory alone for dtypes whose rate wasn't measured."""
+        """Return the shortest time that memory and arithmetic allow, whichever takes longer.
+
+        Only memory counts for dtypes whose rate wasn't measured.
+        """
         memory = cost.num_bytes / self.read_gb_s / 1e3
         rate = self.gemm_gflop_s.get(cost.flops_type)
         return memory if rate is None else max(memory, cost.flops / rate / 1e3)
@@ -68,7 +70,7 @@ def machine_limits(device: str = "cpu") -> MachineLimits:
 
 
 def _gemm_rate(dtype: torch.dtype, device: str) -> float:
-    """GFLOP/s of a square product."""
+    """Measure the GFLOP/s of a square product."""
     side = CUDA_MATRIX if device == "cuda" else MATRIX
     a = torch.randn(side, side, device=device).to(dtype)
     linear = torch.nn.functional.linear

@@ -1,6 +1,6 @@
-"""Declare what each operation of a backend takes and returns; mypy holds every backend to it.
+"""Declare what each operation of a backend takes and returns; mypy checks every backend.
 
-What an operation computes, and the shapes, stand at its plain-torch form in `torch_ops` and
+What an operation computes, and the shapes, are stated at its plain-torch form in `torch_ops` and
 `torch_attention`. A backend may take more arguments, if they have defaults.
 """
 
@@ -86,7 +86,7 @@ class AddLayerNorm(Protocol):
 
 
 class OfOne(Protocol):
-    """One tensor in, one out: an activation, or the greatest of each row."""
+    """Take one tensor and return one: an activation, or the greatest of each row."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -133,7 +133,7 @@ class CopyBlocks(Protocol):
 
 
 class Replacements(TypedDict, total=False):
-    """The entries of `Kernels` that a backend does better than plain torch."""
+    """Hold the entries of `Kernels` that a backend does better than plain torch."""
 
     write_kv: WriteKV
     paged_attention: PagedAttention

@@ -1,4 +1,4 @@
-"""How long a launch took: by the clock on a CPU, by CUDA events on a GPU."""
+"""Time a launch: by the clock on a CPU, by CUDA events on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GPU to run them."""
 
 
 def timed(run: Callable[..., Any], arguments: tuple[Any, ...], on_cuda: bool) -> tuple[Any, float]:
-    """(what `run` returns, microseconds). On CUDA the host waits for the kernel to end."""
+    """Return (what `run` returns, microseconds). On CUDA the host waits for the kernel to end."""
     if on_cuda:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(HEAD_START_CYCLES)
@@ -30,6 +30,6 @@ def timed(run: Callable[..., Any], arguments: tuple[Any, ...], on_cuda: bool) ->
 
 
 def best_seconds(call: Callable[[], object], tries: int, on_cuda: bool) -> float:
-    """The shortest of several runs, after one that is not counted."""
+    """Return the shortest of several runs, after one that is not counted."""
     call()
     return min(timed(call, (), on_cuda)[1] for _ in range(tries)) / 1e6

@@ -1,14 +1,14 @@
-"""Paged attention in plain torch: the reference of all attention kernels, and the CPU's fallback.
+"""Compute paged attention in plain torch: the reference of all kernels, and the CPU's fallback.
 
 Pages of a row lie anywhere in the cache, so its keys and values are gathered first (whole pages,
 one memcpy each), then attended to. Rows with one token (decode) are computed together, padded to
-the longest of them; the others (prefill, chunks) one by one. What depends on the step alone
-(which pages, which places count) is made by the first layer and kept in `batch.scratch`.
+the longest of them; the others (prefill, chunks) one by one. What depends only on the step (which
+pages, which places count) is made by the first layer and kept in `batch.scratch`.
 
-What pages hold beyond a row's end was another row's, and may be NaN: weighted with 0 it would still
-make NaN of the sum. So what is gathered from there is overwritten with 0.
+What pages hold beyond a row's end was written by another row, and may be NaN. 0 × NaN is NaN and
+would spoil the sum, so what is gathered from there is overwritten with 0.
 
-Grouped-query attention never copies keys: q is seen as [rows, kv_heads, group, D], so that the
+Grouped-query attention never copies keys: q is viewed as [rows, kv_heads, group, D], so that the
 query heads that share a key head are the "sequence" of one small product with it.
 """
 
@@ -65,11 +65,11 @@ def qkv_attention(
     batch: AttentionBatch,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """From the merged projection to attention's result, in the projection's dtype.
+    """Attend from the merged projection, and return the result in the projection's dtype.
 
-    qkv: [tokens, (heads + 2 kv_heads) * D], q, then k, then v. norms: RMSNorm of each head of q
-    and k. angles: cos, sin, as `torch_ops.rotate` takes them; None: nothing is rotated.
-    → [tokens, heads * D]
+    qkv: [tokens, (heads + 2 kv_heads) * D], q, then k, then v. norms: RMSNorm of each head of q and
+    k. angles: cos, sin, as `torch_ops.rotate` takes them; None: nothing is rotated. → [tokens,
+    heads * D]
     """
     heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
     x = qkv.view(len(qkv), heads + 2 * kv_heads, dim)
@@ -90,7 +90,7 @@ def qkv_attention(
 def _decode(
     q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
 ) -> torch.Tensor:
-    """All decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
+    """Attend for all decode rows at once. q: [rows, heads, D] → [rows, heads, D]."""
     rows, heads, head_dim = q.shape
     blocks, mask, stale = _decode_context(batch, spec.sliding_window, q.dtype)
     k, v = _gather(cache, blocks, rows, batch, q.dtype)  # [rows, places, kv_heads, D]
@@ -105,8 +105,10 @@ def _decode(
 def chunk_attention(
     q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec, row: int
 ) -> torch.Tensor:
-    """One row with several tokens. q: [queries, heads, D] in the dtype that `paged_attention`
-    computes in → the same."""
+    """Attend for one row with several tokens. q: [queries, heads, D] → the same.
+
+    q has the dtype that `paged_attention` computes in.
+    """
     queries, heads, head_dim = q.shape
     group = heads // spec.num_kv_heads
     blocks, start = _chunk_pages(batch, spec.sliding_window, row)
@@ -116,7 +118,7 @@ def chunk_attention(
     # [kv_heads, group, n, D]: each group of query heads on its key head, repeated by stride 0
     q = q.view(queries, spec.num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
     k, v = (x.permute(2, 0, 1, 3).expand(-1, group, -1, -1) for x in (k, v))
-    whole = batch.context_lens_list[row] == queries  # nothing was computed before
+    whole = batch.context_lens_list[row] == queries  # no token was computed before
     within = spec.sliding_window is None or queries <= spec.sliding_window
     if whole and within and spec.soft_cap is None and spec.sinks is None:
         k, v = k[:, :, :queries], v[:, :, :queries]
@@ -131,10 +133,12 @@ def chunk_attention(
 def _gather(
     cache: LayerCache, blocks: torch.Tensor, rows: int, batch: AttentionBatch, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pages of blocks [rows * pages], in order: k, v as [rows, places, kv_heads, D] in `dtype`.
+    """Gather the pages of blocks [rows * pages], in order and in `dtype`.
 
-    They are overwritten by the next gather of this size: the layers share one workspace in a
-    step, for fresh memory of some MB costs more (page faults) than what is done with it.
+    Returns k, v as [rows, places, kv_heads, D].
+
+    They are overwritten by the next gather of this size. The layers share one workspace in a step,
+    because fresh memory of some MB costs more (page faults) than the work done with it.
     """
     _, size, kv_heads, head_dim = cache.k.shape
     key = ("gathered", len(blocks), kv_heads, head_dim, cache.k.dtype)
@@ -156,10 +160,10 @@ def _attend(
     spec: AttentionSpec,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """softmax(cap(q·k * scale) + mask)·v; a sink is one more score, without a value.
+    """Compute softmax(cap(q·k * scale) + mask)·v; a sink is one more score, without a value.
 
-    q: [a, b, n, D]; k, v: [a, b, places, D]; mask: 0 or −inf, sinks: both broadcast to
-    [a, b, n, places] and [a, b, n, 1].
+    q: [a, b, n, D]; k, v: [a, b, places, D]; mask: 0 or −inf, sinks: both broadcast to [a, b, n,
+    places] and [a, b, n, 1].
     """
     if spec.soft_cap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
@@ -179,14 +183,17 @@ def _attend(
 def _decode_context(
     batch: AttentionBatch, window: int | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(blocks int32 [rows * pages], mask [rows, 1, 1, pages * block_size], places int64 that no row
-    holds, counted through all pages) of the decode rows. Pages that a row lacks are its first one,
-    once more."""
+    """Return what attention of the decode rows reads: blocks, mask, and places to overwrite.
+
+    They are: blocks int32 [rows * pages], mask [rows, 1, 1, pages * block_size], and the places,
+    int64, that no row holds, counted through all pages. Where a row has fewer pages, its first one
+    is repeated.
+    """
     key = ("decode", window, dtype)
     if key not in batch.scratch:
         rows, size = batch.num_decode_rows, batch.block_size
         lengths = batch.context_lens_list[:rows]
-        # of each row, the places that it holds, counted from the first page that it sees
+        # for each row, the places that it holds, counted from the first page that it sees
         held = [n - (0 if window is None else max(n - window, 0) // size * size) for n in lengths]
         pages = ceil_div(max(held), size)
         ends = batch.context_lens[:rows, None].to(torch.int64)  # [rows, 1]
@@ -215,7 +222,7 @@ def _decode_context(
 
 
 def _chunk_pages(batch: AttentionBatch, window: int | None, row: int) -> tuple[torch.Tensor, int]:
-    """(blocks int32 [pages] that the row's chunk sees, position of the first one's first place)."""
+    """Return (blocks int32 [pages] that the row's chunk sees, position of their first place)."""
     end, size = batch.context_lens_list[row], batch.block_size
     start = end - batch.query_lens[row]
     first = 0 if window is None else max(start - window + 1, 0) // size
@@ -230,8 +237,10 @@ def _chunk_mask(
     start: int,
     places: int,
 ) -> torch.Tensor:
-    """[queries, places], 0 where a query sees a place and −inf elsewhere. The first place is at
-    position `start` of the row."""
+    """Return a mask [queries, places]: 0 where a query sees a place and −inf elsewhere.
+
+    The first place is at position `start` of the row.
+    """
     key = ("chunk", row, window, dtype)
     if key not in batch.scratch:
         end, queries = batch.context_lens_list[row], batch.query_lens[row]

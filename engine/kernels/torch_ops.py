@@ -1,7 +1,7 @@
-"""The elementwise operations and the matrix product in plain torch: what every backend computes.
+"""Define the elementwise operations and the matrix product in plain torch, for every backend.
 
-Each is the reference of its fused kernels, and what runs where there is none. `x` is
-[tokens, width] unless its argument says otherwise; results are new tensors.
+Each is the reference of its fused kernels, and runs where there is none. `x` is [tokens, width]
+unless its argument says otherwise; results are new tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def embed(
     positions: torch.Tensor | None = None,
     position_table: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """table[ids], plus position_table[positions] where a model has one (OPT).
+    """Compute table[ids], plus position_table[positions] where a model has one (OPT).
 
     ids, positions: int64 [tokens]; tables: [entries, width] → [tokens, width].
     """
@@ -34,28 +34,32 @@ def embed(
 def angles(
     positions: torch.Tensor, inv_freq: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """positions: int64 [tokens], inv_freq: fp32 [D / 2] → cos, sin: fp32 [tokens, 1, D] of position
-    * inv_freq, times scale, as `rotate` takes them."""
+    """Compute cos and sin of position * inv_freq, times scale, as `rotate` takes them.
+
+    positions: int64 [tokens], inv_freq: fp32 [D / 2] → cos, sin: fp32 [tokens, 1, D].
+    """
     turned = positions[:, None, None].float() * inv_freq
     cos, sin = turned.cos() * scale, turned.sin() * scale
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """weight [N, K] in the order in which this backend's `linear` and `embed` want it: as it is."""
+    """Return weight [N, K] in the order of this backend's `linear` and `embed`: unchanged."""
     return weight
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
+    """Compute x Wᵀ + b. x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
     return F.linear(x, weight, bias)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x: [rows, K], weight: [vocabulary, K] → x Wᵀ: [rows, vocabulary] in fp32 (of fp64: fp64).
+    """Compute x Wᵀ in fp32 (of fp64: fp64).
 
-    The products of 16-bit numbers are added in fp32 and stay there. Rounded to bf16 their grid is
-    0.125 between 16 and 32, where the greatest logits lie: the first two would often be equal.
+    x: [rows, K], weight: [vocabulary, K] → [rows, vocabulary].
+
+    The products of 16-bit numbers are added in fp32 and stay there. In bf16, numbers between 16 and
+    32, where the greatest logits lie, are 0.125 apart: the first two would often be equal.
     """
     if x.dtype in (torch.float32, torch.float64):
         return F.linear(x, weight)
@@ -66,14 +70,17 @@ def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x²) + eps) * weight over the last dimension, in fp32. x: [..., width]."""
+    """Compute x / sqrt(mean(x²) + eps) * weight over the last dimension, in fp32.
+
+    x: [..., width].
+    """
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual): a block's end and the next one's beginning."""
+    """Return (rms_norm(x + residual), x + residual): a block's end and the next one's beginning."""
     total = x + residual
     return rms_norm(total, weight, eps), total
 
@@ -81,7 +88,7 @@ def add_rms_norm(
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """(x − mean) / sqrt(var + eps) * weight + bias over the last dimension, in fp32."""
+    """Compute (x − mean) / sqrt(var + eps) * weight + bias over the last dimension, in fp32."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
@@ -92,32 +99,34 @@ def add_layer_norm(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(layer_norm(x + residual), x + residual)."""
+    """Return (layer_norm(x + residual), x + residual)."""
     total = x + residual
     return layer_norm(total, weight, bias, eps), total
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """x: [tokens, 2 * width], gate then up → silu(gate) * up: [tokens, width]."""
+    """Compute silu(gate) * up. x: [tokens, 2 * width], gate then up → [tokens, width]."""
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 
 
 def relu(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0) in place of x, of any shape. Returns x."""
+    """Compute max(x, 0) in place, for any shape, and return x."""
     return x.relu_()
 
 
 def greatest(x: torch.Tensor) -> torch.Tensor:
-    """x: [rows, width] → int64 [rows], the place of each row's largest; the first of equals (`max`
-    is documented to name that one; on the CPU it is twice as fast as `argmax`). `NO_TOKEN` where
-    the largest isn't finite; a NaN is larger than anything."""
+    """Return the place of each row's largest value, the first of equals.
+
+    x: [rows, width] → int64 [rows]. `max` is documented to name the first; on the CPU it is twice
+    as fast as `argmax`. `NO_TOKEN` where the largest isn't finite; a NaN is larger than anything.
+    """
     best = x.max(dim=-1)
     return torch.where(best.values.abs() < torch.inf, best.indices, NO_TOKEN)
 
 
 def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tensor) -> None:
-    """Where a token is negative, put `drawn[place]` there; if that is `NO_TOKEN`, token 0.
+    """Replace each negative token by `drawn[place]`; if that is `NO_TOKEN`, by token 0.
 
     token_ids, places: int64 [rows]; drawn: int64 [tokens drawn by the step before].
     """
@@ -128,26 +137,27 @@ def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tenso
 def take_inputs(
     packed: torch.Tensor, staged: torch.Tensor, rows: int, drawn: torch.Tensor | None
 ) -> None:
-    """Bring the first `rows` columns of a decode step's inputs to the device; nobody waits.
+    """Copy the first `rows` columns of a decode step's inputs to the device, without waiting.
 
     packed: int64 [5, n], on the device: token ids, positions, slots, places, and lengths, which
-    have 32 bits each. staged: the same, on the host. drawn: see `take_drawn`, with these places."""
+    have 32 bits each. staged: the same, on the host. drawn: see `take_drawn`, with these places.
+    """
     packed[:, :rows].copy_(staged[:, :rows], non_blocking=True)
     if drawn is not None:
         take_drawn(packed[0, :rows], drawn, packed[3, :rows])
 
 
 def hand_out(tokens: torch.Tensor, there: torch.Tensor) -> None:
-    """Copy tokens, int64 [rows], to the host; nobody waits. there: int64 [rows], on the host."""
+    """Copy tokens, int64 [rows], to the host, without waiting. there: int64 [rows], on the host."""
     there.copy_(tokens, non_blocking=True)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding (Su et al., 2021) on halves: dimension i turns with i + D/2.
+    """Apply rotary position embedding (Su et al., 2021) on halves: dimension i turns with i + D/2.
 
-    x: [tokens, heads, D]; cos, sin: [tokens, 1, D] fp32, sin negated in its first half, so that
-    x * cos + swap(x) * sin is the rotation. Returns fp32 on bf16 input: attention wants q and k
-    in the cache's dtype, and rounding them twice would lose digits.
+    x: [tokens, heads, D]; cos, sin: [tokens, 1, D] fp32, sin negated in its first half, so that x *
+    cos + swap(x) * sin is the rotation. Returns fp32 on bf16 input: attention wants q and k in the
+    cache's dtype, and rounding them twice would lose digits.
     """
     left, right = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), sin)

@@ -1,9 +1,9 @@
-"""Native kernels for the CPU: C++, compiled on first use by the machine's own compiler.
+"""Provide native kernels for the CPU: C++, compiled on first use by the machine's own compiler.
 
 `native()` is all that others need: the operations, or None where they can't be built; `why()` says
 why. `GLASSHOUSE_NATIVE=0` turns them off, `GLASSHOUSE_CPU_VARIANT=avx2` (or another of
-`build.VARIANTS`) chooses what they are compiled for. Read `simd.h`, then `linear.cpp` (what
-most of a step's time goes to), then `attention.cpp`.
+`build.VARIANTS`) chooses what they are compiled for. Read `simd.h`, then `linear.cpp` (where most
+of a step's time goes), then `attention.cpp`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from engine.kernels.cpu.ops import NativeOps
 
 
 def native() -> NativeOps | None:
-    """The operations for this CPU. The first call may compile for some seconds."""
+    """Return the operations for this CPU. The first call may compile for some seconds."""
     return _load()[0]
 
 
 def available() -> bool:
-    """Whether there are native kernels here."""
+    """Return whether there are native kernels here."""
     return _load()[0] is not None
 
 
 def why() -> str:
-    """Why it is this variant; or why there are no native kernels, and what that costs."""
+    """Say why this variant is used; or why there are no native kernels, and what that costs."""
     return _load()[1]
 
 
@@ -46,10 +46,13 @@ def _load() -> tuple[NativeOps | None, str]:
 
 
 def for_variant(variant: str) -> NativeOps:
-    """The operations compiled for one variant, for tests and comparisons. Raises BuildError."""
+    """Return the operations compiled for one variant, for tests and comparisons.
+
+    Raises BuildError.
+    """
     return NativeOps(load(variant), variant, "amx_bf16" in cpu_flags())
 
 
 def forget() -> None:
-    """Let the next call choose anew, for tests."""
+    """Make the next call choose anew, for tests."""
     _load.cache_clear()

@@ -1,6 +1,6 @@
-"""What a launch of a native kernel moves and computes, counted from its shapes for the record.
+"""Count from its shapes what a launch of a native kernel moves and computes, for the record.
 
-The first argument of each is what the kernel returned.
+The first argument of each function is what the kernel returned.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ def attention_cost(
     rows: range,
     tiles: bool = False,
 ) -> Cost:
-    """result: the number of tasks that the kernel cut the rows into, or torch's tensor. tiles:
-    chunks are multiplied on matrix tiles, in bf16."""
+    """Count the cost of attention.
+
+    result: the number of tasks that the kernel cut the rows into, or torch's tensor. tiles: chunks
+    are multiplied on matrix tiles, in bf16.
+    """
     tokens = read = pairs = 0  # positions read by a key head; query–position pairs of a query head
     for row in rows:
         queries, context = batch.query_lens[row], batch.context_lens_list[row]

@@ -1,9 +1,9 @@
-"""The native kernels as Python functions: the same arguments, shapes and results as `torch_ops`.
+"""Call the native kernels from Python: the same arguments, shapes and results as `torch_ops`.
 
 A call goes: check that the kernel takes these tensors (else plain torch does it), make the result
 with `torch.empty`, pack pointers and sizes into the bytes of the C++ argument struct, call. Packing
-into one struct is what makes a call cheap: 0.3 µs, where ctypes takes 1.5 µs to convert twelve
-arguments one by one, and an extension module, 0.15 µs faster, would need Python's headers.
+into one struct makes a call cheap: 0.3 µs. ctypes takes 1.5 µs to convert twelve arguments one by
+one, and an extension module, 0.15 µs faster, would need Python's headers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _ARGMAX = Struct("6q").pack
 
 
 class NativeOps(LinearOps, AttentionOps):
-    """The operations of one loaded library."""
+    """Hold the operations of one loaded library."""
 
     def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
-        """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
+        """Bind the functions of the library.
+
+        variant: what it was compiled for. amx: torch computes bf16 in AMX tiles.
+        """
         LinearOps.__init__(self, library, variant, amx)
         AttentionOps.__init__(self, library, amx)
         if self.layout is Layout.TILES:
@@ -45,21 +48,21 @@ class NativeOps(LinearOps, AttentionOps):
         self._angles = function(library, "angles")
         self._relu = function(library, "relu")
         self._argmax = function(library, "argmax")
-        # through a handle that gives Python's lock away: it takes as long as a whole step
+        # through a handle that releases Python's lock: a replay takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
         self.bind_threads = function(library, "bind_threads")
 
     # ---------------------------------------------------------------------------- norms, activation
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """As `torch_ops.rms_norm`."""
+        """Compute `torch_ops.rms_norm`."""
         out = self._normalise(x, None, weight, None, eps, center=False)
         return torch_ops.rms_norm(x, weight, eps) if out is None else out[0]
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `torch_ops.add_rms_norm`."""
+        """Compute `torch_ops.add_rms_norm`."""
         out = self._normalise(x, residual, weight, None, eps, center=False)
         return torch_ops.add_rms_norm(x, residual, weight, eps) if out is None else out
 
@@ -70,7 +73,7 @@ class NativeOps(LinearOps, AttentionOps):
         bias: torch.Tensor | None,
         eps: float,
     ) -> torch.Tensor:
-        """As `torch_ops.layer_norm`."""
+        """Compute `torch_ops.layer_norm`."""
         out = self._normalise(x, None, weight, bias, eps, center=True)
         return torch_ops.layer_norm(x, weight, bias, eps) if out is None else out[0]
 
@@ -82,7 +85,7 @@ class NativeOps(LinearOps, AttentionOps):
         bias: torch.Tensor | None,
         eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `torch_ops.add_layer_norm`."""
+        """Compute `torch_ops.add_layer_norm`."""
         out = self._normalise(x, residual, weight, bias, eps, center=True)
         return torch_ops.add_layer_norm(x, residual, weight, bias, eps) if out is None else out
 
@@ -95,7 +98,7 @@ class NativeOps(LinearOps, AttentionOps):
         eps: float,
         center: bool,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(norm, x + residual), or None if the kernel doesn't take these tensors."""
+        """Return (norm, x + residual), or None if the kernel doesn't take these tensors."""
         dtype = x.dtype
         if (
             dtype not in TYPES
@@ -135,7 +138,7 @@ class NativeOps(LinearOps, AttentionOps):
         positions: torch.Tensor | None = None,
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `torch_ops.embed`."""
+        """Compute `torch_ops.embed`."""
         layout = Layout.of(table)
         if table.dtype not in TYPES or not (
             position_table is None or position_table.dtype is table.dtype
@@ -159,7 +162,7 @@ class NativeOps(LinearOps, AttentionOps):
     def angles(
         self, positions: torch.Tensor, inv_freq: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `torch_ops.angles`."""
+        """Compute `torch_ops.angles`."""
         tokens, half = len(positions), len(inv_freq)
         cos, sin = (torch.empty((tokens, 1, 2 * half), dtype=torch.float32) for _ in range(2))
         places = positions.data_ptr(), inv_freq.data_ptr(), cos.data_ptr(), sin.data_ptr()
@@ -168,7 +171,7 @@ class NativeOps(LinearOps, AttentionOps):
         return cos, sin
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
-        """As `torch_ops.silu_and_mul`."""
+        """Compute `torch_ops.silu_and_mul`."""
         if x.dtype not in TYPES or not x.is_contiguous():
             return torch_ops.silu_and_mul(x)
         rows, both = x.shape
@@ -178,7 +181,7 @@ class NativeOps(LinearOps, AttentionOps):
         return out
 
     def relu(self, x: torch.Tensor) -> torch.Tensor:
-        """As `torch_ops.relu`."""
+        """Compute `torch_ops.relu`."""
         if x.dtype not in TYPES or not x.is_contiguous():
             return torch_ops.relu(x)
         packed = _RELU(x.data_ptr(), x.numel(), TYPES[x.dtype])
@@ -186,7 +189,7 @@ class NativeOps(LinearOps, AttentionOps):
         return x
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """As `torch_ops.greatest`."""
+        """Compute `torch_ops.greatest`."""
         if x.dtype not in TYPES or not x.is_contiguous():
             return torch_ops.greatest(x)
         rows, width = x.shape

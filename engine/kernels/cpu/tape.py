@@ -1,12 +1,12 @@
-"""A computation that is played again without Python: the CPU's counterpart of a CUDA graph.
+"""Repeat a computation without Python between kernels: the CPU's counterpart of a CUDA graph.
 
 While a `Tape` records, the computation runs as always, and the tape writes down what is done: each
 native kernel with its argument struct, and each operation of torch (there should be few). `play`
-does the same again on the same memory, with whatever stands in the inputs by then: runs of native
+does the same again on the same memory, with the inputs' contents at that time: runs of native
 kernels in one call of C++ (`replay.cpp`), operations of torch one by one.
 
-That is right as long as the computation's course depends on shapes only. Whoever looks at a value
-(`item()`, `tolist()`) can't be taped, and is told so.
+This is correct as long as the computation's course depends only on shapes. A computation that looks
+at a value (`item()`, `tolist()`) can't be taped, and raises an error that says so.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ MAKES_MEMORY = ("aten::empty.memory_format", "aten::empty_like", "aten::empty_st
 
 
 class NotTapeable(RuntimeError):
-    """The computation does something that a tape can't repeat. The message says what."""
+    """Report a computation that a tape can't repeat. The message says what it does."""
 
 
 class Arena:
-    """Memory for what computations on tapes make. A piece is used again as soon as the last tensor
-    on it is gone, by the same tape or by another: tapes are played one after another.
+    """Provide memory for what computations on tapes make.
 
-    Pieces are powers of two long, so that tapes of many batch sizes share a few of each length.
+    A piece is used again as soon as the last tensor on it is gone, by the same tape or by another:
+    tapes are replayed one after another. Pieces are powers of two long, so that tapes of many batch
+    sizes share a few of each length.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class Arena:
         self.num_bytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """As `torch.empty`."""
+        """Allocate a tensor, like `torch.empty`."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         room = max(ALIGN, 1 << (size - 1).bit_length()) if size else ALIGN
         fitting = [i for i, piece in enumerate(self._free) if room <= len(piece) <= 4 * room]
@@ -59,13 +60,15 @@ class Arena:
             piece = memory[start : start + room]
             self._pieces[piece.ctypes.data] = piece
             self.num_bytes += room
-        lent = piece[:size]  # an object of its own: it lives as long as a tensor on this memory
+        lent = piece[:size]  # a separate object: it lives as long as a tensor on this memory
         weakref.finalize(lent, self._free.append, piece).atexit = False
         return torch.from_numpy(lent).view(dtype).view(shape)
 
     def window(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same memory without a claim to it: whoever plays a tape next may write there. The
-        tensor itself, if its memory isn't the arena's."""
+        """View the same memory without keeping it: the next tape to play may write there.
+
+        The tensor itself is returned if its memory isn't the arena's.
+        """
         piece = self._pieces.get(tensor.data_ptr())
         if piece is None:
             return tensor
@@ -73,7 +76,9 @@ class Arena:
 
 
 class Tape(TorchDispatchMode):
-    """`with tape.recording(): outputs = compute()` once, then `tape.play()` as often as wanted.
+    """Record once, then replay any number of times.
+
+    `with tape.recording(): outputs = compute()` records, `tape.play()` replays.
 
     Outputs are read through `Arena.window` after a play, until the next one.
     """
@@ -87,7 +92,10 @@ class Tape(TorchDispatchMode):
         return False
 
     def __init__(self, replay: Callable[[bytes], object], arena: Arena) -> None:
-        """replay: `glasshouse_replay` of the library whose kernels are taped."""
+        """Start an empty tape.
+
+        replay: `glasshouse_replay` of the library whose kernels are taped.
+        """
         super().__init__()
         self._replay = replay
         self._arena = arena
@@ -99,18 +107,18 @@ class Tape(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """What is computed inside goes onto the tape. Raises NotTapeable."""
+        """Record what is computed inside. Raises NotTapeable."""
         with taping(self), self:
             yield
         self._end_part()
 
     def play(self) -> None:
-        """Do again all that was recorded."""
+        """Repeat all that was recorded."""
         for part in self._parts:
             part()
 
     def launched(self, backend: str, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """A kernel of ours is about to run (see `launch.py`)."""
+        """Note a kernel of ours that is about to run (see `launch.py`)."""
         if backend == "native":
             address = ctypes.cast(run, ctypes.c_void_p).value  # type: ignore[arg-type]
             self._native.append((int(address or 0), arguments[0]))
@@ -119,7 +127,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
     ) -> Any:
-        """An operation of torch is about to run."""
+        """Run an operation of torch, and note it."""
         kwargs = kwargs or {}
         if func.name() in MAKES_MEMORY:
             like = func(*args, **kwargs)
@@ -141,7 +149,7 @@ class Tape(TorchDispatchMode):
         self.num_torch_operations += 1
 
     def _end_part(self) -> None:
-        """Native kernels since the last operation of torch become one call."""
+        """Turn the native kernels since the last operation of torch into one call."""
         if not self._native:
             return
         structs = [ctypes.c_char_p(packed) for _, packed in self._native]
@@ -155,7 +163,7 @@ class Tape(TorchDispatchMode):
 
 
 def _is_view(result: torch.Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether the result lies in an argument's memory: then there is nothing to do again."""
+    """Return whether the result lies in an argument's memory: then nothing must be repeated."""
     memory = result.untyped_storage().data_ptr()
     tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
     return any(tensor.untyped_storage().data_ptr() == memory for tensor in tensors)

@@ -1,8 +1,9 @@
-"""Triton kernels for CUDA: the same arguments, shapes and results as the plain-torch table.
+"""Provide Triton kernels for CUDA, with the arguments, shapes and results of the torch table.
 
 `operations()` is all that others need: the entries of the `Kernels` table, or None where Triton
 isn't installed, and then plain torch computes. Read `attention.py` first, it is most of the work;
-`start.py` is how each is launched; `compile_all.py` compiles all of them for every GPU without one.
+`start.py` shows how each is launched; `compile_all.py` compiles all of them for every GPU without
+one.
 
 Matrix products of more than a few rows are cuBLAS's, through torch.
 """
@@ -20,7 +21,7 @@ def operations() -> Replacements | None:
     """Return what is better than plain torch here; None where Triton isn't installed."""
     if importlib.util.find_spec("triton") is None:
         return None
-    # Here and not above: each of these imports Triton.
+    # Imported here and not above, because each of these imports Triton.
     from engine.kernels.triton import (
         activation,
         angles,

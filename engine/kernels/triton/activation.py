@@ -1,7 +1,7 @@
-"""SiLU·mul in Triton: `torch_ops.silu_and_mul`.
+"""Compute SiLU·mul in Triton: `torch_ops.silu_and_mul`.
 
-Grid: (rows, pieces of 1,024 columns). Nothing is shared between values, so pieces are only there
-to give a single row (decode) more than one program.
+Grid: (rows, pieces of 1,024 columns). Nothing is shared between values; pieces only give a single
+row (decode) more than one program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def silu_and_mul_kernel(
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """As `torch_ops.silu_and_mul`."""
+    """Compute `torch_ops.silu_and_mul`."""
     if x.dtype not in FLOATS or not x.is_contiguous() or x.numel() == 0:
         return torch_ops.silu_and_mul(x)
     rows, width = x.shape[0], x.shape[1] // 2

@@ -1,12 +1,12 @@
-"""The rotary angles of a step in Triton, for all its layers: `torch_ops.angles`.
+"""Compute the rotary angles of a step in Triton, for all its layers: `torch_ops.angles`.
 
 Grid: (pieces of 256 pairs of dimensions), across tokens. Heads have 32 to 128 pairs, mostly no
-power of two, and each pair is a sine and a cosine of its own: a program takes whatever is next.
+power of two, and each pair has its own sine and cosine: a program takes the next 256 pairs.
 
 `tl.cos` and `tl.sin` become the functions of CUDA's libdevice, which torch calls too: they reduce
 an angle of 100,000 as exactly as one of 1 (result within 2 units of the last place, says the CUDA
-C++ Programming Guide). The GPU's fast `cos.approx` is not exact for angles beyond 2π: a test looks
-into the compiled code, that it isn't there.
+C++ Programming Guide). The GPU's fast `cos.approx` is not exact for angles beyond 2π; a test checks
+that the compiled code doesn't contain it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def angles_kernel(
 def angles(
     positions: torch.Tensor, inv_freq: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `torch_ops.angles`."""
+    """Compute `torch_ops.angles`."""
     contiguous = positions.is_contiguous() and inv_freq.is_contiguous()
     if not contiguous or inv_freq.dtype != torch.float32 or positions.numel() == 0:
         return torch_ops.angles(positions, inv_freq, scale)
@@ -72,7 +72,7 @@ def angles(
         {"BLOCK": PIECE},
         NUM_WARPS,
         1,
-        # a sine takes some 16: 7 to reduce its angle, the rest for a polynomial; a cosine too
+        # a sine takes some 16: 7 to reduce its angle, the rest for a polynomial; so does a cosine
         lambda: Cost(list(grid), moved, 32 * tokens * half, why="pieces of 256 pairs"),
     )
     return cos, sin

@@ -1,22 +1,22 @@
-"""The attention kernels, and how their work is cut; `paged_attention.py` launches them.
+"""Define the attention kernels, and how their work is cut; `paged_attention.py` launches them.
 
-They compute what `torch_attention.paged_attention` does, pages read in place.
+They compute what `torch_attention.paged_attention` does, and read pages in place.
 
 One kernel serves decode, prefill and chunks. Its unit of work is a tile of query rows times all
-keys that any of them sees. A tile's rows are (tokens × query heads of one key head), so that a
-key is read once for its whole group and even one token fills a tensor core's 16 rows.
+keys that any of them sees. A tile's rows are (tokens × query heads of one key head), so that a key
+is read once for its whole group and even one token fills a tensor core's 16 rows.
 
 - Decode (`DECODE`): program (row, key head, split). A row is one token. When rows × key heads are
   too few to fill the device, each context is cut into `splits` segments; every program keeps its
-  own maximum and sum, and `_merge_kernel` joins them. Grid and arguments depend on the number of
-  rows alone, never on the lengths, which are read on the device: a CUDA graph can replay it. Rows
+  own maximum and sum, and `_merge_kernel` joins them. Grid and arguments depend only on the number
+  of rows, never on the lengths, which are read on the device: a CUDA graph can replay it. Rows
   that only pad a graph have a context of 0 and cost one empty program.
 - Prefill and chunks: program (tile, key head). A row of n tokens has ceil(n / Q) tiles; the row of
   a tile is found by bisection in `query_start`, so nothing is sent to the device for it. The grid
-  is the bound tokens // Q + rows; what is too many leaves at once.
+  is the bound tokens // Q + rows; programs beyond the last tile return at once.
 
-Tiles of keys (`BLOCK_N`) have nothing to do with the size of a page: each position looks up its
-page. Softmax runs online in base 2 (scale and log2 e are one factor), in fp32.
+Tiles of keys (`BLOCK_N`) are independent of the size of a page: each position looks up its page.
+Softmax runs online in base 2 (scale and log2 e are one factor), in fp32.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from engine.kernels.triton.start import let_next_start, wait_for_previous
 
 MAX_SPLITS = 16
 MERGE_WARPS = 4
-SPLIT_TOKENS = 256  # a segment shorter than this isn't worth the merge
-FILLED = 24  # programs for each multiprocessor, at most, that splitting makes
+SPLIT_TOKENS = 256  # a shorter segment isn't worth the merge
+FILLED = 24  # most programs for each multiprocessor that splitting makes
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -201,8 +201,11 @@ def merge_kernel(
     SPLITS: tl.constexpr,  # a power of two
     PDL: tl.constexpr = 0,
 ):
-    """Join the segments of one row and head. Grid: one program for each of rows × heads: each
-    reads SPLITS * HEAD_DIM floats, a few KB, which the L2 cache still holds."""
+    """Join the segments of one row and head.
+
+    Grid: one program for each of rows × heads. Each reads SPLITS * HEAD_DIM floats, a few KB, which
+    the L2 cache still holds.
+    """
     let_next_start(PDL)
     wait_for_previous(PDL)
     pair = tl.program_id(0).to(tl.int64)
@@ -226,7 +229,7 @@ def merge_kernel(
 
 
 class Tile(NamedTuple):
-    """How a launch is cut. Chosen so that shared memory fits the smallest device (99 KiB)."""
+    """State how a launch is cut. Chosen so that shared memory fits the smallest device (99 KiB)."""
 
     block_m: int
     block_n: int
@@ -235,7 +238,7 @@ class Tile(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """Which of the less usual parts a layer has."""
+    """State which of the less usual parts a layer has."""
 
     window: bool = False
     soft_cap: bool = False
@@ -245,12 +248,13 @@ class Extras(NamedTuple):
 def tile_for(
     dtype: torch.dtype, head_dim: int, group: int, decode: bool, stored: torch.dtype | None = None
 ) -> Tile:
-    """dtype: computed in. stored: the cache's, where it is another.
+    """Choose the tile. dtype: computed in. stored: the cache's, where it is another.
 
-    Decode is a matter of bytes in flight, and of how often the warps wait for each other: few rows,
+    Decode depends on the bytes in flight, and on how often the warps wait for each other: few rows,
     many keys. On an H200 64 keys in two stages read 92 % of the copy rate where 32 in three read
-    84, and 8-bit pages take 204 µs where that takes 255 (benchmarks/results/NOTES.md). Prefill is
-    one of reuse: many rows. fp32 products run on ordinary cores and want small tiles."""
+    84, and 8-bit pages take 204 µs where those take 255 (benchmarks/results/NOTES.md). Prefill
+    depends on reuse: many rows. fp32 products run on ordinary cores and want small tiles.
+    """
     dim = power(head_dim)
     rows = max(16, power(group))
     if dtype == torch.float32:
@@ -270,9 +274,12 @@ def tile_for(
 
 
 def splits_for(pairs: int, processors: int, max_context: int) -> int:
-    """Segments of each context: a power of two. pairs: rows × key heads, each of which keeps one
-    multiprocessor's corner busy, and waits for memory most of the time: with many more programs
-    than fit at once, those with short contexts make room for others."""
+    """Return the number of segments of each context, a power of two.
+
+    pairs: rows × key heads. Each keeps one multiprocessor partly busy, and waits for memory most of
+    the time: with many more programs than fit at once, those with short contexts make room for
+    others.
+    """
     splits = 1
     while (
         splits < MAX_SPLITS
@@ -293,7 +300,7 @@ def constants(
     extras: Extras,
     mixed: bool = False,
 ) -> dict[str, int]:
-    """The kernel's compile-time arguments. Flags are 0 or 1."""
+    """Return the kernel's compile-time arguments. Flags are 0 or 1."""
     return {
         "HEAD_DIM": head_dim,
         "DIM": power(head_dim),
@@ -311,10 +318,10 @@ def constants(
 
 
 def merge_constants(head_dim: int, splits: int) -> dict[str, int]:
-    """The merging kernel's compile-time arguments."""
+    """Return the merging kernel's compile-time arguments."""
     return {"HEAD_DIM": head_dim, "DIM": power(head_dim), "SPLITS": splits}
 
 
 def power(n: int) -> int:
-    """The next power of two that tl.dot can reduce over."""
+    """Return the next power of two that tl.dot can reduce over."""
     return max(16, triton.next_power_of_2(n))

@@ -1,9 +1,8 @@
-"""Moves whole KV blocks in Triton: `KVCache.copy` and both ways of swapping, all layers in one
-launch.
+"""Copy whole KV blocks in Triton, all layers in one launch: `KVCache.copy` and swaps.
 
 Grid: (pairs, tensors). Copy-on-write moves a few blocks, each in 2 × layers tensors: launched one
 tensor at a time, starting would take longer than moving. The addresses of the tensors come as
-arrays of numbers, made once. To swap, one of the two is of pinned host memory, which a GPU reads
+arrays of numbers, made once. For a swap, one of the two is pinned host memory, which a GPU reads
 and writes over the bus under the same addresses as the host (unified virtual addressing).
 
 Programs run in any order, so no block may be both read and written in a launch.
@@ -47,8 +46,11 @@ def copy_blocks_kernel(
 def copy_blocks(
     sources: torch.Tensor, targets: torch.Tensor, words: torch.Tensor, pairs: torch.Tensor
 ) -> None:
-    """sources, targets, words: int64 [tensors], see the kernel; of one pool to copy inside it.
-    pairs: int64 [pairs, 2], (source, destination), no block read and written. All on the device."""
+    """Copy blocks between pools, or inside one. All arguments are on the device.
+
+    sources, targets, words: int64 [tensors], see the kernel; of one pool to copy inside it. pairs:
+    int64 [pairs, 2], (source, destination), no block read and written.
+    """
     grid = (len(pairs), len(words))
     start(
         "copy_blocks",

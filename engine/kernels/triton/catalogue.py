@@ -1,9 +1,10 @@
-"""Every kernel in every configuration that the engine can launch, as the compiler wants them.
+"""List every kernel in every configuration that the engine can launch, for the compiler.
 
 What shapes the machine code is enumerated: dtypes, head sizes, tiles, which parts are on. What is
-a mere number at run time (tokens, widths, strides) is not. Where a choice only swaps one constant
-for another (page size; group, as long as it fits the same tile) its usual value stands for all; and
-bf16 stands for fp16 in all but a few, for the two differ in the names of their instructions only.
+only a number at run time (tokens, widths, strides) is not. Where a choice only replaces one
+constant by another (page size; group, as long as it fits the same tile) its usual value stands for
+all. bf16 stands for fp16 in all but a few, because the two differ only in the names of their
+instructions.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FORMS = {
 
 
 def variants() -> Iterator[Variant]:
-    """All of them."""
+    """List all variants."""
     yield from attention_variants()
     for dtype in DTYPES:
         yield _silu_and_mul(dtype)
@@ -57,7 +58,7 @@ def variants() -> Iterator[Variant]:
             for rows in (1, 4) if shape != SHAPES[2] else (1, 2, 4):
                 for form in FORMS:
                     yield _skinny(dtype, rows, *shape, form, FORMS[form])
-    for rows in (1, 4):  # what differs from a "linear" is the store
+    for rows in (1, 4):  # the two differ in the store
         yield _skinny("bf16", rows, *SHAPES[2], "logits", skinny.Form(), "fp32")
     for vocab in (256, 128256):
         yield _draw("draw weights", draw.weights_kernel, vocab, draw.NUM_WARPS)
@@ -103,7 +104,7 @@ def _embed(dtype: str, add: bool) -> Variant:
 
 
 def _exchange() -> Iterator[Variant]:
-    """What a decode step takes from the host and hands out to it."""
+    """List what a decode step takes from the host and returns to it."""
     for drawn in (False, True):
         yield Variant(
             name=f"take_inputs{' drawn' if drawn else ''}",
@@ -180,7 +181,7 @@ def _skinny(
     form: skinny.Form,
     out: str | None = None,
 ) -> Variant:
-    """out: dtype of the result; None: that of the others."""
+    """Make a variant of the skinny product. out: dtype of the result; None: that of the others."""
     constants = skinny.constants(rows, lines, inputs, form)
     pointers = ["x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr"]
     return Variant(

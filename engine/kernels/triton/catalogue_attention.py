@@ -1,4 +1,4 @@
-"""The kernels of attention in every configuration that can be launched: see `catalogue.py`."""
+"""List every configuration of the attention kernels that can be launched: see `catalogue.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = 16
 
 
 def attention_variants() -> Iterator[Variant]:
-    """Attention over pages, and what fills them."""
+    """List attention over pages, and what fills the pages."""
     for dtype in DTYPES:
         head_dims = (128,) if dtype == "fp16" else HEAD_DIMS
         for kind in ("decode", "split", "prefill"):
@@ -55,7 +55,10 @@ def _attention(
     pages: str = "",
     mixed: bool = False,
 ) -> Variant:
-    """pages: dtype of the cache, where it is another. mixed: of a captured step with prompts."""
+    """Make a variant.
+
+    pages: the cache's dtype, if another. mixed: of a captured step with prompts.
+    """
     decode = kind != "prefill"
     stored = (DTYPES | FP8)[pages or dtype]
     tile = attention.tile_for(DTYPES[dtype], head_dim, group, decode, stored)

@@ -60,7 +60,7 @@ RESULTS = FOLDER.parents[2] / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a variant became on one device."""
+    """Describe what a variant became on one device."""
 
     variant: str
     capability: int
@@ -86,7 +86,7 @@ class Compiled:
 
 
 def compiled_for(variant: Variant, capability: int) -> Any:
-    """What Triton makes of a variant: `.asm["ptx"]`, `.metadata`. Raises what Triton raises."""
+    """Compile a variant with Triton: `.asm["ptx"]`, `.metadata`. Raises what Triton raises."""
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     # The engine's own pointers and sizes are multiples of 16; Triton specialises on that.
@@ -110,7 +110,10 @@ def compiled_for(variant: Variant, capability: int) -> Any:
 
 
 def compile_variant(variant: Variant, capability: int) -> Compiled:
-    """Triton to PTX, then NVIDIA's assembler for what only it knows. Raises what they raise."""
+    """Compile with Triton to PTX, then with NVIDIA's assembler. Raises what they raise.
+
+    Only the assembler knows registers and spills.
+    """
     compiled = compiled_for(variant, capability)
     ptx = compiled.asm["ptx"]
     registers, spills = _assemble(ptx, capability)
@@ -128,7 +131,7 @@ def compile_variant(variant: Variant, capability: int) -> Compiled:
 
 
 def _assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """(registers, bytes spilled) of a thread, from `ptxas -v`."""
+    """Return (registers, bytes spilled) of a thread, from `ptxas -v`."""
     target = re.search(r"\.target (sm_\w+)", ptx)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -146,7 +149,7 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
 
 
 def sources_hash() -> str:
-    """Changes with every variant and every kernel's text, and with Triton's version."""
+    """Hash every variant and every kernel's text, and Triton's version."""
     digest = hashlib.sha256(triton.__version__.encode())
     for module in sorted({variant.kernel.fn.__module__ for variant in variants()}):
         for function in vars(sys.modules[module]).values():
@@ -159,7 +162,7 @@ def sources_hash() -> str:
 
 
 def table(results: Iterable[Compiled]) -> str:
-    """Markdown: a line for each variant, `registers / shared KiB` for each device that has it."""
+    """Write a Markdown table: `registers / shared KiB` of each variant on each device."""
     lines = [
         "| kernel | warps × stages | " + " | ".join(f"sm_{c}" for c in SHARED_KIB) + " |",
         "|---|---|" + "---|" * len(SHARED_KIB),

@@ -1,12 +1,13 @@
-"""The draw of a token in Triton, in 3 to 15 launches and no synchronisation: what
-`worker/sampling/draw.py` defines, with its step numbers. It is the reference:
+"""Draw tokens in Triton, in 3 to 15 launches without synchronisation.
+
+`worker/sampling/draw.py` defines the draw and its step numbers, and is the reference:
 `draw(cut(integer_weights(logits), cuts), words)`.
 
 Grid: (rows, programs), where a row is cut into pieces of 1,024 tokens: the 128,256 logits of one
-request are 126 programs' work. One alone would need as long for them as the rest of a step takes.
-With many rows a program takes several pieces, for each program of a row adds up all pieces anew.
-What a program finds it writes for each piece, and a row's sum is made of its pieces' in one order:
-so a token doesn't depend on how many rows there are.
+request are the work of 126 programs. One program alone would need as long for them as the rest of a
+step takes. With many rows a program takes several pieces, because each program of a row adds up all
+pieces again. Results are written for each piece, and a row's sum adds its pieces in one order: so a
+token doesn't depend on how many rows there are.
 
 1. `exponentials_kernel`: of each piece the greatest logit, and the sum of exponentials over it.
    `weights_kernel`: the weights, from the sums of all pieces, and what min_p leaves of each piece.
@@ -43,7 +44,7 @@ from engine.kernels.triton.draw_border import (
 from engine.kernels.triton.start import let_next_start, start, wait_for_previous
 
 PIECE = 1024  # tokens
-MOST_PIECES = 512  # of a row: of a larger vocabulary, pieces are larger
+MOST_PIECES = 512  # of a row: with a larger vocabulary, pieces are larger
 PROGRAMS = 1024  # of all rows together: enough to fill a device
 NUM_WARPS = 8
 NO_TOKEN = tl.constexpr(engine.tokens.NO_TOKEN)
@@ -74,7 +75,7 @@ def exponentials_kernel(
 
 @triton.jit
 def _weights(x, top, total):
-    """fp32, but each is an integer, up to 2^30."""
+    """Compute the weights in fp32; each is an integer, up to 2^30."""
     return tl.floor(tl.exp(x - top) / total * 1073741824.0 + 0.5)
 
 
@@ -194,9 +195,9 @@ def draw(
     any_top_k: bool = True,
     any_top_p: bool = True,
 ) -> torch.Tensor:
-    """Steps 1 to 3 for all rows at once: int64 [rows].
+    """Draw a token for each row at once, steps 1 to 3: int64 [rows].
 
-    any_top_k, any_top_p: whether some row has such a cut; a search for none of them isn't launched.
+    any_top_k, any_top_p: whether some row has such a cut; if none has, its search isn't launched.
 
     logits: fp32 [rows, vocab], contiguous, divided by the temperature. top_k: int64 [rows], top_p,
     min_p: float64 [rows], words: int64 [rows]: as in `worker/sampling/draw.py`; like a step's other
@@ -257,6 +258,6 @@ def draw(
 
 
 def constants(vocab: int) -> dict[str, int]:
-    """Tokens of a piece, and pieces of a row, rounded up to a power of two."""
+    """Return the tokens of a piece, and the pieces of a row, rounded up to a power of two."""
     block = max(PIECE, triton.next_power_of_2(triton.cdiv(vocab, MOST_PIECES)))
     return {"BLOCK": block, "PIECES": triton.next_power_of_2(triton.cdiv(vocab, block))}

@@ -1,19 +1,19 @@
-"""Where the kept tokens of a row end: step 2 of the draw (`draw.py`) as a search in few launches.
+"""Find where the kept tokens of a row end: step 2 of the draw (`draw.py`), in few launches.
 
-A weight, an integer up to 2^30, is kept as fp32, which holds each of them exactly; so the bits of
-two weights, read as integers, compare as they do. What min_p, top_k and top_p keep are the tokens
-of greater bits than some `least`, and the first few, by id, of exactly these: the ties.
+A weight, an integer up to 2^30, is kept as fp32, which holds each of them exactly. So the bits of
+two weights, read as integers, have the order of the weights. What min_p, top_k and top_p keep are
+the tokens of greater bits than some `least`, and the first few, by id, of exactly these: the ties.
 
 Two searches find `least`, one after the other. top_k's: the greatest bits that `top_k` tokens
-reach. top_p's: the greatest that `enough` weight reaches. Bits lie in [low, low + 2^28), for a
+reach. top_p's: the greatest that `enough` weight reaches. Bits lie in [low, low + 2^28), because a
 weight that can be drawn is at least 1. In each of six levels a program compares the tokens of its
 pieces with 32 thresholds at once, `low + column * 2^shift`, and writes for each piece and threshold
 how many tokens reach it and what they weigh. The next level adds the pieces up, takes the last
-column that enough of them reach, and looks closer there, in pieces that have tokens there: soon in
+column that enough of them reach, and searches within it, in pieces that have tokens there: soon in
 a few. All sums are of integers, so no order matters.
 
 Launches depend on shapes, and on whether any row wants a cut: the programs of a row that doesn't
-leave at once.
+return at once.
 """
 
 from __future__ import annotations
@@ -39,28 +39,34 @@ NUM_WARPS = 16
 
 @triton.jit
 def weight_of(bits):
-    """int32: the weight as a number, from its bits."""
+    """Return the weight as a number, int32, from its bits."""
     return bits.to(tl.float32, bitcast=True).to(tl.int32)
 
 
 @triton.jit
 def low_at(lows_ptr, SEARCH: tl.constexpr, level, row):
-    """Where the least threshold of a level stands: of int32 [2 searches, 6 levels, rows]."""
+    """Return the address of a level's least threshold in int32 [2 searches, 6 levels, rows]."""
     return lows_ptr + (SEARCH * LEVELS + level) * tl.num_programs(0) + row
 
 
 @triton.jit
 def reach_at(reach_ptr, SEARCH: tl.constexpr, level, WHAT: tl.constexpr, row, pieces):
-    """Where [pieces, 32] of a row begin in int32 [2 searches, 2, 2: counts and masses, rows,
-    pieces, 32]. A level reads what the one before it wrote, and writes beside it."""
+    """Return the address of a row's [pieces, 32] in the `reach` array.
+
+    It is int32 [2 searches, 2, 2: counts and masses, rows, pieces, 32]. A level reads what the one
+    before it wrote, and writes beside it.
+    """
     place = ((SEARCH * 2 + level % 2) * 2 + WHAT) * tl.num_programs(0) + row.to(tl.int64)
     return reach_ptr + place * pieces * COLUMNS
 
 
 @triton.jit
 def write_reach(weights_at, real, low, shift, counts_at, masses_at):
-    """Of a piece, how many tokens reach each threshold, and what they weigh. weights_at: pointers
-    [BLOCK] to fp32, real where the row has tokens; counts_at, masses_at: to int32 [32]."""
+    """Write how many tokens of a piece reach each threshold, and what they weigh.
+
+    weights_at: pointers [BLOCK] to fp32, real where the row has tokens; counts_at, masses_at: to
+    int32 [32].
+    """
     weight = tl.load(weights_at, mask=real, other=0.0)
     bits = weight.to(tl.int32, bitcast=True)
     mass = weight.to(tl.int32)
@@ -73,7 +79,7 @@ def write_reach(weights_at, real, low, shift, counts_at, masses_at):
 
 @triton.jit
 def write_same(count, mass, counts_at, masses_at):
-    """The same for a piece without tokens between the thresholds: what reaches one reaches all."""
+    """Write a piece without tokens between the thresholds: what reaches one reaches all."""
     column = tl.arange(0, COLUMNS)
     tl.store(counts_at + column, count + 0 * column)
     tl.store(masses_at + column, mass + 0 * column)
@@ -81,10 +87,11 @@ def write_same(count, mass, counts_at, masses_at):
 
 @triton.jit
 def border(first_at, wanted, pieces, PIECES: tl.constexpr):
-    """Of a level, (the last column that is reached by `wanted`, how much of this only the tokens
-    below the next column bring). first_at: int32 [pieces, 32], counts or masses.
+    """Return (a level's last column reached by `wanted`, the part of it below the next column).
 
-    If all tokens bring less, all are wanted."""
+    The second is how much only the tokens below the next column bring. first_at: int32 [pieces,
+    32], counts or masses. If all tokens bring less, all are wanted.
+    """
     piece = tl.arange(0, PIECES)[:, None]
     at = first_at + piece * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     totals = tl.sum(tl.load(at, mask=piece < pieces, other=0), 0)
@@ -95,15 +102,18 @@ def border(first_at, wanted, pieces, PIECES: tl.constexpr):
 
 @triton.jit
 def column_of_pieces(first_at, column, pieces, PIECES: tl.constexpr):
-    """int32 [PIECES], one column; 0 beyond the last piece."""
+    """Load one column, int32 [PIECES]; 0 beyond the last piece."""
     piece = tl.arange(0, PIECES)
     return tl.load(first_at + piece * COLUMNS + column, mask=piece < pieces, other=0)
 
 
 @triton.jit
 def left_by_top_k(reach_ptr, lows_ptr, top_k, row, vocab, pieces, PIECES: tl.constexpr):
-    """What min_p and top_k leave: (`least`, `ties`, the last level, the column that the tokens
-    above `least` reach in it). Without top_k that is the first level, and there are no ties."""
+    """Return what min_p and top_k leave: (`least`, `ties`, the last level, the column).
+
+    The column is the one that the tokens above `least` reach in that level. Without top_k it is the
+    first level, and there are no ties.
+    """
     level = 0
     least = tl.load(low_at(lows_ptr, TOP_K, 0, row)) - 1
     ties = 0
@@ -128,7 +138,7 @@ def top_k_kernel(
     BLOCK: tl.constexpr,  # tokens of a piece
     PDL: tl.constexpr,
 ):
-    """The first level of top_k's search."""
+    """Search top_k's first level."""
     let_next_start(PDL)
     row = tl.program_id(0)
     pieces = tl.cdiv(vocab, BLOCK)
@@ -160,7 +170,7 @@ def top_p_kernel(
     PIECES: tl.constexpr,  # of a row, rounded up to a power of two
     PDL: tl.constexpr,
 ):
-    """The first level of top_p's search, from what top_k's left."""
+    """Search top_p's first level, from what top_k's left."""
     let_next_start(PDL)
     row = tl.program_id(0)
     pieces = tl.cdiv(vocab, BLOCK)
@@ -207,7 +217,7 @@ def narrow_kernel(
     PIECES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A level of a search, but the first."""
+    """Search a level after the first."""
     let_next_start(PDL)
     row = tl.program_id(0)
     pieces = tl.cdiv(vocab, BLOCK)
@@ -254,13 +264,16 @@ def find_borders(
     programs: int,
     constants: dict[str, int],
 ) -> None:
-    """The searches that are wanted, that of top_k first, level by level. Shapes and contents stand
-    at the kernels; programs: of a row; constants: BLOCK and PIECES."""
+    """Launch the searches that are wanted, top_k's first, level by level.
+
+    Shapes and contents are stated at the kernels. programs: of a row. constants: BLOCK and PIECES.
+    """
     rows, vocab = weights.shape
     tensors = weights, top_k, top_p, enough, lows, reach, vocab
 
     def run(name: str, kernel: Any, arguments: tuple[Any, ...], its: dict[str, int]) -> None:
-        moved = weights.nbytes + reach.nbytes // 2  # half of it is one search's: read and written
+        # A search reads and writes half of `reach`.
+        moved = weights.nbytes + reach.nbytes // 2
         flops = 2 * COLUMNS.value * weights.numel()
         why = "each row's 32 thresholds; counted as if all rows had this cut"
         cost = lambda: Cost([rows, programs], moved, flops, why=why)  # noqa: E731

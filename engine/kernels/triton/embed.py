@@ -1,12 +1,12 @@
-"""Embeddings of tokens, and for OPT those of positions, in Triton: `torch_ops.embed`.
+"""Embed tokens, and for OPT their positions, in Triton: `torch_ops.embed`.
 
 Grid: (tokens, pieces of 1,024 columns). A token's row lies anywhere in the table and is only
 copied, so nothing is shared; pieces give a single token (decode) more than one program.
 
-A kernel can't raise for a token that isn't in the table. Should there ever be one, its row becomes
-NaN, which ends its request by name (`NO_TOKEN`); nothing outside the table is read, and other
-requests go on. Positions are always valid: the scheduler counts them, and rows
-that only pad a graph have those of an earlier step.
+A kernel can't raise for a token that isn't in the table. If there is one, its row becomes NaN,
+which ends its request with a named error (`NO_TOKEN`); nothing outside the table is read, and other
+requests continue. Positions are always valid: the scheduler counts them, and rows that only pad a
+graph have those of an earlier step.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def embed(
     positions: torch.Tensor | None = None,
     position_table: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As `torch_ops.embed`; a token that isn't in the table gives a row of NaN."""
+    """Compute `torch_ops.embed`; a token that isn't in the table gives a row of NaN."""
     if not _takes(ids, table, positions, position_table):
         return torch_ops.embed(ids, table, positions, position_table)
     tokens, width = len(ids), table.shape[1]
@@ -90,7 +90,10 @@ def _takes(
     positions: torch.Tensor | None,
     places: torch.Tensor | None,
 ) -> bool:
-    """Everything in one piece, and one dtype of ours, so that the rounding is the reference's."""
+    """Return whether all are contiguous and of one dtype of ours.
+
+    Then rounding is the reference's.
+    """
     if table.dtype not in FLOATS or ids.numel() == 0:
         return False
     whole = ((ids, torch.int64), (positions, torch.int64), (table, table.dtype))

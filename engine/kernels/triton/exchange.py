@@ -1,13 +1,14 @@
-"""What passes between host and device in every decode step: its inputs in, its tokens out. See
-`torch_ops.take_inputs` and `hand_out`.
+"""Exchange what every decode step passes between host and device: inputs in, tokens out.
+
+See `torch_ops.take_inputs` and `hand_out`.
 
 Each is a few hundred bytes. Copied by the device's copy engines, they cost a step 35 µs beside an
-H200, nearly all of it waiting for the engine to begin and to say that it is done
-(benchmarks/results/NOTES.md); a kernel reads and writes the host's pinned memory by itself, over
-the bus, under the host's addresses (unified virtual addressing). Grid: pieces of 256 rows.
+H200, nearly all of it waiting for the engine to begin and to report its end
+(benchmarks/results/NOTES.md). A kernel reads and writes the host's pinned memory itself, over the
+bus, under the host's addresses (unified virtual addressing). Grid: pieces of 256 rows.
 
-A step's inputs are written here, so nothing may be started behind `take_inputs` that reads them
-before it waits (`start.py`): only a CUDA graph, which begins when all before it has ended.
+A step's inputs are written here. So a kernel that reads them before it waits (`start.py`) may not
+be started behind `take_inputs`; a CUDA graph may, because it begins when all before it has ended.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def hand_out_kernel(
 def take_inputs(
     packed: torch.Tensor, staged: torch.Tensor, rows: int, drawn: torch.Tensor | None
 ) -> None:
-    """As `torch_ops.take_inputs`. staged: in pinned memory."""
+    """Compute `torch_ops.take_inputs`. staged: in pinned memory."""
     grid = (triton.cdiv(rows, PIECE),)
     start(
         "take_inputs",
@@ -89,7 +90,7 @@ def take_inputs(
 
 
 def hand_out(tokens: torch.Tensor, there: torch.Tensor) -> None:
-    """As `torch_ops.hand_out`. there: in pinned memory."""
+    """Compute `torch_ops.hand_out`. there: in pinned memory."""
     rows = len(tokens)
     grid = (triton.cdiv(rows, PIECE),)
     start(

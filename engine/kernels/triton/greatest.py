@@ -1,9 +1,9 @@
-"""The greatest logit of each row in Triton, in two launches: `torch_ops.greatest`.
+"""Find the greatest logit of each row in Triton, in two launches: `torch_ops.greatest`.
 
 Grid of the first: (rows, pieces of 4,096 logits), so that the 128,256 logits of one request are
-read by 32 programs and not by one; each leaves its piece's greatest and where it is. Grid of the
+read by 32 programs and not by one; each writes its piece's greatest and where it is. Grid of the
 second: one program for each row, which compares the pieces. torch's `max` would do the first half
-as fast, but to find out which rows are finite takes it three more launches.
+as fast, but needs three more launches to find out which rows are finite.
 
 A NaN counts as infinite: so one comparison at the end finds both.
 """
@@ -70,7 +70,7 @@ def greatest_of_rows_kernel(
 
 
 def greatest(x: torch.Tensor) -> torch.Tensor:
-    """As `torch_ops.greatest`."""
+    """Compute `torch_ops.greatest`."""
     if x.dtype not in FLOATS or not x.is_contiguous() or x.numel() == 0:
         return torch_ops.greatest(x)
     rows, width = x.shape
@@ -105,5 +105,5 @@ def greatest(x: torch.Tensor) -> torch.Tensor:
 
 
 def block_for(pieces: int) -> int:
-    """Pieces that the second launch reads at once."""
+    """Return the number of pieces that the second launch reads at once."""
     return triton.next_power_of_2(pieces)

@@ -1,5 +1,8 @@
-"""Matrix products on CUDA: those of few rows are our own (`skinny.py`), others cuBLAS's, through
-torch: only their door is ours, so that the record shows them among the kernels, and why."""
+"""Multiply matrices on CUDA: few rows by our own kernel (`skinny.py`), others by cuBLAS.
+
+cuBLAS is called through torch, but launched by us, so that the record shows these products among
+the kernels, and why.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ from engine.kernels.triton.start import FLOATS
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """As `torch_ops.linear`."""
+    """Compute `torch_ops.linear`."""
     if _is_skinny(x, weight, bias):
         return skinny("linear", x, weight, bias)
     return launch("linear", "torch", torch_ops.linear, (x, weight, bias), _cost, x, weight)
 
 
 def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """As `torch_ops.logits`."""
+    """Compute `torch_ops.logits`."""
     if _is_skinny(x, weight):
         return skinny("linear", x, weight, dtype=torch.float32)
     return launch("linear", "torch", torch_ops.logits, (x, weight), _cost, x, weight)
 
 
 def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """As `few_rows.linear_relu`."""
+    """Compute `few_rows.linear_relu`."""
     if _is_skinny(x, weight, bias):
         return skinny("linear_relu", x, weight, bias, relu=True)
     return torch_ops.relu(linear(x, weight, bias))
@@ -37,7 +40,7 @@ def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def linear_add(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
-    """As `few_rows.linear_add`."""
+    """Compute `few_rows.linear_add`."""
     if _is_skinny(x, weight, bias, residual):
         return skinny("linear_add", x, weight, bias, residual=residual)
     return linear(x, weight, bias) + residual
@@ -50,7 +53,7 @@ def norm_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `few_rows.norm_linear`."""
+    """Compute `few_rows.norm_linear`."""
     if _is_skinny(x, weight, bias, norm):
         return skinny("norm_linear", x, weight, bias, norm, eps)
     return linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
@@ -63,7 +66,7 @@ def norm_gated(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `few_rows.norm_gated`."""
+    """Compute `few_rows.norm_gated`."""
     if _is_skinny(x, weight, bias, norm):
         return skinny("norm_gated", x, weight, bias, norm, eps, gated=True)
     return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))
@@ -74,7 +77,7 @@ few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)
 
 
 def _is_skinny(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Few rows, everything in one piece, and one dtype of ours."""
+    """Return whether there are few rows, and all are contiguous and of one dtype of ours."""
     return (
         0 < len(x) <= MAX_ROWS
         and x.dim() == 2
@@ -85,7 +88,7 @@ def _is_skinny(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 
 def _cost(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Cost:
-    """The grid is cuBLAS's own affair; what must be moved and multiplied is known."""
+    """Count what must be moved and multiplied; the grid is cuBLAS's own."""
     moved = x.nbytes + weight.nbytes + out.nbytes
     flops = 2 * x.shape[0] * weight.numel()
     why = f"cuBLAS cuts it; {len(x)} rows are worth tensor cores"

@@ -1,8 +1,9 @@
-"""RMSNorm and LayerNorm in Triton, alone or behind a residual sum: `torch_ops.rms_norm`,
-`add_rms_norm`, `layer_norm`, `add_layer_norm`.
+"""Compute RMSNorm and LayerNorm in Triton, alone or behind a residual sum.
 
-Grid: one program for each row. A row is read once, kept in registers as fp32, and written once;
-with the residual, its sum is rounded to the tensors' dtype before it is normalised, as the torch
+They are `torch_ops.rms_norm`, `add_rms_norm`, `layer_norm`, `add_layer_norm`.
+
+Grid: one program for each row. A row is read once, kept in registers as fp32, and written once.
+With the residual, its sum is rounded to the tensors' dtype before it is normalised, as the torch
 reference does, and is written too.
 """
 
@@ -62,7 +63,7 @@ def norm_kernel(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As `torch_ops.rms_norm`."""
+    """Compute `torch_ops.rms_norm`."""
     if not _takes(x, weight):
         return torch_ops.rms_norm(x, weight, eps)
     return _run("rms_norm", x, None, weight, None, eps, center=False)[0]
@@ -71,7 +72,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `torch_ops.add_rms_norm`."""
+    """Compute `torch_ops.add_rms_norm`."""
     if not _takes(x, residual, weight):
         return torch_ops.add_rms_norm(x, residual, weight, eps)
     return _run("add_rms_norm", x, residual, weight, None, eps, center=False)
@@ -80,7 +81,7 @@ def add_rms_norm(
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """As `torch_ops.layer_norm`."""
+    """Compute `torch_ops.layer_norm`."""
     if not _takes(x, weight, bias):
         return torch_ops.layer_norm(x, weight, bias, eps)
     return _run("layer_norm", x, None, weight, bias, eps, center=True)[0]
@@ -93,19 +94,22 @@ def add_layer_norm(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `torch_ops.add_layer_norm`."""
+    """Compute `torch_ops.add_layer_norm`."""
     if not _takes(x, residual, weight, bias):
         return torch_ops.add_layer_norm(x, residual, weight, bias, eps)
     return _run("add_layer_norm", x, residual, weight, bias, eps, center=True)
 
 
 def warps_for(block: int) -> int:
-    """About 16 values a thread: enough in flight, few enough for the registers."""
+    """Return the warps for about 16 values a thread.
+
+    That is enough in flight, and few enough for the registers.
+    """
     return min(16, max(1, block // 512))
 
 
 def constants(width: int, center: bool, add: bool, weight: bool, bias: bool) -> dict[str, int]:
-    """The kernel's compile-time arguments."""
+    """Return the kernel's compile-time arguments."""
     return {
         "BLOCK": triton.next_power_of_2(width),
         "CENTER": int(center),
@@ -116,7 +120,10 @@ def constants(width: int, center: bool, add: bool, weight: bool, bias: bool) -> 
 
 
 def _takes(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """One dtype of ours, so that the rounding is the reference's, and a row that fits."""
+    """Return whether all have one dtype of ours and a row fits.
+
+    Then rounding is the reference's.
+    """
     same = all(other is None or other.dtype == x.dtype for other in others)
     return same and x.dtype in FLOATS and x.shape[-1] <= MAX_WIDTH and x.numel() > 0
 
@@ -130,7 +137,7 @@ def _run(
     eps: float,
     center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(norm, x + residual)"""
+    """Launch the kernel and return (norm, x + residual)."""
     x = x.contiguous()
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
     out, total = torch.empty_like(x), x

@@ -1,7 +1,7 @@
-"""Paged attention in Triton: `torch_attention.paged_attention`, by the kernels of `attention.py`.
+"""Launch the kernels of `attention.py`: `torch_attention.paged_attention` in Triton.
 
-One launch for the rows with one token, two when their contexts are split; one for all others,
-or torch's attention for whole prompts, from a length on that is measured.
+One launch for the rows with one token, two when their contexts are split. One for all others, or
+torch's attention for whole prompts, from a measured length on.
 """
 
 from __future__ import annotations
@@ -44,18 +44,24 @@ INTERPRETER_PROCESSORS = 8  # stands for a device's multiprocessors where there 
 
 
 def takes(q_dtype: torch.dtype, cache: LayerCache, spec: AttentionSpec) -> bool:
-    """Whether the kernel is built for this layer; plain torch computes the others."""
+    """Return whether the kernel is built for this layer; plain torch computes the others."""
     kept = cache.k.dtype in FLOATS or cache.k.dtype in LARGEST
     return q_dtype in FLOATS and kept and spec.head_dim <= MAX_HEAD_DIM
 
 
 def reads_lengths(head_dim: int) -> bool:
-    """See `Kernels`: where torch would compute instead, lengths must be on the host."""
+    """Return whether lengths may stay on the device (see `Kernels`).
+
+    Where torch would compute instead, lengths must be on the host.
+    """
     return head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0
 
 
 def wants_lengths(lengths: Sequence[int], contexts: Sequence[int]) -> bool:
-    """See `Kernels`: for torch's SDPA. Of each prompt the tokens of this step, and all."""
+    """Return whether torch's SDPA wants lengths (see `Kernels`).
+
+    lengths: tokens of each prompt in this step. contexts: all its tokens.
+    """
     return _for_sdpa(lengths, contexts, SDPA_FROM)
 
 
@@ -67,8 +73,11 @@ def paged_attention(
     out_dtype: torch.dtype | None = None,
     sdpa_from: int | None = None,
 ) -> torch.Tensor:
-    """As `torch_attention.paged_attention`. q: [tokens, heads, D] → [tokens, heads, D] in
-    `out_dtype`, by default the one that is computed in. sdpa_from: in place of `SDPA_FROM`."""
+    """Compute `torch_attention.paged_attention`.
+
+    q: [tokens, heads, D] → [tokens, heads, D] in `out_dtype`, by default the one that is computed
+    in. sdpa_from: replaces `SDPA_FROM`.
+    """
     computed = computed_in(cache.k.dtype, q.dtype)
     out_dtype = out_dtype or computed
     if not takes(q.dtype, cache, spec):
@@ -97,12 +106,12 @@ def paged_attention(
 
 
 def _for_sdpa(lengths: Sequence[int], contexts: Sequence[int], sdpa_from: int) -> bool:
-    """Whether there are prompts, all of them whole and long enough."""
+    """Return whether there are prompts, all of them whole and long enough."""
     return bool(lengths) and min(lengths) >= sdpa_from and list(lengths) == list(contexts)
 
 
 def _sdpa_takes(batch: AttentionBatch, spec: AttentionSpec, sdpa_from: int) -> bool:
-    """Whether the step's prompts are such, and each token of this layer sees all before it."""
+    """Return whether the prompts suit SDPA, and each token of this layer sees all before it."""
     lengths = batch.query_lens[batch.num_decode_rows :]
     return (
         _for_sdpa(lengths, batch.context_lens_list[batch.num_decode_rows :], sdpa_from)
@@ -119,7 +128,7 @@ def _prompts_by_sdpa(
     spec: AttentionSpec,
     out: torch.Tensor,
 ) -> None:
-    """Each row with several tokens: its pages gathered, then one call of torch's."""
+    """Attend for each row with several tokens: gather its pages, then call torch once."""
     first = batch.num_decode_rows
     for row in range(batch.num_decode_rows, batch.num_rows):
         last = first + batch.query_lens[row]
@@ -144,7 +153,10 @@ def _decode(
     out: torch.Tensor,
     rows: int,
 ) -> None:
-    """The first `rows` rows, those with one token: one launch, or two when contexts are split."""
+    """Attend for the first `rows` rows, those with one token.
+
+    One launch, or two when contexts are split.
+    """
     dim, heads = spec.head_dim, spec.num_heads
     tile = tile_for(q.dtype, dim, _group(spec), True, cache.k.dtype)
     pairs = rows * spec.num_kv_heads
@@ -254,8 +266,10 @@ def _cost(
     rows: range,
     why: str,
 ) -> Cost:
-    """Each key and value that is seen read once, q and the result once; 4 flops for each pair of
-    query and position, head and dimension."""
+    """Count the cost: each key and value seen is read once, q and the result once.
+
+    There are 4 flops for each pair of query and position, head and dimension.
+    """
     tokens = read = pairs = 0
     for row in rows:
         queries, context = batch.query_lens[row], batch.context_lens_list[row]

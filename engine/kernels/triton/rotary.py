@@ -1,9 +1,10 @@
-"""From the merged projection to the cache in one pass: norm of heads, rotation, write. What stands
-before attention in `torch_attention.qkv_attention`, and `torch_attention.write_kv`.
+"""Norm heads, rotate and write to the cache in one pass, from the merged projection.
+
+It is what precedes attention in `torch_attention.qkv_attention`, and `torch_attention.write_kv`.
 
 Grid of `rotate_and_write`: (tokens, tiles of 16 heads). Heads are independent, and q, k and v heads
 lie one after another in the projection, so a tile takes whichever it finds: q heads are rotated
-into a tensor for attention, k heads into the cache, v heads go to the cache as they are. More
+into a tensor for attention, k heads into the cache, v heads go to the cache unchanged. More
 programs than one for each token keep a device busy when a step has few tokens.
 
 Grid of `write_kv`: (tokens, pieces of 1,024 values), for models that rotate on their own.
@@ -26,14 +27,14 @@ from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 
-HEADS = 16  # of a tile: each thread then has 8 values side by side, 16 bytes
+HEADS = 16  # of a tile: each thread then has 8 adjacent values, 16 bytes
 PIECE = 1024
 WRITE_WARPS = 4
 
 
 @triton.jit
 def _kept(x, LARGEST: tl.constexpr):
-    """What the pages keep of x: 8-bit floats end at LARGEST."""
+    """Clamp x to what the pages hold: 8-bit floats end at LARGEST."""
     if LARGEST:
         x = x.to(tl.float32)
         x = tl.clamp(x, -1.0 * LARGEST, 1.0 * LARGEST, propagate_nan=tl.PropagateNan.ALL)
@@ -151,7 +152,7 @@ def write_kv_kernel(
 def write_kv(
     k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slot_mapping: torch.Tensor
 ) -> None:
-    """As `torch_attention.write_kv`."""
+    """Compute `torch_attention.write_kv`."""
     kept = cache.k.dtype in FLOATS or cache.k.dtype in LARGEST
     if k.dtype not in FLOATS or v.dtype not in FLOATS or not kept:
         return torch_attention.write_kv(k, v, cache, slot_mapping)
@@ -182,7 +183,7 @@ def qkv_attention(
     batch: AttentionBatch,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """As `torch_attention.qkv_attention`: one launch up to the cache, then attention."""
+    """Compute `torch_attention.qkv_attention`: one launch up to the cache, then attention."""
     if not takes(qkv.dtype, cache, spec) or not qkv.is_contiguous() or spec.head_dim % 2:
         return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
     tokens, heads, kv_heads, dim = len(qkv), spec.num_heads, spec.num_kv_heads, spec.head_dim
@@ -222,14 +223,14 @@ def qkv_attention(
 
 
 def rotate_warps(head_dim: int) -> int:
-    """As many threads as there are pieces of 8 values in half of a tile's heads."""
+    """Return as many threads as there are pieces of 8 values in half of a tile's heads."""
     return max(1, HEADS * triton.next_power_of_2(head_dim // 2) // (8 * 32))
 
 
 def rotate_constants(
     head_dim: int, rotated: bool, normed: bool, pages: torch.dtype
 ) -> dict[str, int]:
-    """The kernel's compile-time arguments. pages: the cache's dtype."""
+    """Return the kernel's compile-time arguments. pages: the cache's dtype."""
     half = head_dim // 2
     return {
         "HALF": half,
@@ -242,6 +243,6 @@ def rotate_constants(
 
 
 def _side_by_side(x: torch.Tensor) -> torch.Tensor:
-    """x: [tokens, heads, D], copied unless the heads of a token lie side by side."""
+    """Return x: [tokens, heads, D], copied unless the heads of a token are adjacent."""
     _, head_stride, inner = x.stride()
     return x if inner == 1 and head_stride == x.shape[2] else x.contiguous()

@@ -1,16 +1,18 @@
-"""Matrix products of a step with few tokens, with what stands beside them: one weight matrix read
-once, as fast as memory gives it. What each form computes is said by its reference in `torch_ops`:
-`linear`, `linear_relu`, `linear_add`, `norm_linear`, `norm_gated`; `linear.py` chooses.
+"""Multiply few tokens by a weight matrix that is read once, as fast as memory allows.
+
+What stands beside the product is computed too. What each form computes is said by its reference in
+`torch_ops`: `linear`, `linear_relu`, `linear_add`, `norm_linear`, `norm_gated`; `linear.py`
+chooses.
 
 With 1 to 4 rows there is nothing for tensor cores to reuse: each weight is multiplied 1 to 4 times.
-A product is then a matter of bytes in flight. Each program asks for its first weights before it
-waits for the kernel that makes x, and for the next ones before it uses these. A thread adds up the
-`VECTOR` products of each load of 16 bytes at once, so that few registers hold sums and many hold
-weights that are on their way.
+A product then depends on bytes in flight. Each program requests its first weights before it waits
+for the kernel that makes x, and the next ones before it uses these. A thread adds up the `VECTOR`
+products of each load of 16 bytes at once, so that few registers hold sums and many hold weights
+that are being loaded.
 
 Grid: one program for every few outputs, all of K in each. There are always enough: 2,048 outputs
 are 1,024 programs. A norm of x is a factor of the whole product: every program adds up the squares
-beside it, and nobody waits for them before weights are read.
+beside it, and loading weights doesn't wait for them.
 """
 
 from __future__ import annotations
@@ -113,8 +115,10 @@ def skinny_kernel(
 
 @triton.jit
 def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr):
-    """A tile of what `at` points to, `first` values further along K; if it isn't WHOLE 0 beyond the
-    end. What is read ONCE, a weight, may leave the cache first."""
+    """Load a tile of what `at` points to, `first` values further along K.
+
+    If it isn't WHOLE, 0 beyond the end. What is read ONCE, a weight, may leave the cache first.
+    """
     EVICT: tl.constexpr = "evict_first" if ONCE else ""
     if WHOLE:
         return tl.load(at + first, eviction_policy=EVICT)
@@ -123,13 +127,13 @@ def _load(at, k, first, K: tl.constexpr, WHOLE: tl.constexpr, ONCE: tl.constexpr
 
 @triton.jit
 def _fold(products, VECTOR: tl.constexpr):
-    """[rows, lines, K] → [rows, lines, K / VECTOR], neighbours added."""
+    """Add neighbours: [rows, lines, K] → [rows, lines, K / VECTOR]."""
     shape: tl.constexpr = products.shape
     return tl.sum(tl.reshape(products, [shape[0], shape[1], shape[2] // VECTOR, VECTOR]), 3)
 
 
 class Form(NamedTuple):
-    """What stands beside the product."""
+    """State what stands beside the product."""
 
     norm: bool = False
     bias: bool = False
@@ -139,16 +143,19 @@ class Form(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What a program multiplies at once."""
+    """State what a program multiplies at once."""
 
     lines: int
     inputs: int  # a power of two
 
 
 def tile_for(lines: int, inputs: int) -> Tile:
-    """A rule that is near the best of some 30 tiles tried on an H200, for each shape of four models
-    (benchmarks/results/NOTES.md). lines: of the weight, `inputs` long."""
-    if inputs > 2048 and lines <= 2048:  # few programs: each with many bytes on their way
+    """Choose a tile by a rule that is near the best of some 30 tried on an H200.
+
+    They were tried for each shape of four models (benchmarks/results/NOTES.md). lines: of the
+    weight, `inputs` long.
+    """
+    if inputs > 2048 and lines <= 2048:  # few programs: each with many bytes in flight
         return Tile(1, 2048)
     if inputs <= 1024:
         return Tile(4, 512) if inputs % 512 == 0 else Tile(4, 1024)
@@ -158,7 +165,7 @@ def tile_for(lines: int, inputs: int) -> Tile:
 
 
 def constants(rows: int, lines: int, inputs: int, form: Form) -> dict[str, int]:
-    """The kernel's compile-time arguments. Several rows share the registers that one has."""
+    """Return the kernel's compile-time arguments. Several rows share the registers that one has."""
     padded = triton.next_power_of_2(rows)
     tile = tile_for(lines, inputs)
     return {
@@ -176,7 +183,7 @@ def constants(rows: int, lines: int, inputs: int, form: Form) -> dict[str, int]:
 
 
 def warps(constants: dict[str, int]) -> int:
-    """As many as load a line of a tile at once, a vector for each thread."""
+    """Return the warps that load a line of a tile at once, a vector for each thread."""
     return max(1, constants["BLOCK_K"] // WARP)
 
 
@@ -192,8 +199,10 @@ def skinny(
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """One launch for 1 to `MAX_ROWS` rows; all tensors contiguous and of one dtype. name: in the
-    record. dtype: of the result, None: that of the others. Shapes stand at the kernel → [rows, N].
+    """Launch the product once for 1 to `MAX_ROWS` rows → [rows, N].
+
+    All tensors are contiguous and of one dtype; shapes stand at the kernel. name: in the record.
+    dtype: of the result, None: that of the others.
     """
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gated else len(weight)

@@ -1,12 +1,12 @@
-"""How every Triton kernel of ours is started: through the door, with what it was compiled to.
+"""Start every Triton kernel of ours, recorded as a launch with what it was compiled to.
 
-In Triton's interpreter (`TRITON_INTERPRET=1`) a launch returns nothing, for there is no binary:
+In Triton's interpreter (`TRITON_INTERPRET=1`) a launch returns nothing, because there is no binary:
 the record then has no registers and no shared memory.
 
 **Programmatic dependent launch.** From compute capability 9.0 on a kernel may be put on the device
-while the one before it still runs: it then has its programs in place, its addresses computed and
-its first weights on the way when it is its turn. A step is a chain of some hundred short kernels,
-so this counts. `start` passes `PDL`, 0 or 1, to each kernel, which keeps one invariant:
+while the one before it still runs. When its turn comes, its programs are in place, its addresses
+computed and its first weights on the way. A step is a chain of some hundred short kernels, so this
+counts. `start` passes `PDL`, 0 or 1, to each kernel, which keeps one invariant:
 
     let_next_start(PDL)     first of all
     …                       reads of what no kernel started here writes: weights, and a step's own
@@ -14,11 +14,11 @@ so this counts. `start` passes `PDL`, 0 or 1, to each kernel, which keeps one in
     wait_for_previous(PDL)  in every program, before
     …                       any other read, any write, and any return
 
-A write before the wait could overwrite what an earlier kernel still reads; a program that returns
-without having waited would end its kernel, and so let the next one go on, before the previous one
-has ended. A step's own inputs are written by copies and by torch, which begin when all before them
-has ended, as ever; a kernel started here must not write them. `test_dependent_launch.py` reads the
-compiled code: nothing is loaded before the wait but what may be.
+A write before the wait could overwrite what an earlier kernel still reads. Returning before the
+wait may start the next kernel too early, before the previous one has ended. A step's own inputs are
+written by copies and by torch, which begin when all before them has ended; a kernel started here
+must not write them. `test_dependent_launch.py` reads the compiled code: nothing is loaded before
+the wait but what may be.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ and options; with some 200 launches in a step that has prompts, the device waits
 
 @triton.jit
 def let_next_start(PDL: tl.constexpr):
-    """The next kernel may be put on the device as soon as all of this one's programs are there."""
+    """Allow the next kernel on the device as soon as all of this one's programs are there."""
     if PDL:
         gdc_launch_dependents()
 
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Until the kernel before this one has ended, and all that it wrote can be read."""
+    """Wait until the kernel before this one has ended, and all that it wrote can be read."""
     if PDL:
         gdc_wait()
 
@@ -68,8 +68,11 @@ def start(
     num_stages: int,
     cost: Callable[[], Cost],
 ) -> None:
-    """Launch `kernel` on `grid`. arguments: the first one is a tensor. constants: its compile-time
-    arguments, but PDL. cost: grid, bytes and flops, asked only when somebody records."""
+    """Launch `kernel` on `grid`. arguments: the first one is a tensor.
+
+    constants: its compile-time arguments, without PDL. cost: grid, bytes and flops, asked only when
+    somebody records.
+    """
     device = arguments[0].device
     options = _options(device)
 
@@ -109,8 +112,10 @@ def start(
 
 
 def _kind(argument: Any) -> Any:
-    """What of an argument decides which compiled variant of a kernel is meant: Triton's own rule,
-    but that it may not look at all of these."""
+    """Return what of an argument decides which compiled variant of a kernel is meant.
+
+    It is Triton's own rule, except that Triton may not look at all of these.
+    """
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if isinstance(argument, int):
@@ -120,7 +125,7 @@ def _kind(argument: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _options(device: torch.device) -> dict[str, int]:
-    """What every launch on this device has: PDL as the kernel is told, and as the driver is."""
+    """Return what every launch on this device has: PDL for the kernel, and for the driver."""
     if device.type != "cuda":
         return {"PDL": 0}
     major, minor = torch.cuda.get_device_capability(device)

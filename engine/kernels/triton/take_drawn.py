@@ -1,7 +1,7 @@
-"""Tokens that the step before has drawn, put where this one needs them: `torch_ops.take_drawn`.
+"""Put tokens that the step before has drawn where this one needs them: `torch_ops.take_drawn`.
 
-Grid: pieces of 256 rows. It is one launch in place of torch's four, each of which takes the host
-20 to 30 µs beside an H200 (benchmarks/results/gpu-nvidia-h200-runs/run3.txt, under a profiler).
+Grid: pieces of 256 rows. It is one launch instead of torch's four, each of which takes the host 20
+to 30 µs beside an H200 (benchmarks/results/gpu-nvidia-h200-runs/run3.txt, under a profiler).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def take_drawn_kernel(
 
 
 def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tensor) -> None:
-    """As `torch_ops.take_drawn`."""
+    """Compute `torch_ops.take_drawn`."""
     rows = len(token_ids)
     grid = (triton.cdiv(rows, PIECE),)
     start(

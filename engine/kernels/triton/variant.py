@@ -1,4 +1,4 @@
-"""One compilation of a kernel, and the dtypes that compilations are made in."""
+"""Describe one compilation of a kernel, and the dtypes that compilations are made in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ FP8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}  # of the cac
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation. `types` and `constants` together name every parameter of the kernel."""
+    """Describe one compilation.
+
+    `types` and `constants` together name every parameter of the kernel.
+    """
 
     name: str  # unique: "attention decode bf16 d128"
     kernel: Any  # what triton.jit made
