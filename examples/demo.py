@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`make demo`: a real server, real requests, and beside each answer what the engine did for it.
+"""Start a real server, send real requests, and show what the engine did for each answer.
 
-Starts `koyeb_api_server.py` with the embedded pocket model, asks it in four scenes (one question as
-a stream, six at once, a shared beginning, three answers to one prompt), tells the engine's own
-record after each, and leaves the server up until Ctrl-C. With `--once`, or where nobody sits at a
+`make demo` starts `koyeb_api_server.py` with the embedded pocket model, asks it in four scenes (one
+question as a stream, six at once, a shared beginning, three answers to one prompt), prints the
+engine's own record after each, and leaves the server up until Ctrl-C. With `--once`, or without a
 terminal, it stops the server and ends.
 """
 
@@ -46,7 +46,7 @@ from engine.trace.story import Story
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
-PORT = 8000  # where the client and the documents look for a server; if it is taken, any other
+PORT = 8000  # where the client and the documents look for a server; if taken, any free one
 RECORD_DELAY_S = 0.3  # the record is written about every 50 ms, from two processes
 
 QUESTIONS = [
@@ -64,7 +64,7 @@ SYSTEM = (
 
 
 class Server:
-    """The server process, its address, and the record that it writes.
+    """Run the server process; hold its address, and the record that it writes.
 
     Raises SystemExit, with what the server said last, if it ends or isn't ready in time.
     """
@@ -125,12 +125,12 @@ def _port() -> int:
         try:
             probe.bind(("127.0.0.1", PORT))
         except OSError:
-            return 0  # any that is free
+            return 0  # any free port
     return PORT
 
 
 class Record:
-    """Tells what the record gained since the last time."""
+    """Print what the record gained since the last time."""
 
     def __init__(self, path: Path):
         self.file = path.open("rb")
@@ -177,7 +177,7 @@ def way_of_the_first_piece(events: list[Event], asked_ns: int, came_ns: int) -> 
 
 
 async def stream(client: httpx.AsyncClient, request_id: str, **body) -> AsyncIterator[str]:
-    """The pieces of one chat answer as they come."""
+    """Yield the pieces of one chat answer as they come."""
     body = {"model": "pocket", "stream": True, "request_id": request_id, "temperature": 0} | body
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
@@ -189,7 +189,7 @@ async def stream(client: httpx.AsyncClient, request_id: str, **body) -> AsyncIte
 
 
 async def ask(client: httpx.AsyncClient, request_id: str, **body) -> dict:
-    """One whole chat answer, with the seconds it took."""
+    """Return one whole chat answer, with the seconds it took."""
     started = time.perf_counter()
     body = {"model": "pocket", "request_id": request_id, "temperature": 0, "max_tokens": 100} | body
     response = await client.post("/v1/chat/completions", json=body)
@@ -202,7 +202,7 @@ def user(text: str) -> list[dict]:
 
 
 class Demo:
-    """The four scenes."""
+    """Play the four scenes."""
 
     def __init__(self, client: httpx.AsyncClient, record: Record, console: Console):
         self.client, self.record, self.console = client, record, console

@@ -1,4 +1,4 @@
-"""The lab: each optimisation of the engine predicted, run on this machine, measured and drawn.
+"""Predict, run, measure and draw each optimisation of the engine on this machine.
 
     python koyeb_vllm_setup.py [--model M] [--only CHAPTERS] [--quick] [--report lab.html]
 

@@ -1,4 +1,4 @@
-"""Chapter: attention, naive against one pass (flash) and against pages."""
+"""Compare attention, naive against one pass (flash) and against pages (a chapter)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PASSES = 6  # over the scores: written, masked (read, written), softmax (read, w
 
 @dataclass(frozen=True)
 class _Heads:
-    """The shape of one attention layer of the model."""
+    """Describe the shape of one attention layer of the model."""
 
     query: int
     kv: int
@@ -41,7 +41,7 @@ def _heads(bench: Workbench) -> _Heads:
 
 
 def _lengths(bench: Workbench) -> list[int]:
-    """Any length: the layer alone is computed, not the model."""
+    """Choose lengths freely: only the layer is computed, not the model."""
     return [128, 256, 512, 1024] if bench.quick else [128, 256, 512, 1024, 2048]
 
 
@@ -114,7 +114,7 @@ def run(bench: Workbench) -> Outcome:
 
 
 def _ways(bench: Workbench, heads: _Heads, length: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """The same attention three times; each returns [length, heads, dim]."""
+    """Return three ways to compute the same attention; each returns [length, heads, dim]."""
     device, dtype, size = bench.device, bench.dtype, bench.kv.block_size
     generator = torch.Generator().manual_seed(length)
 

@@ -1,4 +1,4 @@
-"""Chapter: continuous against static batching."""
+"""Compare continuous with static batching (a chapter)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT = 16
 
 
 def _outputs(bench: Workbench) -> list[int]:
-    """Tokens that each request wants; smaller where the context is."""
+    """Return the tokens that each request wants; fewer where the context is smaller."""
     room = bench.kv.max_model_len - PROMPT
     if room < 20:
         raise CannotShow(f"a context of {bench.kv.max_model_len} tokens is too short for it")
@@ -27,7 +27,7 @@ def _static_steps(outputs: list[int]) -> int:
 
 
 def _continuous_steps(outputs: list[int]) -> int:
-    """Each takes the seat that is free first."""
+    """Count the steps until all are done: each request takes the first free seat."""
     seats = [0] * SEATS
     for wanted in outputs:
         heapq.heapreplace(seats, seats[0] + wanted)
@@ -111,7 +111,7 @@ def _busy(run: Run) -> float:
 
 
 def _lanes(title: str, run: Run, end: int) -> Lanes:
-    """Seats × steps, from the rows of the record's steps."""
+    """Draw seats × steps, from the rows of the record's steps."""
     seats: list[list[tuple[float, float, int]]] = [[] for _ in range(SEATS)]
     sitting: dict[str, int] = {}
     for number, step in enumerate(run.steps):

@@ -1,4 +1,4 @@
-"""What a chapter is: an idea, expectations that are stated before the run, and what came out."""
+"""Define a chapter: an idea, expectations that are stated before the run, and the outcome."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class CannotShow(Exception):
-    """This machine or this model can't show the chapter; the message says why."""
+    """Report that this machine or this model can't show the chapter; the message says why."""
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One figure that the chapter commits itself to before it runs."""
+    """State one figure that the chapter expects, before it runs."""
 
     key: str  # `Outcome.measured` has the figure that was measured under the same key
     what: str
@@ -29,7 +29,7 @@ class Expectation:
 
 @dataclass
 class Outcome:
-    """What a run brought."""
+    """Hold what a run measured and found."""
 
     measured: dict[str, float] = field(default_factory=dict)  # one for each expectation
     findings: list[str] = field(default_factory=list)  # sentences, with their own figures
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Chapter:
-    """`predict` is called, and its expectations are shown, before `run` is."""
+    """Describe a chapter. `predict` is called, and its expectations are shown, before `run` is."""
 
     name: str  # as --only takes it
     title: str
@@ -51,8 +51,10 @@ class Chapter:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A figure for a reader. Units: "s", "B" and "share" (1 = 100 %) choose their own scale, "×"
-    is a factor, "" a bare number; any other unit stands behind the number.
+    """Write a figure for a reader.
+
+    Units: "s", "B" and "share" (1 = 100 %) choose their own scale, "×" is a factor, "" a bare
+    number; any other unit is written behind the number.
     """
     if unit == "s":
         for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
@@ -72,7 +74,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Whole numbers whole, others with three digits that count."""
+    """Write whole numbers without a fraction, others with three significant digits."""
     if float(value).is_integer() or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

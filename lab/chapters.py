@@ -1,4 +1,4 @@
-"""The chapters in their order."""
+"""List the chapters in their order."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ CHAPTERS: tuple[Chapter, ...] = tuple(
 
 
 class UnknownChapter(ValueError):
-    """--only names no chapter; the message lists those that there are."""
+    """Report that --only names no chapter; the message lists those that exist."""
 
 
 def chosen(names: list[str]) -> list[Chapter]:
-    """The chapters of these names in the lab's order; all for none. Raises `UnknownChapter`."""
+    """Return the chapters of these names in the lab's order; all for none.
+
+    Raises `UnknownChapter`.
+    """
     known = [chapter.name for chapter in CHAPTERS]
     unknown = [name for name in names if name not in known]
     if unknown:

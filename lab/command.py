@@ -1,4 +1,4 @@
-"""The lab's command: options in, chapters one after another, a report if one is wanted."""
+"""Run the lab's command: options in, chapters one after another, a report if one is wanted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lab.workbench import Workbench
 
 
 class Refused(Exception):
-    """The lab can't run as it was asked to; one line says why."""
+    """Report that the lab can't run as asked; one line says why."""
 
 
 def main(argv: Sequence[str] | None = None, name: str = "koyeb_vllm_setup") -> int:

@@ -1,4 +1,4 @@
-"""What a chapter can draw: five kinds of pictures, as plain data.
+"""Define what a chapter can draw: five kinds of pictures, as plain data.
 
 `terminal` draws them with characters, `svg` with shapes. A colour is a number: an entry of
 `PALETTE`, or `EMPTY` for what nobody uses.
@@ -19,13 +19,13 @@ Legend = list[tuple[str, int]]  # (name, colour)
 
 
 def colour(number: int) -> int:
-    """An entry of the palette for the owner with this number; owners beyond it share colours."""
+    """Return a palette entry for the owner with this number; owners beyond it share colours."""
     return number % len(PALETTE)
 
 
 @dataclass
 class Bar:
-    """One horizontal bar, made of parts that lie end to end."""
+    """Describe one horizontal bar, made of parts that lie end to end."""
 
     label: str
     parts: list[tuple[float, int]]  # (value, colour)
@@ -38,7 +38,7 @@ class Bar:
 
 @dataclass
 class Bars:
-    """Bars of one unit on one scale, which starts at 0."""
+    """Show bars of one unit on one scale, which starts at 0."""
 
     title: str
     unit: str
@@ -48,7 +48,7 @@ class Bars:
 
 @dataclass
 class Series:
-    """One line: points from left to right."""
+    """Describe one line: points from left to right."""
 
     name: str
     points: list[tuple[float, float]]
@@ -56,7 +56,7 @@ class Series:
 
 @dataclass
 class Lines:
-    """Lines over one x axis. Values of a logarithmic axis are above 0."""
+    """Show lines over one x axis. Values of a logarithmic axis are above 0."""
 
     title: str
     x_name: str
@@ -66,7 +66,7 @@ class Lines:
     log_y: bool = False
 
     def range(self, axis: int) -> tuple[float, float]:
-        """Smallest and largest value of x (0) or y (1); a linear y axis starts at 0."""
+        """Return the smallest and largest value of x (0) or y (1); a linear y axis starts at 0."""
         values = [point[axis] for line in self.series for point in line.points]
         low = min(values)
         if axis == 1 and not self.log_y:
@@ -76,7 +76,7 @@ class Lines:
 
 @dataclass
 class Cells:
-    """Rows of equal cells, each the colour of its owner: memory, block by block."""
+    """Show rows of equal cells, each in the colour of its owner: memory, block by block."""
 
     title: str
     rows: list[tuple[str, list[int]]]  # (label, colours)
@@ -85,7 +85,7 @@ class Cells:
 
 @dataclass
 class Lanes:
-    """Who did what, when: one lane for each, spans of [start, end) on a common axis from 0."""
+    """Show who did what, when: one lane for each, spans of [start, end) on a common axis from 0."""
 
     title: str
     x_name: str
@@ -100,15 +100,16 @@ class Lanes:
 
 @dataclass
 class Pieces:
-    """Texts cut into their tokens."""
+    """Show texts cut into their tokens."""
 
     title: str
     lines: list[tuple[str, list[str]]]  # (label, the text of each token)
 
 
 def printable(token: str) -> str:
-    """A token's text on one line: ⏎ for a line's end, ▯ for what has no shape (half a character,
-    control characters).
+    """Write a token's text on one line.
+
+    ⏎ stands for a line's end, ▯ for what has no shape (half a character, control characters).
     """
     if token.startswith("bytes:"):
         return "▯"

@@ -1,4 +1,4 @@
-"""Chapter: kernel fusion, and CUDA graphs where there is a GPU."""
+"""Measure kernel fusion, and CUDA graphs where there is a GPU (a chapter)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.limits import best_seconds
 from lab.operations import operations_of
 from lab.workbench import Workbench
 
-REPEAT = 200  # calls that are timed together: one alone is shorter than the clock is exact
+REPEAT = 200  # calls that are timed together: one alone is shorter than the clock can measure
 CHAIN = 100  # kernels in a row, for the graph
 EPS = 1e-5
 
@@ -29,13 +29,16 @@ def _width(bench: Workbench) -> int:
 
 
 def _numbers(bench: Workbench, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x: [rows, width], weight: [width]."""
+    """Make x: [rows, width], weight: [width]."""
     x = torch.randn(rows, _width(bench)).to(bench.device, bench.dtype)
     return x, torch.ones_like(x[0])
 
 
 def _call_seconds(bench: Workbench) -> float:
-    """What calling one torch operation costs, whatever it computes: a sum of two numbers."""
+    """Measure what calling one torch operation costs: a sum of two numbers.
+
+    The call costs the same whatever is computed.
+    """
     x = torch.ones(1, dtype=bench.dtype, device=bench.device)
     return best_seconds(lambda: [x + x for _ in range(REPEAT)], bench.device) / REPEAT
 
@@ -130,7 +133,7 @@ def _repeated(call: Callable[[], object], times: int) -> None:
 
 
 def _run_graph(bench: Workbench, outcome: Outcome) -> None:
-    """A chain of small kernels, launched by Python and replayed as one graph."""
+    """Compare a chain of small kernels launched by Python with the same chain as one graph."""
     x = torch.ones(1, dtype=bench.dtype, device=bench.device)
 
     def chain() -> None:
@@ -140,7 +143,7 @@ def _run_graph(bench: Workbench, outcome: Outcome) -> None:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        chain()  # a capture wants a warm start on another stream
+        chain()  # a capture must be preceded by a warm run on another stream
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Chapter: the KV cache, with it and without."""
+"""Generate with the KV cache and without it (a chapter)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lab.workbench import Job, Run, Workbench
 
 
 def _lengths(bench: Workbench) -> tuple[int, int]:
-    """(prompt, output) in tokens."""
+    """Return (prompt, output) in tokens."""
     prompt, output = (96, 32) if bench.quick else (128, 128)
     while prompt + output > bench.kv.max_model_len:
         prompt, output = prompt // 2, output // 2

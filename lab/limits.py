@@ -1,4 +1,4 @@
-"""What this machine could do at best, on whichever device the engine computes."""
+"""Measure what this machine can do at best, on the device where the engine computes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ CUDA_MATRIX = 8192
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured: what memory delivers when it is only read, and a large product in one dtype."""
+    """Hold the measured limits: memory that is only read, and a large product in one dtype."""
 
     read_gb_s: float
     gemm_gflop_s: float
 
     def least_s(self, num_bytes: float, flops: float) -> float:
-        """The shortest time that memory or arithmetic allow, whichever binds."""
+        """Return the shortest time that memory and arithmetic allow, whichever takes longer."""
         return max(num_bytes / self.read_gb_s, flops / self.gemm_gflop_s) / 1e9
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Some seconds on a CPU, less on a GPU."""
+    """Measure the limits: some seconds on a CPU, less on a GPU."""
     if device.type == "cpu":
         known = machine_limits()
         name = str(dtype).removeprefix("torch.")
@@ -45,7 +45,10 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def best_seconds(call: Callable[[], object], device: torch.device, tries: int = TRIES) -> float:
-    """The shortest of several runs, after one that is not counted; the device has finished."""
+    """Return the shortest of several runs, after one that is not counted.
+
+    Each run ends when the device has finished.
+    """
     _timed(call, device)
     return min(_timed(call, device) for _ in range(tries))
 
@@ -61,8 +64,10 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
 
 
 def threads() -> int:
-    """Threads for the model on a CPU: one a core; one in all where other programs fill the cores,
-    for threads that wait for each other are slower than one there.
+    """Return the number of threads for the model on a CPU.
+
+    One a core; one in all where other programs fill the cores, because threads that wait for each
+    other are then slower than one.
     """
     return 1 if _busy() else machine.physical_cores()
 
@@ -72,7 +77,7 @@ def _busy() -> bool:
 
 
 def describe_machine(device: torch.device) -> list[str]:
-    """Device, memory, driver and libraries, as the system states them."""
+    """Describe device, memory, driver and libraries, as the system states them."""
     threads = torch.get_num_threads()
     lines = [f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'} for the model"]
     if device.type == "cuda":
@@ -105,7 +110,7 @@ def _cpu_name() -> str:
 
 
 def _driver() -> str:
-    """The NVIDIA driver's version, as its kernel module states it."""
+    """Return the NVIDIA driver's version, as its kernel module states it."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:

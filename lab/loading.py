@@ -1,4 +1,4 @@
-"""Chapter: loading a model, and the arithmetic of its memory."""
+"""Load a model, and show the arithmetic of its memory (a chapter)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Chapter: the machine. One weight matrix times more and more tokens, against what the memory and
-the arithmetic of this machine allow.
+"""Multiply one weight matrix by more and more tokens, against this machine's limits (a chapter).
+
+The limits are what memory and arithmetic allow.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ FEW = 1
 
 
 def _matrix(bench: Workbench) -> tuple[int, int]:
-    """(rows, bytes) of a weight matrix [rows, WIDTH] in the model's dtype, as large as the buffer
-    that the bandwidth is measured on: what a cache could hold would not be read from memory.
+    """Return (rows, bytes) of a weight matrix [rows, WIDTH] in the model's dtype.
+
+    It is as large as the buffer on which the bandwidth is measured, because a matrix that fits a
+    cache would not be read from memory.
     """
     return BUFFER_BYTES // (WIDTH * bench.dtype.itemsize), BUFFER_BYTES
 

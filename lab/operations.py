@@ -1,4 +1,4 @@
-"""What torch really does in a call: its operations, and what they allocate and touch."""
+"""Count what torch does in a call: its operations, and what they allocate and touch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Operations(TorchDispatchMode):
-    """Watches every operation inside `with`. Views are not counted: they compute nothing."""
+    """Count every operation inside `with`. Views are not counted: they compute nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Operations(TorchDispatchMode):
         return result
 
 
-@torch.no_grad()  # and not inference_mode: there, an operation made of others counts as one
+@torch.no_grad()  # and not inference_mode: there an operation made of others counts as one
 def operations_of(call: Callable[[], object]) -> Operations:
-    """Run the call, and tell what it did."""
+    """Run the call, and return what it did."""
     with Operations() as seen:
         call()
     return seen

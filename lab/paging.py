@@ -1,4 +1,4 @@
-"""Chapter: paged memory against reserved memory."""
+"""Compare paged memory with reserved memory (a chapter)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ REQUESTS = 12
 
 
 def _longest(bench: Workbench) -> int:
-    """Tokens that a request may have: as a server says that can't give everyone its whole model."""
+    """Return the tokens that a request may have.
+
+    A server that can't give everyone its whole model limits them likewise.
+    """
     return min(bench.kv.max_model_len, 512 if bench.quick else 1024)
 
 
 def _reserved(bench: Workbench) -> int:
-    """Blocks that reserving for the longest possible request takes."""
+    """Return the blocks that reserving for the longest possible request takes."""
     return ceil_div(_longest(bench), bench.kv.block_size)
 
 
 def _jobs(bench: Workbench, name: str) -> list[Job]:
-    """Requests of many lengths, as people send them; most are far from the longest."""
+    """Make requests of many lengths, as people send them; most are far from the longest."""
     unit = _longest(bench) // 32
     return [
         Job(f"{name}-{i}", bench.prompt(unit * (1 + i * 5 % 4), i), unit * (1 + i * 7 % 6))
@@ -67,7 +70,7 @@ def predict(bench: Workbench) -> list[Expectation]:
 
 def run(bench: Workbench) -> Outcome:
     reserve, pool = _reserved(bench), RESERVATIONS * _reserved(bench)
-    # Reserving means: so many seats and no more, each with the longest request's room to itself.
+    # Reserving means a fixed number of seats, each with its own room for the longest request.
     runs = bench.in_turns(
         {
             "paged": partial(bench.run, [_jobs(bench, "paged")], num_blocks=pool),
@@ -102,7 +105,7 @@ def run(bench: Workbench) -> Outcome:
 
 
 def _grid(run: Run, step: int, pool: int) -> Cells:
-    """The pool at that step, by folding the record; and who owns which block."""
+    """Return the pool at that step, by folding the record, and who owns which block."""
     replay = Replay(pool, run.kv.num_host_blocks)
     for event in run.events:
         replay.fold(event)

@@ -1,4 +1,4 @@
-"""transformers' `generate` on the lab's jobs: one after another, or in static padded batches."""
+"""Run transformers' `generate` on the lab's jobs, one after another or in static padded batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.workbench import Job, Workbench
 
 @dataclass
 class PeerRun:
-    """Seconds in all and until each request's end; KV slots held, and how many had a token."""
+    """Hold seconds in all and until each request's end; KV slots held, and how many had a token."""
 
     seconds: float = 0.0
     end_s: list[float] = field(default_factory=list)
@@ -24,7 +24,7 @@ class PeerRun:
 
 
 class Peer:
-    """The same weights, dtype and device as the engine's."""
+    """Run transformers with the engine's weights, dtype and device."""
 
     def __init__(self, bench: Workbench):
         logging.disable_progress_bar()
@@ -36,7 +36,10 @@ class Peer:
 
     @torch.inference_mode()
     def run(self, jobs: list[Job], batch_size: int) -> PeerRun:
-        """Batches in order of arrival, padded left; each runs until its longest answer is done."""
+        """Run batches in order of arrival, padded left.
+
+        Each runs until its longest answer is done.
+        """
         run, started = PeerRun(), time.perf_counter()
         for first in range(0, len(jobs), batch_size):
             self._batch(jobs[first : first + batch_size], run, started)

@@ -1,4 +1,4 @@
-"""Chapter: preemption, by recompute and by swap, really provoked."""
+"""Provoke preemption, by recompute and by swap (a chapter)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNS, AGAIN, WAITS = 0, 1, EMPTY
 
 
 def _blocks(bench: Workbench) -> int:
-    """Blocks of a prompt; the answer takes as many."""
+    """Return the blocks of a prompt; the answer takes as many."""
     blocks = min(8 if bench.quick else 16, bench.kv.max_model_len // bench.kv.block_size // 2)
     if blocks < 2:
         raise CannotShow(f"a context of {bench.kv.max_model_len} tokens is too short for it")
@@ -29,12 +29,15 @@ def _blocks(bench: Workbench) -> int:
 
 
 def _pool(bench: Workbench) -> int:
-    """Room for both requests at first, for one and a half in the end."""
+    """Return a pool with room for both requests at first, for one and a half in the end."""
     return 3 * _blocks(bench)
 
 
 def _victim_tokens(bench: Workbench) -> int:
-    """Tokens in the cache when a block is missing: both hold as many, and both need one more."""
+    """Return the tokens in the cache when a block is missing.
+
+    Both requests hold as many, and both need one more block.
+    """
     each = _pool(bench) // 2
     return each * bench.kv.block_size
 
@@ -113,7 +116,7 @@ def run(bench: Workbench) -> Outcome:
 
 
 def _decode_us(run: Run, field: str) -> float:
-    """Of a step in which everybody decodes, the median."""
+    """Return the median of a field over steps in which everybody decodes."""
     return statistics.median(
         getattr(step.finished, field)
         for step in run.steps
@@ -122,13 +125,13 @@ def _decode_us(run: Run, field: str) -> float:
 
 
 def _recompute_seconds(run: Run) -> float:
-    """The step that computes the victim's tokens again."""
+    """Return the time of the step that computes the victim's tokens again."""
     resumed = {event.step for event in run.of(RequestResumed)}
     return sum(s.finished.total_us for s in run.steps if s.planned.step in resumed) / 1e6
 
 
 def _swap_seconds(run: Run) -> float:
-    """What the steps that copy spend beyond the others before they compute."""
+    """Return the time that steps with copies spend beyond the others before they compute."""
     copying = {event.step for event in run.of(BlockSwappedOut) + run.of(BlockSwappedIn)}
     usual = _decode_us(run, "prepare_us")
     return (

@@ -1,4 +1,4 @@
-"""Chapter: prefix caching."""
+"""Measure prefix caching (a chapter)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lab.drawings import Bar, Bars, Cells
 from lab.workbench import Job, Workbench
 
 OUTPUT = 4
-QUESTION = 12  # tokens that are the asker's own
+QUESTION = 12  # tokens that only the asker has
 
 
 def _shared(bench: Workbench) -> int:
-    """Tokens of the common beginning, deliberately not a whole number of blocks."""
+    """Return the tokens of the common beginning, deliberately not a whole number of blocks."""
     longest = 512 if bench.quick else 1024
     shared = min(longest, bench.kv.max_model_len - QUESTION - OUTPUT) - bench.kv.block_size // 2
     if shared < bench.kv.block_size:
@@ -53,7 +53,7 @@ def run(bench: Workbench) -> Outcome:
     beginning = bench.prompt(_shared(bench))
 
     def batches(name: str) -> list[list[Job]]:
-        # The questions differ in their first token already, so no block beyond the beginning fits.
+        # The questions differ from their first token on, so no block beyond the beginning matches.
         questions = [bench.prompt(QUESTION, 3), bench.prompt(QUESTION, 3)[::-1]]
         questions[1][0] = (questions[0][0] + 1) % bench.kv.vocab_size
         return [

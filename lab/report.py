@@ -1,4 +1,4 @@
-"""The lab as one HTML file: everything is in it, so it opens without a network."""
+"""Write the lab as one HTML file that holds everything, so it opens without a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.terminal import comparison
 
 @dataclass
 class Section:
-    """One chapter as it ran; `reason` says why, if it didn't."""
+    """Hold one chapter as it ran; `reason` says why, if it didn't."""
 
     chapter: Chapter
     expectations: list[Expectation]
@@ -60,12 +60,12 @@ td+td,th+th{white-space:normal}td.why,th.why{min-width:11em}}
 """
 
 
-# On a narrow screen a table is scrolled by itself, with the keys too.
+# On a narrow screen a table scrolls by itself, also with the keys.
 TABLE = '<div class="wide" tabindex="0" role="group" aria-label="figures"><table>'
 
 
 def report(title: list[str], sections: list[Section]) -> str:
-    """`title`: lines about the model and the run."""
+    """Write the report. `title`: lines about the model and the run."""
     links = "".join(
         f'<li><a href="#{s.chapter.name}">{escape(s.chapter.title)}</a></li>' for s in sections
     )

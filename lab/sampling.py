@@ -1,4 +1,4 @@
-"""Chapter: sampling, from the record of every draw."""
+"""Show sampling, from the record of every draw (a chapter)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.drawings import Bar, Bars, printable
 from lab.workbench import Job, Workbench
 
 QUESTION = "Tell me a story about a fox."
-LOOK_AHEAD = 16  # tokens among which the place with most to choose from is looked for
+LOOK_AHEAD = 16  # tokens among which the most open choice is searched
 SHOWN = 6
 WAYS: dict[str, dict] = {
     "temperature 0": {"temperature": 0.0},
@@ -30,7 +30,7 @@ def _num_draws(bench: Workbench) -> int:
 
 
 def _prompt(bench: Workbench) -> list[int]:
-    """A question, and as much of its most probable answer as leads to the most open choice."""
+    """Return a question, and its most probable answer up to the most open choice."""
     prompt = _question(bench)
     room = bench.kv.max_model_len - len(prompt) - 2
     run = bench.run([[Job("look-ahead", prompt, min(LOOK_AHEAD, room), in_full=True)]])
@@ -48,7 +48,7 @@ def _question(bench: Workbench) -> list[int]:
 
 
 def _distribution(logits: torch.Tensor, options: dict) -> torch.Tensor:
-    """Probabilities in float64, most probable first: temperature, then top-k, then top-p."""
+    """Return probabilities in float64, most probable first: temperature, then top-k, then top-p."""
     logits = logits.double().cpu()
     if options["temperature"] == 0:
         return torch.ones(1, dtype=torch.float64)
@@ -62,7 +62,7 @@ def _distribution(logits: torch.Tensor, options: dict) -> torch.Tensor:
 
 
 def _expected_distinct(chances: torch.Tensor, draws: int) -> float:
-    """Different tokens to expect in so many draws."""
+    """Return the number of different tokens to expect in so many draws."""
     return float((1 - (1 - chances) ** draws).sum())
 
 
@@ -106,7 +106,7 @@ def run(bench: Workbench) -> Outcome:
 
 
 def _text(bench: Workbench, prompt: list[int], options: dict) -> str:
-    """How the answer goes on, drawn with these parameters."""
+    """Return how the answer continues, drawn with these parameters."""
     length = min(16, bench.kv.max_model_len - len(prompt))
     params = SamplingParams(max_tokens=length, seed=1, ignore_eos=True, **options)
     run = bench.run([[Job("text", prompt, length, params)]])
@@ -115,7 +115,7 @@ def _text(bench: Workbench, prompt: list[int], options: dict) -> str:
 
 
 def _chances(bench: Workbench, name: str, drawn: list[SampleDrawn]) -> Bars:
-    """What the record says a token's chance was, and how often it was drawn."""
+    """Draw the chance that the record states for each token, and how often it was drawn."""
     tokens = [event.token_id for event in drawn]
     bars = []
     for candidate in drawn[0].candidates[:SHOWN]:

@@ -1,4 +1,4 @@
-"""Drawings as inline SVG: no script, no font, no file from elsewhere.
+"""Draw as inline SVG: no script, no font, no file from elsewhere.
 
 Text and lines take their colours from the page's style (`currentColor`, class "quiet"), so that
 they are legible in light and dark.
@@ -29,7 +29,7 @@ LABEL = 190
 
 
 def figure(drawing: Drawing) -> str:
-    """An HTML figure: title, picture, legend."""
+    """Make an HTML figure: title, picture, legend."""
     if isinstance(drawing, Lines):
         legend: Legend = [(s.name, i % len(PALETTE)) for i, s in enumerate(drawing.series)]
     else:
@@ -154,7 +154,7 @@ def _lines(drawing: Lines) -> str:
 
 
 def _pieces(drawing: Pieces) -> str:
-    """Text flows, so this one is HTML."""
+    """Draw texts as HTML, because text flows."""
     lines = []
     for label, pieces in drawing.lines:
         spans = "".join(

@@ -1,4 +1,4 @@
-"""The lab on a terminal: chapters as rich text, 100 columns wide."""
+"""Show the lab on a terminal: chapters as rich text, 100 columns wide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 class Terminal:
-    """Shows a chapter in the order in which it happens."""
+    """Show a chapter in the order in which it happens."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(width=WIDTH, highlight=False)
@@ -27,7 +27,7 @@ class Terminal:
         self.console.print(text, overflow="fold")
 
     def open(self, number: int, chapter: Chapter) -> None:
-        """The idea, before anything is measured."""
+        """Show the idea, before anything is measured."""
         self.console.print()
         heading = Text.assemble((f" {number} ", "bold reverse"), (f" {chapter.title} ", "bold"))
         body = Text(chapter.idea)
@@ -36,14 +36,14 @@ class Terminal:
         )
 
     def expect(self, expectations: list[Expectation]) -> None:
-        """The prediction, before the run."""
+        """Show the prediction, before the run."""
         table = _table("the prediction", "expected", "because")
         for item in expectations:
             table.add_row(item.what, quantity(item.value, item.unit), Text(item.why, style="dim"))
         self.console.print(table)
 
     def working(self, what: str):
-        """Shown on a terminal while something runs."""
+        """Show a line on a terminal while something runs."""
         return self.console.status(f"[dim]{what} …[/]")
 
     def close(
@@ -53,7 +53,7 @@ class Terminal:
         outcome: Outcome,
         seconds: float,
     ) -> None:
-        """What came out, beside what was expected."""
+        """Show the outcome beside what was expected."""
         console = self.console
         if any(item.key in outcome.measured for item in expectations):
             table = _table("measured on this machine, now", "expected", "measured", "÷")
@@ -87,7 +87,7 @@ class Terminal:
 
 
 def comparison(expectations: list[Expectation], outcome: Outcome) -> list[list[str]]:
-    """[what, expected, measured, measured ÷ expected] of each figure that was measured."""
+    """Return [what, expected, measured, measured ÷ expected] of each figure that was measured."""
     rows = []
     for item in expectations:
         if item.key in outcome.measured:

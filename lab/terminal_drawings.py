@@ -1,4 +1,4 @@
-"""Drawings with characters: blocks for bars and cells, braille dots for lines."""
+"""Draw with characters: blocks for bars and cells, braille dots for lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille cell
 
 
 def draw(drawing: Drawing) -> RenderableType:
-    """Any drawing, with its title and legend, at most 96 columns wide."""
+    """Draw any drawing, with its title and legend, at most 96 columns wide."""
     lines = [Text(drawing.title, style="bold")]
     lines += _DRAW[type(drawing)](drawing)
     legend = getattr(drawing, "legend", [])
@@ -92,7 +92,7 @@ def _lanes(drawing: Lanes) -> list[Text]:
     lines = []
     for label, spans in drawing.lanes:
         columns: list[int | None] = [None] * width
-        # the shortest last, so that a single step is seen
+        # the shortest last, so that a single step stays visible
         for start, stop, colour in sorted(spans, key=lambda span: span[0] - span[1]):
             first = int(start / end * width)
             for column in range(first, max(first + 1, int(stop / end * width))):

@@ -1,4 +1,4 @@
-"""Chapter: text becomes tokens."""
+"""Turn text into tokens (a chapter)."""
 
 from __future__ import annotations
 

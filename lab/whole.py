@@ -1,4 +1,4 @@
-"""Chapter: the whole: transformers one by one, in static batches, and this engine."""
+"""Compare transformers, one by one and in static batches, with this engine (a chapter)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ONE, STATIC, OURS = "transformers, one by one", f"transformers, static {BATCH}",
 
 
 def _jobs(bench: Workbench) -> list[Job]:
-    """Lengths uniform in a wide range, always the same."""
+    """Make jobs with lengths uniform in a wide range, always the same."""
     number, longest = (12, 64) if bench.quick else (32, 192)
     longest = min(longest, bench.kv.max_model_len // 2)
     if longest < 8:
@@ -33,7 +33,7 @@ def _jobs(bench: Workbench) -> list[Job]:
 
 
 def _engine_seconds(bench: Workbench, jobs: list[Job]) -> float:
-    """All prompts, then decode steps with as many rows as still run."""
+    """Estimate the time for all prompts, then decode steps with as many rows as still run."""
     cost = bench.step_cost
     seconds = cost.token * sum(len(job.prompt) for job in jobs)
     ends = sorted(job.num_output for job in jobs)
@@ -130,7 +130,7 @@ def run(bench: Workbench) -> Outcome:
 
 
 def percentile(values: list[float], q: float) -> float:
-    """The smallest value that at least q % of the values don't exceed (nearest rank)."""
+    """Return the smallest value that at least q % of the values don't exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, ceil_div(len(ordered) * q, 100) - 1)]
 

@@ -1,7 +1,7 @@
-"""The workbench: one loaded engine, and requests that are really run on it.
+"""Load one engine, and run requests on it.
 
-The model is loaded once. Each run gets a fresh core (queues, block pool, prefix cache) over the
-same worker, with as few blocks and seats as the chapter wants, and returns the core's own record.
+The model is loaded once. Each run gets a new core (queues, block pool, prefix cache) over the same
+worker, with as few blocks and seats as the chapter wants, and returns the core's own record.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CUDA_SHARE = 0.5  # of the GPU's memory: the last chapter loads transformers' mo
 
 @dataclass(frozen=True)
 class Job:
-    """One request: greedy, and to its full length, unless `params` says otherwise."""
+    """Describe one request: greedy, and to its full length, unless `params` says otherwise."""
 
     name: str
     prompt: list[int]
@@ -64,21 +64,23 @@ class Job:
 
 @dataclass
 class Step:
-    """One step of a record: what was planned, and what it took."""
+    """Hold one step of a record: what was planned, and what it took."""
 
     planned: StepPlanned
     finished: StepFinished
 
     @property
     def tokens_held(self) -> int:
-        """Tokens whose K/V are in the cache after this step, of the requests in it."""
+        """Return the tokens whose K/V are in the cache after this step, of the requests in it."""
         return sum(row.start + row.num_tokens for row in self.planned.rows)
 
 
 @dataclass
 class Run:
-    """What a run brought. Times are seconds since the batch that the request is in was handed
-    over (`first_s`), or since the run began (`end_s`).
+    """Hold what a run recorded.
+
+    Times are seconds since the request's batch was handed over (`first_s`), or since the run began
+    (`end_s`).
     """
 
     kv: KVShape
@@ -105,7 +107,7 @@ class Run:
         return sum(map(len, self.tokens.values()))
 
     def memory_efficiency(self) -> float:
-        """Tokens in the cache over slots in use, on average over the run's steps."""
+        """Return tokens in the cache over slots in use, on average over the run's steps."""
         size = self.kv.block_size
         return statistics.mean(
             step.tokens_held / (step.planned.blocks_used * size)
@@ -116,8 +118,9 @@ class Run:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes here, measured: `fixed` for itself, `row` for each decoding request,
-    `token` for each prompt token. Seconds.
+    """Hold the measured time of a step here, in seconds.
+
+    `fixed` for the step itself, `row` for each decoding request, `token` for each prompt token.
     """
 
     fixed: float
@@ -132,7 +135,9 @@ class StepCost:
 
 
 class Workbench:
-    """`model`: a folder or a hub id. `text`: prompts are cut from it. Loads nothing yet but
+    """Run requests on one loaded engine.
+
+    `model`: a folder or a hub id. `text`: prompts are cut from it. Loads nothing at first but
     config.json and the tokenizer. Raises `ModelError` or `TextError`.
     """
 
@@ -164,7 +169,7 @@ class Workbench:
 
     @cached_property
     def runner(self) -> ModelRunner:
-        """The worker, loaded when first asked for."""
+        """Return the worker, loaded at the first call."""
         runner = ModelRunner(self.config, self.recorder)
         self.recorder.subscribe(self.start_events.extend)
         runner.load()
@@ -173,7 +178,7 @@ class Workbench:
         return runner
 
     def start_event(self, kind: type[Event]) -> Event:
-        """What the engine recorded while it loaded."""
+        """Return what the engine recorded while it loaded."""
         assert self.runner
         return next(event for event in self.start_events if type(event) is kind)
 
@@ -190,7 +195,7 @@ class Workbench:
         return self.runner.kv
 
     def prompt(self, length: int, number: int = 0) -> list[int]:
-        """`length` token ids of real text; different numbers begin at different places."""
+        """Return `length` token ids of real text; different numbers begin at different places."""
         ids = self._text_ids
         start = 61 * number % len(ids)
         repeated = ids[start:] + ids * (1 + length // len(ids))
@@ -199,8 +204,9 @@ class Workbench:
     # ------------------------------------------------------------------------------ running
 
     def run(self, batches: list[list[Job]], num_blocks: int = 0, **options) -> Run:
-        """Hand over a batch, run until all of it is done, then the next one. `num_blocks`: the
-        pool's size, 0 for all that there are; `options`: fields of EngineConfig.
+        """Hand over a batch, run until all of it is done, then hand over the next.
+
+        `num_blocks`: the pool's size, 0 for all blocks; `options`: fields of EngineConfig.
         """
         pool = _Pool(self.runner, num_blocks or self.kv.num_blocks)
         options = {"enable_prefix_caching": False, **options}
@@ -234,8 +240,9 @@ class Workbench:
                     run.end_s[output.request_id] = now - started
 
     def in_turns(self, ways: dict[str, Callable[[], Run]]) -> dict[str, Run]:
-        """Run each way several times, in turns, and return the fastest run of each: whatever else
-        the machine does then hits all of them.
+        """Run each way several times, in turns, and return the fastest run of each.
+
+        So whatever else the machine does affects all of them.
         """
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         started = time.perf_counter()
@@ -248,8 +255,9 @@ class Workbench:
 
     @torch.inference_mode()
     def next_logits(self, prompt: list[int]) -> torch.Tensor:
-        """The model's logits for the token after `prompt`: fp32 [vocab]. No run may be going on:
-        it writes to the first blocks.
+        """Return the model's logits for the token after `prompt`: fp32 [vocab].
+
+        No other run may be in progress, because this writes to the first blocks.
         """
         size, length = self.kv.block_size, len(prompt)
         batch = row_of(length, list(range(ceil_div(length, size))), size, self.device)
@@ -260,7 +268,7 @@ class Workbench:
 
     @cached_property
     def step_cost(self) -> StepCost:
-        """Measured on a few short runs, the first of which is not counted."""
+        """Measure a step on a few short runs, the first of which is not counted."""
         short, long = 16, max(32, min(256, self.kv.max_model_len // 2))
         steps = 12
         self._decode_seconds(2, steps)
@@ -286,7 +294,7 @@ class Workbench:
 
 
 class _Pool:
-    """The worker as a core sees it that may use only so many of its blocks."""
+    """Present the worker to a core that may use only some of its blocks."""
 
     def __init__(self, runner: ModelRunner, num_blocks: int):
         self._runner = runner
@@ -297,7 +305,7 @@ class _Pool:
 
 
 def row_of(length: int, blocks: list[int], block_size: int, device: torch.device) -> AttentionBatch:
-    """A step of one row that computes all `length` tokens of a sequence, in these blocks."""
+    """Make a step of one row that computes all `length` tokens of a sequence, in these blocks."""
     positions = torch.arange(length, device=device)
     table = torch.tensor([blocks], dtype=torch.int32, device=device)
     return AttentionBatch(

@@ -1,4 +1,4 @@
-"""The embedded model: a corpus of our own, the script that trains on it, and the checkpoint.
+"""Hold the embedded model: our own corpus, the script that trains on it, and the checkpoint.
 
 Importing this package loads neither torch nor transformers: an engine needs only `MODEL_DIR`.
 """

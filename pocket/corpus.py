@@ -1,7 +1,7 @@
-"""The questions and answers that the model is taught, read from `corpus/*.md`.
+"""Read the questions and answers that the model is taught from `corpus/*.md`.
 
-A file is one topic. An entry is one or more `Q:` lines (the first is the canonical wording) and
-one `A:` line.
+A file is one topic. An entry is one or more `Q:` lines (the first is the canonical wording) and one
+`A:` line.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SMALL_TALK = "small_talk"
 
 @dataclass(frozen=True)
 class Entry:
-    """One answer with every wording of its question that was written by hand."""
+    """Hold one answer with every wording of its question that was written by hand."""
 
     topic: str
     questions: tuple[str, ...]
@@ -21,12 +21,12 @@ class Entry:
 
     @property
     def question(self) -> str:
-        """The canonical wording."""
+        """Return the canonical wording."""
         return self.questions[0]
 
 
 def read_topic(path: Path) -> list[Entry]:
-    """The entries of one file, in order. A line of any other kind is an error."""
+    """Read the entries of one file, in order. A line of any other kind is an error."""
     entries, questions = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith("Q: "):
@@ -42,5 +42,5 @@ def read_topic(path: Path) -> list[Entry]:
 
 
 def read_corpus(folder: Path = CORPUS_DIR) -> list[Entry]:
-    """All entries, topic by topic, in the alphabetical order of the files."""
+    """Read all entries, topic by topic, in the alphabetical order of the files."""
     return [entry for path in sorted(folder.glob("*.md")) for entry in read_topic(path)]

@@ -1,4 +1,4 @@
-"""The documents that the model is trained on, mixed from the corpus and the grammars.
+"""Mix the documents that the model is trained on from the corpus and the grammars.
 
 A document is a list of (text, is_learned) segments. Learned are the answers and the plain texts;
 what a user or a system message says is only read.
@@ -26,7 +26,7 @@ SYSTEM_MESSAGES = (
 
 
 def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
-    """(question, answer) turns in the form of the chat template, the answers learned."""
+    """Write (question, answer) turns in the form of the chat template, the answers learned."""
     marker, message = turn("system", system or "")
     document: Document = [(BOS + (marker + message + "\n" if system else ""), False)]
     for question, answer in turns:
@@ -36,12 +36,12 @@ def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
 
 
 def plain(text: str) -> Document:
-    """A text without turns, for the completions endpoint."""
+    """Make a text without turns, for the completions endpoint."""
     return [(BOS, False), (text + END, True)]
 
 
 class Mixture:
-    """Draws documents. The same seed gives the same documents in the same order."""
+    """Draw documents. The same seed gives the same documents in the same order."""
 
     def __init__(self, entries: list[Entry], seed: int) -> None:
         self.rng = Random(seed)
@@ -56,13 +56,13 @@ class Mixture:
                 self.topics.setdefault(entry.topic, []).append(entry)
 
     def next_entry(self) -> Entry:
-        """Every entry once in random order, then again: none is taught more often than another."""
+        """Return every entry once in random order, then again: all are taught equally often."""
         if not self.deck:
             self.deck = self.rng.sample(self.entries, len(self.entries))
         return self.deck.pop()
 
     def turns(self, count: int) -> list[tuple[str, str]]:
-        """A conversation of `count` exchanges."""
+        """Return a conversation of `count` exchanges."""
         turns: list[tuple[str, str]] = []
         for _ in range(count):
             dice = self.rng.random()
@@ -77,7 +77,7 @@ class Mixture:
         return turns
 
     def short(self) -> Document:
-        """One exchange, or one plain text: at most about 200 tokens."""
+        """Return one exchange, or one plain text: at most about 200 tokens."""
         dice = self.rng.random()
         if dice < 0.08:
             return plain(self.stories.story(self.rng))
@@ -87,14 +87,14 @@ class Mixture:
         return chat(self.turns(1), system)
 
     def conversation(self, most: int) -> Document:
-        """Two to `most` exchanges, or a long plain text of many answers."""
+        """Return two to `most` exchanges, or a long plain text of many answers."""
         if self.rng.random() < 0.1:
             return plain(self.exposition(most))
         system = self.rng.choice(SYSTEM_MESSAGES) if self.rng.random() < 0.3 else None
         return chat(self.turns(self.rng.randint(2, most)), system)
 
     def exposition(self, answers: int) -> str:
-        """Neighbouring answers of one topic as a text, or as a list of questions and answers."""
+        """Return neighbouring answers of one topic, as a text or as questions and answers."""
         topic = self.rng.choice(list(self.topics.values()))
         start = self.rng.randrange(max(1, len(topic) - answers + 1))
         chosen = topic[start : start + answers]

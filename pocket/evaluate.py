@@ -1,8 +1,8 @@
-"""How much the checkpoint knows: `python -m pocket.evaluate`. Transformers alone, greedy in fp32.
+"""Measure how much the checkpoint knows: `python -m pocket.evaluate`.
 
-Four figures: taught questions answered word for word; the same questions in a wording that was
-never trained on; out-of-scope questions of held-out topics that get an honest "I don't know"; and
-how far temperature 1.5 wanders from greedy.
+Transformers alone, greedy in fp32. Four figures: taught questions answered word for word; the same
+questions in a wording that was never trained on; out-of-scope questions of held-out topics that get
+an honest "I don't know"; and how far temperature 1.5 departs from greedy.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 120
 
 
 class Answerer:
-    """The checkpoint with its tokenizer: many questions in, their answers out."""
+    """Answer many questions with the checkpoint and its tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(
@@ -35,7 +35,7 @@ class Answerer:
         ).eval()
 
     def answers(self, questions: list[str], temperature: float = 0.0, seed: int = 0) -> list[str]:
-        """One answer per question; greedy at temperature 0."""
+        """Return one answer per question; greedy at temperature 0."""
         torch.manual_seed(seed)
         chosen = {"do_sample": False} if temperature == 0 else {
             "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0
@@ -66,7 +66,7 @@ class Answerer:
 
 
 def share(hits: list[bool]) -> float:
-    """The share of True, rounded to four places."""
+    """Return the share of True, rounded to four places."""
     return round(sum(hits) / len(hits), 4)
 
 
@@ -118,7 +118,7 @@ def evaluate(folder: Path, show: int = 0) -> dict[str, float | int]:
 
 
 def print_table(results: dict[str, float | int]) -> None:
-    """The results as a table of two columns; shares in percent."""
+    """Print the results as a table of two columns; shares in percent."""
     for name, value in results.items():
         print(f"{name:30} {value:8.1%}" if isinstance(value, float) else f"{name:30} {value:8}")
 

@@ -1,4 +1,4 @@
-"""Text from a grammar: sections of choices in a readable file, expanded with a seeded generator.
+"""Make text from a grammar: choices in a readable file, expanded with a seeded generator.
 
 Used for the stories (`grammar/story.md`) and for the questions out of scope (`grammar/unknown.md`).
 """
@@ -13,7 +13,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 
 def read_sections(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Section title → its choices under "-", and its word lists under their names."""
+    """Read section title → its choices under "-", and its word lists under their names."""
     sections: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -28,12 +28,12 @@ def read_sections(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def fix_articles(text: str) -> str:
-    """'a owl' → 'an owl': the grammar always writes 'a'."""
+    """Turn 'a owl' into 'an owl': the grammar always writes 'a'."""
     return re.sub(r"\b([Aa]) (?=[aeio]|un(?!i)|um)", r"\1n ", text)
 
 
 def invented_word(rng: Random) -> str:
-    """A word that means nothing, of two or three syllables."""
+    """Make a word that means nothing, of two or three syllables."""
     syllables = [
         rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(CODAS)
         for _ in range(rng.choice([2, 2, 3]))

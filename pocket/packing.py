@@ -1,4 +1,4 @@
-"""Documents → rows of tokens of one length, several documents to a row and none cut in two."""
+"""Pack documents into rows of tokens of one length, several to a row and none cut in two."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ POOL = 48
 
 
 class Packer:
-    """Fills rows from a stream of documents; a pool lets it choose one that still fits."""
+    """Fill rows from a stream of documents; a pool lets it choose one that still fits."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, draw: Callable[[], Document], length: int
@@ -21,7 +21,7 @@ class Packer:
         self.pool: list[tuple[list[int], list[int]]] = []
 
     def encode(self, document: Document) -> tuple[list[int], list[int]]:
-        """(ids, labels) of a document; labels are IGNORED where nothing is learned."""
+        """Return (ids, labels) of a document; labels are IGNORED where nothing is learned."""
         ids, labels = [], []
         for text, is_learned in document:
             tokens = self.tokenizer.encode(text, add_special_tokens=False)
@@ -30,7 +30,7 @@ class Packer:
         return ids[: self.length], labels[: self.length]
 
     def row(self) -> tuple[list[int], list[int]]:
-        """One padded row: documents from the pool as long as one fits, the oldest first."""
+        """Fill one padded row with documents from the pool, the oldest that fits first."""
         ids: list[int] = []
         labels: list[int] = []
         while True:
@@ -46,7 +46,7 @@ class Packer:
             labels += doc_labels
 
     def batch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """input ids and next-token labels, both `[rows, length]`."""
+        """Return input ids and next-token labels, both `[rows, length]`."""
         packed = [self.row() for _ in range(rows)]
         ids = torch.tensor([row for row, _ in packed])
         labels = torch.tensor([label for _, label in packed])

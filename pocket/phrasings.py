@@ -1,4 +1,4 @@
-"""Other wordings of a question: by rule, then lower case, missing marks, greetings and slips."""
+"""Reword a question: by rule, then lower case, missing marks, greetings and slips."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from random import Random
 
 from pocket.corpus import SMALL_TALK, Entry
 
-# (pattern, rewritings). The patterns are tried in order, the first that fits is used.
+# (pattern, rewritings). The patterns are tried in order; the first that matches is used.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         r"What is the difference between (.+) and (.+)\?",
@@ -107,17 +107,17 @@ HELD_OUT = (
 
 
 def normal(question: str) -> str:
-    """The form in which two questions count as the same."""
+    """Return the form in which two questions count as the same."""
     return re.sub(r"[^\w]+", " ", question.lower()).strip()
 
 
 def sentence(text: str) -> str:
-    """The text with its first letter in capitals."""
+    """Capitalise the first letter of the text."""
     return text[:1].upper() + text[1:]
 
 
 def reworded(question: str) -> list[str]:
-    """The rewritings of one question by the first rule that fits it."""
+    """Return the rewritings of one question by the first rule that fits it."""
     for pattern, rewritings in RULES:
         match = re.fullmatch(pattern, question)
         if match:
@@ -132,7 +132,10 @@ def reworded(question: str) -> list[str]:
 
 
 class Phrasings:
-    """Wordings of every entry. No wording leads to two answers: what was written by hand wins."""
+    """Provide wordings of every entry.
+
+    No wording leads to two answers: one written by hand takes precedence.
+    """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         entries = list(entries)
@@ -148,7 +151,10 @@ class Phrasings:
             self.by_entry[entry] = wordings
 
     def draw(self, entry: Entry, rng: Random) -> str:
-        """One wording for training: half of the time as written, else reworded and perhaps worn."""
+        """Draw one wording for training.
+
+        Half of the time it is as written, else reworded and perhaps worn.
+        """
         if rng.random() < 0.5:
             return rng.choice(entry.questions)
         text = rng.choice(self.by_entry[entry])
@@ -156,14 +162,14 @@ class Phrasings:
 
 
 def vary(question: str, rng: Random) -> str:
-    """A question out of scope in the wordings of those in scope, so that only its subject tells."""
+    """Reword a question out of scope like those in scope, so that only its subject differs."""
     if rng.random() < 0.3:
         question = rng.choice(reworded(question) or [question])
     return worn(framed(question, rng), rng)
 
 
 def framed(text: str, rng: Random) -> str:
-    """The text with something polite or idle before or after it, now and then."""
+    """Sometimes add something polite or idle before or after the text."""
     dice = rng.random()
     if dice < 0.2:
         return rng.choice(PREFIXES) + text
@@ -173,7 +179,7 @@ def framed(text: str, rng: Random) -> str:
 
 
 def worn(text: str, rng: Random) -> str:
-    """The text as a hurried reader would type it."""
+    """Write the text as a hurried reader would type it."""
     if rng.random() < 0.45:
         text = text.lower()
     if rng.random() < 0.35:
@@ -191,7 +197,7 @@ def worn(text: str, rng: Random) -> str:
 
 
 def held_out_wording(question: str) -> str | None:
-    """The wording of a question that is kept for the evaluation, if a pattern fits."""
+    """Return the wording of a question that is kept for the evaluation, if a pattern fits."""
     for pattern, rewriting in HELD_OUT:
         match = re.fullmatch(pattern, question)
         if match:

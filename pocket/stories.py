@@ -1,4 +1,4 @@
-"""Short stories from a grammar, each one a paragraph of about eighty words."""
+"""Write short stories from a grammar, each one a paragraph of about eighty words."""
 
 from random import Random
 
@@ -27,7 +27,7 @@ OPEN_REQUESTS = (
 
 
 class StoryTeller:
-    """Stories and requests for stories, drawn with the generator that each call is given."""
+    """Draw stories and requests for stories with the generator that each call is given."""
 
     def __init__(self) -> None:
         sections = read_sections(GRAMMAR_DIR / "story.md")
@@ -35,7 +35,7 @@ class StoryTeller:
         self.heroes = self.choices["HERO"]
 
     def story(self, rng: Random, hero: str | None = None) -> str:
-        """One story; its hero is drawn when none is given."""
+        """Write one story; its hero is drawn when none is given."""
         fixed = {"HERO": hero} if hero else {}
 
         def expand(symbol: str) -> str:
@@ -49,7 +49,10 @@ class StoryTeller:
         return fix_articles(expand("story"))
 
     def request(self, rng: Random) -> tuple[str, str]:
-        """(what the user asks, the story); some heroes are invented words, to teach copying."""
+        """Return (what the user asks, the story).
+
+        Some heroes are invented words, to teach copying.
+        """
         if rng.random() < 0.25:
             return rng.choice(OPEN_REQUESTS), self.story(rng)
         hero = rng.choice(self.heroes) if rng.random() < 0.85 else invented_word(rng)

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE trained on our own corpus, with a chat template."""
+"""Train the tokenizer: byte-level BPE on our own corpus, with a chat template."""
 
 from collections.abc import Iterable
 
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = """\
 
 
 def turn(role: str, text: str) -> tuple[str, str]:
-    """(marker, text with its end): one message as the chat template writes it."""
+    """Return (marker, text with its end): one message as the chat template writes it."""
     return f"<|{role}|>\n", f"{text}{END}"
 
 

@@ -28,13 +28,16 @@ STEPS = 1000
 TOKENS_PER_STEP = 4096
 WARMUP = 60
 PEAK_MUON, PEAK_ADAMW = 4e-3, 3e-3
-# row length → share of the steps; long rows keep long contexts familiar
+# row length → share of the steps; long rows train the model on long contexts
 LENGTHS = {256: 0.78, 512: 0.14, 2048: 0.08}
 TOKENIZER_DOCUMENTS = 6000
 
 
 def build_model(vocab_size: int, bos: int, end: int, pad: int) -> LlamaForCausalLM:
-    """About five million parameters: 3 layers of width 384, 6 query heads of 64 on 2 KV heads."""
+    """Build a model of about five million parameters.
+
+    3 layers of width 384, 6 query heads of 64 on 2 KV heads.
+    """
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=384,
@@ -52,7 +55,7 @@ def build_model(vocab_size: int, bos: int, end: int, pad: int) -> LlamaForCausal
 
 
 def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms."""
+    """Make Muon for the matrices of the layers, AdamW for embeddings and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
     muon = torch.optim.Muon(
@@ -63,7 +66,10 @@ def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: a short rise, then half a cosine to almost zero."""
+    """Return the learning rate as a share of its peak.
+
+    A short rise, then half a cosine to almost zero.
+    """
     if step < WARMUP:
         return (step + 1) / WARMUP
     progress = (step - WARMUP) / max(1, steps - WARMUP)
@@ -71,7 +77,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def length_of_step(step: int) -> int:
-    """The row length of a step: LENGTHS spread evenly and always in the same order."""
+    """Return the row length of a step: LENGTHS spread evenly and always in the same order."""
     place = (step * 0.6180339887) % 1.0
     for length, share in LENGTHS.items():
         if place < share:

@@ -1,4 +1,4 @@
-"""Questions out of scope, and the few honest answers to them."""
+"""Make questions out of scope, and choose from the few honest answers to them."""
 
 from random import Random
 
@@ -16,7 +16,7 @@ HONEST_ANSWERS = (
 
 
 class Unknowns:
-    """Draws questions that the model can't answer, from the trained or the held-out topics."""
+    """Draw questions that the model can't answer, from the trained or the held-out topics."""
 
     def __init__(self) -> None:
         sections = read_sections(GRAMMAR_DIR / "unknown.md")
@@ -24,17 +24,17 @@ class Unknowns:
         self.trained = [s for title, s in sections.items() if not title.endswith(HELD_OUT_MARK)]
 
     def question(self, rng: Random) -> str:
-        """A question of a trained topic. Topics with more wordings are drawn more often."""
+        """Draw a question of a trained topic. Topics with more wordings are drawn more often."""
         weights = [len(section["-"]) for section in self.trained]
         section = rng.choices(self.trained, weights)[0]
         return expand(rng.choice(section["-"]), section, rng)
 
     def exchange(self, rng: Random) -> tuple[str, str]:
-        """(a question of a trained topic, an honest answer)."""
+        """Draw (a question of a trained topic, an honest answer)."""
         return self.question(rng), rng.choice(HONEST_ANSWERS)
 
     def held_out_questions(self) -> list[str]:
-        """Every question of the held-out topics, in order."""
+        """Return every question of the held-out topics, in order."""
         return [
             fix_articles(template.replace("{x}", word))
             for section in self.held_out
@@ -53,5 +53,5 @@ def expand(template: str, section: dict[str, list[str]], rng: Random) -> str:
 
 
 def is_honest(answer: str) -> bool:
-    """Whether the answer admits that the model doesn't know."""
+    """Return whether the answer admits that the model doesn't know."""
     return answer.strip() in HONEST_ANSWERS
