@@ -1,1 +1,4 @@
-"""The engine beside its peers, and against the limits of the machine. Results go to `results/`."""
+"""Measure the engine beside its peers, and against the limits of the machine.
+
+Results go to `results/`.
+"""

@@ -1,11 +1,11 @@
-"""The engine against transformers, same weights, same dtype, same threads, in one run.
+"""Compare the engine with transformers: same weights, dtype and threads, in one run.
 
     python -m benchmarks.compare [--shapes pocket opt-125m smollm2-135m] [--dtypes bfloat16 float32]
     [--quick] [--out FOLDER]
 
 Prints one table and writes `compare.json` (every run, not only the medians) and `compare.md` into
 FOLDER: in a checkout the machine's folder of `results/`, elsewhere `glasshouse-bench` here. Systems
-take turns within a repeat, so that a change of the machine's speed hits all of them.
+take turns within a repeat, so that a change of the machine's speed affects all of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ENGINE, ONE_BY_ONE, STATIC = "Glasshouse", "transformers, one by one", "transfor
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -52,9 +52,12 @@ def machine() -> dict:
 
 
 def systems(engine: Engine, peer: Transformers, work: Workload) -> dict[str, Callable[[], Run]]:
-    """Who runs a workload. One by one and static batches are the same for a single request."""
+    """Return the systems that run a workload.
+
+    One by one and static batches are the same for a single request.
+    """
     runs: dict[str, Callable[[], Run]] = {ENGINE: lambda: engine.run(work)}
-    if work.name in ("W1", "W2", "W4"):  # one by one, 64 requests take minutes and say nothing new
+    if work.name in ("W1", "W2", "W4"):  # one by one, 64 requests take minutes and add nothing
         runs[ONE_BY_ONE] = lambda: peer.one_by_one(work)
     if work.name in ("W2", "W3"):
         runs[STATIC] = lambda: peer.static(work, STATIC_BATCH)
@@ -62,7 +65,7 @@ def systems(engine: Engine, peer: Transformers, work: Workload) -> dict[str, Cal
 
 
 def measure(name: str, dtype: str, repeats: int) -> list[dict]:
-    """Every run of every system on one shape in one dtype."""
+    """Return every run of every system on one shape in one dtype."""
     rows = []
     works = workloads(shape(name).vocab_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +80,7 @@ def measure(name: str, dtype: str, repeats: int) -> list[dict]:
                 for system, run in systems(engine, peer, work).items():
                     if repeat and system != ENGINE and work.name in ("W2", "W3"):
                         continue  # tens of seconds long: its own noise averages out
-                    with quiet_collector():  # for all as the engine's loop has it
+                    with quiet_collector():  # for all systems, as in the engine's loop
                         result = run()
                     rows.append(
                         {
@@ -103,8 +106,9 @@ def measure(name: str, dtype: str, repeats: int) -> list[dict]:
 
 
 def speed(row: dict) -> float:
-    """What a workload is judged by: decode tokens/s (W1), prompt tokens/s (W4), output tokens/s
-    (W2, W3).
+    """Return the figure that a workload is judged by.
+
+    Decode tokens/s (W1), prompt tokens/s (W4), output tokens/s (W2, W3).
     """
     if row["workload"] == "W1":
         return (row["output_tokens"] - 1) / (row["total_s"] - row["first_token_s"])
@@ -114,7 +118,7 @@ def speed(row: dict) -> float:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """Medians by shape, dtype, workload and system, with the engine's ratio to each peer."""
+    """Return medians by shape, dtype, workload and system, with the engine's ratio to each peer."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         key = (row["shape"], row["dtype"], row["workload"], row["system"])
@@ -145,7 +149,7 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def markdown(lines: list[dict], where: dict) -> str:
-    """The tables of docs/PERFORMANCE.md."""
+    """Write the tables of docs/PERFORMANCE.md."""
     out = [
         f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
         f" transformers {where['transformers']}, {where['date']}. W1: decode tokens/s of one"

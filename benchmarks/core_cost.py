@@ -1,5 +1,4 @@
-"""What deciding, bookkeeping and recording cost a step: the core alone, on a worker that takes no
-time.
+"""Measure what deciding, bookkeeping and recording cost a step, without a worker's time.
 
     python -m benchmarks.core_cost      writes benchmarks/results/<machine>/core_cost.{json,md}
 
@@ -33,7 +32,7 @@ REPEATS = 11
 
 
 class NoWork:
-    """An executor that draws token 1 for every row at once."""
+    """Draw token 1 for every row at once, in place of a worker."""
 
     def __init__(self, num_blocks: int):
         self.kv = KVShape(
@@ -50,9 +49,11 @@ class NoWork:
 
 
 def step_cost_us(num_blocks: int, trace: str, num_requests: int = 64) -> dict[str, float]:
-    """Microseconds of wall and of CPU time that one decode step of `num_requests` takes. In each
-    step a sixteenth of them begin a block."""
-    recorder = PackingRecorder(len, trace)  # who reads it is another process
+    """Return microseconds of wall and of CPU time of one decode step of `num_requests`.
+
+    In each step a sixteenth of them begin a block.
+    """
+    recorder = PackingRecorder(len, trace)  # another process reads it
     config = EngineConfig(max_num_seqs=num_requests, enable_prefix_caching=True)
     core = EngineCore(config, NoWork(num_blocks), recorder)
     for i in range(num_requests):
@@ -72,7 +73,7 @@ def step_cost_us(num_blocks: int, trace: str, num_requests: int = 64) -> dict[st
 
 
 def measure() -> list[dict]:
-    """Over interleaved repeats, one row for each number of requests, pool and level."""
+    """Return one row for each number of requests, pool and level, over interleaved repeats."""
     enough = (STEPS + 50) // 16 + 3  # blocks of a request
     cases = [(n, n * enough, trace) for n in REQUESTS for trace in LEVELS]
     cases.append((REQUESTS[0], 100_000, "steps"))

@@ -1,4 +1,4 @@
-"""What a step costs as the work grows; what the record and HTTP cost; how many threads serve best.
+"""Measure how a step grows with the work, what record and HTTP cost, and the best thread count.
 
     python -m benchmarks.growth [--shapes pocket smollm2-135m] [--dtype bfloat16] [--quick]
         [--out FOLDER]
@@ -7,8 +7,8 @@ Six questions: a decode step of 1 to 64 requests; of 64 to 2,000 tokens of conte
 with 100 to 100,000 blocks in the pool; 64 requests with the record off, at `steps` and at `full`;
 the same workloads in process and through our server; through servers whose workers have 1 thread to
 one more than there are cores (the server, its tokenizer and the client share them). Cases that are
-compared take turns. Writes `growth.json` (every repeat) and `growth.md` into the
-machine's folder of `results/`.
+compared take turns. Writes `growth.json` (every repeat) and `growth.md` into the machine's folder
+of `results/`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from engine.worker.machine import physical_cores
 REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (64, 250, 500, 1000, 2000)
 POOLS = (100, 1_000, 10_000, 100_000)
-POOL_REQUESTS = 3  # as many as 100 blocks hold to the end
+POOL_REQUESTS = 3  # requests that 100 blocks hold to the end
 LEVELS = ("off", "steps", "full")
-SHORT = 64  # tokens of context where the number of requests is what changes
+SHORT = 64  # tokens of context where the number of requests changes
 STEPS = 30  # timed in each repeat
 
 Repeats = list[float]
 
 
 def step_ms(engine: Engine, num_requests: int, context: int, vocab_size: int) -> float:
-    """Milliseconds of one decode step: the median of STEPS in which all requests decode."""
+    """Return milliseconds of one decode step: the median of STEPS in which all requests decode."""
     core, draw = engine.core, random.Random(num_requests * context)
     for number in range(num_requests):
         params = SamplingParams(temperature=0.0, max_tokens=STEPS + 20, ignore_eos=True, seed=0)
@@ -69,12 +69,12 @@ def step_ms(engine: Engine, num_requests: int, context: int, vocab_size: int) ->
             took = time.perf_counter() - started
             if len(outputs) == num_requests:
                 times.append(took)
-    # The first such step took in the last prompts; after it all requests only decode.
+    # The first such step still computed the last prompts; after it all requests only decode.
     return 1e3 * statistics.median(times[1 : STEPS + 1])
 
 
 def in_turns(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, Repeats]:
-    """Each case `repeats` times, taking turns."""
+    """Run each case `repeats` times, taking turns."""
     seen: dict[str, Repeats] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
@@ -83,7 +83,7 @@ def in_turns(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str, R
 
 
 def by_size(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, dict]:
-    """Decode steps by number of requests, and by context: milliseconds."""
+    """Return milliseconds of decode steps by number of requests, and by context."""
     with closing(Engine(model, dtype, max_model_len=2048)) as engine:
         step_ms(engine, 4, SHORT, vocab_size)  # warm
         return {
@@ -99,7 +99,7 @@ def by_size(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, 
 
 
 def by_pool(repeats: int) -> dict[str, Repeats]:
-    """Wall microseconds of a step of the core alone, by blocks in the pool."""
+    """Return wall microseconds of a step of the core alone, by blocks in the pool."""
     return in_turns(
         {
             str(blocks): lambda b=blocks: core_cost.step_cost_us(b, "steps", POOL_REQUESTS)[
@@ -112,7 +112,7 @@ def by_pool(repeats: int) -> dict[str, Repeats]:
 
 
 def by_level(dtype: str, repeats: int) -> dict[str, Repeats]:
-    """Milliseconds of a decode step of 64 requests on the pocket model, by level of the record."""
+    """Return milliseconds of a decode step of 64 requests on pocket, by level of the record."""
     with ExitStack() as stack:
         engines = {
             level: stack.enter_context(closing(Engine(POCKET_MODEL, dtype, trace=level)))
@@ -126,7 +126,7 @@ def by_level(dtype: str, repeats: int) -> dict[str, Repeats]:
 
 
 def by_transport(dtype: str, repeats: int) -> dict[str, Repeats]:
-    """Tokens/s of W1 … W4 on the pocket model in process, and through our server."""
+    """Return tokens/s of W1 … W4 on the pocket model in process, and through our server."""
     works = workloads(2048)
     with (
         closing(Engine(POCKET_MODEL, dtype)) as engine,
@@ -147,7 +147,7 @@ def by_transport(dtype: str, repeats: int) -> dict[str, Repeats]:
 
 
 def by_threads(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, Repeats]:
-    """Tokens/s of W1 … W4 through our server, by threads of its worker."""
+    """Return tokens/s of W1 … W4 through our server, by threads of its worker."""
     works = workloads(vocab_size)
     with ExitStack() as stack:
         running = {
@@ -166,7 +166,7 @@ def by_threads(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[st
 
 
 def measure(given: argparse.Namespace) -> dict:
-    """All six, with the machine."""
+    """Measure all six, with the machine."""
     result: dict = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -198,7 +198,7 @@ def measure(given: argparse.Namespace) -> dict:
 
 
 def markdown(result: dict) -> str:
-    """The tables of docs/PERFORMANCE.md: medians, and least to most of the repeats."""
+    """Write the tables of docs/PERFORMANCE.md: medians, and least to most of the repeats."""
     out = [
         f"Measured on {result['cpu']}, {result['threads']} threads, {result['dtype']}, torch"
         f" {result['torch']}, {result['date']}; {100 * result['busy_cores_before']:.0f} % of a core"

@@ -1,4 +1,4 @@
-"""Each native CPU kernel against plain torch and against the memory of this machine.
+"""Measure each native CPU kernel against plain torch and against the memory of this machine.
 
     python benchmarks/kernels_cpu.py [--threads N] [--seconds S]
 
@@ -47,7 +47,7 @@ BLOCK = 16
 
 
 class Bench:
-    """Collects rows of the table. `cold`: bytes that data is rotated through."""
+    """Collect rows of the table. `cold`: bytes that data is rotated through."""
 
     def __init__(self, seconds: float, cold: int) -> None:
         self.seconds, self.cold = seconds, cold
@@ -74,7 +74,10 @@ class Bench:
         flops: int,
         sets: int,
     ) -> None:
-        """native(i), plain(i): one run on data set i of `sets`. num_bytes: what one run moves."""
+        """Time both in turn. native(i), plain(i): one run on data set i of `sets`.
+
+        num_bytes: what one run moves.
+        """
         times: dict[str, list[float]] = {"native": [], "torch": [], "read": []}
         runs = {"native": native, "torch": plain, "read": lambda _: self.read(num_bytes)}
         for run in runs.values():
@@ -82,7 +85,7 @@ class Bench:
         started, index = time.perf_counter(), 0
         while time.perf_counter() - started < self.seconds or len(times["read"]) < 15:
             for name, run in runs.items():
-                index = (index + 1) % sets  # each run on data that the one before didn't touch
+                index = (index + 1) % sets  # each run uses data that the one before didn't touch
                 before = time.perf_counter()
                 run(index)
                 times[name].append(time.perf_counter() - before)
@@ -175,7 +178,7 @@ def attention(bench: Bench, ops: cpu.NativeOps) -> None:
 
 
 def batch_of(tables: torch.Tensor, before: int, now: int) -> AttentionBatch:
-    """A step in which every row has `before` tokens in the cache and computes `now`."""
+    """Make a step in which every row has `before` tokens in the cache and computes `now`."""
     rows, context = len(tables), before + now
     return AttentionBatch(
         positions=torch.arange(before, context).repeat(rows),
@@ -192,7 +195,7 @@ def batch_of(tables: torch.Tensor, before: int, now: int) -> AttentionBatch:
 
 
 def elementwise(bench: Bench, ops: cpu.NativeOps) -> None:
-    """On one set of data: what a layer hands to the next is in the cache."""
+    """Time elementwise kernels on one set of data: a layer's output is still in the cache."""
     for rows in (1, 16, 512):
         for dtype in (torch.float32, torch.bfloat16):
             x, residual = (torch.randn(rows, 576).to(dtype) for _ in range(2))

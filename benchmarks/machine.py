@@ -1,4 +1,4 @@
-"""The machine that the figures are of, and how busy it is with other things."""
+"""Describe the machine that the figures are of, and measure how busy it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """As the kernel calls it."""
+    """Return the CPU's name as the kernel states it."""
     for line in cpuinfo.read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -17,7 +17,7 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def busy_cores(seconds: float = 2.0) -> float:
-    """Cores' worth of work done by anyone, while we sleep: 0.1 is a tenth of one core."""
+    """Return cores' worth of work done by anyone, while we sleep: 0.1 is a tenth of one core."""
     busy, whole = _ticks()
     time.sleep(seconds)
     busy_after, whole_after = _ticks()
@@ -25,8 +25,9 @@ def busy_cores(seconds: float = 2.0) -> float:
 
 
 def _ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
-    """(busy, all) ticks of all cores since boot; waiting for a disk is not busy, being robbed of a
-    core by another guest of the host is. See proc(5).
+    """Return (busy, all) ticks of all cores since boot. See proc(5).
+
+    Waiting for a disk is not busy; losing a core to another guest of the host is.
     """
     user, nice, system, idle, iowait, irq, softirq, steal = map(
         int, stat.read_text().split("\n", 1)[0].split()[1:9]

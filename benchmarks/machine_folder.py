@@ -1,4 +1,4 @@
-"""Where the results of this machine go: a folder of its own, beside those of others."""
+"""Choose the folder for the results of this machine, beside those of others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine_folder(cpu: str | None = None, variant: str | None = None) -> Path:
-    """`results/amd-epyc-avx2`: the processor's name, and the best kernels it can run, for some
-    names tell nothing of the generation."""
+    """Return `results/amd-epyc-avx2`: the processor's name, and the best kernels it can run.
+
+    Some names tell nothing of the generation, so the kernels are named too.
+    """
     name = re.sub(r"\((R|TM|C)\)", "", cpu or cpu_name(), flags=re.IGNORECASE)
     words = re.findall(r"[a-z0-9]+", f"{name} {variant or variants_here()[0]}".lower())
     return RESULTS / "-".join(words)

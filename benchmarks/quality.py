@@ -1,4 +1,4 @@
-"""How much of a model's quality a dtype keeps: its answers on real text beside those in fp32.
+"""Measure how much of a model's quality a dtype keeps: its answers on real text beside fp32's.
 
     python -m benchmarks.quality [--models smollm2 pocket] [--tokens 512] [--out FILE]
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Way(NamedTuple):
-    """How a model is run."""
+    """Describe how a model is run."""
 
     name: str
     dtype: str
@@ -52,7 +52,7 @@ WAYS = (
 
 @dataclass
 class Score:
-    """Sums over positions, then read as means."""
+    """Sum over positions, and read as means."""
 
     positions: int = 0
     nll: float = 0.0  # natural logarithms
@@ -63,8 +63,10 @@ class Score:
     greatest_delta: float = 0.0
 
     def add(self, found: torch.Tensor, expected: torch.Tensor, text: torch.Tensor) -> None:
-        """found, expected: logits [tokens, vocabulary]; text: int64 [tokens], the tokens that
-        follow."""
+        """Add positions. found, expected: logits [tokens, vocabulary].
+
+        text: int64 [tokens], the tokens that follow.
+        """
         ours, theirs = (torch.log_softmax(x.float(), -1) for x in (found, expected))
         best = found.topk(2).values
         at = text[:, None]
@@ -91,14 +93,14 @@ class Score:
 
 
 def texts() -> list[str]:
-    """Real text that is at hand everywhere: our documents, and those that come with Python."""
+    """Return real text that is at hand everywhere: our documents, and Python's own."""
     ours = ("docs/ARCHITECTURE_OVERVIEW.md", "pocket/corpus/paging.md")
     pythons = ("assignment", "naming", "typesseq", "import")
     return [(ROOT / name).read_text() for name in ours] + [topics[name] for name in pythons]
 
 
 class Ours:
-    """The engine's model on pages of its own, one text at a time."""
+    """Run the engine's model on its own pages, one text at a time."""
 
     def __init__(self, model: str, way: Way, length: int) -> None:
         self.way = way
@@ -113,7 +115,7 @@ class Ours:
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
-        """[tokens, vocabulary], as they were computed."""
+        """Return logits [tokens, vocabulary], as they were computed."""
         piece = self.way.piece or len(ids)
         return torch.cat([self._step(ids, at, piece) for at in range(0, len(ids), piece)])
 
@@ -137,7 +139,7 @@ class Ours:
 
 
 def theirs(folder: Path, dtype: str) -> Callable[[list[int]], torch.Tensor]:
-    """transformers on the same weights."""
+    """Load transformers on the same weights."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), trust_remote_code=False
     ).eval()
@@ -152,7 +154,10 @@ def theirs(folder: Path, dtype: str) -> Callable[[list[int]], torch.Tensor]:
 def measure(
     model: str, tokens: int, ways: tuple[Way, ...] = WAYS, peer: bool = True
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """(who and how, its means) of each way of running a model. tokens: of each text, at most."""
+    """Yield (system and way, its means) for each way of running a model.
+
+    tokens: of each text, at most.
+    """
     folder = find_model(model, None, None)
     tokenizer = load_tokenizer(str(folder))
     read = [tokenizer.encode(text)[: tokens + 1] for text in texts()]

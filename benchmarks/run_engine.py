@@ -1,4 +1,4 @@
-"""Glasshouse on a workload, in this process: core and worker, no tokenizer, no HTTP."""
+"""Run Glasshouse on a workload, in this process: core and worker, no tokenizer, no HTTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.worker.model_runner import ModelRunner
 
 
 class Engine:
-    """One model loaded once; `run` a workload as often as wanted."""
+    """Load one model once; `run` a workload any number of times."""
 
     def __init__(self, model: str, dtype: str, trace: str = "steps", **options):
         config = EngineConfig(
@@ -34,7 +34,7 @@ class Engine:
 
     @contextmanager
     def looping(self) -> Iterator[None]:
-        """Around steps: the conditions that the engine process's loop has."""
+        """Give steps inside the conditions of the engine process's loop."""
         with self.cores, quiet_collector():
             yield
 
@@ -65,7 +65,7 @@ class Engine:
         return Run(time.perf_counter() - started, first, ends, steps)
 
     def events(self) -> list[Event]:
-        """What was recorded since the last call."""
+        """Return what was recorded since the last call."""
         self.recorder.flush()
         messages, self._messages[:] = list(self._messages), []
         return [event for message in messages for event in unpack(message)]

@@ -1,5 +1,7 @@
-"""transformers on a workload: `generate` for one request after another or for static padded
-batches, and its continuous batching."""
+"""Run transformers on a workload: `generate`, and its continuous batching.
+
+`generate` runs one request after another, or static padded batches.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Transformers:
-    """The peer: same weights, same dtype, same threads."""
+    """Run the peer: same weights, same dtype, same threads."""
 
     def __init__(self, model: str, dtype: torch.dtype, device: torch.device = CPU):
         self.model = (
@@ -27,16 +29,19 @@ class Transformers:
         return self._run(workload, 1)
 
     def static(self, workload: Workload, batch_size: int) -> Run:
-        """Batches in order of arrival, padded left to the longest prompt, run until the longest
-        answer is done.
+        """Run batches in order of arrival, padded left to the longest prompt.
+
+        Each runs until its longest answer is done.
         """
         return self._run(workload, batch_size)
 
     def continuous(self, workload: Workload) -> Run:
-        """All at once, joining and leaving the batch as they end. Its start (memory, CUDA graphs)
-        isn't counted. Raises RuntimeError when its loop dies."""
+        """Run all at once; requests join and leave the batch as they begin and end.
+
+        Its start (memory, CUDA graphs) isn't counted. Raises RuntimeError when its loop dies.
+        """
         kinds = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        sizes = None  # as it finds best
+        sizes = None  # its own choice
         if self.model.device.type == "cpu":  # where it would take half of the host's memory
             sizes = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256)
         ends: list[float] = []
@@ -95,7 +100,7 @@ class Transformers:
 
 
 class _FirstToken:
-    """A stopping criterion that never stops: it notes when the first token was there."""
+    """Note when the first token was there: a stopping criterion that never stops."""
 
     def __init__(self, started: float):
         self.started = started

@@ -1,4 +1,4 @@
-"""The models that are measured: pocket and SmolLM2 with their own weights, and random ones."""
+"""List the models that are measured: pocket and SmolLM2 with their own weights, and random ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from engine.models.errors import ModelError
 from engine.models.hub import find_model
 
 SHAPES = ("pocket", "opt-125m", "smollm2-135m")
-LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured where they are asked for
+LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured only when asked for
 
 
 def shape(name: str) -> PretrainedConfig:
-    """The architecture of a shape, as its model card gives it."""
+    """Return the architecture of a shape, as its model card states it."""
     if name == "pocket":
         return AutoConfig.from_pretrained(POCKET_MODEL, trust_remote_code=False)
     if name == "opt-125m":
@@ -59,8 +59,10 @@ def shape(name: str) -> PretrainedConfig:
 
 
 def weights_for(name: str, folder: Path, dtype: torch.dtype) -> str:
-    """The folder to load for a shape: with real weights where there are such, so that lengths, stop
-    tokens and cached prefixes are real; else random ones, saved under `folder`.
+    """Return the folder to load for a shape.
+
+    With real weights where there are such, so that lengths, stop tokens and cached prefixes are
+    real; else random ones, saved under `folder`.
     """
     if name == "pocket":
         return POCKET_MODEL

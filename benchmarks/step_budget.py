@@ -1,8 +1,8 @@
-"""Where the time of a step goes on this CPU: its parts, its kernels, the machine's limits.
+"""Measure where the time of a step goes on this CPU: parts, kernels, the machine's limits.
 
     python -m benchmarks.step_budget [--shapes pocket opt-125m smollm2-135m] [--rows 1 16]
 
-Two looks at the same steps of 150 to 210 tokens of context, in bf16. The parts are what
+The same steps of 150 to 210 tokens of context, in bf16, are measured twice. The parts are what
 `step.finished` says of steps as they always run, with the record at `steps`; the kernels are timed
 at level `profile`, where each is launched alone from Python. Then the kernels of a prompt. Writes
 `step_budget.json` and `step_budget.md` into the machine's folder of `results/`.
@@ -37,20 +37,20 @@ PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
 
 
 def events_of(model: str, level: str, num_rows: int, vocab_size: int) -> list[Event]:
-    """The record of `num_rows` requests that decode together, from the first on."""
+    """Record `num_rows` requests that decode together, from the first on."""
     with closing(Engine(model, "bfloat16", trace=level)) as engine:
         return _record(engine, [CONTEXT] * num_rows, STEPS, vocab_size)
 
 
 def prompt_events(model: str, vocab_size: int) -> list[Event]:
-    """The record of the second of two prompts of PROMPT tokens, at level `profile`."""
+    """Record the second of two prompts of PROMPT tokens, at level `profile`."""
     with closing(Engine(model, "bfloat16", trace="profile")) as engine:
         _record(engine, [PROMPT], 1, vocab_size)
         return _record(engine, [PROMPT], 1, vocab_size)
 
 
 def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int) -> list[Event]:
-    """What is recorded while requests with prompts of these lengths are computed."""
+    """Return what is recorded while requests with prompts of these lengths are computed."""
     engine.events()
     draw = random.Random(0)
     for i, length in enumerate(prompts):
@@ -66,7 +66,7 @@ def _record(engine: Engine, prompts: list[int], num_output: int, vocab_size: int
 
 
 def parts_of(events: list[Event], num_rows: int) -> dict[str, float]:
-    """Median microseconds of each part of the steps in which all rows decode."""
+    """Return median microseconds of each part of the steps in which all rows decode."""
     steps = [e for e in events if isinstance(e, StepFinished) and e.num_decode_tokens == num_rows]
     steps = steps[FIRST:]
     found = {part: statistics.median(getattr(step, part) for step in steps) for part in PARTS}
@@ -75,21 +75,24 @@ def parts_of(events: list[Event], num_rows: int) -> dict[str, float]:
 
 
 def decoding(events: list[Event], num_rows: int) -> set[int]:
-    """The steps in which that many rows decode."""
+    """Return the steps in which that many rows decode."""
     return {
         e.step for e in events if isinstance(e, StepFinished) and e.num_decode_tokens == num_rows
     }
 
 
 def prefilling(events: list[Event]) -> set[int]:
-    """The steps that compute prompts."""
+    """Return the steps that compute prompts."""
     return {
         e.step for e in events if isinstance(e, StepFinished) and e.num_tokens > e.num_decode_tokens
     }
 
 
 def kernels_of(events: list[Event], steps: set[int]) -> list[dict]:
-    """Each kernel of those steps: launches and microseconds a step, rates, share of the limit."""
+    """Return each kernel of those steps.
+
+    Launches and microseconds a step, rates, share of the limit.
+    """
     groups: dict[str, list[KernelLaunched]] = defaultdict(list)
     for event in events:
         if isinstance(event, KernelLaunched) and event.step in steps:
@@ -112,7 +115,7 @@ def kernels_of(events: list[Event], steps: set[int]) -> list[dict]:
 
 
 def measure(names: list[str], rows: list[int]) -> list[dict]:
-    """A budget for each shape and number of rows, then one for its prompt."""
+    """Return a budget for each shape and number of rows, then one for its prompt."""
     budgets = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +136,7 @@ def measure(names: list[str], rows: list[int]) -> list[dict]:
 
 
 def markdown(budgets: list[dict], limits: dict) -> str:
-    """The tables of docs/PERFORMANCE.md."""
+    """Write the tables of docs/PERFORMANCE.md."""
     out = [
         f"{limits['cpu']}, {limits['threads']} threads: reads {limits['read_gb_s']:.0f} GB/s at"
         f" best. Decode steps in bf16 with {CONTEXT} to {CONTEXT + STEPS} tokens of context."

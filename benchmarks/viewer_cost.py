@@ -1,12 +1,14 @@
-"""What does a viewer cost, and how smooth is the page? One server with 4,096 blocks, 64 requests at
-a time, measured in turns: nobody watches · a client reads the stream · a browser shows the page.
+"""Measure what a viewer costs, and how smooth the page is.
+
+One server with 4,096 blocks, 64 requests at a time, measured in turns: nobody watches · a client
+reads the stream · a browser shows the page.
 
     python benchmarks/viewer_cost.py --rounds 5
 
-The client stands for a viewer on another machine: what it costs is the server's work for it. The
-browser runs here, on the same cores as the engine, and takes its share of them; its frames a second
-are those of the page while the engine computes. Needs Chromium and Playwright for that part.
-The last line is one JSON object, which is also written to `viewer_cost.json`, and as a table to
+The client stands for a viewer on another machine: its cost is the server's work for it. The browser
+runs here, on the same cores as the engine, and takes its share of them; its frames a second are
+those of the page while the engine computes. Needs Chromium and Playwright for that part. The last
+line is one JSON object, which is also written to `viewer_cost.json`, and as a table to
 `viewer_cost.md`, in the machine's folder of `results/`.
 """
 
@@ -70,7 +72,7 @@ TELL_FRAMES = """() => {
 
 @contextmanager
 def server(model: str | None):
-    """The URL of a server that is ready."""
+    """Start a server, and yield its URL when it is ready."""
     flags = ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(REQUESTS)]
     flags += ["--model", model] if model else []
     process = subprocess.Popen(
@@ -93,7 +95,7 @@ def server(model: str | None):
 
 
 def load(url: str, tokens: int) -> float:
-    """64 requests at once, each `tokens` long; returns tokens a second."""
+    """Send 64 requests at once, each `tokens` long; return tokens a second."""
 
     def one(number: int) -> int:
         body = {
@@ -114,7 +116,7 @@ def load(url: str, tokens: int) -> float:
 
 @contextmanager
 def client(url: str):
-    """A process that reads the stream and drops it."""
+    """Run a process that reads the stream and drops it."""
     reader = subprocess.Popen(["curl", "-sN", "-o", "/dev/null", f"{url}/trace/stream"])
     time.sleep(1)
     yield
@@ -124,7 +126,7 @@ def client(url: str):
 
 @contextmanager
 def page(url: str, told: list):
-    """The page in a browser; what it tells about its frames is appended to `told`."""
+    """Show the page in a browser; what it reports about its frames is appended to `told`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -158,7 +160,7 @@ def main() -> None:
     with server(arguments.model) as url:
         load(url, arguments.tokens)  # warm
         for number in range(arguments.rounds):
-            for name, watcher in watchers.items():  # in turns: what drifts, drifts for all
+            for name, watcher in watchers.items():  # in turns: drift affects all of them
                 with watcher(url):
                     speeds[name].append(load(url, arguments.tokens))
                 print(f"round {number + 1}, {name}: {speeds[name][-1]:,.0f} tokens/s", flush=True)
@@ -192,7 +194,7 @@ def main() -> None:
 
 
 def markdown(result: dict) -> str:
-    """The table of docs/PERFORMANCE.md."""
+    """Write the table of docs/PERFORMANCE.md."""
     speeds, slowed = result["tokens_per_s"], result["slowed_by"]
     named = {
         "nobody": "nobody",

@@ -1,4 +1,4 @@
-"""The workloads that every system is given: exact lengths, greedy, end-of-sequence ignored."""
+"""Define the workloads that every system is given: exact lengths, greedy, no end of sequence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """One request: `prompt` token ids, `num_output` tokens wanted."""
+    """Describe one request: `prompt` token ids, `num_output` tokens wanted."""
 
     prompt: list[int]
     num_output: int
@@ -27,7 +27,7 @@ class Workload:
 
 @dataclass
 class Run:
-    """Seconds for one workload: the whole, until the first token, and each request's end."""
+    """Hold seconds for one workload: the whole, until the first token, and each request's end."""
 
     total_s: float
     first_token_s: float
@@ -40,7 +40,7 @@ def _prompt(draw: random.Random, length: int, vocab_size: int) -> list[int]:
 
 
 def mixed(num_requests: int, vocab_size: int, seed: int = 0) -> list[Job]:
-    """`num_requests` at once, input and output lengths uniform in 32 … 256."""
+    """Make `num_requests` at once, input and output lengths uniform in 32 … 256."""
     draw = random.Random(seed)
     return [
         Job(_prompt(draw, draw.randint(32, 256), vocab_size), draw.randint(32, 256))
@@ -49,7 +49,7 @@ def mixed(num_requests: int, vocab_size: int, seed: int = 0) -> list[Job]:
 
 
 def workloads(vocab_size: int) -> dict[str, Workload]:
-    """W1 … W4 by name."""
+    """Return W1 … W4 by name."""
     draw = random.Random(1)
     single = Job(_prompt(draw, 32, vocab_size), 128)
     prefill = Job(_prompt(draw, 1024, vocab_size), 1)

@@ -1,1 +1,1 @@
-"""What needs a GPU to be proved and measured; `--dry-run` goes through all of it without one."""
+"""Prove and measure what needs a GPU; `--dry-run` goes through all of it without one."""

@@ -1,5 +1,7 @@
-"""Everything that needs a GPU, in one command: kernels against float64, the engine against
-transformers, speed against the card's measured limits.
+"""Check and measure everything that needs a GPU, in one command.
+
+It checks kernels against float64 and the engine against transformers, and measures speed against
+the card's measured limits.
 
     python -m benchmarks.gpu               writes benchmarks/results/gpu-<name>.json and .md
     python -m benchmarks.gpu --only kernels,parity --within 570
@@ -9,8 +11,8 @@ transformers, speed against the card's measured limits.
                                            written to the folder for temporary files
 
 Parts run one after another, each in a process of its own with a time limit; one that fails doesn't
-stop the rest. Results are written as they come, into what the file has already of other parts: a
-part that runs anew replaces its own. Exit status 1 if a kernel is off by more than is allowed,
+stop the rest. Results are written as they come, into what the file already has of other parts: a
+part that runs again replaces its own. Exit status 1 if a kernel is off by more than is allowed,
 memcheck finds an error, a token differs, logits are too far, or a part has no end; not if something
 is slower than wanted.
 """
@@ -38,7 +40,7 @@ MakeCommand = Callable[..., Sequence[str]]
 
 
 def main(argv: list[str] | None = None, command: MakeCommand = part_command) -> int:
-    """command: see `part_command`; tests replace it."""
+    """Run the parts. command: see `part_command`; tests replace it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, no GPU")
     parser.add_argument("--only", nargs="+", help=f"these parts: {', '.join(PARTS)}")
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None, command: MakeCommand = part_command) -> 
     if dry and interpreter.why_not():
         parser.error(interpreter.why_not())
 
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the part under way, too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the current part too
     try:
         return _run_parts(wanted, dry, options.within or float("inf"), options.out, command)
     finally:
@@ -92,7 +94,7 @@ def _run_parts(
 def _run(
     part: str, whole: dict, found: dict, limit_s: float, out: Path, command: Sequence[str]
 ) -> None:
-    """One part, its results in the record and on the disk."""
+    """Run one part, and write its results to the record and to the disk."""
     record.forget(whole, part)
     state = {**found, "ended": "unfinished", "seconds": 0.0, "why": "the run was stopped"}
     whole["parts"][part] = state

@@ -1,5 +1,7 @@
-"""Attention alone: decoding against the bandwidth, prompts by Triton and by torch's SDPA. The
-times are of CUDA graphs: a slow host doesn't count."""
+"""Measure attention: decoding against the bandwidth, prompts by Triton and by torch's SDPA.
+
+The times are of CUDA graphs, so a slow host doesn't count.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ def decode_attention(
     context: int,
     stored: torch.dtype | None = None,
 ) -> dict:
-    """Bytes of keys and values over time, against bandwidth. rows: each of `context` tokens.
-    stored: dtype of the cache, where it isn't float16."""
+    """Compare bytes of keys and values over time with the bandwidth.
+
+    rows: each of `context` tokens. stored: dtype of the cache, where it isn't float16.
+    """
     contexts = torch.full((rows,), context, dtype=torch.int32)
     cache, batch = decode_step(contexts, SPEC.num_kv_heads, SPEC.head_dim, torch.float16, device)
     if stored is not None:
@@ -48,8 +52,10 @@ def decode_attention(
 
 
 def prompt_attention(kernels: Kernels, device: torch.device, lengths: list[int]) -> dict:
-    """Microseconds of one whole prompt both ways at each length, and the length from which on
-    SDPA was faster: what `SDPA_FROM` in engine/kernels/triton/paged_attention.py should be."""
+    """Return microseconds of one whole prompt both ways, and the length from which SDPA was faster.
+
+    `SDPA_FROM` in engine/kernels/triton/paged_attention.py should be that length.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows = []
     for length in lengths:
@@ -65,12 +71,12 @@ def prompt_attention(kernels: Kernels, device: torch.device, lengths: list[int])
 
 
 def _tries(device: torch.device) -> int:
-    """Of each measurement: many on a GPU, one in the interpreter."""
+    """Return the tries of each measurement: many on a GPU, one in the interpreter."""
     return 20 if device.type == "cuda" else 1
 
 
 def faster_from(rows: list[dict]) -> int | None:
-    """The shortest length from which on torch was faster, at it and at all longer ones."""
+    """Return the shortest length at which, and above which, torch was always faster."""
     found = None
     for row in sorted(rows, key=lambda row: -row["tokens"]):
         if row["torch_us"] >= row["triton_us"]:

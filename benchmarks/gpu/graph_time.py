@@ -1,5 +1,7 @@
-"""How long a short call takes on the device alone: replayed from a CUDA graph, as the engine does
-it, so that a slow host's launches aren't counted."""
+"""Time a short call on the device, replayed from a CUDA graph as the engine does.
+
+So a slow host's launches aren't counted.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ CALLS = 4  # in a graph
 
 
 def graph_seconds(call: Callable[[], object], device: torch.device, tries: int) -> float:
-    """Seconds of one call: the median of `tries` replays of a graph of CALLS calls, divided by
-    CALLS. On a CPU, the median of `tries` plain calls. The call must not wait for the device."""
+    """Return the seconds of one call.
+
+    The median of `tries` replays of a graph of CALLS calls, divided by CALLS; on a CPU, the median
+    of `tries` plain calls. The call must not wait for the device.
+    """
     if device.type != "cuda":
         return seconds(call, device, tries)
-    call()  # compiles, and makes what later calls find in `scratch`: neither can be captured
+    call()  # compiles, and fills `scratch` for later calls: neither can be captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(CALLS):

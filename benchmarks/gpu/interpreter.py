@@ -1,4 +1,4 @@
-"""Triton's interpreter, in which a dry run and the kernels' tests compute: does it work here?"""
+"""Check whether Triton's interpreter works here: a dry run and the kernels' tests need it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from importlib.metadata import version
 
 
 def why_not() -> str:
-    """Why the interpreter can't run with what is installed; "" if it can. Compiled kernels don't
-    care: it is only about arrays of one element that the interpreter takes for loop bounds."""
+    """Say why the interpreter can't run with what is installed; "" if it can.
+
+    Compiled kernels are not affected: only the interpreter takes arrays of one element as loop
+    bounds.
+    """
     triton, numpy = (version(package) for package in ("triton", "numpy"))
     if _numbers(triton) < (3, 7) and _numbers(numpy) >= (2, 4):
         return (
@@ -18,6 +21,6 @@ def why_not() -> str:
 
 
 def _numbers(version_text: str) -> tuple[int, int]:
-    """(3, 7) of "3.7.1" """
+    """Return (3, 7) for "3.7.1"."""
     major, minor = version_text.split(".")[:2]
     return int(major), int(minor)

@@ -1,4 +1,4 @@
-"""Each kernel against float64 on fresh random inputs, its outputs poisoned first."""
+"""Check each kernel against float64 on fresh random inputs, its outputs poisoned first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXTRAS = {
 def checks(
     kernels: Kernels, device: torch.device, dtypes: list[torch.dtype], head_dims: list[int]
 ) -> Iterator[dict]:
-    """One result for each kernel and kind of input: {kernel, dtype, error, allowed}."""
+    """Return one result for each kernel and kind of input: {kernel, dtype, error, allowed}."""
     for dtype in dtypes:
         for name, error in _of_dtype(kernels, device, dtype, head_dims):
             short = str(dtype).removeprefix("torch.")
@@ -122,7 +122,7 @@ def _of_dtype(
 def _few_rows(
     kernels: Kernels, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[str, float]]:
-    """The products of a step with few tokens, each with what stands beside it."""
+    """Check the products of a step with few tokens, each with what stands beside it."""
     if kernels.few_rows is None:
         raise RuntimeError("these kernels have none for few rows: Triton isn't installed")
     inputs, outputs = (60, 33) if device.type == "cpu" else (1500, 701)
@@ -162,7 +162,7 @@ def _attention(
     options: dict,
     padding: tuple[int, int] | None = None,
 ) -> float:
-    """padding: tokens and rows that a captured step has beside these."""
+    """Check attention. padding: tokens and rows that a captured step has beside these."""
     cache, batch = make_step(rows, 2, head_dim, 16, dtype)
     cache, batch = on_device(finite(cache), batch, device)
     exact = LayerCache(cache.k.double(), cache.v.double())
@@ -184,7 +184,7 @@ def _attention(
 
 
 def can_convert(pages: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has such 8-bit floats."""
+    """Return whether the device has such 8-bit floats."""
     try:
         chosen_kv_dtype("fp8" if pages == torch.float8_e4m3fn else "fp8_e5m2", device)
     except ConfigError:
@@ -195,8 +195,11 @@ def can_convert(pages: torch.dtype, device: torch.device) -> bool:
 def _in_8_bits(
     kernels: Kernels, device: torch.device, dtype: torch.dtype, pages: torch.dtype
 ) -> Iterator[tuple[str, float, float]]:
-    """(kernel, error, allowed): attention on what the pages hold then, and the share of numbers
-    that were written other than torch's cast does."""
+    """Yield (kernel, error, allowed) for attention over 8-bit pages, and for writing them.
+
+    Attention is checked on what the pages hold then; writing, by the share of numbers that differ
+    from torch's cast.
+    """
     short = str(pages).removeprefix("torch.float8_")
     cache, batch = make_step(STEPS["mixed"], 2, 64, 16, torch.float32)
     cache = finite(cache)
@@ -209,7 +212,7 @@ def _in_8_bits(
     exact = LayerCache(cache.k.double(), cache.v.double())
     expected = torch_attention.paged_attention(q.double(), exact, batch, spec).flatten(1)
     yield f"qkv_attention on {short}", _error(found, expected), ALLOWED[dtype]
-    if device.type == "cpu":  # Triton's interpreter rounds wrongly to 8 bits: nothing to learn
+    if device.type == "cpu":  # Triton's interpreter rounds wrongly to 8 bits
         return
     for name, new in (("k", k), ("v", v)):
         held = getattr(cache, name).flatten(0, 1).view(torch.uint8)[batch.slot_mapping]
@@ -218,7 +221,10 @@ def _in_8_bits(
 
 
 def _angles(kernels: Kernels, device: torch.device) -> float:
-    """The greatest difference to float64's cosines and sines, of the same products in fp32."""
+    """Return the greatest difference from float64's cosines and sines.
+
+    They are of the same products in fp32.
+    """
     tokens, half, scale = 7, 40, 1.25
     positions = torch.randint(0, 131_072, (tokens,), device=device)
     inv_freq = 1.0 / 10_000.0 ** (torch.arange(half, device=device) / half)
@@ -232,8 +238,10 @@ def _angles(kernels: Kernels, device: torch.device) -> float:
 
 
 def _moved_wrong(kernels: Kernels, device: torch.device) -> float:
-    """The share of words that aren't where a copy, a swap to (pinned) host memory and one back
-    should have brought them."""
+    """Return the share of words that are in a wrong place after a copy and two swaps.
+
+    The swaps go to (pinned) host memory and back.
+    """
     if kernels.copy_blocks is None:
         raise RuntimeError("these kernels copy no blocks: Triton isn't installed")
     widths = (3, 1500)
@@ -257,7 +265,8 @@ def _moved_wrong(kernels: Kernels, device: torch.device) -> float:
 
 
 def _exchanged_wrong(kernels: Kernels, device: torch.device) -> float:
-    """The share of words that a step didn't get from pinned memory, or didn't hand out to it."""
+    """Return the share of words that a step didn't read from pinned memory, or didn't write to
+    it."""
     rows, width, pin = 300, 320, device.type == "cuda"
     staged, host = torch.randint(0, 1000, (5, width)), torch.zeros(width, dtype=torch.int64)
     staged[0, ::2] = -1
@@ -276,7 +285,7 @@ def _exchanged_wrong(kernels: Kernels, device: torch.device) -> float:
 
 
 def _draw(kernels: Kernels, device: torch.device) -> float:
-    """The share of tokens that differ from the CPU's."""
+    """Return the share of tokens that differ from the CPU's."""
     if kernels.draw is None:
         raise RuntimeError("these kernels draw no tokens: Triton isn't installed")
     shapes = [(4, 1000)] if device.type == "cpu" else [(256, 32000), (4, 128_256)]
@@ -296,7 +305,10 @@ def _draw_of(kernels: Kernels, device: torch.device, rows: int, vocab: int) -> f
 
 
 def _greatest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
-    """The share of places that differ from the CPU's; rows with equals, NaN and infinities."""
+    """Return the share of places that differ from the CPU's.
+
+    Rows with equals, NaN and infinities.
+    """
     x = torch.randn(8, 4100 if device.type == "cpu" else 128_256).mul_(3).round_().to(dtype)
     x[1, 3], x[2, -1], x[3, 0] = float("nan"), float("nan"), float("inf")
     x[4], x[5, 1:] = float("-inf"), float("-inf")
@@ -305,7 +317,7 @@ def _greatest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> flo
 
 
 def poison(like: torch.Tensor) -> None:
-    """Fill freed memory with NaN: what a kernel leaves unwritten in its result is then found."""
+    """Fill freed memory with NaN, so that what a kernel leaves unwritten in its result is found."""
     for _ in range(4):
         like.new_full((like.numel() * 4,), float("nan"))
 
@@ -319,6 +331,6 @@ def on_device(
 
 
 def _error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """NaN, which is greater than nothing, becomes infinity."""
+    """Return the greatest error; NaN, which compares greater than nothing, becomes infinity."""
     error = float((found.double() - exact).abs().max() / exact.abs().max())
     return error if error == error else float("inf")

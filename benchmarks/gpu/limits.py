@@ -1,4 +1,4 @@
-"""What the card can do at best, measured in the same run: results are stated as shares of these."""
+"""Measure what the card can do at best, in the same run: results are shares of these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Limits:
 
 
 def seconds(call: Callable[[], object], device: torch.device, tries: int = TRIES) -> float:
-    """The median time of a call on the device, by CUDA events; on a CPU by the clock."""
+    """Return the median time of a call on the device, by CUDA events; on a CPU by the clock."""
     call()
     taken = []
     for _ in range(tries):
@@ -37,7 +37,10 @@ def seconds(call: Callable[[], object], device: torch.device, tries: int = TRIES
 
 
 def measure(device: torch.device, num_bytes: int, matrix: int) -> Limits:
-    """num_bytes: of the buffer that is copied; more than the caches hold. matrix: its side."""
+    """Measure the limits.
+
+    num_bytes: of the buffer that is copied; more than the caches hold. matrix: its side.
+    """
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     copy = seconds(lambda: target.copy_(source), device)

@@ -1,5 +1,7 @@
-"""Kernel checks once more under compute-sanitizer, which sees every access out of bounds: in bf16
-alone and without the largest heads, for it takes many times as long."""
+"""Repeat the kernel checks under compute-sanitizer, which finds every access out of bounds.
+
+Only in bf16 and without the largest heads, because it takes many times as long.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ FAULTY = 9  # its exit status when there were errors
 
 
 def find_tool() -> str | None:
-    """In PATH, or where the CUDA toolkit puts it."""
+    """Find the tool in PATH, or where the CUDA toolkit puts it."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     places = [str(Path(home, "bin")) for home in homes if home]
     return shutil.which(NAME) or shutil.which(NAME, path=os.pathsep.join(places))
@@ -29,7 +31,10 @@ def memcheck(
     command: Sequence[str] = (sys.executable, "-m"),
     limit_s: float | None = None,
 ) -> dict:
-    """{ran, why} or {ran, errors, seconds}. command: what starts a module; tests replace it."""
+    """Return {ran, why} or {ran, errors, seconds}.
+
+    command: what starts a module; tests replace it.
+    """
     if tool is None:
         why = f"{NAME} isn't here; it comes with the CUDA toolkit"
         return {"ran": False, "why": why}
@@ -41,7 +46,8 @@ def memcheck(
     try:
         said = subprocess.run(
             [*watch, *command, "benchmarks.gpu.parts", "kernels", "--few"],
-            # each tensor an allocation of its own: else what lies beside it is torch's, and fine
+            # each tensor is an allocation of its own: otherwise an access beside it hits torch's
+            # memory, unseen
             env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""A random step over random pages: for tests of attention kernels, and for their speed."""
+"""Make a random step over random pages, to test and time attention kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = list[tuple[int, int]]  # (tokens in the cache before, tokens of this step
 def make_step(
     rows: Rows, kv_heads: int, head_dim: int, page: int, dtype: torch.dtype, seed: int = 0
 ) -> tuple[LayerCache, AttentionBatch]:
-    """Pages full of numbers, in shuffled order; what no row holds is NaN, to be found if read."""
+    """Make pages full of numbers, in shuffled order; unused places are NaN, so that reads show."""
     generator = torch.Generator().manual_seed(seed)
     needs = [ceil_div(old + new, page) for old, new in rows]
     blocks = sum(needs) + 3
@@ -52,9 +52,11 @@ def make_step(
 def decode_step(
     contexts: torch.Tensor, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[LayerCache, AttentionBatch]:
-    """One token for each row, over random pages in shuffled order. contexts: int32 [rows], on the
-    host: tokens of each row, this one included. Made on the device: the host, where `make_step`
-    draws, takes seconds for each gigabyte."""
+    """Make a step with one token for each row, over random pages in shuffled order.
+
+    contexts: int32 [rows], on the host: tokens of each row, this one included. Made on the device:
+    the host, where `make_step` draws, takes seconds for each gigabyte.
+    """
     rows, longest = len(contexts), int(contexts.max())
     width = ceil_div(longest, PAGE)
     shape = (rows * width, PAGE, kv_heads, head_dim)
@@ -75,8 +77,11 @@ def decode_step(
 
 
 def captured(batch: AttentionBatch, tokens: int, rows: int) -> AttentionBatch:
-    """The same step as one that is captured for `tokens` more tokens and `rows` more rows: those of
-    the step are known from tensors alone. What the kernels make of the padding nobody reads."""
+    """Return the step as one that is captured for `tokens` more tokens and `rows` more rows.
+
+    The step's own tokens and rows are known from tensors only. Nobody reads what the kernels
+    compute for the padding.
+    """
     lengths = [*batch.query_lens, *([0] * rows)]
     all_tokens, longest = sum(lengths) + tokens, batch.block_tables.shape[1] * batch.block_size
     start, end = batch.query_start, batch.query_start[-1:]
@@ -97,5 +102,5 @@ def captured(batch: AttentionBatch, tokens: int, rows: int) -> AttentionBatch:
 
 
 def finite(cache: LayerCache) -> LayerCache:
-    """The same pages with 0 for NaN: the torch reference weights what no row holds with 0."""
+    """Return the same pages with 0 for NaN: the torch reference weights unused places with 0."""
     return LayerCache(cache.k.nan_to_num(0.0), cache.v.nan_to_num(0.0))

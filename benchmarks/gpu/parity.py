@@ -1,5 +1,7 @@
-"""The engine on the device against transformers: the same greedy tokens in fp32, near logits in
-bf16."""
+"""Compare the engine on the device with transformers.
+
+Greedy tokens must be equal in fp32, logits near in bf16.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ MODELS = {
 
 
 def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> list[dict]:
-    """For each model: how many of its prompts got transformers' very tokens."""
+    """Count, for each model, the prompts that got exactly transformers' tokens."""
     results = []
     for name, shape in MODELS.items():
         torch.manual_seed(0)
@@ -66,8 +68,11 @@ def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> lis
 
 
 def bf16_logits(device: torch.device, folder: Path, prompts: int) -> list[dict]:
-    """For each model that `parity` saved: the greatest difference to transformers' bf16 logits at
-    any position of any prompt, to the greatest of these logits."""
+    """Compare logits with transformers' in bf16, for each model that `parity` saved.
+
+    The result is the greatest difference at any position of any prompt, relative to the greatest of
+    these logits.
+    """
     results = []
     for name in MODELS:
         where = str(folder / name)
@@ -85,7 +90,7 @@ def bf16_logits(device: torch.device, folder: Path, prompts: int) -> list[dict]:
 
 
 def _logits(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Of every position of one prompt, computed in one step on empty pages."""
+    """Return logits of every position of one prompt, computed in one step on empty pages."""
     caches = []
     for kv in model.kv_spec:
         cache, batch = make_step([(0, len(ids))], kv.num_kv_heads, kv.head_dim, 16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The parts of `make gpu`, each a process of its own: what one breaks, the others don't notice.
+"""Run the parts of `make gpu`, each in its own process, so that a broken part affects no other.
 
     python -m benchmarks.gpu.parts kernels [--dry-run] [--limits JSON]
 
@@ -26,7 +26,7 @@ from engine.trace.command import run_command
 
 
 class Part(NamedTuple):
-    """How long a part may take on a GPU, in seconds; what it is for."""
+    """State how long a part may take on a GPU, in seconds, and what it is for."""
 
     limit_s: int
     what: str
@@ -51,7 +51,7 @@ Results = Iterator[tuple[str, dict]]  # the list of the record that each belongs
 
 
 def measure(device, dry: bool) -> Results:
-    """The card, and what it can do at best."""
+    """Describe the card, and measure what it can do at best."""
     import torch
     import triton
 
@@ -73,7 +73,7 @@ def measure(device, dry: bool) -> Results:
 
 
 def _checks_of(dtype, head_dim: int) -> list[dict]:
-    """The checks of kernels for one dtype and size of heads, in a process of the pool."""
+    """Run the checks of kernels for one dtype and size of heads, in a process of the pool."""
     import torch
 
     from benchmarks.gpu import kernel_checks
@@ -83,7 +83,7 @@ def _checks_of(dtype, head_dim: int) -> list[dict]:
 
 
 def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callable[[], Results]]:
-    """Each part; sizes are of a GPU, or tiny. few: not all checks of kernels."""
+    """Return each part; sizes are of a GPU, or tiny. few: not all checks of kernels."""
     import torch
 
     from benchmarks.gpu import attention_speed, kernel_checks, memcheck, parity, peers, speed
@@ -102,7 +102,7 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
             for check in kernel_checks.checks(kernels, device, dtypes, dims):
                 yield "kernels", check
             return
-        # most of the time goes into compiling: a process for each combination
+        # most of the time is compiling: a process for each combination
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(max_workers=len(dtypes) * len(dims), mp_context=spawn) as pool:
             for found in pool.map(_checks_of, *zip(*product(dtypes, dims))):

@@ -1,5 +1,7 @@
-"""transformers on the same card with the same weights: one by one, static batches, its own
-continuous batching."""
+"""Run transformers on the same card with the same weights.
+
+One by one, in static batches, and with its own continuous batching.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,10 @@ LENGTHS = (32, 256)  # in and out
 def beside_transformers(
     shape: str, device: torch.device, folder: Path, requests: int, lengths: tuple[int, int]
 ) -> Iterator[dict]:
-    """A result for each system as soon as it is there, the engine's first: output tokens/s, and how
-    many times that the engine is."""
+    """Yield a result for each system as soon as it is there, the engine's first.
+
+    A result is output tokens/s, and how many times faster the engine is.
+    """
     where = str(folder / f"{shape}-weights")
     torch.manual_seed(0)
     with device:
@@ -45,7 +49,7 @@ def beside_transformers(
 
 
 def _ours(shape: str, device: torch.device, where: str, work: Workload, warm: Workload) -> dict:
-    """The engine's result; its memory is free again afterwards."""
+    """Return the engine's result; its memory is free again afterwards."""
     tiny = {"num_gpu_blocks_override": 64, "swap_space": 0.0} if device.type == "cpu" else {}
     engine = Engine(where, "bfloat16", device=device.type, **tiny)
     engine.run(warm)
@@ -57,9 +61,11 @@ def _ours(shape: str, device: torch.device, where: str, work: Workload, warm: Wo
 def _theirs(
     shape: str, device: torch.device, where: str, work: Workload, warm: Workload
 ) -> Iterator[dict]:
-    """A result for each way of transformers. One by one and static batches of 8 get the first 4 and
-    the first 8 of the requests: what they make of a second doesn't depend on how many more would
-    follow."""
+    """Yield a result for each way of transformers.
+
+    One by one and static batches of 8 get the first 4 and the first 8 of the requests: their rate
+    doesn't depend on how many more would follow.
+    """
     few, some = (Workload(name, "", work.jobs[:count]) for name, count in (("few", 4), ("some", 8)))
     peer = Transformers(where, torch.bfloat16, device)
     peer.one_by_one(warm)
@@ -74,7 +80,7 @@ def _theirs(
 
 
 def _result(shape: str, system: str, work: Workload, run: Callable[[], Run]) -> dict:
-    """A peer that can't run on this machine says why and is left out; we must run."""
+    """Run a system. A peer that can't run on this machine says why and is left out; we must run."""
     named = {"shape": shape, "requests": len(work.jobs), "system": system}
     try:
         with quiet_collector():  # as the engine's loop has it

@@ -1,5 +1,7 @@
-"""The record of a card: results by part, in one file that grows as they come, and is joined with
-others of the same card."""
+"""Keep the record of a card: results by part, in one file that grows as they come.
+
+It can be joined with others of the same card.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ RATES = ("copy_gb_s", "matrix_tflop_s")
 
 
 def begin(limits: dict, dry: bool) -> dict:
-    """A record without results. limits: what the part `limits` found."""
+    """Begin a record without results. limits: what the part `limits` found."""
     record: dict = {name: limits[name] for name in CARD}
     record["limits"] = {name: limits[name] for name in RATES}
     record["dry_run"] = dry
@@ -27,7 +29,7 @@ def begin(limits: dict, dry: bool) -> dict:
 
 
 def forget(record: dict, part: str) -> None:
-    """Drop the results of a part, which runs anew."""
+    """Drop the results of a part, which runs again."""
     for name in (*LISTS.get(part, (part,)), "parts"):
         if name == "parts":
             record["parts"].pop(part, None)
@@ -36,8 +38,10 @@ def forget(record: dict, part: str) -> None:
 
 
 def joined(records: list[dict]) -> dict:
-    """One record of several of the same card: of each part what the last one with it has. Raises
-    ValueError where they are of different cards."""
+    """Join several records of the same card: each part is taken from the last one that has it.
+
+    Raises ValueError where they are of different cards.
+    """
     devices = {record["device"] for record in records}
     if len(devices) > 1:
         raise ValueError(f"these are of different cards: {', '.join(sorted(devices))}")
@@ -61,7 +65,7 @@ def path_of(record: dict, folder: Path) -> Path:
 
 
 def write(record: dict, folder: Path) -> Path:
-    """The record and its page. A reader never sees half of either."""
+    """Write the record and its page. A reader never sees half of either."""
     path = path_of(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
     for to, text in (

@@ -1,4 +1,4 @@
-"""What was found, as the table of docs/PERFORMANCE.md, and what of it is wrong."""
+"""Write what was found as the table of docs/PERFORMANCE.md, and list what is wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEPS_WANTED, OFF_WANTED = 0.02, 0.003  # of throughput
 
 
 class Line(NamedTuple):
-    """One workload: what was wanted of it, what came out; good: None where nothing was wanted."""
+    """Hold one workload: what was wanted, and the result; good: None where nothing was wanted."""
 
     what: str
     wanted: str
@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
 
 def faults(record: dict) -> list[dict]:
-    """Results that are wrong, not merely slow; and parts without an end."""
+    """List results that are wrong, not merely slow, and parts without an end."""
     wrong = [check for check in record.get("kernels", []) if not within(check)]
     wrong += [run for run in record.get("memcheck", []) if run.get("errors")]
     wrong += [r for r in record.get("parity", []) if r["equal"] != r["prompts"]]
@@ -33,12 +33,12 @@ def faults(record: dict) -> list[dict]:
 
 
 def within(check: dict) -> bool:
-    """A NaN is not."""
+    """Return whether the error is within what is allowed; NaN is not."""
     return bool(check["error"] <= check["allowed"])
 
 
 def lines(record: dict) -> Iterator[Line]:
-    """In the order in which they were measured."""
+    """Return the lines in the order in which they were measured."""
     for case in record.get("speed", []):
         yield from _speed(case, record["device"])
     for run in record.get("decode_attention", []):
@@ -94,7 +94,7 @@ def _many(requests: int) -> str:
 
 
 def _steps(case: dict) -> str:
-    """Of a record that says so."""
+    """Write the steps of a case, if its record states them."""
     if "decode_step_us" not in case:
         return ""
     share = case["prompts_share"]
@@ -123,7 +123,7 @@ def _peer(peer: dict) -> Line:
 
 
 def markdown(record: dict) -> str:
-    """The page of one card."""
+    """Write the page of one card."""
     checks, limits = record.get("kernels", []), record["limits"]
     out = [
         f"{record['device']}; torch {record['torch']}, Triton {record['triton']}, CUDA"
@@ -174,7 +174,7 @@ def markdown(record: dict) -> str:
 
 
 def _parts(record: dict) -> Iterator[str]:
-    """What is missing, and what was measured otherwise than the line above says."""
+    """List what is missing, and what was measured otherwise than the line above says."""
     for part, state in record["parts"].items():
         if state["ended"] != "complete":
             yield f"**{part}: {state['ended']}**: {state['why'] or 'no reason was given'}"

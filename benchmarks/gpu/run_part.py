@@ -1,5 +1,7 @@
-"""Runs one part of `make gpu` in a process, for so long and no longer; its results come one by one,
-so that what is there before it fails, or before we are stopped ourselves, is kept."""
+"""Run one part of `make gpu` in a process with a time limit, and pass on its results one by one.
+
+So results that came before it fails, or before we are stopped ourselves, are kept.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,17 @@ LAST_LINES = 8  # of what a part that failed has said
 
 
 def run_part(command: Sequence[str], limit_s: float, take: Callable[[str, dict], None]) -> dict:
-    """`take` gets each result and where it belongs. Returns {ended, seconds, why}; ended:
-    "complete", "failed", "out of time"."""
+    """Run a part, and return {ended, seconds, why}.
+
+    `take` gets each result and where it belongs. ended: "complete", "failed", "out of time".
+    """
     started = time.monotonic()
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=os.setpgrp,  # with whatever it starts, to be ended together
+        preexec_fn=os.setpgrp,  # with whatever it starts, so that all end together
     )
     late = threading.Event()
 
@@ -58,7 +62,7 @@ def run_part(command: Sequence[str], limit_s: float, take: Callable[[str, dict],
 
 
 def part_command(part: str, dry: bool, limits: dict | None = None) -> list[str]:
-    """What starts a part (or `limits`)."""
+    """Return the command that starts a part (or `limits`)."""
     command = [sys.executable, "-m", "benchmarks.gpu.parts", part]
     command += ["--dry-run"] if dry else []
     return command + (["--limits", json.dumps(limits)] if limits else [])

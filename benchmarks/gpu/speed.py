@@ -1,4 +1,4 @@
-"""Speed on the device, each figure beside what bandwidth allows: random weights in real shapes."""
+"""Measure speed on the device beside what bandwidth allows: random weights in real shapes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the table: `jobs` requests, lengths drawn uniformly from the two ranges."""
+    """Describe a line of the table.
+
+    `jobs` requests, lengths drawn uniformly from the two ranges.
+    """
 
     shape: str
     jobs: int
@@ -72,9 +75,11 @@ OFF_AND_STEPS = 7  # runs at each level, one after the other
 def make_jobs(
     vocab_size: int, count: int, lengths_in: tuple[int, int], lengths_out: tuple[int, int]
 ) -> list[Job]:
-    """All prompts are drawn first, then all lengths of answers, from seed 0 and token ids up to
-    10,000: with 256 requests of 100 to 1024 that is the workload known by its 133,966 output
-    tokens."""
+    """Draw all prompts first, then all lengths of answers, from seed 0.
+
+    Token ids go up to 10,000. So 256 requests of 100 to 1024 are the workload known by its 133,966
+    output tokens.
+    """
     draw = random.Random(0)
     last = min(10_000, vocab_size - 1)
     prompts = [
@@ -84,7 +89,7 @@ def make_jobs(
 
 
 def start(case: Case, device: torch.device, folder: Path, **options: object) -> Engine:
-    """An engine with random weights of the case's shape."""
+    """Start an engine with random weights of the case's shape."""
     shape = SHAPES[case.shape]
     where = folder / case.shape
     shape.save_pretrained(where)
@@ -103,7 +108,7 @@ def workload(case: Case) -> Workload:
 
 
 def stop(engine: Engine) -> None:
-    """Give back its memory: call with the last reference but the caller's own."""
+    """Free its memory: call with the last reference but the caller's own."""
     engine.close()
     engine.core = None
     gc.collect()
@@ -114,7 +119,7 @@ def stop(engine: Engine) -> None:
 def run_cases(
     cases: list[Case], device: torch.device, limits: Limits, folder: Path
 ) -> Iterator[dict]:
-    """A result for each case; all have the same shape, and share an engine."""
+    """Return a result for each case; all have the same shape, and share an engine."""
     engine = start(cases[0], device, folder)
     for case in cases:
         yield _run_case(case, engine, limits)
@@ -122,9 +127,11 @@ def run_cases(
 
 
 def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
-    """Tokens per second, and the time that reading weights and keys would take alone. By the
-    device's own clock: computing_share, of the time, that it computed steps; decode_step_us, the
-    median of steps without prompts; prompts_share, of the time, steps with prompts."""
+    """Measure tokens per second, and the time that reading weights and keys alone would take.
+
+    By the device's own clock: computing_share, of the time, that it computed steps; decode_step_us,
+    the median of steps without prompts; prompts_share, of the time, steps with prompts.
+    """
     shape, dtype, work = SHAPES[case.shape], torch.bfloat16, workload(case)
     jobs = work.jobs
     engine.run(Workload("warm", "", [Job(jobs[0].prompt, min(8, jobs[0].num_output))]))
@@ -138,7 +145,7 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
             kind.append(e.forward_us + e.sample_us)
     runner = engine.core.executor
     weights = sum(p.nbytes for p in runner.model.parameters())
-    if not shape.tie_word_embeddings:  # a step reads single lines of the input's table
+    if not shape.tie_word_embeddings:  # a step reads only single lines of the input's table
         weights -= shape.vocab_size * shape.hidden_size * dtype.itemsize
     per_token = sum(2 * kv.num_kv_heads * kv.head_dim for kv in runner.model.kv_spec)
     contexts = sum(sum(range(len(job.prompt), len(job.prompt) + job.num_output)) for job in jobs)
@@ -166,9 +173,12 @@ def _run_case(case: Case, engine: Engine, limits: Limits) -> dict:
 
 
 def record_cost(case: Case, device: torch.device, folder: Path) -> dict:
-    """What the record takes of throughput. At `steps`: runs at both levels in turn, the medians.
-    At `off` nothing is recorded, but the engine still asks: the price of such a call, times the
-    events that the same work has at `steps`, over the time that it takes."""
+    """Measure what the record takes of throughput.
+
+    At `steps`: runs at both levels in turn, the medians. At `off` nothing is recorded, but the
+    engine still asks: the cost of such a call, times the events that the same work has at `steps`,
+    over the time that it takes.
+    """
     engine, work = start(case, device, folder), workload(case)
     engine.run(work)
     events = len(engine.events())
@@ -196,7 +206,10 @@ def record_cost(case: Case, device: torch.device, folder: Path) -> dict:
 
 
 def profile(case: Case, device: torch.device, folder: Path) -> list[dict]:
-    """Where the time of a case goes, by kernel: run without graphs, each launch timed alone."""
+    """Return where the time of a case goes, by kernel.
+
+    Run without graphs, each launch timed alone.
+    """
     engine, work = start(case, device, folder, enforce_eager=True, trace="full"), workload(case)
     few = Workload("few", "", [Job(job.prompt, min(4, job.num_output)) for job in work.jobs])
     engine.run(few)  # compiles

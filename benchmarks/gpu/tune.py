@@ -1,4 +1,4 @@
-"""Which tile, and how many segments of a context, serve decode attention best on this card.
+"""Find which tile, and how many segments of a context, serve decode attention best on this card.
 
     python -m benchmarks.gpu.tune [--dry-run]
 
@@ -47,7 +47,7 @@ TINY = (Case(2, 20, 4, 2, 64, torch.float32),)
 
 
 def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> Iterator[dict]:
-    """{tile, splits, us, bytes} for every pair, and first for what is chosen today (tile None)."""
+    """Return {tile, splits, us, bytes} for every pair, and first for today's choice (tile None)."""
     from engine.kernels.triton import paged_attention as module
     from engine.kernels.triton.attention import Tile
 
@@ -77,8 +77,8 @@ def tried(case: Case, device: torch.device, segments: tuple, tiles: tuple) -> It
 
 
 def _step(case: Case, device: torch.device) -> tuple[Any, ...]:
-    """(q, cache, batch, spec, bytes of keys and values that are read)."""
-    from benchmarks.gpu.paged_step import decode_step  # main says first how Triton is to run
+    """Return (q, cache, batch, spec, bytes of keys and values that are read)."""
+    from benchmarks.gpu.paged_step import decode_step  # main first decides how Triton runs
     from engine.kernels.batch import AttentionSpec
 
     torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""The peers: other engines on the same machine, given the same weights and the same requests."""
+"""Measure other engines on the same machine, with the same weights and the same requests."""

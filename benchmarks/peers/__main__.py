@@ -1,11 +1,11 @@
-"""The engine beside vLLM, llama.cpp and transformers, in one run on the same cores.
+"""Compare the engine with vLLM, llama.cpp and transformers, in one run on the same cores.
 
     python -m benchmarks.peers [--quick] [--shapes pocket …] [--dtypes bfloat16 …]
         [--workloads W1 …] [--only vLLM …] [--out FOLDER]
 
 Same weights, same dtype, same threads, same requests. What is measured in process is compared with
 ours in process, what is a server with our server, by the same client. The systems of a group are
-loaded together and take turns; a group's end is the end of its processes. `peers.json` (every run),
+loaded together and take turns; their processes end with the group. `peers.json` (every run),
 `peers.md` and `peers.svg` are written after each group, and a later call replaces only what it
 measured again: a long comparison can be made in pieces.
 """
@@ -41,15 +41,15 @@ from engine.worker.machine import physical_cores
 
 REPEATS = 3
 PEERS = ("vLLM", "transformers", "llama.cpp")
-QUIET = 0.04  # of a core: more beside the measurement, and its figures are noise
-REST_S = 0.5  # before each run: threads of the system before it may still be waiting busily
+QUIET = 0.04  # of a core: with more work beside the measurement, its figures are noise
+REST_S = 0.5  # before each run: threads of the system before it may still spin
 
 System = InProcess | Server
 Failures = (WorkerFailed, ServerFailed, WrongAnswer)
 
 
 class Session:
-    """One call of the command: what is asked for, what has been measured, what was left out."""
+    """Hold one call of the command: what is asked for, what was measured, what was left out."""
 
     def __init__(self, given: argparse.Namespace, peers: Peers):
         self.given = given
@@ -73,7 +73,10 @@ class Session:
     def starters(
         self, name: str, dtype: str, model: Path, vocab_size: int
     ) -> dict[str, dict[str, Callable[[], System]]]:
-        """How each system is started, by transport; ours first, then the peers that are there."""
+        """Return how each system is started, by transport.
+
+        Ours first, then the peers that are there.
+        """
         given, peers = self.given, self.peers
         in_process: dict[str, Callable[[], System]] = {
             system: lambda s=system: InProcess(  # type: ignore[misc]
@@ -95,7 +98,7 @@ class Session:
 
     @contextmanager
     def started(self, starters: dict[str, Callable[[], System]]) -> Iterator[list[System]]:
-        """The systems that came up; they end with the block."""
+        """Start the systems, and yield those that came up; they end with the block."""
         up: list[System] = []
         try:
             for name, start in starters.items():
@@ -113,7 +116,7 @@ class Session:
                 system.close()
 
     def measure(self, name: str, dtype: str) -> None:
-        """Everything of one shape in one dtype."""
+        """Measure everything of one shape in one dtype."""
         model, vocab_size = model_folder(name, dtype), shape(name).vocab_size
         works = workloads(vocab_size)
         for transport, starters in self.starters(name, dtype, model, vocab_size).items():
@@ -126,7 +129,7 @@ class Session:
             self.save()
 
     def gguf(self, name: str, model: Path, dtype: str) -> Path:
-        """The model as llama.cpp reads it, converted once."""
+        """Return the model as llama.cpp reads it, converted once."""
         target = PEERS_DIR / "models" / f"{name}-{dtype}.gguf"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,7 @@ class Session:
         return target
 
     def _check_quiet(self) -> None:
-        """All systems sleep: whatever computes now disturbs the figures."""
+        """Check the machine while all systems sleep: other work disturbs the figures."""
         time.sleep(1)
         busy = busy_cores()
         self.about["idle_cores"] = max(self.about["idle_cores"], round(busy, 3))
@@ -153,7 +156,7 @@ class Session:
             print(f"  not quiet: {100 * busy:.0f} % of a core is busy with other work", flush=True)
 
     def _turns(self, systems: list[System], works: dict[str, Workload], labels: dict) -> None:
-        """Warm up, then repeat by repeat each system's run, every time another one first."""
+        """Warm up, then run each system in each repeat, starting with another one every time."""
         wanted = [works[name] for name in self.given.workloads]
         warm = [works[name] for name in ("W1", "W4")]
         if set(self.given.workloads) & {"W2", "W3"}:
@@ -184,7 +187,7 @@ class Session:
     def _try(
         self, systems: list[System], system: System, works: list[Workload], then: Callable
     ) -> None:
-        """Run; a system that fails is left out from here on."""
+        """Run a system; one that fails is left out from here on."""
         try:
             for work in works:
                 then(system.run(work), work)
@@ -194,7 +197,7 @@ class Session:
             systems.remove(system)
 
     def save(self) -> None:
-        """The files, with what earlier sessions on this machine measured."""
+        """Write the files, with what earlier sessions on this machine measured."""
         folder = self.given.out
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "peers.json"
@@ -216,7 +219,7 @@ class Session:
 
 
 def model_folder(name: str, dtype: str) -> Path:
-    """The weights of a shape, made once: the same for every system and every session."""
+    """Make the weights of a shape once: the same for every system and every session."""
     if name == "pocket":
         return Path(weights_for(name, PEERS_DIR, getattr(torch, dtype)))
     parent = PEERS_DIR / "models" / dtype
@@ -224,7 +227,7 @@ def model_folder(name: str, dtype: str) -> Path:
     if not (folder / "tokenizer_config.json").exists():  # written last
         parent.mkdir(parents=True, exist_ok=True)
         made = Path(weights_for(name, parent, getattr(torch, dtype)))
-        if made != folder:  # real ones, with a tokenizer of their own
+        if made != folder:  # real ones, with their own tokenizer
             return made
         about = shape(name)
         save_stand_in(folder, about.vocab_size, about.eos_token_id)

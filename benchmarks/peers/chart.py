@@ -1,5 +1,7 @@
-"""The table as a picture: an SVG file, written by hand. One row of panels for each shape and dtype,
-one panel for each workload, one bar for each system; within a panel bars are to scale.
+"""Draw the table as a picture: an SVG file, written by hand.
+
+One row of panels for each shape and dtype, one panel for each workload, one bar for each system;
+within a panel bars are to scale.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ PEER = "#a8b3bd"
 
 
 def svg(lines: list[dict]) -> str:
-    """`lines`: of `results.summary`."""
+    """Draw the lines of `results.summary`."""
     workloads = _in_order(line["workload"] for line in lines)
     rows = _in_order((line["shape"], line["dtype"]) for line in lines)
     body, top = [], HEAD
@@ -41,7 +43,7 @@ def svg(lines: list[dict]) -> str:
 
 
 def _panel(x: int, top: int, lines: list[dict]) -> list[str]:
-    """The bars of one workload, with the least and the most of the repeats as a thin line."""
+    """Draw the bars of one workload, with the least and the most of the repeats as a thin line."""
     if not lines:
         return []
     scale = (PANEL - NAME - VALUE) / max(line["spread"][1] for line in lines)

@@ -1,8 +1,8 @@
-"""One HTTP client for every server: streamed completions of token ids, all requests at once.
+"""Send requests to any server: streamed completions of token ids, all at once.
 
 The client shares the cores with the server that it measures, so it does as little as it can: it
-reads bytes, notes when the first of an answer's body came and when the last, and looks into them
-only after all answers are there.
+reads bytes, notes when the first and the last of an answer's body came, and parses them only after
+all answers are there.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DONE = b"data: [DONE]"
 
 
 class WrongAnswer(RuntimeError):
-    """A server refused, or didn't give what was asked for."""
+    """Report that a server refused, or didn't give what was asked for."""
 
 
 @dataclass
 class Answer:
-    """One streamed answer: all bytes of the connection, and seconds since the run's start."""
+    """Hold one streamed answer: all bytes of the connection, and seconds since the run's start."""
 
     data: bytes
     first_s: float
@@ -32,7 +32,7 @@ class Answer:
 
 
 def request_bytes(job: Job, model: str, host: str) -> bytes:
-    """The whole HTTP request. The connection ends with the answer."""
+    """Make the whole HTTP request. The connection ends with the answer."""
     body = json.dumps(
         {
             "model": model,
@@ -53,7 +53,7 @@ def request_bytes(job: Job, model: str, host: str) -> bytes:
 
 
 def completion_tokens(data: bytes) -> int:
-    """How many tokens an answer brought, as its usage says. Raises `WrongAnswer`."""
+    """Return how many tokens an answer has, as its usage says. Raises `WrongAnswer`."""
     if not data.startswith(b"HTTP/1.1 200"):
         raise WrongAnswer(f"the server answered {data[:300]!r}")
     for line in reversed(data.splitlines()):
@@ -65,7 +65,7 @@ def completion_tokens(data: bytes) -> int:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends one request, keeps what comes."""
+    """Send one request, and keep what comes."""
 
     def __init__(self, request: bytes, started: float):
         self.request = request
@@ -80,7 +80,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.pieces.append(data)
-        # The head may come before the first token is drawn; a data line only with it.
+        # The head may come before the first token is drawn; a data line comes only with it.
         if not self.first_s and EVENT in data:
             self.first_s = time.perf_counter() - self.started
 
@@ -106,7 +106,7 @@ async def _answers(host: str, port: int, requests: list[bytes]) -> tuple[list[An
 
 
 def run(workload: Workload, host: str, port: int, model: str) -> Run:
-    """The workload over HTTP. Raises `WrongAnswer`, also when a token is missing."""
+    """Run the workload over HTTP. Raises `WrongAnswer`, also when a token is missing."""
     requests = [request_bytes(job, model, f"{host}:{port}") for job in workload.jobs]
     answers, total = asyncio.run(_answers(host, port, requests))
     for job, answer in zip(workload.jobs, answers):

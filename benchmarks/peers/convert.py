@@ -1,10 +1,10 @@
-"""A checkpoint of the Llama or Qwen3 shape as a GGUF file, for llama.cpp.
+"""Write a checkpoint of the Llama or Qwen3 shape as a GGUF file, for llama.cpp.
 
     PYTHONPATH=…/gguf-py python -m benchmarks.peers.convert MODEL FILE.gguf --dtype bfloat16
 
-The weights stay what they are: in bfloat16 the matrices are copied bit by bit, in float32 all is
-float32. The file is written by llama.cpp's own `gguf` package, which its sources carry. Names and
-keys: docs/gguf.md of ggml, and llama.cpp's `gguf.constants`.
+The weights don't change: in bfloat16 the matrices are copied bit by bit, in float32 all is float32.
+The file is written by llama.cpp's own `gguf` package, which its sources carry. Names and keys:
+docs/gguf.md of ggml, and llama.cpp's `gguf.constants`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ NAMES = {
 
 
 class NotConvertible(ValueError):
-    """llama.cpp has no such architecture, or this converter doesn't know it."""
+    """Report that llama.cpp has no such architecture, or this converter doesn't know it."""
 
 
 def gguf_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`. Raises `NotConvertible`."""
+    """Return `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`.
+
+    Raises `NotConvertible`.
+    """
     stem, kind = name.rsplit(".", 1)
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
     prefix, part = (f"blk.{layer[1]}.", layer[2]) if layer else ("", stem)
@@ -54,8 +57,9 @@ def gguf_name(name: str) -> str:
 
 
 def interleave_rope(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Rows of W_q or W_k in the order of llama.cpp's `llama` architecture, which rotates
-    neighbouring pairs (0, 1), (2, 3), …; transformers rotates (0, d/2), (1, d/2 + 1), …
+    """Reorder rows of W_q or W_k for llama.cpp's `llama` architecture.
+
+    It rotates neighbouring pairs (0, 1), (2, 3), …; transformers rotates (0, d/2), (1, d/2 + 1), …
 
     `weight`: [heads · head_dim, inputs]
     """
@@ -65,7 +69,7 @@ def interleave_rope(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The checkpoint's tensors under GGUF's names and in its order of rows."""
+    """Yield the checkpoint's tensors under GGUF's names and in its order of rows."""
     llama = architecture(config) == "llama"
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for path in sorted(folder.glob("*.safetensors")):
@@ -81,7 +85,7 @@ def tensors(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, torch.T
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """llama.cpp's name for it. Raises `NotConvertible`."""
+    """Return llama.cpp's name for the architecture. Raises `NotConvertible`."""
     name = config["architectures"][0]
     if name not in ARCHITECTURES:
         raise NotConvertible(f"{name} is not converted: {', '.join(ARCHITECTURES)} are")
@@ -133,8 +137,9 @@ def _write_keys(writer: Any, config: dict[str, Any]) -> None:
 
 
 def _write_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
-    """The byte-level BPE of tokenizer.json. The requests carry token ids, so only the texts of the
-    answers depend on it.
+    """Write the byte-level BPE of tokenizer.json.
+
+    The requests carry token ids, so only the texts of the answers depend on it.
     """
     import gguf
 

@@ -1,6 +1,4 @@
-"""Systems that are measured without HTTP: each in a worker process of its own, which sleeps while
-others take their turn.
-"""
+"""Measure systems without HTTP, each in a worker process that sleeps while others take turns."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerFailed(RuntimeError):
-    """The worker ended, or never came up; the message has the last lines that it wrote."""
+    """Report that the worker ended, or never came up; the message has its last lines."""
 
 
 class InProcess:
-    """One system with one model. `name` is also what the worker is told to load."""
+    """Run one system with one model. `name` also tells the worker what to load."""
 
     transport = "in process"
 
@@ -55,7 +53,7 @@ class InProcess:
         self.versions: dict[str, str] = loaded["versions"]
 
     def run(self, workload: Workload) -> Run:
-        """Raises `WorkerFailed`."""
+        """Run a workload. Raises `WorkerFailed`."""
         assert self.process.stdin is not None
         self.process.stdin.write(workload.name + "\n")
         self.process.stdin.flush()

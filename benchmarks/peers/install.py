@@ -1,9 +1,10 @@
 """Get the peers: `python -m benchmarks.peers.install [llama.cpp] [vLLM]`.
 
-They live in `.peers/` (git ignores it; PEERS_DIR names another place), each by itself, and never in
-the environment of the engine: vLLM in a virtual environment of its own, llama.cpp's server compiled
-for this machine from the sources that llama-cpp-python's source distribution carries. Peers are
-optional: what can't be had is said, with the end of the log, and the others are installed.
+They are installed in `.peers/` (git ignores it; PEERS_DIR names another place), each separately,
+and never in the environment of the engine: vLLM in a virtual environment of its own, llama.cpp's
+server compiled for this machine from the sources that llama-cpp-python's source distribution
+carries. Peers are optional: one that can't be had is reported, with the end of the log, and the
+others are installed.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ CMAKE_FLAGS = (
 
 
 class NotInstalled(RuntimeError):
-    """A peer can't be had here; the message says why."""
+    """Report that a peer can't be had here; the message says why."""
 
 
 @dataclass
 class Peers:
-    """Where the peers are, as far as they are there."""
+    """Locate the peers, as far as they are installed."""
 
     root: Path = PEERS_DIR
     plain_environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -75,8 +76,10 @@ class Peers:
         return self.llama_server.is_file() and self.llama_source.is_dir()
 
     def vllm_environment(self) -> dict[str, str]:
-        """What vLLM's documentation asks for on a CPU: Intel's OpenMP, which its package brings,
-        and tcmalloc where the machine has it, loaded first.
+        """Return the variables that vLLM's documentation asks for on a CPU.
+
+        Intel's OpenMP, which its package brings, and tcmalloc where the machine has it, loaded
+        first.
         """
         libraries = sorted((self.root / "vllm" / "lib").glob("libiomp5.so"))
         tcmalloc = ctypes.util.find_library("tcmalloc_minimal")
@@ -90,17 +93,17 @@ class Peers:
 
 
 def last_words(log: Path, lines: int = 12) -> str:
-    """The end of a log, for an error message."""
+    """Return the end of a log, for an error message."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def install_vllm(peers: Peers) -> None:
-    """Raises `NotInstalled`."""
+    """Install vLLM. Raises `NotInstalled`."""
     folder = peers.root / "vllm"
     if not peers.vllm_python.exists():
         _run("vllm", [sys.executable, "-m", "venv", str(folder)])
     pip = [str(peers.vllm_python), "-m", "pip", "--disable-pip-version-check"]
-    # Without torch's own index a pip from elsewhere may take the CUDA build; where that index can't
+    # Without torch's own index a pip from elsewhere may take the CUDA build. Where that index can't
     # be reached, pip would ask it again and again, and pip's own sources are all there is.
     index = ["--extra-index-url", TORCH_INDEX] if _answers(TORCH_INDEX) else []
     _run("vllm", [*pip, "install", *index, VLLM, VLLM_TORCH])
@@ -110,7 +113,7 @@ def install_vllm(peers: Peers) -> None:
 
 
 def install_llama(peers: Peers, jobs: int) -> None:
-    """Raises `NotInstalled`."""
+    """Build llama.cpp's server. Raises `NotInstalled`."""
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             raise NotInstalled(f"llama.cpp is compiled here, and there is no {tool}")

@@ -1,4 +1,4 @@
-"""What every system is given alike, so that none is slowed or helped by its own defaults."""
+"""State the limits that every system is given, so that none is slowed or helped by its defaults."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From single runs to medians, ratios and the table; and how a later session joins earlier ones.
+"""Turn single runs into medians, ratios and the table, and join sessions.
 
 A session is one call of the command. Ratios are formed within a session only, where the systems
-took turns: repeat by repeat, so that a change of the machine's speed hits both sides.
+took turns: repeat by repeat, so that a change of the machine's speed affects both sides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PLACE = ("shape", "dtype", "workload", "transport")
 
 
 def row(run: Run, work: Workload, **labels: object) -> dict:
-    """One run as it is kept: seconds, tokens, and what it was."""
+    """Return one run as it is kept: seconds, tokens, and what it was."""
     return {
         **labels,
         "workload": work.name,
@@ -30,7 +30,10 @@ def row(run: Run, work: Workload, **labels: object) -> dict:
 
 
 def speed(row: dict) -> float:
-    """Tokens/s a workload is judged by: decoded (W1), of the prompt (W4), put out (W2, W3)."""
+    """Return the tokens/s a workload is judged by.
+
+    Decoded (W1), of the prompt (W4), output (W2, W3).
+    """
     if row["workload"] == "W1":
         return (row["output_tokens"] - 1) / (row["total_s"] - row["first_token_s"])
     if row["workload"] == "W4":
@@ -39,7 +42,8 @@ def speed(row: dict) -> float:
 
 
 def merge(old: list[dict], new: list[dict]) -> list[dict]:
-    """All rows, of which a newer session's replace an older one's for the same system and place.
+    """Merge rows: a newer session's replace an older one's for the same system and place.
+
     Our own older rows stay as long as a peer's stand beside them.
     """
     rows = [*old, *new]
@@ -57,7 +61,10 @@ def merge(old: list[dict], new: list[dict]) -> list[dict]:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """A line for every system at every place: medians, least and most, and our ratio to it."""
+    """Return a line for every system at every place.
+
+    Medians, least and most, and our ratio to it.
+    """
     lines = []
     for place, here in _grouped(rows, _place).items():
         systems = _grouped(here, lambda r: r["system"])
@@ -87,7 +94,7 @@ def _figures(runs: list[dict]) -> dict:
 
 
 def _ratio(ours: list[dict], theirs: list[dict]) -> dict:
-    """Ours over theirs: of the medians; and the least and most of the repeats that both had."""
+    """Return ours over theirs: of the medians; and the least and most of the repeats both had."""
     by_repeat = {run["repeat"]: speed(run) for run in ours}
     pairs = [by_repeat[run["repeat"]] / speed(run) for run in theirs if run["repeat"] in by_repeat]
     medians = [statistics.median(map(speed, runs)) for runs in (ours, theirs)]
@@ -99,7 +106,7 @@ def _ratio(ours: list[dict], theirs: list[dict]) -> dict:
 
 
 def markdown(lines: list[dict], sessions: dict[str, dict]) -> str:
-    """The table, with the machine and the versions above it."""
+    """Write the table, with the machine and the versions above it."""
     out = []
     for number in sorted({line["session"] for line in lines}):
         session = sessions[number]

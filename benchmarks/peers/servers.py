@@ -1,5 +1,7 @@
-"""Systems that are measured over HTTP: our server, and llama.cpp's. Each is a process of its own,
-which sleeps while the other takes its turn; both are given the same requests by the same client.
+"""Measure systems over HTTP: our server, and llama.cpp's.
+
+Each is a process of its own, which sleeps while the other takes its turn; both are given the same
+requests by the same client.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ CACHE_TYPE = {"bfloat16": "f16", "float32": "f32"}
 
 
 class ServerFailed(RuntimeError):
-    """A server ended, or did not come up in time; the message has the end of its log."""
+    """Report that a server ended or wasn't ready in time; the message has the end of its log."""
 
 
 class Server:
-    """One system with one model, started and ready."""
+    """Run one system with one model, started and ready."""
 
     transport = "HTTP"
 
@@ -58,7 +60,7 @@ class Server:
         self.load_s = time.perf_counter() - started
 
     def run(self, workload: Workload) -> Run:
-        """Raises `client.WrongAnswer`, or `ServerFailed` when nobody answers."""
+        """Run a workload. Raises `client.WrongAnswer`, or `ServerFailed` when nobody answers."""
         try:
             return client.run(workload, HOST, self.port, "model")
         except OSError as error:
@@ -88,7 +90,7 @@ class Server:
 
 
 def glasshouse(model: str, dtype: str, threads: int, peers: Peers, *flags: str) -> Server:
-    """Our server, as it is started by everyone, but for the limits that all systems have."""
+    """Start our server as everyone does, but with the limits that all systems have."""
     port = _free_port()
     command = [sys.executable, str(ROOT / "koyeb_api_server.py")]
     options = {
@@ -110,7 +112,7 @@ def glasshouse(model: str, dtype: str, threads: int, peers: Peers, *flags: str) 
 
 
 def llama_cpp(gguf: str, dtype: str, threads: int, peers: Peers) -> Server:
-    """llama.cpp's server on a converted model."""
+    """Start llama.cpp's server on a converted model."""
     port = _free_port()
     options = {
         "--model": gguf,
@@ -133,7 +135,7 @@ def llama_cpp(gguf: str, dtype: str, threads: int, peers: Peers) -> Server:
 
 
 def llama_version(peers: Peers) -> dict[str, str]:
-    """As the server says it, and the package that its sources came with."""
+    """Return the version that the server states, and the package that its sources came with."""
     said = subprocess.run(
         [str(peers.llama_server), "--version"], capture_output=True, text=True
     ).stderr

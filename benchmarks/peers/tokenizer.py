@@ -1,7 +1,8 @@
-"""A stand-in tokenizer for shapes with random weights: servers want one, token ids are sent anyway.
+"""Make a stand-in tokenizer for shapes with random weights.
 
-A byte-level BPE as GPT-2's: every byte has a token, and each of the remaining ids is a short word,
-so that every id reads as text and an answer has about as many bytes as a real one.
+Servers want a tokenizer, though token ids are sent. This is a byte-level BPE like GPT-2's: every
+byte has a token, and each of the remaining ids is a short word, so that every id reads as text and
+an answer has about as many bytes as a real one.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ END = "<|end|>"
 
 
 def save_stand_in(folder: Path, vocab_size: int, end_id: int | None) -> None:
-    """Write tokenizer.json with exactly `vocab_size` tokens beside a model that has none. `end_id`:
-    the model's end of sequence, a special token.
+    """Write tokenizer.json with exactly `vocab_size` tokens beside a model that has none.
+
+    `end_id`: the model's end of sequence, a special token.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = iter([*letters, *(f"Ġw{number}" for number in range(vocab_size))])
@@ -37,7 +39,7 @@ def save_stand_in(folder: Path, vocab_size: int, end_id: int | None) -> None:
 
 
 def _merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """`Ġw1` + `2` → `Ġw12` and so on: for each word whose beginning is a token too."""
+    """List `Ġw1` + `2` → `Ġw12` and so on, for each word whose beginning is a token too."""
     return [
         (text[:-1], text[-1])
         for text in vocabulary

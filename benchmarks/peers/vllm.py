@@ -1,4 +1,4 @@
-"""vLLM on a workload, in this process: its engine's own loop, no tokenizer, no HTTP.
+"""Run vLLM on a workload, in this process: its engine's own loop, no tokenizer, no HTTP.
 
 Runs in vLLM's environment. The engine core is kept in this process as ours is: with it in a second
 one, both would share the same few cores, and vLLM would lose.
@@ -15,7 +15,7 @@ from benchmarks.workloads import Run, Workload
 
 
 def settings(threads: int, cores: list[int]) -> dict[str, str]:
-    """Environment variables that give vLLM the cores and the memory that the others have."""
+    """Return environment variables that give vLLM the cores and the memory that the others have."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(CACHE_BYTES // 2**30),
@@ -26,7 +26,7 @@ def settings(threads: int, cores: list[int]) -> dict[str, str]:
 
 
 class Vllm:
-    """One model loaded once; `run` a workload as often as wanted."""
+    """Load one model once; `run` a workload any number of times."""
 
     def __init__(self, model: str, dtype: str, threads: int):
         os.environ.update(settings(threads, sorted(os.sched_getaffinity(0))))

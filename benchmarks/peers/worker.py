@@ -1,11 +1,11 @@
-"""A process that holds one system and runs workloads in it.
+"""Run a process that holds one system and runs workloads in it.
 
     python -m benchmarks.peers.worker {Glasshouse|transformers|vLLM} MODEL DTYPE THREADS VOCABULARY
 
 Every line on standard input names a workload; the answer is one line of JSON on standard output.
 What the system itself prints goes to standard error. Between the lines the process sleeps. For vLLM
 it is started by the Python of vLLM's own environment, so nothing here imports the engine or torch
-before it is known who is asked for.
+before it is known which system is asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Runner = Callable[[Workload], Run]
 
 
 def load(system: str, model: str, dtype: str, threads: int) -> tuple[Runner, dict[str, str]]:
-    """What runs a workload, and the versions behind it."""
+    """Return what runs a workload, and the versions behind it."""
     if system == "Glasshouse":
         return _glasshouse(model, dtype, threads)
     if system == "transformers":
@@ -85,7 +85,7 @@ def main() -> None:
     for line in sys.stdin:
         answers.write(json.dumps(asdict(run(works[line.strip()]))) + "\n")
     answers.flush()
-    os._exit(0)  # the answers are out; some libraries hang or complain while they are torn down
+    os._exit(0)  # the answers are written; some libraries hang or complain at exit
 
 
 if __name__ == "__main__":
