@@ -1,1 +1,1 @@
-"""REMEMBERS: the record of what the engine did. Imports nothing of the engine."""
+"""Record what the engine did. Imports nothing of the engine."""

@@ -1,5 +1,6 @@
-"""`python -m engine.trace {annotate,replay,page,perfetto,diff,life} FILE`: read a record, offline,
-without torch.
+"""Read a record, offline, without torch: `python -m engine.trace COMMAND FILE`.
+
+The commands are annotate, replay, page, perfetto, diff and life.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from engine.trace.wording import count, ranges
 
 
 class _Problem(Exception):
-    """What the person who typed the command should read."""
+    """Tell the person who typed the command what was wrong with it."""
 
 
 def main(argv: Sequence[str] | None = None, name: str = "python -m engine.trace") -> int:
-    """Run one command; returns the exit status: 0 fine, 1 the records differ, 2 an error, told on
-    stderr.
+    """Run one command, and return its exit status.
+
+    0: fine. 1: the records differ. 2: an error, described on stderr.
     """
     arguments = _parser(name).parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         return command(arguments)
     except BrokenPipeError:
-        raise  # no fault of the output: `run_command` knows what it means
+        raise  # not an error of the output: `run_command` handles it
     except (RecordError, ReplayError, _Problem) as problem:
         print(printable(f"error: {problem}"), file=sys.stderr)
     except OSError as error:
@@ -153,7 +155,7 @@ def _life(arguments: argparse.Namespace) -> int:
 
 
 def _request(events: list[AnyEvent], wanted: str) -> str:
-    """The id that was meant: itself, or the one whose short name it is."""
+    """Return the id that was meant: the name itself, or the request with this short name."""
     known = requests_of(events)
     if wanted in known:
         return wanted

@@ -1,13 +1,12 @@
-"""One event → one line of plain English: what, how much, and why, with the numbers that were
-recorded.
+"""Turn one event into one line of plain English: what, how much, and why.
 
     context = Context()
     for event in read_jsonl("trace.jsonl"):
         print(annotate(event, context))
 
-The context (see `context.py`) remembers what makes a line better: the short names of requests, what
-a step planned, and the state of the pool, so that a line can say which freed blocks others still
-read. The sentences themselves are in `sentences/`.
+The numbers are the recorded ones. The context (see `context.py`) adds the short names of requests,
+what a step planned, and the state of the pool, so that a line can say which freed blocks other
+requests still read. The sentences are in `sentences/`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ _SENTENCES: Sentences = {
 
 
 def annotate(event: Event, context: Context) -> str:
-    """The line for this event, without the name of its request. Every event must pass here (or
-    `Context.see`) in order.
+    """Return the line for this event, without the name of its request.
+
+    Every event must be passed to this function (or to `Context.see`), in order.
     """
     context.see(event)
     return describe(event, context)
 
 
 def describe(event: Event, context: Context) -> str:
-    """The line for an event that the context has seen."""
+    """Return the line for an event that the context has already seen."""
     return one_line(_SENTENCES[type(event)](event, context))

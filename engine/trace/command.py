@@ -1,4 +1,5 @@
-"""How a program of this repository ends, whatever reads what it prints."""
+"""Run a program's main function and end the process cleanly, even if its output's reader is
+gone."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from typing import NoReturn
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's main function, and end the process with the status that it returns.
 
-    A reader of its output that has seen enough, such as `head`, ends it in silence with status 0.
+    If the reader of its output stops early, as `head` does, the process ends silently with status
+    0.
     """
     try:
         status = main() or 0
-        sys.stdout.flush()  # what is still in the buffer may find that the reader has gone
+        sys.stdout.flush()  # flushing the buffer may show that the reader is gone
     except BrokenPipeError:
         status = 0
-        # Python flushes standard output once more at its end: that must find somebody to take it.
+        # Python flushes standard output once more at exit, which must not fail: /dev/null takes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

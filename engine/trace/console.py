@@ -1,10 +1,10 @@
-"""The log on the console: the story in columns on a terminal, one JSON object a line elsewhere.
+"""Print the log: the story in columns on a terminal, one JSON object a line elsewhere.
 
       1.204      1  req-1    starts after 0.2 ms: 1 seat(s) and blocks for 23 tokens are free; …
       time    step  request  what happened, how much, and why
 
-A console can't take what an engine can record: at most `LINES_A_SECOND` lines are shown, and the
-rest is counted, by kind, in one line. Warnings, failures, refusals and summaries are always shown.
+An engine records more than a console can show. So at most `LINES_A_SECOND` lines are shown, and the
+rest is counted by kind in one line. Warnings, failures, refusals and summaries are always shown.
 The record itself stays complete.
 """
 
@@ -28,7 +28,7 @@ from engine.trace.wording import count, joined
 
 LINES_A_SECOND = 40
 BURST = 300
-WIDTH = 100  # where the output is no terminal
+WIDTH = 100  # if the output is not a terminal
 
 _ALWAYS = {"summary", "engine.warning", "engine.failed", "request.refused"}
 _COLOURS = (
@@ -46,7 +46,7 @@ _INDENT = _TIME + 1 + _STEP + 1 + _NAME + 1
 
 
 class LogConsole:
-    """A subscriber that prints the story of what it gets. `style` is "rich" or "json".
+    """Subscribe to a recorder and print the story of its events. `style` is "rich" or "json".
 
     Raises ValueError for another style.
     """
@@ -61,21 +61,22 @@ class LogConsole:
 
     @classmethod
     def auto(cls, file: TextIO | None = None) -> LogConsole:
-        """Rich on a terminal, JSON lines elsewhere."""
+        """Choose "rich" on a terminal, "json" elsewhere."""
         return cls("rich" if (file or sys.stdout).isatty() else "json", file)
 
     def __call__(self, batch: list[Event]) -> None:
         self._print(self._throttle.pass_on(self._story.tell(batch)))
 
     def close(self) -> None:
-        """Print what is still open."""
+        """Print the lines that are still open."""
         self._print(self._throttle.pass_on(self._story.end()))
         self._print(self._throttle.end())
 
 
 class Throttle:
-    """Lets a burst of lines through, then so many a second of the record's time, and counts the
-    rest.
+    """Let a burst of lines through, then so many a second, and count the rest.
+
+    Seconds are those of the record's timestamps.
     """
 
     def __init__(self, lines_a_second: int = LINES_A_SECOND, burst: int = BURST) -> None:
@@ -87,7 +88,8 @@ class Throttle:
         self._omitted_since_ns = 0
 
     def pass_on(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """The lines that may be shown; once a second, a line about those that may not."""
+        """Yield the lines that may be shown and, once a second, a line that counts the omitted
+        ones."""
         for line in lines:
             seconds = max(0, line.ts_ns - self._last_ns) / 1e9
             self._last_ns = max(line.ts_ns, self._last_ns)
@@ -105,7 +107,7 @@ class Throttle:
                 self._omitted[line.kind] += 1
 
     def end(self) -> Iterator[Line]:
-        """One line about what was not shown, if anything."""
+        """Yield one line that counts the omitted lines, if there are any."""
         if self._omitted:
             seconds = (self._last_ns - self._omitted_since_ns) / 1e9
             kinds = joined(f"{times} {name}" for name, times in self._omitted.most_common(4))
@@ -117,7 +119,10 @@ class Throttle:
 
 
 class JsonPrinter:
-    """One object a line: time (s, CLOCK_MONOTONIC), kind, step or [first, last], request, text."""
+    """Print one JSON object a line.
+
+    Its fields: time (s, CLOCK_MONOTONIC), kind, step or [first, last], request, text.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -144,8 +149,9 @@ class JsonPrinter:
 
 
 class RichPrinter:
-    """Aligned columns; a request keeps its colour; time, step and name stand only where they
-    change.
+    """Print aligned columns, each request in its own colour.
+
+    Time, step and name are printed only where they change.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -155,7 +161,7 @@ class RichPrinter:
         )
         self._start_ns = 0
         self._time = ""
-        self._shown = ("", "")  # step and name of the line above
+        self._shown = ("", "")  # step and name of the previous line
 
     def __call__(self, lines: Iterable[Line]) -> None:
         for line in lines:
@@ -168,10 +174,10 @@ class RichPrinter:
         name = printable(line.name)
         in_step, of = self._shown
         self._shown = (step, name)
-        # What a step brought about is told after it, so a line can be older than the one above.
+        # Events caused by a step are printed after it, so a line can be older than the one before.
         newer = not self._time or float(time) > float(self._time)
         self._time = time if newer else self._time
-        text = Text()  # without a style of its own: it would lie under every part
+        text = Text()  # without a style: it would apply to every part
         text.append(f"{time if newer else '':>{_TIME}} ", style="dim")
         text.append(f"{'' if step == in_step else step:>{_STEP}} ", style="bold" if step else "")
         same = step == in_step and name == of
@@ -191,8 +197,9 @@ def _steps(line: Line) -> str:
 
 
 def _colour(request_id: str) -> str:
-    """The same for a request and its siblings, in every run: by a checksum of the id, not its
-    hash().
+    """Choose a request's colour, shared with its siblings and the same in every run.
+
+    It comes from a checksum of the id: hash() differs between runs.
     """
     request = request_id.partition(".")[0]
     return _COLOURS[zlib.crc32(request.encode()) % len(_COLOURS)] if request else ""
@@ -207,6 +214,6 @@ def _body_style(line: Line) -> str:
 
 
 def _hanging(text: str, width: int) -> str:
-    """Wrapped into the text's column; never narrower than half of what a person reads with ease."""
+    """Wrap text into its column, never narrower than half a comfortable reading width."""
     lines = textwrap.wrap(text, max(40, width - _INDENT), break_long_words=False)
     return f"\n{' ' * _INDENT}".join(lines)

@@ -1,6 +1,4 @@
-"""Context: what the log knows besides the event at hand: short names, open plans, the state of the
-pool.
-"""
+"""Keep what a log line needs beside its event: short names, open plans, the state of the pool."""
 
 from __future__ import annotations
 
@@ -11,19 +9,20 @@ from engine.trace.state import EngineState, ReplayError
 
 
 class Context:
-    """What the annotator knows so far. `see` every event, in order; it grows with what is alive,
-    not with the record.
+    """Keep what the annotator knows so far. Pass every event to `see`, in order.
+
+    Its size is bounded by the requests that are alive, not by the record.
     """
 
     def __init__(self) -> None:
-        self.state: EngineState | None = EngineState()  # None once the record has a gap
+        self.state: EngineState | None = EngineState()  # None after a gap in the record
         self.plans: dict[int, ev.StepPlanned] = {}  # by step, until it is finished
         self.block_size = 0
-        self.texts: dict[int, str] = {}  # token id → its text, where the record has it
+        self.texts: dict[int, str] = {}  # token id → its text, if the record has it
         self._names = Names()
 
     def see(self, event: Event) -> None:
-        """Learn from an event."""
+        """Update the context with an event."""
         self._names.see(event)
         if isinstance(event, ev.StepPlanned):
             self.plans[event.step] = event
@@ -38,19 +37,22 @@ class Context:
                 self.state.fold(event)
             except (
                 ReplayError
-            ):  # the record has a gap: lines go on, without what only the state knows
+            ):  # a gap in the record: lines continue, without what only the state knows
                 self.state = None
 
     def finish_step(self, step: int) -> list[ev.StepRow]:
-        """The rows of a step that is finished; none if its plan isn't known. Steps finish in order,
-        so older plans that are still here have lost their end: they go, too."""
+        """Return the rows of a finished step; none if its plan isn't known.
+
+        Steps finish in order, so older plans that are still here will never finish: they are
+        dropped.
+        """
         plan = self.plans.get(step)
         for planned in [planned for planned in self.plans if planned <= step]:
             del self.plans[planned]
         return plan.rows if plan else []
 
     def name(self, request_id: str) -> str:
-        """Give a request's short name, as `Names` does."""
+        """Return a request's short name, as `Names` does."""
         return self._names.name(request_id)
 
     def plain(self, text: str) -> str:
@@ -59,7 +61,7 @@ class Context:
 
     @property
     def names(self) -> dict[str, str]:
-        """The short names that were given out: request → name; the latest ones."""
+        """Return the short names in use, request → name; only the latest ones are kept."""
         return self._names.given
 
     @property

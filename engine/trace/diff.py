@@ -1,9 +1,9 @@
-"""Where two records part: the first decision that differs.
+"""Find the first decision in which two records differ.
 
-What is compared is what the engine decided and did: which event, for which request, with which
-blocks, tokens, rows. Times, durations, costs and rates differ between any two runs and don't count;
-neither do request ids, which a server draws at random: requests are compared by the order in which
-they came to the core, and shown by their names in the log.
+Compared is what the engine decided and did: which event, for which request, with which blocks,
+tokens, rows. Times, durations, costs and rates differ between any two runs and are ignored. So are
+request ids, which a server draws at random: requests are compared by the order in which they
+reached the core, and shown by their names in the log.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ _NAMES = {"request_id", "parent", "for_request", "next_release"}
 
 
 def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
-    """Two lines about the first decision of the core in which the records differ; empty if there is
-    none.
-    """
+    """Return two lines about the first decision in which the records differ, or ""."""
     for number, (left, right) in enumerate(
         zip_longest(_decisions(one), _decisions(other)), start=1
     ):
@@ -60,7 +58,7 @@ def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
 
 
 def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], dict[str, str]]]:
-    """(seq, comparable fields, how its requests are named in the log) of the core's decisions."""
+    """Yield the core's decisions: (seq, comparable fields, names of its requests in the log)."""
     numbers: dict[str, str] = {}
     named: dict[str, str] = {}  # request by number → its name
     names = Names()
@@ -95,7 +93,7 @@ def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], d
 
 
 def _only(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Kind, step and request, and of the rest what differs."""
+    """Keep kind, step and request, and of the other fields those that differ."""
     if fields["kind"] != other["kind"]:
         return fields
     always = ("kind", "step", "request_id")

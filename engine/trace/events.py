@@ -1,8 +1,8 @@
-"""Every kind of event that the engine can record: the vocabulary of the record.
+"""Declare every kind of event that the engine can record.
 
 An event is one small typed struct. It states what *happened* (never what should have), with sizes
-and times that were read, and, for a decision, `why` in plain words. The docstring of a class says
-what the event means and which code emits it; the comment beside a field gives its unit.
+and times that were read and, for a decision, `why` in plain words. So an event's docstring is a
+statement, too: it says what the event means. The comment beside a field gives its unit.
 `docs/LOG_GUIDE.md` is generated from these declarations.
 
 Folding the `request.*`, `block.*` and `step.*` events alone rebuilds the block pool, the queues and
@@ -17,7 +17,7 @@ import msgspec
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", gc=False):
-    """What every event carries.
+    """Carry what every event has.
 
     `seq` counts the events of one process (`src` names it: "core" or "server") from 1, without gaps
     unless events were dropped, which `engine.warning` then says. `ts_ns` is nanoseconds of
@@ -41,7 +41,7 @@ class RequestReceived(Event, tag="request.received"):
     route: str = ""  # "/v1/completions", "/v1/chat/completions", "LLM.generate", …
     params: dict[str, Any] = {}  # the sampling parameters that differ from their defaults
     client: str = ""  # address of the caller
-    ignored: list[str] = []  # unknown fields of the body, which have no effect
+    ignored: list[str] = []  # unknown fields of the body; they have no effect
     text: str = ""  # the prompt as text; empty with --trace-text off
 
 
@@ -55,37 +55,36 @@ class RequestTokenized(Event, tag="request.tokenized"):
 
 
 class RequestQueued(Event, tag="request.queued"):
-    """The core took the request; it waits for its turn. Rank orders it among all others, lowest
-    first.
-    """
+    """The core queued the request. Its rank orders it among all others, lowest first."""
 
     num_prompt_tokens: int = 0
     max_tokens: int = 0
-    clamped_from: int = 0  # max_tokens as asked for, if the context length made it smaller
+    clamped_from: int = 0  # the max_tokens asked for, if the context length reduced it
     priority: int = 0
     rank: list[int] = []  # [priority (0 under fcfs), arrival number]
-    n: int = 1  # sequences wanted; it takes this many seats
+    n: int = 1  # sequences wanted; the request takes this many seats
     queue_length: int = 0  # waiting requests, this one included
 
 
 class RequestWaiting(Event, tag="request.waiting"):
-    """The head of the queue could not be admitted in this step; emitted when the reason or its
-    numbers' kind changes.
+    """The head of the queue couldn't be admitted in this step.
+
+    Emitted when the reason changes, or which kind of numbers it has.
     """
 
     # "budget" (tokens of a step), "seats" (max_num_seqs), "blocks", "preemption" (of others)
     waits_for: str = ""
     need: int = 0  # in units of what it waits for
     available: int = 0
-    next_release: str = ""  # for blocks and seats: the running request that is bound to end first
+    next_release: str = ""  # for blocks and seats: the running request that must end first
     next_release_steps: int = 0  # after at most this many steps
-    next_release_amount: int = 0  # what it gives back
-    behind: int = 0  # requests that wait behind the head
+    next_release_amount: int = 0  # what it will give back
+    behind: int = 0  # requests that wait behind this one
     why: str = ""
 
 
 class RequestRefused(Event, tag="request.refused"):
-    """The request can't be served and never could: nothing was allocated."""
+    """The request can never be served; nothing was allocated for it."""
 
     why: str = ""
 
@@ -100,7 +99,8 @@ class RequestAdmitted(Event, tag="request.admitted"):
 
 
 class RequestForked(Event, tag="request.forked"):
-    """`n > 1`: the prompt is computed, so the siblings start, sharing all of its blocks."""
+    """The prompt of a request with `n > 1` is computed: a sibling starts and shares all of its
+    blocks."""
 
     parent: str = ""
     index: int = 0  # 1 … n − 1
@@ -109,12 +109,13 @@ class RequestForked(Event, tag="request.forked"):
 
 
 class RequestPreempted(Event, tag="request.preempted"):
-    """A running request gave its blocks back so that a higher-ranked one could go on. It keeps its
-    output.
+    """A running request gave its blocks back so that a higher-ranked one could continue.
+
+    It keeps its output.
     """
 
     mode: str = ""  # "recompute" or "swap"
-    num_blocks: int = 0  # blocks given back
+    num_blocks: int = 0  # given back
     num_computed_tokens: int = 0  # whose K/V left the device
     for_request: str = ""  # the request that needed the blocks
     need: int = 0  # blocks that it needed
@@ -131,17 +132,17 @@ class RequestResumed(Event, tag="request.resumed"):
     mode: str = ""
     waited_us: float = 0.0  # since it was preempted
     num_tokens: int = 0
-    num_cached_tokens: int = 0  # needn't be computed again: swapped in, or in the prefix cache
+    num_cached_tokens: int = 0  # not to compute again: swapped in, or in the prefix cache
     why: str = ""
 
 
 class RequestFinished(Event, tag="request.finished"):
-    """The request ended by itself; its blocks are free from here on (a `block.freed` stands beside
-    it).
+    """The request ended by itself. Its blocks are free from now on: a `block.freed` stands beside
+    it.
     """
 
     reason: str = ""  # "stop", "length", or "error": its logits weren't finite
-    stop_reason: str = ""  # the stop string or token id that matched; else empty
+    stop_reason: str = ""  # the stop string or token id that matched; otherwise empty
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
@@ -152,7 +153,7 @@ class RequestFinished(Event, tag="request.finished"):
 
 
 class RequestAborted(Event, tag="request.aborted"):
-    """The request ended from outside: the client left, or the server stops."""
+    """The request was ended from outside: the client disconnected, or the server is stopping."""
 
     num_output_tokens: int = 0
     why: str = ""
@@ -167,11 +168,11 @@ class StepRow(msgspec.Struct, array_like=True, gc=False):
     request_id: str  # of the sequence: siblings of n > 1 are "id.1", "id.2", …
     start: int  # tokens already in the cache
     num_tokens: int  # tokens computed in this step
-    samples: int  # drawn from the last position: 0 (more of its prompt is to come), 1, or n
+    samples: int  # drawn from the last position: 0 (the prompt continues in a later step), 1, or n
 
 
 class PlannedStep(msgspec.Struct):
-    """The rows of a step that is under way."""
+    """The rows of a step in flight."""
 
     step: int
     rows: list[StepRow]
@@ -186,14 +187,14 @@ class StepPlanned(Event, tag="step.planned"):
     num_running: int = 0
     num_waiting: int = 0
     blocks_used: int = 0  # referenced by some request
-    blocks_cached_free: int = 0  # nobody references them, their content can still be found
+    blocks_cached_free: int = 0  # unreferenced, but findable in the prefix cache
     blocks_free: int = 0  # neither
     host_blocks_used: int = 0
     schedule_us: float = 0.0
 
 
 class StepFinished(Event, tag="step.finished"):
-    """The worker came back with the tokens of a step, and they were booked."""
+    """The worker returned the tokens of a step, and they were booked."""
 
     num_tokens: int = 0  # computed
     num_decode_tokens: int = 0  # of them by requests that computed exactly one
@@ -202,7 +203,7 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     forward_us: float = 0.0  # tensors → logits
     sample_us: float = 0.0  # logits → tokens
-    # the tokens lay ready meanwhile: the overlapped loop was busy with the next step
+    # the tokens waited that long: the overlapped loop was busy with the next step
     ready_us: float = 0.0
     update_us: float = 0.0  # booking the tokens
     total_us: float = 0.0  # from the start of planning to the end of booking
@@ -221,7 +222,7 @@ class BlockAllocated(Event, tag="block.allocated"):
 
 
 class BlockShared(Event, tag="block.shared"):
-    """The request's table points to blocks that exist already: a prefix-cache hit, or a fork."""
+    """The request's table now names existing blocks: a prefix-cache hit, or a fork."""
 
     blocks: list[int] = []
     index: int = 0
@@ -237,8 +238,8 @@ class BlockCached(Event, tag="block.cached"):
 
 
 class BlockCopied(Event, tag="block.copied"):
-    """Copy-on-write: the request was about to write into a block that others read too, so it got
-    its own copy.
+    """Copy-on-write: before writing into a block that others read too, the request got its own
+    copy.
     """
 
     src_block: int = 0
@@ -249,8 +250,9 @@ class BlockCopied(Event, tag="block.copied"):
 
 
 class BlockFreed(Event, tag="block.freed"):
-    """The request let go of its whole block table, in this order; a block nobody else uses joins
-    the free queue.
+    """The request released its whole block table, in this order.
+
+    A block that no other request uses joins the free queue.
     """
 
     blocks: list[int] = []
@@ -259,8 +261,8 @@ class BlockFreed(Event, tag="block.freed"):
 
 
 class BlockEvicted(Event, tag="block.evicted"):
-    """A cached block was needed for something else, or its content is no good: it can't be found
-    any more.
+    """A cached block can't be found any more: it was taken for another use, or its content is
+    invalid.
     """
 
     block: int = 0
@@ -277,7 +279,10 @@ class BlockSwappedOut(Event, tag="block.swapped_out"):
 
 
 class BlockSwappedIn(Event, tag="block.swapped_in"):
-    """… and back into fresh device blocks. The host blocks are free again."""
+    """The contents of a resumed request's blocks are copied into fresh device blocks.
+
+    Its host blocks are free again.
+    """
 
     blocks: list[int] = []
     host_blocks: list[int] = []
@@ -301,7 +306,7 @@ class KernelLaunched(Event, tag="kernel.launched"):
     num_bytes: int = 0  # read and written, as counted from the shapes
     flops: int = 0
     duration_us: float = 0.0  # only when profiling
-    # of the machine's measured bandwidth or matrix rate, whichever binds; when profiling
+    # share of the machine's measured bandwidth or matrix rate, whichever limits it; when profiling
     share_of_limit: float = 0.0
     why: str = ""  # why this grid, or this variant
 
@@ -310,7 +315,7 @@ class GraphCaptured(Event, tag="graph.captured"):
     """A step of one size was captured: a CUDA graph, or a tape of native kernels."""
 
     batch_size: int = 0  # rows
-    num_tokens: int = 0  # that the rows may have in all, prompts too; 0: a row decodes, it has one
+    num_tokens: int = 0  # most tokens in all rows, with prompts; 0: each row decodes one token
     num_kernels: int = 0
     duration_ms: float = 0.0
 
@@ -332,7 +337,7 @@ class Candidate(msgspec.Struct, array_like=True):
 
     token_id: int
     logprob: float  # of the model, before any parameter
-    probability: float  # after every parameter; 0 when it was cut
+    probability: float  # after every parameter; 0 if they excluded it
 
 
 class SampleDrawn(Event, tag="sample.drawn"):
@@ -364,7 +369,8 @@ class TextEmitted(Event, tag="text.emitted", kw_only=True):
 
 
 class TextHeldBack(Event, tag="text.held_back", kw_only=True):
-    """Text waits: it could be the start of a stop string, or half of a character (level `full`)."""
+    """Text is held back: it may be the start of a stop string, or part of a character (level
+    `full`)."""
 
     src: str = "server"
     index: int = 0
@@ -382,9 +388,10 @@ class StopMatched(Event, tag="stop.matched", kw_only=True):
 
 
 class TextTokens(Event, tag="text.tokens", kw_only=True):
-    """How token ids read. It stands before the first event that names them, each id once a
-    record; never with --trace-text off. It has no `seq` of its own: the record adds it to what
-    happened.
+    """The texts of token ids.
+
+    It stands before the first event that names them, each id once a record; never with --trace-text
+    off. It has no `seq` of its own: the record adds it to what happened.
     """
 
     src: str = "server"
@@ -395,7 +402,7 @@ class TextTokens(Event, tag="text.tokens", kw_only=True):
 
 
 class EngineStarted(Event, tag="engine.started"):
-    """The engine process is up; nothing is loaded yet."""
+    """The engine process has started; nothing is loaded yet."""
 
     version: str = ""
     config: dict[str, Any] = {}
@@ -418,7 +425,7 @@ class EngineModelLoaded(Event, tag="engine.model_loaded"):
 
 
 class EngineKvSized(Event, tag="engine.kv_sized"):
-    """How many KV blocks there are, and the arithmetic that says so."""
+    """The number of KV blocks was chosen; `why` has the arithmetic."""
 
     num_blocks: int = 0
     num_host_blocks: int = 0
@@ -435,20 +442,21 @@ class EngineKvSized(Event, tag="engine.kv_sized"):
 
 
 class EngineSnapshot(Event, tag="engine.snapshot"):
-    """The record begins here. The events before it are gone, since memory is bounded; this is what
-    they came to, so that replay goes on exactly. It stands first in a download of a record whose
-    beginning was dropped.
+    """The record begins here: memory is bounded, so the events before it are gone.
+
+    Their result is in `state`, so replay continues exactly. In a download of a record whose
+    beginning was dropped, this event comes first.
     """
 
     num_gone: int = 0  # events before it
     state: dict[str, Any] | None = None  # as `EngineState.to_dict`; null if the record had a gap
     ranks: dict[str, list[int]] = {}  # sequence → [priority, arrival, index]
-    planned: list[PlannedStep] = []  # steps that had not come back
+    planned: list[PlannedStep] = []  # steps that had not returned
     last_seq: int = 0  # of the core's events that are gone
     names: dict[str, str] = {}  # request → its short name in the log
-    num_named: int = 0  # short names that were given out
+    num_named: int = 0  # short names given out so far
     texts: dict[int, str] = {}  # as in `text.tokens`
-    standing: list[AnyEvent] = []  # the engine's facts; how requests that are alive began
+    standing: list[AnyEvent] = []  # facts of the engine; how living requests began
 
 
 class EngineWarning(Event, tag="engine.warning"):
@@ -458,7 +466,7 @@ class EngineWarning(Event, tag="engine.warning"):
 
 
 class EngineFailed(Event, tag="engine.failed"):
-    """The engine can't go on."""
+    """The engine can't continue."""
 
     message: str = ""
 
@@ -486,5 +494,5 @@ AnyEvent: Any = Union[ALL_EVENTS]  # noqa: UP007 - a tuple can't be spelled with
 
 
 def kind(event: Event | type[Event]) -> str:
-    """The kind of an event as it stands in a record, "block.freed"."""
+    """Return the kind of an event as a record writes it, "block.freed"."""
     return event.__struct_config__.tag  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""The record as bytes: JSON lines in a file, msgpack between processes.
+"""Encode the record: JSON lines in a file, msgpack between processes.
 
 A JSONL record has one event a line: `{"kind":"block.freed","seq":81,…}`. Fields that have their
-default value are left out. Records decode against the event declarations, so a field of the wrong
-type is an error that names it.
+default value are left out. Records are decoded against the event declarations, so a field of the
+wrong type is an error that names it.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _bundle_decoder: msgspec.msgpack.Decoder[list[list[Event]]] = msgspec.msgpack.De
 
 
 class RecordError(Exception):
-    """A record can't be read; the message says which line, and why."""
+    """Report a record that can't be read; the message says which line, and why."""
 
 
 def to_json(event: Event) -> bytes:
-    """One event as a JSON object, without a line end."""
+    """Encode one event as a JSON object, without a line end."""
     return _json_encoder.encode(event)
 
 
 def to_jsonl(events: list[Event]) -> bytes:
-    """Events as JSON lines, the last one ended, too."""
+    """Encode events as JSON lines; the last line has its end, too."""
     return _json_encoder.encode_lines(events)
 
 
 def pack(events: list[Event]) -> bytes:
-    """A batch of events for another process, those that happened together as one."""
+    """Pack events for another process. Those that happened together stay one message entry."""
     return _batch_encoder.encode(events)
 
 
 def bundle(batches: list[bytes]) -> bytes:
-    """Packed batches as one message; `Recorder.forward` takes what `unpack` makes of it."""
+    """Join packed batches into one message; `Recorder.forward` takes what `unpack` makes of it."""
     return _batch_encoder.encode([msgspec.Raw(batch) for batch in batches])
 
 
 def unpack(message: bytes) -> list[Event]:
-    """The events of a bundle, one by one. Raises RecordError."""
+    """Return the events of a bundle, one by one. Raises RecordError."""
     try:
         batches = _bundle_decoder.decode(message)
     except msgspec.MsgspecError as error:
@@ -58,10 +58,9 @@ def unpack(message: bytes) -> list[Event]:
 
 
 class JsonlWriter:
-    """A subscriber that writes what it gets to a file, which is complete up to the last batch at
-    any time.
+    """Write the events of a subscription to a file.
 
-    Raises OSError if the file can't be written.
+    The file is complete up to the last batch at any time. Raises OSError if it can't be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,10 +76,10 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Event]:
-    """The events of a JSONL record, in the file's order. Empty lines are skipped.
+    """Yield the events of a JSONL record, in the file's order. Empty lines are skipped.
 
-    A last line without its end was cut off while it was written (the writer was killed, or still
-    writes): it yields an `engine.warning` that says so, and reading ends. Raises OSError if there
+    A last line without its end was cut off while it was written (the writer was killed, or is still
+    writing): it yields an `engine.warning` that says so, and reading ends. Raises OSError if there
     is no such file, RecordError for any other line that isn't an event.
     """
     last = Event()
@@ -101,7 +100,7 @@ def read_jsonl(path: str | Path) -> Iterator[Event]:
 
 
 def read_all(path: str | Path) -> list[Event]:
-    """The whole record in memory. Raises as `read_jsonl` does."""
+    """Read the whole record into memory. Raises as `read_jsonl` does."""
     return list(read_jsonl(path))
 
 

@@ -1,5 +1,4 @@
-"""The life of one request: how long it waited and for what, what each step computed for it, its
-blocks, its end.
+"""Collect the life of one request: its waits, its share of each step, its blocks, its end.
 
     life_of(events, "req-7") → a dict that JSON can carry; None if the record doesn't know the
     request
@@ -18,8 +17,9 @@ from engine.trace.story import Story
 
 
 def life_of(events: Iterable[Event], request_id: str) -> dict[str, Any] | None:
-    """One pass over the record. Siblings of `n > 1` ("id.1", …) belong to the request's life, each
-    with its own part.
+    """Read the record once, and return the life of a request.
+
+    Siblings of `n > 1` ("id.1", …) belong to it, each with its own part.
     """
     life = _Life(request_id)
     for event in events:
@@ -29,7 +29,7 @@ def life_of(events: Iterable[Event], request_id: str) -> dict[str, Any] | None:
 
 
 def requests_of(events: Iterable[Event]) -> list[str]:
-    """The requests that the record knows, in the order of their arrival; without siblings."""
+    """Return the requests of the record in the order of their arrival, without siblings."""
     known: dict[str, None] = {}
     for event in (each for one in events for each in _with_standing(one)):
         if isinstance(event, ev.RequestReceived | ev.RequestQueued | ev.RequestRefused):
@@ -38,19 +38,19 @@ def requests_of(events: Iterable[Event]) -> list[str]:
 
 
 def _with_standing(event: Event) -> list[Event]:
-    """A record whose beginning is gone starts with how its living requests began."""
+    """Yield the event; for a snapshot, first the events with which its living requests began."""
     return [*event.standing, event] if isinstance(event, ev.EngineSnapshot) else [event]
 
 
 class _Sequence:
-    """One sequence: its states one after another, and what the steps did for it."""
+    """Collect the states of one sequence, and what the steps did for it."""
 
     def __init__(self) -> None:
         self.spans: list[dict[str, Any]] = []
         self.computed: list[dict[str, Any]] = []  # prompts, chunks and resumptions
         self.decode: dict[str, Any] = {"steps": 0, "first_step": 0, "last_step": 0}
         self.blocks = {"allocated": 0, "shared": 0, "copied": 0, "cached": 0}
-        self.table: list[int] = []  # as it is now; the last one that was not empty, at the end
+        self.table: list[int] = []  # current blocks; at the end, the last table that wasn't empty
         self.drawn: list[dict[str, Any]] = []  # at level full
         self.end: dict[str, Any] = {}
 
@@ -113,7 +113,7 @@ class _Life:
         return self.sequences.setdefault(event.request_id, _Sequence())
 
     def _change(self, event: Event, state: str, **facts: Any) -> None:
-        """The sequence enters a state; the one before ends here."""
+        """Enter a state; the one before ends here."""
         spans = self._of(event).spans
         if spans and "end_ms" not in spans[-1]:
             spans[-1]["end_ms"] = self._ms(event)
@@ -219,7 +219,7 @@ class _Life:
         )
 
     def _tell(self, event: Event) -> None:
-        """Keep the log's lines about this request, and about the steps that ran it alone."""
+        """Keep the log's lines about this request, and about the steps that ran only it."""
         self._keep(self._story.tell([event]))
 
     def _keep(self, lines: Iterable[Any]) -> None:

@@ -1,8 +1,8 @@
-"""MergingRecorder: one order by time for what this process and another one record.
+"""Merge the records of this process and of another one into one order by time.
 
-Events of another process come later than they happened: by a drain of its own, and by a step that
-keeps the interpreter to itself. Where there are such, own events wait for them, as long as they
-came late the last time, so that both fall into one order by time.
+Events of another process arrive later than they happened: its own drain thread adds a delay, and so
+does a step that keeps the interpreter busy. While such events arrive, this process's own events
+wait as long as the others were late the last time, so that both are ordered by time.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from collections.abc import Iterable
 from engine.trace.events import Event
 from engine.trace.recorder import DRAIN_INTERVAL_S, Recorder
 
-MARGIN_S = 0.1  # own events wait so much longer than the other process's came late the last time,
-MOST_LATE_S = 1.0  # which counts up to here
+# Own events wait as long as the other process's were late the last time, which counts up to
+# MOST_LATE_S, and MARGIN_S longer.
+MARGIN_S = 0.1
+MOST_LATE_S = 1.0
 
 
 class MergingRecorder(Recorder):
-    """As `Recorder`, and the other process's events `forward` to it. Up to `capacity` of theirs may
-    wait, too."""
+    """Record like `Recorder`, and merge the events that `forward` gets from another process.
+
+    Up to `capacity` of the forwarded events may wait, too.
+    """
 
     def __init__(
         self, level: str = "steps", src: str = "server", text: bool = True, capacity: int = 200_000
     ) -> None:
-        self._forwarded: list[Event] = []  # in order by time, as the own ones are
-        self._late_ns: int | None = None  # how late they came the last time; None: there are none
-        self._merged_ns = 0  # up to this time, all of them are here
+        self._forwarded: list[Event] = []  # by time, like this process's own
+        self._late_ns: int | None = None  # how late the last ones came; None: none came yet
+        self._merged_ns = 0  # all events up to this time are here
         super().__init__(level, src, text, capacity)
 
     def forward(self, events: Iterable[Event]) -> None:
-        """Pass on events that another process recorded: they keep their own `seq`, time and
-        `src`."""
+        """Add events that another process recorded: they keep their own `seq`, time and `src`."""
         if not self.enabled:
             return
         arrived = list(events)
@@ -47,8 +50,10 @@ class MergingRecorder(Recorder):
             self._forwarded += arrived[:room]
 
     def settle(self) -> None:
-        """Return when all that has happened by now is handed over, in order: at once, but where
-        events of another process come, too."""
+        """Return when all events so far are handed over, in order.
+
+        This waits only if another process's events arrive, too.
+        """
         now = time.monotonic_ns()
         while self._settled_ns() < now:
             time.sleep(DRAIN_INTERVAL_S / 5)
@@ -59,7 +64,7 @@ class MergingRecorder(Recorder):
         if self._late_ns is None:
             return super()._take(everything)
         end = self._number()
-        if not everything:  # what is younger waits: something older may still come
+        if not everything:  # keep the younger ones: older ones may still arrive
             end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
         batch = self._cut(end) + self._forwarded
         self._forwarded = []
@@ -67,7 +72,7 @@ class MergingRecorder(Recorder):
         return batch
 
     def _settled_ns(self) -> int:
-        """The time up to which no event will come any more."""
+        """Return the time before which no further event will arrive."""
         now = time.monotonic_ns()
         if self._late_ns is None:
             return now

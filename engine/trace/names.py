@@ -1,6 +1,6 @@
-"""Names: the short name of each request, "req-7", the same in the log, in tools and on the page.
+"""Give each request a short name, "req-7", the same in the log, in tools and on the page.
 
-Requests are numbered as they appear in the record; ids that are short already stay as they are.
+Requests are numbered as they appear in the record. Ids that are already short are kept.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections import OrderedDict
 from engine.trace.events import EngineSnapshot, Event
 from engine.trace.wording import one_line
 
-SHORT_ENOUGH = 10  # an id of at most so many characters is its own short name
+SHORT_ENOUGH = 10  # an id of at most this many characters is its own short name
 NAMES_KEPT = 10_000
 
 _WORD = re.compile(r"[\w.-]*[\w-]")
 
 
 class Names:
-    """The short names that were given out so far. `see` every event, in order."""
+    """Hold the short names given out so far. Pass every event to `see`, in order."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[str, str] = OrderedDict()
         self.num_named = 0
 
     def see(self, event: Event) -> None:
-        """Number the event's request, if it is a new one; go on from a snapshot's names."""
+        """Number the event's request, if it is new; after a snapshot, continue its numbers."""
         if event.request_id:
             self.name(event.request_id)
         if isinstance(event, EngineSnapshot):
@@ -33,7 +33,8 @@ class Names:
             self.num_named = event.num_named
 
     def name(self, request_id: str) -> str:
-        """Give the short name: "req-7", "req-7.1" for a sibling; a new request gets the next."""
+        """Return the short name: "req-7", "req-7.1" for a sibling. A new request gets the next
+        number."""
         if len(request_id) <= SHORT_ENOUGH:
             return request_id
         parent, dot, index = request_id.rpartition(".")
@@ -52,7 +53,7 @@ class Names:
 
     @property
     def given(self) -> dict[str, str]:
-        """The short names that were given out: request → name; the latest ones."""
+        """Return the short names in use, request → name; only the latest ones are kept."""
         return dict(self._names)
 
     def _short(self, match: re.Match[str]) -> str:

@@ -1,11 +1,11 @@
-"""PackingRecorder: the record of a process whose readers live in another one.
+"""Pack the record of a process whose readers are in another process.
 
     loop ──record()──▶ list ──pack(), every few steps──▶ bytes ──every 50 ms, drain thread──▶ send()
 
-The loop itself packs what its last steps recorded, while that still lies in the processor's caches:
-256 requests make 16 KB of rows in each step, and left to the drain thread they cost the loop
-several times as much (benchmarks/results/NOTES.md, "The host's part for many rows").
-Sending, which may wait, stays the drain thread's work.
+The loop itself packs the events of its last steps, while they are still in the processor's caches.
+256 requests make 16 KB of rows in each step; if the drain thread packed them, they would cost the
+loop several times as much (benchmarks/results/NOTES.md, "The host's part for many rows"). The drain
+thread sends, because sending may wait.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ AT_ONCE = 16
 
 
 class PackingRecorder(Recorder):
-    """`send` gets messages for `files.unpack`. It has no subscribers. Otherwise as `Recorder`; up
-    to `capacity` events wait to be packed, and about as many to be sent."""
+    """Record like `Recorder`, but send packed messages to `send` instead of to subscribers.
+
+    `files.unpack` reads the messages. Up to `capacity` events wait to be packed, and about as many
+    to be sent.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class PackingRecorder(Recorder):
     ) -> None:
         self._send = send
         self._packed: list[bytes] = []
-        self._num_packed = 0  # events in there
+        self._num_packed = 0  # events in `_packed`
         super().__init__(level, src, text, capacity)
 
     def pack(self) -> None:
@@ -55,5 +58,5 @@ class PackingRecorder(Recorder):
             return
         try:
             self._send(bundle(packed))
-        except Exception:  # the readers are gone: nobody is left to be told
+        except Exception:  # the readers are gone
             self.enabled = False

@@ -1,10 +1,9 @@
-"""One HTML file that holds the Engine Room and a record: it opens by a double click, without a
-server.
+"""Write one HTML file that holds the Engine Room and a record. A browser opens it without a server.
 
-A browser loads no modules from a folder (`file:` has no origin), and the page is made of modules.
-So each of them becomes a `data:` address in an import map, and stands in the file, as do the style
-sheet, the record and the log's lines about it. Nothing is fetched: the file's own
-Content-Security-Policy forbids it, and lets no text of the record run.
+A browser loads no modules from a folder (`file:` has no origin), and the page consists of modules.
+So each module becomes a `data:` address in an import map inside the file. The style sheet, the
+record and the log's lines about it are in the file, too. Nothing is fetched: the file's own
+Content-Security-Policy forbids it, and forbids running any text of the record.
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ _START = 'import "room/main.js";'
 
 
 def room_with(events: Sequence[Event], name: str) -> bytes:
-    """The page with this record in it; `name` stands where a live page says "live". Raises OSError
-    if this installation lacks the page's files."""
+    """Return the page with this record in it. `name` is shown where a live page says "live".
+
+    Raises OSError if this installation lacks the page's files.
+    """
     page = (WEB / "index.html").read_text(encoding="utf-8")
     style = (WEB / "room" / "style.css").read_text(encoding="utf-8")
     icon = _data_url("image/svg+xml", (WEB / "room" / "icon.svg").read_text(encoding="utf-8"))
@@ -60,7 +61,7 @@ def room_with(events: Sequence[Event], name: str) -> bytes:
 
 
 def _lines(events: Sequence[Event]) -> list[tuple[int, object]]:
-    """The log's lines, each with the number of events after which it was told."""
+    """Return the log's lines, each with the number of events after which it was written."""
     story = Story(with_summaries=False)
     told: list[tuple[int, object]] = []
     for position, event in enumerate(events, start=1):
@@ -75,7 +76,7 @@ def _json_script(identity: str, json: bytes, name: str) -> str:
 
 
 def _in_script(json: bytes) -> str:
-    """JSON that can't end the element it stands in: in JSON "<" occurs in strings only."""
+    """Escape JSON so that it can't end its element: in JSON "<" occurs only in strings."""
     return json.decode().replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""The record as Chrome Trace Event JSON, which https://ui.perfetto.dev and chrome://tracing open.
+"""Write the record as Chrome Trace Event JSON, for https://ui.perfetto.dev and chrome://tracing.
 
     process "engine"    steps (schedule, prepare, forward, sample, update nest in each) · kernels
                         counters: blocks, requests, tokens of a step
@@ -7,11 +7,11 @@
     arrows              from a request's share of a step to the forward pass that computed it
 
 Format: "Trace Event Format", Google (2016): `ph` X = slice (ts, dur in µs), C = counter, s/f =
-flow, i = instant, M = name. Durations are the recorded ones. A step ends where its `step.finished`
-stands; its parts are laid out from there: planning at its start, booking at its end, and before
-that, as long as the tokens lay ready, the worker's parts back to back. The worker computes one step
-after another, and a sequence's share ends when its token is drawn: the overlapped loop books it
-while the worker computes the next step.
+flow, i = instant, M = name. Durations are the recorded ones. A step ends at its `step.finished`,
+and its parts are laid out from there: planning at its start, booking at its end, and before
+booking, by as long as the tokens waited, the worker's parts back to back. The worker computes one
+step after another, and a sequence's share ends when its token is drawn: the overlapped loop books
+the token while the worker computes the next step.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from engine.trace.context import Context
 from engine.trace.events import Event, kind
 
 ENGINE, REQUESTS = 1, 2  # process numbers
-# Perfetto takes a track with its process's number for the main thread, and puts it first.
+# Perfetto treats a track with its process's number as the main thread and puts it first.
 STEPS, OVERLAPPED_STEPS, KERNELS = 11, 12, 13  # tracks of the engine
-FIRST_REQUEST = 101  # its track; the following requests' follow
+FIRST_REQUEST = 101  # track of the first request; later requests follow
 
 _INSTANTS = (
     ev.RequestWaiting, ev.RequestPreempted, ev.RequestFinished, ev.RequestAborted,
@@ -39,7 +39,7 @@ _INSTANTS = (
 
 
 def to_perfetto(events: Iterable[Event]) -> bytes:
-    """The whole record as one JSON document."""
+    """Convert the whole record to one JSON document."""
     trace = _Trace()
     for event in events:
         trace.add(event)
@@ -47,7 +47,7 @@ def to_perfetto(events: Iterable[Event]) -> bytes:
 
 
 class _Trace:
-    """Trace events so far, and the slices that are still open."""
+    """Hold the trace events so far, and the slices that are still open."""
 
     def __init__(self) -> None:
         self._out: list[dict[str, Any]] = []
@@ -57,17 +57,17 @@ class _Trace:
         self._tracks: dict[str, int] = {}  # sequence → track
         self._open: dict[str, tuple[str, float]] = {}  # sequence → (state, since)
         self._ends: dict[tuple[int, int], float] = {}  # (process, track) → end of its last slice
-        self._ended: dict[str, float] = {}  # ended while a step of theirs was under way
+        self._ended: dict[str, float] = {}  # sequence → its end, during a step in flight
         self._overlapped = False
-        self._swapped = False  # some block has been in host memory
-        self._drawn = 0.0  # when the last step's tokens were drawn
+        self._swapped = False  # some block was in host memory
+        self._drawn = 0.0  # when the previous step's tokens were drawn
         self._flows = 0
         self._name_track(ENGINE, 0, "process_name", "engine")
         self._name_track(REQUESTS, 0, "process_name", "requests")
 
     def add(self, event: Event) -> None:
         self._context.see(event)
-        if isinstance(event, ev.EngineSnapshot):  # who ran and waited when the record begins
+        if isinstance(event, ev.EngineSnapshot):  # who ran and waited at the record's start
             for standing in event.standing:
                 self._show(standing)
         else:
@@ -96,7 +96,7 @@ class _Trace:
             self._end(event.request_id)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Close what is open, and name the tracks."""
+        """Close the open slices, and name the tracks."""
         for name in list(self._open):
             self._change(name, "", self._ended.get(name))
         used = {(out["pid"], out["tid"]) for out in self._out}
@@ -116,7 +116,7 @@ class _Trace:
         return self._tracks[name]
 
     def _change(self, name: str, state: str, at: float | None = None) -> None:
-        """The sequence enters a state, and the slice of the one before is complete."""
+        """Enter a state, and complete the slice of the one before."""
         if name in self._open:
             before, since = self._open.pop(name)
             end = self._now if at is None else at
@@ -125,14 +125,15 @@ class _Trace:
             self._open[name] = (state, self._now)
 
     def _end(self, name: str) -> None:
-        """The sequence is over. Its last step is booked a little later, and has a share to show."""
+        """End the sequence. Its last step is booked a little later, and still has a share to
+        show."""
         if self._under_way(name):
             self._ended[name] = self._now
         else:
             self._change(name, "")
 
     def _settle(self, rows: list[ev.StepRow]) -> None:
-        """Close the sequences that ended in the step that has just been booked."""
+        """Close the sequences that ended in the step just booked."""
         for row in rows:
             if row.request_id in self._ended and not self._under_way(row.request_id):
                 self._change(row.request_id, "", self._ended.pop(row.request_id))
@@ -142,12 +143,12 @@ class _Trace:
         return any(row.request_id == name for plan in plans for row in plan.rows)
 
     def _share(self, row: ev.StepRow, step: int, start: float, forward: float, end: float) -> None:
-        """What a step computed for one sequence, with an arrow to the step's forward pass."""
+        """Add what a step computed for one sequence, with an arrow to the step's forward pass."""
         state, since = self._open.get(row.request_id, ("", 0.0))
         if state != "running":
             return
         track = self._track(row.request_id)
-        # Steps of the overlapped loop are under way together: a share begins where the last ends.
+        # Steps of the overlapped loop overlap in time: a share begins where the previous one ends.
         start = max(start, since, self._ends.get((REQUESTS, track), 0.0))
         end = min(end, self._ended.get(row.request_id, end))
         if start >= end:
@@ -173,7 +174,8 @@ class _Trace:
         return OVERLAPPED_STEPS if self._overlapped and step % 2 else STEPS
 
     def _step(self, event: ev.StepFinished) -> None:
-        # Two steps of the overlapped loop are under way at once, so they take turns on two tracks.
+        # Two steps of the overlapped loop are in flight at once, so they alternate between two
+        # tracks.
         self._overlapped = event.loop == "overlapped"
         rows = self._context.finish_step(event.step)
         track = self._step_track(event.step)
@@ -189,7 +191,7 @@ class _Trace:
         self._slice(ENGINE, track, "schedule", start, planned)
         updated = max(end - event.update_us, planned)
         self._slice(ENGINE, track, "update", updated, end)
-        # The last step's tokens were there before this one's part of the worker began.
+        # The previous step's tokens were drawn before this step's part of the worker began.
         earliest = max(planned, min(self._drawn, updated))
         drawn = part_end = max(updated - event.ready_us, earliest)
         starts: dict[str, float] = {}
@@ -223,7 +225,7 @@ class _Trace:
     def _kernel(self, event: ev.KernelLaunched) -> None:
         fields = msgspec.to_builtins(event)
         args = {key: fields[key] for key in fields if key not in ("kind", "seq", "ts_ns", "src")}
-        # Kernels of one stream run one after another: one launched early waits for its turn.
+        # Kernels of one stream run one after another: one launched early waits for those before it.
         start = max(self._now, self._ends.get((ENGINE, KERNELS), 0.0))
         end = start + event.duration_us
         self._slice(ENGINE, KERNELS, event.name, start, end, args)
@@ -240,7 +242,7 @@ class _Trace:
         end: float,
         args: dict[str, Any] | None = None,
     ) -> None:
-        start, end = round(start, 3), round(end, 3)  # rounded first, so that nested ends still nest
+        start, end = round(start, 3), round(end, 3)  # rounded first, so that ends still nest
         at = {"pid": pid, "tid": tid, "ts": start, "dur": round(max(0.0, end - start), 3)}
         self._out.append({"ph": "X", "name": name, **at, "args": args or {}})
 

@@ -1,7 +1,7 @@
-"""Write people's text to a console so that it is only seen, and does nothing.
+"""Escape people's text, so that a console shows it and doesn't obey it.
 
-A terminal obeys some characters: ESC begins a command, also in its C1 form; others turn the
-direction of what follows. A prompt may hold any of them, so they are written as escapes.
+A terminal obeys some characters: ESC begins a command, also in its C1 form; others change the
+direction of the text after them. A prompt may contain any of them, so they are written as escapes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ the two joiners, without which emoji and some scripts fall apart."""
 
 
 def printable(text: str) -> str:
-    """`text` with an escape, as Python writes it, for each character that a console may obey."""
+    """Return `text` with a Python escape for each character that a console may obey."""
     return text if text.isprintable() else _OBEYED.sub(_python_escape, text)
 
 
 def printable_json(text: str) -> str:
-    """JSON with an escape, as JSON writes it, for each such character; it says what it said."""
+    """Return JSON with a JSON escape for each such character; its meaning stays the same."""
     return text if text.isprintable() else _OBEYED.sub(_json_escape, text)
 
 

@@ -1,13 +1,13 @@
-"""The recorder: where events go, and how little that costs the code that records them.
+"""Record events at low cost to the code that records them.
 
     loop, worker ──record()──▶ bounded list ──every 50 ms──▶ drain thread ──batches──▶ subscribers
 
-`record()` reads the clock and appends, half a microsecond, without a lock: in CPython `list.append`
-is one act. Numbering, encoding, printing and sending are the drain thread's work. The buffer is
-bounded: when subscribers fall so far behind that it is full, new events are counted and dropped,
-and an `engine.warning` in the record says how many and where.
+`record()` reads the clock and appends, in half a microsecond, without a lock: in CPython
+`list.append` is atomic. The drain thread numbers, encodes, prints and sends. The buffer is bounded:
+when subscribers fall so far behind that it is full, new events are counted and dropped, and an
+`engine.warning` in the record says how many and where.
 
-Of two processes, one has a `PackingRecorder` (packing.py), the other a `MergingRecorder`
+With two processes, one has a `PackingRecorder` (packing.py), the other a `MergingRecorder`
 (merging.py).
 """
 
@@ -42,7 +42,7 @@ _now_ns = time.monotonic_ns
 
 
 class Recorder:
-    """Takes the events of one process and hands them to subscribers in batches, ordered by `seq`.
+    """Collect the events of one process, and send them to subscribers in batches, ordered by `seq`.
 
     `level` is "off" (nothing is recorded), "steps" (everything but the `FULL_ONLY` kinds), "full"
     or "profile" (full, with each kernel's time). Requests named in `full_requests` are recorded at
@@ -63,22 +63,22 @@ class Recorder:
         self.level = level
         self.enabled = level != "off"
         self.full = level in ("full", "profile")
-        self.profile = level == "profile"  # who launches kernels times each
+        self.profile = level == "profile"  # the launcher of a kernel times it
         self.src = src
         self.text = text
         self.capacity = capacity
         self.full_requests: set[str] = set()
         self.step = 0  # set by the engine loop when a step starts
-        self.full_step = False  # this step runs a request of `full_requests`: its kernels count too
+        self.full_step = False  # record this step's kernels: it runs one of `full_requests`
         self.dropped = 0  # events lost because the buffer was full
 
-        self._lock = threading.Lock()  # of all below but appending to the buffer
+        self._lock = threading.Lock()  # guards everything below, but not appending to the buffer
         self._buffer: list[Event] = []
-        self._numbered = 0  # events at the buffer's beginning that have their `seq`
+        self._numbered = 0  # events at the front of the buffer that have their `seq`
         self._last_seq = 0
-        self._skipped = 0  # numbers of lost events, to be left out
-        self._last_ns = 0  # when that one happened
-        self._told = 0  # losses that a warning has stated already
+        self._skipped = 0  # numbers of lost events, which `seq` leaves out
+        self._last_ns = 0  # time of the last numbered event
+        self._told = 0  # losses already stated in a warning
         self._subscribers: tuple[Subscriber, ...] = ()
         self._drain_lock = threading.Lock()  # one batch at a time reaches the subscribers
         self._reader: Reader | None = None
@@ -92,8 +92,10 @@ class Recorder:
     # ------------------------------------------------------------------------------ recording
 
     def record(self, event: Event) -> None:
-        """Keep the event, with the time. May be called from any thread. It isn't to be changed from
-        here on."""
+        """Keep the event, with the current time. The event must not be changed afterwards.
+
+        May be called from any thread.
+        """
         if not self.enabled:
             return
         if not self.full and type(event) in _FULL_ONLY and not self.wants_full(event.request_id):
@@ -110,23 +112,23 @@ class Recorder:
         self._buffer.append(event)
 
     def number(self, event: Event) -> int:
-        """The `seq` of an event that was just recorded, for others that point at it; 0 if it wasn't
-        kept."""
+        """Return the `seq` of an event that was just recorded; 0 if it wasn't kept.
+
+        Other events use it to refer to this one.
+        """
         with self._lock:
             self._number()
         return event.seq
 
     def pack(self) -> None:
-        """The loop is between two steps: a recorder that packs its events does it now. This one
-        leaves all to the drain thread."""
+        """Pack events between two steps. This recorder leaves that to the drain thread."""
 
     def wants_full(self, request_id: str) -> bool:
-        """Whether `FULL_ONLY` events of this request, or of a sequence of it ("x.2" is one of "x"),
-        are recorded.
+        """Return whether `FULL_ONLY` events of this request are recorded.
 
-        Callers ask before they build an expensive event. An event of no single request
-        (`request_id` "", a kernel) is wanted in the steps that run such a request: the loop sets
-        `full_step` beside `step`.
+        A sequence counts as its request ("x.2" is one of "x"). Callers ask before they build an
+        expensive event. An event of no single request (`request_id` "", a kernel) is wanted in the
+        steps that run such a request: the loop sets `full_step` beside `step`.
         """
         if self.full:
             return True
@@ -141,28 +143,30 @@ class Recorder:
     # ------------------------------------------------------------------------------ subscribers
 
     def subscribe(self, callback: Subscriber) -> None:
-        """From now on `callback` gets every batch, on the drain thread; it must not block long."""
+        """Send every later batch to `callback`, on the drain thread. It must not block for long."""
         with self._drain_lock:
             self._subscribers = (*self._subscribers, callback)
 
     def unsubscribe(self, callback: Subscriber) -> None:
-        """Stop sending batches to `callback`; nothing happens if it doesn't subscribe."""
+        """Stop sending batches to `callback`. Does nothing if it isn't subscribed."""
         with self._drain_lock:
             self._remove(callback)
 
     def read_tokens(self, reader: Reader) -> None:
-        """From now on the record says how the token ids in it read: `reader` gives the texts of
-        ids, on the drain thread. Without effect if people's text is to stay out of the record."""
+        """Record the texts of token ids from now on. `reader` gives them, on the drain thread.
+
+        Does nothing if people's text is kept out of the record.
+        """
         if self.text:
             self._reader = reader
 
     def flush(self) -> None:
-        """Hand over all that waits, now, on the caller's thread."""
+        """Send all waiting events now, on the caller's thread."""
         with self._drain_lock:
             self._drain(everything=True)
 
     def close(self) -> None:
-        """Stop the drain thread and hand over what is left. Nothing is recorded afterwards."""
+        """Stop the drain thread and send what is left. Nothing is recorded afterwards."""
         self.enabled = False
         self._closed.set()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -177,11 +181,12 @@ class Recorder:
                 self._drain()
 
     def _take(self, everything: bool) -> list[Event]:
-        """What is to be handed over now, numbered, and no longer in the buffer; `_lock` is held."""
+        """Number the events to be sent now and remove them from the buffer. `_lock` must be
+        held."""
         return self._cut(self._number())
 
     def _cut(self, end: int) -> list[Event]:
-        """The first `end` events of the buffer, which have their numbers."""
+        """Remove and return the first `end` events of the buffer, which have their numbers."""
         batch = self._buffer[:end]
         del self._buffer[:end]
         self._numbered -= end
@@ -199,22 +204,22 @@ class Recorder:
         for subscriber in self._subscribers:
             try:
                 subscriber(batch)
-            except Exception as error:  # a broken reader must not stop the record of the others
+            except Exception as error:  # a broken subscriber must not stop the others' record
                 self._remove(subscriber)
                 name = getattr(subscriber, "__qualname__", type(subscriber).__name__)
                 problem = f"{type(error).__name__}: {error}"
                 self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
 
     def _number(self) -> int:
-        """Give what was recorded by now its `seq`, in the order of the buffer, and say what was
-        lost; `_lock` is held. Returns how many events of the buffer have a number.
+        """Give the recorded events their `seq`, in the buffer's order, and report lost events.
 
-        A thread may have been held up between reading the clock and appending, while another
-        recorded: then it happened when that one did, for the record.
+        `_lock` must be held. Returns how many events of the buffer have a number. A thread may be
+        interrupted between reading the clock and appending, while another thread records: then its
+        event gets the other one's time.
         """
         self._stamp()
         lost = self.dropped - self._told
-        if lost:  # since the buffer is full: all that is in it came before them
+        if lost:  # the buffer was full: everything in it came before the lost events
             self._told += lost
             self._last_seq += self._skipped
             self._skipped = 0
@@ -243,7 +248,8 @@ class Recorder:
                 _drop_text(event)
 
     def _add_texts(self, batch: list[Event], reader: Reader) -> None:
-        """Put the texts of tokens that nobody has read yet before the events that name them."""
+        """Put the texts of tokens that weren't named before in front of the events that name
+        them."""
         named: set[int] = set()
         for event in batch:
             if isinstance(event, SampleDrawn):
@@ -256,7 +262,7 @@ class Recorder:
             return
         try:
             batch.insert(0, TextTokens(texts=reader(new), ts_ns=batch[0].ts_ns))
-        except Exception as error:  # the record goes on, with ids
+        except Exception as error:  # the record continues, with ids only
             self._reader = None
             problem = f"{type(error).__name__}: {error}"
             self._buffer.append(self._warning(f"tokens are no longer read: {problem}"))
@@ -266,7 +272,7 @@ class Recorder:
         return EngineWarning(message=message, ts_ns=_now_ns(), step=self.step)
 
     def _remove(self, callback: Subscriber) -> None:
-        # == and not `is`: a bound method is a new object each time it is named
+        # == and not `is`: each access to a bound method makes a new object
         self._subscribers = tuple(s for s in self._subscribers if s != callback)
 
 

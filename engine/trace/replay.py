@@ -1,13 +1,12 @@
-"""Replay: the events and the state that they fold into, so that one can go forward and back through
-a record.
+"""Fold events into a state, and move forward and back through a record.
 
     replay = Replay.of(read_jsonl("trace.jsonl"))
     replay.state_at(117).tables["req-7"]   # the block table of req-7 after step 117
     replay.back()                          # one event earlier
 
-Going back starts at the checkpoint before the wanted position and folds from there: a few
-milliseconds anywhere in the record. It keeps every event; who only wants the state as it is now
-folds into an `EngineState`.
+Going back restores the checkpoint before the wanted position and folds from there: a few
+milliseconds anywhere in the record. A `Replay` keeps every event; to have only the current state,
+fold into an `EngineState`.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from engine.trace.state import EngineState, ReplayError
 
 __all__ = ["EngineState", "Replay", "ReplayError", "differences"]
 
-CHECKPOINT_EVENTS = 1000  # a checkpoint copies the pool, so large pools get them less often
+CHECKPOINT_EVENTS = 1000  # a checkpoint copies the pool, so large pools get fewer
 
 
 class Replay:
-    """A record and a position in it: `state` is what the first `position` events fold into.
+    """Hold a record and a position in it: `state` is the fold of the first `position` events.
 
-    The sizes of the pools come from the record's `engine.kv_sized`; give them where a record has
-    none.
+    The sizes of the pools come from the record's `engine.kv_sized`; give them for a record without
+    one.
     """
 
     def __init__(self, num_blocks: int = 0, num_host_blocks: int = 0) -> None:
@@ -47,8 +46,10 @@ class Replay:
         return replay
 
     def fold(self, event: Event) -> None:
-        """Add an event to the record. If the position was at the record's end, it stays there; a
-        position in the past stays too. Raises ReplayError."""
+        """Add an event to the record. Raises ReplayError.
+
+        If the position was at the record's end, it moves to the new end; otherwise it stays.
+        """
         at_end = self.position == len(self.events)
         self.events.append(event)
         if event.step and event.src == "core":
@@ -57,8 +58,9 @@ class Replay:
             self._advance()
 
     def seek(self, position: int) -> EngineState:
-        """Go to the state after the first `position` events, and return it. Raises IndexError
-        outside of the record.
+        """Go to the state after the first `position` events, and return it.
+
+        Raises IndexError outside of the record.
         """
         if not 0 <= position <= len(self.events):
             raise IndexError(
@@ -73,16 +75,17 @@ class Replay:
         return self.state
 
     def forward(self, count: int = 1) -> EngineState:
-        """`count` events on, at most to the record's end."""
+        """Move forward by `count` events, at most to the record's end."""
         return self.seek(min(self.position + count, len(self.events)))
 
     def back(self, count: int = 1) -> EngineState:
-        """`count` events back, at most to the record's beginning."""
+        """Move back by `count` events, at most to the record's beginning."""
         return self.seek(max(self.position - count, 0))
 
     def state_at(self, step: int) -> EngineState:
-        """Go to the state right after the last event of that step. Raises KeyError if the record
-        has no such step.
+        """Go to the state right after the last event of that step.
+
+        Raises KeyError if the record has no such step.
         """
         if step not in self._step_ends:
             steps = sorted(self._step_ends)
@@ -92,7 +95,7 @@ class Replay:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the record, in order."""
+        """Return the steps of the record, in order."""
         return sorted(self._step_ends)
 
     def check(self) -> None:
@@ -100,7 +103,7 @@ class Replay:
         self.state.check()
 
     def to_dict(self) -> dict[str, Any]:
-        """The state at this position as JSON can carry it."""
+        """Return the state at this position as a dict that JSON can carry."""
         return self.state.to_dict()
 
     def _advance(self) -> None:
@@ -112,10 +115,10 @@ class Replay:
 
 
 def differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
-    """One line for each field of `expected` that `actual` has otherwise; empty when they agree.
+    """Return one line for each field of `expected` that differs in `actual`.
 
     Both are as `EngineState.to_dict()` gives them. Fields that `expected` lacks are not compared,
-    so a test states what it knows.
+    so a test states only what it knows.
     """
     lines = []
     for name, wanted in expected.items():

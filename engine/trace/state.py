@@ -1,13 +1,13 @@
-"""EngineState: what the events of the core fold into. Block pool, host pool, tables, queues,
-exactly.
+"""Fold the core's events into its exact state: block pool, host pool, tables, queues.
 
 The fold is strict. It knows how the free queue moves (see `BlockPool`), so an event that
-contradicts what was folded before raises ReplayError instead of leaving a state that only looks
-right:
+contradicts the state so far raises ReplayError; a wrong state can't result:
 
-- the free queue starts as 0, 1, 2, …; blocks are taken from its front; - a block whose content
-could still be found says `block.evicted` before it is taken for something else; - a block that
-nobody references any more joins the queue: with a hash at its back, without one at its front.
+- the free queue starts as 0, 1, 2, …; blocks are taken from its front;
+- a block whose content could still be found has a `block.evicted` before it is taken for another
+  use;
+- a block that nobody references any more joins the queue: with a hash at its back, without one at
+  its front.
 
 Its size is bounded by the pool and by the requests that are alive, so a server can keep one for as
 long as it runs.
@@ -29,22 +29,22 @@ Rank = tuple[int, ...]
 
 
 class ReplayError(Exception):
-    """An event doesn't follow from the ones before it: the record is incomplete, or wrong."""
+    """Report an event that doesn't follow from the ones before: the record is incomplete or
+    wrong."""
 
 
 @dataclass(slots=True)
 class Sequence:
-    """One sequence of a request that is alive. Siblings of `n > 1` are sequences of their own."""
+    """Hold one living sequence of a request. Siblings of `n > 1` are sequences of their own."""
 
     rank: Rank
     status: str  # "waiting", "running", "preempted"
-    num_computed_tokens: int = 0  # whose K/V are in the cache, or wait in the host pool
+    num_computed_tokens: int = 0  # whose K/V are in the cache, or in the host pool
 
 
 class EngineState:
-    """The state after the events folded so far. Read its fields; `fold` is the only thing that
-    changes them.
-    """
+    """Hold the state after the events folded so far. Read its fields; change it only with
+    `fold`."""
 
     def __init__(self, num_blocks: int = 0, num_host_blocks: int = 0) -> None:
         self.step = 0  # of the last event that had one
@@ -61,7 +61,7 @@ class EngineState:
         self.sequences: dict[str, Sequence] = {}  # alive ones
         self.running: list[tuple[Rank, str]] = []  # by rank
         self.waiting: list[tuple[Rank, str]] = []  # by rank
-        self.planned: dict[int, list[ev.StepRow]] = {}  # steps that haven't come back yet
+        self.planned: dict[int, list[ev.StepRow]] = {}  # steps that haven't returned yet
 
     @property
     def num_blocks(self) -> int:
@@ -74,7 +74,8 @@ class EngineState:
     # ------------------------------------------------------------------------------ public verbs
 
     def fold(self, event: Event) -> None:
-        """Apply one event. Raises ReplayError if it contradicts the state, then useless."""
+        """Apply one event. Raises ReplayError if it contradicts the state, which is then
+        useless."""
         if event.src != "core":
             return
         if event.seq:
@@ -118,7 +119,7 @@ class EngineState:
             raise ReplayError("a queue is out of order")
 
     def copy(self) -> EngineState:
-        """An independent copy. O(num_blocks)."""
+        """Return an independent copy. O(num_blocks)."""
         other = EngineState()
         for name in ("step", "last_seq", "lost", "block_size", "num_host_blocks"):
             setattr(other, name, getattr(self, name))
@@ -132,8 +133,9 @@ class EngineState:
         return other
 
     def to_dict(self) -> dict[str, Any]:
-        """The state as JSON can carry it: what the page draws, and what tests compare (see
-        `differences`).
+        """Return the state as a dict that JSON can carry.
+
+        The page draws it, and tests compare it (see `differences`).
         """
         return {
             "step": self.step,
@@ -156,7 +158,7 @@ class EngineState:
         }
 
     def snapshot(self) -> ev.EngineSnapshot:
-        """The state as an event: folding it puts any other state into this one."""
+        """Return the state as an event: folding it gives any other `EngineState` this state."""
         return ev.EngineSnapshot(
             step=self.step,
             state=self.to_dict(),
@@ -191,7 +193,7 @@ class EngineState:
     def _queued(self, event: ev.RequestQueued) -> None:
         if event.request_id in self.sequences:
             raise _Contradiction("a request of this name is alive already")
-        rank = (*event.rank, 0, 0, 0)[:3]  # [priority, arrival, index]; index 0 may be left out
+        rank = (*event.rank, 0, 0, 0)[:3]  # [priority, arrival, index]; a missing index is 0
         self.sequences[event.request_id] = Sequence(rank, "waiting")
         insort(self.waiting, (rank, event.request_id))
 
@@ -216,7 +218,7 @@ class EngineState:
             sequence.num_computed_tokens = 0
 
     def _ended(self, event: ev.RequestFinished | ev.RequestAborted) -> None:
-        # Its blocks stay until block.freed: work in flight may still write to them.
+        # Its blocks stay until block.freed: a step in flight may still write to them.
         sequence = self.sequences.pop(event.request_id)
         queue = self.running if sequence.status == "running" else self.waiting
         queue.remove((sequence.rank, event.request_id))
@@ -239,7 +241,7 @@ class EngineState:
     # ------------------------------------------------------------------------------ blocks
 
     def _take(self, block: int) -> None:
-        """`block` leaves the front of the free queue, with one reference."""
+        """Remove `block` from the front of the free queue, and give it one reference."""
         if not self.free_queue:
             raise _Contradiction(f"block {block} is taken, but no block is free")
         front, _none = self.free_queue.popitem(last=False)
@@ -250,7 +252,7 @@ class EngineState:
         self.references[block] = 1
 
     def _drop(self, block: int) -> None:
-        """One reference less; the last one puts the block into the free queue."""
+        """Remove one reference; after the last, the block joins the free queue."""
         self.references[block] -= 1
         if self.references[block] < 0:
             raise _Contradiction(f"block {block} is freed, but nobody references it")
@@ -339,7 +341,8 @@ class EngineState:
 
 
 class _Contradiction(Exception):
-    """Raised inside a fold; `fold` makes a ReplayError of it that names the event."""
+    """Signal a contradiction inside a fold; `fold` makes a ReplayError of it that names the
+    event."""
 
 
 _FOLDS: dict[type[Event], Callable[[EngineState, Any], None]] = {

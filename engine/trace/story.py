@@ -1,9 +1,9 @@
-"""The record as a story: what a person wants to read, in the order in which it makes sense.
+"""Tell the record as a story: the lines a person wants to read, in an order that makes sense.
 
-Not one line an event. Sixty decode steps of a chat are one line ("steps 2–61: decodes 60 tokens,
-one a step, 2.1 ms a step, takes blocks 10, 11"); a step that computes prompts has its own, with
-what it computed and where its time went; what a step brought about (a block cached, a request
-finished) stands below it. Every other decision keeps its line.
+A line isn't an event. Sixty decode steps of a chat are one line ("steps 2–61: decodes 60 tokens,
+one a step, 2.1 ms a step, takes blocks 10, 11"). A step that computes prompts has its own line,
+with what it computed and how long its parts took. Events that a step caused (a block cached, a
+request finished) follow it. Every other decision keeps its line.
 
     story = Story()
     for line in story.tell(events): …      # as often as there are new events
@@ -25,7 +25,7 @@ from engine.trace.sentences.steps import rows_in_words, time_split
 from engine.trace.summary import Summary
 from engine.trace.wording import blocks, count, duration, joined
 
-LONGEST_RUN_S = 5.0  # a run of decode steps is told at least so often
+LONGEST_RUN_S = 5.0  # a run of decode steps gets a line at least this often
 
 _AT_ONCE = (ev.RequestQueued, ev.RequestRefused, ev.EngineWarning, ev.EngineFailed)
 """Told when they happen; everything else of the core waits for the step that is being computed."""
@@ -36,7 +36,7 @@ _GROWTH = (ev.BlockAllocated, ev.BlockCached, ev.BlockEvicted)
 
 @dataclass(slots=True)
 class Line:
-    """One line of the log. `kind` is the event's, or "steps" for steps, or "summary"."""
+    """Hold one line of the log. `kind` is the event's, or "steps" for steps, or "summary"."""
 
     ts_ns: int
     text: str
@@ -48,7 +48,7 @@ class Line:
 
 
 class Run:
-    """Decode steps in a row, of the same requests."""
+    """Collect consecutive decode steps of the same requests."""
 
     def __init__(self, first: ev.StepFinished, rows: list[ev.StepRow]) -> None:
         self.ids = [row.request_id for row in rows]
@@ -112,15 +112,15 @@ class Run:
 
     def _time(self) -> str:
         if self.last.loop == "overlapped" and self.steps > 1:
-            # Steps overlap, so their own times add up to more than the clock says.
+            # Steps overlap, so the sum of their own times exceeds the elapsed time.
             interval = (self.last.ts_ns - self.first.ts_ns) / 1e3 / (self.steps - 1)
             return f"a step every {duration(interval)}"
         return f"{'a step ' if self.steps > 1 else ''}{time_split(self.sums, self.steps)}"
 
 
 class Story:
-    """Turns events into lines. Keeps what is open: a run of decode steps, and what waits for the
-    step's end.
+    """Turn events into lines. Keeps an open run of decode steps, and events that a step will
+    explain.
     """
 
     def __init__(self, with_summaries: bool = True, joined: bool = True) -> None:
@@ -129,11 +129,12 @@ class Story:
         self.summary = Summary() if with_summaries else None
         self._run: Run | None = None
         self._before: list[Event] = []  # growth that its step's plan will explain
-        self._after: list[tuple[Event, Line]] = []  # what the step brings about, told after it
+        self._after: list[tuple[Event, Line]] = []  # events that the step caused, written after it
         self._kernels: Counter[str] = Counter()
 
     def tell(self, events: Iterable[Event]) -> Iterator[Line]:
-        """The lines that these events complete. Events come in order, in batches of any size."""
+        """Yield the lines that these events complete. Events come in order, in batches of any
+        size."""
         for event in events:
             if self.summary is not None:
                 if self.summary.due(event.ts_ns):
@@ -147,7 +148,7 @@ class Story:
             elif isinstance(event, ev.KernelLaunched):
                 self._kernels[event.name] += 1
             elif isinstance(event, ev.StepPlanned | ev.TextTokens):
-                pass  # told when it is finished; what tokens read is told where they are drawn
+                pass  # the step's line follows at its end, token texts in `sample.drawn`
             elif isinstance(event, _GROWTH) and not self.context.plans:
                 self._before.append(event)
             elif self.context.plans and event.src == "core" and not isinstance(event, _AT_ONCE):
@@ -160,7 +161,7 @@ class Story:
                 yield self._line(event)
 
     def end(self) -> Iterator[Line]:
-        """What is still open: the record ends here."""
+        """Yield the lines that are still open: the record ends here."""
         yield from self._close_run()
         yield from self._tell_growth()
         yield from self._tell_after()
@@ -187,8 +188,10 @@ class Story:
         yield from self._tell_after()
 
     def _take_growth(self, step: int) -> list[Event]:
-        """The growth that belongs to this step. The overlapped loop has planned the next one
-        already: what that one took stays until it is told."""
+        """Return the growth that belongs to this step.
+
+        The overlapped loop has already planned the next step: the growth of that one stays.
+        """
         held = self._before + [event for event, _line in self._after if isinstance(event, _GROWTH)]
         self._after = [told for told in self._after if not isinstance(told[0], _GROWTH)]
         own = [event for event in held if isinstance(event, ev.BlockCached) or event.step <= step]
@@ -227,7 +230,7 @@ class Story:
         self._after = []
 
     def _join_evictions(self, told: Iterable[tuple[Event, Line]]) -> Iterator[Line]:
-        """The lines, with evictions in a row and for the same reason as one."""
+        """Yield the lines, with consecutive evictions for the same reason joined into one."""
         lost: list[int] = []
         why, open_line = "", None
         for event, line in told:

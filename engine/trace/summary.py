@@ -1,8 +1,7 @@
-"""The summary of a stretch of time: what was computed, who runs and waits, where the blocks and the
-milliseconds went.
+"""Summarize a stretch of time: tokens computed, requests running and waiting, blocks, milliseconds.
 
-Worded so that it can't be misread: the parts of a sum stand beside it, a cached block that nobody
-reads is not "used", and the stretch is the time that it really covers.
+The wording can't be misread: the parts of a sum stand beside it, a cached block that nobody reads
+is not "used", and the stretch is the time that the events really cover.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ SUMMARY_EVERY_S = 10.0
 
 
 class Summary:
-    """Adds up events since `start`; `lines` words the sums. `clear` starts the next stretch."""
+    """Add up events since `start`; `lines` words the sums. `clear` starts the next stretch."""
 
     def __init__(self) -> None:
-        self.waits_for = ""  # of the head of the queue, as last recorded
+        self.waits_for = ""  # the head of the queue, as last recorded
         self.last_plan: ev.StepPlanned | None = None
         self.clear()
 
@@ -61,11 +60,11 @@ class Summary:
             self.finished += 1
 
     def due(self, now_ns: int) -> bool:
-        """Whether the stretch has been long enough, and something was computed in it."""
+        """Return whether the stretch is long enough and some step computed something in it."""
         return self.num_steps > 0 and now_ns - self.start_ns >= SUMMARY_EVERY_S * 1e9
 
     def lines(self, context: Context) -> list[str]:
-        """The sums in words: time, tokens, requests, blocks, the average step."""
+        """Word the sums: time, tokens, requests, blocks, the average step."""
         seconds = (self.end_ns - self.start_ns) / 1e9
         per_second = f" ({self.sampled / seconds:,.0f} a second)" if seconds else ""
         return [

@@ -1,8 +1,8 @@
-"""What happens to many requests in one step, kept as one event until somebody reads it.
+"""Keep what happens to many requests in one step as one event until somebody reads it.
 
-Nearly every step some requests begin a block, and some fill one. An event for each of them costs
-the loop more than what it tells about, so the core records such acts together, as rows of plain
-values, and whoever reads the record gets them one by one (`one_by_one`), each with its own `seq`.
+In nearly every step some requests begin a block, and some fill one. One event for each would cost
+the loop more than the fact is worth. So the core records them together, as rows of plain values,
+and `one_by_one` gives them to readers as single events, each with its own `seq`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Evicted = list[tuple[int, bytes]]
 
 
 def why_evicted(request_id: str) -> str:
-    """Of a block that was taken for a request."""
+    """Return why a block was evicted when a request took it."""
     return f"no block without cached content was free, and {request_id} needs one"
 
 
 class BlocksGrown(Event, tag="blocks.grown"):
-    """`block.allocated` of several requests, each after `block.evicted` of what made room."""
+    """Hold `block.allocated` of several requests, each after the `block.evicted` that made room."""
 
     rows: list[tuple[str, list[int], int, int, int, Evicted]] = []
     """(request id, its fresh blocks, index, first token that they are for, tokens, evicted)"""
@@ -42,7 +42,7 @@ class BlocksGrown(Event, tag="blocks.grown"):
 
 
 class BlocksCached(Event, tag="blocks.cached"):
-    """`block.cached` of several requests."""
+    """Hold `block.cached` of several requests."""
 
     rows: list[tuple[str, list[int], list[bytes]]] = []
     """(request id, its blocks that became full, their hashes)"""
@@ -64,12 +64,12 @@ AnyEvents: Any = Union[ALL_EVENTS + TOGETHER]  # noqa: UP007 - a tuple can't be 
 
 
 def how_many(event: Event) -> int:
-    """Events that a reader gets for this one."""
+    """Return how many events a reader gets for this one."""
     return len(event) if isinstance(event, TOGETHER) else 1
 
 
 def one_by_one(events: Iterable[Event]) -> list[Event]:
-    """The events as the record has them."""
+    """Yield the events one by one, as the record has them."""
     alone: list[Event] = []
     for event in events:
         if not isinstance(event, TOGETHER):

@@ -1,4 +1,4 @@
-"""How each event reads: one file for each family of events. `annotate.py` puts them together."""
+"""Word each event: one file for each family of events. `annotate.py` collects them."""
 
 from __future__ import annotations
 

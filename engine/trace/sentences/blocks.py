@@ -1,4 +1,4 @@
-"""Sentences of KV blocks: taken, shared, copied, given back, swapped."""
+"""Word the events of KV blocks: allocated, shared, copied, freed, swapped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _evicted(event: ev.BlockEvicted, context: Context) -> str:
 
 
 def evictions(lost: list[int], why: str, context: Context) -> str:
-    """Blocks that were taken for something else together."""
+    """Describe blocks that were evicted together, for the same reason."""
     verb = "loses its" if len(lost) == 1 else "lose their"
     return joined([f"{blocks(lost)} {verb} cached content", context.plain(why)], ": ")
 

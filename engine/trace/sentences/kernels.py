@@ -1,4 +1,4 @@
-"""Sentences of kernels and of captured steps."""
+"""Word the events of kernels and of captured steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences of the engine itself: its start, its sizes, its troubles."""
+"""Word the events of the engine itself: its start, its sizes, its failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences of a request: received, queued, admitted, preempted, ended."""
+"""Word the events of a request: received, queued, admitted, preempted, ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences of a step: what it plans, what it computed, where its time went."""
+"""Word the events of a step: what it plans, what it computed, how long its parts took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.trace.wording import count, joined, milliseconds, span
 
 
 def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> str:
-    """What a step computes: prompts and chunks by request, decoding ones together."""
+    """Describe what a step computes: prompts and chunks by request, decoding ones together."""
     long = [row for row in rows if row.num_tokens > 1]
     decoding = [row for row in rows if row.num_tokens == 1]
     parts = [
@@ -29,11 +29,11 @@ def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> st
 
 
 def time_split(event: ev.StepFinished, steps: int = 1) -> str:
-    """Where a step's time went: the parts sum up to the whole. `steps` > 1: of an average one."""
+    """Split a step's time into parts that sum up to the whole. `steps` > 1: of an average step."""
     execute = event.prepare_us + event.forward_us
     other = max(0.0, event.total_us - event.schedule_us - execute - event.sample_us)
     parts = (("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us))
-    rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the one before
+    rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the previous one
     named = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in (*parts, (rest, other)))
     return f"{milliseconds(event.total_us / steps)} ms = {named}"
 

@@ -1,4 +1,4 @@
-"""Sentences of tokens and text: what was drawn, sent, held back."""
+"""Word the events of tokens and text: what was drawn, sent, held back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.trace.wording import count, joined, quoted, token_text
 
 
 def _token(token_id: int, context: Context) -> str:
-    """A token as its text, in quotes, where the record has it; else as its id."""
+    """Show a token as its quoted text if the record has it, otherwise as its id."""
     if token_id < 0:
         return "a token (withheld)"
     text = context.texts.get(token_id)
@@ -49,7 +49,7 @@ def _drawn(event: ev.SampleDrawn, context: Context) -> str:
 
 
 def _chance(candidate: ev.Candidate, greedy: bool) -> str:
-    """Its probability: the model's own, where the parameters left it none."""
+    """Return a candidate's probability: the model's own, if the parameters excluded it."""
     if candidate.probability:
         return f"{candidate.probability:.2f}"
     return f"{math.exp(candidate.logprob):.2f}{'' if greedy else ', cut'}"
