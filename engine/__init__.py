@@ -1,4 +1,4 @@
-"""Glasshouse: a small LLM serving engine you can see through.
+"""Serve a language model with a small engine that shows all it does (Glasshouse).
 
     from engine import LLM, SamplingParams
 

@@ -1,4 +1,4 @@
-"""AsyncLLM: the engine inside a program with an event loop, no server.
+"""Run the engine inside a program with an event loop, without a server (AsyncLLM).
 
     async with AsyncLLM("my-model") as llm:
         async for output in llm.generate("Once", SamplingParams(max_tokens=32)):
@@ -31,7 +31,7 @@ from engine.text.tokenizing import Tokenizing
 
 
 class AsyncLLM(LocalEngine):
-    """A model and an engine for it on a thread, see `LocalEngine` for the arguments.
+    """Run a model and its engine on a thread; see `LocalEngine` for the arguments.
 
     Making one takes as long as loading the model: on an event loop, `await asyncio.to_thread(
     AsyncLLM, model)`. All its methods but `shutdown` are for an event loop's own thread.
@@ -60,7 +60,7 @@ class AsyncLLM(LocalEngine):
         priority: int = 0,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Complete one prompt (see `LLM.generate`); each output has all that came so far.
+        """Complete one prompt (see `LLM.generate`); each output has everything generated so far.
 
         `request_id` must not be in use; None means one of our own. The last output is `finished`.
         Leaving the loop over it, closing it or cancelling its task aborts the request.
@@ -110,7 +110,7 @@ class AsyncLLM(LocalEngine):
         )
 
     async def abort(self, request_id: str) -> None:
-        """End a request: its iterator gives what came, with the finish_reason "abort", and ends.
+        """End a request with the finish_reason "abort", after what it has generated.
 
         Nothing happens if no such request is open.
         """
@@ -121,13 +121,13 @@ class AsyncLLM(LocalEngine):
     # ------------------------------------------------------------------------------ the engine
 
     async def reset_prefix_cache(self) -> bool:
-        """Let no later prompt find blocks that are cached now. Returns True, as vLLM does."""
+        """Make later prompts ignore the blocks that are cached now. Returns True, as vLLM does."""
         self._check_open()
         await self._engine.ask(lambda core: core.reset_prefix_cache())
         return True
 
     async def get_metrics(self) -> list[Metric]:
-        """What has been counted since the start, and the state now."""
+        """Return what has been counted since the start, and the state now."""
         self._check_open()
         return self._counts.metrics(await self._engine.ask(lambda core: core.stats()))
 
@@ -148,7 +148,10 @@ class AsyncLLM(LocalEngine):
         tokenizing: Tokenizing,
         route: str,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """find: makes the prompt. Everything that is held is let go in one place, its end."""
+        """Answer a prompt.
+
+        find: makes the prompt. Everything held is released in one place, at the end.
+        """
         self._check_open()
         request_id = f"async-{next(self._numbers)}" if request_id is None else request_id
         if request_id in self._open:
@@ -187,7 +190,7 @@ class AsyncLLM(LocalEngine):
                 self._counts.ended(text)
 
     def _take(self, text: RequestText, news: list[News]) -> bool:
-        """Make text of what came; whether there is something new to show."""
+        """Make text of what came; return whether there is something new to show."""
         is_new = False
         for output, at_ns in news:
             delta = self._output.process(output)
@@ -203,4 +206,4 @@ class AsyncLLM(LocalEngine):
 
 
 class _Aborted(Exception):
-    """The program has asked for the end of a request."""
+    """Report that the program has asked for the end of a request."""

@@ -1,4 +1,4 @@
-"""Counts of an engine in this process, under the names of the server's /metrics."""
+"""Count what an engine in this process does, under the names of the server's /metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOTALS = (
 
 @dataclass(frozen=True)
 class Metric:
-    """One number: `Counter`s only grow, `Gauge`s tell the state."""
+    """Hold one number: `Counter`s only grow, `Gauge`s tell the state."""
 
     name: str
     value: float
@@ -26,15 +26,15 @@ class Metric:
 
 
 class Counter(Metric):
-    """What has been counted since the start."""
+    """Hold what has been counted since the start."""
 
 
 class Gauge(Metric):
-    """What is so now."""
+    """Hold what is so now."""
 
 
 class Counts:
-    """Everything that is counted; a step costs a few additions, a token nothing."""
+    """Hold everything that is counted; a step costs a few additions, a token nothing."""
 
     def __init__(self, model_name: str):
         self._labels = {"model_name": model_name, "engine": "0"}
@@ -53,7 +53,7 @@ class Counts:
         self._totals["num_preemptions"] += stats.num_preemptions
 
     def ended(self, text: RequestText) -> None:
-        """Take a request that is over."""
+        """Count a request that has ended."""
         self._totals["prompt_tokens"] += len(text.prompt_token_ids)
         for sequence in text.sequences:
             self._totals["generation_tokens"] += len(sequence.token_ids)

@@ -1,7 +1,7 @@
-"""EngineThread: the loop of an engine on a thread of this process: orders in, news out.
+"""Run the loop of an engine on a thread of this process: orders in, news out.
 
-It owns the core: nobody else touches it while the thread runs. News go to the event loop that
-asked, all of a step in one call.
+It owns the core: nothing else touches the core while the thread runs. News go to the event loop
+that asked, all of a step in one call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.counts import Counts
 
 
 class News(NamedTuple):
-    """What a step brought for one request."""
+    """Hold what a step brought for one request."""
 
     output: CoreOutput
     at_ns: int  # when, of time.monotonic_ns
@@ -31,7 +31,7 @@ class News(NamedTuple):
 
 @dataclass(eq=False)
 class Mailbox:
-    """Where the news of one request come to. All of it belongs to its event loop."""
+    """Receive the news of one request. All of it belongs to its event loop."""
 
     loop: asyncio.AbstractEventLoop
     news: list[News] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Mailbox:
         self.changed.set()
 
     async def take(self) -> list[News]:
-        """All that came since the last call; waits for some. Raises the failure."""
+        """Return all that came since the last call; waits for some. Raises the failure."""
         while not self.news:
             if self.failure is not None:
                 raise self.failure
@@ -55,9 +55,9 @@ class Mailbox:
 
 
 class EngineThread:
-    """Runs the engine that `load` makes, in the thread where it is loaded.
+    """Run the engine that `load` makes, in the thread where it is loaded.
 
-    bound: held while the thread runs. counts: told of every step.
+    bound: held while the thread runs. counts: gets every step.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EngineThread:
         self._load = load
         self._counts = counts
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._open: dict[str, Mailbox] = {}  # of the thread: who gets news of which request
+        self._open: dict[str, Mailbox] = {}  # of the thread: who gets news of a request
         self._ended = ""  # why the thread takes no more orders
         self._lock = threading.Lock()  # around the end: no order may come after it unseen
         self._loaded = threading.Event()
@@ -84,8 +84,10 @@ class EngineThread:
     # ------------------------------------------------------------------------------ from outside
 
     def add(self, request: CoreRequest, mailbox: Mailbox) -> None:
-        """Serve a request; a refusal comes as the mailbox's failure. Raises `RuntimeError` after
-        the thread's end."""
+        """Serve a request; a refusal comes as the mailbox's failure.
+
+        Raises `RuntimeError` after the thread's end.
+        """
         self._order(lambda: self._add(request, mailbox))
 
     def finish(self, request_id: str, index: int, stop_reason: str) -> None:
@@ -93,13 +95,15 @@ class EngineThread:
         self._order(lambda: self.core.finish(request_id, index, stop_reason))
 
     def release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
-        """Let go of a request, however it ended; what still runs of it is aborted."""
-        with contextlib.suppress(RuntimeError):  # the thread has ended, and let go of all
+        """Release a request, however it ended; what still runs of it is aborted."""
+        with contextlib.suppress(RuntimeError):  # the thread has ended, and released all
             self._order(lambda: self._release(request_id, mailbox, why))
 
     async def ask(self, question: Callable[[EngineCore], Any]) -> Any:
-        """The answer to a question that only the thread can put. Raises `RuntimeError` after its
-        end."""
+        """Return the answer to a question that only the thread can ask.
+
+        Raises `RuntimeError` after its end.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
 
@@ -114,7 +118,7 @@ class EngineThread:
         return await answer
 
     def stop(self, why: str) -> None:
-        """End the thread after the step under way; every open request fails with `why`."""
+        """End the thread after the current step; every open request fails with `why`."""
         with contextlib.suppress(RuntimeError):
             self._order(lambda: self._end(why))
         self._thread.join()
@@ -145,7 +149,7 @@ class EngineThread:
                 self._end(f"the engine failed: {type(error).__name__}: {error}")
 
     def _take_orders(self) -> None:
-        """Carry out what has been ordered; sleep until something is, if there is no work."""
+        """Carry out what has been ordered; without work, sleep until something is ordered."""
         if not self.core.has_work:
             self._orders.get()()
         while not self._ended and not self._orders.empty():
@@ -168,19 +172,19 @@ class EngineThread:
     def _add(self, request: CoreRequest, mailbox: Mailbox) -> None:
         try:
             self.core.add_request(request)
-        except Exception as error:  # this one is refused, the others go on
+        except Exception as error:  # this request is refused, the others continue
             _tell(mailbox.loop, functools.partial(mailbox.put, [], error))
             return
         self._open[request.request_id] = mailbox
 
     def _release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
-        """Only what this mailbox asked for: another request may have the id by now."""
+        """Release only what this mailbox asked for: another request may have the id by now."""
         if self._open.get(request_id) is mailbox:
             del self._open[request_id]
             self.core.abort(request_id, why)
 
     def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """An event loop is closed: nobody waits for what it asked."""
+        """Drop what a closed event loop asked for: nobody waits for it."""
         for request_id, mailbox in list(self._open.items()):
             if mailbox.loop is loop:
                 self._release(request_id, mailbox, "its event loop was closed")
@@ -188,7 +192,7 @@ class EngineThread:
     def _end(self, why: str) -> None:
         with self._lock:
             self._ended = why
-        while not self._orders.empty():  # what was ordered before: each has somebody who waits
+        while not self._orders.empty():  # each earlier order has somebody who waits
             with contextlib.suppress(Exception):
                 self._orders.get()()
         for request_id, mailbox in self._open.items():
@@ -205,7 +209,7 @@ def _deliver(boxes: dict[Mailbox, list[News]]) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> bool:
-    """Have `call` made on an event loop; False if it is closed."""
+    """Call `call` on an event loop; return False if it is closed."""
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:

@@ -18,7 +18,7 @@ LONGEST_SHOWN = 80  # characters of a wrong value in a message
 
 
 class Field(NamedTuple):
-    """One field of a struct."""
+    """Describe one field of a struct."""
 
     name: str
     fits: frozenset[type]  # values of exactly these types need no further look
@@ -35,7 +35,7 @@ def fields_of(struct: type) -> tuple[Field, ...]:
 
 
 def wrong(field: Field, value: Any) -> str:
-    """The complaint about a value that `field.settle` refused."""
+    """Word the complaint about a value that `field.settle` refused."""
     shown = repr(value)
     if len(shown) > LONGEST_SHOWN:
         shown = shown[:LONGEST_SHOWN] + "…"
@@ -43,14 +43,14 @@ def wrong(field: Field, value: Any) -> str:
 
 
 def _fitting(hint: Any) -> frozenset[type]:
-    """The plain types that an annotation takes as they are."""
+    """Return the plain types that an annotation accepts unchanged."""
     hints = typing.get_args(hint) if typing.get_origin(hint) not in (list, dict) else ()
     plain = {int, str, bool, float, types.NoneType}.intersection(hints or (hint,))
     return frozenset(plain | {int} if float in plain else plain)
 
 
 def _reader(hint: Any) -> tuple[Callable[[Any], Any], str]:
-    """(how a value is settled, what it must be in words) for an annotation."""
+    """Return (how a value is settled, what it must be in words) for an annotation."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return _one_of(typing.get_args(hint))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -82,7 +82,7 @@ def _one_of(hints: tuple[Any, ...]) -> tuple[Callable[[Any], Any], str]:
 def _list_of(
     read: Callable[[Any], Any], words: str, exact: tuple[type, ...]
 ) -> tuple[Callable[[Any], Any], str]:
-    """exact: types of items that need no further look."""
+    """Read a list. exact: types of items that need no further look."""
 
     def settle(value: Any) -> Any:
         if not isinstance(value, list | tuple):
@@ -111,7 +111,7 @@ def _whole(value: Any) -> int:
         return value
     if isinstance(value, bool):
         raise TypeError
-    return operator.index(value)  # numpy's integers have it, too; a float has none
+    return operator.index(value)  # numpy's integers have it too; a float has none
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Fp8Format(NamedTuple):
-    """An 8-bit float format."""
+    """Describe an 8-bit float format."""
 
     torch_name: str
     largest: int

@@ -1,12 +1,12 @@
-"""LLM: the engine inside your own program, no server.
+"""Run the engine inside your own program, without a server (LLM).
 
     with LLM("my-model", max_num_seqs=64) as llm:
         for output in llm.generate(["Once", "Twice"], SamplingParams(max_tokens=32)):
             print(output.prompt, output.outputs[0].text)
         print(llm.record()[-1])
 
-It is the very core, worker and text code that the server runs, in one process and one thread:
-add all requests, then step until none has work. Outputs have the shape that vLLM's users know.
+It is the same core, worker and text code that the server runs, in one process and one thread: add
+all requests, then step until none has work. Outputs have the shape that vLLM's users know.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engine.text.tokenizing import Tokenizing
 
 
 class LLM(LocalEngine):
-    """A model and an engine for it, see `LocalEngine` for the arguments. Not thread-safe."""
+    """Run a model and its engine; see `LocalEngine` for the arguments. Not thread-safe."""
 
     def _start(self) -> None:
         super()._start()
@@ -79,8 +79,10 @@ class LLM(LocalEngine):
         priority: int | Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of a list; see `ChatTemplate.render` and `generate` for
-        the options."""
+        """Answer one conversation, or each of a list.
+
+        See `ChatTemplate.render` and `generate` for the options.
+        """
         self._check_open()
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Sequence[Message]]", [messages] if single else messages)
@@ -103,13 +105,13 @@ class LLM(LocalEngine):
     # ------------------------------------------------------------------------------ the engine
 
     def reset_prefix_cache(self) -> bool:
-        """Let no later prompt find blocks that are cached now. Returns True, as vLLM does."""
+        """Make later prompts ignore the blocks that are cached now. Returns True, as vLLM does."""
         self._check_open()
         self.core.reset_prefix_cache()
         return True
 
     def get_metrics(self) -> list[Metric]:
-        """What has been counted since the start, and the state now."""
+        """Return what has been counted since the start, and the state now."""
         self._check_open()
         return self._counts.metrics(self.core.stats())
 

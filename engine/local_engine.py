@@ -1,4 +1,4 @@
-"""LocalEngine: the core, worker and text code in this very process, and the record of them.
+"""Run the core, worker and text code in this process, and keep their record (LocalEngine).
 
 `LLM` steps it itself, `AsyncLLM` on a thread; what both can be asked is here.
 """
@@ -34,8 +34,9 @@ if TYPE_CHECKING:  # it imports torch
 
 
 class LocalEngine:
-    """A model and an engine for it. `options` are the fields of `EngineConfig`; `scheduler` and
-    `sample_step` are for ones of your own (docs/EXERCISES.md).
+    """Run a model and its engine. `options` are the fields of `EngineConfig`.
+
+    `scheduler` and `sample_step` are for your own classes (docs/EXERCISES.md).
 
     Raises `ConfigError` for impossible options, `TextError` if there is no tokenizer, and what the
     loader raises if there is no model.
@@ -69,7 +70,7 @@ class LocalEngine:
             writer = JsonlWriter(self.config.trace_file)
             self.recorder.subscribe(writer)
             self._on_shutdown.callback(writer.close)
-        # Callbacks run in the reverse order: the recorder hands over the last events first.
+        # Callbacks run in the reverse order, so the recorder hands over the last events first.
         self._on_shutdown.callback(self.recorder.close)
         try:
             self._start()
@@ -109,13 +110,17 @@ class LocalEngine:
     # ------------------------------------------------------------------------------ what it tells
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What holds where no parameters are given: those that the model's makers recommend, see
-        `--generation-config`. A copy, to change and pass on."""
+        """Return the parameters used where none are given: those that the model's makers recommend.
+
+        See `--generation-config`. It is a copy, to change and pass on.
+        """
         return self._defaults.params()
 
     def get_tokenizer(self) -> Any:
-        """Transformers' tokenizer of the model: a copy, so that what is set on it changes nothing
-        here."""
+        """Return transformers' tokenizer of the model.
+
+        It is a copy, so that what is set on it changes nothing here.
+        """
         return self._tokenizer_copy
 
     @cached_property
@@ -123,13 +128,15 @@ class LocalEngine:
         return copy.deepcopy(self.tokenizer.hf)
 
     def record(self) -> list[Event]:
-        """The events so far, oldest first; the last `trace_buffer` of them."""
+        """Return the events so far, oldest first; the last `trace_buffer` of them."""
         self.recorder.flush()
         return list(self._events)
 
     def shutdown(self) -> None:
-        """Stop the engine's threads and finish the record. What it recorded can still be read;
-        everything else is refused afterwards."""
+        """Stop the engine's threads and finish the record.
+
+        The record can still be read; everything else is refused afterwards.
+        """
         self._is_shut_down = True
         self._on_shutdown.close()
 
@@ -149,7 +156,7 @@ class LocalEngine:
         priority: int,
         route: str,
     ) -> CoreRequest:
-        """One prompt as the core takes it. Raises `TextError`, `ParameterError`."""
+        """Make one prompt into a request for the core. Raises `TextError`, `ParameterError`."""
         if type(priority) is not int:
             raise ParameterError(
                 "priority", f"priority is {priority!r:.80}; it must be an integer."
@@ -166,7 +173,7 @@ class LocalEngine:
 
 
 def one_each(name: str, values: Any, number: int) -> Sequence[Any]:
-    """`values` for each of `number` prompts: one for all, or a list with one for each.
+    """Return `values` for each of `number` prompts: one for all, or a list with one for each.
 
     Raises `ValueError` for a list of another length.
     """

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Requests done and tokens a second; nothing at all without a `Progress`."""
+    """Show requests done and tokens a second; nothing at all without a `Progress`."""
 
     def __init__(self, progress: Progress | None, total: int):
         self._progress = progress
@@ -18,7 +18,7 @@ class Bar:
             self._task = progress.add_task("generating", total=total, rate="")
 
     def advance(self, num_tokens: int, request_finished: bool) -> None:
-        """Count tokens that came, and the request that they were the last of."""
+        """Count tokens that came, and the request that they ended, if any."""
         if self._progress is None:
             return
         self._num_tokens += num_tokens
@@ -29,7 +29,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(total: int, shown: bool) -> Iterator[Bar]:
-    """A bar for `total` requests; one that shows nothing unless `shown`."""
+    """Make a bar for `total` requests; one that shows nothing unless `shown`."""
     if not shown:
         yield Bar(None, total)
         return

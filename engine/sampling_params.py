@@ -1,5 +1,6 @@
-"""SamplingParams: how one request wants its tokens drawn. Validated once, here, for the server and
-for `LLM` alike.
+"""State how one request wants its tokens drawn (SamplingParams).
+
+Validated once, here, for the server and for `LLM` alike.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ SEED_LIMIT = 2**63
 
 
 class ParameterError(ValueError):
-    """A sampling parameter is out of its range. `param` names it; the message says what was wrong
-    and the limit.
+    """Report a sampling parameter out of its range.
+
+    `param` names it; the message says what was wrong and the limit.
     """
 
     def __init__(self, param: str, message: str):
@@ -31,7 +33,7 @@ class ParameterError(ValueError):
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The parameters of one request, with the names that vLLM's and OpenAI's users know.
+    """Hold the parameters of one request, with the names that vLLM's and OpenAI's users know.
 
     Raises `ParameterError` when a value is of another type or out of range. The order in which they
     act is that of `worker/sampling/sampler.py`.
@@ -54,7 +56,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     min_tokens: int = 0
     logprobs: int | None = None  # candidates beside each token; −1 = the whole vocabulary
     prompt_logprobs: int | None = None  # as logprobs, of the prompt's tokens
-    logprob_token_ids: list[int] | None = None  # candidates in place of the most probable ones
+    logprob_token_ids: list[int] | None = None  # candidates instead of the most probable ones
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
@@ -92,7 +94,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         self._check_range("min_tokens", self.min_tokens, 0, 2**31)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None:  # how many are allowed is the engine's to say
+            if value is not None:  # the engine decides how many are allowed
                 self._check_range(name, value, WHOLE_VOCABULARY, 2**31)
         if self.logprob_token_ids is not None:
             if not 0 < len(self.logprob_token_ids) <= MAX_LOGPROB_TOKEN_IDS:
@@ -156,9 +158,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         return copy.deepcopy(self)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `ParameterError` if a token id that the parameters name isn't in a vocabulary of
-        `vocab_size`.
-        """
+        """Raise `ParameterError` if a token id in the parameters isn't below `vocab_size`."""
         named = {
             "stop_token_ids": self.stop_token_ids or [],
             "allowed_token_ids": self.allowed_token_ids or [],
@@ -189,7 +189,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, **found) if found else self
 
     def changed(self) -> dict:
-        """The parameters that differ from their defaults, by name."""
+        """Return the parameters that differ from their defaults, by name."""
         return msgspec.to_builtins(self)
 
 

@@ -1,4 +1,4 @@
-"""Attention and what belongs to it as Python functions: see `ops.py` for how a call goes."""
+"""Call attention and what belongs to it from Python; `ops.py` explains a call."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ without matrix tiles. Elsewhere ours always computes: a token's sums depend on i
 def function(
     library: ctypes.CDLL, name: str, returns: type | None = None
 ) -> Callable[[bytes], int]:
-    """A kernel of the library: takes its argument struct as bytes."""
+    """Return a kernel of the library, which takes its argument struct as bytes."""
     found = getattr(library, f"glasshouse_{name}")
     found.argtypes, found.restype = [ctypes.c_char_p], returns
     return found
 
 
 class AttentionOps:
-    """The operations between a layer's two projections, by one loaded library."""
+    """Compute what lies between a layer's two projections, by one loaded library."""
 
     def __init__(self, library: ctypes.PyDLL, amx: bool) -> None:
-        """amx: torch computes bf16 in AMX tiles."""
+        """Bind the library. amx: torch computes bf16 in AMX tiles."""
         self.torch_chunks = dict(TORCH_CHUNKS) if amx else dict.fromkeys(TYPES, NEVER)
         self.tiles = False  # whether our own kernels may use matrix tiles
         self._rotate = function(library, "rotate")
@@ -53,7 +53,7 @@ class AttentionOps:
     def write_kv(
         self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slot_mapping: torch.Tensor
     ) -> None:
-        """As `torch_attention.write_kv`, k and v in one call."""
+        """Compute `torch_attention.write_kv`, k and v in one call."""
         kv_type = TYPES.get(cache.k.dtype)
         if k.dtype not in TYPES or v.dtype not in TYPES or kv_type is None:
             return torch_attention.write_kv(k, v, cache, slot_mapping)
@@ -80,7 +80,7 @@ class AttentionOps:
     def paged_attention(
         self, q: torch.Tensor, cache: LayerCache, batch: AttentionBatch, spec: AttentionSpec
     ) -> torch.Tensor:
-        """As `torch_attention.paged_attention`; reads the pages in place."""
+        """Compute `torch_attention.paged_attention`, reading the pages in place."""
         if q.dtype not in TYPES or not _takes(cache, spec):
             return torch_attention.paged_attention(q, cache, batch, spec)
         q, stride = _rows(q, spec.num_heads * spec.head_dim, spec.head_dim)
@@ -95,8 +95,10 @@ class AttentionOps:
         spec: AttentionSpec,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """q: tokens `q_stride` apart, heads side by side. Result in `dtype`, of q's shape. Long
-        chunks go to torch where it is faster."""
+        """Attend with q whose tokens are `q_stride` apart, heads side by side.
+
+        The result is in `dtype`, of q's shape. Long chunks go to torch where it is faster.
+        """
         out = torch.empty(q.shape, dtype=dtype)
         step = batch.scratch.get("native") or _step(batch)
         rows = step.rows
@@ -155,8 +157,10 @@ class AttentionOps:
         batch: AttentionBatch,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """As `torch_attention.qkv_attention` in two calls: norms, rotation and both writes to the
-        cache, then attention."""
+        """Compute `torch_attention.qkv_attention` in two calls.
+
+        The first norms, rotates and writes to the cache, the second attends.
+        """
         dtype = qkv.dtype
         other = norms is not None and norms.q_weight.dtype is not dtype
         if dtype not in TYPES or other or not _takes(cache, spec) or not qkv.is_contiguous():
@@ -190,7 +194,7 @@ class AttentionOps:
         return self._attend(q, heads * dim, cache, batch, spec, dtype)
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """As `torch_ops.rotate`: fp32, [tokens, heads, D]."""
+        """Compute `torch_ops.rotate`: fp32, [tokens, heads, D]."""
         if x.dtype not in TYPES:
             return torch_ops.rotate(x, cos, sin)
         tokens, heads, dim = x.shape
@@ -222,12 +226,12 @@ class AttentionOps:
 
 
 def _takes(cache: LayerCache, spec: AttentionSpec) -> bool:
-    """Whether the attention kernel is built for this layer."""
+    """Return whether the attention kernel is built for this layer."""
     return cache.k.dtype in TYPES and spec.head_dim <= MAX_HEAD_DIM
 
 
 class _Step(NamedTuple):
-    """A batch's tensors as C++ reads them: int32, contiguous."""
+    """Hold a batch's tensors as C++ reads them: int32, contiguous."""
 
     tables: torch.Tensor
     query_start: torch.Tensor
@@ -238,7 +242,7 @@ class _Step(NamedTuple):
 
 
 def _step(batch: AttentionBatch) -> _Step:
-    """Made by the first layer of a step and kept for the others."""
+    """Make the step's tensors in its first layer, and keep them for the others."""
     tables, query_start, context_lens = (
         tensor.to(torch.int32).contiguous()
         for tensor in (batch.block_tables, batch.query_start, batch.context_lens)
@@ -250,8 +254,10 @@ def _step(batch: AttentionBatch) -> _Step:
 
 
 def _rows(x: torch.Tensor, width: int, dim: int) -> tuple[torch.Tensor, int]:
-    """(x, its stride from token to token), copied if heads don't lie side by side: x [tokens,
-    heads, dim] may be a part of a wider tensor."""
+    """Return (x, its stride from token to token), copied if heads don't lie side by side.
+
+    x: [tokens, heads, dim]; it may be a part of a wider tensor.
+    """
     stride, head_stride, inner = x.stride()
     if inner != 1 or head_stride != dim:
         return x.contiguous(), width

@@ -1,11 +1,11 @@
-"""From C++ source to a loaded library: once per machine, a few seconds, then from the user's cache.
+"""Build a loaded library from C++ source: once per machine, in a few seconds, then from the cache.
 
 The source is compiled for one *variant*: a kind of x86 CPU, or "portable" for any other. The name
 of the cached file holds a hash of all that shaped it (sources, flags, compiler), so that a stale
-one is never used; nothing in it depends on the rest of the machine. It is written under a
-temporary name, down to the disk, and renamed, so that two processes may build at once. Its last
-bytes are the hash of those before them (loaders don't read beyond a library's end): one that was
-cut short or changed would kill the process that loads it, so it is built again.
+one is never used; nothing in it depends on the rest of the machine. It is written under a temporary
+name, flushed to the disk, and renamed, so that two processes may build at once. Its last bytes are
+the hash of those before them (loaders don't read beyond a library's end). A library that was cut
+short or changed would kill the process that loads it, so it is built again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ FLAGS: tuple[str, ...] = (
     "-fopenmp",
     "-fvisibility=hidden",
 )
-# Not -ffast-math: infinities hide scores. These two only drop errno and floating-point traps.
+# Not -ffast-math: it assumes no infinities, and these hide scores. The two flags only drop errno
+# and floating-point traps.
 FLAGS += ("-fno-math-errno", "-fno-trapping-math")
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma")
@@ -65,12 +66,12 @@ COMPILER_NAMES = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16
 
 
 class BuildError(RuntimeError):
-    """The kernels can't be built here. The message says why, and what would help."""
+    """Report that the kernels can't be built here. The message says why, and what would help."""
 
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """What this x86 CPU can do, as /proc/cpuinfo names it; empty on others."""
+    """Return what this x86 CPU can do, as /proc/cpuinfo names it; empty on others."""
     if platform.machine() in ("x86_64", "AMD64"):
         try:
             for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -82,7 +83,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def variants_here() -> tuple[str, ...]:
-    """The variants that this CPU can run, best first."""
+    """Return the variants that this CPU can run, best first."""
     return tuple(name for name, needs in VARIANTS.items() if cpu_flags().issuperset(needs))
 
 
@@ -99,10 +100,10 @@ def cpu_name() -> str:
 
 
 def load(variant: str, sources: tuple[str, ...] = ()) -> ctypes.PyDLL:
-    """The library, built if it isn't in the cache. sources: these only. Raises BuildError.
+    """Return the library, built if it isn't in the cache. Raises BuildError.
 
-    PyDLL keeps Python's lock during a call: most calls take microseconds, and to give the lock
-    away and queue for it again can cost more than the kernel.
+    sources: these only. PyDLL keeps Python's lock during a call: most calls take microseconds, and
+    releasing the lock and waiting for it again can cost more than the kernel.
     """
     sources = sources or SOURCES
     path = library_path(variant, sources)
@@ -116,7 +117,7 @@ def load(variant: str, sources: tuple[str, ...] = ()) -> ctypes.PyDLL:
 
 @lru_cache(maxsize=1)
 def _compiler() -> tuple[str, str]:
-    """(path, what it says of its version) of the C++ compiler. Raises BuildError."""
+    """Return (path, what it says of its version) of the C++ compiler. Raises BuildError."""
     for name in (os.environ.get("CXX"), "g++", "c++", "clang++"):
         path = shutil.which(name) if name else None
         if path:
@@ -141,7 +142,7 @@ def library_path(variant: str, sources: tuple[str, ...]) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the library is there, with the bytes that were built."""
+    """Return whether the library is there, with the bytes that were built."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -177,7 +178,7 @@ def _build(variant: str, sources: tuple[str, ...], path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
         os.close(handle)
-    except OSError:  # no home, or a read-only one: a folder of our own, for this process only
+    except OSError:  # no home, or a read-only one: a temporary folder for this process
         path = Path(tempfile.mkdtemp(prefix="glasshouse-")) / path.name
         temporary = str(path) + ".tmp"
     files = [str(FOLDER / name) for name in sources]

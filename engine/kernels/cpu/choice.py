@@ -1,8 +1,8 @@
-"""Choose the variant of the kernels by timing what each does most: products of few and many rows.
+"""Choose the variant of the kernels by timing its main work: products of few and many rows.
 
 The name of a CPU doesn't tell which of the variants it can run is fastest. So at the first start
 the products of each are compiled alone and timed, less than a second in all, on weights that no
-cache holds; the outcome lies beside the library. `GLASSHOUSE_CPU_VARIANT` decides by name.
+cache holds; the outcome is kept beside the library. `GLASSHOUSE_CPU_VARIANT` decides by name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BF16 = 1  # enum Type in simd.h
 
 
 class Choice(NamedTuple):
-    """A variant, and why it was taken: for the log."""
+    """Hold a variant, and why it was chosen, for the log."""
 
     variant: str
     why: str
@@ -107,7 +107,7 @@ def measure(variants: list[str]) -> dict[str, list[float]]:
                 )
                 started = time.perf_counter()
                 run(arguments)
-                if round_:  # the first reads code, too
+                if round_:  # the first also reads code
                     times[variant].append((time.perf_counter() - started) * 1e6)
         for variant in variants:
             taken[variant].append(round(min(times[variant]), 1))
@@ -126,6 +126,6 @@ def _product(variant: str) -> Callable[[bytes], object]:
 
 
 def _file(candidates: list[str]) -> Path:
-    """Where the times are kept: for this kind of CPU, these sources and this compiler."""
+    """Return where the times are kept: for this kind of CPU, these sources and this compiler."""
     probe = library_path(candidates[0], PROBE)
     return probe.with_name(f"{probe.stem}-{cpu_name()}-{torch.get_num_threads()}.json")

@@ -1,7 +1,7 @@
-"""Matrix products as Python functions, and how weights lie for them: see `ops.py` for a call's way.
+"""Call the matrix products from Python, and lay weights out for them; `ops.py` explains a call.
 
 Weights are laid out once, when a model is loaded, as the kernel of this CPU reads them (`Layout`).
-A weight keeps its layout in its number of dimensions, so that nothing else has to be carried along.
+A weight's number of dimensions tells its layout, so that nothing else has to be passed along.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAIRED = {"avx512_bf16"}
 
 
 class Layout(IntEnum):
-    """How a weight [N, K] lies in memory, as C++ is told."""
+    """Name how a weight [N, K] lies in memory, for C++."""
 
     PLAIN = 0  # row by row: [N, K]
     TILES = 1  # [N / 32, K / 32, 2, 16, 16, 2], the order of linear_amx.cpp
@@ -52,10 +52,13 @@ class Layout(IntEnum):
 
 
 class LinearOps:
-    """y = x Wᵀ + b by one loaded library."""
+    """Compute y = x Wᵀ + b by one loaded library."""
 
     def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
-        """variant: what the library was compiled for. amx: torch computes bf16 in AMX tiles."""
+        """Bind the library.
+
+        variant: what it was compiled for. amx: torch computes bf16 in AMX tiles.
+        """
         self.variant = variant
         self.max_linear_rows = {
             dtype: LINEAR_ROWS.get((variant, dtype), 1 << 30) for dtype in TYPES
@@ -73,10 +76,10 @@ class LinearOps:
         self._linear_panels = function(library, "linear_panels")
 
     def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """weight [N, K] as `linear` reads it fastest; what it gives is for `linear` and `embed`.
+        """Lay out weight [N, K] as `linear` reads it fastest, for `linear` and `embed`.
 
-        Tiles take bf16 only. Weights whose N (on tiles, or K) doesn't come out even stay as they
-        are.
+        Tiles take bf16 only. Weights whose N (on tiles, or K) isn't a multiple of the layout's stay
+        unchanged.
         """
         outputs, inputs = weight.shape
         if self.layout is Layout.TILES:
@@ -103,7 +106,7 @@ class LinearOps:
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """As `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
+        """Compute `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
 
         For few rows the time is that of reading the weights once.
         """
@@ -114,10 +117,10 @@ class LinearOps:
         return self.product(x, weight, bias)
 
     def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """As `torch_ops.logits`; weight: as for `linear`.
+        """Compute `torch_ops.logits`; weight: as for `linear`.
 
-        Of weights in bf16 every row is ours: torch would round its sums, and a row's are to be the
-        same in whatever company.
+        With weights in bf16 our kernel computes every row. torch would round its sums, and a row's
+        logits must not depend on the rows beside it.
         """
         if weight.dtype is torch.float32:
             return self.linear(x, weight, None)
@@ -127,12 +130,12 @@ class LinearOps:
 
     @staticmethod
     def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-        """Whether the kernel for plain weights takes these tensors."""
+        """Return whether the kernel for plain weights takes these tensors."""
         x_type, w_type = TYPES.get(x.dtype), TYPES.get(weight.dtype)
         return (
             x_type is not None
             and w_type is not None
-            and x_type <= w_type  # bf16 rows with fp32 weights: nobody has them
+            and x_type <= w_type  # bf16 rows with fp32 weights don't occur
             and x.is_contiguous()
             and weight.is_contiguous()
         )
@@ -144,7 +147,7 @@ class LinearOps:
         bias: torch.Tensor | None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """x Wᵀ + b by the kernel for the weight's layout, whatever the number of rows.
+        """Compute x Wᵀ + b by the kernel for the weight's layout, whatever the number of rows.
 
         dtype: of the result, fp32 or (None) that of x. Contiguous x and weight.
         """
