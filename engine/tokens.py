@@ -1,4 +1,4 @@
-"""Name the numbers that stand in place of a token id: negative ones, which no vocabulary has."""
+"""Name the numbers that stand in place of a token id: negative ones, outside of any vocabulary."""
 
 from __future__ import annotations
 

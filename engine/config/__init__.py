@@ -1,12 +1,11 @@
-"""Every option of the engine and its server, declared once.
+"""Declare, read and check every option of the engine and its server.
 
-options.py       the declaration: each option's name, type, default and help
-kinds.py         what an option's type takes, and how a text becomes such a value
-checks.py        which values, and which of them together, are possible
-accepted.py      flags of vLLM that ask for what this engine does anyway
-sources.py       flags, a file and the environment, and which of them wins
-engine_config.py EngineConfig, what all others read
-table.py         the options as a table for the docs (`python -m engine.config`)
+options.py the declaration: each option's name, type, default and help kinds.py which values an
+option's type takes, and how text becomes such a value checks.py which values, and which
+combinations of them, are possible accepted.py flags of vLLM that ask for what this engine does
+anyway sources.py flags, a file and the environment, and which of them wins engine_config.py
+EngineConfig, from which all other code reads its options table.py the options as a table for the
+docs (`python -m engine.config`)
 """
 
 from engine.config.engine_config import EngineConfig

@@ -1,7 +1,6 @@
-"""Flags of vLLM that ask for what this engine does anyway: they pass, so that a command line works.
+"""Accept flags of vLLM that ask for what this engine does anyway, so that a command line works.
 
-With any other value they are refused: an option that is ignored in silence would be a promise that
-nobody keeps.
+Any other value is refused: to ignore an option silently would break a promise.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ SWITCH = ("true",)
 
 @dataclass(frozen=True)
 class Accepted:
-    """One such flag, without its dashes."""
+    """Describe one such flag, without its dashes."""
 
     name: str
-    values: tuple[str, ...]  # those that pass; SWITCH: it has no value
+    values: tuple[str, ...]  # accepted values; SWITCH: the flag takes none
     does: str  # what this engine does
     short: str = ""
 
@@ -89,7 +88,7 @@ BY_NAME = {one.name: one for one in ACCEPTED}
 
 
 def passes(where: str, name: str, value: Any) -> bool:
-    """Whether `name` is such a flag, written as a key of a file or as a Python argument.
+    """Return whether `name` is such a flag, as a key of a file or as a Python argument.
 
     `where` names it in the error. Raises `ConfigError` for a value that asks for something else.
     """
@@ -99,7 +98,7 @@ def passes(where: str, name: str, value: Any) -> bool:
     if told is None:
         return False
     if value is None or (value is False and negated is not None):
-        return True  # None stands for the default
+        return True  # None means the default
     if one is None or (one.is_switch and value is False):
         raise ConfigError(f"{where} is {str(value).lower()}; {told.does}: leave it out.")
     if isinstance(value, float) and value.is_integer():
@@ -109,7 +108,7 @@ def passes(where: str, name: str, value: Any) -> bool:
 
 
 def accepted_table() -> str:
-    """These flags as a Markdown table, for the docs."""
+    """Return these flags as a Markdown table, for the docs."""
     lines = ["| flag | passes with | because |", "|---|---|---|"]
     for one in ACCEPTED:
         flags = f"`--{one.name}`" + (f", `{one.short}`" if one.short else "")

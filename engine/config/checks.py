@@ -1,4 +1,4 @@
-"""Which values of an option are possible, and which go together; each refusal says the limit."""
+"""Check which values of an option are possible, alone and together. Each refusal says the limit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout")
 
 
 def settle_types(options: Options) -> None:
-    """Give each value its one form (a text in place of a list, `half`). Raises `ConfigError`."""
+    """Convert each value to its one form (a text to a list, `half`). Raises `ConfigError`."""
     for name in FIELDS:
         setattr(options, name, settled(flag_of(name), getattr(options, name), KINDS[name]))
 
 
 def check(options: Options) -> None:
-    """Raise `ConfigError` for a value out of its range, or two options that contradict."""
+    """Raise `ConfigError` for a value out of its range, or for two options that contradict each
+    other."""
     for name in AT_LEAST_ONE:
         value = getattr(options, name)
         if value is not None and value < 1:

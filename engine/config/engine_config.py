@@ -1,4 +1,4 @@
-"""EngineConfig: the options of one engine, checked. Everything else reads them from here."""
+"""Hold the checked options of one engine. All other code reads them from here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.config.options import FIELDS, POCKET_MODEL, Options
 
 @dataclass
 class EngineConfig(Options):
-    """All options of the engine and its server. Raises `ConfigError` for impossible ones."""
+    """Hold all options of the engine and its server. Raises `ConfigError` for impossible ones."""
 
     def __post_init__(self) -> None:
         settle_types(self)
@@ -28,11 +28,12 @@ class EngineConfig(Options):
 
     @property
     def model_name(self) -> str:
-        """The name of the model in answers, metrics and the log."""
+        """Return the name of the model in answers, metrics and the log."""
         return self.served_model_name[0]
 
     def public(self) -> dict[str, Any]:
-        """All options by name, secrets replaced by "***": safe to log, to record and to show."""
+        """Return all options by name, with secrets replaced by "***": safe to log, record and
+        show."""
         return {
             name: "***" if field.metadata["secret"] and getattr(self, name) else getattr(self, name)
             for name, field in FIELDS.items()
@@ -40,8 +41,9 @@ class EngineConfig(Options):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
-        """Read Python arguments; those of vLLM that ask for what is done anyway pass. Raises
-        `ConfigError` for one that is no option.
+        """Read Python arguments. Arguments of vLLM that ask for what is done anyway are accepted.
+
+        Raises `ConfigError` for a name that is no option.
         """
         own = {name: value for name, value in options.items() if name in FIELDS}
         for name in options.keys() - own.keys():
@@ -56,7 +58,8 @@ class EngineConfig(Options):
         environ: Mapping[str, str] | None = None,
         prog: str | None = None,
     ) -> EngineConfig:
-        """Read flags, a `--config` file and the environment: the first of them that names an option
-        wins. Raises `ConfigError`; `--help` prints the options and exits.
+        """Read flags, a `--config` file and the environment; the first that names an option wins.
+
+        Raises `ConfigError`; `--help` prints the options and exits.
         """
         return cls(**sources.values(argv, environ, prog))

@@ -1,4 +1,4 @@
-"""What an option's type takes, and how a text from a flag, a file or the environment becomes it."""
+"""State which values an option's type takes, and convert text to such a value."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-    """An option has an impossible value, or two options contradict each other."""
+    """Report an option with an impossible value, or two that contradict each other."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The values that an option takes."""
+    """Describe the values that an option takes."""
 
-    base: type  # bool, int, float, str or dict; of each item where there are many
-    choices: tuple[str, ...] = ()  # all there are; none: any text
+    base: type  # bool, int, float, str or dict; of each item if `many`
+    choices: tuple[str, ...] = ()  # every possible value; none: any text
     optional: bool = False  # None is a value
     many: bool = False  # a list
 
@@ -49,11 +49,11 @@ def kind_of(hint: Any) -> Kind:
 
 
 def from_text(name: str, text: str | Sequence[str], kind: Kind) -> Any:
-    """The value that `text` writes; `name` is the flag or variable, for the error.
+    """Convert `text` to a value. `name` is the flag or variable, for the error.
 
     Whole numbers may end in k, m, g or t (thousands) or K, M, G or T (1,024s); `auto` leaves an
-    optional number to the engine. Several texts are a JSON list, or words of their own on the
-    command line. Raises `ConfigError`.
+    optional number to the engine. Several texts are a JSON list, or separate words on the command
+    line. Raises `ConfigError`.
     """
     if kind.many:
         words = [text] if isinstance(text, str) else list(text)
@@ -77,7 +77,7 @@ def from_text(name: str, text: str | Sequence[str], kind: Kind) -> Any:
 
 
 def settled(name: str, value: Any, kind: Kind) -> Any:
-    """`value` in its one form, if it is of the right kind; else raise `ConfigError`."""
+    """Convert `value` to its one form. Raises `ConfigError` if it is of the wrong kind."""
     if kind.many and isinstance(value, str):
         value = [value]
     if value is None and kind.optional:

@@ -1,4 +1,4 @@
-"""The declaration of every option: its name, type, default, help, and environment variable.
+"""Declare every option: its name, type, default, help, and environment variable.
 
 Each field below becomes a Python argument (`EngineConfig(max_num_seqs=8)`, `LLM(model,
 max_num_seqs=8)`), a flag (`--max-num-seqs 8`), a key of a `--config` file (`max-num-seqs: 8`), an
@@ -22,7 +22,7 @@ POCKET_MODEL = str(Path(__file__).resolve().parents[2] / "pocket" / "model")
 
 
 def cache_folder() -> Path:
-    """The folder of this user in which the engine keeps what it makes once."""
+    """Return this user's folder for files that the engine makes once and keeps."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glasshouse"
 
 
@@ -30,14 +30,15 @@ LOOPBACK = "127.0.0.1"
 
 
 BUDGET = 2048
-CUDA_BUDGET = 4096  # a step with prompts launches some hundred kernels: fewer and larger ones
+CUDA_BUDGET = 4096  # steps with prompts launch hundreds of kernels: fewer, larger steps
 
 
 def _option(
     default: Any, help: str, env: str | None = None, secret: bool = False, short: str = ""
 ) -> Any:
-    """Declare an option: its default (`list` or `dict`: an empty one), help text, environment
-    variable (by default its name in capitals), and short flag.
+    """Declare an option: its default, help text, environment variable and short flag.
+
+    `list` or `dict` as a default: an empty one. The variable is by default the name in capitals.
     """
     metadata = {"help": help, "env": env, "secret": secret, "short": short}
     if default in (list, dict):
@@ -47,7 +48,7 @@ def _option(
 
 @dataclass
 class Options:
-    """Every option of the engine and its server, and no more: what checks them is elsewhere."""
+    """Hold every option of the engine and its server. Checks are in `checks.py`."""
 
     # -- the model
     model: str = _option(
@@ -193,17 +194,17 @@ KINDS = {name: kind_of(hint) for name, hint in get_type_hints(Options).items()}
 
 
 def flag_of(name: str) -> str:
-    """The flag of an option."""
+    """Return the flag of an option."""
     return "--" + name.replace("_", "-")
 
 
 def env_name(name: str) -> str:
-    """The environment variable of an option."""
+    """Return the environment variable of an option."""
     return FIELDS[name].metadata["env"] or name.upper()
 
 
 def default_text(name: str) -> str:
-    """The default of an option as the help and the docs show it; nothing where there is none."""
+    """Return the default of an option as the help and the docs show it; "" if it has none."""
     default = FIELDS[name].default
     hidden = default in (None, "", POCKET_MODEL) or default is dataclasses.MISSING
     return "" if hidden else str(default)

@@ -1,4 +1,4 @@
-"""Where options come from: flags, then the file of `--config`, then the environment.
+"""Read options from flags, from the file of `--config`, and from the environment.
 
 A flag wins over the file, the file over the environment, the environment over the default.
 """
@@ -25,7 +25,7 @@ _FILE = "config"
 def values(
     argv: Sequence[str] | None, environ: Mapping[str, str] | None, prog: str | None
 ) -> dict[str, Any]:
-    """The options that are named anywhere, by field name. Raises `ConfigError`."""
+    """Return the options that are named anywhere, by field name. Raises `ConfigError`."""
     given = vars(_parser(prog).parse_args(argv))
     flags = _of_flags(given)
     file = _of_file(given[_FILE]) if _FILE in given else {}
@@ -36,7 +36,7 @@ def values(
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but flags may be written with underscores, and an error is a `ConfigError`."""
+    """Parse flags like argparse, but allow underscores in them, and raise `ConfigError`."""
 
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
@@ -103,7 +103,7 @@ def _of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_file(name: str) -> dict[str, Any]:
-    """The options of a YAML file: its keys are flags without their dashes."""
+    """Return the options of a YAML file: its keys are flags without their dashes."""
     where = f"--config {name}"
     try:
         content = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
@@ -130,14 +130,17 @@ def _of_file(name: str) -> dict[str, Any]:
 
 
 def _written(where: str, option: str, value: Any) -> Any:
-    """A value of the file: YAML knows numbers, lists and switches; a text is read as a flag's."""
+    """Convert a value of the file.
+
+    YAML has its own numbers, lists and switches; a text is read as a flag's.
+    """
     kind = KINDS[option]
     if isinstance(value, str):
         return from_text(where, value, kind)
     if kind.many and isinstance(value, list):
         return [str(item) for item in value]
     if kind.base is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [str(value)] if kind.many else str(value)  # a name that looks like a number
+        return [str(value)] if kind.many else str(value)  # a name may look like a number
     return value
 
 
@@ -145,7 +148,7 @@ def _written(where: str, option: str, value: Any) -> Any:
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """An empty variable counts as unset."""
+    """Return the options of the environment. An empty variable counts as unset."""
     texts = {name: environ.get(env_name(name)) for name in FIELDS}
     return {
         name: from_text(env_name(name), text, KINDS[name]) for name, text in texts.items() if text

@@ -1,4 +1,4 @@
-"""The options as Markdown tables, for the docs."""
+"""Write the options as Markdown tables, for the docs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OBJECT = "a JSON object"
 
 
 def options_table() -> str:
-    """Every option, then the flags that are accepted because they ask for what is done anyway."""
+    """Return a table of every option, then of the accepted flags of vLLM."""
     lines = ["| flag | environment | default | what it does |", "|---|---|---|---|"]
     lines.append("| `MODEL`, before or after the flags | | | the same as `--model` |")
     lines.append(
