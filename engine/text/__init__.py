@@ -1,1 +1,1 @@
-"""TRANSLATES: text to token ids, token ids to text."""
+"""Translate text to token ids and token ids to text."""

@@ -1,4 +1,4 @@
-"""Half characters: surrogates without their other half. They are no text and have no UTF-8."""
+"""Replace half characters: surrogates without their other half, which have no UTF-8."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 def mended(text: str) -> str:
-    """`text` with U+FFFD in place of each half character."""
+    """Return `text` with U+FFFD in place of each half character."""
     return text if text.isascii() else HALF.sub("\ufffd", text)

@@ -1,7 +1,7 @@
-"""Chat templates: a list of messages becomes the one text that the model was trained to answer.
+"""Render a list of messages as the one text that the model was trained to answer.
 
 The template is the model's own or the one given with --chat-template, rendered in Jinja's sandbox
-as transformers does it (`apply_chat_template`), with the model's special tokens. What comes out is
+as transformers does it (`apply_chat_template`), with the model's special tokens. The result is
 tokenized *without* adding special tokens: the template writes them itself.
 """
 
@@ -30,12 +30,13 @@ RESERVED = {
 
 
 class ChatTemplate:
-    """Renders conversations for one model.
+    """Render conversations for one model.
 
     `chat_template`: a file, or the text of a template; None for the model's own. `foreign` renders
     the templates that come with a request; without it they are trusted, and rendered here.
     `default_kwargs`: variables of the template, where a request doesn't set them. Raises
-    `TextError` at once for a template that can't be read or isn't valid Jinja, and for such names.
+    `TextError` immediately for a template that can't be read or isn't valid Jinja, and for
+    variables with reserved names.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class ChatTemplate:
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt for `messages`: dicts with "role" and "content" (a string, or text parts).
+        """Render the prompt for `messages`.
 
-        `add_generation_prompt` ends it with the beginning of an answer; `continue_final_message`
-        leaves the last message open, so that the model goes on with it. `chat_template` is this
-        request's own template (text). `chat_template_kwargs` are further variables of the template.
+        Messages are dicts with "role" and "content" (a string, or text parts).
+        `add_generation_prompt` ends the prompt with the beginning of an answer;
+        `continue_final_message` leaves the last message open, so that the model continues it.
+        `chat_template` is this request's own template (text). `chat_template_kwargs` are further
+        variables of the template.
 
         Raises `TextError` naming the field that is wrong.
         """
@@ -106,14 +109,15 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise TextError("chat_template", not_jinja(error)) from None
         except Exception as error:
-            # A template is a program: raise_exception(), missing keys, wrong types, endless ranges.
+            # A template is a program, so anything may fail: raise_exception(), a missing key, a
+            # wrong type.
             reason = f"{type(error).__name__}: {error}"[:MOST_OF_A_REASON]
             raise TextError(
                 "messages", f"The chat template can't render these messages: {reason}"
             ) from None
 
     def _of_its_name(self, template: str | None, tools: Any) -> str:
-        """A template's text, also where a model has several and one of them is named."""
+        """Return a template's text, also if a model has several and one of them is named."""
         if template is not None:
             return template if self._only else self._own.get(template, template)
         if tools is not None and "tool_use" in self._own:
@@ -135,7 +139,7 @@ class ChatTemplate:
 
 
 def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
-    """The messages as a template takes them; `template` is its text."""
+    """Convert messages to the form that a template takes. `template` is its text."""
     if not messages:
         raise TextError("messages", "messages is empty; give at least one.")
     conversation = []
@@ -161,7 +165,7 @@ def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, 
 
 
 def _content(message: Message, path: str) -> str:
-    """A message's content as one string: text parts are joined by newlines."""
+    """Return a message's content as one string: text parts are joined by newlines."""
     content = message.get("content")
     if isinstance(content, str):
         return content

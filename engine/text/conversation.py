@@ -1,4 +1,4 @@
-"""Write a conversation with a template, which sees the variables that transformers gives to it.
+"""Render a conversation with a template and the variables that transformers gives to it.
 
 The model's own template is rendered in this process, one that came with a request in another.
 """
@@ -30,7 +30,7 @@ def render_conversation(
     variables: Mapping[str, Any],
     continue_final_message: bool,
 ) -> str:
-    """The prompt as a template writes it. Raises `TextError`, and what `render` raises."""
+    """Render the prompt with a template. Raises `TextError`, and what `render` raises."""
     messages = [_visible(message) for message in conversation]
     seen = {
         **plain(dict(variables)),
@@ -53,7 +53,7 @@ def render_conversation(
 
 
 def render_here(template: str, variables: dict[str, Any]) -> str:
-    """Render a template that is trusted. Raises what the template raises."""
+    """Render a trusted template. Raises what the template raises."""
     return _compiled(template).render(**variables)
 
 
@@ -63,7 +63,8 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def _visible(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without what is None, its reasoning under the names that templates know."""
+    """Copy a message without its None values, with its reasoning under the names that templates
+    know."""
     given = plain({name: value for name, value in message.items() if value is not None})
     reasoning = next((given[name] for name in _REASONING if given.get(name) is not None), None)
     if reasoning is None:

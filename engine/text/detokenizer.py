@@ -1,18 +1,18 @@
-"""Incremental detokenizer: one token in, the text that is certain by now out.
+"""Detokenize incrementally: take one token, return the text that is now certain.
 
     tokens     " caf"   0xC3        0xA9   "!"
     text out   " caf"   ""  (held)  "é"    "!"
 
-A character of several bytes may be spread over tokens: nothing of it goes out before it is
-complete. The work for a token doesn't depend on how many came before it. `detokenizer_for` chooses
-between
+A character of several bytes may span several tokens: none of it is sent before it is complete. The
+work for a token doesn't depend on how many came before it. `detokenizer_for` chooses between
 
-- `ByteDetokenizer`: the tokens are fixed bytes (nearly every causal model): an incremental UTF-8
-  decoder is all it takes;
-- `WindowDetokenizer`: any other tokenizer: decodes a few tokens twice, without and with the new
-  one, and takes the difference; `JoinedSpecials` around it where added tokens are to stand close.
+- `ByteDetokenizer`: the tokens are fixed bytes (nearly every causal model), so an incremental UTF-8
+  decoder is enough;
+- `WindowDetokenizer`: any other tokenizer. It decodes a few tokens twice, without and with the new
+  one, and takes the difference; `JoinedSpecials` wraps it where added tokens must have no spaces
+  between them.
 
-Both give text as it reads *behind the prompt*: a first word keeps the space that the tokenizer's
+Both return text as it reads *after the prompt*: the first word keeps the space that the tokenizer's
 own decoder would drop at the beginning of a text.
 """
 
@@ -27,24 +27,24 @@ from engine.text.pieces import TokenBytes
 from engine.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"  # stands for bytes that are no character (yet)
-_CONTEXT_TOKENS = 6  # of the prompt, enough to tell how the next token joins on
-_MAX_HELD_TOKENS = (
-    8  # no character is spread over more tokens than that: what is held longer is no character
-)
+_CONTEXT_TOKENS = 6  # of the prompt: enough to tell how the next token joins it
+# No character spans more tokens: whatever is held longer isn't one.
+_MAX_HELD_TOKENS = 8
 _UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer(Protocol):
     def feed(self, token_id: int) -> str:
-        """Take the next token; return the text that is complete with it, often "" in the middle of
-        a character."""
+        """Take the next token; return the text that it completes, often "" in the middle of a
+        character."""
 
     def flush(self) -> str:
-        """The text has ended: return what was held back; half a character becomes U+FFFD."""
+        """Return what was held back, because the text has ended. Half a character becomes
+        U+FFFD."""
 
     @property
     def holds_back(self) -> bool:
-        """Whether the beginning of a character waits for its rest."""
+        """Return whether the beginning of a character is held back."""
 
 
 def detokenizer_for(
@@ -53,9 +53,9 @@ def detokenizer_for(
     skip_special_tokens: bool = True,
     spaces_between_special_tokens: bool = True,
 ) -> Detokenizer:
-    """A detokenizer for the text that follows the prompt."""
+    """Make a detokenizer for the text that follows the prompt."""
     skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
-    # Looking at a bounded number of tokens, however long the prompt.
+    # A bounded number of tokens is enough, however long the prompt is.
     tail = [i for i in prompt_token_ids[-4 * _CONTEXT_TOKENS :] if i not in skipped]
     tail = tail[-_CONTEXT_TOKENS:]
     if tokenizer.token_bytes is not None:
@@ -69,7 +69,7 @@ def detokenizer_for(
 def answer_detokenizer(
     tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams
 ) -> Detokenizer:
-    """A detokenizer for one answer to a request."""
+    """Make a detokenizer for one answer to a request."""
     return detokenizer_for(
         tokenizer,
         prompt_token_ids,
@@ -79,14 +79,15 @@ def answer_detokenizer(
 
 
 class ByteDetokenizer:
-    """For tokens that are fixed bytes. `context`: the prompt's last visible tokens."""
+    """Decode tokens that are fixed bytes. `context`: the prompt's last visible tokens."""
 
     def __init__(self, table: TokenBytes, context: Sequence[int], skipped: frozenset[int]):
         self._table = table
         self._skipped = skipped
         self._decoder = _UTF8_DECODER(errors="replace")
         self._at_start = table.strips_first_space and not context
-        # A prompt given as token ids may end within a character; the first token may complete it.
+        # A prompt given as token ids may end within a character, which the first token may
+        # complete.
         self._decoder.decode(b"".join(map(table.bytes_of, context)))
         self._prompt_rest = self.holds_back
 
@@ -98,7 +99,8 @@ class ByteDetokenizer:
             data = data.removeprefix(b" ")
             self._at_start = False
         if self._prompt_rest and data:
-            if data[0] & 0xC0 != 0x80:  # no continuation: the broken character stays the prompt's
+            # Without a continuation byte, the broken character belongs to the prompt.
+            if data[0] & 0xC0 != 0x80:
                 self._decoder.reset()
             self._prompt_rest = False
         return self._decoder.decode(data)
@@ -114,11 +116,11 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For every other tokenizer: `window` is context that was shown already, then the tokens that
-    are held.
+    """Decode tokens of any other tokenizer.
 
-    The new text is what `decode(window)` has beyond the text shown. When it ends in U+FFFD, or got
-    no longer, the token is held; once text goes out, the tokens that made it are the next context.
+    `window` is context that was already sent, then the held tokens. The new text is what
+    `decode(window)` adds to the text sent. If it ends in U+FFFD, or hasn't grown, the token is
+    held. Once text is sent, its tokens are the next context.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skipped: frozenset[int]):
@@ -161,10 +163,10 @@ class WindowDetokenizer:
 
 
 class JoinedSpecials:
-    """Leaves out the spaces that a tokenizer writes between two added tokens.
+    """Remove the spaces that a tokenizer writes between two added tokens.
 
-    Tokens that are fixed bytes have none: only what `inner`, a `WindowDetokenizer`, writes is
-    changed. `texts`: of the added tokens, by id.
+    Tokens that are fixed bytes have no such spaces: only the output of `inner`, a
+    `WindowDetokenizer`, is changed. `texts`: of the added tokens, by id.
     """
 
     def __init__(self, inner: Detokenizer, texts: Mapping[int, str], context: Sequence[int]):

@@ -1,4 +1,5 @@
-"""Jinja as chat templates expect it: transformers' filters, functions and tags, in a sandbox."""
+"""Provide Jinja as chat templates expect it: transformers' filters, functions, tags, in a
+sandbox."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from jinja2.utils import Namespace
 
 
 class Generation(Extension):
-    """Reads transformers' tag {% generation %}, which marks the text of the assistant.
+    """Parse transformers' tag {% generation %}, which marks the text of the assistant.
 
-    What it encloses is a block of its own: a variable that is set inside is not set behind it.
+    Its contents are a block: a variable that is set inside isn't set after it.
     """
 
     tags = {"generation"}
@@ -33,7 +34,7 @@ class Generation(Extension):
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """What every chat template may use."""
+    """Provide what every chat template may use."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -49,7 +50,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Dict:
-    """`dict(…)` and `dict.fromkeys(…)`, without the way from the class to Python's inside."""
+    """Provide `dict(…)` and `dict.fromkeys(…)`, without access from the class to Python's
+    internals."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -59,10 +61,10 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Jinja's namespace, without names that begin with an underscore."""
+    """Provide Jinja's namespace, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        self, values = args[0], dict(*args[1:], **kwargs)  # so that self=… is a name like others
+        self, values = args[0], dict(*args[1:], **kwargs)  # so self=… is a name like any other
         for name in values:
             _refuse_inner(name)
         Namespace.__init__(self, values)
@@ -87,7 +89,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter would escape what HTML does."""
+    """Write JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -1,10 +1,10 @@
-"""TextError: what `text` refuses."""
+"""Define the error of this package."""
 
 from __future__ import annotations
 
 
 class TextError(ValueError):
-    """A prompt, a message or a template can't be used: the caller's mistake, an HTTP 400.
+    """Report an unusable prompt, message or template: the caller's mistake, an HTTP 400.
 
     `param` is the dotted path of the field ("messages.0.content"); the message says what was wrong,
     the limit, and what to do.

@@ -1,4 +1,4 @@
-"""What has to be known of a model's text beside its tokenizer.json, as transformers says it."""
+"""Ask transformers for the facts about a model's text that tokenizer.json doesn't have."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ BACKEND = "tokenizer.json"
 
 
 class TokenizerFacts(msgspec.Struct, frozen=True):
-    """Of a tokenizer of transformers, beside its Rust part."""
+    """Hold the facts about a tokenizer of transformers, beside its Rust part."""
 
-    fast: bool  # all of it is the Rust part, which a file can hold
+    fast: bool  # the Rust part, which a file can hold, is all of it
     eos_token_id: int | None = None
     special_tokens: dict[str, str] = {}  # by the names that chat templates use: "bos_token", …
     chat_template: str | dict[str, str] | None = None  # one, or several by name
     truncation_side: str = "right"
-    splits_special_tokens: bool = False  # such a token written out in a text is text
+    splits_special_tokens: bool = False  # a special token written out in a text is plain text
 
 
 def facts_of(hf: Any) -> TokenizerFacts:
-    """hf: a tokenizer of transformers."""
+    """Read the facts. hf: a tokenizer of transformers."""
     return TokenizerFacts(
         fast=bool(getattr(hf, "is_fast", False)),
         eos_token_id=hf.eos_token_id,
@@ -64,8 +64,11 @@ def transformers_tokenizer(
 
 
 def answer(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Answer `QUESTION`: {"tokenizer": facts, "defaults": those of the model, if they were asked
-    for} and the Rust part as a file, or {"error": …, "param": …}."""
+    """Answer `QUESTION` with the tokenizer's facts and its Rust part as a file, or with an error.
+
+    The answer is {"tokenizer": facts, "defaults": those of the model, if asked for}, or {"error":
+    …, "param": …}.
+    """
     token, cache = arguments["hf_token"], arguments["cache"]
     files: dict[str, bytes] = {}
     try:

@@ -1,7 +1,7 @@
-"""Read what a model's makers recommend: the tokens that end a text, and defaults of sampling.
+"""Read what a model's makers recommend: the tokens that end a text, and sampling defaults.
 
-They stand in generation_config.json; where that is missing, or names no end of sequence, in
-config.json, of which transformers makes the same (`GenerationConfig.from_model_config`).
+They are in generation_config.json. If that is missing, or names no end of sequence, they are read
+from config.json, of which transformers makes the same (`GenerationConfig.from_model_config`).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ FIELDS = {
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True):
-    """What a model's makers recommend, as far as it is used."""
+    """Hold the recommendations of a model's makers that the engine uses."""
 
     eos_token_ids: list[int] = []
-    sampling: dict[str, Any] = {}  # of SamplingParams, where a request says nothing itself
+    sampling: dict[str, Any] = {}  # of SamplingParams, where a request sets nothing itself
     origin: str = ""  # where `sampling` comes from, for people
 
     def params(self) -> SamplingParams:
-        """Sampling parameters with these defaults."""
+        """Return sampling parameters with these defaults."""
         return SamplingParams(**self.sampling)
 
     def in_words(self) -> str:
-        """One line for the log; "" without defaults."""
+        """Describe the defaults in one line for the log; "" without defaults."""
         if not self.sampling:
             return ""
         values = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
@@ -79,7 +79,7 @@ def read_defaults(
 
 
 class _OwnConfigs:
-    """The two files of a model as transformers reads them; None where there is none."""
+    """Hold the two files of a model as transformers reads them; None for a missing one."""
 
     def __init__(
         self, model: str, revision: str | None, hf_token: str | None, cache: str | None = None
@@ -99,13 +99,13 @@ class _OwnConfigs:
         try:
             self.generation = GenerationConfig.from_pretrained(source, **where)
         except Exception as error:
-            if (folder / FILE).is_file():  # of a hub's model, transformers says the same of both
+            if (folder / FILE).is_file():  # of a hub's model, both cases read alike
                 raise _unreadable(str(folder / FILE), error) from None
             self.has_file = False
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
             self.of_model = GenerationConfig.from_model_config(config)
-        except Exception:  # what is wrong with config.json is said by the model's loader
+        except Exception:  # the model's loader reports what is wrong with config.json
             return
         if not self.has_file:
             self.generation = self.of_model
@@ -145,7 +145,7 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
 
 
 def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The values by our names, those that are None left out. Raises `TextError`."""
+    """Return the values under our names, without None values. Raises `TextError`."""
     found = {FIELDS[name]: value for name, value in values.items() if value is not None}
     try:
         SamplingParams(**found)
@@ -159,7 +159,8 @@ def _checked(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _ids(config: Any, origin: str) -> list[int]:
-    """The tokens that end a text: one, a list, or none (also written −1). Raises `TextError`."""
+    """Return the tokens that end a text: one, a list, or none (also written −1). Raises
+    `TextError`."""
     found = getattr(config, "eos_token_id", None)
     many = found if isinstance(found, list | tuple) else [] if found is None else [found]
     if not all(type(one) is int for one in many):

@@ -1,7 +1,7 @@
-"""InputProcessor: a prompt and its parameters become a `CoreRequest`, or a clear refusal.
+"""Convert a prompt and its parameters to a `CoreRequest`, or refuse it with a clear error.
 
-Everything that can be wrong with a prompt is found here, before the core hears of it; clamping
-max_tokens to what the context leaves is the core's work.
+Every possible fault of a prompt is found here, before the core gets it. The core clamps max_tokens
+to what the context leaves.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ MANY_WORDS = 16
 
 
 class InputProcessor:
-    """`max_model_len`: tokens, prompt and output. `vocab_size`: the model's own. `max_logprobs`:
-    candidates beside a token, −1 for no limit."""
+    """Convert prompts for one model.
+
+    `max_model_len`: tokens, prompt and output. `vocab_size`: the model's own. `max_logprobs`:
+    candidates beside a token, −1 for no limit.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class InputProcessor:
         self.vocab_size = vocab_size
         self.recorder = recorder
         self.max_logprobs = max_logprobs
-        # A checkpoint's files may disagree: what the model can't draw, no rule may name.
+        # A checkpoint's files may disagree: rules may only name tokens that the model can draw.
         self._eos_token_ids = [i for i in tokenizer.eos_token_ids if 0 <= i < vocab_size]
 
     def process(
@@ -65,7 +68,7 @@ class InputProcessor:
         client: str = "",
         ignored: Sequence[str] = (),
     ) -> CoreRequest:
-        """The request for the core. Safe to call from several threads.
+        """Make the request for the core. Safe to call from several threads.
 
         Chat prompts come with `add_special_tokens=False`: their template wrote them. `route`,
         `client` and `ignored` (unknown fields of the body) go into the record.
@@ -111,7 +114,7 @@ class InputProcessor:
     async def process_async(
         self, prompt: Prompt, params: SamplingParams, **options: object
     ) -> CoreRequest:
-        """`process` for a server: what takes more than a millisecond is done in a thread."""
+        """Run `process` for a server: work of more than a millisecond runs on a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
         if len(prompt) > LONG_TEXT or len(params.bad_words or ()) > MANY_WORDS:
             return await in_lane(LONG, call)
@@ -158,7 +161,7 @@ class InputProcessor:
     def _check_prompt(self, token_ids: list[int], params: SamplingParams) -> None:
         if not token_ids:
             raise TextError("prompt", "The prompt is empty: it has no token to start from.")
-        # Also for text: a tokenizer may know more tokens than the model has embeddings for.
+        # Also for text: a tokenizer may have more tokens than the model has embeddings.
         lowest, highest = min(token_ids), max(token_ids)
         if lowest < 0 or highest >= self.vocab_size:
             raise TextError(
@@ -175,12 +178,11 @@ class InputProcessor:
             )
 
     def check_logprobs(self, name: str, number: int) -> None:
-        """Raise `ParameterError`, for the field `name`, if the engine doesn't give as many."""
+        """Raise `ParameterError`, for the field `name`, if the engine doesn't give that many."""
         number_of_logprobs(name, number, self.vocab_size, self.max_logprobs)
 
     def check_known(self, token_ids: list[int]) -> None:
-        """Raise `TextError` if one of some ids is a token of neither the model nor the
-        tokenizer."""
+        """Raise `TextError` if an id is a token of neither the model nor the tokenizer."""
         known = max(self.vocab_size, self.tokenizer.vocab_size)
         bad = next((i for i in token_ids if not 0 <= i < known), None)
         if bad is not None:
@@ -188,5 +190,5 @@ class InputProcessor:
 
 
 def _room_wanted(params: SamplingParams) -> int:
-    """How many tokens an answer needs at least."""
+    """Return how many tokens an answer needs at least."""
     return 0 if params.max_tokens == 0 else 1

@@ -1,7 +1,7 @@
-"""Do work on texts outside the event loop, so that nobody else waits for it.
+"""Run work on texts outside the event loop, so that it delays no other request.
 
-A lane is a few threads. What is long waits only for other long work, and what is short only for
-short: so the longest texts can fill their lane, and ordinary requests still pass.
+A lane is a few threads. Long work waits only for long work, and short work only for short work: the
+longest texts may fill their lane, while ordinary requests still pass.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ LONG_TEXT = 4_000
 
 SHORT = ThreadPoolExecutor(2, "short text")
 LONG = ThreadPoolExecutor(2, "long text")
-FOREIGN = ThreadPoolExecutor(1, "foreign templates")  # it only waits for a process
+FOREIGN = ThreadPoolExecutor(1, "foreign templates")  # its thread only waits for a process
 
 
 def lane_for(size: int) -> ThreadPoolExecutor:
-    """The lane for so many characters, or tokens."""
+    """Choose the lane for this number of characters, or tokens."""
     return LONG if size > LONG_TEXT else SHORT
 
 
 class Overdue(BaseException):
-    """Raised in work that has had its time. No part of the work is to catch it."""
+    """Interrupt work that exceeded its time. The work must not catch it."""
 
 
 async def in_lane(lane: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """The result of `work()`, done in a thread of `lane`."""
+    """Run `work()` on a thread of `lane`, and return its result."""
     return await asyncio.get_running_loop().run_in_executor(lane, work)
 
 
 async def in_lane_within(lane: ThreadPoolExecutor, work: Callable[[], T], seconds: float) -> T:
-    """Like `in_lane`, for work in Python: it is interrupted after `seconds`, from its own start.
+    """Run Python work as `in_lane` does, and interrupt it `seconds` after its start.
 
-    Raises `TimeoutError` then. Work that nobody waits for any more is interrupted at once.
+    Raises `TimeoutError` then. Work whose caller no longer waits is interrupted immediately.
     """
     loop = asyncio.get_running_loop()
     job = _Interruptible(work)
-    timers: list[asyncio.TimerHandle] = []  # the one that runs
+    timers: list[asyncio.TimerHandle] = []  # the running one
 
     def check() -> None:
         left = job.started + seconds - time.monotonic() if job.started else seconds
@@ -67,13 +67,14 @@ async def in_lane_within(lane: ThreadPoolExecutor, work: Callable[[], T], second
 
 
 class _Interruptible(Generic[T]):
-    """Work in whose thread `interrupt` raises `Overdue`, in the midst of whatever Python runs."""
+    """Run work on a thread, in which `interrupt` raises `Overdue` between any two Python
+    instructions."""
 
     def __init__(self, work: Callable[[], T]):
         self.started = 0.0  # of time.monotonic()
         self._work = work
         self._lock = threading.Lock()
-        self._thread: int | None = None  # while it runs
+        self._thread: int | None = None  # while the work runs
         self._over = False
 
     def __call__(self) -> T:
@@ -85,7 +86,7 @@ class _Interruptible(Generic[T]):
         try:
             return self._work()
         finally:
-            with self._lock:  # no interrupt comes any more, and one that is on its way is recalled
+            with self._lock:  # no further interrupt can come, and a pending one is cancelled
                 self._thread = None
                 _raise_in(threading.get_ident(), None)
 

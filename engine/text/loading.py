@@ -1,7 +1,7 @@
-"""Load what translates for a model: its tokenizer, and what its makers recommend.
+"""Load a model's tokenizer, and what its makers recommend.
 
-transformers says what a model's files mean (`facts.py`), in a process that ends: here are its
-answer and the Rust tokenizer. A tokenizer that is written in Python needs transformers here, too.
+transformers says what a model's files mean (`facts.py`), in a process that ends; this file combines
+its answer with the Rust tokenizer. A tokenizer written in Python needs transformers here, too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from engine.text.tokenizer import Tokenizer
 def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     """Load the tokenizer, of the model or of `config.tokenizer`, and the model's defaults.
 
-    A text ends where either of them says: chat models list the end of a turn beside the
-    tokenizer's own end of sequence. Raises `TextError`, and `ModelError` for another format.
+    A text ends at the tokens that either of them names: chat models list the end of a turn beside
+    the tokenizer's own end of sequence. Raises `TextError`, and `ModelError` for another format.
     """
     model = local_folder(config.model)
     tokenizer, said = _load(
         config.tokenizer or model,
-        None if config.tokenizer else config.revision,  # a revision of the model's repository
+        None if config.tokenizer else config.revision,  # it is one of the model's repository
         config.hf_token,
         config.download_dir,
         (
@@ -53,7 +53,7 @@ def load_tokenizer(
     hf_token: str | None = None,
     cache: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a local folder or a hub id, its text ending where it says itself.
+    """Load the tokenizer of a local folder or a hub id, with its own end of sequence.
 
     cache: the folder of downloads, in place of the hub's own.
 
@@ -99,12 +99,12 @@ def _load(
 
 
 def _files(sources: list[str]) -> list[Path] | None:
-    """The files that an answer depends on; None where some may come from the hub."""
+    """Return the files that an answer depends on; None if some may come from the hub."""
     found: list[Path] = []
     for source in sources:
         folder = Path(source).expanduser()
         if folder.is_dir():
             found += small_files(folder)
-        elif source not in ("auto", "vllm"):  # words of --generation-config
+        elif source not in ("auto", "vllm"):  # special values of --generation-config
             return None
     return found

@@ -1,8 +1,8 @@
-"""Where each token begins in a text, counted in characters of the text.
+"""Compute where each token begins in a text, in characters of the text.
 
-A token within a character begins where the character does; one that the text leaves out (a BOS, an
-end of sequence) begins where the text goes on, or ends. Those of a stop string, which is cut off,
-begin where they would have stood.
+A token within a character begins where the character does. A token that the text leaves out (a BOS,
+an end of sequence) begins where the text continues, or ends. Tokens of a stop string, which is cut
+off, begin where they would have been.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from engine.text.tokenizer import Tokenizer
 
 
 class TextOffsets:
-    """Counts through an answer's tokens. `place`: where the next one begins; `detokenizer`: a fresh
-    one for the answer's text."""
+    """Compute the offsets of an answer's tokens.
+
+    `place`: where the next token begins; `detokenizer`: a fresh one for the answer's text.
+    """
 
     def __init__(self, detokenizer: Detokenizer, place: int = 0):
         self.place = place
@@ -31,8 +33,8 @@ class TextOffsets:
 def prompt_offsets(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> list[int]:
     """Return where each token of a prompt begins in `text`, the prompt as it is shown.
 
-    A special token has a length if it is written out in the text: not if the tokenizer put it
-    there, nor if it was skipped.
+    A special token has a length if it is written out in the text; it has none if the tokenizer
+    added it, or if it was skipped.
     """
     detokenizer = detokenizer_for(tokenizer, [], skip_special_tokens=False)
     offsets, place = [], 0

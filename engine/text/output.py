@@ -1,11 +1,10 @@
-"""OutputProcessor: what the core says of token ids becomes text, for the server and for `LLM`
-alike.
+"""Convert the core's token ids to text, for the server and for `LLM`.
 
     CoreOutput ──▶ detokenizer ──▶ stop strings ──▶ TextDelta (what is new) and RequestText (all)
 
 The core knows no text, so a stop string ends a sequence only here: such a delta has
 `finish_in_core` set, and the caller tells the core, `core.finish(request_id, index, stop_reason)`.
-Whatever the core still sends of a sequence that is over is ignored.
+Later outputs of the core for an ended sequence are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from engine.trace.recorder import Recorder
 
 
 class Logprob(msgspec.Struct, kw_only=True):
-    """One token at one position, as the model itself saw it (before temperature and the rest)."""
+    """Hold one token at one position, as the model itself rated it (before temperature and the
+    rest)."""
 
     token_id: int
     logprob: float  # natural logarithm
@@ -32,15 +32,17 @@ class Logprob(msgspec.Struct, kw_only=True):
 
 
 class PositionLogprobs(msgspec.Struct):
-    """The token at a position, and the candidates there: the most probable ones, best first, or
-    those of logprob_token_ids."""
+    """Hold the token at a position, and its candidates.
+
+    Candidates are the most probable tokens, best first, or those of logprob_token_ids.
+    """
 
     chosen: Logprob
     top: list[Logprob]
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Tokens of one request; those of all its `n` outputs together."""
+    """Count the tokens of one request, for all its `n` outputs together."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -52,7 +54,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class SequenceText:
-    """One of a request's `n` outputs, as far as it is known."""
+    """Hold one of a request's `n` outputs, as far as it is known."""
 
     def __init__(self, index: int, request: CoreRequest, tokenizer: Tokenizer):
         params = request.params
@@ -69,19 +71,19 @@ class SequenceText:
 
     @property
     def text(self) -> str:
-        """The text that went out."""
+        """Return the text sent so far."""
         return "".join(self._pieces)
 
     def add_token(self, token_id: int, params: SamplingParams, hidden: bool) -> str:
-        """Book one token; return the text that may go out. A `hidden` one is only counted."""
+        """Book one token; return the text that may be sent. A `hidden` token is only counted."""
         self.token_ids.append(token_id)
         if hidden:
             return ""
-        armed = len(self.token_ids) > params.min_tokens  # as the core has it for stop tokens
+        armed = len(self.token_ids) > params.min_tokens  # the core treats stop tokens alike
         return self._keep(self.stops.feed(self.detokenizer.feed(token_id), armed))
 
     def end(self) -> str:
-        """No more tokens come: return what was held back; it may complete a stop string."""
+        """Return what was held back, because no more tokens come. It may complete a stop string."""
         rest = self.stops.feed(self.detokenizer.flush())
         return self._keep(rest if self.stops.matched is not None else rest + self.stops.flush())
 
@@ -92,21 +94,21 @@ class SequenceText:
 
 
 class RequestText:
-    """One request: its prompt, and all that came out of it so far."""
+    """Hold one request: its prompt, and its outputs so far."""
 
     def __init__(self, request: CoreRequest, prompt: str | None, tokenizer: Tokenizer):
         self.request_id = request.request_id
         self.params = request.params
-        self.prompt = prompt  # as text, if it was one
+        self.prompt = prompt  # None if it was given as token ids
         self.prompt_token_ids = request.prompt_token_ids
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None
         self.sequences = [SequenceText(i, request, tokenizer) for i in range(request.params.n)]
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.queued_ns = 0
-        self.arrival_ns = request.arrival_ns  # CLOCK_MONOTONIC, as the following
+        self.arrival_ns = request.arrival_ns  # CLOCK_MONOTONIC, like the following
         self.first_scheduled_ns = 0
-        self.first_token_ns = 0  # set by those who take the core's outputs, if they want it
+        self.first_token_ns = 0  # set by the taker of the core's outputs, if wanted
         self.last_token_ns = 0
         self.error = ""
 
@@ -115,7 +117,7 @@ class RequestText:
         return all(sequence.finish_reason is not None for sequence in self.sequences)
 
     def end(self, reason: str) -> None:
-        """Nothing more comes: the sequences that are not complete end for this reason."""
+        """End the sequences that are not complete, for this reason."""
         for sequence in self.sequences:
             sequence.finish_reason = sequence.finish_reason or reason
 
@@ -129,10 +131,10 @@ class RequestText:
 
 
 class TextDelta(msgspec.Struct, kw_only=True):
-    """What one `CoreOutput` added to one sequence.
+    """Hold what one `CoreOutput` added to one sequence.
 
-    `text` may be empty while a character or a stop string is still possible; the tokens and their
-    log-probabilities are told at once.
+    `text` may be empty while a character or a stop string is incomplete; the tokens and their
+    log-probabilities are reported immediately.
     """
 
     request: RequestText
@@ -147,7 +149,7 @@ class TextDelta(msgspec.Struct, kw_only=True):
 
 
 class OutputProcessor:
-    """Keeps the state of every open request. Not thread-safe: one thread or event loop owns it."""
+    """Keep the state of every open request. Not thread-safe: one thread or event loop owns it."""
 
     def __init__(self, tokenizer: Tokenizer, recorder: Recorder):
         self.tokenizer = tokenizer
@@ -158,19 +160,19 @@ class OutputProcessor:
         return len(self._open)
 
     def add(self, request: CoreRequest, prompt: str | None = None) -> RequestText:
-        """Expect outputs of this request. What is returned fills up as they are processed."""
+        """Expect outputs of this request. The returned object grows as they are processed."""
         if request.request_id in self._open:
             raise ValueError(f"request id {request.request_id!r} is already in use")
         text = self._open[request.request_id] = RequestText(request, prompt, self.tokenizer)
         return text
 
     def remove(self, request_id: str) -> None:
-        """Forget a request that was aborted; nothing happens if it is over already."""
+        """Forget an aborted request; do nothing if it has already ended."""
         self._open.pop(request_id, None)
         self.recorder.full_requests.discard(request_id)
 
     def process(self, output: CoreOutput) -> TextDelta | None:
-        """Take one output of the core. None if its sequence is unknown or over: no news."""
+        """Take one output of the core. Return None if its sequence is unknown or has ended."""
         request = self._open.get(output.request_id)
         if request is None:
             return None
@@ -235,7 +237,7 @@ class OutputProcessor:
         stop = sequence.stops.matched or ""
         delta.finish_reason = sequence.finish_reason = "stop"
         delta.stop_reason = sequence.stop_reason = stop
-        delta.finish_in_core = output.finish_reason is None  # else it ended with this very token
+        delta.finish_in_core = output.finish_reason is None  # otherwise this token ended it
         self.recorder.record(
             StopMatched(
                 request_id=request.request_id,
@@ -257,7 +259,8 @@ class OutputProcessor:
         return new
 
     def _position(self, entry: TokenLogprobs, ranked: bool = True) -> PositionLogprobs:
-        """`ranked`: the candidates are the most probable ones, best first."""
+        """Convert the core's log-probabilities. `ranked`: candidates are the most probable, best
+        first."""
         tops = enumerate(zip(entry.top_ids, entry.top_logprobs), start=1)
         return PositionLogprobs(
             chosen=self._logprob(entry.token_id, entry.logprob, entry.rank),

@@ -1,14 +1,14 @@
-"""The bytes that each token stands for, where a tokenizer has such a thing.
+"""Find the bytes that each token stands for, if a tokenizer's tokens are fixed bytes.
 
-In the two great families a token is a fixed run of bytes, whatever stands before it, so text is
-nothing but the tokens' bytes joined and read as UTF-8:
+In the two main families a token is a fixed run of bytes, whatever stands before it, so text is
+simply the tokens' bytes joined and read as UTF-8:
 
     byte-level BPE    one character is one byte         "ĠcafÃ©"   →  b" caf\\xc3\\xa9"
     SentencePiece     "▁" is a space, "<0xE2>" a byte   "▁cat"     →  b" cat"
 
 That makes streaming exact and cheap (`detokenizer.py`) and gives log-probabilities their bytes.
-`token_bytes_of` reads the family from the tokenizer's decoder, checks itself against that decoder,
-and returns None for any other kind.
+`token_bytes_of` reads the family from the tokenizer's decoder, checks its result against that
+decoder, and returns None for any other kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NUM_CHECKED = 64
 
 
 class TokenBytes:
-    """`bytes_of(id)`: the token's bytes, b"" for an id that the tokenizer doesn't know.
+    """Hold the bytes of each token: `bytes_of(id)`, b"" for an id that the tokenizer doesn't know.
 
     `strips_first_space`: the tokenizer's own decoder drops one space at the very beginning of a
     text (SentencePiece wrote it there itself).
@@ -51,7 +51,8 @@ class TokenBytes:
 
 
 def token_bytes_of(backend: Any) -> TokenBytes | None:
-    """The byte table of a `tokenizers.Tokenizer`, or None if its tokens aren't fixed bytes."""
+    """Return the byte table of a `tokenizers.Tokenizer`, or None if its tokens aren't fixed
+    bytes."""
     if backend.decoder is None:
         return None
     steps = _flatten(json.loads(backend.decoder.__getstate__()))
@@ -74,7 +75,7 @@ def _flatten(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_sentencepiece(step: dict[str, Any]) -> bool:
-    """Whether a decoder's step is one that this file knows the meaning of."""
+    """Return whether this file knows the meaning of a decoder's step."""
     if step["type"] == "Replace":
         return step["pattern"] == {"String": SPACE_MARK} and step["content"] == " "
     if step["type"] == "Metaspace":
@@ -85,7 +86,8 @@ def _is_sentencepiece(step: dict[str, Any]) -> bool:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: a printable byte is its own character, the others follow from 256 on."""
+    """Return GPT-2's alphabet: a printable byte is its own character, the others follow from 256
+    on."""
     printable = [byte for part in _PRINTABLE for byte in part]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -117,10 +119,10 @@ def _is_word(data: bytes) -> bool:
 
 
 def _agrees(table: TokenBytes, backend: Any) -> bool:
-    """Whether the table says what the tokenizer's decoder says, all over the vocabulary.
+    """Return whether table and decoder agree, over the whole vocabulary.
 
-    Each is decoded behind an anchor, because the first token of a text may lose its space. The
-    anchor is a word: a single byte would run together with the bytes that follow it.
+    Each token is decoded after an anchor, because the first token of a text may lose its space. The
+    anchor is a word: a single byte would join the bytes that follow it.
     """
     size = backend.get_vocab_size()
     sample = range(0, size, max(1, size // _NUM_CHECKED))

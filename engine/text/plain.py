@@ -1,6 +1,6 @@
-"""Make plain JSON types of what a program hands to a chat template.
+"""Convert what a program gives to a chat template into plain JSON types.
 
-Objects have methods that a template could call; a template gets none of them, as with transformers.
+Objects have methods that a template could call, so no object reaches it, as with transformers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Return a copy of dicts, lists, strings and numbers; what is none of these gives its name."""
+    """Convert a value to plain JSON types. An object without such a form becomes its type's name."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
-        if isinstance(value, kind):  # an enum, a number of numpy
+        if isinstance(value, kind):  # an enum, a NumPy number
             return getattr(kind, f"__{kind.__name__}__")(value)
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
@@ -37,9 +37,9 @@ def plain(value: Any) -> Any:
 
 
 def plain_tools(tools: Any) -> Any:
-    """Tools as schemas; a function of Python is described by its annotations and docstring.
+    """Convert tools to schemas; annotations and docstring describe a Python function.
 
-    Raises `ValueError` for what is neither.
+    Raises `ValueError` for anything else.
     """
     if tools is None:
         return None
@@ -57,7 +57,7 @@ def plain_tools(tools: Any) -> Any:
 
 
 def plain_documents(documents: Any) -> Any:
-    """Documents for a template. Raises `TypeError` for one that is no dict."""
+    """Convert documents for a template. Raises `TypeError` for one that isn't a dict."""
     for document in documents or []:
         if not isinstance(document, dict):
             raise TypeError('documents are dicts with "title" and "text"')

@@ -1,4 +1,5 @@
-"""Read prompts as programs write them: texts, token ids, dicts, generators and arrays of them."""
+"""Read prompts as programs write them: texts, token ids, dicts, and generators and arrays of
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ KINDS = 'a text, a list of token ids, or a dict with "prompt" or "prompt_token_i
 
 
 class GivenPrompt(NamedTuple):
-    """One prompt: its text, its token ids, or both; then the ids are what is computed."""
+    """Hold one prompt: its text, its token ids, or both; if both, the ids are computed."""
 
     text: str | None
     token_ids: list[int] | None
@@ -25,9 +26,9 @@ class GivenPrompt(NamedTuple):
 
 
 def read_prompts(prompts: Any) -> list[GivenPrompt]:
-    """Every prompt of `prompts`: one, or an iterable of many; integers are one prompt's tokens.
+    """Read one prompt, or an iterable of many; integers are one prompt's tokens.
 
-    Raises `TextError` for what is none of these.
+    Raises `TextError` for anything else.
     """
     prompts = _plain(prompts)
     if isinstance(prompts, str | Mapping):
@@ -41,7 +42,7 @@ def read_prompts(prompts: Any) -> list[GivenPrompt]:
 
 
 def read_prompt(prompt: Any, path: str = "prompt") -> GivenPrompt:
-    """One prompt. path: where it stands, for errors. Raises `TextError`."""
+    """Read one prompt. path: its place, for errors. Raises `TextError`."""
     prompt = _plain(prompt)
     if isinstance(prompt, str):
         return GivenPrompt(prompt, None)
@@ -73,7 +74,7 @@ def _of_dict(prompt: Mapping[str, Any], path: str) -> GivenPrompt:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as lists."""
+    """Convert arrays and tensors to lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -1,4 +1,4 @@
-"""RequestOutput: what `LLM.generate` and `LLM.chat` return, in the shape that vLLM's users know."""
+"""Define what `LLM.generate` and `LLM.chat` return, in the shape that vLLM's users know."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ TokenLogprobs = dict[int, Logprob]
 
 @dataclass
 class RequestMetrics:
-    """When things happened to a request. Times named `_ts` are of `time.monotonic()`."""
+    """Hold the times of a request. Times named `_ts` are of `time.monotonic()`."""
 
     arrival_time: float  # of time.time()
     queued_ts: float
-    scheduled_ts: float  # its first step was planned; 0: none yet
-    first_token_ts: float  # 0: none yet
+    scheduled_ts: float  # of planning its first step; 0: not yet
+    first_token_ts: float  # 0: not yet
     last_token_ts: float
     num_generation_tokens: int
     num_preemptions: int
 
     @property
     def time_in_queue(self) -> float:
-        """Seconds before its first step was planned."""
+        """Return the seconds before its first step was planned."""
         return max(0.0, self.scheduled_ts - self.queued_ts) if self.scheduled_ts else 0.0
 
     @property
     def first_token_latency(self) -> float:
-        """Seconds from its arrival to its first token."""
+        """Return the seconds from its arrival to its first token."""
         return max(0.0, self.first_token_ts - self.queued_ts) if self.first_token_ts else 0.0
 
 
 @dataclass
 class CompletionOutput:
-    """One of a request's `n` answers."""
+    """Hold one of a request's `n` answers."""
 
     index: int
     text: str
@@ -47,13 +47,13 @@ class CompletionOutput:
     stop_reason: int | str | None  # the stop token id or stop string; None for end of sequence
 
     def finished(self) -> bool:
-        """Whether this answer is complete."""
+        """Return whether this answer is complete."""
         return self.finish_reason is not None
 
 
 @dataclass
 class RequestOutput:
-    """Everything that came of one prompt."""
+    """Hold the prompt and the answers of one request."""
 
     request_id: str
     prompt: str | None  # None if it was given as token ids
@@ -67,7 +67,7 @@ class RequestOutput:
 
 
 def request_output(text: RequestText) -> RequestOutput:
-    """What `LLM` returns for a request, as far as it has come."""
+    """Make the output of `LLM` for a request, as far as it is known."""
     return RequestOutput(
         request_id=text.request_id,
         prompt=text.prompt,
@@ -112,7 +112,7 @@ def _metrics(text: RequestText) -> RequestMetrics:
 
 
 def _by_id(position: PositionLogprobs) -> TokenLogprobs:
-    """The drawn token first, then the other candidates in their order."""
+    """Return log-probabilities by id: the drawn token first, then the candidates in their order."""
     by_id = {position.chosen.token_id: position.chosen}
     for entry in position.top:
         by_id.setdefault(entry.token_id, entry)

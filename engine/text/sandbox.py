@@ -1,9 +1,9 @@
-"""Render the template of a request. Runs as a process of its own, which may be killed at any time.
+"""Render the template of a request, as a process of its own that may be killed at any time.
 
-A template is a program of somebody else's. Jinja's sandbox keeps it from the machine, but not from
-endless work; the process that started this one ends it when its time is over. What is refused here
-is refused with a better message. The process reads jobs and writes answers, each a length in four
-bytes and JSON:
+A template is a foreign program. Jinja's sandbox protects the machine, but doesn't prevent endless
+work; the process that started this one ends it when its time is over. Limits that are checked here
+have better error messages. The process reads jobs and writes answers, each a length in four bytes
+and JSON:
 
     {"template": …, "variables": {…}, "characters": …}
     {"text": …} or {"error": …, "param": …}
@@ -22,18 +22,19 @@ from jinja2.runtime import Context
 from engine.text.environment import ChatEnvironment
 from engine.text.template import not_jinja
 
-MEMORY = 512 * 2**20  # bytes of address space: templates need very few of them
-CPU_S = 4  # for one job; the other process waits less
+MEMORY = 512 * 2**20  # bytes of address space: templates need few
+CPU_S = 4  # for one job; the other process waits for a shorter time
 LONGEST_REPETITION = 100_000  # entries or characters
 LARGEST_NUMBER = 4_096  # bits
 
 
 class Refused(Exception):
-    """The template does what no chat template needs."""
+    """Report that a template does something that no chat template needs."""
 
 
 class Sandbox(ChatEnvironment):
-    """What chat templates expect, without the operators that make much of little."""
+    """Provide what chat templates expect, without operators that make huge values from small
+    ones."""
 
     intercepted_binops = frozenset({"**", "*"})
 
@@ -55,7 +56,7 @@ class Sandbox(ChatEnvironment):
 
 
 def render(template: str, variables: dict[str, Any], characters: int) -> str:
-    """The text that a template makes, at most so many characters. Raises what the template does."""
+    """Render a template, to at most `characters` characters. Raises what the template raises."""
     pieces, length = [], 0
     for piece in Sandbox().from_string(template).generate(**variables):
         length += len(piece)
@@ -66,7 +67,7 @@ def render(template: str, variables: dict[str, Any], characters: int) -> str:
 
 
 def answer(job: dict[str, Any]) -> dict[str, str]:
-    """Do one job; whatever goes wrong is said in the answer."""
+    """Do one job; report any error in the answer."""
     try:
         return {"text": render(job["template"], job["variables"], job["characters"])}
     except jinja2.TemplateSyntaxError as error:
@@ -82,13 +83,13 @@ def answer(job: dict[str, Any]) -> dict[str, str]:
 
 
 def read_message(source: BinaryIO) -> Any:
-    """The next message, or None at the end."""
+    """Read the next message; return None at the end."""
     head = source.read(4)
     return json.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
 
 
 def message(content: Any) -> bytes:
-    """The bytes of a message."""
+    """Encode a message."""
     data = json.dumps(content).encode()
     return len(data).to_bytes(4, "big") + data
 
@@ -98,7 +99,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    reply: dict[str, str] = {}  # the first says that the process is ready
+    reply: dict[str, str] = {}  # the first answer says that the process is ready
     while True:
         sink.write(message(reply))
         sink.flush()

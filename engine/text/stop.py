@@ -1,9 +1,9 @@
-"""Stop strings: where a text ends, and which of its characters may go out before that is known.
+"""Find stop strings, and decide which characters may be sent before a match is certain.
 
-Each stop string is followed by a Knuth–Morris–Pratt automaton: its state is the number of
-characters, at the end of the text so far, that are the beginning of the stop string. So the largest
-state is exactly what must be held back (at most max(len) − 1 characters, and none when no stop
-string has begun), a full state is a match, and a character costs the same however long the text is.
+A Knuth–Morris–Pratt automaton follows each stop string: its state is the number of characters, at
+the end of the text so far, that are the beginning of the stop string. So the largest state is
+exactly what must be held back (at most max(len) − 1 characters, and none when no stop string has
+begun), a full state is a match, and a character costs the same however long the text is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from functools import lru_cache
 
 
 class StopMatcher:
-    """Takes a text piece by piece. `matched` is the stop string that ended it, else None.
+    """Take a text piece by piece. `matched` is the stop string that ended it, else None.
 
-    The match that completes first wins; of those that complete with the same character, the first
-    in the list.
+    The match that completes first wins; among matches that complete with the same character, the
+    first in the list.
     """
 
     def __init__(self, stops: Sequence[str] = (), include_stop: bool = False):
@@ -27,15 +27,15 @@ class StopMatcher:
 
     @property
     def num_held(self) -> int:
-        """Characters held back: they are the beginning of a stop string."""
+        """Return the number of characters held back: they are the beginning of a stop string."""
         return len(self._held)
 
     def feed(self, text: str, armed: bool = True) -> str:
-        """Take the next piece of text; return what may go out by now.
+        """Take the next piece of text; return what may be sent now.
 
-        After a match that is all up to the stop string (with it, if it is to be included), and the
-        text is over. While not `armed`, a stop string that completes doesn't count; one that has
-        only begun may still complete later.
+        After a match that is everything before the stop string (with it, if it is to be included),
+        and the text has ended. While not `armed`, a stop string that completes doesn't count; one
+        that has only begun may still complete later.
         """
         if not self._automata:
             return text
@@ -52,13 +52,13 @@ class StopMatcher:
         return pending[:certain]
 
     def flush(self) -> str:
-        """The text ended without a match: return what was held back."""
+        """Return what was held back, because the text ended without a match."""
         held, self._held = self._held, ""
         return held
 
 
 class _Automaton:
-    """One stop string, and how much of it stands at the end of the text."""
+    """Match one stop string; the state is how much of it stands at the end of the text."""
 
     def __init__(self, stop: str):
         self.stop = stop
@@ -66,7 +66,7 @@ class _Automaton:
         self._fallback = _fallback(stop)
 
     def advance(self, character: str) -> bool:
-        """Take one character; whether the stop string is complete with it."""
+        """Take one character; return whether it completes the stop string."""
         stop, state = self.stop, self.state
         while state and stop[state] != character:
             state = self._fallback[state]
@@ -76,10 +76,13 @@ class _Automaton:
         return complete
 
 
-@lru_cache(maxsize=64)  # the sequences of a request have the same
+@lru_cache(maxsize=64)  # a request's sequences have the same stop strings
 def _fallback(stop: str) -> list[int]:
-    """For each k the length of the longest proper beginning of `stop` that also ends its first k
-    characters."""
+    """Compute the fallback states of a stop string.
+
+    For each k: the length of the longest proper beginning of `stop` that also ends its first k
+    characters.
+    """
     fallback = [0] * (len(stop) + 1)
     for length in range(2, len(stop) + 1):
         state = fallback[length - 1]

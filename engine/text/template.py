@@ -1,4 +1,4 @@
-"""Read chat templates and check them: a broken one is refused at the start, not at a chat."""
+"""Read and check chat templates at the start, so that no chat fails on a broken one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.text.errors import TextError
 
 
 def read_template(chat_template: str) -> str:
-    """The text of a template given as a file or as text. Raises `TextError` if it is neither."""
+    """Return the text of a template given as a file or as text. Raises `TextError` for neither."""
     looks_like_text = "{" in chat_template or "\n" in chat_template
     if not looks_like_text:
         try:
@@ -39,7 +39,7 @@ def check_template(text: str, name: str = "The chat template", advice: str = "")
 
 
 def not_jinja(error: jinja2.TemplateSyntaxError, name: str = "The chat template") -> str:
-    """Say where a template breaks off."""
+    """Report where a template's syntax is wrong."""
     return f"{name} is no valid Jinja, line {error.lineno}: {str(error.message).rstrip('.')}."
 
 

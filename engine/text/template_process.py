@@ -1,4 +1,4 @@
-"""Have the templates of requests rendered by a process that is killed when its time is over."""
+"""Render the templates of requests in a process that is killed when its time is over."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class TemplateProcess:
-    """One warm process, `engine.text.sandbox`. To be used by one thread at a time."""
+    """Run one warm process, `engine.text.sandbox`. Use it from one thread at a time."""
 
     def __init__(self, render_s: float = RENDER_S):
         self.render_s = render_s
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Make sure that there is a process, and that it is ready."""
+        """Start the process unless it runs, and wait until it is ready."""
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
@@ -37,16 +37,16 @@ class TemplateProcess:
             [sys.executable, "-m", "engine.text.sandbox"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a template could write there
-            env={"PYTHONPATH": path},  # and no secret
+            stderr=subprocess.DEVNULL,  # a template could write to it
+            env={"PYTHONPATH": path},  # without secrets
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for the server
+            start_new_session=True,  # only the server handles Ctrl-C
         )
         self._receive(time.monotonic() + START_S)
 
     def render(self, template: str, variables: dict[str, Any], characters: int) -> str:
-        """The text that `template` makes. Raises `TextError`: also when it takes too long, or
-        writes more than so many characters."""
+        """Render `template`. Raises `TextError`, also for too much time or more than
+        `characters`."""
         try:
             self.start()
             assert self._process is not None and self._process.stdin is not None
@@ -69,7 +69,7 @@ class TemplateProcess:
         return reply["text"]
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -81,7 +81,8 @@ class TemplateProcess:
                     pipe.close()
 
     def _receive(self, deadline: float) -> Any:
-        """The next answer. Raises `TimeoutError`, or `BrokenPipeError` at the process's end."""
+        """Read the next answer. Raises `TimeoutError`, or `BrokenPipeError` if the process has
+        ended."""
         size = int.from_bytes(self._read(4, deadline), "big")
         return json.loads(self._read(size, deadline))
 

@@ -1,9 +1,8 @@
-"""Tokenizer: text ↔ token ids, safe to use from many threads at once.
+"""Convert text to token ids and back, safely from many threads at once.
 
-A thin layer over the Rust tokenizer below those of transformers, which keeps no state of a call
-(transformers' own `__call__` sets truncation and padding on the shared object first, and two
-threads then collide) and releases the GIL. Tokenizers without a Rust part work too, one call at a
-time.
+A thin layer over the Rust tokenizer inside those of transformers. It keeps no state of a call
+(transformers' own `__call__` first sets truncation and padding on the shared object, so two threads
+conflict) and releases the GIL. Tokenizers without a Rust part work too, one call at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_TOKEN_ID = 2**32 - 1
 
 
 class TokenText(msgspec.Struct, frozen=True):
-    """One token by itself, as log-probabilities show it.
+    """Hold one token by itself, as log-probabilities show it.
 
     `text` is unique to its bytes: half a character can't be shown as text and reads
     `bytes:\\xe2\\x82`, as in OpenAI's completions.
@@ -36,9 +35,9 @@ class TokenText(msgspec.Struct, frozen=True):
 
 
 class Tokenizer:
-    """Text ↔ ids as transformers' tokenizer has them; any of `eos_token_ids` ends a text.
+    """Convert text to ids and back, as transformers' tokenizer does. `eos_token_ids` end a text.
 
-    backend: the Rust tokenizer; None: `load_hf` gives one of transformers, written in Python.
+    backend: the Rust tokenizer; None: `load_hf` loads one of transformers, written in Python.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Tokenizer:
         self.truncation_side = facts.truncation_side
         self.eos_token_ids = [] if facts.eos_token_id is None else [facts.eos_token_id]
         self._load_hf = load_hf
-        self._lock = threading.Lock()  # around tokenizers written in Python
+        self._lock = threading.Lock()  # guards tokenizers written in Python
         self._texts: dict[int, TokenText] = {}
         self._backend = backend
         if backend is not None:
@@ -70,7 +69,7 @@ class Tokenizer:
 
     @classmethod
     def of(cls, hf: Any, eos_token_ids: Sequence[int] = ()) -> Tokenizer:
-        """Wrap a tokenizer of transformers. eos_token_ids: further ones."""
+        """Wrap a tokenizer of transformers. eos_token_ids: additional ones."""
         facts = facts_of(hf)
         made = cls(facts, hf.backend_tokenizer if facts.fast else None, lambda: hf)
         made.end_at(eos_token_ids)
@@ -80,32 +79,37 @@ class Tokenizer:
     def of_file(
         cls, tokenizer_json: bytes, facts: TokenizerFacts, load_hf: Callable[[], Any]
     ) -> Tokenizer:
-        """Make one of what a tokenizer.json holds. load_hf: loads transformers' own, if asked."""
+        """Make a tokenizer from the contents of tokenizer.json.
+
+        load_hf: loads transformers' own, if `hf` is read.
+        """
         backend = tokenizers.Tokenizer.from_buffer(tokenizer_json)
         backend.encode_special_tokens = facts.splits_special_tokens
         return cls(facts, backend, load_hf)
 
     @functools.cached_property
     def hf(self) -> Any:
-        """Transformers' tokenizer, which is imported and loaded when this is first read."""
+        """Return transformers' tokenizer, which is imported and loaded at the first access."""
         return self._load_hf()
 
     @functools.cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token: a text of n characters has at least n / that tokens."""
+        """Return the longest token's characters: n characters of text have at least n / that
+        tokens."""
         owner = self.hf if self._backend is None else self._backend
         return max(map(len, owner.get_vocab()), default=1)
 
     def end_at(self, token_ids: Sequence[int]) -> None:
-        """Let these tokens end a text, too."""
+        """Add tokens that end a text."""
         self.eos_token_ids += [i for i in token_ids if i not in self.eos_token_ids]
 
     # ------------------------------------------------------------------------------ text ↔ ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Special tokens written out in the text become the special tokens."""
+        """Return the token ids of `text`. Special tokens written out in it become the special
+        tokens."""
         if self._backend is not None and len(text) > LONG_TEXT:
-            # Only the encoding of batches releases the GIL.
+            # Only the method for batches releases the GIL.
             batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             return batch[0].ids
         if self._backend is not None:
@@ -116,8 +120,10 @@ class Tokenizer:
     def encode_at_most(
         self, text: str, max_length: int, add_special_tokens: bool = True
     ) -> list[int]:
-        """Token ids of `text`, cut to `max_length` where transformers would cut it: special tokens
-        stay, the text's last (or first, as the tokenizer says) go."""
+        """Return the token ids of `text`, cut to `max_length` as transformers does.
+
+        Special tokens stay; the text's last tokens (or first, as the tokenizer says) are cut.
+        """
         if self._backend is None:
             with self._lock:
                 return self.hf.encode(
@@ -132,7 +138,8 @@ class Tokenizer:
         return self._backend.post_process(encoding, None, add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`, spaces as the tokens have them. An id without a token gives none."""
+        """Return the text of `token_ids`, with the tokens' own spaces. An id without a token gives
+        none."""
         if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) <= MAX_TOKEN_ID:
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id <= MAX_TOKEN_ID)
             raise TextError(
@@ -153,27 +160,27 @@ class Tokenizer:
             )
 
     def token(self, token_id: int) -> TokenText:
-        """One token as log-probabilities show it; a special token shows its name."""
+        """Return one token as log-probabilities show it; a special token shows its name."""
         known = self._texts.get(token_id)
         if known is None:
             known = self._texts[token_id] = self._token_text(token_id)
         return known
 
     def texts(self, token_ids: Sequence[int]) -> dict[int, str]:
-        """How tokens read, each by itself."""
+        """Return the text of each token by itself."""
         return {token_id: self.token(token_id).text for token_id in token_ids}
 
     def bad_words(self, words: Sequence[str]) -> list[list[int]]:
-        """The token sequences that spell each word: at a text's beginning, after a space, and
-        within a line.
+        """Return the token sequences that spell each word.
 
-        Raises `TextError` for a word that has no token.
+        A word may stand at a text's beginning, after a space, or within a line. Raises `TextError`
+        for a word that has no token.
         """
-        sequences: dict[tuple[int, ...], None] = {}  # in their order, each once
+        sequences: dict[tuple[int, ...], None] = {}  # in order, each once
         newline = self.encode("\n", add_special_tokens=False)
         for word in words:
             ways = [self.encode(word, False), self.encode(" " + word.lstrip(), False)]
-            # Behind a newline SentencePiece writes no mark of a word's beginning.
+            # After a newline SentencePiece doesn't mark a word's beginning.
             behind = self.encode("\n" + word.lstrip(), False)
             if newline and behind[: len(newline)] == newline:
                 ways.append(behind[len(newline) :])
@@ -190,8 +197,8 @@ class Tokenizer:
                 return TokenText(data.decode(), data)
             except UnicodeDecodeError:
                 return TokenText("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
-        # A tokenizer may drop a space at the beginning, so the second of two tells how the token
-        # reads within a text.
+        # A tokenizer may drop a space at the beginning, so decode the token twice: the second one
+        # reads as it does within a text.
         once = self.decode([token_id], skip_special_tokens=False)
         text = self.decode([token_id, token_id], skip_special_tokens=False)[len(once) :]
         return TokenText(text, text.encode(errors="replace"))

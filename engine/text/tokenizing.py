@@ -1,4 +1,4 @@
-"""Say how a prompt's text is tokenized: the options that programs pass as `tokenization_kwargs`."""
+"""Read the options of tokenizing that programs pass as `tokenization_kwargs`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NAMES = ("add_special_tokens", "truncation", "max_length")
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """How texts become tokens."""
+    """Hold how texts become tokens."""
 
     add_special_tokens: bool = True
     max_length: int | None = None  # tokens, special ones included; None: all
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None, add_special_tokens: bool) -> Tokenizing:
-        """Read `tokenization_kwargs`. add_special_tokens: where they say nothing of it.
+        """Read `tokenization_kwargs`. add_special_tokens: used if they don't set it.
 
-        Raises `TextError` for an option that isn't served.
+        Raises `TextError` for an option that isn't supported.
         """
         options = dict(options or {})
         for name in options:
@@ -52,7 +52,7 @@ class Tokenizing:
         return cls(options.get("add_special_tokens", add_special_tokens), length)
 
     def prompt(self, tokenizer: Tokenizer, given: GivenPrompt) -> str | list[int]:
-        """What is handed on: the text, or token ids where it is to be cut."""
+        """Return the prompt to pass on: the text, or token ids if it must be cut."""
         content = given.content
         if self.max_length is None or not isinstance(content, str):
             return content

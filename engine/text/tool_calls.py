@@ -1,7 +1,7 @@
-"""Tool calls of earlier answers, as chat templates take them.
+"""Parse the tool calls of earlier answers for chat templates.
 
 On the wire `arguments` are a JSON object written as a string. Templates expect the object: most
-would write the string as JSON once more, others fail at it.
+would write the string as JSON once more, others fail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.text.errors import TextError
 
 
 def parsed_tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
-    """The calls with their `arguments` as objects. The caller's own stay as they are.
+    """Return the calls with their `arguments` as objects. The caller's calls are not changed.
 
     path: the field, for errors. Raises `TextError`.
     """
@@ -26,7 +26,7 @@ def parsed_tool_calls(calls: Any, path: str) -> list[dict[str, Any]]:
 def _parsed(call: Any, path: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise TextError(path, f'{path} must be an object with a "function".')
-    # Templates also take a call without its wrapper: a name, and arguments.
+    # Templates also accept a call without its wrapper: a name, and arguments.
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise TextError(
@@ -39,7 +39,7 @@ def _parsed(call: Any, path: str) -> dict[str, Any]:
 def _arguments(function: Mapping[str, Any], path: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        return {}  # a function that takes none
+        return {}  # the function takes no arguments
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
