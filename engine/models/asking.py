@@ -1,13 +1,13 @@
-"""Ask transformers how a model's files are to be read, in another process, and keep its answer.
+"""Ask transformers in another process how to read a model's files, and keep its answer.
 
-transformers knows which class a tokenizer is of and what a config.json leaves unsaid. To know it,
-it imports some 60 MB, with torch beside it 300, of which nothing is used afterwards. So a process
-that ends is asked, without torch; and as the same files get the same answer, it is kept in the
-user's cache, where the second start finds it. Where transformers is imported already, it is asked
-there.
+transformers knows which class a tokenizer is of and what a config.json leaves unsaid. Asking it
+imports some 60 MB, with torch beside it 300, and nothing of that is used afterwards. So the
+question goes to a process that ends, without torch. The same files get the same answer, so it is
+kept in the user's cache, where the second start finds it. Where transformers is imported already,
+it is asked there.
 
 A question is the name of a function, "module:function". It takes a dict that JSON can hold, and
-gives such a dict and files by name; values with the key "error" are an answer that isn't kept.
+returns such a dict and files by name; values with the key "error" are an answer that isn't kept.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Answer(NamedTuple):
-    """What transformers says: values, and the bytes of files by name."""
+    """Hold what transformers says: values, and the bytes of files by name."""
 
     values: dict[str, Any]
     files: dict[str, bytes]
 
 
 class AskingError(RuntimeError):
-    """transformers could not be asked. The message says why."""
+    """Report that transformers could not be asked. The message says why."""
 
 
 def ask(question: str, arguments: dict[str, Any], depends_on: Iterable[Path] | None) -> Answer:
@@ -78,14 +78,14 @@ def ask(question: str, arguments: dict[str, Any], depends_on: Iterable[Path] | N
             raise AskingError("transformers gave an answer that can't be read")
         if place is not None and "error" not in answer.values:
             _forget_the_oldest()
-            shutil.rmtree(place, ignore_errors=True)  # one that isn't whole
+            shutil.rmtree(place, ignore_errors=True)  # an incomplete one
             with contextlib.suppress(OSError):  # another process may have put it there meanwhile
                 os.replace(folder, place)
         return answer
 
 
 def small_files(folder: Path) -> list[Path]:
-    """All files of a model's folder that are not weights: what a tokenizer may be made of."""
+    """List the files of a model's folder that are not weights: a tokenizer may be made of them."""
     kinds = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/*.jinja")
     return sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
 
@@ -103,7 +103,7 @@ def _cache() -> Path:
 
 
 def _key(question: str, arguments: dict[str, Any], files: Iterable[Path]) -> str:
-    """A name for all that shapes an answer, the code that gives it among it."""
+    """Name all that shapes an answer, the code that gives it included."""
     digest = hashlib.sha256()
     kept = {name: value for name, value in arguments.items() if name != NOT_TO_BE_KEPT}
     versions = [importlib.metadata.version(package) for package in PACKAGES]
@@ -118,7 +118,7 @@ def _key(question: str, arguments: dict[str, Any], files: Iterable[Path]) -> str
 
 
 def _read(folder: Path) -> Answer | None:
-    """The answer in a folder; None if there is none, or if it isn't whole."""
+    """Read the answer in a folder; None if there is none, or if it is incomplete."""
     try:
         said = json.loads((folder / ANSWER).read_bytes())
         files = {name: (folder / name).read_bytes() for name in said["digests"]}
@@ -159,7 +159,7 @@ def main() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    sys.modules["torch"] = None  # type: ignore[assignment]  # to transformers it is not there
+    sys.modules["torch"] = None  # type: ignore[assignment]  # so that transformers finds none
     question, folder = sys.argv[1], Path(sys.argv[2])
     answer = _answer(question, json.load(sys.stdin))
     for name, data in answer.files.items():

@@ -24,7 +24,7 @@ QUESTION = "engine.models.description:describe"
 
 
 class Description(SimpleNamespace):
-    """The attributes of transformers' configuration, for a model with nothing but text."""
+    """Hold the attributes of transformers' configuration, for a model with nothing but text."""
 
     def get_text_config(self) -> Description:
         return self
@@ -67,8 +67,10 @@ def transformers_config(folder: Path) -> PretrainedConfig:
 
 
 def describe(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Answer `QUESTION`: {"plain": the attributes, or None where transformers has to compute with
-    the configuration itself}, or {"error": why there is none}."""
+    """Answer `QUESTION`: {"plain": the attributes} or {"error": why there are none}.
+
+    The attributes are None where transformers has to compute with the configuration itself.
+    """
     from transformers import AutoConfig
 
     try:
@@ -86,7 +88,7 @@ def describe(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON holds a value as it is."""
+    """Return whether JSON holds a value unchanged."""
     try:
         return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""Compute: take a StepPlan, return tokens."""
+"""Compute what a StepPlan says, and return its tokens."""
