@@ -185,3 +185,14 @@ def test_help_shows_every_option(capsys):
         parse("--help")
     shown = capsys.readouterr().out
     assert "--max-num-seqs" in shown and "--config FILE" in shown and "[MODEL]" in shown
+
+
+def test_defaults_of_sampling():
+    config = EngineConfig.from_args(
+        ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0.5}'], {}
+    )
+    assert config.generation_config == "vllm"
+    assert config.override_generation_config == {"temperature": 0.5}
+    assert EngineConfig().generation_config == "auto"
+    with pytest.raises(ConfigError, match="--override-generation-config"):
+        EngineConfig.from_args(["--override-generation-config", "temperature=1"], {})

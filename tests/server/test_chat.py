@@ -69,3 +69,24 @@ def test_prompt_logprobs(server):
 def test_unknown_model(server):
     error = server.refusal(CHAT, status=404, messages=HI, model="other")
     assert error["param"] == "model"
+
+
+def test_tool_calls_of_earlier_answers_reach_the_template(run_server):
+    template = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.arguments.city }}{% endfor %}{% endfor %}"
+    )
+    with run_server(chat_template=template) as server:
+        for arguments in ('{"city": "Bern"}', {"city": "Bern"}):
+            call = {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "f", "arguments": arguments},
+            }
+            messages = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+            body = {"messages": messages, "max_tokens": 2, "return_token_ids": True}
+            answer = server.http.post("/v1/chat/completions", json=body).json()
+            assert bytes(answer["prompt_token_ids"]) == b"hiBern"
+        call["function"]["arguments"] = "{"
+        error = server.refusal("/v1/chat/completions", messages=messages)
+        assert error["param"] == "messages.1.tool_calls.0.function.arguments"
