@@ -13,7 +13,10 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain JSON types. An object without such a form becomes its type's name."""
+    """Convert a value to plain JSON types.
+
+    An object without such a form becomes its type's name.
+    """
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
