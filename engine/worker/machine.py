@@ -29,13 +29,14 @@ def free_memory(
     meminfo: Path = Path("/proc/meminfo"),
     cgroup: Path = CGROUP,
     status: Path = Path("/proc/self/status"),
+    own_cgroup: Path = Path("/proc/self/cgroup"),
 ) -> FreeMemory:
     """Return the host memory that this process can still take.
 
     It is the least of the kernel's estimate, the container's limit and the process's own limits.
     """
     found = [_system_memory(meminfo)]
-    left = _cgroup_left(cgroup)
+    left = _cgroup_left(cgroup, own_cgroup)
     if left is not None:
         found.append(FreeMemory(left, "left below the container's memory limit"))
     found += _limits_left(status)
@@ -99,30 +100,44 @@ def _system_memory(meminfo: Path) -> FreeMemory:
     return FreeMemory(physical // 2, "half of the physical memory (no /proc/meminfo here)")
 
 
-def _cgroup_left(cgroup: Path) -> int | None:
-    """Return the bytes below the container's limit; None without one.
+def _cgroup_left(cgroup: Path, own: Path) -> int | None:
+    """Return the bytes below the limits of this process's groups; None without one.
 
-    Cached file pages don't count as used: the kernel drops them when memory is wanted.
+    The groups above it count, too. In a container its own group stands at the top, whatever name
+    it has outside.
     """
-    for limit_file, used_file, stat_file, key in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        limit, used = _read(cgroup / limit_file), _read(cgroup / used_file)
-        if limit is None or used is None or limit == "max" or int(limit) > NO_LIMIT:
-            continue
-        cached = 0
-        for line in (_read(cgroup / stat_file) or "").splitlines():
-            name, _, value = line.partition(" ")
-            if name == key:
-                cached = int(value)
-        return max(0, int(limit) - int(used) + cached)
-    return None
+    paths = [line.split(":", 2) for line in (_read(own) or "").splitlines()]
+    found = []
+    for base, controller, names in ((cgroup, "", _V2), (cgroup / "memory", "memory", _V1)):
+        inner = [path for _, kinds, path in paths if controller in kinds.split(",")]
+        for path in ["", *inner]:
+            folder = base / path.lstrip("/")
+            while True:
+                left = _group_left(folder, *names)
+                if left is not None:
+                    found.append(left)
+                if folder == base or base not in folder.parents:
+                    break
+                folder = folder.parent
+    return min(found, default=None)
+
+
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _group_left(folder: Path, limit_file: str, used_file: str, key: str) -> int | None:
+    """Return the bytes below one group's limit. Cached file pages don't count as used: the kernel
+    drops them when memory is wanted."""
+    limit, used = _read(folder / limit_file), _read(folder / used_file)
+    if limit is None or used is None or limit == "max" or int(limit) > NO_LIMIT:
+        return None
+    cached = 0
+    for line in (_read(folder / "memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            cached = int(value)
+    return max(0, int(limit) - int(used) + cached)
 
 
 def _limits_left(status: Path) -> list[FreeMemory]:

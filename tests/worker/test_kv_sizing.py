@@ -126,6 +126,23 @@ def test_the_older_kind_of_limit(meminfo, tmp_path):
     assert machine.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
 
 
+def test_a_group_within_the_groups_counts_and_those_above_it(meminfo, tmp_path):
+    own = tmp_path / "own"
+    own.write_text("4:memory,cpu:/a/b\n2:cpuset:/x\n0::/c/d\n")
+    here = (meminfo, tmp_path, tmp_path / "no status", own)
+    assert machine.free_memory(*here).num_bytes == 8_000_000 * 1024
+    write(tmp_path, c__memory_dot_max=str(4 * GIB), c__memory_dot_current=str(GIB))
+    assert machine.free_memory(*here).num_bytes == 3 * GIB
+    write(
+        tmp_path,
+        memory__a__b__memory_dot_limit_in_bytes=str(2 * GIB),
+        memory__a__b__memory_dot_usage_in_bytes="0",
+    )
+    assert machine.free_memory(*here).num_bytes == 2 * GIB
+    own.write_text("0::/../outside\n")  # a group that a container doesn't see
+    assert machine.free_memory(*here).num_bytes == 8_000_000 * 1024
+
+
 def test_a_processs_own_limit_counts_what_is_mapped(meminfo, tmp_path, monkeypatch):
     write(tmp_path, status="VmSize:\t  4194304 kB\nVmData:\t  1048576 kB")
     limits = {resource.RLIMIT_DATA: 3 * GIB, resource.RLIMIT_AS: resource.RLIM_INFINITY}
