@@ -35,6 +35,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
     Raises `ModelError`.
     """
+    folder = folder.resolve()
     file = folder / "config.json"
     if not file.is_file():
         raise ModelError(f"{folder} has no config.json; name a folder in transformers' format.")

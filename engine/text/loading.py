@@ -77,6 +77,9 @@ def _load(
     folder = Path(source).expanduser()
     if not folder.is_dir() and (folder.exists() or source.startswith((".", "/", "~"))):
         raise TextError("model", f"{source} is not a folder; name a model's folder or a hub id.")
+    source = _whole_path(source)
+    if defaults is not None:
+        defaults = (_whole_path(defaults[0]), *defaults[1:])
     arguments = {
         "source": source,
         "revision": revision,
@@ -96,6 +99,12 @@ def _load(
     if not facts.fast:
         return Tokenizer.of(load_hf()), said
     return Tokenizer.of_file(files[BACKEND], facts, load_hf), said
+
+
+def _whole_path(source: str) -> str:
+    """Make a local folder's path one that holds wherever it is asked from; a hub id stays."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def _files(sources: list[str]) -> list[Path] | None:

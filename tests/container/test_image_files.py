@@ -26,7 +26,7 @@ def arguments(name: str) -> list[str]:
 
 
 def test_the_base_can_be_chosen():
-    assert arguments("ARG") == ["BASE_IMAGE=python:3.11-slim", "BAKE_MODEL="]
+    assert arguments("ARG") == ["BASE_IMAGE=python:3.11-slim", "TORCH_INDEX=", "BAKE_MODEL="]
     assert arguments("FROM") == ["${BASE_IMAGE}"]
 
 
@@ -56,6 +56,14 @@ def test_code_comes_after_packages():
     code = next(i for i, line in enumerate(order) if line.startswith("COPY . "))
     last_install = max(i for i, line in enumerate(order) if "pip install" in line)
     assert last_install < code
+
+
+def test_what_a_first_start_would_do_is_done_as_the_servers_user():
+    order = [f"{name} {rest}" for name, rest in instructions()]
+    prepared = order.index("RUN python -m engine.prepare pocket")
+    user = next(i for i, line in enumerate(order) if line.startswith("USER "))
+    assert user < prepared  # its cache is in that user's home
+    assert any(line.startswith("RUN python -m compileall") for line in order[:user])
 
 
 def matched_by_ignore_file(path: str) -> bool:

@@ -105,14 +105,19 @@ def load(variant: str, sources: tuple[str, ...] = ()) -> ctypes.PyDLL:
     sources: these only. PyDLL keeps Python's lock during a call: most calls take microseconds, and
     releasing the lock and waiting for it again can cost more than the kernel.
     """
-    sources = sources or SOURCES
-    path = library_path(variant, sources)
-    if not _is_whole(path):
-        path = _build(variant, sources, path)
+    path = compiled(variant, sources)
     try:
         return ctypes.PyDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} can't be loaded: {error}. Delete it to build it anew.") from error
+
+
+def compiled(variant: str, sources: tuple[str, ...] = ()) -> Path:
+    """Return the library's file, built if it isn't in the cache; this CPU need not be able to run
+    it. sources: these only. Raises BuildError."""
+    sources = sources or SOURCES
+    path = library_path(variant, sources)
+    return path if _is_whole(path) else _build(variant, sources, path)
 
 
 @lru_cache(maxsize=1)
