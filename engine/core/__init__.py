@@ -1,1 +1,1 @@
-"""DECIDES: which request runs, on which blocks. Imports no torch."""
+"""Decide which request runs, on which blocks. Imports no torch."""

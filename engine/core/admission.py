@@ -1,7 +1,7 @@
-"""Admission: which requests the engine takes, and what it settles for each before it queues them.
+"""Decide which requests the engine accepts, and settle their parameters before they are queued.
 
-A request that could never be served is refused at once, with the limit and what to do about it;
-nothing is refused later for want of room (it waits, or is preempted).
+A request that could never be served is refused immediately, with the limit and what to do about it.
+Later, no request is refused for lack of room: it waits, or is preempted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.rounding import ceil_div
 
 
 class RequestError(ValueError):
-    """The core can't ever serve this request. `param` names the field, the message the limit."""
+    """Report a request that can never be served. `param` names the field, the message the limit."""
 
     def __init__(self, param: str, message: str):
         super().__init__(message)
@@ -22,15 +22,16 @@ class RequestError(ValueError):
 
 
 class Admission:
-    """The limits of one engine: its model's context, its cache, its seats."""
+    """Hold the limits of one engine: its model's context, its cache, its seats."""
 
     def __init__(self, config: EngineConfig, kv: KVShape):
         self.config = config
         self.kv = kv
 
     def check(self, core: CoreRequest, running_already: bool) -> int:
-        """The request's real max_tokens. Raises RequestError if it could never be served;
-        `running_already`: its id is taken.
+        """Return the request's real max_tokens. Raises RequestError if it could never be served.
+
+        `running_already`: its id is in use.
         """
         kv, params = self.kv, core.params
         num_tokens = len(core.prompt_token_ids)
@@ -46,7 +47,7 @@ class Admission:
                 f" {num_tokens}, which leaves no room for an answer. Shorten it.",
             )
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        # The last token that is drawn is never fed back, so it needs no slot.
+        # The last drawn token is never fed back, so it needs no slot.
         blocks = ceil_div(num_tokens + max(0, max_tokens - 1), kv.block_size)
         if blocks > kv.num_blocks:
             raise RequestError(
@@ -63,8 +64,9 @@ class Admission:
         return max_tokens
 
     def seed(self, core: CoreRequest, arrival: int) -> int:
-        """The request's seed, or one of its own drawn from the engine's seed and its arrival
-        number: of 53 bits, which programs that read JSON numbers as doubles keep exactly.
+        """Return the request's seed, or draw one from the engine's seed and the arrival number.
+
+        A drawn seed has 53 bits, which programs that read JSON numbers as doubles keep exactly.
         """
         if core.params.seed is not None:
             return core.params.seed

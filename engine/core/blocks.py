@@ -1,11 +1,11 @@
-"""BlockPool: who holds which KV block, and which content can still be found.
+"""Keep track of KV blocks: who uses each, and which contents can still be found.
 
 A block is a number: page `b` of every layer's K and V tensors. A block is *used* while some block
 table names it (`references[b] > 0`) and *free* otherwise. A full block may also be *cached*: it has
 a hash of all tokens up to its end, and an equal prefix finds it by that hash, used or free. A free
-block keeps its hash, and its content, until it is taken for something else. So the free queue
-orders eviction: blocks without a hash stand at its front and are taken first; cached ones join at
-its back, and the one that was freed longest ago is evicted first (LRU).
+block keeps its hash, and its content, until it is allocated again. So the order of the free queue
+is the order of eviction: blocks without a hash are at its front and are taken first; cached ones
+join at its back, and the one that was freed longest ago is evicted first (LRU).
 
 Every operation is O(1) a block: nothing here grows with the size of the pool.
 """
@@ -21,25 +21,25 @@ HASH_BYTES = 16
 
 
 class OutOfBlocks(Exception):
-    """Fewer blocks are free than were asked for. Nothing was changed (rule 7)."""
+    """Report that fewer blocks are free than were asked for. Nothing was changed (rule 7)."""
 
 
 def root_hash(salt: str) -> bytes:
-    """The parent of a sequence's first block. Requests find each other's blocks only under the same
-    salt.
+    """Return the parent hash of a sequence's first block.
+
+    Requests find each other's blocks only if they have the same salt.
     """
     return blake2b(salt.encode(), digest_size=HASH_BYTES).digest()
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Hash of a full block: of its tokens and, through `parent`, of every token before them (rule
-    5).
-    """
+    """Hash a full block: its tokens and, through `parent`, every token before them (rule 5)."""
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
 
 
 class BlockPool:
-    """`num_blocks` blocks, numbered from 0. The host pool of swapped-out blocks is one, too."""
+    """Hold `num_blocks` blocks, numbered from 0. The host pool of swapped-out blocks is one,
+    too."""
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
@@ -80,7 +80,7 @@ class BlockPool:
         return blocks, evicted
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more block table names these blocks; free ones among them leave the free queue."""
+        """Add one reference to each of these blocks; free ones among them leave the free queue."""
         for block in blocks:
             if self.references[block] == 0:
                 del self.free_queue[block]
@@ -88,8 +88,10 @@ class BlockPool:
             self.references[block] += 1
 
     def free(self, blocks: Iterable[int]) -> None:
-        """One block table less names these blocks. The caller gives a sequence's blocks last first,
-        so that the blocks that fewer others could share are evicted first.
+        """Remove one reference from each of these blocks.
+
+        The caller passes a sequence's blocks last first, so that the blocks that fewer sequences
+        could share are evicted first.
         """
         for block in blocks:
             self.references[block] -= 1
@@ -101,8 +103,8 @@ class BlockPool:
                     self.num_cached_free += 1
 
     def cache(self, block: int, hash: bytes) -> bool:
-        """Make a full, used block findable. False if an equal one is findable already: then this
-        one stays without.
+        """Make a full, used block findable. Return False if an equal block already is: then this
+        one isn't.
         """
         if hash in self.cached:
             return False
@@ -111,8 +113,9 @@ class BlockPool:
         return True
 
     def forget(self, blocks: Iterable[int]) -> list[tuple[int, bytes]]:
-        """Nobody finds these blocks any more; free ones keep their places in the queue. Returns
-        those that could be found, each with the hash that it lost.
+        """Make these blocks unfindable; free ones keep their places in the queue.
+
+        Returns those that could be found, each with the hash that it lost.
         """
         lost: list[tuple[int, bytes]] = []
         for block in blocks:
@@ -126,7 +129,7 @@ class BlockPool:
         return lost
 
     def find(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest cached beginning of this chain of hashes."""
+        """Find the blocks of the longest cached beginning of this chain of hashes."""
         found = []
         for hash in hashes:
             block = self.cached.get(hash)
@@ -136,8 +139,9 @@ class BlockPool:
         return found
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise AssertionError unless the pool agrees with the block tables that exist. For tests;
-        O(num_blocks).
+        """Raise AssertionError unless the pool agrees with the existing block tables.
+
+        For tests; O(num_blocks).
         """
         counted = [0] * self.num_blocks
         for table in tables:

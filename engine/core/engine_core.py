@@ -1,10 +1,9 @@
-"""EngineCore: the loop: plan → execute → update.
+"""Run the engine's loop: plan → execute → update.
 
-Two loops stand side by side. The *plain* one plans a step, waits for the worker, books the tokens,
-and only then plans the next. The *overlapped* one plans step k + 1 while the worker computes step
-k: a decoding request surely gets one more token, and which one only the worker needs to know, so
-the plan needn't wait. What it can't foresee (a stop token) costs one computed token that is thrown
-away.
+There are two loops. The *plain* one plans a step, waits for the worker, books the tokens, and only
+then plans the next step. The *overlapped* one plans step k + 1 while the worker computes step k: a
+decoding request will get one more token, and only the worker needs to know which, so the plan
+needn't wait. A stop token can't be foreseen; it costs one computed token that is discarded.
 """
 
 from __future__ import annotations
@@ -36,8 +35,11 @@ from engine.trace.recorder import Recorder
 
 
 class Executor(Protocol):
-    """What computes: the ModelRunner, or a stand-in of a test. `launches_ahead` (none: False) says
-    that it can also `launch(plan)`, which returns before the step is computed."""
+    """Compute steps: the ModelRunner, or a test's replacement.
+
+    `launches_ahead` (if absent: False) says that it can also `launch(plan)`, which returns before
+    the step is computed.
+    """
 
     kv: KVShape
 
@@ -45,7 +47,7 @@ class Executor(Protocol):
 
 
 class Pending(Protocol):
-    """A step in flight."""
+    """Hold a step in flight."""
 
     def result(self) -> StepOutput: ...
 
@@ -54,10 +56,10 @@ MakeScheduler = Callable[[EngineConfig, KVShape, Recorder], Scheduler]
 
 
 class EngineCore:
-    """Requests in, outputs out, one step at a time. Used from one thread.
+    """Take requests and return outputs, one step at a time. Use it from one thread.
 
-    `scheduler` makes the scheduler: a subclass of it with a policy of its own, or
-    `partial(Scheduler, pool=…, costs=…)`.
+    `scheduler` makes the scheduler: a subclass of it with another policy, or `partial(Scheduler,
+    pool=…, costs=…)`.
     """
 
     def __init__(
@@ -74,11 +76,11 @@ class EngineCore:
         self.scheduler = scheduler(config, executor.kv, recorder)
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
-        self._groups: dict[str, list[Request]] = {}  # request id as sent → its sequences that live
-        self._sequences: dict[str, Request] = {}  # by sequence id, until its last step is back
+        self._groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
+        self._sequences: dict[str, Request] = {}  # by sequence id, until its last step has returned
         self._arrivals = 0
-        self._told_step = 0  # the last one whose outputs went out
-        self._tokens_told = 0  # of that one, see `StepStats.tokens_told`
+        self._told_step = 0  # the last step whose outputs were sent
+        self._tokens_told = 0  # of that step, see `StepStats.tokens_told`
         self._in_flight: deque[tuple[StepPlan, int, Pending]] = deque()
         # An executor that waits for its device gets a thread of its own to wait in.
         waits = self.overlapped and not getattr(executor, "launches_ahead", False)
@@ -87,8 +89,9 @@ class EngineCore:
     # ---------------------------------------------------------------------------------- requests in
 
     def add_request(self, core: CoreRequest) -> None:
-        """Queue a request. Raises RequestError if it could never be served; then nothing has
-        changed (rule 7).
+        """Queue a request. Raises RequestError if it could never be served.
+
+        Then nothing has changed (rule 7).
         """
         try:
             max_tokens = self.admission.check(core, core.request_id in self._groups)
@@ -120,8 +123,10 @@ class EngineCore:
         )
 
     def abort(self, request_id: str, why: str) -> None:
-        """End all sequences of a request from outside. Unknown or finished ids are ignored: the
-        news may have crossed.
+        """End all sequences of a request from outside.
+
+        Unknown or finished ids are ignored: the request may have ended while the order was on its
+        way.
         """
         for request in list(self._groups.get(request_id, ())):
             self.recorder.record(
@@ -132,8 +137,8 @@ class EngineCore:
             self._leave(request, why)
 
     def finish(self, request_id: str, index: int, stop_reason: str) -> None:
-        """End one sequence because its text is complete: a stop string matched. Ignored if it has
-        ended already.
+        """End one sequence because a stop string matched in its text. Ignored if it has already
+        ended.
         """
         for request in list(self._groups.get(request_id, ())):
             if request.index == index:
@@ -142,7 +147,7 @@ class EngineCore:
                 )
 
     def reset_prefix_cache(self) -> int:
-        """Let no later request find a block that is cached now.
+        """Stop later requests from finding a block that is cached now.
 
         Running requests keep their blocks. Returns how many blocks could be found.
         """
@@ -157,7 +162,7 @@ class EngineCore:
         return len(self.scheduler.waiting)
 
     def stats(self) -> StepStats:
-        """The state after the last step."""
+        """Return the state after the last step."""
         scheduler, stats = self.scheduler, self.scheduler.stats
         stats.num_running = len(scheduler.running)
         stats.num_waiting = len(scheduler.waiting)
@@ -184,15 +189,13 @@ class EngineCore:
         return news
 
     def _overlapped_step(self) -> list[CoreOutput]:
-        """Hand the worker the next step, if one can be planned yet, then book the oldest one in
-        flight.
-        """
+        """Launch the next step, if it can be planned yet; then book the oldest step in flight."""
         started = time.perf_counter_ns()
         plan = self.scheduler.schedule()
         if plan is not None:
             self._set_full_step(plan)
             self._in_flight.append((plan, started, self._launch(plan)))
-            self.recorder.pack()  # the worker has something to do meanwhile
+            self.recorder.pack()  # while the worker computes
             if len(self._in_flight) == 1:
                 return []
         if not self._in_flight:
@@ -206,7 +209,7 @@ class EngineCore:
         return self.executor.launch(plan)  # type: ignore[attr-defined]
 
     def _set_full_step(self, plan: StepPlan) -> None:
-        """Whether this step's kernels are to be recorded: they serve every request of the step."""
+        """Set whether this step's kernels are recorded: they serve every request of the step."""
         full = self.recorder.full_requests
         self.recorder.full_step = bool(full) and any(
             self.recorder.wants_full(row.request_id) for row in plan.rows
@@ -215,7 +218,7 @@ class EngineCore:
     # ----------------------------------------------------------------------------------- tokens out
 
     def _update(self, plan: StepPlan, output: StepOutput, started: int) -> list[CoreOutput]:
-        """Book what a step brought: append, finish, fork, free."""
+        """Book the result of a step: append, finish, fork, free."""
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
         self._tokens_told = 0
@@ -227,7 +230,7 @@ class EngineCore:
             request = sequences[row.request_id]
             computed = request.num_computed_tokens = request.num_computed_tokens + row.num_tokens
             if request.status is finished:
-                # it ended while this step was in flight: its token is thrown away
+                # it ended while this step was in flight: discard its token
                 if not request.tokens_in_flight:
                     self._leave(request, "its last step in flight is back")
                 continue
@@ -274,8 +277,9 @@ class EngineCore:
         return news
 
     def _with_siblings(self, request: Request, count: int) -> list[Request]:
-        """The request and, when its prompt was just computed for n > 1, the siblings that fork from
-        it now.
+        """Return the request, and the siblings that fork from it now.
+
+        Siblings fork when the prompt of a request with n > 1 was just computed.
         """
         family = [request]
         for index in range(1, count):
@@ -290,8 +294,9 @@ class EngineCore:
     def _append(
         self, request: Request, token: int, detail: RowDetail | None, index: int
     ) -> CoreOutput:
-        """One token more: tell it, and end the sequence if it is the last. Order: EOS, stop tokens,
-        length. `NO_TOKEN`: an error.
+        """Append one token, and end the sequence if it is the last.
+
+        Order: EOS, stop tokens, length. `NO_TOKEN`: an error.
         """
         if token == NO_TOKEN:
             return self._fail(request)
@@ -325,8 +330,9 @@ class EngineCore:
         return output
 
     def _fail(self, request: Request) -> CoreOutput:
-        """End one sequence whose logits aren't finite. What it computed may be NaN: nobody shall
-        find it in the prefix cache.
+        """End one sequence whose logits aren't finite.
+
+        Its computed values may be NaN, so its blocks must not be found in the prefix cache.
         """
         position = request.num_computed_tokens
         why = (
@@ -340,7 +346,7 @@ class EngineCore:
         return output
 
     def _last_output(self, request: Request, finish_reason: str) -> CoreOutput:
-        """That of a sequence that ends without a token."""
+        """Make the output of a sequence that ends without a token."""
         output = CoreOutput(
             request_id=request.core.request_id,
             index=request.index,
@@ -353,7 +359,7 @@ class EngineCore:
         return output
 
     def _tell_start(self, request: Request, output: CoreOutput) -> None:
-        """What the first output of a sequence says beside its token."""
+        """Add what only the first output of a sequence has."""
         output.queued_ns = request.first_admitted_ns - request.queued_ns
         output.first_scheduled_ns = request.first_admitted_ns
         if request.max_tokens == 0:
@@ -366,13 +372,14 @@ class EngineCore:
 
     @staticmethod
     def _prompt_logprobs(request: Request) -> list[TokenLogprobs | None] | None:
-        """Those of the whole prompt, if they were asked for; nothing precedes its first token."""
+        """Return the log-probabilities of the whole prompt, if asked for; the first token has
+        none."""
         if request.core.params.prompt_logprobs is None:
             return None
         return [None, *request.prompt_logprobs]
 
     def _count_prompt(self, request: Request) -> None:
-        """Count a prompt's computed tokens, once, with the step that computed the last of them."""
+        """Count a prompt's computed tokens once, with the step that computed the last of them."""
         self._tokens_told += request.num_prompt_tokens - request.num_cached_tokens
 
     def _finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
@@ -395,8 +402,8 @@ class EngineCore:
         self._leave(request, "finished")
 
     def _leave(self, request: Request, why: str) -> None:
-        """The sequence is over: out of the queues now, out of the pool as soon as nothing in flight
-        uses it.
+        """Remove an ended sequence: from the queues now, from the pool once no step in flight uses
+        it.
         """
         self.scheduler.release(request, why)
         siblings = self._groups.get(request.core.request_id)
@@ -411,7 +418,7 @@ class EngineCore:
     # ----------------------------------------------------------------------------------- invariants
 
     def check(self) -> None:
-        """Raise AssertionError unless everything agrees. For tests, between steps."""
+        """Raise AssertionError unless the whole state is consistent. For tests, between steps."""
         self.scheduler.check()
         living = {r.id for r in [*self.scheduler.running, *self.scheduler.waiting.in_order()]}
         grouped = {r.id for group in self._groups.values() for r in group}

@@ -1,6 +1,6 @@
-"""Explainer: what the scheduler decided, as events with their reasons.
+"""Record the scheduler's decisions as events with their reasons.
 
-The scheduler calls it where it decides; the words stand here, so that the decisions can be read
+The scheduler calls it where it decides. The words are here, so that the decisions can be read
 without them.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Shortage(NamedTuple):
-    """What a running request lacks: `need` blocks, to compute `num_tokens` tokens more."""
+    """Hold what a running request lacks: `need` blocks, to compute `num_tokens` more tokens."""
 
     request: Request
     num_tokens: int
@@ -28,7 +28,7 @@ class Shortage(NamedTuple):
 
 
 class Explainer:
-    """Records the decisions of one scheduler."""
+    """Record the decisions of one scheduler."""
 
     def __init__(self, recorder: Recorder):
         self.recorder = recorder
@@ -54,7 +54,8 @@ class Explainer:
         )
 
     def admission(self, request: Request, resumed_from: str, prefix_tokens: int) -> None:
-        """`resumed_from` is how the request was preempted, "" if it never was."""
+        """Record an admission. `resumed_from` is how the request was preempted, "" if it never
+        was."""
         self._last_wait = ("", "")
         if not self.recorder.enabled:
             return
@@ -104,7 +105,7 @@ class Explainer:
         swap_ms: float,
         mode_why: str,
     ) -> None:
-        """Say why the victim gives its blocks back. Call while it still runs and has them."""
+        """Record why the victim gives its blocks back. Call while it still runs and has them."""
         if not self.recorder.enabled:
             return
         winner, available = shortage.request, scheduler.kv.pool.num_free
@@ -135,7 +136,7 @@ class Explainer:
     def wait(
         self, scheduler: Scheduler, head: Request | None, waits_for: str, need: int, available: int
     ) -> None:
-        """Say why the head of the queue waits, once for each reason."""
+        """Record why the head of the queue waits, once for each reason."""
         if head is None or not self.recorder.enabled or self._last_wait == (head.id, waits_for):
             return
         self._last_wait = (head.id, waits_for)
@@ -169,5 +170,5 @@ def _free_for(request: Request) -> str:
 
 
 def _steps_left(request: Request) -> int:
-    """Steps after which the request must have ended, if nothing delays it."""
+    """Return the number of steps after which the request must have ended, if nothing delays it."""
     return max(1, request.max_tokens - request.num_output_tokens)

@@ -1,4 +1,4 @@
-"""Python's garbage collector, out of the loop's way."""
+"""Keep Python's garbage collector from delaying the loop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 YOUNG = 50_000
-"""Objects that may be made, and not given back, before the collector looks at them. What waits to
-be recorded is a few thousand, gone 50 ms later; at Python's 700 it would look at all of it, and now
-and then at every token of every request."""
+"""Objects that may be made, and not freed, before a collection. A few thousand events wait to be
+recorded and are freed 50 ms later; with Python's 700, collections would visit them all, and sometimes
+every token of every request."""
 
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Inside, what exists now is never walked through, and what is new is rarely: a loop makes
-    hardly any cycles. A collection of all that is loaded takes up to 270 ms."""
+    """Freeze existing objects out of garbage collection, and collect new ones rarely.
+
+    The loop makes hardly any cycles, and a collection of all loaded objects takes up to 270 ms.
+    """
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""KVManager: the pages of each request: allocate, share, copy-on-write, swap, free.
+"""Manage the blocks of each request: allocate, share, copy-on-write, swap, free.
 
-It joins a request's block table to the pool and says so in the record. Each verb either does all of
-its work or raises OutOfBlocks having changed nothing (rule 7).
+Connects a request's block table to the pool, and records each change. Each method either does all
+of its work or raises OutOfBlocks without having changed anything (rule 7).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from engine.trace.together import BlocksCached, BlocksGrown, Evicted, why_evicte
 
 
 class KVManager:
-    """`num_blocks` device blocks and `num_host_blocks` host blocks of `block_size` tokens each.
-    `pool` makes the device's pool: a kind of one's own may evict in another order.
+    """Manage `num_blocks` device and `num_host_blocks` host blocks of `block_size` tokens each.
+
+    `pool` makes the device's pool: another kind may evict in another order.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class KVManager:
         self.bytes_per_block = bytes_per_block
         self.caching = caching
         self.recorder = recorder
-        # What is to be told, see `tell`: rows of these events.
+        # Rows of these events that `tell` will record.
         self._grown: list[tuple[str, list[int], int, int, int, Evicted]] = []
         self._cached: list[tuple[str, list[int], list[bytes]]] = []
 
@@ -46,14 +47,15 @@ class KVManager:
     # -------------------------------------------------------------------------------------- growing
 
     def blocks_to_grow(self, request: Request, num_tokens: int) -> int:
-        """Free blocks that `grow` would take."""
+        """Return how many free blocks `grow` would take."""
         start = request.num_planned_tokens
         fresh = self.blocks_for(start + num_tokens) - len(request.block_table)
         return max(0, fresh) + self._must_copy(request, start)
 
     def _must_copy(self, request: Request, start: int) -> bool:
-        """Whether position `start` lies inside a block that others read, too (rule 6): only
-        siblings share one that isn't full.
+        """Return whether position `start` is inside a block that others read, too (rule 6).
+
+        Only siblings share a block that isn't full.
         """
         if start % self.block_size == 0 or not request.block_table:
             return False
@@ -80,8 +82,9 @@ class KVManager:
             self._grown.append((request.id, blocks, index, start, num_tokens, evicted))
 
     def _copy_on_write(self, request: Request, start: int, num_tokens: int) -> tuple[int, int]:
-        """A block of its own for position `start`. Raises OutOfBlocks, also if those that follow
-        for `num_tokens` tokens aren't there.
+        """Give the request its own block for position `start`.
+
+        Raises OutOfBlocks, also if the blocks after it for `num_tokens` tokens aren't free.
         """
         table, index = request.block_table, start // self.block_size
         if self.blocks_to_grow(request, num_tokens) > self.pool.num_free:
@@ -110,8 +113,9 @@ class KVManager:
     # --------------------------------------------------------------------------------- the record
 
     def tell(self) -> None:
-        """Record what the requests took and filled since the last call. Who records something that
-        comes after it calls this first.
+        """Record what requests took and filled since the last call.
+
+        Call before recording an event that must follow.
         """
         if self._grown:
             self.recorder.record(BlocksGrown(rows=self._grown))
@@ -131,8 +135,10 @@ class KVManager:
     # --------------------------------------------------------------------------------- prefix cache
 
     def find_prefix(self, request: Request) -> list[int]:
-        """The cached blocks that the request's beginning equals. Stops before its last token: that
-        one is always computed, since its logits are wanted (rule 5). Changes nothing.
+        """Find the cached blocks that hold the request's beginning. Changes nothing.
+
+        Stops before its last token: that one is always computed, since its logits are needed (rule
+        5).
         """
         if not self.caching or request.core.params.prompt_logprobs is not None:
             return []
@@ -160,9 +166,7 @@ class KVManager:
             )
 
     def cache_full_blocks(self, request: Request) -> None:
-        """Offer the blocks that became full to the prefix cache. Called when their K/V really are
-        there.
-        """
+        """Offer newly full blocks to the prefix cache. Call once their K/V are computed."""
         if not self.caching:
             return
         full = request.num_computed_tokens // self.block_size
@@ -179,12 +183,14 @@ class KVManager:
             self._cached.append((request.id, blocks, hashes))
 
     def forget(self, request: Request, why: str) -> None:
-        """Nobody finds the request's blocks any more, also those that it found itself."""
+        """Make the request's blocks unfindable, also those that it found in the cache."""
         self._record_evicted(self.pool.forget(request.block_table), why)
 
     def forget_all(self, why: str) -> int:
-        """Nobody finds any block any more; requests keep theirs. Returns how many could be found
-        before."""
+        """Make every block unfindable; requests keep theirs.
+
+        Returns how many could be found before.
+        """
         forgotten = self.pool.forget(list(self.pool.cached.values()))
         self._record_evicted(forgotten, why)
         return len(forgotten)
@@ -200,8 +206,9 @@ class KVManager:
     # -------------------------------------------------------------------------------- fork and free
 
     def fork(self, parent: Request, child: Request) -> None:
-        """The child reads all of the parent's blocks, the partial last one too; the first to write
-        copies it (rule 6).
+        """Let the child read all of the parent's blocks, also the partial last one.
+
+        The first to write copies that block (rule 6).
         """
         child.block_table = list(parent.block_table)
         child.set_computed(parent.num_computed_tokens)
@@ -219,7 +226,7 @@ class KVManager:
             )
 
     def free(self, request: Request, why: str) -> None:
-        """Let go of all of the request's blocks, last first, and of its host blocks."""
+        """Release all of the request's blocks, last first, and its host blocks."""
         blocks = request.block_table[::-1]
         host_blocks = request.host_blocks
         self.pool.free(blocks)
@@ -237,11 +244,12 @@ class KVManager:
     # ----------------------------------------------------------------------------------------- swap
 
     def blocks_to_swap(self, request: Request) -> int:
-        """Host blocks that swapping this request out takes: those with computed tokens."""
+        """Return how many host blocks swapping this request out takes: those with computed
+        tokens."""
         return self.blocks_for(request.num_computed_tokens)
 
     def swap_out(self, request: Request) -> list[tuple[int, int]]:
-        """Claim host blocks for the request's K/V; `free` of its device blocks follows. Raises
+        """Take host blocks for the request's K/V; `free` of its device blocks follows. Raises
         OutOfBlocks.
 
         Returns (device block, host block) pairs to copy before anything else happens in the step.
@@ -262,8 +270,9 @@ class KVManager:
         return list(zip(blocks, host_blocks, strict=True))
 
     def swap_in(self, request: Request) -> list[tuple[int, int]]:
-        """Fresh device blocks for a swapped-out request. Raises OutOfBlocks. Returns (host block,
-        device block) pairs.
+        """Give a swapped-out request fresh device blocks. Raises OutOfBlocks.
+
+        Returns (host block, device block) pairs.
         """
         host_blocks = request.host_blocks
         blocks, evicted = self.pool.allocate(len(host_blocks))

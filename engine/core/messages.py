@@ -1,8 +1,8 @@
-"""What crosses the borders of the core, and nothing else does.
+"""Define the messages between the core and the worker, and between the core and the front end.
 
-Down to the worker goes a `StepPlan`, up comes a `StepOutput`. From the front end come
-`CoreRequest`s, to it go `CoreOutput`s. All are msgspec structs, so that the same types cross a
-process boundary as they are.
+The worker gets a `StepPlan` and returns a `StepOutput`. The front end sends `CoreRequest`s and gets
+`CoreOutput`s. All are msgspec structs, so that the same types can cross a process boundary. Nothing
+else enters or leaves the core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.trace.events import StepRow
 
 
 class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One request as the core takes it: token ids, no text."""
+    """Hold one request as the core takes it: token ids, no text."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -31,9 +31,8 @@ class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Log-probabilities at one position, of the model itself (before temperature and all other
-    parameters).
-    """
+    """Hold log-probabilities at one position, of the model itself (before any parameter
+    applies)."""
 
     token_id: int
     logprob: float
@@ -43,15 +42,14 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
 
 class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """News of one sequence of one request: what a step added to it."""
+    """Hold what a step added to one sequence of one request."""
 
     request_id: str  # of the request as it was sent; siblings of n > 1 have it too
     index: int = 0  # which of its n sequences
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids
-    prompt_logprobs: list[TokenLogprobs | None] | None = (
-        None  # whole, once, with the first token; first entry None
-    )
+    # Of the whole prompt, once, with the first token; the first entry is None.
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort", "error"
     stop_reason: int | None = None  # the stop token id that matched
     error: str = ""
@@ -62,7 +60,8 @@ class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The state of the core after a step; goes out with its outputs and feeds /metrics."""
+    """Hold the state of the core after a step. It goes with the step's outputs and feeds
+    /metrics."""
 
     step: int = 0
     num_running: int = 0
@@ -74,16 +73,16 @@ class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_tokens: int = 0  # computed in this step
     num_preemptions: int = 0  # in this step
     prefix_queries: int = 0  # tokens looked up in the prefix cache in this step
-    prefix_hits: int = 0  # of them found
-    told_step: int = 0  # the step whose outputs go out with this: under overlap an earlier one
-    tokens_told: int = 0  # drawn in it, and of the prompts that it completed the computed ones
+    prefix_hits: int = 0  # found, of the queried
+    told_step: int = 0  # step of the outputs sent with this; an earlier one in the overlapped loop
+    tokens_told: int = 0  # tokens drawn in it, plus the computed tokens of prompts it completed
 
 
 # ------------------------------------------------------------------------------------ core ↔ worker
 
 
 class NewRow(msgspec.Struct, kw_only=True):
-    """What the worker must know of a sequence that it has no row for (new, resumed, forked)."""
+    """Hold what the worker must know of a sequence without a row (new, resumed, forked)."""
 
     token_ids: list[int]  # all tokens known so far: prompt and output
     num_prompt_tokens: int
@@ -94,19 +93,20 @@ class NewRow(msgspec.Struct, kw_only=True):
 
 
 class NewBlocks(NamedTuple):
-    """Brings a sequence's block table up to date: `table[start:] = blocks`."""
+    """Update a sequence's block table: `table[start:] = blocks`."""
 
     start: int
     blocks: list[int]
 
 
 class StepPlan(msgspec.Struct, kw_only=True):
-    """What one step does, in this order: drop rows, swap out, swap in, copy blocks, compute rows,
-    sample.
+    """State what one step does.
+
+    In this order: drop rows, swap out, swap in, copy blocks, compute rows, sample.
 
     The worker keeps a persistent row for each sequence: its tokens (it appends the ones it draws)
-    and its block table. So a row says no more than its share of the step, and most have no entry in
-    `new` and `tables`. The record has these very rows: nobody changes them once they are planned.
+    and its block table. So a row states only its share of the step, and most have no entry in `new`
+    and `tables`. The record holds these same rows: they must not change once they are planned.
     """
 
     step: int
@@ -122,7 +122,7 @@ class StepPlan(msgspec.Struct, kw_only=True):
 
 
 class RowDetail(msgspec.Struct, kw_only=True):
-    """What only some rows want back."""
+    """Hold what only some rows want back."""
 
     logprobs: list[TokenLogprobs] | None = None  # one for each sampled token of the row
     prompt_logprobs: list[TokenLogprobs] | None = None
@@ -132,8 +132,9 @@ class RowDetail(msgspec.Struct, kw_only=True):
 
 
 class StepOutput(msgspec.Struct, kw_only=True):
-    """What the worker did. `tokens[i]` are the tokens drawn for `plan.rows[i]`: none, one, or n;
-    or `NO_TOKEN`.
+    """Hold the result of a step.
+
+    `tokens[i]` are the tokens drawn for `plan.rows[i]`: none, one, or n; or `NO_TOKEN`.
     """
 
     step: int
@@ -142,11 +143,11 @@ class StepOutput(msgspec.Struct, kw_only=True):
     prepare_us: float = 0.0
     forward_us: float = 0.0
     sample_us: float = 0.0
-    done_ns: int = 0  # of time.perf_counter_ns, when the tokens were there; 0: not told
+    done_ns: int = 0  # of time.perf_counter_ns, when the tokens were there; 0: unknown
 
 
 class KVShape(msgspec.Struct, kw_only=True):
-    """What the worker tells the core once, after loading."""
+    """Hold what the worker tells the core once, after loading."""
 
     num_blocks: int
     num_host_blocks: int

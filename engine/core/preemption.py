@@ -1,8 +1,7 @@
-"""Which way a preempted request's K/V should come back: computed again, or copied out and in (rule
-4).
+"""Choose how a preempted request's K/V return: computed again, or copied out and in (rule 4).
 
-The two costs are measured on this machine, while it runs: computing a token, from the steps
-themselves; copying a block, by the worker at start.
+Both costs are measured on this machine while it runs: the steps give the cost of computing a token,
+and the worker measures copying a block at start.
 """
 
 from __future__ import annotations
@@ -10,19 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SMOOTHING = 0.2  # weight of the newest step
-PREFILL_STEP = 16  # tokens from which on a step's time says what a token costs in bulk
+PREFILL_STEP = 16  # steps with at least as many tokens show the cost of a token in bulk
 
 
 @dataclass
 class PreemptionCosts:
-    """What giving a request's blocks back will cost later, in milliseconds."""
+    """Estimate the later cost of releasing a request's blocks now, in milliseconds."""
 
     swap_us_per_block: float  # one way; 0 = there is no host pool
     compute_us_per_token: float = 0.0  # 0 = not measured yet
 
     def observe_step(self, num_tokens: int, forward_us: float) -> None:
-        """Learn from a finished step. Small steps only count until a large one was seen: they cost
-        more a token.
+        """Learn from a finished step.
+
+        Small steps count only until a large one was seen: their cost a token is higher.
         """
         if num_tokens == 0:
             return

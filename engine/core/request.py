@@ -1,8 +1,8 @@
-"""Request: one sequence and where it stands.
+"""Hold one sequence and its state.
 
-Its life: WAITING → RUNNING → FINISHED, and back from RUNNING to WAITING each time it is preempted.
-There are no phases beyond that (rule 2): prefill, chunked prefill, decode and resumption are all
-"compute the tokens that are not computed".
+It goes WAITING → RUNNING → FINISHED, and from RUNNING back to WAITING each time it is preempted.
+There are no other phases (rule 2): prefill, chunked prefill, decode and resumption are all "compute
+the tokens that are not computed".
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ class Status(enum.Enum):
 
 
 class Request:
-    """One sequence. A request with n > 1 starts as one of these and forks when its prompt is
-    computed.
-    """
+    """Hold one sequence. A request with n > 1 starts as one and forks when its prompt is
+    computed."""
 
     def __init__(self, core: CoreRequest, rank: Rank, seed: int, max_tokens: int, index: int = 0):
         self.core = core
@@ -47,24 +46,22 @@ class Request:
         # Rule 1: the tokens whose K/V are in the cache. The last sampled token is in token_ids and
         # has no K/V yet, so a decoding request is simply one token behind.
         self.num_computed_tokens = 0
-        # Both as they will be once everything in flight has come back: at most one step of the
-        # plain loop, two of the overlapped one.
+        # Both as they will be once every step in flight has returned: at most one step of the plain
+        # loop, two of the overlapped one.
         self.num_planned_tokens = 0  # computed
-        self.num_expected_tokens = self.num_prompt_tokens  # known: the drawn ones count
-        self.most_tokens = self.num_prompt_tokens + max(1, max_tokens)  # more aren't drawn
+        self.num_expected_tokens = self.num_prompt_tokens  # known: drawn tokens count
+        self.most_tokens = self.num_prompt_tokens + max(1, max_tokens)  # no more are drawn
 
         self.block_table: list[int] = []
-        self.host_blocks: list[int] = []  # where its K/V wait while it is swapped out
-        self.block_hashes: list[bytes] = []  # chain over its full blocks, as far as it was needed
-        self.num_cached_blocks = (
-            0  # leading blocks of the table that were offered to the prefix cache
-        )
-        self.table_sent = (
-            0  # entries of the table that the worker knows; −1 = the worker has no row
-        )
+        self.host_blocks: list[int] = []  # where its K/V are while it is swapped out
+        self.block_hashes: list[bytes] = []  # chain over its full blocks, computed as needed
+        # Leading blocks of the table that were offered to the prefix cache.
+        self.num_cached_blocks = 0
+        # Entries of the table that the worker knows; −1 = the worker has no row.
+        self.table_sent = 0
 
-        self.prompt_logprobs: list[TokenLogprobs] = []  # of its second token and on
-        self.preempted_as = ""  # "recompute" or "swap" while it waits to be resumed
+        self.prompt_logprobs: list[TokenLogprobs] = []  # from its second token on
+        self.preempted_as = ""  # "recompute" or "swap" while it waits to resume
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens found in the prefix cache at its first admission
         self.queued_ns = 0
@@ -85,27 +82,29 @@ class Request:
 
     @property
     def tokens_in_flight(self) -> int:
-        """Tokens that a step computes which hasn't come back yet."""
+        """Return how many tokens the steps in flight compute for it."""
         return self.num_planned_tokens - self.num_computed_tokens
 
     @property
     def num_tokens_to_plan(self) -> int:
-        """Tokens that are known, or will be once everything in flight has come back, and that no
-        step computes yet.
+        """Return how many tokens could be planned now.
+
+        They are known, or will be once every step in flight has returned, and no step computes
+        them.
         """
         if self.num_expected_tokens == self.most_tokens:
             return 0  # the token in flight is its last
         if self.siblings_to_fork and self.num_expected_tokens > len(self.token_ids):
-            return 0  # they have to be forked first
+            return 0  # its siblings must fork first
         return self.num_expected_tokens - self.num_planned_tokens
 
     def set_computed(self, num_tokens: int) -> None:
-        """The K/V of its first tokens are in the cache, and no step is in flight."""
+        """Set how many tokens have their K/V in the cache. No step may be in flight."""
         self.num_computed_tokens = self.num_planned_tokens = num_tokens
 
     @property
     def seats(self) -> int:
-        """A request that will fork keeps its siblings' seats from the start."""
+        """Return the seats that it takes: a request that will fork reserves its siblings' seats."""
         return 1 + self.siblings_to_fork
 
     @property

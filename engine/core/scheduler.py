@@ -1,9 +1,10 @@
-"""Scheduler: one token budget, one pass → StepPlan.
+"""Plan each step in one pass, with one token budget: a StepPlan.
 
-Each step gives each request `min(tokens not yet computed, budget left)` tokens (rule 2): those that
-run first, in rank order, then the head of the waiting queue, and the next head, until one can't be
-admitted (rule 3). If a running request can't get its block, the lowest-ranked running one is
-preempted until it can, or is itself the one; then nobody waiting is admitted in that step.
+Each step gives each request `min(tokens not yet computed, budget left)` tokens (rule 2): first the
+running ones, in rank order, then the head of the waiting queue, and the next head, until one can't
+be admitted (rule 3). If a running request can't get its block, the lowest-ranked running one is
+preempted, again and again, until the block is free or the request itself was the lowest. After a
+preemption no waiting request is admitted in that step.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from engine.trace.wording import count, duration, free
 
 
 class Scheduler:
-    """Queues, seats and the pool; `schedule()` makes plans, `release()` takes requests out.
+    """Hold queues, seats and the pool. `schedule()` plans a step, `release()` removes a request.
 
-    `pool` (of that many blocks) and `costs` (of swapping a block, in µs) are what can be exchanged.
+    `pool` (of that many blocks) and `costs` (of swapping a block, in µs) can be replaced.
     """
 
     def __init__(
@@ -57,9 +58,8 @@ class Scheduler:
         self.explain = Explainer(recorder)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank
-        self.leaving: set[Request] = (
-            set()
-        )  # finished, but a step in flight still writes to their blocks (rule 8)
+        # Finished, but a step in flight still writes to their blocks (rule 8).
+        self.leaving: set[Request] = set()
         self.seats_taken = 0
         self.step = 0
         self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
@@ -74,7 +74,7 @@ class Scheduler:
         self.waiting.push(request)
 
     def fork(self, parent: Request, child: Request) -> None:
-        """The child starts running beside its parent, on the seat that the parent kept for it."""
+        """Start the child beside its parent, on the seat that the parent reserved for it."""
         self.kv.tell()
         child.status = Status.RUNNING
         child.first_admitted_ns = parent.first_admitted_ns
@@ -87,8 +87,9 @@ class Scheduler:
         self.kv.fork(parent, child)
 
     def release(self, request: Request, why: str) -> None:
-        """The request is over. Its blocks are freed now, or when the last step in flight that uses
-        them is back.
+        """Remove an ended request.
+
+        Its blocks are freed now, or when the last step in flight that uses them has returned.
         """
         if request.status is Status.RUNNING:
             self.running.remove(request)
@@ -111,8 +112,10 @@ class Scheduler:
     # ------------------------------------------------------------------------------------- one step
 
     def schedule(self) -> StepPlan | None:
-        """Plan the next step. None if there is nothing to compute, or if something must come back
-        from the worker first: while work is in flight nobody can be preempted (rule 8).
+        """Plan the next step. Return None if there is nothing to compute, or if it must wait.
+
+        It must wait if only a preemption would help: that isn't allowed while a step is in flight
+        (rule 8).
         """
         started = time.perf_counter_ns()
         if not self._all_running_fit():
@@ -138,10 +141,11 @@ class Scheduler:
         return plan
 
     def _all_running_fit(self) -> bool:
-        """Whether the running requests get their blocks without a preemption, or nothing is in
-        flight that a preemption would have to wait for.
+        """Return whether planning needs no preemption, or none has to wait.
+
+        That is: the running requests can get their blocks, or no step is in flight.
         """
-        # At most a block each to go on in, one to copy, and those of the budget.
+        # At most one block each to continue in, one to copy, and those of the budget.
         most = 2 * len(self.running) + self.budget // self.kv.block_size
         if most <= self.kv.pool.num_free:
             return True
@@ -156,11 +160,10 @@ class Scheduler:
         return wanted <= self.kv.pool.num_free
 
     def _plan_running(self, plan: StepPlan, budget: int) -> int:
-        """Slots and a row for each running request, as far as the budget goes; returns what is left
-        of it.
-        """
+        """Plan slots and a row for each running request within the budget; return the rest of
+        it."""
         grow = self.kv.grow
-        for request in self.running:  # a preemption takes away from its end
+        for request in self.running:  # a preemption removes from the end of this list
             wanted = request.num_tokens_to_plan
             num_tokens = wanted if wanted < budget else budget
             if not num_tokens:
@@ -169,7 +172,7 @@ class Scheduler:
                 copy = grow(request, num_tokens)
             except OutOfBlocks:
                 if not self._preempt_for(request, num_tokens):
-                    break  # it was the last one itself
+                    break  # the request itself was preempted
                 copy = grow(request, num_tokens)
             if copy:
                 plan.copies.append(copy)
@@ -179,8 +182,9 @@ class Scheduler:
         return budget
 
     def _preempt_for(self, request: Request, num_tokens: int) -> bool:
-        """Preempt until there are blocks for `num_tokens` tokens more of a running request; False
-        if it had to be preempted itself.
+        """Preempt requests until a running one has blocks for `num_tokens` more tokens.
+
+        Returns False if it had to be preempted itself.
         """
         while (need := self.kv.blocks_to_grow(request, num_tokens)) > self.kv.pool.num_free:
             victim = self.running[-1]  # the lowest rank; never one that has a row in this plan
@@ -190,8 +194,8 @@ class Scheduler:
         return True
 
     def _admit_waiting(self, plan: StepPlan, budget: int) -> int:
-        """Let those who wait run, as far as the budget, the seats and the blocks go; returns what
-        is left of the budget.
+        """Admit waiting requests while budget, seats and blocks allow; return the rest of the
+        budget.
         """
         while (head := self.waiting.head()) is not None:
             if not budget:
@@ -202,8 +206,9 @@ class Scheduler:
                 self.explain.wait(self, head, "seats", head.seats, free_seats)
                 break
             prefix = [] if head.host_blocks else self.kv.find_prefix(head)
-            # Blocks for all of its tokens, not just for its first chunk: nobody is admitted only to
-            # be preempted. Cached blocks that nobody uses count: they are free now, and won't be.
+            # Blocks for all of its tokens, not only for its first chunk: otherwise it might be
+            # admitted only to be preempted. Unused cached blocks count: they are free now, and
+            # won't be.
             references = self.kv.pool.references
             need = self.kv.blocks_for(head.num_tokens) - sum(references[b] > 0 for b in prefix)
             if need > self.kv.pool.num_free:
@@ -213,7 +218,7 @@ class Scheduler:
         return budget
 
     def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
-        """Let the request run; returns the tokens that it computes in this step."""
+        """Admit the request; return the tokens that it computes in this step."""
         resumed_from = request.preempted_as
         request.status = Status.RUNNING
         request.preempted_as = ""
@@ -243,17 +248,18 @@ class Scheduler:
     def _add_row(
         self, plan: StepPlan, request: Request, num_tokens: int, reaches_end: bool
     ) -> None:
-        """The request's share of this step."""
+        """Add the request's share of this step to the plan."""
         samples = 1 + request.siblings_to_fork if reaches_end and request.max_tokens else 0
         plan.rows.append(StepRow(request.id, request.num_planned_tokens, num_tokens, samples))
         request.num_planned_tokens += num_tokens
         if samples:
-            request.num_expected_tokens += 1  # those of its siblings are theirs
+            request.num_expected_tokens += 1  # its siblings count their own
         if request.table_sent < len(request.block_table):
             self._tell_worker(plan, request)
 
     def _tell_worker(self, plan: StepPlan, request: Request) -> None:
-        """The blocks that the worker doesn't know yet, and of a new row all the rest."""
+        """Add the blocks that the worker doesn't know yet to the plan, and for a new row everything
+        else."""
         if request.table_sent < 0:
             plan.new[request.id] = NewRow(
                 token_ids=list(request.token_ids),
@@ -325,8 +331,9 @@ class Scheduler:
     # ----------------------------------------------------------------------------------- invariants
 
     def check(self) -> None:
-        """Raise AssertionError unless queues, tables, pools and counts agree with each other. For
-        tests.
+        """Raise AssertionError unless queues, tables, pools and counts agree with each other.
+
+        For tests.
         """
         waiting = self.waiting.in_order()
         everyone = [*self.running, *waiting, *self.leaving]

@@ -1,4 +1,4 @@
-"""The waiting queue: strict, by rank. Only its head is ever looked at (rule 3)."""
+"""Queue the waiting requests strictly by rank. Only the head is ever looked at (rule 3)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from engine.core.request import Rank, Request, Status
 
 
 class WaitingQueue:
-    """A heap of waiting requests, lowest rank first. Removal marks; marked entries go when they
-    reach the head.
+    """Hold a heap of waiting requests, lowest rank first.
+
+    Removing an entry marks it; a marked entry is dropped when it reaches the head.
     """
 
     def __init__(self) -> None:
@@ -35,9 +36,9 @@ class WaitingQueue:
         return request
 
     def remove(self, request: Request) -> None:
-        """The request left the queue otherwise; its status says so already."""
+        """Remove a request that left the queue another way; its status already says so."""
         self._length -= 1
 
     def in_order(self) -> list[Request]:
-        """All that wait, head first. O(n log n): for tests and snapshots."""
+        """Return all waiting requests, head first. O(n log n): for tests and snapshots."""
         return [r for _rank, r in sorted(self._heap) if r.status is Status.WAITING]
