@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 YOUNG = 50_000
-"""Objects that may be made, and not freed, before a collection. A few thousand events wait to be
-recorded and are freed 50 ms later; with Python's 700, collections would visit them all, and sometimes
-every token of every request."""
+"""New objects, not freed yet, that start a collection.
+
+A few thousand events wait to be recorded, and are freed 50 ms later. With Python's default of 700,
+collections would visit all of them, and sometimes every token of every request.
+"""
 
 
 @contextmanager
