@@ -45,23 +45,35 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_ARGS=--full for every case
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.test ## what a change should pass before it is committed, in a minute
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+# Folders whose tests neither start many processes nor compute much.
+FAST := $(addprefix tests/,config container core docs fit layers package server text trace worker)
 
-coverage: $(VENV)/.test ## which lines of engine/ the fast tests reach
-	$(PYTEST) -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
+test-fast: $(VENV)/.test ## what a change should pass before it is committed, in a minute
+	$(PYTEST) -m "not slow" $(FAST) $(PYTEST_ARGS)
+
+# What computes in this process. Triton's kernels run in the interpreter's, and aren't counted.
+coverage: $(VENV)/.test ## which lines of engine/ the tests reach, all but those with a browser or a lab
+	$(PYTEST) -m "not slow" --cov --cov-report=term $(FAST) tests/api tests/exercises tests/kernels \
+		tests/models tests/parity $(PYTEST_ARGS)
 
 exercises: $(VENV)/.test ## what your exercises/ have achieved (docs/EXERCISES.md)
 	$(BIN)/python -m pytest tests/exercises -v --no-header -k yours $(PYTEST_ARGS)
 
-lint: $(VENV)/.test ## formatting, lint rules and types
+CPP := engine/kernels/cpu/*.cpp engine/kernels/cpu/*.h
+
+lint: $(VENV)/.test ## formatting, lint rules and types: Python, the kernels' C++, the page's JavaScript
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/deno fmt --check --quiet
+	$(BIN)/deno lint --quiet
 	$(BIN)/mypy
 
 format: $(VENV)/.test ## put every file into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/deno fmt --quiet
 
 lab: $(VENV)/.run ## each optimisation shown, measured and explained, one after another (less than 2 minutes)
 	@$(BIN)/python koyeb_vllm_setup.py --quick --report lab.html

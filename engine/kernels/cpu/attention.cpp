@@ -28,19 +28,19 @@ struct AttentionArgs {
     const void *q, *k, *v;  // q: [tokens, heads, dim]; pages: [blocks, block_size, kv_heads, dim]
     void* out;              // [tokens, heads, dim]
     const int32_t *tables, *query_start, *context_lens;  // [rows, width], [rows + 1], [rows]
-    const float* sinks;     // [heads] or null: a score that takes weight and has no value
+    const float* sinks;                                  // [heads] or null: a score that takes weight and has no value
     int64_t rows, width, heads, kv_heads, dim, block_size;
-    int64_t q_stride;       // from token to token, in elements
+    int64_t q_stride;  // from token to token, in elements
     int64_t q_type, kv_type, out_type;
-    int64_t window;         // positions that a query sees, itself included; 0: all
-    int64_t tiles;          // 1: matrix tiles may be used
-    double scale, soft_cap; // soft_cap 0: none
+    int64_t window;          // positions that a query sees, itself included; 0: all
+    int64_t tiles;           // 1: matrix tiles may be used
+    double scale, soft_cap;  // soft_cap 0: none
 };
 
 constexpr int KEYS = VEC >= 16 ? 64 : 32, PART = 256, QUERIES = 128, MAX_DIM = 256;
-constexpr int FEW = 32;  // queries of a task that decodes: q, scores and o stay in the first cache
+constexpr int FEW = 32;     // queries of a task that decodes: q, scores and o stay in the first cache
 constexpr int CHUNK = FEW;  // the same of a chunk, without matrix tiles
-constexpr int TILE = 4;  // queries that attention_staged.h computes together; QUERIES is a multiple
+constexpr int TILE = 4;     // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head, kv_heads;
@@ -65,7 +65,7 @@ static INLINE View view(State& s) { return {s.m, s.l, s.o}; }
 struct Scratch {
     float q[QUERIES * MAX_DIM], k[KEYS * MAX_DIM], v[KEYS * MAX_DIM], s[QUERIES][KEYS];
     int64_t pitch;
-    State *state;   // of the part at work: the first part's is states[0], the others' states[1]
+    State* state;  // of the part at work: the first part's is states[0], the others' states[1]
     State states[2];
 };
 
@@ -90,7 +90,8 @@ static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, in
 }
 
 // One query's scores become weights, and its m, l and o follow. s: its scores. It sees staged keys from `low` to below `high`.
-static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, int64_t keys, int64_t low, int64_t high) {
+static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, int64_t keys, int64_t low,
+                           int64_t high) {
     static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     float &m = x.state->m[query], &l = x.state->l[query];
     bool all = low <= 0 && high >= keys && keys % VEC == 0;
@@ -132,7 +133,9 @@ struct Ahead {
     const KV *k, *v;
     int64_t numbers;  // of a position, all key heads of the task
     int64_t at[KEYS], keys = 0;
-    struct Walk { int64_t asked, place; } of_k, of_v;
+    struct Walk {
+        int64_t asked, place;
+    } of_k, of_v;
 
     void find(const AttentionArgs& a, const Task& t, int64_t first, int64_t most = KEYS) {
         keys = t.last - first < most ? t.last - first : most, of_k = of_v = {0, 0};
@@ -161,7 +164,8 @@ static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) 
     int64_t queries = t.tokens * t.heads, padded = padded_queries(queries), group = a.heads / a.kv_heads;
     for (int64_t g = 0; g < t.kv_heads; g++)
         for (int64_t i = 0; i < queries; i++)
-            body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads, (t.kv_head + g) * group + t.head + i % t.heads);
+            body(g * padded + i, a.query_start[t.row] + t.token + i / t.heads,
+                 (t.kv_head + g) * group + t.head + i % t.heads);
 }
 
 // One part's m, l and o join those of the parts before it.
@@ -173,7 +177,8 @@ static void join(View y, View part, const AttentionArgs& a, const Task& t) {
         float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
         y.m[i] = m;
         y.l[i] = y.l[i] * mine + part.l[i] * theirs;
-        for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC) store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
+        for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC)
+            store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
     });
 }
 
@@ -211,7 +216,8 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
         memset(x.s[g * padded + queries], 0, (padded - queries) * sizeof x.s[0]);
     }
     each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
-        WITH_TYPE(a.q_type, T, stage(x.q + i * x.pitch, (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
+        WITH_TYPE(a.q_type, T,
+                  stage(x.q + i * x.pitch, (const T*)a.q + token * a.q_stride + head * a.dim, a.dim, float(a.scale)));
     });
     x.state = &x.states[0];
     clear(x, t, padded);
@@ -220,11 +226,20 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, split);
     const int64_t in_place = t.tokens == 1 && a.dim % (2 * VEC) == 0 ? t.heads : 0;
     switch (in_place) {
-        case 1: attend_in_place<1, KV>(x, a, t, padded); break;
-        case 2: attend_in_place<2, KV>(x, a, t, padded); break;
-        case 3: attend_in_place<3, KV>(x, a, t, padded); break;
-        case 4: attend_in_place<4, KV>(x, a, t, padded); break;
-        default: attend_staged<KV>(x, a, t, padded);
+        case 1:
+            attend_in_place<1, KV>(x, a, t, padded);
+            break;
+        case 2:
+            attend_in_place<2, KV>(x, a, t, padded);
+            break;
+        case 3:
+            attend_in_place<3, KV>(x, a, t, padded);
+            break;
+        case 4:
+            attend_in_place<4, KV>(x, a, t, padded);
+            break;
+        default:
+            attend_staged<KV>(x, a, t, padded);
     }
     if (x.state != x.states) join(view(x.states[0]), view(x.states[1]), a, t);
     x.state = &x.states[0];
@@ -257,7 +272,10 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part,
     tasks.clear();
     for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
-        int64_t most = length == 1 ? FEW : on_tiles(a) ? QUERIES : CHUNK, heads = group < most ? group : most, tokens = most / heads;
+        int64_t most = length == 1   ? FEW
+                       : on_tiles(a) ? QUERIES
+                                     : CHUNK,
+                heads = group < most ? group : most, tokens = most / heads;
         int64_t room = most / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
             int64_t count = length - token < tokens ? length - token : tokens, high = start + token + count;
@@ -266,10 +284,12 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part,
             for (int64_t kv_head = 0; kv_head < a.kv_heads; kv_head += many)
                 for (int64_t head = 0; head < group; head += heads)
                     for (int64_t part = 0; part < parts; part++) {
-                        int64_t first = part ? (begun + part) * PART : low, last = part + 1 < parts ? (begun + part + 1) * PART : high;
+                        int64_t first = part ? (begun + part) * PART : low,
+                                last = part + 1 < parts ? (begun + part + 1) * PART : high;
                         int64_t some = group - head < heads ? group - head : heads;
                         int64_t side = a.kv_heads - kv_head < many ? a.kv_heads - kv_head : many;
-                        tasks.push_back({row, kv_head, side, head, some, token, count, first, last, part, parts, parts > 1 ? slots++ : -1});
+                        tasks.push_back({row, kv_head, side, head, some, token, count, first, last, part, parts,
+                                         parts > 1 ? slots++ : -1});
                     }
         }
     }
@@ -286,7 +306,8 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     static thread_local std::vector<Task> tasks;
     static thread_local std::vector<float> kept;
     int64_t work = 0;
-    for (int64_t row = 0; row < a.rows; row++) work += (a.query_start[row + 1] - a.query_start[row]) * a.context_lens[row];
+    for (int64_t row = 0; row < a.rows; row++)
+        work += (a.query_start[row + 1] - a.query_start[row]) * a.context_lens[row];
     bool alone = work * a.heads * a.dim < 65536;  // less than waking the other threads costs
     int64_t threads = alone ? 1 : omp_get_max_threads();
     plan(tasks, a, false, 1);
@@ -305,7 +326,9 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     if (int64_t(kept.size()) < slots * size) kept.resize(slots * size);
     const Task* list = tasks.data();  // these are of the calling thread: the others must see them too
     float* memory = kept.data();
-    auto slot = [=](int64_t i) { return View{memory + i * size, memory + i * size + most, memory + i * size + 2 * most}; };
+    auto slot = [=](int64_t i) {
+        return View{memory + i * size, memory + i * size + most, memory + i * size + 2 * most};
+    };
 #pragma omp parallel if (!alone)
     {
         Scratch& x = scratch();

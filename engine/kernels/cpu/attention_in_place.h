@@ -15,7 +15,9 @@ static INLINE Two load_two(const bf16* p) {
     return {(vec)(words << 16), (vec)(words & 0xffff0000u)};
 }
 template <int... L>
-static INLINE Two split(Two x, std::integer_sequence<int, L...>) { return {PICK(x.a, x.b, (2 * L)...), PICK(x.a, x.b, (2 * L + 1)...)}; }
+static INLINE Two split(Two x, std::integer_sequence<int, L...>) {
+    return {PICK(x.a, x.b, (2 * L)...), PICK(x.a, x.b, (2 * L + 1)...)};
+}
 template <int... L>
 static INLINE Two merge(Two x, std::integer_sequence<int, L...>) {
     return {PICK(x.a, x.b, (L / 2 + L % 2 * VEC)...), PICK(x.a, x.b, (VEC / 2 + L / 2 + L % 2 * VEC)...)};
@@ -31,7 +33,8 @@ static INLINE void reorder(float* row, int64_t dim, Two (*way)(Two, Lanes)) {
 
 // at[j]: where position j's K (and V) start. There are places for VEC more than there are keys.
 template <int G, class KV>
-static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const int64_t* at, int64_t keys, Ahead<KV>& next) {
+static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const int64_t* at, int64_t keys,
+                                   Ahead<KV>& next) {
     constexpr int Q = G == 3 ? 4 : G, K = VEC / Q;  // K keys at once: VEC sums
     for (int64_t key = 0; key < keys; key += K) {
         vec acc[VEC] = {};
@@ -55,7 +58,8 @@ static INLINE void scores_in_place(Scratch& x, int64_t query, const KV* k, const
 }
 // D: pairs of vectors at once
 template <int G, int D, class KV>
-static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys, Ahead<KV>& next) {
+static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const int64_t* at, int64_t d, int64_t keys,
+                                   Ahead<KV>& next) {
     Two acc[G][D];
     float* o = x.state->o + query * x.pitch + d;
     for (int i = 0; i < G; i++)
@@ -84,23 +88,26 @@ static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, i
     constexpr int D = VEC >= 16 ? 2 : G == 1 ? 4 : G == 2 ? 2 : 1;  // enough sums to keep the multipliers busy
     int64_t position = a.context_lens[t.row] - 1;
     Ahead<KV> here, next;
-    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
+    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v,
+    here.numbers = next.numbers = t.kv_heads * a.dim;
     next.find(a, t, t.first, KEYS);
     next.ask_all();
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         begin_block(x, a, t, padded, first);
         here = next;
-        for (int64_t j = here.keys; j % VEC; j++) here.at[j] = here.at[0];  // any place that exists: its score is hidden
+        for (int64_t j = here.keys; j % VEC; j++)
+            here.at[j] = here.at[0];  // any place that exists: its score is hidden
         next.find(a, t, first + KEYS, KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
             const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;
             scores_in_place<G>(x, g * padded, k, here.at, here.keys, next);
             int64_t low = a.window ? position - first - a.window + 1 : 0;
-            for (int i = 0; i < G; i++) softmax(x, g * padded + i, x.s[g * padded + i], float(a.soft_cap), here.keys, low, here.keys);
+            for (int i = 0; i < G; i++)
+                softmax(x, g * padded + i, x.s[g * padded + i], float(a.soft_cap), here.keys, low, here.keys);
             int64_t d = 0;
-            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC) values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys, next);
+            for (; d + D * 2 * VEC <= a.dim; d += D * 2 * VEC)
+                values_in_place<G, D>(x, g * padded, v, here.at, d, here.keys, next);
             for (; d < a.dim; d += 2 * VEC) values_in_place<G, 1>(x, g * padded, v, here.at, d, here.keys, next);
         }
     }
 }
-

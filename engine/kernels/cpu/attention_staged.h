@@ -43,7 +43,8 @@ static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
 
 // All queries from `base` to `base + padded`, Q at a time, with the keys that are staged.
 template <int Q, class KV>
-static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first, int64_t keys) {
+static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first,
+                         int64_t keys) {
     int64_t queries = t.tokens * t.heads;
     int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token - first;
     for (int64_t i = base; i < base + padded; i += Q) scores<Q>(x, i, keys);
@@ -73,7 +74,8 @@ static INLINE void stage_head(float* to, const KV* from, int64_t dim) {
 template <class KV>
 static void attend_staged(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
     Ahead<KV> here, next;
-    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v, here.numbers = next.numbers = t.kv_heads * a.dim;
+    here.k = next.k = (const KV*)a.k, here.v = next.v = (const KV*)a.v,
+    here.numbers = next.numbers = t.kv_heads * a.dim;
     next.find(a, t, t.first);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         begin_block(x, a, t, padded, first);
@@ -81,12 +83,14 @@ static void attend_staged(Scratch& x, const AttentionArgs& a, const Task& t, int
         here = next;
         next.find(a, t, first + KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
-            for (int64_t j = 0; j < here.keys; j++) stage_head(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
+            for (int64_t j = 0; j < here.keys; j++)
+                stage_head(x.k + j * x.pitch, here.k + here.at[j] + g * a.dim, a.dim);
             for (int64_t j = 0; j < here.keys; j++) {
                 stage_head(x.v + j * x.pitch, here.v + here.at[j] + g * a.dim, a.dim);
                 for (int64_t d = 0; d < a.dim; d += 2 * VEC) next.ask_k(), next.ask_v();
             }
-            padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys) : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
+            padded == 1 ? block<1, KV>(x, a, t, g, padded, first, here.keys)
+                        : block<TILE, KV>(x, a, t, g * padded, padded, first, here.keys);
         }
     }
 }

@@ -65,7 +65,8 @@ static void take_keys(Tiles& y, const Ahead<bf16>& here, int64_t dim) {
         else
             memset(y.k + j * dim, 0, dim * sizeof(bf16));
     auto number = [&](int64_t j, int64_t d) INLINE_LAMBDA {
-        return j < here.keys ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(here.v + here.at[j] + d))) : _mm512_setzero_si512();
+        return j < here.keys ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(here.v + here.at[j] + d)))
+                             : _mm512_setzero_si512();
     };
     for (int64_t j = 0; j < KEYS; j += 32)
         for (int64_t d = 0; d < dim; d += 16) {
@@ -125,7 +126,8 @@ static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a,
     vec totals[4] = {y.l[g] * shrink};
     for (int64_t j = 0; j < KEYS; j += 4)
         for (int64_t i = 0; i < 4; i += 2) {
-            vec low = weight_of(load(s + (j + i) * GROUP), scaled), high = weight_of(load(s + (j + i + 1) * GROUP), scaled);
+            vec low = weight_of(load(s + (j + i) * GROUP), scaled),
+                high = weight_of(load(s + (j + i + 1) * GROUP), scaled);
             totals[i] = totals[i] + low, totals[i + 1] = totals[i + 1] + high;
             _mm512_store_si512(y.weights + (j + i) / 2 * GROUP, beside(low, high));
         }

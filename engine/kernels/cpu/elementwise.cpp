@@ -15,9 +15,13 @@ static INLINE void by_vectors(int64_t n, Body body) {
     if (i < n) body(i, n - i);
 }
 template <class T>
-static INLINE vec get(const T* p, int64_t lanes) { return lanes == VEC ? load(p) : load_part(p, lanes); }
+static INLINE vec get(const T* p, int64_t lanes) {
+    return lanes == VEC ? load(p) : load_part(p, lanes);
+}
 template <class T>
-static INLINE void put(T* p, vec v, int64_t lanes) { lanes == VEC ? store(p, v) : store_part(p, v, lanes); }
+static INLINE void put(T* p, vec v, int64_t lanes) {
+    lanes == VEC ? store(p, v) : store_part(p, v, lanes);
+}
 // The sum over the lanes that count.
 static INLINE vec only(vec v, int64_t lanes) {
     float part[VEC];
@@ -29,11 +33,11 @@ static INLINE vec only(vec v, int64_t lanes) {
 // ---------------------------------------------------------------------------- residual sum + RMSNorm or LayerNorm
 
 struct NormArgs {
-    const void *x, *residual;     // [rows, width]; residual null: no sum
-    const void *weight, *bias;    // [width], or null
-    void *out, *total;            // [rows, width]; total = x + residual
+    const void *x, *residual;   // [rows, width]; residual null: no sum
+    const void *weight, *bias;  // [width], or null
+    void *out, *total;          // [rows, width]; total = x + residual
     int64_t rows, width, x_stride, residual_stride;
-    int64_t type, center;         // center: LayerNorm (subtract the mean), else RMSNorm
+    int64_t type, center;  // center: LayerNorm (subtract the mean), else RMSNorm
     double eps;
 };
 
@@ -103,9 +107,9 @@ EXPORT void glasshouse_silu_and_mul(const SiluArgs* a) { WITH_TYPE(a->type, T, s
 // ------------------------------------------------------------------------------ what a step begins with: rows of tables
 
 struct EmbedArgs {
-    const int64_t *ids, *positions;            // [tokens]; positions null: one table only
-    const void *table, *position_table;        // [entries, width]
-    void* out;                                 // [tokens, width] = table[ids] + position_table[positions]
+    const int64_t *ids, *positions;      // [tokens]; positions null: one table only
+    const void *table, *position_table;  // [entries, width]
+    void* out;                           // [tokens, width] = table[ids] + position_table[positions]
     int64_t tokens, width, type;
     int64_t layout;  // of the table, which may be the LM head too and then lies as the product reads it
 };
@@ -149,7 +153,8 @@ static void embed(const EmbedArgs& a) {
             memcpy(out, row, a.width * sizeof(T));
         if (!a.positions) continue;
         const T* place = (const T*)a.position_table + a.positions[t] * a.width;
-        by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(out + i, get(row + i, lanes) + get(place + i, lanes), lanes); });
+        by_vectors(a.width, [&](int64_t i, int64_t lanes)
+                                INLINE_LAMBDA { put(out + i, get(row + i, lanes) + get(place + i, lanes), lanes); });
     }
 }
 
@@ -204,23 +209,25 @@ EXPORT void glasshouse_relu(const ReluArgs* a) { WITH_TYPE(a->type, T, relu<T>(*
 // ------------------------------------------------- rotary positions (and the norms before them) + write to the cache
 
 struct RotateArgs {
-    const void* x;            // [tokens, heads + values, dim]: q, then k (turned), then v (written as it is)
-    const float *cos, *sin;   // [tokens, dim], sin negated in its first half; cos null: nothing is turned
+    const void* x;                // [tokens, heads + values, dim]: q, then k (turned), then v (written as it is)
+    const float *cos, *sin;       // [tokens, dim], sin negated in its first half; cos null: nothing is turned
     const void *q_norm, *k_norm;  // [dim] or null: RMSNorm of each head before it turns
-    void* out;                // [tokens, out_heads, dim], of type out_type: the first out_heads heads
-    void *k_pages, *v_pages;  // [blocks * block_size, kv_heads, dim] or null: not written
-    const int64_t* slots;     // [tokens], where in the pages
+    void* out;                    // [tokens, out_heads, dim], of type out_type: the first out_heads heads
+    void *k_pages, *v_pages;      // [blocks * block_size, kv_heads, dim] or null: not written
+    const int64_t* slots;         // [tokens], where in the pages
     int64_t tokens, heads, out_heads, kv_heads, dim, x_stride, type, out_type, kv_type;
     double eps;
 };
 
 // One head: dimension i turns with dimension i + dim / 2.
 template <class T, class Out>
-static INLINE void turn(const T* x, const float* cos, const float* sin, const T* weight, float eps, Out* out, int64_t dim) {
+static INLINE void turn(const T* x, const float* cos, const float* sin, const T* weight, float eps, Out* out,
+                        int64_t dim) {
     float factor = 1.0f;
     if (weight) {
         vec squares = {};
-        by_vectors(dim, [&](int64_t i, int64_t lanes) INLINE_LAMBDA { squares = squares + get(x + i, lanes) * get(x + i, lanes); });
+        by_vectors(dim, [&](int64_t i, int64_t lanes)
+                            INLINE_LAMBDA { squares = squares + get(x + i, lanes) * get(x + i, lanes); });
         factor = 1.0f / sqrtf(sum(squares) / dim + eps);
     }
     auto value = [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
@@ -246,7 +253,8 @@ static void rotate(const RotateArgs& a) {
         const T* x = (const T*)a.x + token * a.x_stride;
         const float *cos = a.cos ? a.cos + token * a.dim : nullptr, *sin = a.sin + token * a.dim;
         for (int64_t h = 0; h < a.out_heads; h++)
-            turn(x + h * a.dim, cos, sin, (const T*)a.q_norm, eps, (Out*)a.out + (token * a.out_heads + h) * a.dim, a.dim);
+            turn(x + h * a.dim, cos, sin, (const T*)a.q_norm, eps, (Out*)a.out + (token * a.out_heads + h) * a.dim,
+                 a.dim);
         if (!a.k_pages) continue;
         for (int64_t h = 0; h < a.kv_heads; h++) {
             int64_t place = (a.slots[token] * a.kv_heads + h) * a.dim;
@@ -262,9 +270,9 @@ EXPORT void glasshouse_rotate(const RotateArgs* a) {
 }
 
 struct WriteArgs {
-    const void *k, *v;        // [tokens, kv_heads, dim], heads side by side
-    void *k_pages, *v_pages;  // [blocks * block_size, kv_heads, dim]
-    const int64_t* slots;     // [tokens]
+    const void *k, *v;                          // [tokens, kv_heads, dim], heads side by side
+    void *k_pages, *v_pages;                    // [blocks * block_size, kv_heads, dim]
+    const int64_t* slots;                       // [tokens]
     int64_t tokens, width, k_stride, v_stride;  // width: kv_heads * dim
     int64_t k_type, v_type, kv_type;
 };

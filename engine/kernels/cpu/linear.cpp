@@ -16,8 +16,8 @@
 #include "simd.h"
 
 struct LinearArgs {
-    const void *x, *w, *bias;  // [m, k], [n, k], [n] or null; bias has the type of w
-    void* y;                   // [m, n]
+    const void *x, *w, *bias;             // [m, k], [n, k], [n] or null; bias has the type of w
+    void* y;                              // [m, n]
     int64_t m, n, k, x_stride, y_stride;  // strides of rows, in elements
     int64_t x_type, w_type, y_type;       // y: of x's type, or fp32
 };
@@ -28,9 +28,13 @@ struct Dot {
     static constexpr int STEP = VEC;
     typedef vec operand;
     template <class T>
-    static INLINE vec get(const T* p) { return load(p); }
+    static INLINE vec get(const T* p) {
+        return load(p);
+    }
     template <class T>
-    static INLINE vec get_part(const T* p, int64_t n) { return load_part(p, n); }
+    static INLINE vec get_part(const T* p, int64_t n) {
+        return load_part(p, n);
+    }
     static INLINE vec add(vec acc, vec x, vec w) { return acc + x * w; }
 };
 #if defined(__AVX512BF16__)
@@ -102,16 +106,31 @@ static void linear(const LinearArgs& a) {
             const X* x = (const X*)a.x + m * a.x_stride;
             Y* y = (Y*)a.y + m * a.y_stride;
             switch (a.m - m) {
-                case 1: rows<1, X, W, Y>(x, y, first, last, a); break;
-                case 2: rows<2, X, W, Y>(x, y, first, last, a); break;
-                case 3: rows<3, X, W, Y>(x, y, first, last, a); break;
+                case 1:
+                    rows<1, X, W, Y>(x, y, first, last, a);
+                    break;
+                case 2:
+                    rows<2, X, W, Y>(x, y, first, last, a);
+                    break;
+                case 3:
+                    rows<3, X, W, Y>(x, y, first, last, a);
+                    break;
 #if defined(__AVX512F__)
-                case 4: rows<4, X, W, Y>(x, y, first, last, a); break;
-                case 5: rows<5, X, W, Y>(x, y, first, last, a); break;
-                case 6: rows<6, X, W, Y>(x, y, first, last, a); break;
-                case 7: rows<7, X, W, Y>(x, y, first, last, a); break;
+                case 4:
+                    rows<4, X, W, Y>(x, y, first, last, a);
+                    break;
+                case 5:
+                    rows<5, X, W, Y>(x, y, first, last, a);
+                    break;
+                case 6:
+                    rows<6, X, W, Y>(x, y, first, last, a);
+                    break;
+                case 7:
+                    rows<7, X, W, Y>(x, y, first, last, a);
+                    break;
 #endif
-                default: rows<int(GROUP), X, W, Y>(x, y, first, last, a);
+                default:
+                    rows<int(GROUP), X, W, Y>(x, y, first, last, a);
             }
         }
     }

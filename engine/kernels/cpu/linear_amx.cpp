@@ -16,13 +16,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-constexpr int64_t TILE = 16, PLACES = 32;         // rows of a tile; places of k in one step
-constexpr int64_t OUTPUTS = 2 * TILE;             // of a block of W
-constexpr int64_t STEP = OUTPUTS * PLACES * 2;    // bytes of W in one step
-constexpr int64_t LINE = 64, LINES = STEP / LINE; // what the memory gives at once
-constexpr int64_t NEAR = 4 * STEP;                // how far ahead the memory is asked, where W goes by once
-constexpr int64_t CACHED = 1 << 20;               // bytes of x that are worked on at once: half of a core's second cache
-constexpr int64_t SLAB = 8, SLABBED = 4;          // steps that stay in the first cache, with that many passes and more
+constexpr int64_t TILE = 16, PLACES = 32;          // rows of a tile; places of k in one step
+constexpr int64_t OUTPUTS = 2 * TILE;              // of a block of W
+constexpr int64_t STEP = OUTPUTS * PLACES * 2;     // bytes of W in one step
+constexpr int64_t LINE = 64, LINES = STEP / LINE;  // what the memory gives at once
+constexpr int64_t NEAR = 4 * STEP;                 // how far ahead the memory is asked, where W goes by once
+constexpr int64_t CACHED = 1 << 20;       // bytes of x that are worked on at once: half of a core's second cache
+constexpr int64_t SLAB = 8, SLABBED = 4;  // steps that stay in the first cache, with that many passes and more
 
 struct AmxLinearArgs {
     const bf16 *x, *w, *bias;  // [m, k], packed, [n] or null; k and n multiples of 32
@@ -52,7 +52,9 @@ static INLINE __m512 widened(const bf16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 
-static INLINE void store_pair(bf16* y, __m512 a, __m512 b) { _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
+static INLINE void store_pair(bf16* y, __m512 a, __m512 b) {
+    _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
 static INLINE void store_pair(float* y, __m512 a, __m512 b) {
     _mm512_storeu_ps(y, a);
     _mm512_storeu_ps(y + TILE, b);
@@ -60,7 +62,8 @@ static INLINE void store_pair(float* y, __m512 a, __m512 b) {
 // Two tiles of sums, side by side, with their bias to y.
 template <class Y>
 static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, int64_t stride) {
-    const __m512 low = bias ? widened(bias) : _mm512_setzero_ps(), high = bias ? widened(bias + TILE) : _mm512_setzero_ps();
+    const __m512 low = bias ? widened(bias) : _mm512_setzero_ps(),
+                 high = bias ? widened(bias + TILE) : _mm512_setzero_ps();
     for (int64_t i = 0; i < rows; i++) {
         __m512 a = _mm512_add_ps(_mm512_load_ps(sums + i * TILE), low);
         __m512 b = _mm512_add_ps(_mm512_load_ps(sums + (TILE + i) * TILE), high);
@@ -71,7 +74,8 @@ static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, 
 // 32 outputs of one or two tiles of x. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
 template <int TILES>
 static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
-    const bf16 *upper = a.x + p.rows[0] * a.x_stride + p.from * PLACES, *lower = a.x + p.rows[1] * a.x_stride + p.from * PLACES;
+    const bf16 *upper = a.x + p.rows[0] * a.x_stride + p.from * PLACES,
+               *lower = a.x + p.rows[1] * a.x_stride + p.from * PLACES;
     const int64_t stride = a.x_stride * sizeof(bf16);
     constexpr int64_t SUMS = TILE * TILE;
     if (p.first) {
@@ -129,8 +133,17 @@ static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, f
         const int64_t length = s + slab < steps ? slab : steps - s;
         for (int64_t pass = 0; pass < passes; pass++) {
             const int64_t t = from + 2 * pass;
-            Pass p = {b * OUTPUTS, {first_row(t, a.m), first_row(t + 1, a.m)}, w + s * STEP, s, length, sums + pass * 4 * TILE * TILE,
-                      s == 0, s + length == steps, w + s * STEP + NEAR, LINES, 1};
+            Pass p = {b * OUTPUTS,
+                      {first_row(t, a.m), first_row(t + 1, a.m)},
+                      w + s * STEP,
+                      s,
+                      length,
+                      sums + pass * 4 * TILE * TILE,
+                      s == 0,
+                      s + length == steps,
+                      w + s * STEP + NEAR,
+                      LINES,
+                      1};
             // Where W goes by once: a little ahead. With one tile of x to compute, every fourth line: the CPU's own
             // prefetcher finds the others, and more questions than it can keep open only wait. Else each pass asks for its
             // share of the slab that comes next.
@@ -152,7 +165,8 @@ EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
     const int64_t tiles = (a.m + TILE - 1) / TILE, blocks = a.n / OUTPUTS;
     // As many tiles of x at once as stay in a core's cache while W goes by; then W goes by again for the next ones.
-    const int64_t most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))), rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most;
+    const int64_t most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))),
+                  rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most;
     const int64_t at_once = ((tiles + rounds - 1) / rounds + 1) / 2 * 2;
     const int64_t share = blocks / (4 * omp_get_max_threads()), run = share < 1 ? 1 : share;
 #pragma omp parallel if (a.n * a.k > 16384)

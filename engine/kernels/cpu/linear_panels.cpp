@@ -26,10 +26,10 @@
 #include "simd.h"
 
 struct PanelArgs {
-    const void *x, *w, *bias;  // [m, k], packed, [n] or null; bias has the type of w
-    void* y;                   // [m, n]
+    const void *x, *w, *bias;             // [m, k], packed, [n] or null; bias has the type of w
+    void* y;                              // [m, n]
     int64_t m, n, k, x_stride, y_stride;  // n a multiple of PANEL, k of STEP; strides of rows, in elements
-    int64_t x_type, w_type, y_type;  // y: of x's type, or fp32
+    int64_t x_type, w_type, y_type;       // y: of x's type, or fp32
 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
@@ -69,7 +69,9 @@ template <>
 struct Product<float, bf16> {  // the same order of weights; each half of a pair by itself
     static constexpr int64_t STEP = 2;
     typedef float number;
-    struct operand { vec even, odd; };
+    struct operand {
+        vec even, odd;
+    };
     static INLINE void weights(const bf16* p, operand* two) {
         for (int h = 0; h < 2; h++) {
             uvec words;
@@ -84,7 +86,8 @@ struct Product<float, bf16> {  // the same order of weights; each half of a pair
 // M rows of x (`stride` apart) times P panels of W. y: where row 0 meets the first panel. ahead: what the memory is asked for
 // meanwhile, `every` bytes for each step, and the same of each panel.
 template <class D, int M, int P, class W, class Y>
-static INLINE void tile(const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y, const PanelArgs& a, const char* ahead, int64_t every) {
+static INLINE void tile(const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
+                        const PanelArgs& a, const char* ahead, int64_t every) {
     const int64_t panel = a.k * PANEL, steps = a.k / D::STEP;
     vec sums[M][P][2] = {};
     for (int64_t k = 0; k < steps; k++)
@@ -107,7 +110,8 @@ static INLINE void tile(const typename D::number* x, int64_t stride, const W* w,
 
 // The tile of `height` rows, one of M and fewer.
 template <class D, int M, class W, class Y, class... Rest>
-static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y, Rest&&... rest) {
+static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
+                           Rest&&... rest) {
     if constexpr (M > 1) {
         if (height < M) return tile_of<D, M - 1>(height, x, stride, w, bias, y, rest...);
     }
@@ -117,8 +121,10 @@ static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t 
 // Panels [first, last) with all of `rows` rows: as few passes over a panel as there can be, all of nearly the same height.
 // Where W goes by once, a little of it is asked ahead; else each pass asks for its share of the next panel.
 template <class D, class W, class Y>
-static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t rows, int64_t first, int64_t last, const PanelArgs& a) {
-    const int64_t passes = (rows + ROWS - 1) / ROWS, place = PANEL * D::STEP * sizeof(W), every = (place + passes - 1) / passes;
+static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t rows, int64_t first, int64_t last,
+                   const PanelArgs& a) {
+    const int64_t passes = (rows + ROWS - 1) / ROWS, place = PANEL * D::STEP * sizeof(W),
+                  every = (place + passes - 1) / passes;
     for (int64_t n = first; n < last;) {
         const W *w = (const W*)a.w + n * a.k * PANEL, *bias = a.bias ? (const W*)a.bias + n * PANEL : nullptr;
         const char *near = (const char*)w + NEAR, *next = (const char*)(w + a.k * PANEL);
@@ -142,8 +148,11 @@ static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t ro
 
 // `rows` rows of x as the products take them: as they are, or widened to fp32 into this thread's own memory.
 template <class T>
-static const T* as_numbers(const T* x, int64_t, int64_t&, const PanelArgs&, const T*) { return x; }
-[[maybe_unused]] __attribute__((noinline)) static const float* as_numbers(const bf16* x, int64_t rows, int64_t& stride, const PanelArgs& a, const float*) {
+static const T* as_numbers(const T* x, int64_t, int64_t&, const PanelArgs&, const T*) {
+    return x;
+}
+[[maybe_unused]] __attribute__((noinline)) static const float* as_numbers(const bf16* x, int64_t rows, int64_t& stride,
+                                                                          const PanelArgs& a, const float*) {
     static thread_local std::vector<float> memory;
     const int64_t pitch = (a.k + VEC - 1) / VEC * VEC + VEC;
     if (int64_t(memory.size()) < rows * pitch) memory.resize(rows * pitch);
@@ -171,7 +180,8 @@ static void linear(const PanelArgs& a) {
         const number* x = as_numbers((const X*)a.x + from * stride, rows, stride, a, (const number*)nullptr);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t first = 0; first < count; first += run)
-            panels<D, W>(x, stride, (Y*)a.y + from * a.y_stride, rows, first, first + run < count ? first + run : count, a);
+            panels<D, W>(x, stride, (Y*)a.y + from * a.y_stride, rows, first, first + run < count ? first + run : count,
+                         a);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -61,7 +62,8 @@ INLINE hvec narrow(uvec v) {
 #if defined(__AVX512F__)
     return (hvec)_mm512_cvtepi32_epi16((__m512i)v);
 #elif defined(__AVX2__)
-    const __m256i halves = _mm256_packus_epi32((__m256i)v, (__m256i)v);  // numbers below 65,536; each half of v by itself
+    const __m256i halves =
+        _mm256_packus_epi32((__m256i)v, (__m256i)v);  // numbers below 65,536; each half of v by itself
     return (hvec)_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08));
 #else
     return __builtin_convertvector(v, hvec);
@@ -113,7 +115,9 @@ typedef std::make_integer_sequence<int, VEC> Lanes;
 
 // Every lane gets the sum (the largest) of all: add the vector to itself with halves swapped, then quarters, and so on.
 template <int H, int... L>
-INLINE vec swapped(vec v, std::integer_sequence<int, L...>) { return PICK(v, v, (L ^ H)...); }
+INLINE vec swapped(vec v, std::integer_sequence<int, L...>) {
+    return PICK(v, v, (L ^ H)...);
+}
 template <int H = VEC / 2>
 INLINE vec sum_of(vec v) {
     v = v + swapped<H>(v, Lanes());
@@ -133,7 +137,9 @@ INLINE float largest(vec v) { return largest_of(v)[0]; }
 // results into one, so there are VEC - 1 additions instead of VEC * log2(VEC):
 //   [a0 a1 a2 a3] [b0 b1 b2 b3]  ->  [a0+a2 a1+a3 | b0+b2 b1+b3]
 template <int H>
-constexpr int lane(int l) { return (l / H / 2) * 2 * H + l % H + (l / H % 2) * VEC; }
+constexpr int lane(int l) {
+    return (l / H / 2) * 2 * H + l % H + (l / H % 2) * VEC;
+}
 template <int H, int... L>
 INLINE vec fold(vec a, vec b, std::integer_sequence<int, L...>) {
     return PICK(a, b, lane<H>(L)...) + PICK(a, b, (lane<H>(L) + H)...);
@@ -180,11 +186,11 @@ INLINE vec exp(vec x) {
 // Not-a-number stays one: it fails both comparisons in `exp`, so ask first where it matters.
 
 // Call `body` with pointers of the right type for each combination of dtypes that a kernel is built for.
-#define WITH_TYPE(code, T, ...)   \
-    if ((code) == BF16) {         \
-        typedef bf16 T;           \
-        __VA_ARGS__;              \
-    } else {                      \
-        typedef float T;          \
-        __VA_ARGS__;              \
+#define WITH_TYPE(code, T, ...) \
+    if ((code) == BF16) {       \
+        typedef bf16 T;         \
+        __VA_ARGS__;            \
+    } else {                    \
+        typedef float T;        \
+        __VA_ARGS__;            \
     }

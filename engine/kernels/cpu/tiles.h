@@ -11,10 +11,17 @@
 // All eight at their full size, or with `rows` < 16 in what holds rows of x (4 and 5) and their sums (0 to 3).
 // The setting is the thread's own: release it after use, torch makes its own.
 static void configure_tiles(int64_t rows = 16) {
-    struct alignas(64) { uint8_t palette, start, unused[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } all = {};
+    struct alignas(64) {
+        uint8_t palette, start, unused[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } all = {};
     all.palette = 1;
     for (int i = 0; i < 8; i++) all.row_bytes[i] = 64, all.rows[i] = i < 6 ? rows : 16;
-    asm volatile("" : : "r"(&all) : "memory");  // GCC believes that the next line reads 8 bytes only, and may drop the rest
+    asm volatile(""
+                 :
+                 : "r"(&all)
+                 : "memory");  // GCC believes that the next line reads 8 bytes only, and may drop the rest
     _tile_loadconfig(&all);
 }
 

@@ -24,7 +24,9 @@ export class Grid {
     this.canvas.addEventListener("blur", () => this.#point(-1));
   }
 
-  redraw() { this.drawn = null; }
+  redraw() {
+    this.drawn = null;
+  }
 
   update() {
     const { state } = this.room.record;
@@ -99,8 +101,8 @@ export class Grid {
     const filled = owner ? this.#filled(state, owner, place[block]) / state.blockSize : 0;
     const mine = !selection.request || owner === selection.request;
     const marked = block === selection.block || block === this.pointed;
-    const code = (((life ? life.order + 1 : 0) * 2 + (shared ? 1 : 0)) * 64
-      + Math.round(filled * 15)) * 8 + (findable ? 4 : 0) + (mine ? 2 : 0) + (marked ? 1 : 0);
+    const code = (((life ? life.order + 1 : 0) * 2 + (shared ? 1 : 0)) * 64 +
+          Math.round(filled * 15)) * 8 + (findable ? 4 : 0) + (mine ? 2 : 0) + (marked ? 1 : 0);
     if (this.drawn[block] === code) return;
     this.drawn[block] = code;
     const cell = this.cell;
@@ -159,19 +161,45 @@ export class Grid {
     const rows = [["paged, as here", used, `${number(tokens)} tokens in ${plural(running, "sequence")}`]];
     if (knowsAsked) rows.push(["reserving what each asked for", asked, "prompt + max_tokens"]);
     const whole = longest === state.numBlocks * state.blockSize; // the pool is smaller than the model's context
-    if (longest) rows.push(["reserving the longest allowed", running * per(longest), `${number(longest)} tokens each${whole ? ": all of the pool" : ""}`]);
+    if (longest) {
+      rows.push([
+        "reserving the longest allowed",
+        running * per(longest),
+        `${number(longest)} tokens each${whole ? ": all of the pool" : ""}`,
+      ]);
+    }
     const code = JSON.stringify([rows, kept]);
     if (code === this.told) return;
     this.told = code;
     const most = Math.max(state.numBlocks, ...rows.map(([, blocks]) => blocks));
     this.reserve.replaceChildren(...rows.map(([title, blocks, note], i) => {
       const over = blocks > state.numBlocks;
-      const bar = element("span.bar", {}, element(`span.fill${i ? "" : ".own"}${over ? ".over" : ""}`, { style: `width:${(100 * blocks) / most}%` }),
-        element("span.limit", { style: `left:${(100 * state.numBlocks) / most}%`, title: "the whole pool" }));
-      return element("div.reserve-row", {}, element("span.title", {}, title), bar,
-        element("span.value", {}, `${number(blocks)}`, element("small", {}, over ? ` blocks: ${(blocks / state.numBlocks).toFixed(1)} × the pool` : ` blocks · ${note}`)));
+      const bar = element(
+        "span.bar",
+        {},
+        element(`span.fill${i ? "" : ".own"}${over ? ".over" : ""}`, { style: `width:${(100 * blocks) / most}%` }),
+        element("span.limit", { style: `left:${(100 * state.numBlocks) / most}%`, title: "the whole pool" }),
+      );
+      return element(
+        "div.reserve-row",
+        {},
+        element("span.title", {}, title),
+        bar,
+        element(
+          "span.value",
+          {},
+          `${number(blocks)}`,
+          element(
+            "small",
+            {},
+            over ? ` blocks: ${(blocks / state.numBlocks).toFixed(1)} × the pool` : ` blocks · ${note}`,
+          ),
+        ),
+      );
     }));
-    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used (${((100 * used) / Math.max(1, state.numBlocks)).toFixed(0)} %, the “KV cache usage”), ${number(kept)} cached and free, ${number(empty)} empty`;
+    this.caption.textContent = `${number(state.numBlocks)} blocks of ${state.blockSize} tokens: ${number(used)} used (${
+      ((100 * used) / Math.max(1, state.numBlocks)).toFixed(0)
+    } %, the “KV cache usage”), ${number(kept)} cached and free, ${number(empty)} empty`;
   }
 
   #at({ offsetX, offsetY }) {
@@ -227,8 +255,14 @@ export class Grid {
       const index = table.indexOf(block);
       const start = index * state.blockSize, filled = this.#filled(state, name, index);
       const labels = owners.map(([owner]) => ledger.life(owner).label);
-      lines.push(`block ${block} · ${labels.slice(0, 4).join(", ")}${labels.length > 4 ? ` and ${labels.length - 4} more` : ""}`);
-      lines.push(filled ? `tokens ${start}–${start + filled - 1}, ${filled} of ${state.blockSize} slots filled` : "taken, nothing computed in it yet");
+      lines.push(
+        `block ${block} · ${labels.slice(0, 4).join(", ")}${labels.length > 4 ? ` and ${labels.length - 4} more` : ""}`,
+      );
+      lines.push(
+        filled
+          ? `tokens ${start}–${start + filled - 1}, ${filled} of ${state.blockSize} slots filled`
+          : "taken, nothing computed in it yet",
+      );
       if (owners.length > 1) lines.push(`shared by ${owners.length}: stored once`);
       const text = this.#text(name, start, filled);
       if (text) lines.push(text);
@@ -243,13 +277,19 @@ export class Grid {
   #text(name, start, filled) {
     const life = this.room.ledger.life(name);
     const end = start + filled;
-    const drawn = new Map(life.draws
-      .filter(({ event, at }) => at <= this.room.record.position && (event.position ?? 0) >= start && (event.position ?? 0) < end)
-      .map(({ event }) => [event.position ?? 0, event.token_id ?? 0]));
+    const drawn = new Map(
+      life.draws
+        .filter(({ event, at }) =>
+          at <= this.room.record.position && (event.position ?? 0) >= start && (event.position ?? 0) < end
+        )
+        .map(({ event }) => [event.position ?? 0, event.token_id ?? 0]),
+    );
     const prompt = life.tokenized?.token_ids ?? [];
     const ids = [];
     for (let position = start; position < end; position++) ids.push(prompt[position] ?? drawn.get(position));
-    if (!ids.some((id) => id !== undefined)) return filled ? "its tokens: recorded for requests with \"trace\": \"full\"" : "";
+    if (!ids.some((id) => id !== undefined)) {
+      return filled ? 'its tokens: recorded for requests with "trace": "full"' : "";
+    }
     const texts = ids.map((id) => (id === undefined ? "…" : this.room.tokenText(id))).join("").replaceAll(/…+/g, "…");
     const shown = texts.length > LONGEST_TEXT ? `${texts.slice(0, LONGEST_TEXT)} …` : texts;
     return `“${shown.replaceAll("\n", "↵")}”`;
@@ -263,11 +303,13 @@ export class Grid {
       const entry = record.entries[at];
       if (!entry.kind.startsWith("block.")) continue;
       const { blocks, block: one, src_block: from = 0, dst_block: to = 0 } = entry;
-      const concerns = entry.kind === "block.copied" ? from === block || to === block
-        : entry.kind === "block.evicted" ? (one ?? 0) === block : blocks?.includes(block);
+      const concerns = entry.kind === "block.copied"
+        ? from === block || to === block
+        : entry.kind === "block.evicted"
+        ? (one ?? 0) === block
+        : blocks?.includes(block);
       if (concerns) found.push({ at: at + 1, entry });
     }
     return found;
   }
 }
-

@@ -6,9 +6,23 @@ const GOLDEN_ANGLE = 137.508; // neighbours in order of arrival get far-off hues
 
 function newLife(name, order) {
   return {
-    name, order, hue: (order * GOLDEN_ANGLE + 205) % 360, label: "", at: Infinity,
-    spans: [], waits: [], draws: [], texts: [], cachedAt: new Map(), preemptions: [],
-    queued: null, received: null, tokenized: null, admitted: null, end: null, forked: null,
+    name,
+    order,
+    hue: (order * GOLDEN_ANGLE + 205) % 360,
+    label: "",
+    at: Infinity,
+    spans: [],
+    waits: [],
+    draws: [],
+    texts: [],
+    cachedAt: new Map(),
+    preemptions: [],
+    queued: null,
+    received: null,
+    tokenized: null,
+    admitted: null,
+    end: null,
+    forked: null,
   };
 }
 
@@ -92,7 +106,7 @@ export class Ledger {
 
   step(number, at) {
     let step = this.steps.get(number);
-    if (!step) this.steps.set(number, (step = { number, plan: null, finished: null, kernels: [], at, cut: false }));
+    if (!step) this.steps.set(number, step = { number, plan: null, finished: null, kernels: [], at, cut: false });
     return step;
   }
 
@@ -123,7 +137,9 @@ const SEEN = {
     keep("queued")(ledger, event, at);
     ledger.enter(event.request_id, "waiting", event.step ?? 0, at);
   },
-  "request.waiting"(ledger, event, at) { ledger.begin(event.request_id).waits.push({ at, event }); },
+  "request.waiting"(ledger, event, at) {
+    ledger.begin(event.request_id).waits.push({ at, event });
+  },
   "request.admitted"(ledger, event, at) {
     const life = keep("admitted")(ledger, event, at);
     if (event.num_cached_tokens) life.cachedAt.set(event.step, event.num_cached_tokens);
@@ -145,10 +161,18 @@ const SEEN = {
     ledger.begin(event.request_id).preemptions.push({ at, event });
     ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
   },
-  "step.planned"(ledger, event, at) { ledger.step(event.step, at).plan = event; },
-  "step.finished"(ledger, event, at) { ledger.step(event.step, at).finished = event; },
-  "kernel.launched"(ledger, event, at) { ledger.step(event.step ?? 0, at).kernels.push(event); },
-  "graph.replayed"(ledger, event, at) { ledger.step(event.step ?? 0, at).graph = event; },
+  "step.planned"(ledger, event, at) {
+    ledger.step(event.step, at).plan = event;
+  },
+  "step.finished"(ledger, event, at) {
+    ledger.step(event.step, at).finished = event;
+  },
+  "kernel.launched"(ledger, event, at) {
+    ledger.step(event.step ?? 0, at).kernels.push(event);
+  },
+  "graph.replayed"(ledger, event, at) {
+    ledger.step(event.step ?? 0, at).graph = event;
+  },
   "sample.drawn"(ledger, event, at) {
     const index = event.index ?? 0;
     const own = index && !/\.\d+$/.test(event.request_id) ? `${event.request_id}.${index}` : event.request_id;

@@ -17,7 +17,9 @@ export class Lens {
     this.tokens.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  redraw() { this.shown = ""; }
+  redraw() {
+    this.shown = "";
+  }
 
   update() {
     const { record, ledger, selection } = this.room;
@@ -30,20 +32,22 @@ export class Lens {
     this.caption.textContent = `${life.label}: ${plural(draws.length, "token")} drawn so far`;
     const first = Math.max(0, draws.length - MOST_TOKENS);
     const chosen = draws.find(({ event }) => event.position === selection.token) ?? draws.at(-1);
-    this.tokens.replaceChildren(...draws.slice(first).map(({ event }) => {
-      const likely = Math.exp(event.logprob ?? 0);
-      const active = event === chosen.event;
-      const made = element("button.token", {
-        type: "button",
-        title: `position ${event.position}: probability ${chance(likely)}, rank ${event.rank}`,
-        tabIndex: active ? 0 : -1,
-        onclick: () => this.room.select({ token: event.position }),
-      }, visible(this.room.tokenText(event.token_id)));
-      made.setAttribute("aria-pressed", String(active));
-      // The less the model expected it, the stronger its tint.
-      made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - likely) * 7) / 16));
-      return made;
-    }));
+    this.tokens.replaceChildren(
+      ...draws.slice(first).map(({ event }) => {
+        const likely = Math.exp(event.logprob ?? 0);
+        const active = event === chosen.event;
+        const made = element("button.token", {
+          type: "button",
+          title: `position ${event.position}: probability ${chance(likely)}, rank ${event.rank}`,
+          tabIndex: active ? 0 : -1,
+          onclick: () => this.room.select({ token: event.position }),
+        }, visible(this.room.tokenText(event.token_id)));
+        made.setAttribute("aria-pressed", String(active));
+        // The less the model expected it, the stronger its tint.
+        made.style.setProperty("--tint", ownerColour(life.hue, Math.round((1 - likely) * 7) / 16));
+        return made;
+      }),
+    );
     if (!this.tokens.contains(document.activeElement)) this.tokens.scrollTop = this.tokens.scrollHeight;
     this.detail.replaceChildren(...this.#draw(chosen.event, life));
   }
@@ -51,9 +55,15 @@ export class Lens {
   #explain(life) {
     this.caption.textContent = "";
     this.tokens.replaceChildren();
-    this.detail.replaceChildren(element("p.quiet", {}, life
-      ? `The record has no draws of ${life.label} up to here: they are recorded at level “full”. Requests sent from this page ask for it with "trace": "full".`
-      : "Select a request: in the grid, the timeline or the queues."));
+    this.detail.replaceChildren(
+      element(
+        "p.quiet",
+        {},
+        life
+          ? `The record has no draws of ${life.label} up to here: they are recorded at level “full”. Requests sent from this page ask for it with "trace": "full".`
+          : "Select a request: in the grid, the timeline or the queues.",
+      ),
+    );
   }
 
   #draw(event, life) {
@@ -69,27 +79,59 @@ export class Lens {
     const seed = Number.isSafeInteger(event.seed ?? 0)
       ? `Seed ${event.seed ?? 0}, so it can be drawn again.`
       : "Its seed has more digits than a browser keeps: the record has it."; // above 2^53
-    parts.push(element("p.how", {},
-      element("b", {}, `“${name(id)}”`), ` at position ${position}, rank ${number(rank)}. `,
-      greedy ? "Greedy: the most probable token is taken, nothing is drawn."
-        : `${limits}: ${plural(event.num_kept ?? 0, "token")} kept; u = ${(event.uniform ?? 0).toFixed(4)} drew it. ${seed}`));
+    parts.push(
+      element(
+        "p.how",
+        {},
+        element("b", {}, `“${name(id)}”`),
+        ` at position ${position}, rank ${number(rank)}. `,
+        greedy
+          ? "Greedy: the most probable token is taken, nothing is drawn."
+          : `${limits}: ${plural(event.num_kept ?? 0, "token")} kept; u = ${
+            (event.uniform ?? 0).toFixed(4)
+          } drew it. ${seed}`,
+      ),
+    );
     const rows = candidates.map(([token, itsLogprob, after]) => ({ token, before: Math.exp(itsLogprob), after }));
     if (!rows.some(({ token }) => token === id)) rows.push({ token: id, before: Math.exp(logprob), after: null });
     const most = Math.max(0.001, ...rows.map(({ before, after }) => Math.max(before, after ?? 0)));
     const body = rows.map(({ token, before, after }) => {
-      const bar = (share, kind) => element("span.bar", {}, element(`span.fill.${kind}`, { style: `width:${(100 * share) / most}%` }));
-      const row = element("tr", { className: token === id ? "drawn" : after === 0 && !greedy ? "cut" : "" },
+      const bar = (share, kind) =>
+        element("span.bar", {}, element(`span.fill.${kind}`, { style: `width:${(100 * share) / most}%` }));
+      const row = element(
+        "tr",
+        { className: token === id ? "drawn" : after === 0 && !greedy ? "cut" : "" },
         element("th", { scope: "row" }, element("span.token-name", { title: `token ${token}` }, name(token))),
         element("td", {}, bar(before, "before"), bar(after ?? 0, "after")),
         element("td.number", {}, chance(before)),
-        element("td.number", {}, after === null ? "not recorded" : after === 0 ? (greedy ? "–" : "cut") : chance(after)));
+        element(
+          "td.number",
+          {},
+          after === null ? "not recorded" : after === 0 ? (greedy ? "–" : "cut") : chance(after),
+        ),
+      );
       row.style.setProperty("--owner", ownerColour(life.hue));
       return row;
     });
-    parts.push(element("table", {},
-      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "token"), element("th", {}),
-        element("th.number", { scope: "col" }, "before"), element("th.number", { scope: "col" }, "after"))),
-      element("tbody", {}, ...body)));
+    parts.push(
+      element(
+        "table",
+        {},
+        element(
+          "thead",
+          {},
+          element(
+            "tr",
+            {},
+            element("th", { scope: "col" }, "token"),
+            element("th", {}),
+            element("th.number", { scope: "col" }, "before"),
+            element("th.number", { scope: "col" }, "after"),
+          ),
+        ),
+        element("tbody", {}, ...body),
+      ),
+    );
     if (!this.room.live && this.room.tokenText(id) === `#${id}`) {
       parts.push(element("p.quiet", {}, "#… are token ids: this record doesn't say how its tokens read."));
     }
@@ -102,13 +144,22 @@ export class Lens {
   #strip(event, rows, life) {
     const kept = rows.filter(({ after }) => after > 0).sort((a, b) => a.token - b.token);
     if (kept.length !== event.num_kept) {
-      return element("p.quiet", {}, `The record keeps the ${rows.length} most probable of ${number(event.num_kept)} tokens, so where u fell among all of them isn't drawn.`);
+      return element(
+        "p.quiet",
+        {},
+        `The record keeps the ${rows.length} most probable of ${
+          number(event.num_kept)
+        } tokens, so where u fell among all of them isn't drawn.`,
+      );
     }
     const total = kept.reduce((sum, { after }) => sum + after, 0);
     const strip = element("div.strip", { role: "img", "aria-label": `u = ${event.uniform} falls on the drawn token` });
     for (const { token, after } of kept) {
-      const part = element("span", { style: `flex:${after / total}`, title: visible(this.room.tokenText(token)) },
-        after / total > 0.06 ? visible(this.room.tokenText(token)) : "");
+      const part = element(
+        "span",
+        { style: `flex:${after / total}`, title: visible(this.room.tokenText(token)) },
+        after / total > 0.06 ? visible(this.room.tokenText(token)) : "",
+      );
       part.style.background = ownerColour(life.hue, token === event.token_id ? 0.9 : 0.25);
       strip.append(part);
     }

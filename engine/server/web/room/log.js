@@ -34,7 +34,9 @@ export class Log {
     this.mention = new RegExp(`(^|[^\\w-])${label.replaceAll(".", "\\.")}(?![\\w-]|\\.\\d)`); // req-1, not req-13
     const lines = record.lines.length ? this.#told(wanted) : this.#fromEvents(wanted);
     this.caption.textContent = [
-      selection.request ? `about ${label}${known ? "" : ", which this record doesn't have"}` : "single tokens only of a selected request",
+      selection.request
+        ? `about ${label}${known ? "" : ", which this record doesn't have"}`
+        : "single tokens only of a selected request",
       record.lines.length ? "" : "this record came without the log's sentences: the events' own fields",
     ].filter(Boolean).join(" · ");
     this.#show(lines);
@@ -73,7 +75,8 @@ export class Log {
     const found = [];
     for (let i = record.lines.length - 1; i >= 0 && found.length < MOST_LINES; i--) {
       const line = record.lines[i];
-      const here = line.at <= record.position || (line.kind === "steps" && line.first_step <= step && step <= line.last_step);
+      const here = line.at <= record.position ||
+        (line.kind === "steps" && line.first_step <= step && step <= line.last_step);
       if (here && this.#concerns(line, wanted)) found.push(line);
     }
     return found;
@@ -87,8 +90,13 @@ export class Log {
       if (QUIET.has(entry.kind) || entry.kind === "engine.snapshot") continue;
       const step = entry.step ?? 0;
       const line = {
-        at: at + 1, kind: entry.kind, ts_ns: entry.ts_ns, first_step: step, last_step: step,
-        request_id: entry.request_id ?? "", name: entry.request_id ? ledger.life(entry.request_id).label : "",
+        at: at + 1,
+        kind: entry.kind,
+        ts_ns: entry.ts_ns,
+        first_step: step,
+        last_step: step,
+        request_id: entry.request_id ?? "",
+        name: entry.request_id ? ledger.life(entry.request_id).label : "",
         text: `${entry.kind.replace(".", " ").replace("_", " ")}: ${fields(entry)}`,
       };
       if (this.#concerns(line, wanted)) found.push(line);
@@ -100,11 +108,21 @@ export class Log {
     const { ledger, firstNs } = this.room;
     const first = line.first_step ?? 0, last = line.last_step ?? first;
     const steps = !first ? "" : first === last ? `${first}` : `${first}–${last}`;
-    const made = element(`li.${line.kind.replace(".", "-")}`, {},
+    const made = element(
+      `li.${line.kind.replace(".", "-")}`,
+      {},
       element("time", {}, ((line.ts_ns - firstNs) / 1e9).toFixed(3)),
-      steps ? element("button.link", { type: "button", tabIndex: -1, "aria-label": `step ${steps}`, onclick: () => this.#open(line) }, steps) : element("span"),
+      steps
+        ? element("button.link", {
+          type: "button",
+          tabIndex: -1,
+          "aria-label": `step ${steps}`,
+          onclick: () => this.#open(line),
+        }, steps)
+        : element("span"),
       element("span.who", {}, line.name ?? ""),
-      element("span.text", {}, line.text));
+      element("span.text", {}, line.text),
+    );
     if (line.request_id) made.style.setProperty("--owner", ownerColour(ledger.life(line.request_id).hue));
     return made;
   }

@@ -47,8 +47,8 @@ class Room {
       new Queues(this, panel("queues")),
       new Selection(this, panel("selection")),
       new StepPanel(this, panel("step")),
-      (this.lens = new Lens(this, panel("lens"))),
-      (this.log = new Log(this, panel("log"))),
+      this.lens = new Lens(this, panel("lens")),
+      this.log = new Log(this, panel("log")),
     ];
     this.provoke = new Provoke(this, panel("provoke"));
     new ResizeObserver(() => this.redraw()).observe(document.querySelector("main"));
@@ -96,7 +96,13 @@ class Room {
       this.notice("The server was started again: this is its new record.");
     }
     this.add([{ ...snapshot, skipped }], [], position);
-    if (skipped) this.notice(`This page was too slow: ${plural(this.ledger.skipped, "event")} were not sent to it. It goes on from the present state.`);
+    if (skipped) {
+      this.notice(
+        `This page was too slow: ${
+          plural(this.ledger.skipped, "event")
+        } were not sent to it. It goes on from the present state.`,
+      );
+    }
   }
 
   /** A recorded text, and the log's lines about it if somebody has told them: [position, line] each. */
@@ -117,7 +123,9 @@ class Room {
 
   // ------------------------------------------------------------------------------ going through it
 
-  touch() { this.#changed = true; }
+  touch() {
+    this.#changed = true;
+  }
 
   redraw() {
     forgetColours();
@@ -146,10 +154,15 @@ class Room {
   goToStep(step) {
     const { record } = this;
     const { firstStep, lastStep } = record;
-    if (step >= firstStep || record.cut) this.goTo(record.endOf(record.stepAt(Math.max(step, firstStep))) ?? record.first);
-    else this.goTo(record.first); // before the first step
-    if (step < firstStep && record.cut) this.notice(`Step ${number(step)} is not kept: this record begins at step ${number(firstStep)}.`, "moment");
-    if (step > lastStep) this.notice(`Step ${number(step)} is not here: this record ends at step ${number(lastStep)}.`, "moment");
+    if (step >= firstStep || record.cut) {
+      this.goTo(record.endOf(record.stepAt(Math.max(step, firstStep))) ?? record.first);
+    } else this.goTo(record.first); // before the first step
+    if (step < firstStep && record.cut) {
+      this.notice(`Step ${number(step)} is not kept: this record begins at step ${number(firstStep)}.`, "moment");
+    }
+    if (step > lastStep) {
+      this.notice(`Step ${number(step)} is not here: this record ends at step ${number(lastStep)}.`, "moment");
+    }
   }
 
   stepBy(count) {
@@ -167,7 +180,9 @@ class Room {
     this.touch();
   }
 
-  pause() { this.following = this.playing = false; }
+  pause() {
+    this.following = this.playing = false;
+  }
 
   toggle() {
     if (this.following || this.playing) this.pause();
@@ -205,12 +220,18 @@ class Room {
     const step = this.#wish.get("step");
     if (step === null) return;
     if (this.record.lastStep < Number(step) && !complete) {
-      if (this.live) this.notice(`Step ${number(Number(step))} has not come yet: this page goes there when it does.`, "moment");
+      if (this.live) {
+        this.notice(`Step ${number(Number(step))} has not come yet: this page goes there when it does.`, "moment");
+      }
       return;
     }
     const { request, block, token } = Object.fromEntries(this.#wish);
     this.#wish = new URLSearchParams();
-    this.select({ request: request ?? null, block: block === undefined ? null : Number(block), token: token === undefined ? null : Number(token) });
+    this.select({
+      request: request ?? null,
+      block: block === undefined ? null : Number(block),
+      token: token === undefined ? null : Number(token),
+    });
     this.goToStep(Number(step));
   }
 
@@ -252,7 +273,13 @@ class Room {
   }
 
   status(state, detail) {
-    const names = { live: "live", reconnecting: "reconnecting", key: "needs its key", off: "nothing is recorded", file: "recorded file" };
+    const names = {
+      live: "live",
+      reconnecting: "reconnecting",
+      key: "needs its key",
+      off: "nothing is recorded",
+      file: "recorded file",
+    };
     const shown = document.querySelector("#status");
     shown.dataset.state = state;
     shown.querySelector("b").textContent = names[state] ?? state;
@@ -314,7 +341,13 @@ class Room {
     const { facts } = this.ledger;
     const model = facts["engine.model_loaded"], started = facts["engine.started"];
     const parts = [
-      model ? `${[started?.config?.served_model_name].flat()[0] || model.model.split("/").at(-1)} · ${model.architecture} · ${number(Math.round(model.num_parameters / 1e5) / 10)} M parameters · ${model.dtype}` : "",
+      model
+        ? `${
+          [started?.config?.served_model_name].flat()[0] || model.model.split("/").at(-1)
+        } · ${model.architecture} · ${
+          number(Math.round(model.num_parameters / 1e5) / 10)
+        } M parameters · ${model.dtype}`
+        : "",
       started?.machine?.device ?? "",
     ];
     document.querySelector("#engine").textContent = parts.filter(Boolean).join(" · ");
@@ -322,7 +355,6 @@ class Room {
     this.notice(broken ? `Blocks and queues can't be told here: ${broken}.` : "", "state");
   }
 }
-
 
 // -------------------------------------------------------------------------------- the page begins
 
@@ -369,7 +401,13 @@ async function begin() {
   const recorded = new URLSearchParams(location.search).get("trace");
   const embedded = document.querySelector("#record");
   document.body.classList.toggle("alone", Boolean(embedded));
-  if (embedded) return room.open(embedded.textContent, embedded.dataset.name, JSON.parse(document.querySelector("#lines").textContent));
+  if (embedded) {
+    return room.open(
+      embedded.textContent,
+      embedded.dataset.name,
+      JSON.parse(document.querySelector("#lines").textContent),
+    );
+  }
   if (!recorded) return watch();
   const url = new URL(recorded, document.baseURI);
   try {
@@ -386,7 +424,9 @@ const room = new Room();
 globalThis.room = room; // for the curious, and for the tests
 theme();
 dropFiles();
-document.querySelector("#notice button").onclick = ({ target }) => { target.parentElement.hidden = true; };
+document.querySelector("#notice button").onclick = ({ target }) => {
+  target.parentElement.hidden = true;
+};
 document.querySelector("#key-dialog").onsubmit = (event) => {
   event.preventDefault();
   key.value = new FormData(event.target).get("key");

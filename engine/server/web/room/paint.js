@@ -8,8 +8,22 @@ export function colours() {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(`--${name}`).trim();
     palette = Object.fromEntries(
-      ["ink", "ink-2", "ink-3", "line", "line-2", "surface", "sunken", "accent", "empty", "kept",
-        "waiting", "preempted", "swapped", "cached"].map((name) => [name, read(name)]),
+      [
+        "ink",
+        "ink-2",
+        "ink-3",
+        "line",
+        "line-2",
+        "surface",
+        "sunken",
+        "accent",
+        "empty",
+        "kept",
+        "waiting",
+        "preempted",
+        "swapped",
+        "cached",
+      ].map((name) => [name, read(name)]),
     );
     palette.lightness = read("owner-lightness");
     palette.chroma = read("owner-chroma");
@@ -18,7 +32,9 @@ export function colours() {
   return palette;
 }
 
-export function forgetColours() { palette = null; }
+export function forgetColours() {
+  palette = null;
+}
 
 /** A sequence's colour; `strength` 0…1 mixes it with the surface. */
 export function ownerColour(hue, strength = 1) {

@@ -28,7 +28,9 @@ export class Pipeline {
     this.#build();
   }
 
-  #place(station) { return WIDTH * ((station + 0.5) / STATIONS.length); }
+  #place(station) {
+    return WIDTH * ((station + 0.5) / STATIONS.length);
+  }
 
   #build() {
     this.svg.append(svg("line", { class: "pipe", x1: this.#place(0), x2: this.#place(5), y1: MIDDLE, y2: MIDDLE }));
@@ -45,7 +47,9 @@ export class Pipeline {
     });
   }
 
-  redraw() { this.told = null; }
+  redraw() {
+    this.told = null;
+  }
 
   update(now, record) {
     if (record !== this.told) {
@@ -65,7 +69,9 @@ export class Pipeline {
   }
 
   /** Whether it wants to be drawn again soon. */
-  get moving() { return this.dots.length > 0; }
+  get moving() {
+    return this.dots.length > 0;
+  }
 
   /** What the step at hand and the moments around it did at each station. */
   #tell() {
@@ -80,7 +86,11 @@ export class Pipeline {
       `${number(open.size)} open`,
       this.#lastTokenized(),
       `${state.running.length} run, ${state.waiting.length} wait`,
-      finished ? `${plural(finished.num_tokens ?? 0, "token")}${time((finished.prepare_us ?? 0) + (finished.forward_us ?? 0))}` : plan ? `${plural(plan.budget_used ?? 0, "token")} …` : "idle",
+      finished
+        ? `${plural(finished.num_tokens ?? 0, "token")}${time((finished.prepare_us ?? 0) + (finished.forward_us ?? 0))}`
+        : plan
+        ? `${plural(plan.budget_used ?? 0, "token")} …`
+        : "idle",
       finished ? `${drawn} drawn${time(finished.sample_us)}` : plan ? "…" : "idle",
       drawn ? `${plural(drawn, "token")}` : "idle",
     ];
@@ -105,26 +115,40 @@ export class Pipeline {
     if (this.calm.matches || document.hidden) return;
     const { record, ledger } = this.room;
     const legs = [[], [], [], [], []];
-    const add = (leg, name) => { if (legs[leg].length < DOTS_A_LEG) legs[leg].push(name); };
+    const add = (leg, name) => {
+      if (legs[leg].length < DOTS_A_LEG) legs[leg].push(name);
+    };
     const latest = Math.max(this.seen, record.position - 2000);
     for (let at = latest; at < record.position; at++) {
       const entry = record.entries[at];
       if (entry.kind === "request.received") add(0, entry.request_id);
       else if (entry.kind === "request.queued") add(1, entry.request_id);
-      else if (entry.kind === "step.planned") for (const [name] of entry.rows ?? []) add(2, name);
+      else if (entry.kind === "step.planned") { for (const [name] of entry.rows ?? []) add(2, name); }
       else if (entry.kind === "step.finished") {
         for (const [name, , , samples] of ledger.steps.get(entry.step)?.plan?.rows ?? []) {
-          if (samples) { add(3, name); add(4, name); }
+          if (samples) {
+            add(3, name);
+            add(4, name);
+          }
         }
       }
     }
-    legs.forEach((names, leg) => names.forEach((name, i) => {
-      if (this.dots.filter((other) => other.leg === leg).length >= DOTS_A_LEG) return;
-      const dot = svg("circle", { r: 4, cy: MIDDLE, class: "dot" });
-      dot.style.fill = ownerColour(ledger.life(name).hue);
-      this.dotLayer.append(dot);
-      this.dots.push({ dot, leg, from: this.#place(leg) + 46, to: this.#place(leg + 1) - 46, start: now + i * 35, y: MIDDLE + ((i % 3) - 1) * 7 });
-    }));
+    legs.forEach((names, leg) =>
+      names.forEach((name, i) => {
+        if (this.dots.filter((other) => other.leg === leg).length >= DOTS_A_LEG) return;
+        const dot = svg("circle", { r: 4, cy: MIDDLE, class: "dot" });
+        dot.style.fill = ownerColour(ledger.life(name).hue);
+        this.dotLayer.append(dot);
+        this.dots.push({
+          dot,
+          leg,
+          from: this.#place(leg) + 46,
+          to: this.#place(leg + 1) - 46,
+          start: now + i * 35,
+          y: MIDDLE + ((i % 3) - 1) * 7,
+        });
+      })
+    );
   }
 
   #move(now) {

@@ -7,14 +7,20 @@ import { Template } from "./template.js";
 import { number } from "./words.js";
 
 const SENTENCE = "The keeper of the lighthouse wrote down the weather of every day, and so we know that ";
-const QUESTIONS = ["What is a KV cache?", "What is preemption?", "What does temperature do?", "Tell me a story about a fox."];
+const QUESTIONS = [
+  "What is a KV cache?",
+  "What is preemption?",
+  "What does temperature do?",
+  "Tell me a story about a fox.",
+];
 const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
 const MOST_AT_ONCE = 48;
 
-const named = (count, prompt) => Array.from({ length: count }, (_, i) => {
-  const name = NAMES[i % NAMES.length];
-  return { title: `${name} ${i}`, prompt: prompt(name, i) };
-});
+const named = (count, prompt) =>
+  Array.from({ length: count }, (_, i) => {
+    const name = NAMES[i % NAMES.length];
+    return { title: `${name} ${i}`, prompt: prompt(name, i) };
+  });
 
 export class Provoke {
   constructor(room, panel) {
@@ -24,8 +30,11 @@ export class Provoke {
     this.answers = panel.querySelector(".answers");
     this.told = panel.querySelector(".told");
     this.template = new Template();
-    panel.querySelector(".questions").replaceChildren(...QUESTIONS.map((question) =>
-      element("button.question", { type: "button", onclick: () => this.#ask(question) }, question)));
+    panel.querySelector(".questions").replaceChildren(
+      ...QUESTIONS.map((question) =>
+        element("button.question", { type: "button", onclick: () => this.#ask(question) }, question)
+      ),
+    );
     this.form.onsubmit = (event) => {
       event.preventDefault();
       this.#own();
@@ -38,7 +47,9 @@ export class Provoke {
     }
   }
 
-  value(name) { return Number(this.form.elements[name].value); }
+  value(name) {
+    return Number(this.form.elements[name].value);
+  }
 
   #ask(question) {
     this.prompt.value = question;
@@ -48,13 +59,23 @@ export class Provoke {
   #own() {
     const prompt = this.prompt.value || QUESTIONS[0];
     this.#begin("");
-    this.#send({ prompt, temperature: this.value("temperature"), max_tokens: this.value("max_tokens"), n: this.value("n") });
+    this.#send({
+      prompt,
+      temperature: this.value("temperature"),
+      max_tokens: this.value("max_tokens"),
+      n: this.value("n"),
+    });
   }
 
   get #pool() {
     const sized = this.room.ledger.facts["engine.kv_sized"];
     if (!sized) return null;
-    return { blocks: sized.num_blocks, size: sized.block_size, longest: sized.max_model_len, tokens: sized.num_blocks * sized.block_size };
+    return {
+      blocks: sized.num_blocks,
+      size: sized.block_size,
+      longest: sized.max_model_len,
+      tokens: sized.num_blocks * sized.block_size,
+    };
   }
 
   /** Enough different requests that their blocks, with what stays cached, cover the pool. */
@@ -64,9 +85,18 @@ export class Provoke {
     const each = Math.min(pool.longest, Math.max(128, Math.ceil(pool.tokens / 24)));
     const count = Math.min(MOST_AT_ONCE, Math.ceil(pool.tokens / each) + 2);
     const out = Math.min(64, Math.floor(each / 2));
-    this.#begin(`${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${number(pool.tokens)}.`);
+    this.#begin(
+      `${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${
+        number(pool.tokens)
+      }.`,
+    );
     const text = await this.#text(each - out);
-    this.#sendAll(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), { max_tokens: out, ignore_eos: true, temperature: 0.8, seed: 1 });
+    this.#sendAll(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
+      max_tokens: out,
+      ignore_eos: true,
+      temperature: 0.8,
+      seed: 1,
+    });
   }
 
   /** One long beginning and six ends: the first computes it, the others find it. */
@@ -90,10 +120,23 @@ export class Provoke {
     const count = Math.ceil((pool.tokens * 1.3) / out);
     if (count > MOST_AT_ONCE) {
       const few = Math.ceil((pool.longest * 3) / pool.size);
-      return this.#begin(`This pool is too large to run over from here: it would take ${count} requests of ${number(out)} tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`);
+      return this.#begin(
+        `This pool is too large to run over from here: it would take ${count} requests of ${
+          number(out)
+        } tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`,
+      );
     }
-    this.#begin(`${count} requests that want ${number(out)} tokens each: together more than the ${number(pool.tokens)} that the pool holds. They may not end by themselves, so what follows an answer makes no sense.`);
-    this.#sendAll(named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`), { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 });
+    this.#begin(
+      `${count} requests that want ${number(out)} tokens each: together more than the ${
+        number(pool.tokens)
+      } that the pool holds. They may not end by themselves, so what follows an answer makes no sense.`,
+    );
+    this.#sendAll(named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
+      max_tokens: out,
+      ignore_eos: true,
+      temperature: 1,
+      seed: 1,
+    });
   }
 
   /** The same prompt, the same seed, three temperatures. */
@@ -122,7 +165,9 @@ export class Provoke {
     this.room.follow();
   }
 
-  #send({ prompt, ...body }, title = "") { return this.#sendAll([{ prompt, title }], body); }
+  #send({ prompt, ...body }, title = "") {
+    return this.#sendAll([{ prompt, title }], body);
+  }
 
   /** Prompts in one request: a browser opens few connections to a server of HTTP/1.1 (six), so in
    *  requests of their own they would wait for each other here and not in the engine. */
@@ -132,7 +177,10 @@ export class Provoke {
     this.answers.append(...lines);
     try {
       const prompts = await this.template.fields(asks.map(({ prompt }) => prompt));
-      const answer = await api("v1/completions", this.#json({ ...body, ...prompts, request_id: id, stream: true, trace: "full" }));
+      const answer = await api(
+        "v1/completions",
+        this.#json({ ...body, ...prompts, request_id: id, stream: true, trace: "full" }),
+      );
       if (!answer.ok) {
         const said = await answer.json().catch(() => ({}));
         throw new Error(said.error?.message ?? `the server answered ${answer.status}`);

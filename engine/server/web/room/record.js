@@ -17,19 +17,31 @@ export class Record {
   #ends = new Map(); // step → position after its last event
   #checkpoints = [{ position: 0, state: new EngineState(), broken: "" }];
 
-  get length() { return this.entries.length; }
+  get length() {
+    return this.entries.length;
+  }
 
   /** The first position at which anything is known: a record that begins in the middle starts with a
    *  snapshot, and has nothing before it. */
-  get first() { return this.entries[0]?.kind === "engine.snapshot" ? 1 : 0; }
+  get first() {
+    return this.entries[0]?.kind === "engine.snapshot" ? 1 : 0;
+  }
 
   /** Whether events are missing before its beginning. */
-  get cut() { return this.forgotten > 0 || (this.first === 1 && (this.entries[0].num_gone ?? 0) > 0); }
+  get cut() {
+    return this.forgotten > 0 || (this.first === 1 && (this.entries[0].num_gone ?? 0) > 0);
+  }
 
   /** The first step that it has, and the last one. */
-  get firstStep() { return this.steps[0] ?? this.#beginsAfter; }
-  get lastStep() { return this.steps.at(-1) ?? this.#beginsAfter; }
-  get #beginsAfter() { return this.entries[0]?.state?.step ?? 0; } // of a snapshot
+  get firstStep() {
+    return this.steps[0] ?? this.#beginsAfter;
+  }
+  get lastStep() {
+    return this.steps.at(-1) ?? this.#beginsAfter;
+  }
+  get #beginsAfter() {
+    return this.entries[0]?.state?.step ?? 0;
+  } // of a snapshot
 
   add(event) {
     this.entries.push(event);
@@ -39,7 +51,9 @@ export class Record {
     }
   }
 
-  endOf(step) { return this.#ends.get(step); }
+  endOf(step) {
+    return this.#ends.get(step);
+  }
 
   /** The last step at or before this one, that the record has; undefined if there is none. */
   stepAt(step) {
@@ -78,7 +92,9 @@ export class Record {
       }
     } catch (error) {
       if (!(error instanceof Contradiction)) throw error;
-      const which = entry.kind === "engine.snapshot" ? "this record" : `event ${entry.seq} (${entry.kind}) doesn't follow from the ones before it`;
+      const which = entry.kind === "engine.snapshot"
+        ? "this record"
+        : `event ${entry.seq} (${entry.kind}) doesn't follow from the ones before it`;
       this.broken = `${which}: ${error.message}`;
       this.state = EngineState.unknown(entry.step || this.state.step);
     }

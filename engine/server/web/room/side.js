@@ -6,7 +6,8 @@ import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
 const MOST_CHIPS = 72;
 const MOST_ROWS = 12;
-const UNTIMED = "Not timed one by one: for that, and the share of the machine's limit, start the server with --trace profile.";
+const UNTIMED =
+  "Not timed one by one: for that, and the share of the machine's limit, start the server with --trace profile.";
 const CACHED = "More than 100 %: its data was still in the processor's caches, which are faster than memory.";
 const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
@@ -31,7 +32,11 @@ export class Queues {
     this.#fill(this.waiting, waiting, "waiting");
     const head = waiting[0] && ledger.life(waiting[0].name);
     const wait = head?.waits.filter(({ at }) => at <= record.position).at(-1);
-    this.why.textContent = wait ? `${head.label} waits since step ${wait.event.step ?? 0}: ${this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)}` : "";
+    this.why.textContent = wait
+      ? `${head.label} waits since step ${wait.event.step ?? 0}: ${
+        this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)
+      }`
+      : "";
   }
 
   #fill(list, queue, title) {
@@ -46,7 +51,10 @@ export class Queues {
     });
     if (queue.length > MOST_CHIPS) chips.push(element("span.quiet", {}, `and ${queue.length - MOST_CHIPS} more`));
     if (!queue.length) chips.push(element("span.quiet", {}, "nobody"));
-    list.replaceChildren(element("h3", {}, `${title} `, element("b", {}, String(queue.length))), element("div.chips", {}, ...chips));
+    list.replaceChildren(
+      element("h3", {}, `${title} `, element("b", {}, String(queue.length))),
+      element("div.chips", {}, ...chips),
+    );
   }
 }
 
@@ -61,8 +69,14 @@ export class Selection {
     const parts = [];
     if (request) parts.push(...this.#request(request));
     if (block !== null && block !== undefined) parts.push(...this.#block(block));
-    if (!parts.length) parts.push(element("p.quiet", {}, "Nothing. Click a block, a row of the timeline, a request or a line of the log."));
-    else parts.push(element("button.quiet-button", { type: "button", onclick: () => this.room.select({ request: null, block: null, token: null }) }, "clear (Esc)"));
+    if (!parts.length) {
+      parts.push(
+        element("p.quiet", {}, "Nothing. Click a block, a row of the timeline, a request or a line of the log."),
+      );
+    } else {parts.push(element("button.quiet-button", {
+        type: "button",
+        onclick: () => this.room.select({ request: null, block: null, token: null }),
+      }, "clear (Esc)"));}
     this.body.replaceChildren(...parts);
   }
 
@@ -82,11 +96,24 @@ export class Selection {
     const facts = [];
     const add = (title, ...value) => facts.push(element("dt", {}, title), element("dd", {}, ...value));
     if (record.broken) add("state", this.room.nothingKnown);
-    else add("state", end ? `${end.how}${end.event.reason ? ` (${end.event.reason})` : ""}` : sequence ? sequence.status : span?.state ?? "not here yet");
+    else {add(
+        "state",
+        end
+          ? `${end.how}${end.event.reason ? ` (${end.event.reason})` : ""}`
+          : sequence
+          ? sequence.status
+          : span?.state ?? "not here yet",
+      );}
     if (end?.event.why) add("why", this.room.plain(end.event.why));
-    if (queued) add("asked for", `${number(queued.num_prompt_tokens ?? 0)} in, at most ${number(queued.max_tokens ?? 0)} out`);
+    if (queued) {
+      add("asked for", `${number(queued.num_prompt_tokens ?? 0)} in, at most ${number(queued.max_tokens ?? 0)} out`);
+    }
     if (life.admitted && life.admitted.step <= state.step) {
-      add("waited", duration(life.admitted.waited_us ?? 0), life.admitted.why ? element("small", {}, this.room.plain(life.admitted.why)) : null);
+      add(
+        "waited",
+        duration(life.admitted.waited_us ?? 0),
+        life.admitted.why ? element("small", {}, this.room.plain(life.admitted.why)) : null,
+      );
       add("from the cache", ...this.#found(life, state.blockSize));
     }
     const wait = sequence && sequence.status !== "running" ? this.#wait(life, sequence) : null;
@@ -103,10 +130,26 @@ export class Selection {
     if (preempted.length) add("preempted", `${preempted.length} ×`, ...this.#preempted(preempted.at(-1).event));
     const params = Object.entries(life.received?.params ?? {}).map(([key, value]) => `${key} ${value}`);
     if (params.length) add("parameters", params.join(", "));
-    const title = element("h3.owner", {}, element("i"), life.label, name === life.label ? null : element("small", {}, name));
+    const title = element(
+      "h3.owner",
+      {},
+      element("i"),
+      life.label,
+      name === life.label ? null : element("small", {}, name),
+    );
     title.style.setProperty("--owner", ownerColour(life.hue));
     const parts = [title, element("dl", {}, ...facts)];
-    if (life.received?.text) parts.splice(1, 0, element("blockquote", {}, life.received.text.length > 240 ? `${life.received.text.slice(0, 240)}…` : life.received.text));
+    if (life.received?.text) {
+      parts.splice(
+        1,
+        0,
+        element(
+          "blockquote",
+          {},
+          life.received.text.length > 240 ? `${life.received.text.slice(0, 240)}…` : life.received.text,
+        ),
+      );
+    }
     return parts;
   }
 
@@ -115,9 +158,11 @@ export class Selection {
     const { num_cached_tokens: cached = 0, num_tokens: tokens = 0 } = life.admitted;
     if (cached) return [`${number(cached)} of ${plural(tokens, "token")}`];
     const config = this.room.ledger.facts["engine.started"]?.config;
-    const why = config?.enable_prefix_caching === false ? "the prefix cache is off"
-      : tokens <= blockSize ? `only whole blocks of ${blockSize} tokens are found, and its last token is computed in any case`
-        : `no block that was kept had the same first ${blockSize} tokens`;
+    const why = config?.enable_prefix_caching === false
+      ? "the prefix cache is off"
+      : tokens <= blockSize
+      ? `only whole blocks of ${blockSize} tokens are found, and its last token is computed in any case`
+      : `no block that was kept had the same first ${blockSize} tokens`;
     return ["nothing", element("small", {}, why)];
   }
 
@@ -126,9 +171,13 @@ export class Selection {
     const { record, ledger } = this.room;
     const { waiting } = record.state;
     const place = waiting.findIndex((one) => one.name === name);
-    const since = status === "preempted" ? life.preemptions.filter(({ at }) => at <= record.position).at(-1)?.event : life.queued;
+    const since = status === "preempted"
+      ? life.preemptions.filter(({ at }) => at <= record.position).at(-1)?.event
+      : life.queued;
     const now = record.entries[record.position - 1]?.ts_ns ?? 0;
-    const how = since?.ts_ns && now > since.ts_ns ? `${duration((now - since.ts_ns) / 1e3)} so far, place ${place + 1} of ${waiting.length}` : `place ${place + 1} of ${waiting.length}`;
+    const how = since?.ts_ns && now > since.ts_ns
+      ? `${duration((now - since.ts_ns) / 1e3)} so far, place ${place + 1} of ${waiting.length}`
+      : `place ${place + 1} of ${waiting.length}`;
     const head = ledger.life(waiting[0].name);
     const reason = head.waits.filter(({ at }) => at <= record.position).at(-1)?.event;
     const why = reason ? this.room.plain(this.#lacks(reason)) : "for the next step";
@@ -136,27 +185,49 @@ export class Selection {
   }
 
   #lacks(event) {
-    const { waits_for: what, need = 0, available = 0, next_release: who, next_release_steps: steps = 0, next_release_amount: back = 0, why } = event;
+    const {
+      waits_for: what,
+      need = 0,
+      available = 0,
+      next_release: who,
+      next_release_steps: steps = 0,
+      next_release_amount: back = 0,
+      why,
+    } = event;
     if (what !== "blocks" && what !== "seats") return why || `for ${what}`;
     const unit = what.slice(0, -1);
-    return `needs ${plural(need, unit)}, ${number(available)} free${who ? `; ${number(back)} come back when ${who} ends (at most ${plural(steps, "step")})` : ""}`;
+    return `needs ${plural(need, unit)}, ${number(available)} free${
+      who ? `; ${number(back)} come back when ${who} ends (at most ${plural(steps, "step")})` : ""
+    }`;
   }
 
   /** Why it gave its blocks back, and what each way costs. */
   #preempted(event) {
-    const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, mode_why: how, why } = event;
-    const costs = [again ? `computing again ${duration(again * 1e3)}` : "", swap ? `swapping ${duration(swap * 1e3)}` : ""].filter(Boolean).join(", ");
+    const { step = 0, for_request: other, mode, recompute_ms: again = 0, swap_ms: swap = 0, mode_why: how, why } =
+      event;
+    const costs = [
+      again ? `computing again ${duration(again * 1e3)}` : "",
+      swap ? `swapping ${duration(swap * 1e3)}` : "",
+    ].filter(Boolean).join(", ");
     const reason = how && how !== "as configured" ? this.room.plain(how) : [how, costs].filter(Boolean).join("; ");
     const whom = other && other !== event.request_id ? `, for ${this.room.ledger.life(other).label}` : "";
     return [
       element("small", {}, `in step ${number(step)}${whom}${why ? `: ${this.room.plain(why)}` : ""}`),
-      element("small", {}, `${mode === "swap" ? "its blocks were copied to the host" : "it is computed again"}${reason ? ` (${reason})` : ""}`),
+      element(
+        "small",
+        {},
+        `${mode === "swap" ? "its blocks were copied to the host" : "it is computed again"}${
+          reason ? ` (${reason})` : ""
+        }`,
+      ),
     ];
   }
 
   #sharers(state, name, shared) {
     const wanted = new Set(shared);
-    const others = [...state.tables].filter(([other, table]) => other !== name && table.some((block) => wanted.has(block)));
+    const others = [...state.tables].filter(([other, table]) =>
+      other !== name && table.some((block) => wanted.has(block))
+    );
     const labels = others.map(([other]) => this.room.ledger.life(other).label);
     return labels.slice(0, 5).join(", ") + (labels.length > 5 ? ` and ${labels.length - 5} more` : "");
   }
@@ -167,12 +238,23 @@ export class Selection {
     const items = history.map(({ at, entry }) => {
       const verb = entry.kind.replace("block.", "").replace("_", " ");
       const who = entry.request_id ? this.room.ledger.life(entry.request_id).label : "";
-      return element("li", {}, element("button.link", { type: "button", onclick: () => this.room.goTo(at) }, `step ${entry.step ?? 0}`),
-        ` ${verb}${who ? `, ${who}` : ""}`, entry.why ? element("small", {}, this.room.plain(entry.why)) : null);
+      return element(
+        "li",
+        {},
+        element("button.link", { type: "button", onclick: () => this.room.goTo(at) }, `step ${entry.step ?? 0}`),
+        ` ${verb}${who ? `, ${who}` : ""}`,
+        entry.why ? element("small", {}, this.room.plain(entry.why)) : null,
+      );
     });
     return [
       element("h3", {}, `block ${block}`),
-      element("p.pre", {}, block < record.state.numBlocks ? this.room.grid.describe(block).split("\n").slice(1).join("\n") : "not in this pool"),
+      element(
+        "p.pre",
+        {},
+        block < record.state.numBlocks
+          ? this.room.grid.describe(block).split("\n").slice(1).join("\n")
+          : "not in this pool",
+      ),
       element("ol.history", {}, ...items),
       items.length ? null : element("p.quiet", {}, "Nothing happened to it up to here."),
     ].filter(Boolean);
@@ -187,12 +269,21 @@ export class StepPanel {
     this.shown = null;
   }
 
-  redraw() { this.shown = null; }
+  redraw() {
+    this.shown = null;
+  }
 
   update() {
     const { record, ledger } = this.room;
     const step = ledger.steps.get(record.state.step);
-    const code = [record.state.step, step?.finished?.seq, step?.cut, step?.kernels.length, this.room.selection.request, ledger.renamed].join();
+    const code = [
+      record.state.step,
+      step?.finished?.seq,
+      step?.cut,
+      step?.kernels.length,
+      this.room.selection.request,
+      ledger.renamed,
+    ].join();
     if (code === this.shown) return;
     this.shown = code;
     this.title.textContent = record.state.step ? `Step ${number(record.state.step)}` : "Before the first step";
@@ -203,15 +294,35 @@ export class StepPanel {
     const { plan, finished } = step;
     const rows = plan.rows ?? [];
     const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
-    const parts = [element("p", {}, [
-      `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
-      rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "", decodes ? plural(decodes, "decode") : "",
-      finished ? `${plural(finished.num_sampled ?? 0, "token")} drawn` : step.cut ? "its end is among the events that were not sent" : "under way",
-    ].filter(Boolean).join(" · ")), this.#who(rows)];
+    const parts = [
+      element(
+        "p",
+        {},
+        [
+          `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
+          rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "",
+          decodes ? plural(decodes, "decode") : "",
+          finished
+            ? `${plural(finished.num_sampled ?? 0, "token")} drawn`
+            : step.cut
+            ? "its end is among the events that were not sent"
+            : "under way",
+        ].filter(Boolean).join(" · "),
+      ),
+      this.#who(rows),
+    ];
     if (finished) parts.push(...this.#time(finished));
     if (step.kernels.length) parts.push(...this.#kernels(step.kernels));
     else if (finished && !step.graph) parts.push(element("p.quiet", {}, this.#withoutKernels(rows)));
-    if (step.graph) parts.push(element("p", {}, step.graph.num_tokens ? `The captured step of up to ${step.graph.num_tokens} tokens, prompts too, was replayed in one go` : `The captured step of ${step.graph.batch_size} rows was replayed in one go, ${step.graph.num_rows} of them real`));
+    if (step.graph) {
+      parts.push(element(
+        "p",
+        {},
+        step.graph.num_tokens
+          ? `The captured step of up to ${step.graph.num_tokens} tokens, prompts too, was replayed in one go`
+          : `The captured step of ${step.graph.batch_size} rows was replayed in one go, ${step.graph.num_rows} of them real`,
+      ));
+    }
     this.body.replaceChildren(...parts);
   }
 
@@ -249,7 +360,8 @@ export class StepPanel {
   /** Why a finished step has no kernels here: only what the record says. */
   #withoutKernels(rows) {
     const level = this.room.ledger.facts["engine.started"]?.config?.trace;
-    const full = level === "full" || level === "profile" || rows.some(([name]) => this.room.ledger.life(name).draws.length);
+    const full = level === "full" || level === "profile" ||
+      rows.some(([name]) => this.room.ledger.life(name).draws.length);
     if (full || !level) return "The record has no kernels of this step.";
     return `No kernels of this step: the server records at level “${level}”, and none of its requests asked for "trace": "full".`;
   }
@@ -270,20 +382,39 @@ export class StepPanel {
     const sorted = [...kinds.values()].sort((a, b) => b.us - a.us || b.bytes - a.bytes);
     const columns = ["grid", "moves", "operations", ...(timed ? ["time", "of limit"] : [])];
     const rows = sorted.flatMap(({ kernel, times, us, least, bytes: moved, flops }) => [
-      element("tr.kernel", {}, element("th", { scope: "rowgroup", colSpan: columns.length }, kernel.name,
-        element("small", {}, [times > 1 ? ` × ${times}` : "", kernel.why ? ` · ${kernel.why}` : ""].join("")))),
-      element("tr", {}, ...[
-        (kernel.grid ?? []).join(" × "), moved ? bytes(moved) : "", flops ? amount(flops) : "",
-        ...(timed ? [us ? duration(us) : "", us ? `${((100 * least) / us).toFixed(0)} %` : ""] : []),
-      ].map((text) => element("td.number", {}, text))),
+      element(
+        "tr.kernel",
+        {},
+        element(
+          "th",
+          { scope: "rowgroup", colSpan: columns.length },
+          kernel.name,
+          element("small", {}, [times > 1 ? ` × ${times}` : "", kernel.why ? ` · ${kernel.why}` : ""].join("")),
+        ),
+      ),
+      element(
+        "tr",
+        {},
+        ...[
+          (kernel.grid ?? []).join(" × "),
+          moved ? bytes(moved) : "",
+          flops ? amount(flops) : "",
+          ...(timed ? [us ? duration(us) : "", us ? `${((100 * least) / us).toFixed(0)} %` : ""] : []),
+        ].map((text) => element("td.number", {}, text)),
+      ),
     ]);
     const heads = columns.map((name) => element("th.number", { scope: "col" }, name));
     const backends = [...new Set(kernels.map(({ backend }) => backend).filter(Boolean))].join(", ");
     const launches = kernels.length === 1 ? "1 kernel launch" : `${number(kernels.length)} kernel launches`;
-    return [element("h3", {}, launches, element("small", {}, ` · ${backends}`)),
+    return [
+      element("h3", {}, launches, element("small", {}, ` · ${backends}`)),
       timed ? null : element("p.quiet.note", {}, UNTIMED),
       kernels.some(({ share_of_limit: share = 0 }) => share > 1) ? element("p.quiet.note", {}, CACHED) : null,
-      element("div.scroll", { tabIndex: 0, role: "group", "aria-label": "kernels of this step" },
-        element("table.kernels", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)))].filter(Boolean);
+      element(
+        "div.scroll",
+        { tabIndex: 0, role: "group", "aria-label": "kernels of this step" },
+        element("table.kernels", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)),
+      ),
+    ].filter(Boolean);
   }
 }

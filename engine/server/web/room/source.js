@@ -5,8 +5,12 @@ const LINES_AT_ONCE = 5000;
 
 /** The API key, kept for this tab only. It goes to this page's own server, nowhere else. */
 export const key = {
-  get value() { return sessionStorage.getItem("glasshouse key") ?? ""; },
-  set value(text) { sessionStorage.setItem("glasshouse key", text.trim()); },
+  get value() {
+    return sessionStorage.getItem("glasshouse key") ?? "";
+  },
+  set value(text) {
+    sessionStorage.setItem("glasshouse key", text.trim());
+  },
 };
 
 export function api(path, options = {}) {

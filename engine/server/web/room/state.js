@@ -32,10 +32,18 @@ class FreeQueue {
     other.length = this.length;
     return other;
   }
-  get first() { return this.next[this.end]; }
-  has(block) { return this.next[block] >= 0; }
-  pushBack(block) { this.#insert(block, this.before[this.end], this.end); }
-  pushFront(block) { this.#insert(block, this.end, this.next[this.end]); }
+  get first() {
+    return this.next[this.end];
+  }
+  has(block) {
+    return this.next[block] >= 0;
+  }
+  pushBack(block) {
+    this.#insert(block, this.before[this.end], this.end);
+  }
+  pushFront(block) {
+    this.#insert(block, this.end, this.next[this.end]);
+  }
   #insert(block, before, next) {
     this.next[before] = this.before[next] = block;
     this.before[block] = before;
@@ -95,7 +103,9 @@ export class EngineState {
     this.free = FreeQueue.full(numBlocks);
   }
 
-  get numBlocks() { return this.references.length; }
+  get numBlocks() {
+    return this.references.length;
+  }
 
   /** Apply one event. Throws Contradiction if it doesn't follow; the state is then useless. */
   fold(event) {
@@ -126,7 +136,9 @@ export class EngineState {
     state.blockSize = told.block_size;
     state.numHostBlocks = told.num_host_blocks;
     state.references.set(told.references);
-    told.hashes.forEach((hash, block) => { if (hash !== null) state.hashes.set(block, hash); });
+    told.hashes.forEach((hash, block) => {
+      if (hash !== null) state.hashes.set(block, hash);
+    });
     state.cached = new Map(Object.entries(told.cached));
     state.free = new FreeQueue(told.references.length);
     for (const block of told.free_queue) state.free.pushBack(block);
@@ -250,7 +262,9 @@ const FOLDS = {
   "request.resumed": started,
   "request.finished": ended,
   "request.aborted": ended,
-  "request.refused"(event) { if (this.sequences.has(event.request_id)) ended.call(this, event); },
+  "request.refused"(event) {
+    if (this.sequences.has(event.request_id)) ended.call(this, event);
+  },
   "request.forked"({ request_id: name, parent, index = 0, num_computed_tokens: computed = 0 }) {
     const rank = [...this.sequence(parent).rank.slice(0, 2), index];
     const sequence = { name, rank, status: "running", computed };
@@ -264,7 +278,9 @@ const FOLDS = {
     if (mode === "recompute") sequence.computed = 0;
     insert(this.waiting, sequence);
   },
-  "step.planned"({ step, rows = [] }) { this.planned.set(step, rows); },
+  "step.planned"({ step, rows = [] }) {
+    this.planned.set(step, rows);
+  },
   "step.finished"({ step }) {
     const rows = this.planned.get(step);
     if (!rows) throw new Contradiction(`step ${step} was not planned`);
@@ -310,7 +326,9 @@ const FOLDS = {
     for (const block of blocks) this.drop(block);
     releaseHost.call(this, event);
   },
-  "block.swapped_out"({ request_id: name, host_blocks: blocks = [] }) { this.hostTables.set(name, [...blocks]); },
+  "block.swapped_out"({ request_id: name, host_blocks: blocks = [] }) {
+    this.hostTables.set(name, [...blocks]);
+  },
   "block.swapped_in": releaseHost,
   "engine.kv_sized"({ num_blocks: count = 0, num_host_blocks: host = 0, block_size: size = 0 }) {
     this.resize(count);

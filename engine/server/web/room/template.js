@@ -9,7 +9,11 @@ const PLACE = "HERE STANDS THE MESSAGE";
 /** What stands around a user's message: {before, after}; null if the model has no template. */
 async function around() {
   const post = async (path, body) => {
-    const answer = await api(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    const answer = await api(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
     return answer.ok ? answer.json() : null;
   };
   const made = await post("tokenize", { messages: [{ role: "user", content: PLACE }], add_generation_prompt: true });

@@ -19,7 +19,9 @@ export class Timeline {
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
     this.canvas.addEventListener("click", (event) => this.#choose(event));
     this.canvas.addEventListener("pointermove", (event) => this.#point(event));
-    this.canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; });
+    this.canvas.addEventListener("pointerleave", () => {
+      this.tip.hidden = true;
+    });
     this.canvas.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     panel.querySelector(".zoom-in").onclick = () => this.zoom(1.5);
     panel.querySelector(".zoom-out").onclick = () => this.zoom(1 / 1.5);
@@ -41,7 +43,8 @@ export class Timeline {
     const from = Math.max(record.cut ? record.firstStep : 0, right - count + 1), to = from + count - 1;
     this.view = { from, to, width };
     this.shown = [...ledger.sequences.values()].filter(({ spans }) =>
-      spans.length && spans[0].from <= to && (spans.at(-1).to ?? Infinity) >= from);
+      spans.length && spans[0].from <= to && (spans.at(-1).to ?? Infinity) >= from
+    );
     const rows = Math.max(4, this.shown.length);
     this.rowHeight = Math.max(4, Math.min(16, Math.floor(TALLEST / rows)));
     const hidden = Math.max(0, this.shown.length - Math.floor(TALLEST / this.rowHeight));
@@ -55,10 +58,14 @@ export class Timeline {
     this.#steps(context);
     this.#labels(context);
     this.#cursor(context, now, height);
-    this.caption.textContent = `steps ${number(from)}–${number(Math.min(to, lastKnown))} of ${number(lastKnown)}${hidden ? ` · ${plural(hidden, "older sequence")} not shown` : ""}`;
+    this.caption.textContent = `steps ${number(from)}–${number(Math.min(to, lastKnown))} of ${number(lastKnown)}${
+      hidden ? ` · ${plural(hidden, "older sequence")} not shown` : ""
+    }`;
   }
 
-  #x(step) { return LABELS + (step - this.view.from) * this.perStep; }
+  #x(step) {
+    return LABELS + (step - this.view.from) * this.perStep;
+  }
 
   #axis(context, height) {
     const { from, to, width } = this.view;
@@ -98,7 +105,9 @@ export class Timeline {
         const thick = span.state === "waiting" ? 2 : 3;
         const dash = span.state === "swapped" ? 3 : span.state === "preempted" ? 6 : Infinity;
         if (dash === Infinity) context.fillRect(x, middle - thick / 2, Math.max(1, right - x), thick);
-        else for (let at = x; at < right; at += dash * 1.6) context.fillRect(at, middle - thick / 2, Math.min(dash, right - at), thick);
+        else {for (let at = x; at < right; at += dash * 1.6) {
+            context.fillRect(at, middle - thick / 2, Math.min(dash, right - at), thick);
+          }}
       }
     }
     context.globalAlpha = 1;
@@ -111,7 +120,9 @@ export class Timeline {
     const rowOf = new Map(this.shown.map((life, row) => [life.name, row]));
     const wide = Math.max(1, this.perStep - (this.perStep > 4 ? 1 : 0));
     let slowest = 1;
-    for (let step = from; step <= to; step++) slowest = Math.max(slowest, ledger.steps.get(step)?.finished?.total_us ?? 0);
+    for (let step = from; step <= to; step++) {
+      slowest = Math.max(slowest, ledger.steps.get(step)?.finished?.total_us ?? 0);
+    }
     this.slowest = slowest;
     const stripTop = this.rowsBottom + 8, timeTop = stripTop + STRIP + 6;
     for (let at = from; at <= to; at++) {
@@ -210,7 +221,9 @@ export class Timeline {
     context.fillRect(Math.min(x, this.view.width - 2), 0, 2, height);
   }
 
-  #stepAt(event) { return this.view ? this.view.from + Math.floor((event.offsetX - LABELS) / this.perStep) : 0; }
+  #stepAt(event) {
+    return this.view ? this.view.from + Math.floor((event.offsetX - LABELS) / this.perStep) : 0;
+  }
   #lifeAt(event) {
     const row = Math.floor((event.offsetY - AXIS) / this.rowHeight);
     return event.offsetY < this.rowsBottom ? this.shown[row] : undefined;
@@ -231,7 +244,9 @@ export class Timeline {
     const row = life && step?.plan?.rows?.find(([name]) => name === life.name);
     if (row) {
       const [, start, count, samples] = row;
-      const what = count === 1 && samples ? "decodes 1 token" : `computes ${plural(count, "token")} (${start}–${start + count - 1})${samples ? "" : ", more to come"}`;
+      const what = count === 1 && samples
+        ? "decodes 1 token"
+        : `computes ${plural(count, "token")} (${start}–${start + count - 1})${samples ? "" : ", more to come"}`;
       lines.push(`${life.label} ${what}`);
       const cached = life.cachedAt.get(at);
       if (cached) lines.push(`${plural(cached, "token")} came from the cache`);
@@ -241,7 +256,9 @@ export class Timeline {
       const wait = life.waits.filter(({ event: { step: its = 0 } }) => its <= at).at(-1);
       if (span?.state !== "running" && wait?.event.why) lines.push(wait.event.why);
     }
-    if (step?.plan) lines.push(`budget ${number(step.plan.budget_used ?? 0)} of ${number(step.plan.budget ?? 0)} tokens`);
+    if (step?.plan) {
+      lines.push(`budget ${number(step.plan.budget_used ?? 0)} of ${number(step.plan.budget ?? 0)} tokens`);
+    }
     if (step?.finished) lines.push(duration(step.finished.total_us ?? 0));
     this.tip.textContent = lines.join("\n");
     this.tip.hidden = false;

@@ -14,7 +14,9 @@ export class Transport {
     this.live = find(".live");
     this.speed = find("select");
     this.count = find(".count");
-    this.speed.replaceChildren(...SPEEDS.map((speed) => new Option(`${speed} steps/s`, speed, speed === 10, speed === 10)));
+    this.speed.replaceChildren(
+      ...SPEEDS.map((speed) => new Option(`${speed} steps/s`, speed, speed === 10, speed === 10)),
+    );
     find(".first").onclick = () => room.goTo(0);
     find(".back").onclick = () => room.stepBy(-1);
     find(".forward").onclick = () => room.stepBy(1);
@@ -23,7 +25,9 @@ export class Transport {
     this.live.onclick = () => room.follow();
     this.scrubber.oninput = () => room.goTo(Number(this.scrubber.value));
     this.step.onchange = () => room.goToStep(Number(this.step.value));
-    this.speed.onchange = () => { room.speed = Number(this.speed.value); };
+    this.speed.onchange = () => {
+      room.speed = Number(this.speed.value);
+    };
     find(".share").onclick = (event) => this.#share(event.currentTarget);
     document.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -38,7 +42,9 @@ export class Transport {
     this.play.classList.toggle("moving", moving);
     this.play.setAttribute("aria-label", moving ? "pause" : "play");
     this.live.setAttribute("aria-pressed", String(following));
-    this.count.textContent = record.cut ? `of ${number(record.firstStep)}–${number(record.lastStep)}` : `of ${number(record.lastStep)}`;
+    this.count.textContent = record.cut
+      ? `of ${number(record.firstStep)}–${number(record.lastStep)}`
+      : `of ${number(record.lastStep)}`;
   }
 
   async #share(button) {
@@ -47,7 +53,9 @@ export class Transport {
     history.replaceState(null, "", url);
     await navigator.clipboard?.writeText(url).catch(() => {});
     button.textContent = "copied";
-    setTimeout(() => { button.textContent = "link"; }, 1200);
+    setTimeout(() => {
+      button.textContent = "link";
+    }, 1200);
   }
 
   #key(event) {

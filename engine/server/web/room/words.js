@@ -53,7 +53,9 @@ export function fields(event) {
     if (STAMPS.has(name)) continue;
     const told = Array.isArray(value)
       ? typeof value[0] === "number" ? ranges(value) : plural(value.length, "entry").replace("entrys", "entries")
-      : typeof value === "object" ? JSON.stringify(value) : String(value);
+      : typeof value === "object"
+      ? JSON.stringify(value)
+      : String(value);
     parts.push(`${name.replaceAll("_", " ")} ${told}`);
   }
   return [event.why, parts.join(", ")].filter(Boolean).join(" · ") || event.message || "";
