@@ -1,4 +1,4 @@
-"""Do ahead what a first start would do, for an image that starts on machines unlike this one.
+"""Do the work of a first start ahead, for an image that starts on other machines.
 
     python -m engine.prepare [MODEL …]
 
@@ -44,7 +44,7 @@ def read_model(model: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare; say what was done."""
+    """Compile the kernels, describe the models, and print what was done."""
     parser = argparse.ArgumentParser(prog="python -m engine.prepare", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     options = parser.parse_args(argv)

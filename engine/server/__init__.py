@@ -1,1 +1,1 @@
-"""SPEAKS: the OpenAI-compatible HTTP server."""
+"""Serve the OpenAI-compatible HTTP API."""

@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, failures, key. What they share is a `Service`."""
+"""Make the FastAPI application: routes, failures, key. The routes share a `Service`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_BODY_BYTES = 16 * 2**20
 
 
 def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
-    """An application that starts `service` when it starts, and stops it when it ends."""
+    """Make an application that starts and stops with `service`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -32,7 +32,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
         yield
         await service.stop()
 
-    # The pages /docs and /redoc load their scripts from somebody else's servers: they are off.
+    # The pages /docs and /redoc load their scripts from foreign servers, so they are off.
     app = FastAPI(
         title="Glasshouse",
         version=__version__,
@@ -46,13 +46,13 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
     openapi.install(app, needs_key=bool(service.config.api_key))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if service.config.api_key:
-        app.add_middleware(ApiKey, keys=service.config.api_key)  # it sees a request before any part
+        app.add_middleware(ApiKey, keys=service.config.api_key)  # outermost: before any part
     whole = _for_pages_of_others(app, service.config)
     return Exchange(whole, service.metrics.observe_answer, service.config.root_path)
 
 
 def _for_pages_of_others(app: ASGIApp, config: EngineConfig) -> ASGIApp:
-    """CORS, where it is asked for: a browser asks first, and without the key."""
+    """Allow pages of other origins, if configured (CORS): a browser asks first, without the key."""
     if not config.allowed_origins:
         return app
     return CORSMiddleware(

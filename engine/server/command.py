@@ -1,4 +1,4 @@
-"""The server's command: options in, an exit code out."""
+"""Run the server as a command: options in, an exit code out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> i
 
     Returns 2 for impossible options. Exit codes otherwise: 0 ended as told, 1 the engine failed.
     """
-    # Here and not above: the engine process imports this file again, and needs none of the server.
+    # Imported here, because the engine process imports this file again and needs no server code.
     from engine.server.lifecycle import serve
 
     try:
@@ -24,4 +24,4 @@ def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> i
         return 2
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # everything is closed; Python would take seconds to tear down what it imported
+    os._exit(code)  # everything is closed; Python would spend seconds on freeing its modules

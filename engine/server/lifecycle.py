@@ -1,5 +1,4 @@
-"""How a server lives and ends: bind at once, load behind the port, drain on SIGTERM, never outlive
-its engine.
+"""Start and end a server: bind first, load then, drain on SIGTERM, end with its engine.
 
 Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one).
 """
@@ -24,13 +23,15 @@ from engine.server.http.connection import BoundedConnection
 from engine.server.service import Service
 
 ANSWER_TIMEOUT_S = 2.0  # for the last bytes of answers, when the server ends
-FAILURE_SHOWN_S = 1.0  # /health says for so long why the engine failed
+FAILURE_SHOWN_S = 1.0  # /health shows for this long why the engine failed
 _TICK_S = 0.02
 
 
 def serve(config: EngineConfig) -> int:
-    """Run the server until it is told to end; return the exit code. Raises `ConfigError` for a port
-    that is taken."""
+    """Run the server until it is told to end; return the exit code.
+
+    Raises `ConfigError` for a port that is in use.
+    """
     logs.configure(config)
     listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
@@ -44,7 +45,7 @@ def serve(config: EngineConfig) -> int:
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:
-    """Where clients find the server."""
+    """Return where clients find the server."""
     scheme = "https" if config.ssl_certfile else "http"
     if config.uds:
         return f"{scheme}+unix://{config.uds}"
@@ -53,8 +54,10 @@ def address(config: EngineConfig, listener: socket.socket) -> str:
 
 
 def bind_unix(path: str) -> socket.socket:
-    """Listen on a Unix socket. One that a dead server left behind is replaced; raises `ConfigError`
-    for one that somebody listens on, and for a path that can't be one."""
+    """Listen on a Unix socket, and replace one that a dead server left behind.
+
+    Raises `ConfigError` for a socket in use, and for a path that can't be one.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
@@ -75,8 +78,10 @@ def bind_unix(path: str) -> socket.socket:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything slow is done: a health check finds the port from the
-    first second."""
+    """Open a listening socket before anything slow is done.
+
+    So a health check finds the port from the first second.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -93,7 +98,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with our way of ending: stop admitting, let the running requests finish, then go."""
+    """Run uvicorn with another way of ending: stop admitting, finish running requests, then end."""
 
     def __init__(self, service: Service):
         config = service.config
@@ -101,7 +106,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 create_app(service),
                 http=BoundedConnection,
-                log_config=None,  # `logs` has set them up
+                log_config=None,  # `logs` has configured it
                 access_log=False,  # the record shows the requests
                 server_header=False,
                 timeout_graceful_shutdown=int(ANSWER_TIMEOUT_S),
@@ -117,8 +122,10 @@ class Server(uvicorn.Server):
         self._ending: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, a second one ends at once. Called by uvicorn, as a signal
-        handler."""
+        """Drain on the first signal, end immediately on the second.
+
+        Called by uvicorn, as a signal handler.
+        """
         name = signal.Signals(sig).name
         if self.service.draining or self.service.client.state == "failed":
             logger.warning("{} again: ending at once.", name)
@@ -154,12 +161,12 @@ class Server(uvicorn.Server):
         self._ending = asyncio.create_task(self._end_after_failure())
 
     async def _end_after_failure(self) -> None:
-        # Every open request has its error by now; its bytes and the state still have to be seen.
+        # Every open request has its error now; its bytes and the state must still be sent.
         await asyncio.gather(asyncio.sleep(FAILURE_SHOWN_S), self._answered(ANSWER_TIMEOUT_S))
         self.should_exit = True
 
     async def _answered(self, timeout_s: float) -> bool:
-        """Wait until no request is open; False if some still are after `timeout_s`."""
+        """Wait until no request is open; return False if some still are after `timeout_s`."""
         deadline = self._loop.time() + timeout_s
         while self.service.num_open and self._loop.time() < deadline:
             await asyncio.sleep(_TICK_S)

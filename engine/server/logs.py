@@ -1,7 +1,7 @@
-"""Life-cycle messages and those of the libraries: one stream, one format, no secret in any line.
+"""Log life-cycle messages and those of libraries: one stream, one format, no secret in any line.
 
-The record of the engine's decisions is not written here but by `trace_hub`; loguru costs 10–90 µs a
-message, too much for a step.
+The engine's decisions aren't logged here: the record has them. loguru costs 10–90 µs a message, too
+much for a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.config import EngineConfig
 from engine.trace.printable import printable, printable_json
 
 TEXT_FORMAT = "{time:HH:mm:ss} {level: <7} {message}"
-_TIME, _LEVEL = 8, 16  # where the time and the level end
+_TIME, _LEVEL = 8, 16  # columns where the time and the level end
 _PLAIN, _DIM = "\x1b[0m", "\x1b[2m"
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 
@@ -38,7 +38,7 @@ def configure(config: EngineConfig) -> None:
 
     def write_text(message: str) -> None:
         text = printable(redacted(message))
-        if coloured:  # here and not by loguru: what comes from people is escaped by now
+        if coloured:  # here and not in loguru: what comes from people is escaped by now
             colour = _COLOURS.get(message.record["level"].name, "")  # type: ignore[attr-defined]
             time, level, rest = text[:_TIME], text[_TIME:_LEVEL], text[_LEVEL:]
             text = f"{_DIM}{time}{_PLAIN}{colour}{level}{_PLAIN}{rest}"
@@ -64,7 +64,7 @@ def configure(config: EngineConfig) -> None:
 
 
 class _ToLoguru(logging.Handler):
-    """Passes the messages of the standard library's loggers on."""
+    """Pass on the messages of the standard library's loggers."""
 
     def emit(self, record: logging.LogRecord) -> None:
         known = record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

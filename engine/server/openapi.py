@@ -1,5 +1,6 @@
-"""/openapi.json: the routes as FastAPI finds them, with the failures, the key and the streams that
-it can't know of.
+"""Describe the API in /openapi.json: FastAPI's routes, with the parts it can't know.
+
+Those are the failures, the key and the streams.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _VALIDATION = ("HTTPValidationError", "ValidationError")  # FastAPI's own, never
 
 
 def install(app: FastAPI, needs_key: bool) -> None:
-    """Make `app` describe itself as it is. `needs_key`: routes that aren't open ask for a key."""
+    """Make `app` describe itself correctly. `needs_key`: routes that aren't open need a key."""
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -69,7 +70,7 @@ def _add(schemas: dict[str, Any], model: type[BaseModel]) -> None:
 def _describe(operation: dict[str, Any], path: str, method: str, guarded: bool) -> None:
     responses = operation["responses"]
     statuses = []
-    if responses.pop("422", None):  # it reads something, which may be wrong
+    if responses.pop("422", None):  # the route reads something, which may be wrong
         statuses += ["400", "404"]
     if guarded:
         statuses.append("401")

@@ -1,4 +1,4 @@
-"""Service: everything that the routes share, and the state that /health tells.
+"""Hold everything that the routes share, and the state that /health shows.
 
 loading ──▶ ready ──▶ draining          (SIGTERM: nothing new, the rest may finish)
    └──────────┴─────▶ failed            (the engine process is gone)
@@ -37,14 +37,14 @@ from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
 
-MAX_NAMES_WARNED = 1000  # a caller may invent names without end
+MAX_NAMES_WARNED = 1000  # a caller may invent any number of names
 
 T = TypeVar("T")
 
 
 @dataclass
 class Text:
-    """The translators; they exist as soon as the tokenizer and the model are loaded."""
+    """Hold the text code, which exists once the tokenizer and the model are loaded."""
 
     tokenizer: Tokenizer
     input: InputProcessor
@@ -53,8 +53,10 @@ class Text:
 
 
 class Service:
-    """Made once for a server. `start` begins to load; `on_failure` is called once if the engine
-    fails."""
+    """Run the parts of one server. `start` begins to load; `on_failure` is called once.
+
+    It is called if the engine fails.
+    """
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Service:
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
         self.draining = False
-        self.num_open = 0  # generations that are being answered
+        self.num_open = 0  # generations being answered
         self.on_failure: Callable[[str], None] = lambda message: None
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
@@ -86,8 +88,10 @@ class Service:
     # ------------------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Start the engine process and load the tokenizer; call on the event loop, in the main
-        thread."""
+        """Start the engine process and load the tokenizer.
+
+        Call it on the event loop, in the main thread.
+        """
         self.hub.listen(self.client.record_end)
         await self.client.start()
         self._loading = asyncio.create_task(self._load_text())
@@ -103,7 +107,7 @@ class Service:
         config = self.config
         try:
             tokenizer, self.defaults = await _in_daemon_thread(lambda: load_text(config))
-            # A template that can't be used must be refused at the start, not at the first chat.
+            # An unusable template must be refused at the start, not at the first chat.
             self._chat = ChatTemplate(
                 tokenizer,
                 config.chat_template,
@@ -122,7 +126,7 @@ class Service:
         self._join_text()
 
     def _join_text(self) -> None:
-        """Whichever of model and tokenizer comes last makes the server ready."""
+        """Make the server ready once both the model and the tokenizer are loaded."""
         kv, tokenizer = self.client.kv, self._tokenizer
         if kv is None or tokenizer is None or self.client.state != "ready":
             return
@@ -145,7 +149,7 @@ class Service:
             self.config.max_num_queued_reqs,
         )
         self.recorder.read_tokens(tokenizer.texts)
-        gc.freeze()  # all that was imported and loaded: collections needn't walk through it
+        gc.freeze()  # collections needn't visit everything imported and loaded
         logger.info(
             "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",
             self.config.model_name,
@@ -175,19 +179,19 @@ class Service:
 
     @property
     def detail(self) -> str:
-        """The state in words."""
+        """Describe the state in words."""
         if self.state == "loading" and self.client.state == "ready":
             return "loading the tokenizer"
         return "finishing the running requests" if self.state == "draining" else self.client.stage
 
     def ready_text(self) -> Text:
-        """The translators. Raises `ApiError` 503 unless the server is ready for new work."""
+        """Return the text code. Raises `ApiError` 503 unless the server is ready for new work."""
         if self.state != "ready" or self.text is None:
             raise unavailable(f"The server is {self.state}: {self.detail}.", RETRY_AFTER_S)
         return self.text
 
     def check_model(self, name: str | None) -> None:
-        """Raise `ApiError` 404 unless `name` is a name of the model that is served, or ""."""
+        """Raise `ApiError` 404 unless `name` is a name of the loaded model, or ""."""
         served = self.config.served_model_name
         if name and name not in served:
             raise ApiError(
@@ -207,7 +211,8 @@ class Service:
 
 
 async def _in_daemon_thread(work: Callable[[], T]) -> T:
-    """`work()` in a thread that doesn't keep the process from exiting: a download may hang."""
+    """Run `work()` in a daemon thread: a download that hangs must not keep the process from
+    exiting."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
@@ -223,7 +228,7 @@ async def _in_daemon_thread(work: Callable[[], T]) -> T:
             value, error = work(), None
         except Exception as problem:
             value, error = None, problem
-        with contextlib.suppress(RuntimeError):  # the server has ended meanwhile, and its loop
+        with contextlib.suppress(RuntimeError):  # the server and its loop have ended meanwhile
             loop.call_soon_threadsafe(settle, value, error)
 
     threading.Thread(target=run, name="tokenizer", daemon=True).start()

@@ -1,1 +1,1 @@
-"""A request for text: what may be asked, and the answer as it grows."""
+"""Answer a request for text: check it, run it, and write the answer as it grows."""

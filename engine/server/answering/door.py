@@ -1,8 +1,8 @@
-"""Read the body of a request: what comes through holds no half characters and nothing too long.
+"""Read and check the body of a request: no half characters, nothing too long.
 
-This happens in one place, before a body becomes a request model, so that nothing behind it has to
-ask again. Text that goes to the model is mended: half of a surrogate pair, which is no character
-and can't be written as UTF-8, becomes U+FFFD. Anywhere else it is refused.
+This happens in one place, before a body becomes a request model, so that no later code has to check
+again. Text that goes to the model is mended: half of a surrogate pair, which is no character and
+can't be written as UTF-8, becomes U+FFFD. Anywhere else it is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.server.http.errors import ApiError, ClientLeft, bad_request
 from engine.text.characters import HALF, mended
 from engine.text.lanes import LONG, in_lane
 
-LARGE_BODY = 65_536  # bytes: reading less takes less than a millisecond
+LARGE_BODY = 65_536  # bytes: reading a smaller one takes less than a millisecond
 MOST_COMMAS = 1_000_000
 MOST_BRACKETS = 100_000
 """A parser can't be interrupted, so what it would be long at is counted first. Lists and objects
@@ -31,11 +31,11 @@ cost most: the garbage collector walks them all."""
 FOR_THE_MODEL = frozenset({"prompt", "messages", "tools", "documents"})
 LARGEST_INTEGER = 2**63 - 1
 _DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
-_LONG_NUMBER = b"0" * 19  # the shortest that may be beyond 64 bits
+_LONG_NUMBER = b"0" * 19  # the shortest number that may exceed 64 bits
 
 
 def checked_route(limits: Callable[[], Limits]) -> type[APIRoute]:
-    """A kind of route whose JSON bodies have been read and checked against `limits()`."""
+    """Make a kind of route whose JSON bodies are read and checked against `limits()`."""
 
     class CheckedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -54,11 +54,11 @@ def checked_route(limits: Callable[[], Limits]) -> type[APIRoute]:
 
 
 class _Read(Request):
-    """A request whose body has been read."""
+    """Hold a request whose body has been read."""
 
     def __init__(self, request: Request, content: Any):
         super().__init__(request.scope, request.receive)
-        self._body = b" "  # FastAPI asks whether there is one
+        self._body = b" "  # FastAPI asks whether there is a body
         self._content = content
 
     async def json(self) -> Any:
@@ -83,7 +83,7 @@ async def _read(request: Request, limits: Limits) -> Any:
 
 
 def read_body(body: bytes, limits: Limits) -> Any:
-    """What a JSON body says, checked. Raises `ApiError` or `RequestValidationError`."""
+    """Read and check a JSON body. Raises `ApiError` or `RequestValidationError`."""
     if len(body) > LARGE_BODY:
         _check_size(body)
     try:
@@ -120,7 +120,7 @@ def _check_size(body: bytes) -> None:
 
 
 def _mended(value: Any, path: str, for_the_model: bool) -> Any:
-    """`value` without half characters. Raises `ApiError` for what can't be mended."""
+    """Return `value` without half characters. Raises `ApiError` for what can't be mended."""
     if isinstance(value, str):
         if for_the_model:
             return mended(value)

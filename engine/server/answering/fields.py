@@ -1,7 +1,7 @@
-"""The fields that clients of such APIs send, each once: served, without effect, or refused.
+"""List the fields that clients of such APIs send, each once: served, without effect, or refused.
 
-`unsupported.py` acts on this table, docs/API_FIELDS.md shows it, and a test holds it against the
-classes of `protocol.py` and against the request classes of vLLM 0.33 and of OpenAI's client.
+`unsupported.py` applies this table, docs/API_FIELDS.md shows it, and a test compares it with the
+classes of `protocol.py` and with the request classes of vLLM 0.33 and of OpenAI's client.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _GENERATION = "completions chat"
 
 
 class Field(NamedTuple):
-    """A field by name. `served`, `no_effect`, `refused`: the bodies in which it is that.
+    """Describe a field by name. `served`, `no_effect`, `refused`: the bodies in which it is that.
 
     `passes`: values that ask for nothing; a refused field may have them. null always passes.
     """
@@ -29,7 +29,7 @@ class Field(NamedTuple):
     note: str = ""
 
     def verdict(self, body: str) -> str | None:
-        """What becomes of the field in a body: None where it is unknown."""
+        """Return what is done with the field in a body; None if it is unknown there."""
         for verdict, bodies in (
             (SERVED, self.served),
             (NO_EFFECT, self.no_effect),

@@ -1,7 +1,7 @@
-"""Generation: one HTTP request in the engine, from its prompts to the last token of each answer.
+"""Run one HTTP request in the engine, from its prompts to the last token of each answer.
 
-Completions and chat differ in how a prompt is made and how an answer is written; what lies between
-is here: ids, queue limit, tokenizing, the engine, text out, metrics, and letting go of it all.
+Completions and chat differ in how a prompt is made and how an answer is written. What they share is
+here: ids, queue limit, tokenizing, the engine, text, metrics, and releasing all of it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.output import RequestText, TextDelta, Usage
 
-AT_ONCE = 32  # prompts or pieces, between which others have their turn
+AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Generation:
-    """The prompts of one HTTP request. `close()` must be called when it is over, however it
-    ends."""
+    """Hold the prompts of one HTTP request.
+
+    `close()` must be called at its end, however it ends.
+    """
 
     def __init__(self, service: Service, request_id: str):
         self.service = service
         self.id = request_id
         self.text = service.ready_text()
-        self.requests: list[RequestText] = []  # one for each prompt, filled as tokens come
+        self.requests: list[RequestText] = []  # one for each prompt; they grow as tokens come
         self._ids: list[str] = []
         self._mailbox = Mailbox()
         self._clocks: dict[str, RequestClock] = {}
-        self._places: dict[str, int] = {}  # request id in the core → place of its prompt
-        self._unanswered: set[str] = set()  # requests in the core with more to come
+        self._places: dict[str, int] = {}  # request id in the core → index of its prompt
+        self._unanswered: set[str] = set()  # requests in the core that have more to come
         self.finished = False  # every answer is complete
         self._closed = False
         service.num_open += 1
@@ -53,11 +55,13 @@ class Generation:
         prefix: str,
         add_special_tokens: bool,
     ) -> Generation:
-        """Check, tokenize and send the prompts. Raises `ApiError`, `ParameterError`,
-        `TextError`."""
+        """Check, tokenize and send the prompts.
+
+        Raises `ApiError`, `ParameterError`, `TextError`.
+        """
         ignored = body.check()
         body.take_defaults(service.defaults.sampling)
-        body.sampling_params()  # what is wrong with it is found before anything else is done
+        body.sampling_params()  # finds wrong parameters before anything else is done
         if body.num_logprobs is not None:
             service.ready_text().input.check_logprobs(body.LOGPROBS, body.num_logprobs)
         service.warn_of_unknown(ignored)
@@ -81,7 +85,7 @@ class Generation:
         requests: list[CoreRequest] = []
         for place, prompt in enumerate(prompts):
             if place:
-                await asyncio.sleep(0)  # others have their turn between two prompts
+                await asyncio.sleep(0)  # other requests get a turn between two prompts
             request_id = self.id if len(prompts) == 1 else f"{self.id}-{place}"
             self._ids.append(request_id)
             if self.service.telemetry is not None:
@@ -100,7 +104,7 @@ class Generation:
                     ignored=ignored,
                 )
             )
-        self.service.client.check_room(len(prompts))  # others may have come during that
+        self.service.client.check_room(len(prompts))  # others may have come meanwhile
         booked = []
         for place, request in enumerate(requests):
             if place % AT_ONCE == AT_ONCE - 1:
@@ -117,17 +121,16 @@ class Generation:
             await answer
 
     async def arrivals(self) -> AsyncIterator[Iterator[tuple[int, TextDelta]]]:
-        """What is new, each time that something is, until every answer is complete.
+        """Yield new deltas, each time that there are some, until every answer is complete.
 
-        Each item must be read to its end: a delta is processed when it is asked for, so that
-        between two of them the sequences are as the first one left them. Raises `ApiError` when the
-        engine fails.
+        Read each item to its end: a delta is processed when it is asked for, so that between two of
+        them the sequences are as the first one left them. Raises `ApiError` when the engine fails.
         """
         while not self.finished:
             yield self._deltas(await self._mailbox.take())
 
     def _deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
-        """The deltas of some outputs, each with the place of its prompt."""
+        """Yield the deltas of some outputs, each with the index of its prompt."""
         for output in outputs:
             delta = self.text.output.process(output)
             if delta is None:
@@ -153,7 +156,7 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far, of all prompts and answers."""
+        """Count the tokens so far, of all prompts and answers."""
         parts = [request.usage for request in self.requests]
         return Usage(
             prompt_tokens=sum(part.prompt_tokens for part in parts),
@@ -162,7 +165,7 @@ class Generation:
         )
 
     def close(self, why: str = "the client left") -> None:
-        """Let go of everything; what still runs is aborted in the engine."""
+        """Release everything; sequences that still run are aborted in the engine."""
         if self._closed:
             return
         self._closed = True
@@ -183,7 +186,7 @@ class Generation:
 
 
 def _request_id(body: GenerationRequest, http: Request, prefix: str, service: Service) -> str:
-    """The body's request_id, else the header X-Request-Id, else one of our own."""
+    """Choose the request's id: the body's, else the header X-Request-Id, else a new one."""
     if body.request_id is not None:
         if not _ID.fullmatch(body.request_id):
             raise bad_request(
@@ -192,7 +195,7 @@ def _request_id(body: GenerationRequest, http: Request, prefix: str, service: Se
         return prefix + body.request_id
     own = prefix + uuid.uuid4().hex[:16]
     given = http.headers.get("x-request-id", "")
-    # A header may be a proxy's, of any form, and sent again with a retry: it never fails a request.
+    # A proxy may set the header, in any form, and repeat it with a retry: it never fails a request.
     if not _ID.fullmatch(given) or prefix + given in service.client.requests:
         return own
     return prefix + given

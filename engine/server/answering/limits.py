@@ -1,7 +1,7 @@
-"""Bound every list and string of a request, before anything is done with it.
+"""Limit every list and string of a request, before it is used.
 
-A field without a bound of its own has `Bound()`, so a new field can't be without one. Bounds that
-follow from the model are exact: what is beyond them could never be served.
+A field without limits of its own has `Bound()`, so a new field always has some. Limits that follow
+from the model are exact: a longer value could never be served.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ MOST_SEQUENCES = 1_024
 """Answers that one request may ask for: its prompts times `n`."""
 MOST_LEVELS = 32
 LEAST_PROMPT_CHARACTERS = 65_536  # allowed with every model: so many take milliseconds
-LEAST_TOKENS = 131_072  # that /detokenize takes with every model
+LEAST_TOKENS = 131_072  # tokens that /detokenize takes with every model
 
 
 class Bound(NamedTuple):
-    """How much a field may hold, at each level of it."""
+    """Limit what a field may hold, at each of its levels."""
 
     characters: int = 4_096  # of each string, and of each key of an object
     entries: int = 1_024  # of each list and object
 
 
 class Limits:
-    """The bounds of each field, for one model.
+    """Hold the limits of each field, for one model.
 
     `longest_token`: characters of the longest token of the vocabulary. `max_prompts`: prompts that
     the queue could ever hold.
@@ -96,7 +96,8 @@ class Limits:
         self._check_sequences(body)
 
     def check_prompt(self, text: str, field: str) -> None:
-        """Raise `ApiError` 400 if a text has more characters than any prompt of this model."""
+        """Raise `ApiError` 400 if a text has more characters than any prompt of this model can
+        have."""
         if len(text) > self.prompt_characters:
             raise bad_request(
                 f"{field} has {len(text):,} characters; at most {self.prompt_characters:,} are "

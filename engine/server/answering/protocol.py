@@ -1,6 +1,6 @@
-"""The bodies of the requests: which fields act, and of what type they are.
+"""Declare the bodies of the requests: the fields that act, and their types.
 
-What becomes of other fields is said by the table in `fields.py`; one that isn't in it either is
+The table in `fields.py` says what is done with other fields; one that isn't in it either is
 accepted and has no effect (a warning in the record names it). null means the same as leaving a
 field out.
 """
@@ -22,7 +22,10 @@ _MOST_NAMED = 10
 
 
 def _token_id_keys(value: Any) -> Any:
-    """JSON has only strings for keys: `{"50256": -100}` names token 50256."""
+    """Convert an object's keys to token ids.
+
+    JSON keys are strings: `{"50256": -100}` names token 50256.
+    """
     if not isinstance(value, dict):
         return value
     bad = [str(key) for key in value if not _TOKEN_ID.fullmatch(str(key))]
@@ -34,7 +37,8 @@ def _token_id_keys(value: Any) -> Any:
 
 
 def _prompt_kind(value: Any) -> Any:
-    """One clear complaint in place of one for each member of the union."""
+    """Check the kind of a prompt, for one clear error in place of one for each member of the
+    union."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -53,7 +57,8 @@ Prompt = Annotated[Any, BeforeValidator(_prompt_kind)]
 
 
 class NullLeftOut(BaseModel):
-    """A JSON object in which null means the same as leaving a field out, whatever its type."""
+    """Accept a JSON object in which null means the same as leaving a field out, whatever its
+    type."""
 
     @model_validator(mode="before")
     @classmethod
@@ -64,16 +69,16 @@ class NullLeftOut(BaseModel):
 
 
 class StreamOptions(NullLeftOut):
-    """What a stream says beside its text."""
+    """Declare what a stream has beside its text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool = False  # one last chunk with the usage
     continuous_usage_stats: bool = False  # the usage so far on every chunk
-    include_obfuscation: bool = False  # padding against eavesdroppers; none is ever added
+    include_obfuscation: bool = False  # padding against eavesdroppers, which is never added
 
 
 class Body(NullLeftOut):
-    """What all bodies have in common. `kind`: its name in the table of fields."""
+    """Declare what all bodies share. `kind`: the body's name in the table of fields."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     kind: ClassVar[str]
@@ -87,7 +92,7 @@ class Body(NullLeftOut):
 
 
 class GenerationRequest(Body):
-    """The fields that completions and chat share. `None` always means the default."""
+    """Declare the fields that completions and chat share. `None` always means the default."""
 
     n: int | None = None
     best_of: int | None = None
@@ -124,7 +129,7 @@ class GenerationRequest(Body):
     return_tokens_as_token_ids: bool | None = None
     trace: Literal["steps", "full"] | None = None  # record this request at level full
 
-    LOGPROBS: ClassVar[str] = "logprobs"  # the field that says how many
+    LOGPROBS: ClassVar[str] = "logprobs"  # the field with the number of candidates
     _SAMPLING = (
         "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
         "presence_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output",
@@ -157,7 +162,7 @@ class GenerationRequest(Body):
         return unknown
 
     def take_defaults(self, defaults: Mapping[str, Any]) -> None:
-        """Fill in the model's sampling defaults where the body says nothing."""
+        """Fill in the model's sampling defaults for fields that the body leaves out."""
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -177,7 +182,7 @@ class GenerationRequest(Body):
         )
 
     def sampling_params(self) -> SamplingParams:
-        """The sampling parameters, fresh for each prompt. Raises `ParameterError`."""
+        """Make sampling parameters, new ones for each prompt. Raises `ParameterError`."""
         given = {name: getattr(self, name) for name in self._SAMPLING}
         return SamplingParams(
             **{name: value for name, value in given.items() if value is not None},
@@ -196,7 +201,7 @@ class GenerationRequest(Body):
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions"""
+    """Declare the body of POST /v1/completions."""
 
     kind = "completions"
     prompt: Prompt
@@ -218,17 +223,17 @@ class CompletionRequest(GenerationRequest):
     def sampling_params(self) -> SamplingParams:
         params = super().sampling_params()
         if self.echo and self.logprobs is not None and params.prompt_logprobs is None:
-            params.prompt_logprobs = self.logprobs  # the echoed prompt has log-probabilities too
+            params.prompt_logprobs = self.logprobs  # the echoed prompt has log-probabilities, too
         return params
 
     def prompts(self) -> list[str | list[int]]:
-        """One entry for each prompt: text, or token ids."""
+        """Return one entry for each prompt: text, or token ids."""
         prompt = self.prompt
         return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 class Conversation(Body):
-    """The fields that turn messages into a prompt; /tokenize takes them too."""
+    """Declare the fields that turn messages into a prompt. /tokenize takes them, too."""
 
     messages: list[dict[str, Any]]
     chat_template: str | None = None
@@ -238,19 +243,18 @@ class Conversation(Body):
 
     @property
     def begins_answer(self) -> bool:
-        """Whether the prompt ends with the beginning of an answer: unless said otherwise, if it
-        can."""
+        """Return whether the prompt ends with the beginning of an answer: by default, if it can."""
         if self.add_generation_prompt is None:
             return not self.continue_final_message
         return self.add_generation_prompt
 
     @property
     def template_variables(self) -> dict[str, Any]:
-        """The variables that the template gets beside the messages."""
+        """Return the variables that the template gets beside the messages."""
         return self.chat_template_kwargs or {}
 
     def check_messages(self) -> None:
-        """Raise `ApiError` for parts of messages that are known but would have no effect here."""
+        """Raise `ApiError` for known parts of messages that would have no effect here."""
         for place, message in enumerate(self.messages):
             for name in ("function_call", "audio"):
                 if message.get(name):
@@ -261,7 +265,7 @@ class Conversation(Body):
 
 
 class ChatRequest(Conversation, GenerationRequest):
-    """POST /v1/chat/completions"""
+    """Declare the body of POST /v1/chat/completions."""
 
     kind = "chat"
     LOGPROBS = "top_logprobs"
@@ -304,7 +308,7 @@ class ChatRequest(Conversation, GenerationRequest):
 
 
 class TokenizeRequest(Conversation):
-    """POST /tokenize, with a prompt or with messages"""
+    """Declare the body of POST /tokenize, with a prompt or with messages."""
 
     kind = "tokenize"
     messages: list[dict[str, Any]] | None = None  # type: ignore[assignment]
@@ -326,12 +330,15 @@ class TokenizeRequest(Conversation):
 
     @property
     def adds_special_tokens(self) -> bool:
-        """By default to a prompt; the template of messages writes them itself."""
+        """Return whether special tokens are added.
+
+        The default is yes for a prompt, and no for messages, whose template writes them.
+        """
         return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
 
 
 class DetokenizeRequest(Body):
-    """POST /detokenize"""
+    """Declare the body of POST /detokenize."""
 
     kind = "detokenize"
     tokens: list[int]

@@ -17,7 +17,7 @@ FEW_MESSAGES = 64
 
 
 async def render(service: Service, body: Conversation) -> str:
-    """The conversation as the model's template writes it, or the body's own.
+    """Render the conversation with the model's template, or with the body's own.
 
     Raises `ApiError` 503 or 400, or `TextError`.
     """

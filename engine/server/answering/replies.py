@@ -1,7 +1,7 @@
-"""The shapes of the answers, for /openapi.json. A test holds what is sent against them.
+"""Declare the shapes of the answers, for /openapi.json. A test compares real answers with them.
 
-Answers themselves are plain dicts, which are written faster. A field without a default is always
-there.
+Answers themselves are plain dicts, which are faster to write. A field without a default is always
+present.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Reply(BaseModel):
-    """A JSON object with these fields and no others."""
+    """Declare a JSON object with these fields and no others."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -25,7 +25,7 @@ class ErrorDetail(Reply):
 
 
 class Error(Reply):
-    """Every failure, whatever its status."""
+    """Declare the shape of every failure, whatever its status."""
 
     error: ErrorDetail
 
@@ -77,7 +77,7 @@ class CompletionChoice(CompletionPart):
 
 
 class CompletionChunk(Reply):
-    """One event of a stream."""
+    """Declare one event of a stream."""
 
     id: str
     object: Literal["text_completion"]
@@ -135,7 +135,7 @@ class ChatChoice(Reply):
 
 
 class ChatChunk(Reply):
-    """One event of a stream."""
+    """Declare one event of a stream."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -1,4 +1,4 @@
-"""What becomes of the fields of a body that its class doesn't declare, by the table of fields."""
+"""Handle the fields of a body that its class doesn't declare, by the table of fields."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _KNOWN = {body: {f.name: f for f in FIELDS if f.verdict(body)} for body in BODIE
 def unknown_fields(body: str, extra: Mapping[str, Any]) -> list[str]:
     """Check `extra`, the fields that the class of `body` doesn't declare; return the unknown ones.
 
-    Raises `ApiError` 400 for one that is refused: an answer that leaves it out isn't what was asked
-    for, so it is never ignored.
+    Raises `ApiError` 400 for a field that is refused: without it the answer wouldn't be what was
+    asked for, so it is never ignored.
     """
     unknown = []
     for name, value in extra.items():

@@ -1,1 +1,1 @@
-"""HTTP itself: the key, limits, errors, server-sent events."""
+"""Handle HTTP itself: the key, limits, errors, server-sent events."""

@@ -1,4 +1,4 @@
-"""Parts of an answer that completions and chat write alike."""
+"""Write the parts of an answer that completions and chat share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 
 
 def visible_logprob(value: float) -> float:
-    """`value`, or a very small number for the −∞ of a token that was ruled out."""
+    """Return `value`, or a very small number for the −∞ of an excluded token."""
     return max(value, LOWEST_LOGPROB)
 
 
 def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
-    """How log-probabilities call a token: by its text, or by its id as return_tokens_as_token_ids
-    wants it, which no two tokens share."""
+    """Choose how log-probabilities name a token: by its text or by its id.
+
+    return_tokens_as_token_ids asks for ids, which are unique.
+    """
     if as_token_id:
         return lambda token_id, text: f"token_id:{token_id}"
     return lambda token_id, text: text
@@ -38,7 +40,8 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 def prompt_logprobs_json(
     positions: Sequence[PositionLogprobs | None] | None,
 ) -> list[dict[str, dict[str, Any]] | None] | None:
-    """For each prompt token what was probable there, by token id; nothing for the first."""
+    """Return the probable tokens at each position of the prompt, by token id; None for the
+    first."""
     if positions is None:
         return None
     answer: list[dict[str, dict[str, Any]] | None] = []
@@ -61,13 +64,13 @@ def prompt_logprobs_json(
 
 
 class ChunkWriter:
-    """Writes chunks that begin alike: `head`, their first keys, is made JSON once."""
+    """Write chunks with the same first keys, `head`, which are encoded once."""
 
     def __init__(self, head: dict[str, Any]):
         self._head = msgspec.json.encode(head)[:-1] + b","
 
     def chunk(self, rest: dict[str, Any]) -> bytes:
-        """Return `head` with the keys of `rest`, of which there is at least one."""
+        """Return `head` with the keys of `rest`, which has at least one."""
         return self._head + msgspec.json.encode(rest)[1:]
 
 

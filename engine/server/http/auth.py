@@ -1,4 +1,4 @@
-"""Who may call: the API key, compared in constant time.
+"""Check the API key in constant time.
 
 A plain ASGI wrapper: it sees a request before any of it is parsed, and adds nothing to the cost of
 a streamed chunk.
@@ -23,8 +23,7 @@ OPEN_FOLDERS = ("/room/", "/guide/")
 
 
 class ApiKey:
-    """Lets a request pass if it carries one of the keys as `Authorization: Bearer …`; else answers
-    401."""
+    """Pass a request that carries one of the keys as `Authorization: Bearer …`; else answer 401."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app = app
@@ -44,7 +43,7 @@ class ApiKey:
     def _is_known(self, scope: Scope) -> bool:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         text = given.strip().encode()
-        # All of them are compared: the time tells nothing about which one was nearly right.
+        # All keys are compared, so that the time doesn't tell which one nearly matched.
         same = [hmac.compare_digest(text, key) for key in self.keys]
         return scheme.lower() == "bearer" and any(same)
 

@@ -1,6 +1,6 @@
-"""The body of a request: its size, and gzip.
+"""Limit the size of a request's body, and unpack gzip.
 
-A plain ASGI wrapper: it sees a body as it comes, before any of it is parsed.
+A plain ASGI wrapper: it sees a body as it arrives, before any of it is parsed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ PIECE_BYTES = 2**20
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `max_bytes`, whether it says its length, comes in chunks,
-    or grows to that while it is unpacked."""
+    """Answer 413 to a body of more than `max_bytes`.
+
+    It makes no difference whether the body states its length, comes in chunks, or grows while it is
+    unpacked.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int):
         self.app = app
@@ -63,19 +66,22 @@ class BodyLimit:
 
 
 class Unpacked:
-    """A `receive` that unpacks a gzip body, at most a piece at once. Raises `HTTPException` 400."""
+    """Unpack a gzip body, at most one piece at a time. Raises `HTTPException` 400.
+
+    Used in place of `receive`.
+    """
 
     def __init__(self, receive: Receive):
         self._receive = receive
         self._unpacker = zlib.decompressobj(wbits=31)  # gzip
         self._packed = b""
-        self._is_full = False  # the last piece was: the unpacker may hold more
-        self._is_last = False  # all of the packed body is here
+        self._is_full = False  # the last piece was full, so the unpacker may hold more
+        self._is_last = False  # the whole packed body has arrived
 
     async def __call__(self) -> Message:
         while not self._packed and not self._is_full:
             if self._is_last:
-                return await self._receive()  # nothing comes but that the client left
+                return await self._receive()  # only the client's disconnect can come
             message = await self._receive()
             if message["type"] != "http.request":
                 return message

@@ -1,7 +1,7 @@
-"""Bound what a connection may send before anybody has seen its key: headers, and time.
+"""Limit what a connection may send before its key is checked: headers, and time.
 
-uvicorn reads HTTP; this adds what it leaves open. A client that breaks a bound gets an error in the
-usual shape, and the connection ends.
+uvicorn reads HTTP; this file adds the limits that it lacks. A client that exceeds one gets an error
+in the usual shape, and the connection ends.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from engine.server.http.errors import ApiError
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """One connection. Its clock runs while a request is being sent, not between two requests."""
+    """Limit one connection. Its clock runs while a request is being sent, not between two
+    requests."""
 
     MOST_HEADER_BYTES = 65_536  # the request line and all headers of a request
-    HEAD_S = 20.0  # for all of them to come, from the connection's beginning or their own
-    BODY_S = 120.0  # for all of the body to come
-    LINGER_S = 1.0  # a client that still sends may read its error for so long
+    HEAD_S = 20.0  # for all of them to arrive, from the start of the connection or of their request
+    BODY_S = 120.0  # for the whole body to arrive
+    LINGER_S = 1.0  # a client that still sends may read its error for this long
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._awaited: str | None = "head"  # which part of a request is not complete
+        self._awaited: str | None = "head"  # the part of a request that isn't complete
         self._timed: str | None = None  # the part that the clock runs for
         self._clock: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -108,20 +109,21 @@ class BoundedConnection(HttpToolsProtocol):
         self._refuse(408, f"The request's {part} did not come within {seconds:g} s.")
 
     def _may_answer(self) -> bool:
-        """Whether an error now would be taken for the answer to the request that it is about."""
+        """Return whether a client would take an error now for the answer to the request it is
+        about."""
         cycle = self.cycle
         if cycle is None:
             return True
         if self._awaited == "head":
-            return cycle.response_complete  # of the request before
+            return cycle.response_complete  # of the previous request
         if cycle.response_started:
             return False
-        cycle.disconnected = True  # whoever works on it hears that nobody listens any more
+        cycle.disconnected = True  # whoever works on the request learns that the client is gone
         cycle.message_event.set()
         return True
 
     def _refuse(self, status: int, message: str) -> None:
-        """Send an error, unless another answer is under way, and end the connection."""
+        """Send an error, unless another answer is being sent, and end the connection."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
@@ -136,6 +138,7 @@ class BoundedConnection(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        # To close at once would reset the connection, if the client sends on, and lose the error.
+        # Closing immediately would reset the connection if the client still sends, and lose the
+        # error.
         self.flow.resume_reading()
         self.loop.call_later(self.LINGER_S, self.transport.close)

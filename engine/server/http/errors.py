@@ -1,4 +1,4 @@
-"""Every way in which a request can fail, in the one shape that clients of this API know:
+"""Report every failure of a request in the one shape that clients of this API know.
 
 {"error": {"message": …, "type": …, "param": …, "code": <the HTTP status>}}
 """
@@ -33,7 +33,7 @@ TYPES = {
 }
 
 
-MOST_OF_A_MESSAGE = 1_000  # characters: some name a value that the client chose
+MOST_OF_A_MESSAGE = 1_000  # characters: some messages name a value that the client chose
 MOST_OF_A_PATH = 200
 
 
@@ -42,8 +42,8 @@ def _clipped(text: str, most: int) -> str:
 
 
 class ApiError(Exception):
-    """A request fails: `status` and `message` for the client, `param` the dotted path of the
-    field."""
+    """Fail a request. `status` and `message` are for the client, `param` is the field's dotted
+    path."""
 
     def __init__(
         self,
@@ -78,7 +78,8 @@ class ApiError(Exception):
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its answer was complete: nobody reads a reply."""
+    """Report that the client closed the connection before its answer was complete. No reply is
+    sent."""
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:
@@ -86,12 +87,12 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
 
 
 def unavailable(message: str, retry_after_s: int) -> ApiError:
-    """503: the request is fine, the server can't take it now."""
+    """Make a 503: the request is fine, but the server can't take it now."""
     return ApiError(503, message, headers={"Retry-After": str(retry_after_s)})
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's complaints about a body, as a 400 with the field's dotted path."""
+    """Make a 400 from the first of pydantic's complaints, with the field's dotted path."""
     first = errors[0]
     path = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "json_invalid":
@@ -110,7 +111,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Make every failure of a route come out in the one shape."""
+    """Register handlers, so that every failure of a route has the one shape."""
 
     async def api_error(request: Request, error: ApiError) -> Response:
         return error.response()
@@ -129,11 +130,10 @@ def install(app: FastAPI) -> None:
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     async def client_left(request: Request, error: ClientLeft) -> Response:
-        return Response(status_code=499)  # the number that proxies log for it
+        return Response(status_code=499)  # the status that proxies log for it
 
     async def unexpected(request: Request, error: Exception) -> Response:
-        # The text of the exception may hold people's text: it goes to the log and not to the
-        # client.
+        # The text of the exception may contain people's text: log it, don't send it.
         logger.error("{} failed:\n{}", request.url.path, "".join(traceback.format_exception(error)))
         return ApiError(500, "The server failed at this request; its log says why.").response()
 

@@ -1,7 +1,7 @@
-"""What holds for every request and its answer, whichever route it is for, and whether it fails.
+"""Do what every request and its answer need, whichever route it is for, and whether it fails.
 
-- Each answer carries `X-Request-Id`: as the client sent it, or one that is made here, from which
-  generations take their own id.
+- Each answer has an `X-Request-Id`: as the client sent it, or one made here, from which generations
+  take their own id.
 - HEAD is answered as GET is, without the body.
 - Each answer is counted, by its route, method and status.
 """
@@ -23,8 +23,10 @@ Observe = Callable[[str, str, int, float], None]
 
 
 class Exchange:
-    """Wraps the application, its error pages too. `observe` hears of every answer; `root_path` is
-    where a proxy shows the server, whether or not it takes that path away."""
+    """Wrap the application, including its error pages. `observe` is called for every answer.
+
+    `root_path` is where a proxy shows the server, whether or not the proxy removes that path.
+    """
 
     def __init__(self, app: ASGIApp, observe: Observe, root_path: str = ""):
         self.app = app
@@ -41,9 +43,9 @@ class Exchange:
         if scope["method"] == "HEAD":
             inner["method"] = "GET"
             send, receive = _without_body(receive, send)
-        status = 0  # nothing is sent yet
+        status = 0  # nothing has been sent
 
-        # It returns what `send` returns and awaits nothing: a chunk of a stream costs one call.
+        # It returns the result of `send` without awaiting it: a chunk of a stream costs one call.
         def send_with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -63,7 +65,7 @@ class Exchange:
 
 
 def _with_request_id(scope: Scope) -> tuple[dict[str, Any], bytes]:
-    """The request with an id in its headers, and that id."""
+    """Return the request with an id in its headers, and that id."""
     for name, value in scope["headers"]:
         if name == HEADER:
             return dict(scope), value
@@ -72,8 +74,7 @@ def _with_request_id(scope: Scope) -> tuple[dict[str, Any], bytes]:
 
 
 def _without_body(receive: Receive, send: Send) -> tuple[Send, Receive]:
-    """Send the head of an answer only; then its maker hears that the client left, so that a stream
-    ends."""
+    """Send only the head of an answer; then report a disconnect, so that a stream ends."""
     answered = False
 
     async def send_head(message: Message) -> None:

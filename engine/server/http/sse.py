@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream of JSON chunks goes over HTTP, and stays alive.
+"""Send a stream of JSON chunks over HTTP as server-sent events, and keep it alive.
 
     data: {json}\\n\\n   for each chunk
     : waiting\\n\\n      a comment, when nothing was sent for a while, also before the first chunk
@@ -31,7 +31,7 @@ _LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u20
 
 
 def frame(chunks: Iterable[bytes]) -> bytes:
-    """JSON documents → their events, in one piece.
+    """Frame JSON documents as events, in one piece.
 
     Many clients split a stream with a function that knows more line ends than SSE does; U+0085,
     U+2028 and U+2029 within a text would cut its JSON in two, so they are written as escapes.
@@ -44,9 +44,9 @@ def frame(chunks: Iterable[bytes]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what `batches` yields (each a list of JSON documents) as it comes.
+    """Send what `batches` yields (each a list of JSON documents) as it comes.
 
-    `close` is called exactly once, whatever happens: at the end, when the client leaves, on an
+    `close` is called exactly once, whatever happens: at the end, when the client disconnects, on an
     error.
     """
 
@@ -126,10 +126,10 @@ async def _client_left(receive: Receive) -> None:
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled, and `ClientLeft` raised, when the client leaves
-    first.
+    """Return the result of `work`, unless the client disconnects first.
 
-    Call it when the request's body has been read: `receive` then tells nothing but that.
+    Then `work` is cancelled and `ClientLeft` raised. Call it when the request's body has been read:
+    after that `receive` only reports a disconnect.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_client_left(receive))

@@ -1,1 +1,1 @@
-"""The boundary to the engine process: its messages, sockets and both ends."""
+"""Connect the server to the engine process: messages, sockets, and both ends."""

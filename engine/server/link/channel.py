@@ -1,4 +1,4 @@
-"""The channel between the server process and the engine process: pairs of Unix stream sockets.
+"""Connect the server process and the engine process by pairs of Unix stream sockets.
 
     orders     server ──▶ engine ┐ one pair, both ways: a token goes from the thread that computed
     news       engine ──▶ server ┘ it to the event loop that sends it on, with no thread between
@@ -20,22 +20,22 @@ T = TypeVar("T")
 
 _LENGTH = Struct("<I")
 _HEAD = _LENGTH.size
-_PIECE = 2**18  # bytes asked for at once: about what the kernel keeps for a pair
+_PIECE = 2**18  # bytes requested at once: about what the kernel holds for a pair
 
 
 def framed(message: bytes) -> bytes:
-    """A message as it goes over the wire."""
+    """Return a message as it is sent: its length, then its bytes."""
     return _LENGTH.pack(len(message)) + message
 
 
 class Frames:
-    """Cuts a stream into the messages that `framed` made."""
+    """Split a stream into the messages that `framed` made."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # the beginning of a message whose end hasn't come
+        self._rest = bytearray()  # the beginning of an incomplete message
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are complete with these bytes."""
+        """Return the messages that these bytes complete."""
         if not self._rest and len(data) >= _HEAD:
             (length,) = _LENGTH.unpack_from(data)
             if len(data) == _HEAD + length:  # nearly always: one message, in one piece
@@ -55,30 +55,33 @@ class Frames:
 
 
 class Closed(Exception):
-    """The other side has ended, and nobody is left to be told."""
+    """Report that the other side has ended."""
 
 
 class Channel(Generic[T]):
-    """One end, for threads that may wait. What comes is decoded by `decode`."""
+    """Hold one end, for threads that may block. `decode` decodes the messages."""
 
     def __init__(self, end: socket.socket, decode: Callable[[bytes], T]):
         end.setblocking(True)
-        end.set_inheritable(False)  # who is started from here must not keep it open
+        end.set_inheritable(False)  # a process started from here must not keep it open
         self._end = end
         self._decode = decode
         self._frames = Frames()
         self._buffer = memoryview(bytearray(_PIECE))  # one for all steps
 
     def send(self, message: bytes) -> None:
-        """Waits while the other side is far behind, by some hundred messages. Raises `Closed`."""
+        """Send a message. Blocks while the other side is some hundred messages behind. Raises
+        `Closed`."""
         try:
             self._end.sendall(framed(message))
         except ConnectionError as error:
             raise Closed from error
 
     def receive(self, wait: bool) -> list[T] | None:
-        """The messages that have come; with `wait`, at least a part of one. None: the other side
-        has closed."""
+        """Return the messages that have arrived; None if the other side has closed.
+
+        With `wait`, block until at least a part of one arrives.
+        """
         messages: list[T] = []
         flags = 0 if wait else socket.MSG_DONTWAIT
         while True:
@@ -86,7 +89,7 @@ class Channel(Generic[T]):
                 length = self._end.recv_into(self._buffer, 0, flags)
             except BlockingIOError:
                 return messages
-            except ConnectionResetError:  # it ended before it had read all
+            except ConnectionResetError:  # it ended before it had read everything
                 length = 0
             if not length:
                 return messages or None

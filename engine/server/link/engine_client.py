@@ -1,10 +1,9 @@
-"""The server's side of the process boundary: starts the engine process, sends requests, hands out
-their news.
+"""Start the engine process, send it requests, and distribute their news: the server's side.
 
     client.add(request, mailbox) → await mailbox.take(): all that came since the last call
     client.abort(id) · client.finish(id, index, stop) · client.stats · client.state
 
-A watchdog waits for the engine process itself: when it ends, every open request fails at once.
+A watchdog waits for the engine process itself: when it ends, every open request fails immediately.
 """
 
 from __future__ import annotations
@@ -31,11 +30,10 @@ EXIT_TIMEOUT_S = 3.0
 
 
 class EngineClient:
-    """Talks to one engine process from one asyncio loop.
+    """Talk to one engine process from one asyncio loop.
 
-    `state` is "loading", "ready", "failed" or "stopped"; `stage` says in words how far it is or
-    what went wrong. `on_ready(kv)`, `on_failure(message)` and `on_step(stats)` are called on the
-    loop.
+    `state` is "loading", "ready", "failed" or "stopped"; `stage` describes the progress or the
+    failure. `on_ready(kv)`, `on_failure(message)` and `on_step(stats)` are called on the loop.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class EngineClient:
         self._load = load
         self._num_unbooked = 0
         self._end, engines_end = socket.socketpair()
-        self.record_end, engines_record_end = socket.socketpair()  # the record's events come here
+        self.record_end, engines_record_end = socket.socketpair()  # receives the record's events
         self._engines_ends = Ends(engines_end, engines_record_end)
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
@@ -77,17 +75,17 @@ class EngineClient:
         )
         self._process.start()
         for end in self._engines_ends:
-            end.close()  # the engine process has its own now, and closes the last with its end
+            end.close()  # the engine process has its own copy now, and closes it at its end
         self._loop.add_reader(self._process.sentinel, self._process_ended)
 
     def abort_all(self, why: str) -> None:
-        """Give every open request up: its caller gets a 503 that says why."""
+        """Fail every open request: its caller gets a 503 that says why."""
         for request_id in self.requests:
             self._send(wire.Abort(request_id, why))
         self._fail_requests(unavailable(why, RETRY_AFTER_S))
 
     async def stop(self) -> None:
-        """End the engine process: ask, then insist."""
+        """End the engine process: ask first, then kill it."""
         self.state = "stopped" if self.state != "failed" else self.state
         self.abort_all("The server is shutting down.")
         process = self._process
@@ -112,11 +110,11 @@ class EngineClient:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for their turn, those on their way to the core included."""
+        """Return how many requests wait, including those on their way to the core."""
         return self.stats.num_waiting + self._num_unbooked
 
     def check_room(self, num_requests: int) -> None:
-        """Raise a 503 `ApiError` when the queue has no room for so many more."""
+        """Raise a 503 `ApiError` when the queue has no room for this many more."""
         limit = self.config.max_num_queued_reqs
         if self.num_waiting + num_requests > limit:
             raise unavailable(
@@ -140,7 +138,7 @@ class EngineClient:
         return entry
 
     def abort(self, request_id: str, why: str) -> None:
-        """Nobody waits for this request any more. Does nothing if it has ended."""
+        """Abort a request that nobody waits for. Does nothing if it has ended."""
         entry = self.requests.pop(request_id, None)
         if entry is None:
             return
@@ -151,7 +149,7 @@ class EngineClient:
             self._send(wire.Abort(request_id, why))
 
     def finish(self, request_id: str, index: int, stop: str) -> None:
-        """The text of one sequence is complete: `stop` was found in it."""
+        """End one sequence: its text is complete, because `stop` was found in it."""
         entry = self.requests.get(request_id)
         if entry is not None and index in entry.unfinished:
             entry.unfinished.discard(index)
@@ -211,7 +209,7 @@ class EngineClient:
     # ------------------------------------------------------------------------------ failure
 
     def _disconnected(self) -> None:
-        """The engine's last words have been read."""
+        """Handle the end of the connection; everything the engine sent has been read."""
         self._channel = None
         self._connection_lost = True
         self._say_how_it_ended()
@@ -225,7 +223,7 @@ class EngineClient:
     def _say_how_it_ended(self) -> None:
         process = self._process
         if process is None or process.exitcode is None or not self._connection_lost:
-            return  # the other of the two comes at once
+            return  # the other of the two calls follows immediately
         code = process.exitcode
         how = (
             f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -233,7 +231,7 @@ class EngineClient:
         self.fail(f"The engine process {how}.")
 
     def fail(self, message: str) -> None:
-        """The engine is gone: tell every open request. Only the first reason counts."""
+        """Fail every open request, because the engine is gone. Only the first reason counts."""
         if self.state not in ("loading", "ready"):
             return
         self.state, self.stage = "failed", message
@@ -249,7 +247,7 @@ class EngineClient:
 
 
 class _News(asyncio.Protocol):
-    """Hands what the engine sends to its client."""
+    """Pass the engine's messages to its client."""
 
     def __init__(self, client: EngineClient):
         self.client = client

@@ -1,7 +1,7 @@
-"""The engine process: the core and the worker, alone with the machine, away from HTTP and text.
+"""Run the engine process: the core and the worker, apart from HTTP and text.
 
-Its loop is the engine's heartbeat: take the orders that came in, compute one step, send its tokens.
-With no work it sleeps until an order comes. It ends on `Stop`, on a failure, and with its parent.
+Its loop takes the orders that arrived, computes one step, and sends its tokens. Without work it
+sleeps until an order arrives. It ends on `Stop`, on a failure, and with its parent.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ DOING = {
 
 
 class Ends(NamedTuple):
-    """The engine process's ends of the two channels."""
+    """Hold the engine process's ends of the two channels."""
 
     orders: socket.socket  # orders come in, news go out
     record: socket.socket  # events go out
 
 
 def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
-    """The real executor."""
+    """Load the model and return the real executor."""
 
     def bytes_done(what: str, done: int, total: int) -> None:
         share = done / total if total else 1.0
         progress(f"{DOING[what]} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
-    # Before torch is imported, which takes seconds: a model that isn't there is said at once.
+    # Before importing torch, which takes seconds: report a missing model immediately.
     find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)
     progress("importing torch")
     from engine.server.link.surroundings import surroundings
@@ -72,13 +72,12 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     runner = ModelRunner(config, recorder)
     runner.load(bytes_done)
     if not config.async_scheduling:
-        runner.cores.hold()  # to the end of this process, whose loop runs on this thread
+        runner.cores.hold()  # until this process ends; its loop runs on this thread
     return runner
 
 
 def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> None:
-    """The body of the process. Every failure goes up as one `Failed` message; then the exit code is
-    1."""
+    """Run the process. Each failure is sent as one `Failed` message; then the exit code is 1."""
     _end_with_parent()
     # A terminal or a platform signals the whole group: the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -101,7 +100,7 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
     except Exception as error:
         failed = True
         message = what_failed(error)
-        if not type(error).__module__.startswith("engine."):  # nobody foresaw it
+        if not type(error).__module__.startswith("engine."):  # an unforeseen error
             logger.error("{}", "".join(traceback.format_exception(error)))
         recorder.record(EngineFailed(message=message))
         with contextlib.suppress(Closed):
@@ -111,7 +110,7 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
 
 
 class EngineLoop:
-    """Orders in, steps out."""
+    """Take orders and compute steps."""
 
     def __init__(self, core: EngineCore, server: Channel[wire.Order]):
         self.core = core
@@ -124,12 +123,14 @@ class EngineLoop:
             if self.core.has_work:
                 outputs = self.core.step()
                 self._tell(wire.Step(outputs, self.core.stats()))
-            elif took_orders:  # an abort may have ended the last work: say what is left
+            elif took_orders:  # an abort may have ended the last work: report what is left
                 self._tell(wire.Step([], self.core.stats()))
 
     def _take_orders(self, wait: bool) -> bool:
-        """Carry out what has come in; with `wait`, sleep until something has. Returns whether there
-        was anything."""
+        """Carry out the orders that have arrived; return whether there were any.
+
+        With `wait`, sleep until one arrives.
+        """
         orders = self.server.receive(wait)
         if orders is None:
             self.stopped = True  # the server is gone
@@ -159,7 +160,7 @@ class EngineLoop:
 
 
 class Stages:
-    """Tells the server how far the loading is, at most every `EVERY_S`; from any thread."""
+    """Report the progress of loading to the server, at most every `EVERY_S`; from any thread."""
 
     EVERY_S = 0.2
 
@@ -177,7 +178,8 @@ class Stages:
 
 
 def what_failed(error: BaseException) -> str:
-    """What went wrong, for a person, in one line; our own errors are such lines already."""
+    """Describe an error for a person, in one line. The engine's own errors are such lines
+    already."""
     text = one_line(error, 1000) or "no message"
     ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
     return text if ours else f"{type(error).__name__}: {text}"

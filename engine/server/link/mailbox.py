@@ -1,4 +1,4 @@
-"""Where the engine's news of a request wait until the coroutine that answers it reads them."""
+"""Hold the engine's news of a request until the coroutine that answers it reads them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.server.http.errors import ApiError
 
 
 class Mailbox:
-    """The news of one caller's requests that it has not read yet."""
+    """Hold the unread news of one caller's requests."""
 
     def __init__(self) -> None:
         self._news: list[CoreOutput] = []
@@ -17,7 +17,8 @@ class Mailbox:
         self._wake: asyncio.Future[None] | None = None
 
     async def take(self) -> list[CoreOutput]:
-        """All that came since the last call, at least one. Raises `ApiError` if it failed."""
+        """Return all news since the last call, at least one. Raises `ApiError` if the request
+        failed."""
         while not self._news:
             if self._error is not None:
                 raise self._error
@@ -42,7 +43,7 @@ class Mailbox:
 
 
 class OpenRequest:
-    """One request in the engine. `booked` is done when the core has taken it, or raises why not."""
+    """Hold one request in the engine. `booked` is done when the core took it, or raises why not."""
 
     def __init__(self, request: CoreRequest, mailbox: Mailbox):
         self.id = request.request_id
@@ -51,7 +52,7 @@ class OpenRequest:
         self.unfinished = set(range(request.params.n))  # indices of the sequences that still run
 
     def deliver(self, output: CoreOutput) -> None:
-        """Pass news on. Those of a sequence that has ended already are dropped."""
+        """Deliver an output. Outputs of a sequence that has ended are dropped."""
         if output.index in self.unfinished:
             if output.finish_reason is not None:
                 self.unfinished.discard(output.index)
@@ -60,5 +61,5 @@ class OpenRequest:
     def fail(self, error: ApiError) -> None:
         if not self.booked.done():
             self.booked.set_exception(error)
-            self.booked.exception()  # it may be that nobody waits for it any more
+            self.booked.exception()  # perhaps nobody awaits it any more
         self.mailbox.fail(error)

@@ -1,10 +1,9 @@
-"""The server keeps off the core on which the engine's loop runs.
+"""Keep the server off the core on which the engine's loop runs.
 
-Linux likes to wake a process on the core of the one that wakes it. So a token that the engine hands
-over would make the server push the engine's loop off its core for as long as the answer takes, and
-the threads that compute would wait for it: a quarter of the time of a small model's step. On any
-other core the server runs beside the loop's own work, which comes next (benchmarks/results/
-NOTES.md).
+Linux often wakes a process on the core of the one that wakes it. So each token from the engine
+would make the server push the engine's loop off its core while it handles the token, and the
+computing threads would wait for the loop: a quarter of the step time of a small model. On any other
+core the server runs in parallel with the loop's own next work (benchmarks/results/NOTES.md).
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ from collections.abc import Sequence
 
 
 class OtherCores:
-    """Where the threads of this process may run."""
+    """Choose where the threads of this process may run."""
 
     def __init__(self) -> None:
-        self._before: set[int] = set()  # CPUs, before any were left
+        self._before: set[int] = set()  # CPUs before any were left
 
     def leave(self, cpus: Sequence[int]) -> None:
-        """From now on all threads of this process, and those that they start, keep off `cpus`.
-        Without effect where nothing else is left, and where the system can't (macOS)."""
+        """Keep all threads of this process, and those that they start, off `cpus` from now on.
+
+        Does nothing where no other CPU is left, and where the system can't (macOS).
+        """
         if cpus and hasattr(os, "sched_getaffinity"):
             allowed = os.sched_getaffinity(0)
             if allowed - set(cpus):
@@ -30,7 +31,7 @@ class OtherCores:
                 _run_on(allowed - set(cpus))
 
     def come_back(self) -> None:
-        """Undo it."""
+        """Undo `leave`."""
         if self._before:
             _run_on(self._before)
             self._before = set()
@@ -38,5 +39,5 @@ class OtherCores:
 
 def _run_on(cpus: set[int]) -> None:
     for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             os.sched_setaffinity(int(thread), cpus)

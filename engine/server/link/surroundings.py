@@ -1,4 +1,4 @@
-"""What the engine runs on, read at its start: versions, device, driver, cores, memory."""
+"""Read what the engine runs on, at its start: versions, device, driver, cores, memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PACKAGES = ("torch", "transformers", "triton")
 
 
 def surroundings(config: EngineConfig) -> EngineStarted:
-    """The event that opens the engine's record. Secrets in the options are blanked."""
+    """Make the event that opens the engine's record. Secrets in the options are blanked."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # triton is there only beside CUDA
+            continue  # triton is installed only beside CUDA
     return EngineStarted(
         version=__version__, config=config.public(), versions=versions, machine=_machine(config)
     )
@@ -47,7 +47,7 @@ def _machine(config: EngineConfig) -> dict[str, str | int]:
 
 
 def _driver() -> str:
-    """The GPU driver's version, as nvidia-smi says; "unknown" where that can't be asked."""
+    """Return the GPU driver's version from nvidia-smi; "unknown" if it can't be asked."""
     if shutil.which("nvidia-smi") is None:
         return "unknown"
     answer = subprocess.run(

@@ -1,5 +1,7 @@
-"""What crosses the border between the server process and the engine process, as msgpack: orders go
-down, news come up. `channel` is how; the record's events have a channel of their own.
+"""Define the messages between the server process and the engine process, as msgpack.
+
+The server sends orders, the engine sends news, over `channel`. The record's events have a channel
+of their own.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ class Add(msgspec.Struct, tag="add"):
 
 
 class Abort(msgspec.Struct, tag="abort"):
-    """Nobody waits for this request any more: free all it has."""
+    """Abort a request that nobody waits for: free all it has."""
 
     request_id: str
     why: str
 
 
 class Finish(msgspec.Struct, tag="finish"):
-    """The text of one sequence is complete: a stop string was found in it."""
+    """End one sequence: its text is complete, because a stop string was found in it."""
 
     request_id: str
     index: int  # which of its n sequences
@@ -42,13 +44,13 @@ Order = Add | Abort | Finish | Stop
 
 
 class Loading(msgspec.Struct, tag="loading"):
-    """How far the model is; shown by /health."""
+    """Report the progress of loading; shown by /health."""
 
     stage: str
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The model is loaded and the engine takes requests."""
+    """Report that the model is loaded and the engine takes requests."""
 
     kv: KVShape
     own_cpus: list[int] = []
@@ -56,7 +58,7 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Refusal(msgspec.Struct, array_like=True):
-    """The core can never serve this request; `param` names the field at fault, where there is
+    """Report that the core can never serve this request. `param` names the field, if there is
     one."""
 
     request_id: str
@@ -65,7 +67,7 @@ class Refusal(msgspec.Struct, array_like=True):
 
 
 class Booked(msgspec.Struct, tag="booked"):
-    """Which requests the core took, and which it refused."""
+    """List the requests that the core took, and those that it refused."""
 
     accepted: list[str]
     refused: list[Refusal]
@@ -73,14 +75,14 @@ class Booked(msgspec.Struct, tag="booked"):
 
 
 class Step(msgspec.Struct, tag="step"):
-    """One step's tokens, and the state after it."""
+    """Carry one step's tokens, and the state after it."""
 
     outputs: list[CoreOutput]
     stats: StepStats
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """The engine can't go on; the process ends."""
+    """Report that the engine can't continue; the process ends."""
 
     message: str
 

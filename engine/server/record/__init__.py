@@ -1,1 +1,1 @@
-"""The record as the server keeps and serves it: the window, the subscribers, the viewers."""
+"""Keep and serve the record: the window, the subscribers, the viewers."""

@@ -1,4 +1,4 @@
-"""TraceHub: where the record of both processes comes together.
+"""Collect the record of both processes.
 
     engine process ──channel──▶ hub's thread ──forward()──▶ the server's Recorder
     server process ──record()────────────────────────────▶          │ its drain thread
@@ -7,7 +7,7 @@
                                                                     ├──▶ console (--log-format)
                                                                     └──▶ subscribers
 
-Nothing of this is done on the event loop: a slow disk delays the record and no answer.
+None of this runs on the event loop: a slow disk delays the record and no answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from engine.trace.merging import MergingRecorder
 
 
 class TraceHub:
-    """Collects, keeps the latest events, and passes all on. Raises `ConfigError` for a bad
-    --trace-file."""
+    """Collect events, keep the latest, and pass all on.
+
+    Raises `ConfigError` for a bad --trace-file.
+    """
 
     def __init__(self, config: EngineConfig, recorder: MergingRecorder):
         self.recorder = recorder
@@ -46,14 +48,14 @@ class TraceHub:
             recorder.subscribe(self._console)
 
     def listen(self, end: socket.socket) -> None:
-        """Take the engine process's events, from now on until it ends."""
+        """Take the engine process's events, from now until it ends."""
         self._thread = threading.Thread(
             target=self._forward, args=(Channel(end, unpack),), name="trace hub", daemon=True
         )
         self._thread.start()
 
     def subscribe(self, callback: Callable[[list[Event]], None]) -> None:
-        """Every later batch of events, of both processes, goes to `callback`, on the drain
+        """Send every later batch of events, of both processes, to `callback`, on the drain
         thread."""
         self.recorder.subscribe(callback)
 
@@ -61,14 +63,16 @@ class TraceHub:
         self.recorder.unsubscribe(callback)
 
     def record(self) -> tuple[EngineSnapshot | None, list[bytes]]:
-        """The latest events, oldest first, each a line of JSON without its newline; and what those
-        before came to, if some are gone."""
+        """Return the latest events, oldest first, and the state before them if some are gone.
+
+        Each event is a line of JSON without its newline.
+        """
         self.recorder.settle()
         return self.window.record()
 
     def close(self) -> None:
-        """Take what the engine process sent last, write everything, stop. Call when that process
-        has ended."""
+        """Take the engine process's last events, write everything, stop. Call when that process has
+        ended."""
         if self._thread is not None:
             self._thread.join(timeout=5)
         self.recorder.close()

@@ -1,4 +1,4 @@
-"""The lines of the record that tell about some requests: `GET /trace?request_id=…`."""
+"""Select the lines of the record about some requests: `GET /trace?request_id=…`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _step_of = msgspec.json.Decoder(_Head).decode
 
 
 def lines_about(lines: Iterable[bytes], request_ids: Iterable[str]) -> Iterator[bytes]:
-    """Every event that names one of the requests, a sequence of it ("x.1") or a prompt of it
-    ("x-0"); the steps that computed for them, to their end; and the engine's facts. In order, one
-    line of JSON each.
+    """Yield every event about one of the requests, in order, one line of JSON each.
 
-    Enough for the life of these requests, but not for a replay: the other requests are left out.
+    Included are events that name the request, a sequence of it ("x.1") or a prompt of it ("x-0");
+    the steps that computed for them, to their end; and the engine's facts. This is enough for the
+    life of these requests, but not for a replay: the other requests are left out.
     """
     wanted = [name.encode() for name in request_ids]
     # No letter may stand before or after a name: cmpl-1 is not cmpl-12.
@@ -41,7 +41,7 @@ def lines_about(lines: Iterable[bytes], request_ids: Iterable[str]) -> Iterator[
         elif line.startswith(_FINISHED):
             if _step_of(line).step in steps:
                 yield line
-        elif any(name in line for name in wanted) and names.search(line):  # `in` is the quick one
+        elif any(name in line for name in wanted) and names.search(line):  # `in` is the faster test
             if line.startswith(_PLANNED):
                 steps.add(_step_of(line).step)
             yield line

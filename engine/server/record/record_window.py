@@ -1,10 +1,10 @@
-"""RecordWindow: the latest events of the record, and what everything before them folds into.
+"""Keep the latest events of the record, and the fold of everything before them.
 
     ── evicted: folded into `before` ──┤├── lines[0] (number `first`) … lines[-1], JSON ──▶ now
 
-Events have positions: 1, 2, 3, … over both processes, in the order in which they arrived. Memory is
-bounded by the number of events and by their bytes; what leaves the window is folded, so the exact
-state at any position inside of it can be told for as long as the server runs.
+Events have positions: 1, 2, 3, … over both processes, in the order in which they arrived. The
+number of events and their bytes bound the memory. Events that leave the window are folded, so the
+exact state at any position inside it is available for as long as the server runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from engine.trace.files import to_json
 WINDOW_BYTES = 256 * 2**20
 """A step of 256 rows takes 10 kB."""
 
-STANDING_REQUESTS = 4096  # more than can be alive: received ones that never reached the core leak
+# More than can be alive: received requests that never reach the core would leak.
+STANDING_REQUESTS = 4096
 
 _decode = msgspec.json.Decoder(AnyEvent).decode
 
@@ -40,8 +41,11 @@ _ENDINGS = (ev.RequestFinished, ev.RequestAborted, ev.RequestRefused)
 
 
 class Fold:
-    """What events fold into: the engine's state and the log's names (`Context`), and the events
-    that still matter: the engine's facts, and how the requests that are alive began."""
+    """Fold events into the engine's state and the log's names (`Context`).
+
+    It also keeps the events that still matter: the engine's facts, and how the living requests
+    began.
+    """
 
     def __init__(self) -> None:
         self.num_events = 0
@@ -55,7 +59,7 @@ class Fold:
         self.keep(event)
 
     def keep(self, event: Event) -> None:
-        """Only note what still matters; somebody else has shown the event to the context."""
+        """Keep the event if it still matters; other code has shown it to the context."""
         self.num_events += 1
         self.last_ns = event.ts_ns
         if isinstance(event, _FACTS):
@@ -65,14 +69,14 @@ class Fold:
             if len(self._begun) > STANDING_REQUESTS:
                 self._begun.popitem(last=False)
         elif isinstance(event, _TURNS) and event.request_id in self._begun:
-            # Only the latest one: it says where the request stands.
+            # Only the latest one: it has the request's current state.
             begun = self._begun[event.request_id]
             begun[:] = [known for known in begun if not isinstance(known, _TURNS)] + [event]
         elif isinstance(event, _ENDINGS):
             self._begun.pop(event.request_id, None)
 
     def copy(self) -> Fold:
-        """An independent copy. O(blocks + requests)."""
+        """Return an independent copy. O(blocks + requests)."""
         other = Fold()
         other.num_events, other.last_ns = self.num_events, self.last_ns
         # State and texts are large and can be copied quickly; the rest of the context is small.
@@ -90,7 +94,7 @@ class Fold:
         return other
 
     def snapshot(self, texts: bool = False) -> ev.EngineSnapshot:
-        """What someone who joins here must know. `texts`: what tokens read, too."""
+        """Make a snapshot for a reader that starts here. `texts`: include the texts of tokens."""
         state = self.context.state
         found = state.snapshot() if state is not None else ev.EngineSnapshot()
         found.ts_ns, found.num_gone = self.last_ns, self.num_events
@@ -105,7 +109,8 @@ class Fold:
 
 
 class RecordWindow:
-    """A subscriber that keeps at most `capacity` events and `capacity_bytes` bytes of JSON."""
+    """Subscribe to the record and keep at most `capacity` events, `capacity_bytes` bytes of
+    JSON."""
 
     def __init__(self, capacity: int, capacity_bytes: int = WINDOW_BYTES):
         self._capacity = capacity
@@ -132,8 +137,8 @@ class RecordWindow:
                 wake()
 
     def watch(self, wake: Callable[[], None]) -> None:
-        """`wake()` is called on the drain thread whenever there is something new: it must return at
-        once."""
+        """Call `wake()` on the drain thread whenever there are new events. It must return
+        immediately."""
         with self._lock:
             self._watchers = (*self._watchers, wake)
 
@@ -143,18 +148,20 @@ class RecordWindow:
 
     @property
     def span(self) -> tuple[int, int]:
-        """(position of the oldest event that is here, position of the latest one)."""
+        """Return the positions of the oldest and of the latest event in the window."""
         with self._lock:
             return self._first, self._first + len(self._lines) - 1
 
     def lines(self) -> list[bytes]:
-        """The events, oldest first, each a line of JSON without its newline."""
+        """Return the events, oldest first, each a line of JSON without its newline."""
         with self._lock:
             return list(self._lines)
 
     def record(self) -> tuple[ev.EngineSnapshot | None, list[bytes]]:
-        """A record that stands for itself: what the events before the window came to (None if there
-        are none), and the lines of the window."""
+        """Return a complete record: the fold of earlier events, and the lines of the window.
+
+        The fold is None if there were no earlier events.
+        """
         with self._lock:
             if self._first == 1:
                 return None, list(self._lines)
@@ -162,7 +169,7 @@ class RecordWindow:
         return before.snapshot(texts=True), lines
 
     def after(self, position: int, most: int) -> list[bytes] | None:
-        """The next events after `position`, at most so many; None if some of them are gone."""
+        """Return the events after `position`, at most `most`; None if some of them are gone."""
         with self._lock:
             skip = position + 1 - self._first
             if skip < 0:
@@ -176,19 +183,20 @@ class RecordWindow:
             return list(islice(self._lines, skip, skip + most))
 
     def beginning(self) -> tuple[Fold, int]:
-        """What the events before the window fold into (a copy), and the position of the last of
-        them."""
+        """Return a copy of the fold before the window, and the position of its last event."""
         with self._lock:
             return self._before.copy(), self._first - 1
 
     def events(self) -> list[Event]:
-        """The same record, decoded. A second for 200,000."""
+        """Return the same record, decoded. Takes a second for 200,000 events."""
         before, lines = self.record()
         return [*([before] if before is not None else []), *map(_decode, lines)]
 
     def state_at(self, step: int | None) -> dict[str, Any]:
-        """The snapshot right after the last event of `step`, or now. Raises KeyError if the window
-        doesn't have that step."""
+        """Return the snapshot right after the last event of `step`, or now.
+
+        Raises KeyError if the window doesn't have that step.
+        """
         with self._lock:
             fold, position, lines = self._before.copy(), self._first - 1, list(self._lines)
         events = [_decode(line) for line in lines]

@@ -1,13 +1,13 @@
-"""Viewers: who watches the record as it grows, over `GET /trace/stream`.
+"""Send the record to those who watch it as it grows, over `GET /trace/stream`.
 
     window ──▶ Follower (one for all viewers: tells the log's lines, keeps snapshots)
        │
        └─────▶ Viewer (a position in the window) ──▶ frames ──▶ its socket
 
-A viewer has no queue of its own: it is a position, and takes what is new when its socket is ready
-for more. One that is more than `BEHIND` events behind is set forward to a snapshot of now, and told
-how many events it missed. Nothing of this runs on the thread that drains the record, so a viewer,
-however slow, delays neither the record nor the engine.
+A viewer has no queue: it is a position, and takes new events when its socket is ready for more. One
+that is more than `BEHIND` events behind jumps to a snapshot of now, and is told how many events it
+missed. None of this runs on the thread that drains the record, so even a slow viewer delays neither
+the record nor the engine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from engine.server.record.record_window import RecordWindow
 from engine.trace.events import AnyEvent
 from engine.trace.story import Story
 
-HISTORY = 20_000  # events that a viewer gets at once when it joins
+HISTORY = 20_000  # events that a viewer gets when it joins
 BEHIND = 2 * HISTORY  # events: more than it gets when it joins, and about a second's work of a page
 FRAME_EVENTS = 2_000
-FRAME_S = 0.1  # a frame at most so often: ten a second are smooth, and cheap
-IDLE_S = 0.5  # how soon a viewer notices that the server ends
+FRAME_S = 0.1  # a frame at most this often: ten a second are smooth, and cheap
+IDLE_S = 0.5  # how soon a viewer notices that the server is ending
 MOST_VIEWERS = 16
 
 _encode = msgspec.json.Encoder().encode
@@ -36,7 +36,7 @@ _decode = msgspec.json.Decoder(AnyEvent).decode
 
 
 class Follower:
-    """Follows the window while anybody watches. May be used from several threads."""
+    """Follow the window while anybody watches. May be used from several threads."""
 
     def __init__(self, window: RecordWindow):
         self._window = window
@@ -44,11 +44,11 @@ class Follower:
         self._start()
 
     def _start(self) -> None:
-        """At the window's beginning; what is older than `HISTORY` is folded and not told."""
+        """Start at the window's beginning; events older than `HISTORY` are folded without lines."""
         self._fold, self.position = self._window.beginning()
         self._story = Story(with_summaries=False)
         self._story.context = self._fold.context
-        self._told: deque[tuple[int, bytes]] = deque()  # lines, with the position they were told at
+        self._told: deque[tuple[int, bytes]] = deque()  # (position, line) as written
         self._snapshots: deque[tuple[int, bytes]] = deque()
         _first, last = self._window.span
         self._advance(max(self.position, last - HISTORY), tell=False)
@@ -63,14 +63,14 @@ class Follower:
     def _advance(self, last: int, tell: bool) -> None:
         while self.position < last:
             lines = self._window.after(self.position, min(FRAME_EVENTS, last - self.position))
-            if lines is None:  # the window moved past it: nobody has asked for long
+            if lines is None:  # the window moved past it: nobody has watched for long
                 self._start()
                 return
             for line in lines:
                 event = _decode(line)
                 self.position += 1
                 if tell:
-                    told = list(self._story.tell([event]))  # shows it to the context, too
+                    told = list(self._story.tell([event]))  # this shows it to the context, too
                     self._told.extend((self.position, _encode(line)) for line in told)
                     self._fold.keep(event)
                 else:
@@ -96,7 +96,7 @@ class Follower:
         self._snapshots.append((self.position, _encode(self._fold.snapshot())))
 
     def snapshot(self, history: int) -> tuple[int, bytes]:
-        """(position, snapshot): one that lies about `history` events back; 0: one of now."""
+        """Return (position, snapshot) of about `history` events ago; 0: of now."""
         with self._lock:
             if history == 0:
                 if self._snapshots[-1][0] != self.position:
@@ -108,7 +108,7 @@ class Follower:
             return self._snapshots[-1]
 
     def lines_between(self, after: int, to: int) -> list[bytes]:
-        """[position, line] of the log's lines that the events of these positions told."""
+        """Return [position, line] for the log's lines about the events at these positions."""
         with self._lock:
             found: list[bytes] = []
             for position, line in reversed(self._told):
@@ -121,19 +121,19 @@ class Follower:
 
 
 class Viewers:
-    """All who watch. The follower lives while anybody does."""
+    """Hold all viewers. The follower exists while there are any."""
 
     def __init__(self, window: RecordWindow, epoch: str, ended: Callable[[], bool]):
         self.window = window
         self.epoch = epoch  # names this run of the server in event ids
         self.ended = ended
         self.num_viewers = 0
-        self.num_skipped = 0  # events that viewers missed, all together
+        self.num_skipped = 0  # events that viewers missed, in total
         self._follower: Follower | None = None
         self._lock = threading.Lock()
 
     def join(self) -> None:
-        """Count one more. Raises OverflowError when there are too many."""
+        """Count one more viewer. Raises OverflowError when there are too many."""
         if self.num_viewers >= MOST_VIEWERS:
             raise OverflowError(f"{MOST_VIEWERS} viewers watch already; close one of them")
         self.num_viewers += 1
@@ -144,8 +144,10 @@ class Viewers:
             self._follower = None
 
     def follower(self) -> Follower:
-        """The follower, up to now. Takes a second when it is the first time; call it in a
-        thread."""
+        """Return the follower, up to date.
+
+        The first call takes a second; call it on a thread.
+        """
         with self._lock:
             follower = self._follower
             if follower is None:
@@ -154,7 +156,7 @@ class Viewers:
         return follower
 
     async def frames(self, since: int | None) -> AsyncIterator[bytes]:
-        """What a viewer is sent, as server-sent events; it has seen everything up to `since`."""
+        """Yield a viewer's frames as server-sent events; it has seen everything up to `since`."""
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
 
@@ -180,15 +182,15 @@ class Viewers:
 
 
 class Viewer:
-    """One viewer's position, and what it is sent next."""
+    """Hold one viewer's position, and what it is sent next."""
 
     def __init__(self, viewers: Viewers, since: int | None):
         self._viewers = viewers
-        self._position = since  # None: it has nothing yet
-        self.has_more = False  # another frame could be made at once
+        self._position = since  # None: it has received nothing
+        self.has_more = False  # another frame could be made immediately
 
     def next_frame(self) -> bytes:
-        """The next frame; empty if there is nothing new."""
+        """Return the next frame; empty if there is nothing new."""
         viewers = self._viewers
         follower = viewers.follower()
         first, last = viewers.window.span

@@ -1,1 +1,1 @@
-"""The endpoints, one file each: they read a request and write an answer."""
+"""Serve the endpoints, one file each: read a request, write an answer."""

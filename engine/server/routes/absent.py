@@ -1,7 +1,7 @@
-"""Routes that clients of such APIs know and this server doesn't serve, refused by name.
+"""Refuse, by name, routes that clients of such APIs know and this server doesn't have.
 
-They are a 400 and not a 404: a proxy takes the 404 of a known route for a dead server, and sends
-nothing there any more (litellm's for its cool-down time).
+They are a 400 and not a 404: a proxy takes the 404 of a known route for a dead server and stops
+using it (litellm for its cool-down time).
 """
 
 from __future__ import annotations

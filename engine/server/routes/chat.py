@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation in, the assistant's next message out."""
+"""Serve POST /v1/chat/completions: a conversation in, the assistant's next message out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def router(service: Service) -> APIRouter:
 
 
 class ChatAnswer:
-    """Writes what a generation brings, at once or in chunks."""
+    """Write what a generation brings, in one body or in chunks."""
 
     def __init__(self, generation: Generation, body: ChatRequest):
         self.generation = generation
@@ -78,7 +78,7 @@ class ChatAnswer:
         self.started = [False] * len(self.request.sequences)
 
     def whole(self) -> dict[str, Any]:
-        """The one body of an answer that isn't streamed."""
+        """Write the one body of an answer that isn't streamed."""
         choices = []
         for sequence in self.request.sequences:
             message = {"role": "assistant", "content": sequence.text}
@@ -87,7 +87,7 @@ class ChatAnswer:
         return {**answer, **self._prompt_extras()}
 
     async def chunks(self) -> AsyncIterator[list[bytes]]:
-        """JSON chunks as text comes; each step's together."""
+        """Yield JSON chunks as text comes; the chunks of a step together."""
         body = self.body
         extras: dict[str, Any] | None = None
         async for deltas in self.generation.arrivals():
@@ -95,7 +95,7 @@ class ChatAnswer:
             for _, delta in deltas:
                 if extras is None:
                     extras = self._prompt_extras()
-                # Tokens whose text is held back are told with the text that comes after them.
+                # Tokens whose text is held back are sent with the next text.
                 if not delta.text and delta.finish_reason is None:
                     continue
                 if not self.started[delta.index]:
@@ -118,8 +118,10 @@ class ChatAnswer:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def _rest(self, sequence: SequenceText) -> dict[str, Any]:
-        """Beside its text: log-probabilities and ids of the tokens that came since the last piece,
-        and the end."""
+        """Return what a chunk has beside its text.
+
+        Log-probabilities and ids of the tokens since the last chunk, and the finish reason.
+        """
         written = self.num_written[sequence.index]
         self.num_written[sequence.index] = len(sequence.token_ids)
         logprobs = None
@@ -135,7 +137,7 @@ class ChatAnswer:
         return rest
 
     def _prompt_extras(self) -> dict[str, Any]:
-        """What is told of the prompt, once."""
+        """Return what is sent about the prompt, once."""
         wants_ids, request = self.body.return_token_ids, self.request
         return {
             "prompt_logprobs": prompt_logprobs_json(request.prompt_logprobs),

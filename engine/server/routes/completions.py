@@ -1,4 +1,4 @@
-"""POST /v1/completions: prompts in (text or token ids), the text that follows them out."""
+"""Serve POST /v1/completions: prompts in (text or token ids), the text that follows them out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def router(service: Service) -> APIRouter:
 
 
 class Choice:
-    """One answer, choice number prompt · n + sequence: what of it has been written so far."""
+    """Track one answer, choice number prompt · n + sequence: what of it has been written so far."""
 
     def __init__(self, answer: CompletionAnswer, place: int, sequence: int):
         body = answer.body
@@ -67,13 +67,15 @@ class Choice:
         self.sequence = self.request.sequences[sequence]
         self.number = place * (body.n or 1) + sequence
         self.started = False
-        self.echoed = ""  # the prompt, once it is written before the text
-        self.num_tokens = 0  # tokens written
+        self.echoed = ""  # the prompt, once it has been written before the text
+        self.num_tokens = 0  # tokens written so far
         self.offsets: TextOffsets | None = None  # of the tokens, once some are written
 
     def write(self, text: str) -> dict[str, Any]:
-        """The next piece: `text`, before it the prompt if it is to be echoed, and the tokens that
-        came since."""
+        """Write the next piece: `text`, and the tokens since the last piece.
+
+        An echoed prompt is written before the first piece.
+        """
         body, sequence, request = self.answer.body, self.sequence, self.request
         first, self.started = not self.started, True
         if first and body.echo:
@@ -97,8 +99,10 @@ class Choice:
         return choice
 
     def _logprobs(self, first: bool) -> dict[str, Any]:
-        """The four lists of this API, of the tokens that came since, and before them of an echoed
-        prompt, of whose first token nothing is known but itself."""
+        """Return the four lists of this API for the tokens since the last piece.
+
+        Before them come those of an echoed prompt; its first token has only itself.
+        """
         answer, request, sequence = self.answer, self.request, self.sequence
         positions: list[PositionLogprobs | None] = []
         offsets: list[int] = []
@@ -126,7 +130,7 @@ class Choice:
             chosen = position.chosen
             tokens.append(name(chosen.token_id, chosen.decoded_token))
             values.append(visible_logprob(chosen.logprob))
-            # Best first, so where two tokens read alike the better one keeps the name.
+            # Best first: if two tokens have the same text, the better one keeps the name.
             top: dict[str, float] = {}
             for candidate in [*position.top, chosen]:
                 own = name(candidate.token_id, candidate.decoded_token)
@@ -141,7 +145,7 @@ class Choice:
 
 
 class CompletionAnswer:
-    """Writes what a generation brings, at once or in chunks."""
+    """Write what a generation brings, in one body or in chunks."""
 
     def __init__(self, generation: Generation, body: CompletionRequest):
         self.generation = generation
@@ -161,7 +165,7 @@ class CompletionAnswer:
         }
 
     def whole(self) -> dict[str, Any]:
-        """The one body of an answer that isn't streamed."""
+        """Write the one body of an answer that isn't streamed."""
         choices = [
             {"prompt_logprobs": None, **choice.write(choice.sequence.text)}
             for choice in self.choices.values()
@@ -169,13 +173,13 @@ class CompletionAnswer:
         return {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
 
     async def chunks(self) -> AsyncIterator[list[bytes]]:
-        """JSON chunks as text comes; each step's together."""
+        """Yield JSON chunks as text comes; the chunks of a step together."""
         body, generation = self.body, self.generation
         async for deltas in generation.arrivals():
             pieces = []
             for place, delta in deltas:
                 choice = self.choices[place, delta.index]
-                # Tokens whose text is held back are told with the text that comes after them.
+                # Tokens whose text is held back are sent with the next text.
                 if delta.text or delta.finish_reason or (body.echo and not choice.started):
                     pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
             if pieces:
@@ -192,8 +196,7 @@ class CompletionAnswer:
         return self.writer.chunk(chunk)
 
     def prompt_text(self, request: RequestText) -> str:
-        """The prompt as it is echoed: as it was sent, unless it came as token ids or was
-        truncated."""
+        """Return the prompt to echo: as it was sent, unless it was token ids or was truncated."""
         if request.prompt is not None and request.params.truncate_prompt_tokens is None:
             return request.prompt
         return self.generation.text.tokenizer.decode(

@@ -1,4 +1,4 @@
-"""GET /v1/models: the one model that is served, under each of its names."""
+"""Serve GET /v1/models: the one loaded model, under each of its names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def router(service: Service) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "glasshouse",
-            "root": service.config.model,  # what was loaded: clients take the tokenizer from there
+            "root": service.config.model,  # the loaded model: clients load its tokenizer from there
             "parent": None,
             "max_model_len": None if kv is None else kv.max_model_len,
         }

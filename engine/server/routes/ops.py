@@ -1,4 +1,4 @@
-"""The routes for those who run the server: is it well, how busy is it, what does it do?"""
+"""Serve the routes for operators: health, load, and what the server does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.server.telemetry.series import CONTENT_TYPE
 from engine.trace.files import to_json
 
 LINES_AT_ONCE = 1000
-MOST_REQUESTS = 100  # in one question
+MOST_REQUESTS = 100  # in one query
 
 
 def router(service: Service) -> APIRouter:
@@ -28,8 +28,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/ping")
     @routes.post("/ping")
     async def health() -> Response:
-        """200 when requests are taken; 503 while the model loads, at the end, and when the engine
-        is gone."""
+        """Answer 200 when requests are taken.
+
+        Answer 503 while the model loads, at the end, and when the engine is gone.
+        """
         state = service.state
         body = {
             "status": state,
@@ -74,9 +76,9 @@ def router(service: Service) -> APIRouter:
     def trace(
         request_id: Annotated[list[str] | None, Query(max_length=MOST_REQUESTS)] = None,
     ) -> Response:
-        """The latest events of both processes as JSON lines; it may show people's text.
+        """Return the latest events of both processes as JSON lines. They may show people's text.
 
-        If older ones are gone, it begins with `engine.snapshot`: what they came to.
+        If older ones are gone, `engine.snapshot` comes first and holds their result.
         `?request_id=A&request_id=B`: only those about these requests, with the steps that computed
         for them.
         """

@@ -1,7 +1,7 @@
-"""The Engine Room: the live page at `/`. Its files in `web/` are sent as they are, none is built.
+"""Serve the Engine Room, the live page at `/`. Its files in `web/` are sent unchanged.
 
-The page itself holds nothing of anybody, so it needs no key; what it shows comes from the routes of
-the record, which do.
+The page itself contains nobody's text, so it needs no key. The routes of the record, from which it
+gets its contents, need the key.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from engine.server.http.errors import ApiError
 WEB = Path(__file__).resolve().parents[1] / "web"
 # The wheel has the guides beside the page (setup.py), a checkout in docs/.
 DOCS = WEB / "guide" if (WEB / "guide").is_dir() else WEB.parents[2] / "docs"
-GUIDES = ("ARCHITECTURE_OVERVIEW.md", "LOG_GUIDE.md")  # the panels' explanations point there
+GUIDES = ("ARCHITECTURE_OVERVIEW.md", "LOG_GUIDE.md")  # the panels' explanations link to them
 
 HEADERS = {
-    "Cache-Control": "no-cache",  # asks each time whether it changed: no page of an older server
-    # Prompts are shown in the page: should any of it ever be taken for a script, it may not run.
+    "Cache-Control": "no-cache",  # ask each time: the page may be an older server's
+    # The page shows prompts: if one were ever taken for a script, it must not run.
     "Content-Security-Policy": (
         "default-src 'self'; connect-src 'self' http: https:; img-src 'self' data:;"
         " frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
@@ -39,7 +39,7 @@ _TYPES = {
 
 def router(_service: object) -> APIRouter:
     routes = APIRouter()
-    # Names, not paths: what is not in this list isn't served.
+    # Names, not paths: only files in this list are served.
     files = {file.name: file for file in (WEB / "room").iterdir() if file.suffix in _TYPES}
 
     @routes.get("/", include_in_schema=False)

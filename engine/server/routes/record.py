@@ -1,4 +1,4 @@
-"""The record over HTTP, as it is now and as it grows. `GET /trace`, the download, is in `ops.py`.
+"""Serve the record, as it is now and as it grows. `GET /trace`, the download, is in `ops.py`.
 
 All of these need the API key when one is set: the record may show people's text.
 """
@@ -20,13 +20,13 @@ from engine.server.service import Service
 from engine.trace.life import life_of, requests_of
 from engine.trace.perfetto import to_perfetto
 
-MOST_IDS = 2000  # token ids in one question
+MOST_IDS = 2000  # token ids in one query
 MOST_DIGITS = 18  # of a number in an address: fewer than 64 bits
 LARGEST_INTEGER = 10**MOST_DIGITS
 
 
 class RecordStream(EventStream):
-    """An event stream whose pieces are framed already: they carry names and ids."""
+    """Send an event stream whose pieces are framed already: they have names and ids."""
 
     async def _send_all(self, send: Send) -> None:
         async for piece in self.batches:
@@ -36,7 +36,7 @@ class RecordStream(EventStream):
 def router(service: Service) -> APIRouter:
     routes = APIRouter()
     window = service.hub.window
-    # Positions begin anew with each run of the server, so an id names the run, too.
+    # Positions start again with each run of the server, so an id names the run, too.
     viewers = Viewers(
         window, uuid.uuid4().hex[:8], lambda: service.draining and service.num_open == 0
     )
@@ -45,12 +45,12 @@ def router(service: Service) -> APIRouter:
     async def stream(
         since: str | None = Query(None), last_event_id: str | None = Header(None)
     ) -> Response:
-        """The record as it grows, as server-sent events; every event of it carries what happened.
+        """Stream the record as it grows, as server-sent events of two kinds.
 
         `snapshot` {position, skipped, snapshot}: start from this state; `skipped` events were not
         sent. `events` {position, events, lines}: the events after `position`, and the log's lines
-        about them. Ids are "RUN-POSITION"; send the last one as Last-Event-ID (or ?since=) to go on
-        from there.
+        about them. Ids are "RUN-POSITION"; send the last one as Last-Event-ID (or ?since=) to
+        continue there.
         """
         _check_recording(service)
         position = _position(last_event_id or since, viewers.epoch)
@@ -63,14 +63,14 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/trace/viewers")
     async def watching() -> Response:
-        """How many watch, and how many events they missed because they were too slow."""
+        """Count the viewers, and the events that they missed because they were too slow."""
         return json_response(
             {"num_viewers": viewers.num_viewers, "num_skipped": viewers.num_skipped}
         )
 
     @routes.get("/trace/state")
     def state(step: int | None = Query(None, ge=0, le=LARGEST_INTEGER)) -> Response:
-        """The replay's state right after the last event of `step`, or now."""
+        """Return the replay's state right after the last event of `step`, or now."""
         service.recorder.settle()
         try:
             return json_response(window.state_at(step))
@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/trace/perfetto")
     def perfetto() -> Response:
-        """The record as Chrome Trace Event JSON, for https://ui.perfetto.dev."""
+        """Return the record as Chrome Trace Event JSON, for https://ui.perfetto.dev."""
         service.recorder.settle()
         return Response(
             to_perfetto(window.events()),
@@ -89,13 +89,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/trace/requests")
     def requests() -> Response:
-        """The requests that the record knows, oldest first."""
+        """List the requests of the record, oldest first."""
         service.recorder.settle()
         return json_response({"requests": requests_of(window.events())})
 
     @routes.get("/trace/requests/{request_id}")
     def life(request_id: str) -> Response:
-        """The life of one request: what it waited for, what each step did for it, how it ended."""
+        """Return the life of one request: its waits, what each step did for it, its end."""
         service.recorder.settle()
         found = life_of(window.events(), request_id)
         if found is None:
@@ -104,7 +104,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/trace/tokens")
     def tokens(ids: str = Query("")) -> Response:
-        """The text of token ids, `?ids=17,4`: events carry ids."""
+        """Return the texts of token ids, `?ids=17,4`, because events have only ids."""
         if service.config.trace_text == "off":
             raise ApiError(403, "The server was started with --trace-text off: it shows no text.")
         parts = [part for part in ids.split(",") if part]
@@ -126,7 +126,7 @@ def _is_token_id(text: str) -> bool:
 
 
 def _position(identity: str | None, epoch: str) -> int | None:
-    """The position in an event id; None if there is none, or it is another run's."""
+    """Return the position in an event id; None if there is none, or if it is another run's."""
     if not identity:
         return None
     run, dash, number = identity.rpartition("-")

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: what the model's tokenizer makes of a text, and back."""
+"""Serve POST /tokenize and /detokenize: convert text with the model's tokenizer, and back."""
 
 from __future__ import annotations
 

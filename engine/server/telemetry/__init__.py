@@ -1,1 +1,1 @@
-"""Prometheus metrics and OpenTelemetry spans, made from what the engine tells."""
+"""Make Prometheus metrics and OpenTelemetry spans from the engine's stats and events."""

@@ -1,7 +1,7 @@
-"""Spans for OpenTelemetry, if they are wanted: `connect` says whether, `spans.py` makes them.
+"""Set up OpenTelemetry spans, if configured. `spans.py` makes the spans.
 
-OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 turns them on; the other OTEL_… variables mean
-what OpenTelemetry says. Without it nothing of OpenTelemetry is imported.
+OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 turns them on; the other OTEL_… variables have
+their usual meaning. Without it nothing of OpenTelemetry is imported.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
 PACKAGES = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
-CLOSE_TIMEOUT_S = 3.0  # a collector that is gone must not keep a server from ending
+CLOSE_TIMEOUT_S = 3.0  # a missing collector must not keep a server from ending
 
 
 class Telemetry:
-    """Spans on their way to a collector: `spans` subscribes to the record, `close()` sends the
-    last ones."""
+    """Send spans to a collector: `spans` subscribes to the record, `close()` sends the last
+    ones."""
 
     def __init__(self, provider: TracerProvider, spans: RequestSpans):
         self.spans = spans
         self._provider = provider
 
     def close(self) -> None:
-        """End what is open and send what waits, for `CLOSE_TIMEOUT_S` at most."""
+        """End the open spans and send the waiting ones, for `CLOSE_TIMEOUT_S` at most."""
         self.spans.close("the server ended")
         last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         last.start()
@@ -50,8 +50,10 @@ class Telemetry:
 
 
 def connect(config: EngineConfig, environ: Mapping[str, str] = os.environ) -> Telemetry | None:
-    """Spans for a server of this configuration; None if nobody asks for them, or they can't be had:
-    then one line of the log says why."""
+    """Set up spans for a server of this configuration; None if they are off or impossible.
+
+    If they are impossible, one line of the log says why.
+    """
     found = [(name, environ[name]) for name in ENDPOINTS if environ.get(name)]
     if not found or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -76,7 +78,7 @@ def connect(config: EngineConfig, environ: Mapping[str, str] = os.environ) -> Te
 
 
 def _telemetry(config: EngineConfig) -> Telemetry:
-    """Raises ImportError without the packages."""
+    """Set up the spans. Raises ImportError without the packages."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

@@ -1,4 +1,4 @@
-"""How many HTTP requests were answered, and how fast, by route: as vLLM's dashboards query them."""
+"""Count HTTP answers and their times by route, as vLLM's dashboards query them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROBES = frozenset({"/metrics", "/health", "/load", "/ping", "/version"})
 
 
 class HttpSeries:
-    """Counted once an answer is over; a stream's time is that of all of it."""
+    """Count each answer when it is over; a stream's time is that of the whole stream."""
 
     def __init__(self) -> None:
         self._series = SeriesSet({})

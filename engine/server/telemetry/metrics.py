@@ -1,7 +1,7 @@
-"""/metrics: Prometheus' text format, under the names and labels that vLLM's dashboards query.
+"""Serve /metrics: Prometheus' text format, with the names and labels of vLLM's dashboards.
 
 What those names call a request is one *sequence* here: a request with n = 3 succeeds three times.
-`glasshouse:` names are our own: they tell apart what one "cache usage" hides.
+`glasshouse:` names are our own: they separate what the one "cache usage" merges.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _PREEMPTIONS = (0, 1, 2, 3, 4, 5, 10, 20)
 
 
 class Metrics:
-    """All series of one server."""
+    """Hold all series of one server."""
 
     def __init__(self, config: EngineConfig):
         self.config = config
         self.labels = {"model_name": config.model_name, "engine": "0"}
         self.series = SeriesSet(self.labels)
-        self.cache_info = SeriesSet(self.labels)  # until the model is loaded there is none
+        self.cache_info = SeriesSet(self.labels)  # empty until the model is loaded
         self._last_step = 0
         self._told_step = 0
         self._stats = StepStats()
         self.http = HttpSeries()
         self.process = ProcessSeries()
         self.observe_answer = self.http.observe
-        self.block_size = 0  # not known before the model is loaded
+        self.block_size = 0  # unknown until the model is loaded
 
         self.running = self._gauge("num_requests_running", "Sequences that run.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
@@ -126,7 +126,7 @@ class Metrics:
         return b"".join(part.text() for part in sets)
 
     def set_cache(self, kv: KVShape) -> None:
-        """What the KV cache is, as labels of a series that is always 1."""
+        """Set the labels that describe the KV cache, of a series that is always 1."""
         self.block_size = kv.block_size
         config = self.config
         facts = {
@@ -147,8 +147,10 @@ class Metrics:
         self.cache_info.gauge("vllm:cache_config_info", "The KV cache.").set(1)
 
     def observe_step(self, stats: StepStats) -> None:
-        """The state after a step, which is shown from the next `text()` on; what it counts is added
-        once, however often that state is sent."""
+        """Take the state after a step, which `text()` shows from now on.
+
+        Its counts are added once, however often that state is sent.
+        """
         self._stats = stats
         if stats.told_step != self._told_step:
             self._told_step = stats.told_step
@@ -182,7 +184,8 @@ class Metrics:
         self.success.inc(1, (reason,))
 
     def count_prompt(self, num_tokens: int, num_cached: int) -> None:
-        """The prompt of a request that has begun, of which `num_cached` tokens were cached."""
+        """Count the prompt of a request that has begun, of which `num_cached` tokens were
+        cached."""
         self.prompt_tokens.inc(num_tokens)
         self.cached_tokens.inc(num_cached)
         self.by_source.inc(num_cached, ("local_cache_hit",))
@@ -205,7 +208,7 @@ class Metrics:
 
 
 class RequestClock:
-    """Times one request's sequences, from what the core says and from when its tokens come back."""
+    """Time one request's sequences: the core's times, and when their tokens arrive."""
 
     def __init__(self, metrics: Metrics, request: CoreRequest, text: RequestText):
         self.metrics = metrics
@@ -218,7 +221,7 @@ class RequestClock:
             metrics.params_max_tokens.observe(request.params.max_tokens)
 
     def tokens(self, index: int, number: int) -> None:
-        """`number` tokens of a sequence have come."""
+        """Book `number` arrived tokens of a sequence."""
         now = time.monotonic()
         metrics = self.metrics
         metrics.generation_tokens.inc(number)
@@ -235,7 +238,7 @@ class RequestClock:
         self.last_s[index] = now
 
     def finished(self, index: int, reason: str) -> None:
-        """A sequence has ended."""
+        """Book the end of a sequence."""
         metrics = self.metrics
         now = time.monotonic()
         number = len(self.text.sequences[index].token_ids)

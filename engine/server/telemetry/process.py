@@ -1,4 +1,4 @@
-"""What the server's own process uses, from /proc, under the names that Prometheus' clients give."""
+"""Measure what the server's own process uses, from /proc, under Prometheus clients' names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessSeries:
-    """`text()` reads /proc anew; it is empty where there is none."""
+    """Read /proc at each `text()`; the text is empty where there is no /proc."""
 
     def __init__(self) -> None:
         self._series = SeriesSet({})
@@ -32,9 +32,9 @@ class ProcessSeries:
     def text(self) -> bytes:
         try:
             with open("/proc/self/stat") as file:
-                # The second field is the command's name, which may hold spaces and brackets.
+                # The second field is the command's name, which may contain spaces and brackets.
                 fields = file.read().rpartition(")")[2].split()
-            open_fds = len(os.listdir("/proc/self/fd")) - 1  # less the one of that listing
+            open_fds = len(os.listdir("/proc/self/fd")) - 1  # minus the one of that listing
             boot_s = _boot_time_s()
         except OSError:
             return b""

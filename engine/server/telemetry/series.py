@@ -1,8 +1,8 @@
-"""Series for /metrics: plain numbers while they are counted, Prometheus' text when somebody asks.
+"""Count in plain numbers, and write them as Prometheus' text when asked.
 
-What a token costs here (a counter and a histogram) is 0.2 µs; with prometheus_client, which takes a
-lock for each number and walks through the buckets, it is 1 µs: a step of 256 rows would wait for
-0.2 ms longer. Everything is counted and read on one thread, the event loop's.
+A token (a counter and a histogram) costs 0.2 µs here. With prometheus_client, which takes a lock
+for each number and walks through the buckets, it costs 1 µs: a step of 256 rows would wait 0.2 ms
+longer. All counting and reading is on one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Labels = tuple[str, ...]
 
 
 class Numbers:
-    """A counter or a gauge: a number for each combination of its own labels, one where it has none.
+    """Hold a counter or a gauge: a number for each combination of its labels, one without labels.
 
-    `known` are there from the beginning: a series that appears late is none of which a rate can be
-    taken.
+    `known` combinations exist from the start: a rate can't be computed for a series that appears
+    late.
     """
 
     def __init__(self, known: Sequence[Labels] = ((),)):
@@ -37,7 +37,7 @@ class Numbers:
 
 
 class Histogram:
-    """How many observations lie in each bucket. `bounds`: upper ends, included, ascending."""
+    """Count the observations in each bucket. `bounds`: upper ends, included, ascending."""
 
     def __init__(self, bounds: Sequence[float]):
         self.bounds = bounds
@@ -50,7 +50,7 @@ class Histogram:
 
 
 class Histograms:
-    """A histogram for each combination of its own labels, made when it is first observed."""
+    """Hold a histogram for each combination of its labels, made at its first observation."""
 
     def __init__(self, bounds: Sequence[float]):
         self.bounds = bounds
@@ -63,7 +63,7 @@ class Histograms:
 
 
 class SeriesSet:
-    """All series of one server, with labels that they share."""
+    """Hold all series of one server, with the labels that they share."""
 
     def __init__(self, labels: Mapping[str, str]):
         self._labels = tuple(labels.items())
@@ -72,7 +72,7 @@ class SeriesSet:
     def counter(
         self, name: str, text: str, labels: Labels = (), known: Sequence[Labels] = ()
     ) -> Numbers:
-        """`name` without `_total`; `labels`: the names of its own ones."""
+        """Add a counter. `name` without `_total`; `labels`: the names of its own labels."""
         return self._numbers("counter", name, text, labels, known)
 
     def gauge(
@@ -93,7 +93,7 @@ class SeriesSet:
         return made
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Write Prometheus' text format."""
         lines = [line for family in self._families for line in family.lines(self._labels)]
         return ("\n".join(lines) + "\n").encode()
 
@@ -106,7 +106,7 @@ class SeriesSet:
 
 
 class _Family:
-    """One metric: its name, what it counts, and its series."""
+    """Hold one metric: its name, what it counts, and its series."""
 
     def __init__(
         self, kind: Kind, name: str, text: str, labels: Labels, series: Numbers | Histograms

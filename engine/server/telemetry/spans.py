@@ -1,10 +1,10 @@
-"""RequestSpans: the record of each request as one OpenTelemetry span.
+"""Make one OpenTelemetry span of each request's record.
 
     chat pocket ├── queued ── admitted ──── first token ───────────────── (end) ┤
                       queue_ms      prefill_ms                decode_ms
 
-Attributes follow OpenTelemetry's semantic conventions for generative AI (`gen_ai.*`); what they
-have no name for is called `glasshouse.*`. A span has no text of people.
+Attributes follow OpenTelemetry's semantic conventions for generative AI (`gen_ai.*`); others are
+called `glasshouse.*`. A span has no text of people.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PARAMETERS = {
 
 
 class _Open:
-    """A request that is under way."""
+    """Hold a request that hasn't ended."""
 
     def __init__(self, span: Span, queued: ev.RequestQueued):
         self.span = span
@@ -53,8 +53,10 @@ class _Open:
 
 
 class RequestSpans:
-    """A subscriber of the record. Times of the record become times of the clock, by the difference
-    of the two when this was made."""
+    """Subscribe to the record and make spans.
+
+    The record's times become clock times, by the difference of both when this object was made.
+    """
 
     def __init__(self, provider: TracerProvider, model: str):
         self._tracer = provider.get_tracer("glasshouse", __version__)
@@ -66,8 +68,11 @@ class RequestSpans:
         self._sampling: dict[int, list[str]] = {}  # step → requests whose first token it draws
 
     def note_parent(self, request_id: str, headers: Mapping[str, str]) -> None:
-        """Its span belongs to the caller's trace if the headers name one (W3C: `traceparent`). Call
-        it before the request is received."""
+        """Put a request's span into the caller's trace, if the headers name one (W3C:
+        `traceparent`).
+
+        Call it before the request is received.
+        """
         if "traceparent" in headers:
             context = TraceContextTextMapPropagator().extract(headers, Context())
             self._parents[request_id] = context
@@ -78,7 +83,7 @@ class RequestSpans:
             self._see(event)
 
     def close(self, why: str) -> None:
-        """End every span that is open, as failed."""
+        """End every open span as failed."""
         now = time.monotonic_ns()
         while self._open:
             self._fail(next(iter(self._open)), now, "cancelled", why)
@@ -155,8 +160,10 @@ class RequestSpans:
     def _ended(
         self, name: str, request: _Open, event: ev.RequestFinished | ev.RequestAborted
     ) -> None:
-        """A sequence is over, and with the last one the request. All siblings of n > 1 fork before
-        any of them can end."""
+        """End a sequence, and with the last one the request.
+
+        All siblings of n > 1 fork before any of them can end.
+        """
         reason = event.reason if isinstance(event, ev.RequestFinished) else "abort"
         request.reasons[event.request_id] = reason
         request.num_output_tokens += event.num_output_tokens
@@ -174,7 +181,7 @@ class RequestSpans:
     # ------------------------------------------------------------------------------ spans
 
     def _span(self, event: Event, received: ev.RequestReceived | None) -> Span:
-        """A span that begins when its request was received."""
+        """Start a span at the time its request was received."""
         name, start_ns, route = event.request_id, event.ts_ns, ""
         params: dict[str, Any] = {}
         if received is not None:
@@ -226,7 +233,7 @@ class RequestSpans:
         span.add_event(f"glasshouse.{name}", attributes, self._time(event.ts_ns))
 
     def _time(self, ts_ns: int) -> int:
-        """Nanoseconds of CLOCK_MONOTONIC → since 1970."""
+        """Convert nanoseconds of CLOCK_MONOTONIC to nanoseconds since 1970."""
         return ts_ns + self._clock_ns
 
 
