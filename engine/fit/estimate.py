@@ -26,9 +26,8 @@ class Gpu(NamedTuple):
     instance_type: str
     memory_gb: int | None  # as Koyeb states it, in 10^9 bytes; None where it was not found
     regions: str
-    capability: tuple[
-        int, int
-    ]  # NVIDIA's "compute capability", https://developer.nvidia.com/cuda-gpus
+    # NVIDIA's "compute capability", https://developer.nvidia.com/cuda-gpus
+    capability: tuple[int, int]
 
 
 GPUS = (

@@ -35,9 +35,7 @@ class Context:
         if self.state is not None:
             try:
                 self.state.fold(event)
-            except (
-                ReplayError
-            ):  # a gap in the record: lines continue, without what only the state knows
+            except ReplayError:  # a gap in the record: lines go on without the state
                 self.state = None
 
     def finish_step(self, step: int) -> list[ev.StepRow]:
