@@ -1,15 +1,15 @@
-// Paged attention: softmax(q K^T) V, with K and V read where they lie, page by page.
+// Compute paged attention, softmax(q K^T) V, reading K and V in place, page by page.
 //
 // The work is cut into tasks: one sequence (row), one key head, up to QUERIES of its queries. All query heads that share
 // a key head, and all tokens of a chunk, go over its keys together, so K and V are read once for all of them. Where a row
-// has one token (decoding), a task takes several key heads: a position's heads lie side by side, and memory is read fastest
-// in the order in which it lies. A task:
+// has one token (decoding), a task takes several key heads: a position's heads are adjacent, and memory is read fastest
+// in address order. A task:
 //
 //   for each KEYS positions of the context, in order, and each key head:
-//     copy their K and V from the pages to fp32 rows side by side (they stay in the caches nearby)
-//     ask the memory for a share of the next KEYS positions
-//     scores = q K^T; hide what lies in the future, or before the window
-//     softmax goes on: m is the largest score so far, l the sum of e^(score - m), o the weighted sum of values. A larger
+//     copy their K and V from the pages to adjacent fp32 rows (they stay in the caches nearby)
+//     prefetch a share of the next KEYS positions
+//     scores = q K^T; mask what lies in the future, or before the window
+//     update the softmax: m is the largest score so far, l the sum of e^(score - m), o the weighted sum of values. A larger
 //       m shrinks the old l and o by e^(m_old - m_new)
 //     o += weights * V
 //   out = o / l
@@ -17,9 +17,9 @@
 // Bytes: each key and value once, 2 * kv_heads * dim * size for each position of each sequence. When there are few
 // sequences, the parts of a context are a task each.
 //
-// A query's sums have an order of their own: a score is summed over the head's dimensions lane by lane, weights and values over
-// blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are joined
-// one after another. Tasks are cut and queries put together as is fastest; that changes no bit of a query's result.
+// A query's sums have a fixed order: a score is summed over the head's dimensions lane by lane, weights and values over
+// blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are
+// joined one after another. How tasks are cut and queries combined, for speed, changes no bit of a query's result.
 #include <vector>
 
 #include "tiles.h"
@@ -51,9 +51,9 @@ struct Task {
     int64_t slot;           // where its unfinished result goes, if there are several
 };
 
-// What is known of a task's queries. Query number g * padded + t * heads + h is key head g, token t, head h. Rows of q, k, v
-// and o lie side by side, `pitch` numbers apart: dim rounded up to whole vectors, so that a small head fills a small part
-// of the cache.
+// Hold what is known of a task's queries. Query number g * padded + t * heads + h is key head g, token t, head h. Rows of q,
+// k, v and o are `pitch` numbers apart: dim rounded up to whole vectors, so that a small head takes a small part of the
+// cache.
 struct State {
     float m[QUERIES], l[QUERIES];
     float o[QUERIES * MAX_DIM];
@@ -77,8 +77,8 @@ static INLINE void stage(float* to, const T* from, int64_t dim, float scale = 1.
     if (d < dim) store(to + d, load_part(from + d, dim - d) * scale);
 }
 
-// body(j, element) for `count` positions from `first` on, element being where the key head's K (and V) of each starts.
-// The block table is asked once for each page.
+// Call body(j, element) for `count` positions from `first` on; element is where the key head's K (and V) of each starts.
+// The block table is read once for each page.
 template <class Body>
 static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, int64_t count, Body body) {
     const int32_t* table = a.tables + t.row * a.width;
@@ -89,7 +89,8 @@ static INLINE void walk(const AttentionArgs& a, const Task& t, int64_t first, in
     }
 }
 
-// One query's scores become weights, and its m, l and o follow. s: its scores. It sees staged keys from `low` to below `high`.
+// Turn one query's scores into weights, and update its m, l and o. s: its scores. It sees staged keys from `low` to below
+// `high`.
 static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, int64_t keys, int64_t low,
                            int64_t high) {
     static const float count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -116,7 +117,7 @@ static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, 
         }
         m = largest_here;
     }
-    float from = m == -INFINITY ? 0.0f : m;  // it has seen nothing yet: all weights are 0
+    float from = m == -INFINITY ? 0.0f : m;  // it has seen no key yet: all weights are 0
     vec total = {};
     for (int64_t j = 0; j < keys; j += VEC) {
         vec weight = exp(load(s + j) - from);
@@ -126,8 +127,8 @@ static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, 
     l += sum(total);
 }
 
-// The next KEYS positions, or fewer. They are asked for while the present ones are computed, a little in each turn of the inner loops:
-// many requests at once would only wait for each other, and the arithmetic with them.
+// Prefetch the next KEYS positions, or fewer, while the present ones are computed, a little in each turn of the inner loops:
+// many loads at once would only wait for each other, and the arithmetic with them.
 template <class KV>
 struct Ahead {
     const KV *k, *v;
@@ -142,7 +143,7 @@ struct Ahead {
         if (keys > 0) walk(a, t, first, keys, [&](int64_t j, int64_t from) INLINE_LAMBDA { at[j] = from; });
     }
     static constexpr int64_t ASKED = 2 * VEC > 64 / sizeof(KV) ? 2 * VEC : 64 / sizeof(KV);
-    INLINE void ask(const KV* from, Walk& w) {  // for ASKED numbers, in the order in which they lie
+    INLINE void ask(const KV* from, Walk& w) {  // for ASKED numbers, in address order
         if (w.asked >= keys) return;
         for (int64_t d = 0; d < ASKED; d += 64 / sizeof(KV)) __builtin_prefetch(from + at[w.asked] + w.place + d);
         if ((w.place += ASKED) >= numbers) w.place = 0, w.asked++;
@@ -155,10 +156,10 @@ struct Ahead {
     }
 };
 
-// Queries of one key head, rounded up to whole tiles; the rest is zeros.
+// Copy queries of one key head, rounded up to whole tiles; the rest is zeros.
 static INLINE int64_t padded_queries(int64_t queries) { return queries == 1 ? 1 : (queries + TILE - 1) / TILE * TILE; }
 
-// body(place among the task's queries, token, head) for each of them.
+// Call body(place among the task's queries, token, head) for each of them.
 template <class Body>
 static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) {
     int64_t queries = t.tokens * t.heads, padded = padded_queries(queries), group = a.heads / a.kv_heads;
@@ -168,7 +169,7 @@ static INLINE void each_query(const AttentionArgs& a, const Task& t, Body body) 
                  (t.kv_head + g) * group + t.head + i % t.heads);
 }
 
-// One part's m, l and o join those of the parts before it.
+// Join one part's m, l and o with those of the parts before it.
 static void join(View y, View part, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     each_query(a, t, [&](int64_t i, int64_t, int64_t) INLINE_LAMBDA {
@@ -182,14 +183,14 @@ static void join(View y, View part, const AttentionArgs& a, const Task& t) {
     });
 }
 
-// Queries that have seen nothing.
+// Reset queries that have seen no key.
 static INLINE void clear(Scratch& x, const Task& t, int64_t padded) {
     const int64_t queries = t.kv_heads * padded;
     for (int64_t i = 0; i < queries; i++) x.state->m[i] = -INFINITY, x.state->l[i] = 0;
     memset(x.state->o, 0, queries * x.pitch * sizeof(float));
 }
 
-// Called before each block of positions: where a new part begins, the one at work joins those before it.
+// Call before each block of positions: where a new part begins, the current one joins those before it.
 static INLINE void begin_block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded, int64_t first) {
     if (first % PART || first == t.first) return;
     if (x.state != x.states) join(view(x.states[0]), view(x.states[1]), a, t);
@@ -246,7 +247,7 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.state->o + i * x.pitch, a.dim, merge);
 }
 
-// out = o / l, a sink's weight being part of l.
+// Write out = o / l; a sink's weight is part of l.
 static void finish(View y, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     each_query(a, t, [&](int64_t i, int64_t token, int64_t head) INLINE_LAMBDA {
@@ -266,11 +267,12 @@ static void finish(View y, const AttentionArgs& a, const Task& t) {
     });
 }
 
-// Cut the work into tasks. by_part: each part of a context is one. side_by_side: key heads of a decoding row in one task, at most.
+// Cut the work into tasks. by_part: each part of a context is a task. side_by_side: the most key heads of a decoding row in
+// one task.
 static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part, int64_t side_by_side) {
     int64_t group = a.heads / a.kv_heads, slots = 0;
     tasks.clear();
-    for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts stand last and take longest: start with them
+    for (int64_t row = a.rows - 1; row >= 0; row--) {  // prompts come last and take longest: start with them
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
         int64_t most = length == 1   ? FEW
                        : on_tiles(a) ? QUERIES
@@ -295,7 +297,7 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part,
     }
 }
 
-// One for each thread. Not inline: where a thread's variables lie is asked once, and not at each use.
+// Return the thread's own scratch. Not inline, so that the address of a thread's variables is computed once, not at each use.
 __attribute__((noinline)) static Scratch& scratch() {
     static thread_local Scratch x;
     return x;
@@ -316,7 +318,7 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
         plan(tasks, a, true, 1);
     else if (pieces > 2 * threads)
         plan(tasks, a, false, pieces / (2 * threads));
-    // What a task leaves that has only some parts of a context: m, l and o of its queries.
+    // Unfinished results of tasks that have only some parts of a context: m, l and o of their queries.
     int64_t count = tasks.size(), slots = 0, most = 0, pitch = (a.dim + VEC - 1) / VEC * VEC;
     for (const Task& t : tasks) {
         const int64_t queries = t.kv_heads * padded_queries(t.tokens * t.heads);
@@ -324,7 +326,7 @@ EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
     }
     const int64_t size = most * (2 + pitch);
     if (int64_t(kept.size()) < slots * size) kept.resize(slots * size);
-    const Task* list = tasks.data();  // these are of the calling thread: the others must see them too
+    const Task* list = tasks.data();  // these belong to the calling thread: the others must see them too
     float* memory = kept.data();
     auto slot = [=](int64_t i) {
         return View{memory + i * size, memory + i * size + most, memory + i * size + 2 * most};

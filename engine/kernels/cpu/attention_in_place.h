@@ -1,10 +1,10 @@
-// Attention of decoding rows: see attention.cpp for the task. Each key and value is used once for each query head of its group,
-// so it is taken from the pages as it lies.
+// Attend for decoding rows: see attention.cpp for the task. Each key and value is used once for each query head of its group,
+// so it is read from the pages in place.
 #pragma once
 
-// Decoding, with few query heads for each key head: each key and value is used G times only, so they are taken from the
-// pages as they lie. Numbers come two vectors at a time. In bf16 that is one load: the upper halves of its words are the
-// odd numbers, the lower halves the even ones, so q and o are kept in that order, evens then odds, too.
+// Decode with few query heads for each key head: each key and value is used only G times, so they are read from the pages in
+// place. Numbers come two vectors at a time. In bf16 that is one load: the upper halves of its words are the odd numbers, the
+// lower halves the even ones. So q and o are kept in that order too, evens then odds.
 struct Two {
     vec a, b;
 };
@@ -80,8 +80,8 @@ static INLINE void values_in_place(Scratch& x, int64_t query, const KV* v, const
             store(o + i * x.pitch + e * 2 * VEC + VEC, acc[i][e].b);
         }
 }
-// Positions at a time. With all key heads side by side, 64 positions are 100 to 400 KB of K and V, and as much is under way: where
-// the second cache is small (512 KB with most AVX2), what was asked for is thrown out again before it is used.
+// Positions at a time. With all key heads side by side, 64 positions are 100 to 400 KB of K and V, and as much is being
+// prefetched: a small second cache (512 KB with most AVX2) would evict prefetched data before it is used.
 
 template <int G, class KV>
 static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, int64_t padded) {
@@ -96,7 +96,7 @@ static void attend_in_place(Scratch& x, const AttentionArgs& a, const Task& t, i
         begin_block(x, a, t, padded, first);
         here = next;
         for (int64_t j = here.keys; j % VEC; j++)
-            here.at[j] = here.at[0];  // any place that exists: its score is hidden
+            here.at[j] = here.at[0];  // any place that exists: its score is masked
         next.find(a, t, first + KEYS, KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {
             const KV *k = here.k + g * a.dim, *v = here.v + g * a.dim;

@@ -1,7 +1,7 @@
-// Attention over keys and values that are copied to fp32 first, on CPUs with AVX-512: see attention.cpp for the task.
+// Attend to keys and values that are copied to fp32 first, on CPUs with AVX-512: see attention.cpp for the task.
 #pragma once
 
-// Scores of Q queries with the staged keys: VEC sums grow at once, Q of queries times VEC / Q of keys.
+// Compute scores of Q queries with the staged keys: VEC sums at once, Q queries times VEC / Q keys.
 template <int Q>
 static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
     constexpr int K = VEC / Q;
@@ -22,7 +22,7 @@ static INLINE void scores(Scratch& x, int64_t query, int64_t keys) {
     }
 }
 
-// o += weights * V for Q queries and D vectors of the head's dimensions.
+// Add weights * V to o for Q queries and D vectors of the head's dimensions.
 template <int Q, int D>
 static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
     float* o = x.state->o + query * x.pitch + d;
@@ -41,7 +41,7 @@ static INLINE void values(Scratch& x, int64_t query, int64_t d, int64_t keys) {
         for (int e = 0; e < D; e++) store(o + i * x.pitch + e * VEC, acc[i][e]);
 }
 
-// All queries from `base` to `base + padded`, Q at a time, with the keys that are staged.
+// Attend for all queries from `base` to `base + padded`, Q at a time, with the staged keys.
 template <int Q, class KV>
 static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int64_t base, int64_t padded, int64_t first,
                          int64_t keys) {
@@ -61,7 +61,7 @@ static INLINE void block(Scratch& x, const AttentionArgs& a, const Task& t, int6
     }
 }
 
-// A head's numbers as fp32, in the order that `attend_in_place` has: evens, then odds, where they are read so.
+// Copy a head's numbers as fp32, in the order of `attend_in_place`: evens, then odds, where it reads them so.
 template <class KV>
 static INLINE void stage_head(float* to, const KV* from, int64_t dim) {
     if (!in_halves(from, dim)) return stage(to, from, dim);
@@ -79,7 +79,7 @@ static void attend_staged(Scratch& x, const AttentionArgs& a, const Task& t, int
     next.find(a, t, t.first);
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         begin_block(x, a, t, padded, first);
-        next.ask_all();  // what is left of it
+        next.ask_all();  // prefetch the rest
         here = next;
         next.find(a, t, first + KEYS);
         for (int64_t g = 0; g < t.kv_heads; g++) {

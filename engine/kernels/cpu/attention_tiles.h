@@ -1,11 +1,11 @@
-// Attention of a chunk of a prompt on matrix tiles: see attention.cpp for the task, tiles.h for A, B and C.
+// Attend for a chunk of a prompt on matrix tiles: see attention.cpp for the task, tiles.h for A, B and C.
 //
 // Scores and weighted values are products of matrices here: up to QUERIES rows of q with KEYS positions at a time. A vector
-// holds the same thing of 16 queries, so that the softmax never has to add or compare within a vector:
+// holds one number of each of 16 queries, so that the softmax never has to add or compare within a vector:
 //
-//   scores  C[16 keys, 16 queries]  +=  A: K, 16 positions as they lie   x  B: q, turned once for the task
+//   scores  C[16 keys, 16 queries]  +=  A: K, 16 positions in place   x  B: q, transposed once for the task
 //   softmax over the keys, one vector after another
-//   values  C[16 dims, 16 queries]  +=  A: V, turned                     x  B: the weights of two keys side by side, in bf16
+//   values  C[16 dims, 16 queries]  +=  A: V, transposed              x  B: the weights of two keys side by side, in bf16
 #pragma once
 
 constexpr int GROUP = 16, GROUPS = QUERIES / GROUP, WORDS = 256;  // queries of a vector; words of a tile
@@ -20,16 +20,16 @@ struct Tiles {
     vec m[GROUPS], l[GROUPS];
 };
 
-// Two vectors of numbers as bf16 side by side: the first in the lower halves of the words.
+// Pack two vectors of numbers as bf16: the first into the lower halves of the words.
 static INLINE __m512i beside(vec low, vec high) {
     alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return _mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
 
-// e^(x - from), scaled being from * LOG2, for x <= from, to 5e-6 of its value: 2^t = 2^floor(t) 2^r, and 2^r a polynomial that is
-// right at five points of 0 to 1 (Chebyshev's). Far below it stays at 2^-126, the smallest number that isn't
-// subnormal: to make one takes a hundred times as long, and next to any weight both are 0.
+// Compute e^(x - from) for x <= from, to 5e-6 of its value; scaled is from * LOG2. 2^t = 2^floor(t) 2^r, and 2^r is a
+// polynomial that is exact at five points of 0 to 1 (Chebyshev's). Small results stop at 2^-126, the smallest number that
+// isn't subnormal: subnormal numbers take a hundred times as long, and beside any weight both count as 0.
 constexpr float LOG2 = 1.44269504f;
 static INLINE vec weight_of(vec x, vec scaled) {
     __m512 t = _mm512_max_ps((__m512)(x * LOG2 - scaled), _mm512_set1_ps(-126.0f));
@@ -41,7 +41,7 @@ static INLINE vec weight_of(vec x, vec scaled) {
     return (vec)_mm512_scalef_ps((__m512)p, t);
 }
 
-// Queries from x.q, m and l from x.state, padding included.
+// Load queries from x.q, m and l from x.state, padding included.
 static void take_queries(Tiles& y, const Scratch& x, int64_t rows, int64_t dim) {
     for (int64_t g = 0; g < rows / GROUP; g++) {
         y.m[g] = load(x.state->m + g * GROUP), y.l[g] = load(x.state->l + g * GROUP);
@@ -57,7 +57,7 @@ static void take_queries(Tiles& y, const Scratch& x, int64_t rows, int64_t dim) 
     }
 }
 
-// KEYS positions, those from `keys` on as zeros: K one below the other, V turned.
+// Copy KEYS positions, zeros from `keys` on: K one below the other, V transposed.
 static void take_keys(Tiles& y, const Ahead<bf16>& here, int64_t dim) {
     for (int64_t j = 0; j < KEYS; j++)
         if (j < here.keys)
@@ -100,12 +100,12 @@ static INLINE void score_tiles(Tiles& y, int64_t g, int64_t dim) {
     _tile_stored(3, y.s[g % 2] + 48 * GROUP, 64);
 }
 
-// Scores become weights, and m, l and o follow. position: of each query, counted from the block's first key.
+// Turn scores into weights, and update m, l and o. position: of each query, counted from the block's first key.
 static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a, int64_t keys, vec position) {
     const float soft_cap = float(a.soft_cap), window = float(a.window);
     bool all = keys == KEYS && position[0] >= KEYS - 1 && (!a.window || position[GROUP - 1] < window);
     float* s = y.s[g % 2];
-    vec tops[4] = {y.m[g], y.m[g], y.m[g], y.m[g]};  // four at once: each waits for its own last comparison only
+    vec tops[4] = {y.m[g], y.m[g], y.m[g], y.m[g]};  // four at once: each waits only for its own last comparison
     for (int64_t j = 0; j < KEYS; j += 4)
         for (int64_t i = j; i < j + 4; i++) {
             vec score = load(s + i * GROUP);
@@ -120,7 +120,7 @@ static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a,
             tops[i - j] = vmax(score, tops[i - j]);
         }
     vec top = vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3]));
-    vec from = top == -INFINITY ? vec{} : top;  // it has seen nothing yet: all weights are next to 0
+    vec from = top == -INFINITY ? vec{} : top;  // it has seen no key yet: all weights are nearly 0
     const vec scaled = from * LOG2, shrink = y.m[g] == top ? vec{} + 1.0f : weight_of(y.m[g], scaled);
     y.m[g] = top;
     vec totals[4] = {y.l[g] * shrink};
@@ -154,7 +154,7 @@ static INLINE void value_tiles(Tiles& y, int64_t g, int64_t dim) {
     }
 }
 
-// m, l and o back to x.state, o row by row.
+// Store m, l and o in x.state, o row by row.
 static void give_state(Scratch& x, const Tiles& y, int64_t rows, int64_t dim) {
     alignas(64) uint32_t turned[WORDS];
     for (int64_t g = 0; g < rows / GROUP; g++) {
@@ -168,7 +168,7 @@ static void give_state(Scratch& x, const Tiles& y, int64_t rows, int64_t dim) {
     }
 }
 
-// Queries (in x.q, times scale), m and l are as `attend` has made them.
+// Attend to a block of keys. Queries (in x.q, times scale), m and l are as `attend` has made them.
 static void attend_tiles(Scratch& x, const AttentionArgs& a, const Task& t) {
     static thread_local Tiles tiles;
     Tiles& y = tiles;
@@ -185,8 +185,8 @@ static void attend_tiles(Scratch& x, const AttentionArgs& a, const Task& t) {
     for (int64_t first = t.first; first < t.last; first += KEYS) {
         here.find(a, t, first);
         take_keys(y, here, a.dim);
-        // Group by group, so that scores and weights stay in the first cache; the next group's scores are asked for
-        // before this one's softmax, which needn't wait for them. A group that sees none of these keys is left out.
+        // Group by group, so that scores and weights stay in the first cache. The next group's scores are started before this
+        // one's softmax, which needn't wait for them. A group that sees none of these keys is skipped.
         int64_t g = 0, groups = rows / GROUP;
         while (g < groups && positions[g * GROUP + GROUP - 1] < first) g++;
         if (g < groups) score_tiles(y, g, a.dim);

@@ -1,13 +1,14 @@
-// The operations between the products: each reads its numbers once and writes once, in one pass where torch makes several.
+// Compute the operations between the products: each reads its numbers once and writes once, in one pass where torch makes
+// several.
 //
-// They are bound by memory and by the cost of a call. Rows are shared out to threads only when there is enough to do:
-// waking them takes about a microsecond.
+// They are bound by memory and by the cost of a call. Rows are divided among threads only when there is enough to do:
+// waking threads takes about a microsecond.
 #include "simd.h"
 
 // Work below this many numbers stays with the calling thread.
 constexpr int64_t ALONE = 32768;
 
-// for i in 0 .. n - 1, a vector at a time: body(i, lanes, load, store) with lanes < VEC for the last, incomplete one.
+// Go through 0 .. n - 1 a vector at a time: body(i, lanes, load, store) with lanes < VEC for the last, incomplete one.
 template <class Body>
 static INLINE void by_vectors(int64_t n, Body body) {
     int64_t i = 0;
@@ -22,7 +23,7 @@ template <class T>
 static INLINE void put(T* p, vec v, int64_t lanes) {
     lanes == VEC ? store(p, v) : store_part(p, v, lanes);
 }
-// The sum over the lanes that count.
+// Add up the lanes that count.
 static INLINE vec only(vec v, int64_t lanes) {
     float part[VEC];
     if (lanes == VEC) return v;
@@ -52,7 +53,8 @@ static void norm(const NormArgs& a) {
         by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
             vec v = get(x + i, lanes);
             if (a.residual) {
-                v = round_like(v + get(residual + i, lanes), x);  // the sum is kept in T: the norm sees what is kept
+                v = round_like(v + get(residual + i, lanes),
+                               x);  // the sum is stored in T: the norm is computed from what is stored
                 put(total + i, v, lanes);
             }
             plain = plain + v;
@@ -116,14 +118,15 @@ struct EmbedArgs {
 
 enum Layout : int64_t { PLAIN = 0, TILES = 1, PANELS = 2 };  // linear_ops.py
 
-// Row `id` of a table as linear_amx.cpp reads it: pairs of places lie 16 pairs apart, in one of the two tiles of each step.
+// Read row `id` of a table laid out for linear_amx.cpp: pairs of places lie 16 pairs apart, in one of the two tiles of each
+// step.
 static void from_tiles(const void* table, int64_t id, int64_t width, void* out) {
     const uint32_t* pairs = (const uint32_t*)table + id / 32 * 16 * width + id / 16 % 2 * 256 + id % 16;
     for (int64_t step = 0; step < width / 32; step++)
         for (int64_t i = 0; i < 16; i++) ((uint32_t*)out)[step * 16 + i] = pairs[step * 512 + i * 16];
 }
-// The same from panels (linear_panels.cpp): places lie a panel apart. In bf16 two numbers lie side by side: two places of an output
-// where the CPU multiplies pairs, else the outputs i and i + VEC.
+// Read it from panels (linear_panels.cpp): places lie a panel apart. In bf16 two numbers are adjacent: two places of an
+// output where the CPU multiplies pairs, else the outputs i and i + VEC.
 template <class T>
 static void from_panels(const T* table, int64_t id, int64_t width, T* out) {
     constexpr int64_t PANEL = 2 * VEC;
@@ -160,7 +163,7 @@ static void embed(const EmbedArgs& a) {
 
 EXPORT void glasshouse_embed(const EmbedArgs* a) { WITH_TYPE(a->type, T, embed<T>(*a)); }
 
-// The angles that heads are turned by, of every token: position * inv_freq.
+// Compute the angles by which heads are rotated, of every token: position * inv_freq.
 struct AnglesArgs {
     const int64_t* positions;  // [tokens]
     const float* inv_freq;     // [half]
@@ -199,7 +202,7 @@ static void relu(const ReluArgs& a) {
         int64_t left = a.count - start;
         by_vectors(left < ALONE / 8 ? left : ALONE / 8, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
             vec v = get(x + start + i, lanes);
-            put(x + start + i, v < 0.0f ? vec{} : v, lanes);  // not-a-number stays one
+            put(x + start + i, v < 0.0f ? vec{} : v, lanes);  // NaN stays NaN
         });
     }
 }
@@ -219,7 +222,7 @@ struct RotateArgs {
     double eps;
 };
 
-// One head: dimension i turns with dimension i + dim / 2.
+// Rotate one head: dimension i turns with dimension i + dim / 2.
 template <class T, class Out>
 static INLINE void turn(const T* x, const float* cos, const float* sin, const T* weight, float eps, Out* out,
                         int64_t dim) {
@@ -307,7 +310,7 @@ static void argmax(const ArgmaxArgs& a) {
     for (int64_t row = 0; row < a.rows; row++) {
         const T* x = (const T*)a.x + row * a.x_stride;
         float best = -INFINITY;
-        ivec strange = {};  // -1 in a lane that met a NaN, which no comparison would choose
+        ivec strange = {};  // -1 in a lane that met a NaN, which no comparison chooses
         int64_t index = 0;
         for (int64_t start = 0; start < a.width; start += PIECE) {  // the first piece with the largest number
             int64_t end = start + PIECE < a.width ? start + PIECE : a.width, i = start;

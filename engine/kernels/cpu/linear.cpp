@@ -1,17 +1,17 @@
-// y = x W^T + bias for few rows of x: what a step spends its time on while it decodes.
+// Compute y = x W^T + bias for few rows of x, which takes most of a decode step's time.
 //
 // Each weight is read once and used M times, so for M <= 16 the time is that of reading W: N * K * 2 bytes in bf16. torch's
 // GEMM repacks W into its own tiles first; here nothing is repacked. W lies row by row, as the checkpoint stores it: one
 // row is one output, and an output is a dot product of two contiguous rows.
 //
-//   for a few rows n of W (R of them):       each thread takes blocks of rows as it gets free
+//   for a few rows n of W (R of them):       each thread takes blocks of rows as it becomes free
 //     for k in steps of one vector:
-//       ask for the same place of the R rows that come next
+//       prefetch the same place of the R rows that come next
 //       load R vectors of W, M vectors of x; M * R accumulators += x * w
 //     add up the lanes of each accumulator
 //
-// Asking ahead (prefetch) is worth more than the rest together: while the arithmetic of one tile runs, the memory would
-// stand idle otherwise, and the time would be the sum of both instead of the larger one (measured: 2.4x at M = 4).
+// Prefetching gains more than everything else together: otherwise the memory would be idle while the arithmetic of one tile
+// runs, and the time would be the sum of both instead of the larger one (measured: 2.4x at M = 4).
 // The tile M x R is as large as the registers hold: with M rows a vector of W is used M times, a vector of x R times.
 #include "simd.h"
 
@@ -22,7 +22,7 @@ struct LinearArgs {
     int64_t x_type, w_type, y_type;       // y: of x's type, or fp32
 };
 
-// One step of many dot products: how a vector of each operand is loaded, and acc += x * w.
+// State one step of many dot products: how a vector of each operand is loaded, and acc += x * w.
 template <class X, class W>
 struct Dot {
     static constexpr int STEP = VEC;
@@ -51,7 +51,7 @@ struct Dot<bf16, bf16> {
 };
 #endif
 
-// M rows of x times R rows of W.
+// Multiply M rows of x by R rows of W.
 template <int M, int R, class X, class W, class Y>
 static INLINE void tile(const X* x, const W* w, const W* bias, Y* y, const LinearArgs& a) {
     typedef Dot<X, W> D;
@@ -80,7 +80,7 @@ static INLINE void tile(const X* x, const W* w, const W* bias, Y* y, const Linea
         for (int r = 0; r < R; r++) store(y + m * a.y_stride + r, out[m * R + r] + (bias ? to_float(bias[r]) : 0.0f));
 }
 
-// Rows [first, last) of W with M rows of x, R at a time.
+// Multiply rows [first, last) of W by M rows of x, R at a time.
 template <int M, class X, class W, class Y>
 static void rows(const X* x, Y* y, int64_t first, int64_t last, const LinearArgs& a) {
     constexpr int R = M == 1 ? VEC : M * 8 <= REGISTERS * 3 / 4 ? 8 : REGISTERS * 3 / 4 / M;
@@ -92,9 +92,9 @@ static void rows(const X* x, Y* y, int64_t first, int64_t last, const LinearArgs
 
 template <class X, class W, class Y>
 static void linear(const LinearArgs& a) {
-    // A thread takes a block of W, and the next when it is done, so that one which is interrupted doesn't hold the others
-    // up. A few blocks for each thread are enough: at the start of a block the memory isn't asked ahead yet. But where
-    // several groups of rows of x go over it, a block must stay in the first cache meanwhile: 32 KiB.
+    // A thread takes a block of W, and the next when it is done, so that an interrupted thread doesn't delay the others. A
+    // few blocks for each thread are enough, because the start of a block isn't prefetched. But where several groups of rows
+    // of x go over a block, it must stay in the first cache meanwhile: 32 KiB.
     constexpr int64_t GROUP = REGISTERS / 4, UNIT = 48;  // UNIT: whole tiles of any height but 5 and 7
     int64_t block = a.m > GROUP ? 32768 / (a.k * int64_t(sizeof(W))) : a.n / (4 * omp_get_max_threads());
     block = block < UNIT ? UNIT : block / UNIT * UNIT;

@@ -1,14 +1,14 @@
-// y = x W^T + bias in bf16 for any number of rows, on the matrix tiles (AMX) of newer Xeons.
+// Compute y = x W^T + bias in bf16 for any number of rows, on the matrix tiles (AMX) of newer Xeons.
 //
-// A tile instruction multiplies 16 rows of x, as they lie, with 16 columns of W^T over 32 places of k (tiles.h). The columns
-// must lie turned, in pairs. torch turns W in every call, which costs more than reading it; here W is turned once, when a model
-// is loaded (pack_weight in linear_ops.py), in the order in which it is read:
+// A tile instruction multiplies 16 rows of x, unchanged, with 16 columns of W^T over 32 places of k (tiles.h). The columns
+// must be transposed, in pairs. torch transposes W in every call, which costs more than reading it; here W is transposed once,
+// when a model is loaded (pack_weight in linear_ops.py), in the order in which it is read:
 //
 //   W packed: [n / 32 blocks][k / 32 steps][2 tiles][16 pairs of places][16 outputs][2]
 //
-// so that reading W is one long walk through memory, 2 KiB a step. That is the whole cost up to some 32 rows: a step's four
-// multiplications take 64 cycles, its 2 KiB take 250 and more to arrive. With hundreds of rows it is the other way round, and
-// what counts is that x stays in the second cache (CACHED) and the part of W at work in the first (SLAB).
+// so that W is read in address order, 2 KiB a step. That is the whole cost up to some 32 rows: a step's four
+// multiplications take 64 cycles, its 2 KiB take 250 and more to arrive. With hundreds of rows arithmetic takes longer, and
+// what counts is that x stays in the second cache (CACHED) and the current part of W in the first (SLAB).
 #include "tiles.h"
 
 #if defined(__AMX_BF16__)
@@ -19,8 +19,8 @@
 constexpr int64_t TILE = 16, PLACES = 32;          // rows of a tile; places of k in one step
 constexpr int64_t OUTPUTS = 2 * TILE;              // of a block of W
 constexpr int64_t STEP = OUTPUTS * PLACES * 2;     // bytes of W in one step
-constexpr int64_t LINE = 64, LINES = STEP / LINE;  // what the memory gives at once
-constexpr int64_t NEAR = 4 * STEP;                 // how far ahead the memory is asked, where W goes by once
+constexpr int64_t LINE = 64, LINES = STEP / LINE;  // what the memory returns at once
+constexpr int64_t NEAR = 4 * STEP;                 // how far ahead to prefetch, where W is read once
 constexpr int64_t CACHED = 1 << 20;       // bytes of x that are worked on at once: half of a core's second cache
 constexpr int64_t SLAB = 8, SLABBED = 4;  // steps that stay in the first cache, with that many passes and more
 
@@ -31,13 +31,13 @@ struct AmxLinearArgs {
     int64_t x_type, w_type, y_type;  // x and W in bf16; y too, or in fp32
 };
 
-// Linux keeps the tiles' 8 KiB of registers from a process until it asks for them. 0 if it gives them.
+// Ask Linux for the tiles' 8 KiB of registers, which a process gets only on request. Return 0 if it grants them.
 EXPORT int64_t glasshouse_allow_amx() {
     const long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
 }
 
-// One walk over `steps` of a block of W: which rows of x go with it, and what the memory is asked for meanwhile.
+// Describe one pass over `steps` of a block of W: which rows of x it multiplies, and what it prefetches.
 struct Pass {
     int64_t column, rows[2];  // first output; first row of each tile of x
     const char* w;
@@ -45,7 +45,7 @@ struct Pass {
     float* sums;          // of this pass, 4 tiles: kept between the slabs of a block
     bool first, last;     // slab of the block
     const char* ahead;
-    int64_t lines, every;  // asked for in each step: every n-th of so many lines
+    int64_t lines, every;  // prefetched in each step: every n-th of so many lines
 };
 
 static INLINE __m512 widened(const bf16* p) {
@@ -59,7 +59,7 @@ static INLINE void store_pair(float* y, __m512 a, __m512 b) {
     _mm512_storeu_ps(y, a);
     _mm512_storeu_ps(y + TILE, b);
 }
-// Two tiles of sums, side by side, with their bias to y.
+// Write two tiles of sums, side by side, with their bias to y.
 template <class Y>
 static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, int64_t stride) {
     const __m512 low = bias ? widened(bias) : _mm512_setzero_ps(),
@@ -71,7 +71,7 @@ static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, 
     }
 }
 
-// 32 outputs of one or two tiles of x. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
+// Compute 32 outputs of one or two tiles of x. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
 template <int TILES>
 static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
     const bf16 *upper = a.x + p.rows[0] * a.x_stride + p.from * PLACES,
@@ -121,11 +121,11 @@ static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
     }
 }
 
-// The rows of tile t. The last tile of x overlaps the one before it where m is no multiple of 16: what they share is computed
-// twice, alike. With less than 16 rows the tiles themselves are smaller.
+// Return the rows of tile t. The last tile of x overlaps the one before it where m is no multiple of 16: the rows they share
+// are computed twice, with equal results. With less than 16 rows the tiles themselves are smaller.
 static INLINE int64_t first_row(int64_t t, int64_t m) { return t * TILE + TILE <= m || m < TILE ? t * TILE : m - TILE; }
 
-// One block of W with the tiles `from` to `to` of x, two at a time.
+// Multiply one block of W by the tiles `from` to `to` of x, two at a time.
 static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, float* sums) {
     const int64_t steps = a.k / PLACES, passes = (to - from + 1) / 2, slab = passes < SLABBED ? steps : SLAB;
     const char* w = (const char*)a.w + b * steps * STEP;
@@ -144,9 +144,9 @@ static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, f
                       w + s * STEP + NEAR,
                       LINES,
                       1};
-            // Where W goes by once: a little ahead. With one tile of x to compute, every fourth line: the CPU's own
-            // prefetcher finds the others, and more questions than it can keep open only wait. Else each pass asks for its
-            // share of the slab that comes next.
+            // Where W is read once: prefetch a little ahead. With one tile of x to compute, every fourth line: the CPU's own
+            // prefetcher finds the others, and more loads than it can keep open only wait. Else each pass prefetches its
+            // share of the next slab.
             if (passes > 1) {
                 p.lines = (LINES + passes - 1) / passes;
                 p.ahead = w + (s + length) * STEP + pass * p.lines * LINE * length;
@@ -164,7 +164,7 @@ static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, f
 EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
     const int64_t tiles = (a.m + TILE - 1) / TILE, blocks = a.n / OUTPUTS;
-    // As many tiles of x at once as stay in a core's cache while W goes by; then W goes by again for the next ones.
+    // As many tiles of x at once as stay in a core's cache while W is read; then W is read again for the next ones.
     const int64_t most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))),
                   rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most;
     const int64_t at_once = ((tiles + rounds - 1) / rounds + 1) / 2 * 2;

@@ -1,26 +1,26 @@
-// y = x W^T + bias for any number of rows, on CPUs without matrix tiles: vectors of 8 numbers (AVX2) or 16 (AVX512).
+// Compute y = x W^T + bias for any number of rows, on CPUs without matrix tiles: vectors of 8 numbers (AVX2) or 16 (AVX512).
 //
 // W is laid out once, when a model is loaded (pack_weight in linear_ops.py), in panels of two vectors of outputs, and read in
-// one long walk:
+// address order:
 //
 //   W packed: [n / PANEL panels][k / STEP][2 vectors][VEC outputs][STEP places]
 //
-//   for each panel:                          each thread takes some panels as it gets free
+//   for each panel:                          each thread takes some panels as it becomes free
 //     for ROWS rows of x at a time:
 //       for each step of k: load the two vectors of weights; for each row: two sums += x * weights
 //       add the bias, round, write
 //
 // The sums fill three quarters of the registers; two hold the weights, one a number of x on all lanes. So there are more
-// multiply-adds than loads, and the multipliers, two a cycle, are what limits it. How numbers are multiplied is a `Product`:
+// multiply-adds than loads, and the multipliers, two a cycle, are the limit. How numbers are multiplied is a `Product`:
 //
 //   fp32         one place a step. Of bf16 weights a step is one load: the lower halves of its words are one vector of outputs,
 //                the upper halves the other; a shift and a mask make fp32 of them while the multipliers work.
 //   AVX512-BF16  two places a step: an instruction multiplies pairs of bf16 and adds both products to an fp32 sum.
 //
-// Up to some 8 rows the memory is slower than the multipliers, and must be asked ahead. With few rows one panel has too few sums
-// to keep the multipliers busy (each waits 4 cycles for the one before it), so several panels go side by side.
+// Up to some 8 rows the memory is slower than the multipliers, and is prefetched. With few rows one panel has too few sums to
+// keep the multipliers busy (each waits 4 cycles for the one before it), so several panels are computed together.
 //
-// Each sum runs over k from first to last, whatever the number of rows: a row's result doesn't depend on its company.
+// Each sum runs over k from first to last, whatever the number of rows: a row's result doesn't depend on the other rows.
 #include <vector>
 
 #include "simd.h"
@@ -33,10 +33,10 @@ struct PanelArgs {
 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
-constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel meets before the next one comes
-constexpr int64_t NEAR = 2048;          // bytes: how far ahead the memory is asked for W
+constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel multiplies before the next panel
+constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
 
-// Rows of type X times weights of type W. number: what x is made of before it is multiplied.
+// Multiply rows of type X by weights of type W. number: the form in which x is multiplied.
 template <class X, class W>
 struct Product {
     static constexpr int64_t STEP = 1;
@@ -83,7 +83,7 @@ struct Product<float, bf16> {  // the same order of weights; each half of a pair
 };
 #endif
 
-// M rows of x (`stride` apart) times P panels of W. y: where row 0 meets the first panel. ahead: what the memory is asked for
+// Multiply M rows of x (`stride` apart) by P panels of W. y: the result of row 0 and the first panel. ahead: what to prefetch
 // meanwhile, `every` bytes for each step, and the same of each panel.
 template <class D, int M, int P, class W, class Y>
 static INLINE void tile(const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
@@ -108,7 +108,7 @@ static INLINE void tile(const typename D::number* x, int64_t stride, const W* w,
         }
 }
 
-// The tile of `height` rows, one of M and fewer.
+// Choose the tile of `height` rows, M or fewer.
 template <class D, int M, class W, class Y, class... Rest>
 static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
                            Rest&&... rest) {
@@ -118,8 +118,8 @@ static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t 
     tile<D, M, 1>(x, stride, w, bias, y, rest...);
 }
 
-// Panels [first, last) with all of `rows` rows: as few passes over a panel as there can be, all of nearly the same height.
-// Where W goes by once, a little of it is asked ahead; else each pass asks for its share of the next panel.
+// Multiply panels [first, last) by all of `rows` rows: as few passes over a panel as possible, all of nearly the same height.
+// Where W is read once, a little of it is prefetched; else each pass prefetches its share of the next panel.
 template <class D, class W, class Y>
 static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t rows, int64_t first, int64_t last,
                    const PanelArgs& a) {
@@ -146,7 +146,7 @@ static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t ro
     }
 }
 
-// `rows` rows of x as the products take them: as they are, or widened to fp32 into this thread's own memory.
+// Return `rows` rows of x as the products take them: unchanged, or widened to fp32 in this thread's own memory.
 template <class T>
 static const T* as_numbers(const T* x, int64_t, int64_t&, const PanelArgs&, const T*) {
     return x;

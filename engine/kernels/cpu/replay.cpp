@@ -1,12 +1,11 @@
-// Many kernels in one call, one after another: what a decode step does, without Python in between.
+// Run many kernels in one call, one after another, as a decode step does, without Python in between.
 //
-// A step streams all weights through the caches, and each time Python comes back for the next kernel it finds its own code
-// and data thrown out: a launch that takes 2 us where nothing else happens takes 60 us there. The list of calls is made by
-// tape.py, by listening to the kernels' launches once.
+// A step reads all weights through the caches, which evicts Python's own code and data each time: a launch that takes 2 us
+// with warm caches takes 60 us there. tape.py makes the list of calls by recording the kernels' launches once.
 #include "simd.h"
 
 struct Call {
-    void (*run)(const void*);  // a kernel; what it returns is not looked at
+    void (*run)(const void*);  // a kernel; what it returns is ignored
     const void* arguments;     // its argument struct
 };
 struct ReplayArgs {

@@ -1,8 +1,8 @@
-// The few words that the kernels are written in: a vector of floats, bfloat16, and how to get from one to the other.
+// Define what all kernels use: a vector of floats, bfloat16, and conversions between them.
 //
 // The same source is compiled once for each kind of CPU (see build.py); only the width of `vec` differs: 16 floats with
-// AVX-512, 8 with AVX2, 4 elsewhere. `a * b + c` on vectors is the compiler's: it becomes one fused multiply-add.
-// Everything is computed in fp32; bf16 is only how numbers lie in memory.
+// AVX-512, 8 with AVX2, 4 elsewhere. The compiler turns `a * b + c` on vectors into one fused multiply-add.
+// Everything is computed in fp32; bf16 is only the format in memory.
 #pragma once
 #include <math.h>
 #include <omp.h>
@@ -48,7 +48,7 @@ INLINE vec load(const float* p) {
     memcpy(&v, p, sizeof v);
     return v;
 }
-// 16 bits to 32 and back. What the compiler makes of the general form takes five instructions, these take one.
+// Widen 16 bits to 32, and narrow back. The compiler's general form takes five instructions, these take one.
 INLINE uvec widen(hvec h) {
 #if defined(__AVX512F__)
     return (uvec)_mm512_cvtepu16_epi32((__m256i)h);
@@ -75,7 +75,7 @@ INLINE vec load(const bf16* p) {
     return (vec)(widen(h) << 16);
 }
 INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
-// Round to nearest, ties to even: add just under half of the last kept bit, plus that bit. Not-a-number stays one.
+// Round to nearest, ties to even: add just under half of the last kept bit, plus that bit. NaN stays NaN.
 INLINE hvec to_bf16(vec v) {
     uvec bits = (uvec)v;
     uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -85,7 +85,7 @@ INLINE void store(bf16* p, vec v) {
     hvec h = to_bf16(v);
     memcpy(p, &h, sizeof h);
 }
-// The last `n` < VEC elements of a row: never touch memory beyond them.
+// Load and store the last `n` < VEC elements of a row: never touch memory beyond them.
 template <class T>
 INLINE vec load_part(const T* p, int64_t n) {
     T lanes[VEC] = {};
@@ -105,7 +105,7 @@ INLINE vec round_like(vec x, const float*) { return x; }
 INLINE vec round_like(vec x, const bf16*) { return (vec)(widen(to_bf16(x)) << 16); }
 
 INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
-// Lanes of two vectors in a new order: numbers below VEC choose from `a`, the others from `b`.
+// Reorder lanes of two vectors: numbers below VEC choose from `a`, the others from `b`.
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -113,7 +113,7 @@ INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 #endif
 typedef std::make_integer_sequence<int, VEC> Lanes;
 
-// Every lane gets the sum (the largest) of all: add the vector to itself with halves swapped, then quarters, and so on.
+// Set every lane to the sum (the largest) of all: add the vector to itself with halves swapped, then quarters, and so on.
 template <int H, int... L>
 INLINE vec swapped(vec v, std::integer_sequence<int, L...>) {
     return PICK(v, v, (L ^ H)...);
@@ -133,8 +133,8 @@ INLINE vec largest_of(vec v) {
 INLINE float sum(vec v) { return sum_of(v)[0]; }
 INLINE float largest(vec v) { return largest_of(v)[0]; }
 
-// VEC vectors at once: lane i of v[0] becomes the sum of v[i]. Each round adds the halves of two vectors and puts the two
-// results into one, so there are VEC - 1 additions instead of VEC * log2(VEC):
+// Add up VEC vectors at once: lane i of v[0] becomes the sum of v[i]. Each round adds the halves of two vectors and puts the
+// two results into one, so there are VEC - 1 additions instead of VEC * log2(VEC):
 //   [a0 a1 a2 a3] [b0 b1 b2 b3]  ->  [a0+a2 a1+a3 | b0+b2 b1+b3]
 template <int H>
 constexpr int lane(int l) {
@@ -150,7 +150,7 @@ INLINE void sums(vec* v) {
     if constexpr (H > 1) sums<H / 2>(v);
 }
 
-// VEC vectors turned: lane i of v[j] becomes lane j of v[i]. Each round swaps the off-diagonal halves of ever smaller squares.
+// Transpose VEC vectors: lane i of v[j] becomes lane j of v[i]. Each round swaps the off-diagonal halves of smaller squares.
 template <int H, int... L>
 INLINE void swap_halves(vec& a, vec& b, std::integer_sequence<int, L...>) {
     const vec upper = PICK(a, b, (L & H ? (L ^ H) + VEC : L)...);
@@ -164,9 +164,9 @@ INLINE void transpose(vec* v) {
     if constexpr (H > 1) transpose<H / 2>(v);
 }
 
-// e^x, to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of
-// degree 7 (next term < 5e-9); 2^n is written into the exponent's bits. ln 2 is taken in two parts, the first short enough
-// for n * it to be exact. Below -87 the result would be subnormal: 0.
+// Compute e^x to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of
+// degree 7 (next term < 5e-9); 2^n is written into the exponent's bits. ln 2 is split into two parts, the first short enough
+// for n * it to be exact. Below -87 the result would be subnormal: it is 0.
 INLINE vec exp(vec x) {
     vec bounded = vmax(x < 88.0f ? x : vec{} + 88.0f, vec{} - 87.0f);
     vec t = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
@@ -183,9 +183,9 @@ INLINE vec exp(vec x) {
     vec power = (vec)((n + 127) << 23);
     return x < -87.0f ? vec{} : e * power;
 }
-// Not-a-number stays one: it fails both comparisons in `exp`, so ask first where it matters.
+// NaN stays NaN, because it fails both comparisons in `exp`; check for it first where that matters.
 
-// Call `body` with pointers of the right type for each combination of dtypes that a kernel is built for.
+// Call `body` with pointers of the right type, for each combination of dtypes that a kernel is built for.
 #define WITH_TYPE(code, T, ...) \
     if ((code) == BF16) {       \
         typedef bf16 T;         \

@@ -1,4 +1,4 @@
-// Which core each thread of a kernel stays on; engine/worker/cores.py says why.
+// Bind each thread of a kernel to a core; engine/worker/cores.py says why.
 #ifdef __linux__
 #include <sched.h>
 #endif

@@ -1,15 +1,15 @@
-// The matrix tiles (AMX) of newer Xeons: eight registers of 16 rows x 64 bytes, and an instruction that adds to a tile C the
-// products of A and B in bf16, 8,192 of them:
+// Use the matrix tiles (AMX) of newer Xeons: eight registers of 16 rows x 64 bytes, and an instruction that adds to a tile C
+// the products of A and B in bf16, 8,192 of them:
 //
-//   A: 16 rows x 32 places            one below the other, as matrices lie in memory
-//   B: 16 pairs of places x 16 columns    a column's two neighbouring places side by side: turned
-//   C: 16 rows x 16 columns           fp32
+//   A: 16 rows x 32 places                one below the other, as matrices lie in memory
+//   B: 16 pairs of places x 16 columns    a column's two neighbouring places side by side: transposed
+//   C: 16 rows x 16 columns               fp32
 #pragma once
 #include "simd.h"
 
 #if defined(__AMX_BF16__)
-// All eight at their full size, or with `rows` < 16 in what holds rows of x (4 and 5) and their sums (0 to 3).
-// The setting is the thread's own: release it after use, torch makes its own.
+// Configure all eight at their full size, or with `rows` < 16 those of x (4 and 5) and of their sums (0 to 3).
+// The setting belongs to the thread: release it after use, because torch makes its own.
 static void configure_tiles(int64_t rows = 16) {
     struct alignas(64) {
         uint8_t palette, start, unused[14];
@@ -25,7 +25,7 @@ static void configure_tiles(int64_t rows = 16) {
     _tile_loadconfig(&all);
 }
 
-// 16 rows of 16 pairs, turned in registers: out[p][i] = rows[i][p].
+// Transpose 16 rows of 16 pairs in registers: out[p][i] = rows[i][p].
 static INLINE void turn(__m512i r[16], uint32_t* out) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
