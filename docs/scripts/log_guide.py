@@ -1,7 +1,7 @@
-"""Writes docs/LOG_GUIDE.md: `python -m docs.scripts.log_guide`.
+"""Write docs/LOG_GUIDE.md: `python -m docs.scripts.log_guide`.
 
-The excerpts are lines of docs/records/, told by the code that tells them on the console; the kinds
-and fields are read from engine/trace/events.py. The words between them stand here.
+The excerpts are lines of docs/records/, written by the console's own code; the kinds and fields are
+read from engine/trace/events.py. The words between them are here.
 """
 
 # ruff: noqa: E501 - prose
@@ -22,43 +22,43 @@ TARGET = ROOT / "docs" / "LOG_GUIDE.md"
 LONGEST_JSON = 400  # characters of an example; the rest is cut
 
 READING = {
-    "request.received": "`ignored` lists fields of the body that have no effect here: a typo shows.",
+    "request.received": "`ignored` lists fields of the body that have no effect here, so a typo is seen.",
     "request.tokenized": "`truncated` above 0 means that the model never saw the beginning.",
-    "request.queued": "`clamped_from` says what was asked for when the context could not hold it.",
-    "request.waiting": "`need` against `available`, and who is bound to end first. It is emitted"
+    "request.queued": "`clamped_from` is the number that was asked for, if the context can't hold it.",
+    "request.waiting": "Compare `need` with `available`; `next_release` will end first. It is emitted"
     " when the reason changes, not in every step.",
     "request.refused": "The message is also the error that the client got.",
     "request.admitted": "`waited_us` is the whole time in the queue; `num_cached_tokens` were not"
     " computed again.",
-    "request.forked": "From here on it has its own table; the blocks are its parent's.",
+    "request.forked": "From now on it has its own table, with its parent's blocks.",
     "request.preempted": "Compare `recompute_ms` with `swap_ms`: `auto` takes the smaller one.",
-    "request.resumed": "`num_cached_tokens` is what the preemption did not cost.",
-    "request.finished": "`queued_ms` + `running_ms` is its life in the core.",
-    "request.aborted": "Not an error of the engine: somebody left, or the server was told to end.",
+    "request.resumed": "`num_cached_tokens` needn't be computed again in spite of the preemption.",
+    "request.finished": "`queued_ms` + `running_ms` is its whole time in the core.",
+    "request.aborted": "It is no error of the engine: the client left, or the server was told to end.",
     "step.planned": "`budget_used` of `budget` tokens; the blocks add up to the whole pool.",
-    "step.finished": "The parts add up to `total_us` but for bookkeeping, shown as “other”.",
+    "step.finished": "The parts add up to `total_us`, except for bookkeeping, shown as “other”.",
     "block.allocated": "`index` × block size is the first token that goes into these blocks.",
     "block.shared": "Nothing was computed and nothing copied: the table points to them.",
     "block.cached": "The hash covers all tokens before it, so equal hashes mean equal beginnings.",
     "block.copied": "It follows a fork: two sequences would have written into one block.",
-    "block.freed": "The order counts: the last block is freed first, so it is evicted first.",
-    "block.evicted": "Many of these mean that the pool is smaller than what would be worth keeping.",
+    "block.freed": "The order matters: the last block is freed first, so it is evicted first.",
+    "block.evicted": "Many of these mean that the pool is too small for all content worth keeping.",
     "block.swapped_out": "Its `num_bytes` cross the bus to the host.",
-    "block.swapped_in": "The block numbers differ from those before: only the table knows.",
+    "block.swapped_in": "The block numbers differ from those before; only the table knows them.",
     "kernel.launched": "`num_bytes` and `flops` are counted from shapes; times need a profile.",
-    "graph.captured": "Once for each size: on CUDA at the start, on a CPU when it first occurs.",
-    "graph.replayed": "`batch_size` − `num_rows` is padding; with `num_tokens`, tokens up to it are.",
-    "sample.drawn": "`rank` 1 is the most probable token; `num_kept` is what the cuts left.",
-    "text.emitted": "One chunk of the stream.",
-    "text.held_back": "It comes out with a later `text.emitted`, or never: then it was the stop.",
-    "stop.matched": "The core hears of it and ends the sequence.",
+    "graph.captured": "It happens once for each size: on CUDA at the start, on a CPU at the first use.",
+    "graph.replayed": "`batch_size` − `num_rows` rows are padding; with prompts, tokens up to `num_tokens`.",
+    "sample.drawn": "`rank` 1 is the most probable token; `num_kept` tokens were left by the cuts.",
+    "text.emitted": "It is one chunk of the stream.",
+    "text.held_back": "It is sent with a later `text.emitted`, or never, if it was a stop string.",
+    "stop.matched": "The core is told, and ends the sequence.",
     "text.tokens": "Tools put the text in place of an id: `draws “·cache” (token 1288)`.",
-    "engine.snapshot": "`state` and `planned` are what replay goes on from; `standing` holds events as"
-    " they were written.",
+    "engine.snapshot": "Replay continues from `state` and `planned`; `standing` holds events as they"
+    " were written.",
     "engine.started": "`config` holds every option as it was understood.",
     "engine.model_loaded": "`implementation` tells whether our own code computes it.",
     "engine.kv_sized": "`why` is the whole arithmetic from memory to blocks.",
-    "engine.warning": "Nothing stops, but something is not as one would think.",
+    "engine.warning": "Nothing stops, but something is not as you would expect.",
     "engine.failed": "Every open request got an error; the process ends with code 1.",
 }
 
@@ -72,12 +72,12 @@ INTRO = """\
 <!-- Written by `python -m docs.scripts.log_guide`: change that, not this file. -->
 # Reading the log
 
-The engine writes down what it decides, and why, while it runs. This page answers the questions that
-people ask of an engine with excerpts of such records, and then lists every kind of event.
+While the engine runs, it writes down what it decides, and why. This page answers the questions that
+people ask about an engine with excerpts of such records, and then lists every kind of event.
 
-Nothing here is typed: each excerpt comes from a file in [docs/records](records), which a server wrote
+No excerpt is typed by hand: each comes from a file in [docs/records](records), which a server wrote
 while it answered real requests ([record.py](scripts/record.py) has the requests). You can ask these
-files all that is asked here. The model that answered was {model}.
+files the same questions. The model was {model}.
 
 ## Where the log is
 
@@ -88,7 +88,7 @@ files all that is asked here. The model that answered was {model}.
 | the latest events of a running server | `GET /trace` |
 | one request in full (tokens, kernels) | send `"trace": "full"` in its body, or start with `--trace full` |
 | each kernel's time and share of the limit | start with `--trace profile` |
-| to see it move | the page at `/`: the Engine Room |
+| to watch it | open the page at `/`: the Engine Room |
 | the page without a server | `python -m engine.trace page FILE -o room.html`, and open that file |
 
 Offline, without torch and without a GPU:
@@ -103,13 +103,13 @@ python -m engine.trace diff docs/records/crowd.jsonl docs/records/crowd-recomput
 ```
 
 The columns are: seconds since the first line · step · request · what happened, how much, and why.
-Time, step and name are left out where they are those of the line above. Decode steps in a row are
-told as one line; `--all` tells every event.
+Time, step and name are left out where they equal those of the line above. Consecutive decode steps are
+one line; `--all` prints every event.
 """
 
 
 def guide(records: dict[str, Record]) -> str:
-    """The whole page."""
+    """Write the whole page."""
     loaded = records["tour"].first(ev.EngineModelLoaded)
     model = f"`{loaded.model}` ({loaded.num_parameters:,} parameters, {loaded.dtype})"
     parts = [INTRO.replace("{model}", model), "## Questions\n"]
@@ -120,7 +120,7 @@ def guide(records: dict[str, Record]) -> str:
 
 
 def anchor(title: str) -> str:
-    """The fragment that GitHub gives a heading."""
+    """Return the fragment that GitHub gives a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 
@@ -137,7 +137,7 @@ def _answer(question: Question, records: dict[str, Record]) -> str:
 
 
 def kinds_section(records: dict[str, Record]) -> str:
-    """The reference: what stands in events.py, with an example of each kind."""
+    """Write the reference: the declarations of events.py, with an example of each kind."""
     parts = [
         "## Every kind of event\n",
         "Declared in [engine/trace/events.py](../engine/trace/events.py). Every event also has:\n",
@@ -188,7 +188,7 @@ def _example(declaration: Declaration, records: dict[str, Record]) -> str:
 
 
 def read_records() -> dict[str, Record]:
-    """All of docs/records, by name."""
+    """Read all of docs/records, by name."""
     return {path.stem: Record(path.stem) for path in sorted(RECORDS.glob("*.jsonl"), reverse=True)}
 
 

@@ -41,10 +41,10 @@ def _waiting(records: Records) -> Answer:
     )
     text = (
         "`request.waiting` says what the head of the queue lacks (`blocks`, `seats`, the `budget` of"
-        " the step, or that somebody was preempted in this step), how much of it is free, and which"
-        " running request is bound to give something back first. The queue is strict: those behind"
-        " the head wait for the head. The line that ends it, `starts after …`, has the whole time"
-        f" that it waited: here {duration(admitted.waited_us)}."
+        " the step, or that a request was preempted in this step), how much of it is free, and which"
+        " running request will release some first. The queue is strict: requests behind the head wait"
+        " for the head. The last line, `starts after …`, has the whole waiting time: here"
+        f" {duration(admitted.waited_us)}."
     )
     name = record.line_of(wait).name
     return text, [(_command(record, f"annotate {record.name} --request {name}"), printed(lines))]
@@ -65,11 +65,11 @@ def _preempted(records: Records) -> Answer:
         mode = {"crowd": "auto", "crowd-recompute": "recompute"}[name]
         excerpts.append((f"With `--preemption-mode {mode}`:", printed(lines)))
     text = (
-        "A running request that needs a block takes it from the running request of the lowest rank:"
-        " the one that arrived last. `request.preempted` names both, and what it will cost to have"
-        " the keys and values back: copied to the host and in again (swap), or computed again"
-        " (recompute). Both figures are measured on this machine: a block's copy at the start, a"
-        " token's computation from the steps so far. `request.resumed` says how long it was out."
+        "If a running request needs a block and none is free, the running request of the lowest rank"
+        " is preempted: the one that arrived last. `request.preempted` names both, and the cost of"
+        " getting the keys and values back: copied to the host and back (swap), or computed again"
+        " (recompute). Both costs are measured on this machine: copying a block at the start,"
+        " computing a token in the steps so far. `request.resumed` says how long the request waited."
     )
     return text, excerpts
 
@@ -94,8 +94,8 @@ def _blocks(records: Records) -> Answer:
     text = (
         "Replay folds the events into the exact block tables after any step. Two sequences share a"
         " block when their tables name the same number. With `n` > 1 the prompt is computed once and"
-        " every sibling's table starts as a copy of the parent's; the first one that writes into a"
-        " block that others still read gets its own copy of it (`block.copied`)."
+        " every sibling's table starts as a copy of the parent's. The first sequence that writes into"
+        " a block that others still read gets its own copy of it (`block.copied`)."
     )
     return text, [
         ("The events:", printed(lines)),
@@ -110,10 +110,11 @@ def _usage(records: Records) -> Answer:
     whole = plan.blocks_used + plan.blocks_cached_free + plan.blocks_free
     summary = record.lines(lambda line: line.kind == "summary")[-5:]
     text = (
-        "Blocks that some block table names, divided by all blocks: `vllm:kv_cache_usage_perc` in"
-        " `/metrics`, `used` in the log. A block that nobody reads but whose content can still be"
-        " found is *cached and free*: it is taken when a block is needed, so it doesn't count as"
-        " used. The third kind is *empty*. The three add up to the pool: in this step"
+        "It counts the blocks that some block table names, divided by all blocks:"
+        " `vllm:kv_cache_usage_perc` in `/metrics`, `used` in the log. A block that no request reads,"
+        " but whose content can still be found, is *cached and free*: it is taken when a block is"
+        " needed, so it doesn't count as used. The third kind is *empty*. The three add up to the"
+        " pool: in this step"
         f" {plan.blocks_used} + {plan.blocks_cached_free} + {plan.blocks_free} = {whole}, which is"
         f" {plan.blocks_used / whole:.0%} used."
     )
@@ -136,11 +137,10 @@ def _hit_rate(records: Records) -> Answer:
     cached = admitted.num_cached_tokens
     block_size = record.first(ev.EngineKvSized).block_size
     text = (
-        f"Only whole blocks are kept, so {block_size} equal tokens from the very first one on are"
-        " the least that can be found: a difference in the first block hides everything behind it."
-        " A hit stops before the last token of the prompt, because that one must be computed to"
-        " draw the next. And content is lost when its block is taken for something else"
-        " (`block.evicted`). Below, the second request repeats the first one and finds"
+        f"Only whole blocks are cached, so a hit needs at least {block_size} equal tokens from the"
+        " first one on, and a difference in the first block excludes everything after it. A hit stops"
+        " before the last token of the prompt, because that one must be computed to draw the next."
+        " And content is lost when its block is taken for another use (`block.evicted`). Below, the second request repeats the first one and finds"
         f" {count(cached, 'token')}; the third one differs within the first block and finds none."
     )
     return text, [("Three requests, one after another:", printed(lines))]
@@ -190,8 +190,8 @@ def _step(records: Records) -> Answer:
     finished = record.first(ev.StepFinished, lambda e: e.step == plan.step)
     text = (
         "A step computes any mixture: prompts, pieces of prompts, and one token each for those that"
-        " decode. `step.planned` says who computes which tokens, within which"
-        " budget; `step.finished` says where the time went. *schedule* is planning, *execute* is"
+        " decode. `step.planned` says which tokens of which request it computes, within which"
+        " budget; `step.finished` says how long each part took. *schedule* is planning, *execute* is"
         " making the tensors and running the model, *sample* is from logits to tokens; *other* is"
         " the rest up to the whole."
     )
@@ -210,8 +210,8 @@ def _kernels(records: Records) -> Answer:
     text = (
         "`kernel.launched` is written for steps that serve a request with `trace: full`. It has the"
         " grid (the pieces that the work was cut into), the bytes and operations as counted from"
-        " the shapes, and, where there was a choice, why it was cut so. On the console a step's"
-        " launches are one line; `--all` tells each. These are the first launches of each kind in"
+        " the shapes, and, where there was a choice, the reason for the grid. On the console a step's"
+        " launches are one line; `--all` prints each. These are the first launches of each kind in"
         " one run on a CPU."
     )
     command = _command(record, f"annotate {record.name} --all")
@@ -230,14 +230,14 @@ def _limit(records: Records) -> Answer:
     kinds = {e.name: e for e in sorted(timed, key=lambda e: e.duration_us)}  # the longest of each
     text = (
         "A launch can't be faster than its bytes divided by the machine's memory bandwidth, nor than"
-        " its operations divided by the matrix rate; the limit is the slower of the two. Started with"
-        " `--trace profile`, the server measures both"
+        " its operations divided by the matrix rate; the limit is the slower of the two. With"
+        " `--trace profile` the server measures both"
         " ([machine_limits.py](../engine/kernels/machine_limits.py)) and times each launch alone:"
         " `kernel.launched` then has `duration_us` and `share_of_limit`. Without it there are the"
         " bytes and operations, so the sum can be made by hand. A decode step of the record below"
         f" launched {count(len(timed), 'kernel')} that move {size(moved)} and do {work:,} operations"
         f" in {duration(us)} together. At the limit they would take {duration(least)}:"
-        f" {least / us:.0%}. Small launches are mostly the way there and back."
+        f" {least / us:.0%}. Small launches spend most of their time on starting and returning."
     )
     if any(e.share_of_limit > 1 for e in timed):
         text += (
@@ -270,8 +270,9 @@ def _token(records: Records) -> Answer:
         "`sample.drawn` (level `full`) has the drawn token, its rank and log-probability, the random"
         " number, how many tokens top-k, top-p and min-p left, and the most probable candidates:"
         " each with its log-probability before any parameter and its chance after all of them"
-        " (0: it was cut). `text.tokens` before it says how the ids read. The random number depends on the seed and the position only, so the same"
-        " request draws the same tokens in any company."
+        " (0: it was cut). `text.tokens` before it has the texts of the ids. The random number depends"
+        " only on the seed and the position, so the same request draws the same tokens beside any"
+        " other requests."
     )
     return text, [
         ("A greedy draw, and one at temperature 1:",
@@ -292,9 +293,9 @@ def _stopped(records: Records) -> Answer:
         lines += [record.line_of(e) for e in found[:1]]
     lines += [record.line_of(e) for e in record.all(ev.RequestAborted)[:1]]
     text = (
-        "`request.finished` has the `reason` that the client sees (`length`: it had all the tokens"
-        " that it asked for, or the context was full; `stop`: the model's own end, a stop token or"
-        " a stop string) and, in words, which of them it was. `request.aborted` is an end from"
+        "`request.finished` has the `reason` that the client sees (`length`: all the tokens asked for"
+        " were drawn, or the context was full; `stop`: the model's own end, a stop token or a stop"
+        " string) and says in words which of them it was. `request.aborted` is an end from"
         " outside: the client left, or the server was told to stop."
     )
     return text, [("Several ends of one run:", printed(lines))]
