@@ -1,6 +1,6 @@
-"""What the source says about events: their docstrings, their fields with units, who emits them.
+"""Read what the source says about events: docstrings, fields with units, and who emits them.
 
-Read from the text of the files, so that the guide needs no second list.
+It is read from the text of the files, so that the guide needs no second list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.trace.together import TOGETHER
 
 EVENTS_FILE = ROOT / "engine" / "trace" / "events.py"
 
-PLAIN = {  # fields without a comment, whose name says almost all
+PLAIN = {  # fields without a comment, whose name says nearly everything
     "seq": "counts the events of its process, without gaps unless some were dropped",
     "ts_ns": "nanoseconds of CLOCK_MONOTONIC",
     "step": "the step during which it happened; 0 before the first",
@@ -75,7 +75,7 @@ UNITS = {  # by the ending of a field's name, for fields without a comment
 
 @dataclass(frozen=True)
 class Field:
-    """One field of an event."""
+    """Describe one field of an event."""
 
     name: str
     type: str
@@ -85,7 +85,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Declaration:
-    """One kind of event."""
+    """Describe one kind of event."""
 
     kind: str
     class_name: str
@@ -96,7 +96,7 @@ class Declaration:
 
 
 def declarations() -> list[Declaration]:
-    """All kinds, in the order of `ALL_EVENTS`."""
+    """Return all kinds, in the order of `ALL_EVENTS`."""
     text = EVENTS_FILE.read_text(encoding="utf-8")
     classes = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}
     emitted = _emitters()
@@ -114,7 +114,7 @@ def declarations() -> list[Declaration]:
 
 
 def common_fields() -> list[Field]:
-    """The fields of `Event`, which every kind has."""
+    """Return the fields of `Event`, which every kind has."""
     text = EVENTS_FILE.read_text(encoding="utf-8")
     node = next(n for n in ast.parse(text).body if getattr(n, "name", "") == "Event")
     assert isinstance(node, ast.ClassDef)
@@ -134,7 +134,7 @@ def _fields(node: ast.ClassDef, lines: list[str]) -> list[Field]:
 
 
 def _comment(lines: list[str], lineno: int) -> str:
-    """The comment behind a field, or above it."""
+    """Return the comment after a field, or above it."""
     _code, mark, behind = lines[lineno - 1].partition("  # ")
     if mark:
         return behind.strip()
@@ -156,7 +156,7 @@ def _unit(name: str) -> str:
 
 
 def _emitters() -> dict[str, list[str]]:
-    """Class of event → files that make one, outside of the code that declares and reads them."""
+    """Map each class of event to the files that make one, without those that declare or read it."""
     named = {event.__name__: [event.__name__] for event in ev.ALL_EVENTS}
     named |= {t.__name__: [event.__name__ for event in t.stands_for] for t in TOGETHER}
     found: dict[str, list[str]] = {}

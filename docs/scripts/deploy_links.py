@@ -1,8 +1,8 @@
 """Fill the addresses that depend on where this repository is: `make deploy-links`.
 
-The deploy button and the commands for Koyeb name a repository of GitHub, the site of rooms has its
-address at GitHub Pages. Both follow from the git remote; as long as nobody ran this, they say
-ORG/REPO. Running it again, also after the repository was moved, writes them anew.
+The deploy button and the commands for Koyeb name a repository on GitHub; the site of rooms has its
+address at GitHub Pages. Both follow from the git remote. Until somebody runs this, they say
+ORG/REPO. Running it again, also after the repository was moved, writes them again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.trace.command import run_command
 FILES = ("README.md", "docs/STEP_BY_STEP_KOYEB.md", "docs/KOYEB_DEPLOYMENT_GUIDE.md")
 
 _REMOTE = re.compile(r"github\.com[:/]+([\w.-]+)/([\w.-]+?)(?:\.git)?/?$")
-# What stands around a repository's name where it is filled; nothing else is touched.
+# The text around a repository's name where it is filled; nothing else is changed.
 _BUTTON = re.compile(r"(app\.koyeb\.com/deploy\?\S*?repository=)[\w.-]+%2F[\w.-]+")
 _SITE = re.compile(r"https://[\w-]+\.github\.io/[\w.-]+/")
 _COMMANDS = re.compile(r"((?:--git |GIT_REPOSITORY=)github\.com/)[\w.-]+/[\w.-]+")
@@ -44,7 +44,7 @@ def repository_of(remote_url: str) -> str:
 
 
 def main() -> int:
-    """Write the addresses; 2 if nobody says which repository this is."""
+    """Write the addresses; return 2 if the repository is unknown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", metavar="OWNER/NAME", help="default: the git remote's")
     parser.add_argument("--remote", default="origin", help="git remote that says it [origin]")

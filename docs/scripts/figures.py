@@ -1,4 +1,4 @@
-"""Figures from records, as SVG that is legible on light and dark pages."""
+"""Draw figures from records, as SVG that is legible on light and dark pages."""
 
 # ruff: noqa: E501 - table headings
 from __future__ import annotations
@@ -24,7 +24,7 @@ text { fill: #b1bac4 }
 
 
 def seats_figure(record: Record) -> str:
-    """Requests × steps: when each waited, computed its prompt, and decoded."""
+    """Draw requests × steps: when each waited, computed its prompt, and decoded."""
     plans = record.all(ev.StepPlanned)
     requests = [event.request_id for event in record.all(ev.RequestQueued)]
     first_step = {event.request_id: max(1, event.step) for event in record.all(ev.RequestQueued)}
@@ -52,7 +52,7 @@ def seats_figure(record: Record) -> str:
 
 
 def blocks_figure(record: Record) -> str:
-    """Blocks by step: used, with tokens in them, and if each running sequence reserved its most."""
+    """Draw blocks by step: used, with tokens in them, and if each sequence reserved its most."""
     sized = record.first(ev.EngineKvSized)
     most = ceil_div(sized.max_model_len, sized.block_size)
     used, full, reserved = [], [], []

@@ -1,8 +1,8 @@
-"""Fills what is computed into the documents: `python -m docs.scripts.fill`.
+"""Fill computed parts into the documents: `python -m docs.scripts.fill`.
 
-A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; what stands between is replaced
-by what the function of that name below returns. The figures in docs/images/ are written too. All of
-it comes from the records, from engine.fit, from engine.config and from the table of fields; nothing is
+A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; the text between becomes what
+the function of that name below returns. The figures in docs/images/ are written, too. Everything
+comes from the records, from engine.fit, from engine.config and from the table of fields; nothing is
 typed.
 """
 
@@ -48,7 +48,7 @@ PLANNED = (  # model, tokens of a sequence, sequences at once
 
 
 def instances() -> str:
-    """Which GPU holds which model, as engine.fit finds it."""
+    """List which GPU holds which model, as engine.fit finds it."""
     lines = [
         "| model | weights | KV a token | sequences × tokens | KV cache | needed | smallest that fits |",
         "|---|---|---|---|---|---|---|",
@@ -73,7 +73,8 @@ def _gib(num_bytes: int) -> str:
 
 
 def numbers() -> str:
-    """One line of figures for the first screen: what there is to read, and how fast it is."""
+    """Write one line of figures for the first screen: how much there is to read, and how fast it
+    is."""
     core = sorted((ROOT / "engine" / "core").glob("*.py"))
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core)
     measured = json.loads((MEASURED / "compare.json").read_text(encoding="utf-8"))
@@ -94,14 +95,14 @@ def numbers() -> str:
 
 
 def prices() -> str:
-    """What instances cost, and where that was read."""
+    """List what instances cost, and where that was read."""
     lines = ["| type | $ an hour | according to |", "|---|---|---|"]
     lines += [f"| `{p.instance_type}` | {p.dollars:g} | {p.source} |" for p in PRICES]
     return "\n".join(lines) + "\n"
 
 
 def life() -> str:
-    """The steps of one short request: what was computed, its table, what was drawn."""
+    """List the steps of one short request: what was computed, its table, what was drawn."""
     record = Record("tour")
     request = record.id_of("first")
     finished = record.first(ev.RequestFinished, lambda e: e.request_id == request)
@@ -140,7 +141,7 @@ def life() -> str:
 
 
 def paging() -> str:
-    """Paging against reserving, counted in two records."""
+    """Compare paging with reserving, counted in two records."""
     lines = [
         "| record | sequences running | blocks used | of their slots filled | blocks if reserved | ratio |",
         "|---|---|---|---|---|---|",
@@ -157,7 +158,7 @@ def paging() -> str:
 
 
 def batching() -> str:
-    """Steps that continuous batching took, beside those that batches of three would need."""
+    """Compare the steps of continuous batching with those that batches of three would need."""
     record = Record("seats")
     seats = record.first(ev.EngineStarted).config["max_num_seqs"]
     taken = len(record.all(ev.StepFinished))
@@ -179,13 +180,13 @@ def batching() -> str:
 
 
 def replayed() -> str:
-    """What `replay` prints for the record of the crowd."""
+    """Return what `replay` prints for the record of the crowd."""
     output = trace_output(["replay", str(Record("crowd").path), "--step", "20"])
     return f"```text\n{output}\n```"
 
 
 def fields() -> str:
-    """What becomes of each field of a request, by body."""
+    """List what is done with each field of a request, by body."""
     lines = [
         "| field | /v1/completions | /v1/chat/completions | /tokenize | /detokenize | |",
         "|---|---|---|---|---|---|",
@@ -218,12 +219,12 @@ PLACES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """A page with every place filled. Raises KeyError for a name that nobody computes."""
+    """Fill every place of a page. Raises KeyError for a name without a function."""
     return PLACE.sub(lambda found: f"{found[1]}{PLACES[found[2]]()}\n{found[4]}", text)
 
 
 def figures() -> dict[Path, str]:
-    """File → SVG."""
+    """Return the figures: file → SVG."""
     return {
         IMAGES / "blocks.svg": blocks_figure(Record("crowd")),
         IMAGES / "seats.svg": seats_figure(Record("seats")),

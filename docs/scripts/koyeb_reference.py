@@ -1,4 +1,4 @@
-"""Flags of Koyeb's command line, of the commands that the pages use.
+"""List the flags of those Koyeb commands that the pages use.
 
 From its published reference (koyeb-cli v5.10, docs/reference.md; `volumes` and `compose` from its
 source, pkg/koyeb): names only. Flags that every command has (--help, --token, …) are left out.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Price(NamedTuple):
-    """What an instance type costs, in dollars an hour, and who said so when."""
+    """State what an instance type costs, in dollars an hour, and who said so when."""
 
     instance_type: str
     dollars: float

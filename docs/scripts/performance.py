@@ -1,8 +1,9 @@
-"""Writes docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
+"""Write docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
 
-Every `*.md` there is a table that a benchmark wrote, and stands on the page as it is, below its chart
-if a `*.svg` of its name is there. A `*.json` holds the single runs behind a table, or a table that
-has no page of its own yet: it is named. Tables of one machine are in a folder of their own.
+Every `*.md` there is a table that a benchmark wrote. It is copied to the page unchanged, below its
+chart if there is a `*.svg` of the same name. A `*.json` holds the single runs behind a table, or a
+table that has no page of its own yet: it is named. Tables of one machine are in a folder of their
+own.
 """
 
 # ruff: noqa: E501 - prose
@@ -62,7 +63,7 @@ OUTRO = """\
 
 
 def page(results: Path = RESULTS) -> str:
-    """The whole page; without results it says so."""
+    """Write the whole page; without results it says so."""
     machines = sorted({path.parent for path in results.glob("*/*.md")})
     parts = [INTRO]
     for machine in machines:
@@ -74,8 +75,10 @@ def page(results: Path = RESULTS) -> str:
 
 
 def _tables(folder: Path, results: Path, level: str) -> list[str]:
-    """What stands in one folder: its tables, each below a heading and its chart, then the names of
-    the files with single runs."""
+    """Write the contents of one folder: its tables, each below a heading and its chart.
+
+    The names of the files with single runs follow.
+    """
     place = f"../benchmarks/results/{folder.relative_to(results).as_posix()}/".replace("/./", "/")
     parts = []
     for path in sorted(folder.glob("*.md")):
@@ -93,14 +96,15 @@ def _tables(folder: Path, results: Path, level: str) -> list[str]:
 
 
 def _title(stem: str) -> str:
-    """Of a table without one: gpu-nvidia-h200 is what `make gpu` found on such a card."""
+    """Make a title for a table without one: gpu-nvidia-h200 is what `make gpu` found on that
+    card."""
     if stem.startswith("gpu-"):
         return f"On a GPU: {stem.removeprefix('gpu-').replace('-', ' ').upper()}"
     return stem.replace("_", " ").capitalize()
 
 
 def _name(machine: Path) -> str:
-    """The processor as its own results call it, and which of its instructions the kernels use."""
+    """Name the processor as its own results do, with the instructions that the kernels use."""
     for path in sorted(machine.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         for about in (result.get("machine"), *result.get("sessions", {}).values()):

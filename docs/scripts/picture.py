@@ -1,4 +1,4 @@
-"""The pictures of the first screen: `python -m docs.scripts.picture [demo] [rooms]`.
+"""Make the pictures of the first screen: `python -m docs.scripts.picture [demo] [rooms]`.
 
 docs/images/demo.svg is what `make demo` prints for its first question, as a terminal shows it;
 engine-room-light.png and -dark.png are the live page on a record, as Chromium shows it.
@@ -55,7 +55,7 @@ def demo() -> None:
 
 
 def rooms() -> None:
-    """Photograph the Engine Room at the step that the site shows of the crowd, in both themes."""
+    """Photograph the Engine Room in both themes, at the step of the crowd that the site shows."""
     from playwright.sync_api import sync_playwright
 
     record = Record("crowd")
@@ -71,7 +71,7 @@ def rooms() -> None:
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             page.goto(f"{room.as_uri()}#{where}")
             page.wait_for_selector("#selection dl")
-            page.wait_for_timeout(800)  # the panels made of text come a moment later
+            page.wait_for_timeout(800)  # panels of text are drawn a moment later
             page.screenshot(path=IMAGES / f"engine-room-{theme}.png")
         browser.close()
 
@@ -80,7 +80,7 @@ PICTURES = {"demo": demo, "rooms": rooms}
 
 
 def main() -> int:
-    """Make the pictures that are named, or all."""
+    """Make the named pictures, or all."""
     for name in sys.argv[1:] or PICTURES:
         PICTURES[name]()
     return 0

@@ -1,4 +1,4 @@
-"""The questions of the log guide: each finds its answer in the records."""
+"""Answer the questions of the log guide from the records."""
 
 # ruff: noqa: E501 - prose
 from __future__ import annotations
@@ -18,7 +18,7 @@ Answer = tuple[str, list[tuple[str, str]]]
 
 
 class Question(NamedTuple):
-    """A question and the function that answers it from the records."""
+    """Hold a question and the function that answers it from the records."""
 
     title: str
     answer: Callable[[Records], Answer]
@@ -147,9 +147,11 @@ def _hit_rate(records: Records) -> Answer:
 
 
 def reserving(record: Record) -> tuple[ev.StepPlanned, int, int, int, int]:
-    """(the fullest step, blocks used, tokens in them, blocks that reserving would take, running)
+    """Compare with reserving, at the fullest step of a record.
 
-    Reserving means: every running sequence gets blocks for the longest sequence when it starts.
+    Returns (the step, blocks used, tokens in them, blocks that reserving would take, running
+    sequences). Reserving means: every running sequence gets blocks for the longest sequence when it
+    starts.
     """
     sized = record.first(ev.EngineKvSized)
     plan = max(record.all(ev.StepPlanned), key=lambda e: (len(e.rows), e.blocks_used))

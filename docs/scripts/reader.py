@@ -1,4 +1,4 @@
-"""A record as the documents quote it: its events, its story, its lines as on the console."""
+"""Read a record as the documents quote it: its events, its story, its lines as on the console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORDS = ROOT / "docs" / "records"
 
 
 class Record:
-    """One file of docs/records/."""
+    """Hold one file of docs/records/."""
 
     def __init__(self, name: str, folder: Path = RECORDS) -> None:
         self.name = f"docs/records/{name}.jsonl"
@@ -35,18 +35,18 @@ class Record:
         return [event for event in self.events if isinstance(event, kind)]
 
     def first(self, kind: type[Event], matches: Callable[..., bool] = lambda _: True):
-        """The first such event. Raises LookupError: this record can't show what is asked for."""
+        """Return the first such event. Raises LookupError: this record has none to show."""
         for event in self.all(kind):
             if matches(event):
                 return event
         raise LookupError(f"{self.name} has no such {ev.kind(kind)}; record it again.")
 
     def line_of(self, event: Event) -> Line:
-        """The line of one event, as `annotate --all` tells it."""
+        """Return the line of one event, as `annotate --all` prints it."""
         return self.single[next(i for i, other in enumerate(self.events) if other is event)]
 
     def id_of(self, asked: str) -> str:
-        """The request's id in the record, for the id that docs/scripts/record.py asked with."""
+        """Return the request's id in the record, for the id that docs/scripts/record.py sent."""
         wanted = (asked, f"chatcmpl-{asked}")
         return self.first(ev.RequestQueued, lambda e: e.request_id in wanted).request_id
 
@@ -55,14 +55,14 @@ class Record:
 
 
 def printed(lines: Iterable[Line]) -> str:
-    """The lines as the console prints them, 100 columns wide, times from the first on."""
+    """Print lines as the console does, 100 columns wide, with times from the first line on."""
     out = io.StringIO()
     RichPrinter(out)(lines)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").splitlines())
 
 
 def trace_output(arguments: Sequence[str]) -> str:
-    """What `python -m engine.trace ARGUMENTS` prints."""
+    """Return what `python -m engine.trace ARGUMENTS` prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         trace_command(list(arguments))

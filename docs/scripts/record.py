@@ -1,8 +1,8 @@
-"""Records real runs of the engine for the documents: `python -m docs.scripts.record`.
+"""Record real runs of the engine for the documents: `python -m docs.scripts.record`.
 
 Each record in docs/records/ is what a server wrote with --trace-file (or gave at /trace) while it
-answered the requests below. LOG_GUIDE.md and the figures are made from these files, so what they
-show has happened. Record again when the engine has changed what it does; the other scripts only
+answered the requests below. LOG_GUIDE.md and the figures are made from these files, so they show
+what really happened. Record again when the engine has changed what it does; the other scripts only
 read.
 """
 
@@ -42,7 +42,7 @@ TOPICS = [
 
 
 class Client:
-    """Asks the server, and raises for an answer that is not the expected one."""
+    """Send requests to the server, and raise for an unexpected answer."""
 
     def __init__(self, http: httpx.AsyncClient):
         self.http = http
@@ -56,7 +56,7 @@ class Client:
         return answer.json()
 
     async def leave_early(self, request_id: str, question: str) -> None:
-        """Read two pieces of a stream, then go."""
+        """Read two pieces of a stream, then disconnect."""
         body = {"model": "pocket", "request_id": request_id, "stream": True, "ignore_eos": True}
         body |= {"messages": [{"role": "user", "content": question}], "max_tokens": 400}
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -67,7 +67,7 @@ class Client:
 
 
 async def tour(client: Client) -> None:
-    """One thing after another, each a request whose id says what it shows."""
+    """Send one request after another; each id says what its request shows."""
     await client.ask("first", f"{TOPICS[5]} {COUNT}", trace="full", max_tokens=4)
     await client.ask("again", f"{TOPICS[5]} {COUNT}")
     await client.ask("other", f"{TOPICS[0]} {COUNT}")
@@ -80,14 +80,14 @@ async def tour(client: Client) -> None:
                      max_tokens=24, ignore_eos=True)  # fmt: skip
     await client.ask("length", TOPICS[3], max_tokens=8, ignore_eos=True)
     text = (await client.ask("ends", TOPICS[3]))["choices"][0]["message"]["content"]
-    stop = text[8:14]  # really occurs: it is part of the answer to the same prompt
+    stop = text[8:14]  # it occurs: it is part of the answer to the same prompt
     await client.ask("stops", TOPICS[3], stop=stop, trace="full")
     await client.leave_early("leaves", TOPICS[4])
     await asyncio.gather(*(client.ask(f"six-{i}", TOPICS[i], max_tokens=12) for i in range(6)))
 
 
 async def crowd(client: Client) -> None:
-    """Eight long answers on a pool that holds three: they wait, and some are preempted."""
+    """Ask for eight long answers on a pool that holds three: some wait, and some are preempted."""
     await client.ask("too-long", "word " * 400, status=400)
     questions = [f"{topic} {COUNT}" for topic in TOPICS]
     await asyncio.gather(
@@ -99,14 +99,14 @@ async def crowd(client: Client) -> None:
 
 
 async def seats(client: Client) -> None:
-    """Six answers of different lengths for three seats: a seat is taken again at once."""
+    """Ask for six answers of different lengths on three seats: a free seat is taken immediately."""
     asked = [client.ask(f"seat-{i}", TOPICS[i], max_tokens=length, ignore_eos=True)
              for i, length in enumerate(LENGTHS)]  # fmt: skip
     await asyncio.gather(*asked)
 
 
 async def shared(client: Client) -> None:
-    """One long instruction: the first request computes it, five others find its blocks."""
+    """Send one long instruction: the first request computes it, five others find its blocks."""
     guide = {"role": "system", "content": GUIDE}
     asked = [
         {"messages": [guide, {"role": "user", "content": topic}], "max_tokens": 40}
@@ -119,7 +119,7 @@ async def shared(client: Client) -> None:
 
 
 async def forks(client: Client) -> None:
-    """Four answers to one prompt, twice: its last block is copied at the first write."""
+    """Ask for four answers to one prompt, twice: its last block is copied at the first write."""
     fields = {"n": 4, "temperature": 1.0, "max_tokens": 40, "ignore_eos": True, "trace": "full"}
     await asyncio.gather(
         client.ask("tales", "Tell me a story about a brown bear.", seed=7, **fields),
@@ -128,15 +128,15 @@ async def forks(client: Client) -> None:
 
 
 async def profile(client: Client) -> None:
-    """One request, with each of its kernels timed."""
+    """Send one request, with each of its kernels timed."""
     await client.ask("timed", f"{TOPICS[5]} {COUNT}", max_tokens=4)
 
 
 async def dropped(client: Client) -> None:
-    """More than the server keeps of its record."""
+    """Send more than the server keeps of its record."""
     await client.ask("gone", TOPICS[1], max_tokens=60, ignore_eos=True)
     await asyncio.gather(*(client.ask(f"late-{i}", TOPICS[i], max_tokens=24) for i in range(3)))
-    await asyncio.sleep(0.5)  # the last events are on their way
+    await asyncio.sleep(0.5)  # the last events are still on their way
 
 
 SMALL = ("--num-gpu-blocks-override", "20", "--max-num-seqs", "5", "--max-num-batched-tokens", "64")
@@ -152,7 +152,7 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
 }
 
 
-DOWNLOADED = {"dropped"}  # what GET /trace gives at the end, in place of --trace-file
+DOWNLOADED = {"dropped"}  # records that GET /trace returned at the end, in place of --trace-file
 
 
 def record(name: str, model: Path) -> Path:
@@ -181,7 +181,7 @@ def record(name: str, model: Path) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Record all runs, or those that are named. `--model FOLDER` (relative) for another model."""
+    """Record all runs, or the named ones. `--model FOLDER` (relative) for another model."""
     model = POCKET
     if "--model" in argv:
         model = Path(argv.pop(argv.index("--model") + 1))

@@ -1,4 +1,4 @@
-"""A real server for the scripts and tests of the documents: started, waited for, stopped."""
+"""Start, wait for and stop a real server, for the scripts and tests of the documents."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ LISTENS = re.compile(r"listens on (http://\S+)")
 
 
 def environment() -> dict[str, str]:
-    """The environment of what the scripts start: the defaults of the engine, and threads that sleep
-    while they wait. Those that spin cost a machine with other work a hundred times as much.
+    """Return the environment for started programs: the engine's defaults, and threads that sleep.
+
+    Threads that spin while they wait cost a busy machine a hundred times as much.
     """
     return {**os.environ, "MODEL_NAME": "", "API_KEY": "", "OMP_WAIT_POLICY": "passive"}
 
 
 class LocalServer:
-    """`koyeb_api_server.py` on a free port of this machine. Raises RuntimeError if it ends early.
+    """Run `koyeb_api_server.py` on a free port of this machine. Raises RuntimeError if it ends
+    early.
 
     with LocalServer("--model", "pocket/model") as server:
         httpx.get(f"{server.url}/health")

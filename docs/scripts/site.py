@@ -1,8 +1,8 @@
-"""The site of rooms: `make site`, or `python -m docs.scripts.site [FOLDER]`.
+"""Build the site of rooms: `make site`, or `python -m docs.scripts.site [FOLDER]`.
 
-One page that leads to rooms: records of docs/records/ as single files that open without a server.
-Each opens at its decisive step, with what matters selected. Nothing on it is fetched from anywhere
-else; what its sentences count comes from the records.
+One page links to the rooms: records of docs/records/ as single files that open without a server.
+Each opens at its decisive step, with the important things selected. Nothing is fetched from
+elsewhere; the numbers in its sentences come from the records.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOLDEN_ANGLE = 137.508  # as the page colours its sequences
 
 
 class Moment(NamedTuple):
-    """Where a room opens, and what is selected there."""
+    """State at which step a room opens, and what is selected there."""
 
     step: int
     request_id: str
@@ -38,7 +38,7 @@ class Moment(NamedTuple):
 
 
 class Room(NamedTuple):
-    """A room of the site: a record, and how to find its moment in it."""
+    """Hold a room of the site: a record, and how to find its moment in it."""
 
     record: str
     title: str
@@ -46,7 +46,7 @@ class Room(NamedTuple):
 
 
 def crowd(record: Record) -> Moment:
-    """The first preemption that one request suffers for another."""
+    """Find the first preemption of one request for another."""
     event = record.first(ev.RequestPreempted, lambda e: e.for_request != e.request_id)
     name, other = _names(record, event.request_id, event.for_request)
     size = record.first(ev.EngineKvSized)
@@ -63,7 +63,7 @@ def crowd(record: Record) -> Moment:
 
 
 def shared(record: Record) -> Moment:
-    """The step in which the most blocks have more than one owner."""
+    """Find the step in which the most blocks have more than one owner."""
     best, most = 0, -1
     for plan in record.all(ev.StepPlanned):
         both = sum(count > 1 for count in record.replay.state_at(plan.step).references)
@@ -85,7 +85,7 @@ def shared(record: Record) -> Moment:
 
 
 def forks(record: Record) -> Moment:
-    """The first copy of a shared block before somebody writes into it."""
+    """Find the first copy of a shared block before a sequence writes into it."""
     event = record.first(ev.BlockCopied)
     copies, made = len(record.all(ev.BlockCopied)), record.all(ev.RequestForked)
     (name,) = _names(record, event.request_id)
@@ -101,7 +101,7 @@ def forks(record: Record) -> Moment:
 
 
 def swapped(record: Record) -> Moment:
-    """A preempted request coming back by a copy from the host."""
+    """Find a preempted request that comes back by a copy from the host."""
     event = record.first(ev.RequestResumed, lambda e: e.mode == "swap")
     lost = record.first(ev.RequestPreempted, lambda e: e.request_id == event.request_id)
     (name,) = _names(record, event.request_id)
@@ -115,7 +115,7 @@ def swapped(record: Record) -> Moment:
 
 
 def recomputed(record: Record) -> Moment:
-    """A preempted request coming back by computing its tokens again."""
+    """Find a preempted request that comes back by computing its tokens again."""
     event = record.first(ev.RequestResumed, lambda e: e.mode == "recompute")
     (name,) = _names(record, event.request_id)
     again = event.num_tokens - event.num_cached_tokens
@@ -139,8 +139,10 @@ ROOMS = (
 
 
 def build(folder: Path) -> list[Path]:
-    """Write the site into a folder, which is made anew; returns its files. Raises ValueError if a
-    room is too large."""
+    """Write the site into a folder, which is emptied first; return its files.
+
+    Raises ValueError if a room is too large.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     records = {room.record: Record(room.record) for room in ROOMS}
@@ -201,7 +203,8 @@ def _card(room: Room, record: Record) -> str:
 
 
 def _picture(state: EngineState, record: Record) -> str:
-    """The pool at that step: blocks in their owners' colours, shared ones with a line across."""
+    """Draw the pool at that step: blocks in their owners' colours, shared ones with a line
+    across."""
     order: dict[str, int] = {}
     for event in record.events:
         if event.request_id:
@@ -256,7 +259,7 @@ article path{stroke:var(--card);stroke-width:2.5}
 
 
 def main() -> int:
-    """Build the site, and say what it holds."""
+    """Build the site, and say what it contains."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "site"
     for file in build(folder):
         print(f"{file}: {file.stat().st_size:,} bytes")

@@ -1,4 +1,4 @@
-"""A checkpoint with a broken embedding, served: who needs it gets an error, nobody else does."""
+"""Serve a checkpoint with a broken embedding: only requests that use it get an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGES = [{"role": "user", "content": "puzzle"}]
 
 @pytest.fixture(scope="module")
 def broken(start_server, model_folder, tmp_path_factory):
-    """A server whose model's embedding of the letter z is NaN, and what it answers to "hello"."""
+    """Start a server whose embedding of the letter z is NaN; also return its answer to "hello"."""
     folder = tmp_path_factory.mktemp("broken")
     model, tokenizer = (
         kind.from_pretrained(model_folder) for kind in (LlamaForCausalLM, AutoTokenizer)

@@ -54,7 +54,8 @@ def test_chat_logprobs(client):
 
 
 def test_lm_eval_reads_exact_maxima(client):
-    """Its loglikelihood: token ids in, echo, one token; greedy if each is the maximum, exactly."""
+    """lm-eval's loglikelihood: token ids in, echo, one token; greedy if each is exactly the
+    maximum."""
     prompt = list(b"the quick brown fox jumps over the lazy dog")
     answer = client.completions.create(
         model=MODEL, prompt=[prompt], max_tokens=1, echo=True, logprobs=1, temperature=0, seed=1

@@ -1,4 +1,4 @@
-"""The server as a process: how it starts, whom it obeys, how it ends."""
+"""The server as a process: how it starts, which signals it obeys, how it ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def in_thread(work) -> threading.Thread:
 
 
 def wait_for_step(server, tokens: int = 3) -> None:
-    """Until the engine works on something."""
+    """Wait until the engine works on something."""
     deadline = time.monotonic() + 20
     while server.http.get("/load").json()["kv_blocks"]["used"] == 0:
         assert time.monotonic() < deadline

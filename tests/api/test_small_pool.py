@@ -55,13 +55,13 @@ BODIES = [request(i) for i in range(NUM_CLIENTS)]
 
 @pytest.fixture(scope="module")
 def alone(start_server) -> list[str]:
-    """What each client gets when nobody else is there."""
+    """Return each client's answer when it is the only client."""
     with start_server() as roomy:
         return [asyncio.run(all_at_once(roomy.url, [body]))[0] for body in BODIES]
 
 
 def whole_record(server) -> tuple[list[events.Event], EngineState]:
-    """The record and what it folds into, when its last events have come from the engine process."""
+    """Return the record and its fold, once its last events have come from the engine process."""
     deadline = time.monotonic() + 10
     while True:
         lines = server.http.get("/trace").content.splitlines()

@@ -55,7 +55,7 @@ def test_bytes_over_time_against_bandwidth(stored, monkeypatch):
 
 
 class FakeGraph:
-    """What `torch.cuda` does, told to a list."""
+    """Replace `torch.cuda`'s graphs, and list what is called."""
 
     def __init__(self):
         self.told = []

@@ -1,4 +1,4 @@
-"""Results beside transformers come one by one: a run that is stopped keeps what it has."""
+"""Results beside transformers are written one by one: a run that is stopped keeps those it has."""
 
 from __future__ import annotations
 

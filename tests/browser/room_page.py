@@ -18,9 +18,8 @@ def until(page, condition: str, timeout_s: float = 60) -> None:
 
 
 def caught_up(page, server=None) -> None:
-    """Wait until nothing runs and the page shows it; where it follows a `server`, until that has
-    nothing open and the page shows its last step, too: a record comes later than it happened, so
-    a page may know nothing yet of what was just sent."""
+    """Wait until nothing runs and the page shows it. With a `server`, wait also until it has no
+    open request and the page shows its last step: records arrive late, so a page may lag behind."""
     shown = ""
     if server is not None:
         server.wait_until_idle()

@@ -1,4 +1,5 @@
-"""No panel keeps an older moment: what a page shows depends on the moment alone, not on the way."""
+"""No panel shows an earlier moment: what a page shows depends only on the moment, not on the way
+there."""
 
 from __future__ import annotations
 
@@ -166,7 +167,7 @@ def test_the_keys_dialog_has_its_keys_for_itself(open_room, rooms):
 
 
 def test_a_server_that_was_started_again_shows_nothing_of_the_run_before(open_room, live):
-    """Steps and requests begin anew then: the stream's ids say that it is another run."""
+    """Steps and requests start again then: the stream's ids say that it is another run."""
     fold, state = Fold(), Fold()
     for event in read_jsonl(CROWD):
         fold.see(event)

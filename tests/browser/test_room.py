@@ -109,7 +109,8 @@ def test_the_lens_shows_what_a_token_could_have_been(open_room, live):
 
 
 def test_a_crowd_from_the_page_is_in_the_engine_at_once(open_room, live):
-    """A browser has six connections to a server; what waits for one isn't seen by the engine."""
+    """A browser has six connections to a server: the engine doesn't see requests that wait for
+    one."""
     page = open_room()
     page.wait_for_selector("#status[data-state=live]")
     page.click("[data-show=fill]")

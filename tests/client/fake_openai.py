@@ -1,9 +1,4 @@
-"""A small OpenAI-compatible server for testing the client: it really makes tokens, step by step.
-
-Its model is a table of word pairs and its KV cache mere bookkeeping, but blocks, steps, the prefix
-cache and the record are kept as a real engine keeps them, so that what the client reads can be
-right or wrong. `faults` names what it does wrong: every check of the client must be able to fail.
-"""
+"""A small OpenAI-compatible server for testing the client: it makes real tokens, step by step."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.client.test_client_suites import judge, run, start, verdicts
 
 @contextlib.contextmanager
 def raw_server(reply: bytes | None) -> Iterator[str]:
-    """Answers each request with these bytes and hangs up; None: takes it and says nothing."""
+    """Answer each request with these bytes and disconnect; None: accept it and send nothing."""
     listener = socket.create_server(("127.0.0.1", 0))
     open_ones = []
 

@@ -106,7 +106,8 @@ def test_every_suite_passes(model: Path, tmp_path: Path) -> None:
 def test_correct_eviction_in_a_small_pool_is_no_fault(
     tiny: Path, tmp_path: Path, blocks: int
 ) -> None:
-    """Its five prompts would push each other out: they are made to fit, or it isn't offered."""
+    """Its five prompts would evict each other: the client makes them fit, or doesn't offer the
+    check."""
     flags = ("--num-gpu-blocks-override", str(blocks), "--max-num-seqs", "4")
     with real_server(tmp_path, tiny, *flags) as (url, _):
         code, report, text = judge(

@@ -112,7 +112,7 @@ def test_the_words_of_a_complaint():
 
 
 def test_every_field_is_checked():
-    """A field that is added later, too: an object fits none."""
+    """Every field, also one that is added later, refuses an object."""
     for name in SamplingParams.__struct_fields__:
         with pytest.raises(ParameterError, match=name):
             SamplingParams(**{name: object()})

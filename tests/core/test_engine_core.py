@@ -433,8 +433,7 @@ def test_seeds_of_unseeded_requests_repeat_with_the_engines_seed(engine):
 
 
 def test_a_seed_of_the_engines_own_survives_a_browser(engine):
-    """The page said “seed …, so it can be drawn again” and showed another number: JSON's numbers
-    are doubles there."""
+    """The page once showed another seed than the one used: JSON's numbers are doubles there."""
     h = engine(seed=7)
     for i in range(50):
         h.add(f"r{i}", prompt(3, i), max_tokens=1, seed=None)
@@ -480,7 +479,7 @@ def test_a_step_costs_the_same_in_a_pool_of_any_size(engine):
 def test_a_sequence_without_finite_logits_ends_alone_and_nobody_finds_its_blocks(
     engine, overlapped
 ):
-    """The worker says so in place of a token, in the third step of one of two requests."""
+    """The worker returns NO_TOKEN in the third step of one of two requests."""
     h = engine(async_scheduling=overlapped)
     compute = h.worker.execute
     computed = []
@@ -514,7 +513,7 @@ def test_a_sequence_without_finite_logits_ends_alone_and_nobody_finds_its_blocks
 
 @LOOPS
 def test_a_decode_step_of_any_number_of_requests_takes_four_events(engine, overlapped):
-    """And those who read the record get one for each block that was begun or filled."""
+    """Readers of the record get one event for each block that was begun or filled."""
     h = engine(num_blocks=200, max_num_seqs=20, async_scheduling=overlapped)
     for i in range(20):
         h.add(f"r{i}", prompt(5 + i % 4, start=i), max_tokens=20)
@@ -553,8 +552,9 @@ def test_a_prompt_of_one_token_has_its_prompt_logprobs(engine):
 
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_the_tokens_of_each_step_are_told_once(engine, overlapped):
-    """Drawn ones, and computed ones of prompts, with the step that completed them: the numbers of
-    all steps come to what was computed and drawn, whatever was chunked, cached, or preempted."""
+    """tokens_told counts drawn tokens, and computed prompt tokens with the step that completed the
+    prompt. Over all steps the sum is what was computed and drawn, whatever was chunked, cached or
+    preempted."""
     h = engine(num_blocks=12, max_num_batched_tokens=7, async_scheduling=overlapped)
     for i in range(6):
         h.add(f"r{i}", prompt(5 + 2 * i), max_tokens=9, n=1 + i % 2)

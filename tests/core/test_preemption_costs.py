@@ -1,4 +1,4 @@
-"""What recomputing and swapping cost is learned from what steps took."""
+"""The costs of recomputing and swapping are learned from the times of steps."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def of(check: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The commands of a shell block, in words."""
+    """Return the commands of a shell block, split into words."""
     lines = block.code.replace("\\\n", " ").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
     return [words for words in split if words]

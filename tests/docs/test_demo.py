@@ -31,7 +31,7 @@ def test_the_parts_of_the_first_piece_add_up():
 
 @pytest.mark.slow
 def test_it_ends_where_nobody_can_end_it():
-    """Without --once: there is no terminal, so nobody could press Ctrl-C."""
+    """Without --once and without a terminal nobody could press Ctrl-C, so it must end by itself."""
     ended = subprocess.run(
         [sys.executable, "examples/demo.py"],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,

@@ -1,4 +1,4 @@
-"""What the log says of the records in docs/: one is one, no time reads as nothing, no long ids."""
+"""The log's lines about the records in docs/: singular for one, no time of "0", no long ids."""
 
 from __future__ import annotations
 

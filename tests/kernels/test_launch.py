@@ -1,4 +1,4 @@
-"""The door to the kernels: what the record says of a launch is what was launched."""
+"""Launching kernels: the record describes exactly what was launched."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_dtype_without_a_measured_rate_has_the_memorys_limit():
 
 
 def test_a_gpus_launch_is_timed_between_events_behind_a_head_start(monkeypatch):
-    """Without a GPU: who is called, in which order, and what becomes of their answer."""
+    """Without a GPU: which functions are called, in which order, and how their results are used."""
     calls: list[str] = []
 
     class Event:

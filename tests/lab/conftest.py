@@ -54,10 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Two threads that wait for each other crawl on a machine that has other things to do.
-
-    For a module, not for the session: tests of other folders ask for the real number.
-    """
+    """Use one thread: two threads that wait for each other are very slow on a busy machine."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "physical_cores", lambda *_: 1)

@@ -55,7 +55,7 @@ def test_bf16_logits_are_those_of_transformers(models, cut):
 
 
 def test_weights_are_packed(models):
-    """Else the test above would not have met them."""
+    """If weights weren't packed, the test above would not have tested packed ones."""
     ops = cpu.native()
     if ops is None or ops.layout is Layout.PLAIN:
         pytest.skip("kernels of this machine read weights as they are, or none were built")

@@ -1,4 +1,4 @@
-"""What is done ahead is what a start asks for: nothing is compiled or asked for then."""
+"""A start after `engine.prepare` compiles nothing and asks transformers nothing."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_every_dependency_has_a_lower_bound_that_can_be_installed():
 
 
 def test_every_import_of_the_package_is_declared(wheel):
-    """Packages are declared by those who import them, not left to come with another."""
+    """Each imported package is declared in pyproject.toml, not left to come with another one."""
     about = email.message_from_bytes(
         wheel.read(f"glasshouse-{engine.__version__}.dist-info/METADATA")
     )

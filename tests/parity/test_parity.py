@@ -1,8 +1,5 @@
-"""The oracle: greedy tokens equal transformers' `generate`, token for token, however the engine
+"""The reference: greedy tokens equal transformers' `generate`, token for token, however the engine
 came to them (rule 10).
-
-Every architecture × every way that a request can be cut, shared, interrupted and resumed, 20
-prompts each, in fp32.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ ENTRIES = read_corpus()
 
 @pytest.fixture(scope="module")
 def answerer():
-    """The checkpoint, loaded once, on one thread: a second only fights with its neighbours."""
+    """Load the checkpoint once, on one thread: a second thread would only compete with other
+    programs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield Answerer(MODEL_DIR)

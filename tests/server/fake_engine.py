@@ -74,8 +74,8 @@ class FakeExecutor:
 
     @staticmethod
     def _logprobs(token: int, count: int, named: list[int] | None = None) -> TokenLogprobs:
-        """The token itself is always the best, by a margin that no rounding could give twice; named
-        tokens have the log-probability −id."""
+        """The token itself is always the best, at −0.1/3, which no rounded value equals; named tokens
+        have the log-probability −id."""
         tops = named or [token, *(t for t in [*range(65, 261), *range(65)] if t != token)][:count]
         values = [-0.1 / 3 - place for place in range(len(tops))]
         if named:
@@ -98,5 +98,5 @@ def fake(**options):
 
 
 def crash(config, recorder, progress):
-    """A load that takes the whole process down, without a word."""
+    """Crash the whole process while loading, without a message."""
     os._exit(7)

@@ -1,4 +1,4 @@
-"""Values that a field might choke on, and bodies with them in each field of the request models."""
+"""Values that might break a field, and bodies with them in each field of the request models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`make clients`: its catalogue is whole, and a client that fails is told of. None is installed."""
+"""`make clients`: its catalogue is complete, and a failing client is reported. None is
+installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection may send before its key is seen: headers within 64 kB, in time, one Host."""
+"""What a connection may send before its key is checked: headers within 64 kB, in time, one Host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door lets through: whole characters, 64-bit integers, nothing without a bound."""
+"""What read_body accepts: whole characters, 64-bit integers, nothing without a limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that leave, engines that die, servers that are told to end."""
+"""Clients that disconnect, engines that die, servers that are told to end."""
 
 from __future__ import annotations
 

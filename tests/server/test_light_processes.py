@@ -1,4 +1,4 @@
-"""What each process imports, and what not: held in fresh processes."""
+"""Which modules each process imports, and which it must not: checked in fresh processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""While one client sends the worst that it can, another's stream goes on as without it."""
+"""While one client sends the worst that it can, another client's stream continues undisturbed."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ class Stream:
         self._last, self.chunks = now, self.chunks + 1
 
     def longest(self) -> float:
-        """The longest gap since the last call; one that lasts still counts."""
+        """Return the longest gap since the last call, including one that hasn't ended."""
         self._note()
         longest, self._longest = self._longest, 0.0
         return longest
 
 
 async def gaps(url: str, route: str, content: bytes) -> tuple[float, float, int]:
-    """The longest gap without the request, that with it, and its status."""
+    """Return the longest gap without the request, the one with it, and the request's status."""
     stream = Stream(url)
     reading = asyncio.create_task(stream.read())
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:

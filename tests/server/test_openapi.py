@@ -1,4 +1,4 @@
-"""/openapi.json says what is so: real answers have the shapes that it gives."""
+"""/openapi.json is true: real answers have the shapes that it declares."""
 
 from __future__ import annotations
 

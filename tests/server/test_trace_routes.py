@@ -189,7 +189,8 @@ def test_a_viewer_that_falls_behind_is_set_forward_and_told_so(monkeypatch):
 
 
 def test_one_who_joins_far_back_is_not_taken_for_a_slow_one():
-    """It begins up to HISTORY events back: what comes while it catches up is no gap."""
+    """The stream begins up to HISTORY events back: events during catching up must not count as a
+    gap."""
     window = RecordWindow(capacity=2 * viewers_module.HISTORY)
     viewers = Viewers(window, "run", lambda: False)
     window(stamped([EngineWarning(message="x") for _ in range(viewers_module.HISTORY)]))

@@ -1,4 +1,5 @@
-"""A record whose beginning was dropped stands for itself: its first line says what that came to."""
+"""A record whose beginning was dropped is complete: its first line holds the state at its
+beginning."""
 
 from __future__ import annotations
 

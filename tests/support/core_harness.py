@@ -69,7 +69,7 @@ class Harness:
         return outputs
 
     def run(self, limit: int = 5000) -> None:
-        """Step until nothing is left; nothing may be left behind."""
+        """Step until no work is left, and check that nothing else is left either."""
         for _ in range(limit):
             if not self.core.has_work:
                 break
@@ -80,7 +80,7 @@ class Harness:
         assert self.core.scheduler.seats_taken == 0
 
     def expect_solo_answers(self, *request_ids: str) -> None:
-        """Each request got exactly what it would have got alone."""
+        """Check that each request got exactly the answer that it gets alone."""
         for request_id in request_ids or self.sent:
             request = self.sent[request_id]
             params = request.params

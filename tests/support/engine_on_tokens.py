@@ -29,7 +29,7 @@ class TokenEngine:
         launches_ahead: bool = False,
         **options,
     ):
-        """launches_ahead: as on CUDA; nothing is booked before the next step has been launched."""
+        """launches_ahead: as on CUDA, no step is booked before the next one has been launched."""
         defaults = {"dtype": "float32", "device": "cpu", "swap_space": 0.01, "cpu_threads": 1}
         self.config = EngineConfig(model=str(model), **{**defaults, **options})
         self.recorder = Recorder(level="steps")

@@ -24,7 +24,7 @@ def next_token(tokens: list[int], seed: int) -> int:
 def solo_answer(
     prompt: list[int], seed: int, max_tokens: int, stop_ids: frozenset[int] = frozenset()
 ) -> list[int]:
-    """The answer of a request that is alone in the world."""
+    """Return the answer of a request that runs alone."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + max_tokens:
         tokens.append(next_token(tokens, seed))

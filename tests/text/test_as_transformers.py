@@ -1,4 +1,4 @@
-"""What we do in place of transformers is what transformers does: it is the oracle here."""
+"""Where we replace transformers, our results equal its own."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def test_shutdown_ends_what_runs_and_refuses_the_rest(make):
 
 
 def test_one_event_loop_after_the_other(make):
-    """What a loop left running when it was closed is aborted: nobody can wait for it."""
+    """Requests of an event loop that was closed are aborted: nobody can wait for them."""
     llm = make(step_s=0.001)
 
     async def start():

@@ -98,7 +98,8 @@ def test_on_a_thread_it_is_the_same_text(reference, llm, overlapped):
 
 
 def test_an_end_of_sequence_that_the_model_does_not_have(reference, tmp_path):
-    """Files may disagree: with min_tokens, such a token was masked, and the engine died of it."""
+    """Files may disagree about the end of sequence: with min_tokens, such a token crashed the
+    engine."""
     folder = shutil.copytree(reference[0], tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 1000000, -1]}')
     options = {"dtype": "float32", "device": "cpu", "cpu_threads": 1, "num_gpu_blocks_override": 64}

@@ -94,7 +94,7 @@ def test_a_stop_string_ends_the_sequence_in_the_core(processor, recorder, includ
 
 
 def test_several_tokens_in_one_output(processor):
-    """Tokens behind the stop string, in the same output, are not counted."""
+    """Tokens after the stop string, in the same output, are not counted."""
     request = start(processor, stop=["world"], logprobs=0)
     ids = ids_of(processor, TEXT)
     entries = [TokenLogprobs(i, -1.0, 1, [], []) for i in ids]
@@ -105,7 +105,7 @@ def test_several_tokens_in_one_output(processor):
 
 
 def test_a_stop_string_and_length_at_once(processor):
-    """The core has ended it already with the token that completes the stop string."""
+    """The core has already ended the sequence with the token that completes the stop string."""
     request = start(processor, stop=["world"])
     ids = ids_of(processor, "Hello, world")
     deltas = feed(processor, ids, finish_reason="length")
@@ -123,7 +123,7 @@ def test_what_was_held_goes_out_at_the_end(processor):
 
 
 def test_a_stop_string_within_the_first_min_tokens_does_not_count(processor):
-    """As the core has it for stop tokens: token number min_tokens doesn't end a text."""
+    """As for stop tokens in the core: token number min_tokens doesn't end a text."""
     ids = ids_of(processor, "a stop, a stop, and on")
     first = next(k for k in range(len(ids)) if "stop" in processor.tokenizer.decode(ids[: k + 1]))
     complete = first + 1  # tokens, when the first "stop" is complete

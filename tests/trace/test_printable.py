@@ -1,4 +1,4 @@
-"""No form of the log lets a terminal obey what stands in a prompt or in the name of a field."""
+"""No form of the log passes a prompt's or a field name's control characters to the terminal."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def test_unjoined_every_event_has_its_line():
 
 
 def test_the_story_loses_nobody():
-    """Whatever happened to requests is told, in any record: only steps and growth are joined."""
+    """Every event of a request is told, in any record: only steps and growth are joined."""
     for seed in range(8):
         engine = ModelEngine(16, 6, seed)
         for _ in range(200):

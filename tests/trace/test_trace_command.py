@@ -80,7 +80,7 @@ READERS = {  # what people pipe into `head`
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_that_has_seen_enough_is_no_error(record, name):
-    """As `… | head` does: nobody reads what is written any more."""
+    """As with `… | head`: the reader of the output is gone."""
     arguments = [str(record) if part == "RECORD" else part for part in READERS[name]]
     reading, writing = os.pipe()
     os.close(reading)
@@ -95,7 +95,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(record, name):
 
 
 def test_every_program_ends_by_run_command():
-    """So that none of them meets a closed pipe in its own way."""
+    """So every program handles a closed pipe in the same way."""
     own_way = {
         "koyeb_api_server.py",  # a server: it ends at once, without Python's tearing down
         "test_client.py",  # one file that works without this repository

@@ -28,8 +28,8 @@ def test_forwarded_events_keep_their_stamps_and_fall_in_line_by_time(recorder_of
 
 
 def test_own_events_wait_for_older_ones_of_the_other_process(recorder_of, monkeypatch):
-    """The front end's "sends" stood on the console above the step that computed the token: the
-    core's events come a batch later than they happen."""
+    """The console once showed the front end's "sends" above the step that computed the token: the
+    core's events arrive a batch later than they happen."""
     monkeypatch.setattr("engine.trace.merging.MARGIN_S", 60)  # however busy this machine is
     recorder, got = recorder_of(level="full")
 
@@ -52,7 +52,7 @@ def test_own_events_wait_for_older_ones_of_the_other_process(recorder_of, monkey
 
 
 def test_own_events_wait_for_a_process_that_is_busy_for_long(recorder_of, monkeypatch):
-    """A step of a large model on a CPU keeps the interpreter from draining meanwhile."""
+    """A step of a large model on a CPU keeps the interpreter, and so the drain thread, busy."""
     monkeypatch.setattr("engine.trace.merging.MOST_LATE_S", 120)
     recorder, got = recorder_of()
     now = time.monotonic_ns()

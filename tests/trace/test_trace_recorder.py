@@ -70,7 +70,8 @@ def test_a_time_read_before_another_thread_was_faster_does_not_go_back(recorder_
 
 @pytest.mark.parametrize("src", ["core", "server"])
 def test_whoever_records_is_the_source(recorder_of, src):
-    """Some kinds have "server" as their default: in one process there is one numbering."""
+    """Some kinds have "server" as their default `src`: in one process all events have one
+    numbering."""
     recorder, got = recorder_of(src=src, level="full")
     recorder.record(ev.TextEmitted())
     recorder.record(ev.RequestQueued())
@@ -161,9 +162,7 @@ def test_without_text_no_field_spells_any(recorder_of):
 
 
 def test_every_text_field_is_known_to_the_privacy_test():
-    """A new field named like text must be blanked, too: this fails until somebody has thought about
-    it.
-    """
+    """A new field for text must be blanked, too: this test fails until it is listed."""
     named = {"text", "stop", "stop_reason", "token_id", "candidates", "params"}
     found = {
         (ev.kind(event), name)

@@ -34,7 +34,7 @@ def test_replay_equals_the_engine_after_every_operation(seed, num_blocks, num_ho
 
 
 def test_the_model_engine_reaches_every_block_and_request_event():
-    """Otherwise the property above would say less than it seems to."""
+    """Otherwise the property above would test less than it seems to."""
     seen = set()
     for seed in range(40):
         engine = ModelEngine(12, 6, seed)

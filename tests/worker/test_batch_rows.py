@@ -59,7 +59,7 @@ def test_tensors_of_random_plans():
 
 
 def test_a_slot_is_clean_for_its_next_sequence():
-    """Beyond a row's own pages its table is 0, whoever had the slot before."""
+    """After a row's own blocks its table is 0, whichever sequence had the slot before."""
     rows = BatchRows(2, 40, SIZE)
     rows.put("a", new_row([1] * 40))
     rows.put("long", new_row([2] * 40))

@@ -1,4 +1,4 @@
-"""Threads of kernels on cores of their own, and everybody else's free."""
+"""Kernel threads are bound to cores of their own, and other programs' threads aren't."""
 
 from __future__ import annotations
 

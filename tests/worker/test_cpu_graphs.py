@@ -1,4 +1,4 @@
-"""Decode steps played from tapes are the steps themselves, for batches that grow and shrink."""
+"""Decode steps replayed from tapes equal the steps themselves, for batches that grow and shrink."""
 
 from __future__ import annotations
 

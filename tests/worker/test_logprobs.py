@@ -25,7 +25,7 @@ def ranked(row: torch.Tensor) -> list[int]:
     st.integers(0, 1000),
 )
 def test_against_sorting(vocab, rows, count, grid, seed):
-    """Grid: logits are rounded to it, so that ties abound."""
+    """Logits are rounded to a grid, so that there are many ties."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, vocab, generator=generator) * 3
     if grid:

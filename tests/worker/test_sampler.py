@@ -104,7 +104,8 @@ def sample(
 
 
 def token_array(tokens: list[list[int]]) -> np.ndarray:
-    """As BatchRows keeps them; what lies beyond a sequence's end is another's rest."""
+    """Return tokens as BatchRows keeps them: after a sequence's end are leftovers of another
+    one."""
     array = np.full((len(tokens), max(map(len, tokens)) + 2), 7, np.int32)
     for line, seen in zip(array, tokens):
         line[: len(seen)] = seen
@@ -343,7 +344,7 @@ def test_a_slot_forgets_its_last_sequence():
 
 
 def test_steps_look_back_only_while_a_sequence_has_penalties():
-    """One that had some and is gone must not slow the overlapped loop down for good."""
+    """A request with penalties that has ended must not keep the overlapped loop slow."""
     table = SamplingTable(2, VOCAB, CPU)
     table.set(0, new_row([1], frequency_penalty=0.5))
     table.set(1, new_row([1]))
@@ -368,7 +369,7 @@ def test_a_steady_batch_is_gathered_once():
 
 
 def test_a_row_with_everything_forbidden_still_draws_an_allowed_token():
-    """Allowed is only the stop token, which min_tokens forbids."""
+    """The only allowed token is the stop token, which min_tokens forbids."""
     row = new_row([1], allowed_token_ids=[7], min_tokens=5, stops=[7])
     other = new_row([1], bad_words_token_ids=[[3]])
     logits = torch.zeros(2, VOCAB)
@@ -379,7 +380,7 @@ def test_a_row_with_everything_forbidden_still_draws_an_allowed_token():
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 100.0])
 @pytest.mark.parametrize("penalty", [LEAST_REPETITION_PENALTY, 100.0])
 def test_the_most_extreme_parameters_leave_logits_finite(temperature, penalty):
-    """What can't be drawn is told as the checkpoint's fault, so no parameter may bring it about."""
+    """Infinite logits are reported as the checkpoint's fault, so no parameter may cause them."""
     row = new_row([1, 2, 3], repetition_penalty=penalty, temperature=temperature, seed=1)
     logits = torch.tensor([[3e3, 9e3, -9e3, 0.0, 5.0]])
     assert 0 <= sample(logits, [row], [[1, 2, 3]])[0] < 5

@@ -87,7 +87,7 @@ def test_the_drivers_refusal_counts_and_other_errors_pass():
 
 
 def test_memory_that_torch_really_refuses():
-    """A tensor that no machine holds: whatever class the error has, it is one line."""
+    """A tensor too large for any machine: whatever class the error has, it becomes one line."""
     with (
         pytest.raises(ConfigError, match="out of memory while"),
         memory_for(start_memory.KV_CACHE, CPU),

@@ -48,7 +48,7 @@ def test_a_play_is_the_computation_on_the_inputs_of_then(ops, dtype):
 
 @torch.inference_mode()
 def test_tapes_share_memory_and_keep_what_they_need(ops):
-    """Fresh memory holds nothing that a play could lean on: it is poisoned before each."""
+    """Fresh memory is poisoned before each replay, so a replay can't rely on earlier contents."""
     torch.manual_seed(0)
     weight, norm = torch.randn(64, 64), torch.randn(64)
     arena, tapes = Arena(), []

@@ -24,7 +24,7 @@ FEW = settings(max_examples=cases(6), deadline=None, derandomize=True, database=
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Memory that a kernel gets is NaN until it is written."""
+    """Fill memory that a kernel gets with NaN until it is written."""
     empty = torch.empty
 
     def poisoned(*shape, **options):

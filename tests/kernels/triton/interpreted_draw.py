@@ -95,8 +95,8 @@ def test_rows_that_stand_on_a_border(word):
 
 @pytest.mark.parametrize("vocab", [40, 3001])
 def test_no_token_where_logits_are_not_finite(vocab):
-    """A row with one NaN, anywhere, or an infinite maximum: the kernel says so as the CPU does, and
-    the rows beside it are drawn as ever."""
+    """A row with one NaN, anywhere, or an infinite maximum: the kernel reports it as the CPU does,
+    and the other rows are drawn as usual."""
     torch.manual_seed(0)
     logits = torch.randn(7, vocab)
     logits[1, -1], logits[2, 0], logits[3, 20] = NAN, NAN, INF

@@ -78,7 +78,7 @@ def test_silu_of_extremes():
 @given(st.integers(1, 600), st.integers(0, 1000))
 @FEW
 def test_tokens_that_the_step_before_drew(rows, seed):
-    """Known ones stay, and nothing is read for them: their places may be anything."""
+    """Known tokens stay, and the kernel reads nothing for them: their places may hold anything."""
     torch.manual_seed(seed)
     drawn = torch.randint(-1, 1000, (50,))  # −1: there was none to draw
     ids = torch.randint(0, 1000, (rows,)).where(torch.rand(rows) < 0.5, -1)
@@ -93,7 +93,7 @@ def test_tokens_that_the_step_before_drew(rows, seed):
 @given(st.integers(1, 600), st.integers(0, 9), st.booleans(), st.integers(0, 1000))
 @FEW
 def test_what_a_step_takes_from_the_host_and_hands_out(rows, more, some_drawn, seed):
-    """The rest of the lines stays as it was: others may be copied there still."""
+    """The rest of each line stays unchanged: other kernels may still copy into it."""
     torch.manual_seed(seed)
     drawn = torch.randint(-1, 1000, (50,)) if some_drawn else None
     staged = torch.randint(0, 1000, (5, rows + more))

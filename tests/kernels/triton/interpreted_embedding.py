@@ -37,7 +37,7 @@ def poison() -> Iterator[None]:
 
 
 def no_reference(monkeypatch, name: str) -> None:
-    """From here on plain torch must not be what answers."""
+    """Make any call of plain torch's reference fail from now on."""
 
     def refuse(*_):
         raise AssertionError(f"plain torch computed {name}")
@@ -62,7 +62,8 @@ def test_embed(tokens, width, dtype, with_positions, seed):
 
 @pytest.mark.parametrize("width", [1023, 1024, 1025])
 def test_first_and_last_entries_and_the_padding_of_a_graph(width):
-    """Rows that only pad a graph are whatever an earlier step left: at first token 0 at place 0."""
+    """Rows that only pad a graph may hold anything from an earlier step: at first token 0 at place
+    0."""
     table, places = torch.randn(5, width), torch.randn(3, width)
     ids, positions = torch.tensor([4, 0, 0, 0]), torch.tensor([2, 0, 0, 0])
     found = embed.embed(ids, table, positions, places)

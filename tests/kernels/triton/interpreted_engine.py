@@ -69,7 +69,7 @@ def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) 
 def cuda_graphs(
     runner: ModelRunner, recorder: Recorder, sizes: list[int] | None = None
 ) -> CudaGraphs:
-    """CUDA's graphs of a runner on the CPU: what isn't the device's own is the same."""
+    """Make a runner use CUDA's graphs on the CPU: all code but the device's own is the same."""
     return CudaPlatform(runner.device).graphs(runner.graph_shape(), recorder, sizes)
 
 
