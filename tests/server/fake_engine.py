@@ -74,8 +74,8 @@ class FakeExecutor:
 
     @staticmethod
     def _logprobs(token: int, count: int, named: list[int] | None = None) -> TokenLogprobs:
-        """The token itself is always the best, at −0.1/3, which no rounded value equals; named tokens
-        have the log-probability −id."""
+        """The token itself is always the best, at −0.1/3, which no rounded value equals; named
+        tokens have the log-probability −id."""
         tops = named or [token, *(t for t in [*range(65, 261), *range(65)] if t != token)][:count]
         values = [-0.1 / 3 - place for place in range(len(tops))]
         if named:
