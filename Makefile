@@ -85,9 +85,10 @@ bench-peers: $(VENV)/.test ## beside vLLM and llama.cpp too, got into .peers/ (5
 	@$(BIN)/python -m benchmarks.peers.install
 	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
-bench-growth: $(VENV)/.test ## what a step costs as requests, context and the pool grow; the record; HTTP; the core alone
+bench-growth: $(VENV)/.test ## what a step costs as requests, context and the pool grow; the record; HTTP; the core alone; memory
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.core_cost
+	$(BIN)/python -m benchmarks.footprint
 
 gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)

@@ -25,6 +25,7 @@ from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.hub import find_model
 from engine.models.loader import load_model
 from engine.text.loading import load_tokenizer
+from engine.trace.command import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 16
@@ -200,4 +201,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

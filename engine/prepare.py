@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from engine.kernels.cpu.choice import PROBE
 from engine.models.description import read_config
 from engine.models.hub import find_model
 from engine.text.loading import load_text
+from engine.trace.command import run_command
 
 
 def compile_kernels() -> list[str]:
@@ -58,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -32,8 +32,8 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.table import Table
 
+from engine.trace.columns import RichPrinter
 from engine.trace.command import run_command
-from engine.trace.console import RichPrinter
 from engine.trace.events import (
     AnyEvent,
     Event,

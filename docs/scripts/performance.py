@@ -22,6 +22,7 @@ NOTES = "NOTES.md"
 TITLES = {
     "compare": "Beside transformers, on the same machine",
     "core_cost": "What the core and its record cost a step",
+    "footprint": "Memory, and the time to be ready",
     "growth": "What more work costs",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "step_budget": "Where the time of a decode step goes",
@@ -44,7 +45,7 @@ Make the tables on your machine:
 ```bash
 make bench          # beside transformers
 make bench-peers    # beside vLLM and llama.cpp too: gets them into .peers/ first, which takes a while
-make bench-growth   # as requests, context and the pool grow; the record; HTTP; the core alone
+make bench-growth   # as requests, context and the pool grow; the record; HTTP; the core alone; memory
 ```
 
 What was predicted before each change, and what then came out, also where it missed, stands in

@@ -10,7 +10,7 @@ from pathlib import Path
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
 from engine.trace.__main__ import main as trace_command
-from engine.trace.console import RichPrinter
+from engine.trace.columns import RichPrinter
 from engine.trace.events import Event
 from engine.trace.files import read_all
 from engine.trace.replay import Replay

