@@ -1,11 +1,11 @@
-"""What a server takes of the machine: memory at rest and at work, and the time to be ready.
+"""Measure what a server takes of the machine: memory at rest and at work, and its start time.
 
     python -m benchmarks.footprint [MODEL]   writes benchmarks/results/<machine>/footprint.{json,md}
 
 A server of MODEL (by default the pocket model) is started twice: the first start finds a machine on
 which the kernels are compiled but no model was ever loaded, the second one what the first has left.
-PSS counts a page that processes share once, a part for each of them, also for processes that are
-none of the server's: "alone" counts in full what only strangers share. Linux only.
+PSS divides a page among all processes that share it, also those that don't belong to the server;
+"alone" counts in full what only such others share. Linux only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROLES = {"multiprocessing.spawn": "engine", "resource_tracker": "Python's tracke
 
 
 def processes(pid: int) -> dict[int, str]:
-    """The server's process and its children, by number, with what each does."""
+    """List the server's process and its children, by number, with what each does."""
     found = {pid: "server"}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -58,14 +58,14 @@ def processes(pid: int) -> dict[int, str]:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MB of a process: resident, its share, memory that no file stands behind."""
+    """Return the MB of a process: resident, its share, and memory that no file backs."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     sizes = dict(re.findall(r"^(Rss|Pss|Anonymous): +(\d+) kB", text, re.MULTILINE))
     return {name.lower(): int(size) / 1024 for name, size in sizes.items()}
 
 
 def files_mapped(pid: int) -> dict[tuple[str, str], int]:
-    """KB that are resident of each mapping of a file, at its place in the file."""
+    """Return the resident KB of each mapping of a file, at its place in the file."""
     found: dict[tuple[str, str], int] = {}
     key: tuple[str, str] | None = None
     anonymous = rss = 0
@@ -82,8 +82,11 @@ def files_mapped(pid: int) -> dict[tuple[str, str], int]:
 
 
 def alone(pids: list[int]) -> float:
-    """MB that would be in use if no other programs ran: anonymous memory, and each page of a file
-    once, which the largest of the processes is taken for."""
+    """Return the MB that would be in use if no other programs ran.
+
+    It is anonymous memory, and each page of a file once: of each mapping, as much as the process
+    with most of it has resident.
+    """
     parts: dict[tuple[str, str], int] = {}
     total = 0.0
     for pid in pids:
@@ -94,7 +97,7 @@ def alone(pids: list[int]) -> float:
 
 
 def sizes(pid: int) -> dict[str, Any]:
-    """Of all processes of a server, and of all together."""
+    """Return the sizes of all processes of a server, and of all together."""
     found = processes(pid)
     each = {role: memory(number) for number, role in found.items()}
     together = {key: sum(one[key] for one in each.values()) for key in ("rss", "pss", "anonymous")}
@@ -103,7 +106,7 @@ def sizes(pid: int) -> dict[str, Any]:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU of the server, its children, and those of theirs that have ended."""
+    """Return the CPU seconds of the server, its children, and those of theirs that have ended."""
     total = 0
     for number in processes(pid):
         fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
@@ -112,7 +115,7 @@ def cpu_s(pid: int) -> float:
 
 
 class Server:
-    """A server's process, from its start."""
+    """Run a server's process, and measure from its start."""
 
     def __init__(self, model: str, cache: str):
         self.started = time.monotonic()
@@ -136,7 +139,7 @@ class Server:
                 self.url = match[1]
 
     def wait(self) -> dict[str, float]:
-        """Wait until it is ready; returns the seconds that passed, and those of CPU."""
+        """Wait until it is ready; return the seconds that passed, and those of CPU."""
         while self.process.poll() is None and time.monotonic() - self.started < READY_S:
             if self.url and httpx.get(f"{self.url}/health").json()["status"] == "ready":
                 passed = time.monotonic() - self.started
@@ -155,7 +158,7 @@ class Server:
 
 
 async def streams(url: str) -> None:
-    """So many answers at once, each as a stream of so many tokens."""
+    """Ask for many answers at once, each as a stream of a fixed number of tokens."""
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         body = {
@@ -175,7 +178,7 @@ async def streams(url: str) -> None:
 
 
 def highest(pid: int, work: Callable[[], None]) -> dict[str, Any]:
-    """The sizes at the moment, during `work`, when the share of all was greatest."""
+    """Return the sizes at the moment, during `work`, when the share of all was greatest."""
     done = threading.Event()
     most = sizes(pid)
 
@@ -219,7 +222,7 @@ def measure(model: str) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The page."""
+    """Write the page."""
     first, second = results["starts"]
     lines = [
         f"`python -m benchmarks.footprint`, {results['machine']['cpu']}, {results['cores']} cores,"

@@ -1,1 +1,4 @@
-"""Clients of other people against a real server: `make clients` (docs/CLIENTS.md has the table)."""
+"""Run other people's clients against a real server: `make clients`.
+
+docs/CLIENTS.md has the table.
+"""

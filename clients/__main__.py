@@ -65,7 +65,7 @@ def run(client: Client, url: str) -> dict[str, Any]:
 
 
 def _num_without_route(url: str) -> float:
-    """How many requests so far were for a route that the server doesn't have."""
+    """Return how many requests so far were for a route that the server doesn't have."""
     text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     return sum(map(float, NO_ROUTE.findall(text)))
 

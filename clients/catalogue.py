@@ -1,4 +1,4 @@
-"""Which clients there are, what each needs, and what runs it."""
+"""List the clients, what each needs, and what runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TORCH = "torch==2.13.0"  # as the engine's: of several builds that there are, no
 
 @dataclass(frozen=True)
 class Client:
-    """One client: an environment of its own, and a script in it that asks a real server."""
+    """Describe one client: its own environment, and a script that asks a real server."""
 
     name: str  # also its folder
     packages: tuple[str, ...]  # for pip, or for npm if the script is JavaScript; the first is shown
@@ -27,7 +27,7 @@ class Client:
 
     @property
     def shown(self) -> str:
-        """The package whose version is told."""
+        """Return the package whose version is shown."""
         name = self.packages[0].split("==")[0].split("[")[0]
         return f"{name} (npm)" if self.is_node else name
 

@@ -1,4 +1,7 @@
-"""An environment for each client, in `.clients/` (git ignores it): made once, and never ours."""
+"""Make each client's environment, once and apart from ours, in `.clients/`.
+
+Git ignores that folder.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ VLLM_NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")  # made for anothe
 
 
 class NotInstalled(RuntimeError):
-    """A client can't be had here; the message says why."""
+    """Report that a client can't be had here; the message says why."""
 
 
 def folder(client: Client) -> Path:
@@ -25,7 +28,7 @@ def folder(client: Client) -> Path:
 
 
 def command(client: Client) -> list[str]:
-    """What runs the client's script."""
+    """Return what runs the client's script."""
     if client.is_node:  # node looks for packages beside the script
         shutil.copy(client.path, folder(client))
         return ["node", str(folder(client) / client.path.name)]
@@ -49,7 +52,7 @@ def install(client: Client, timeout_s: float) -> None:
 
 
 def version(client: Client) -> str:
-    """The version of the client's first package."""
+    """Return the version of the client's first package."""
     name = client.packages[0].split("==")[0].split("[")[0]
     if client.is_node:
         told = folder(client) / "node_modules" / name / "package.json"

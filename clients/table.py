@@ -1,4 +1,4 @@
-"""The table of the docs, from clients/results.json."""
+"""Write the table of the docs, from clients/results.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = ROOT / "clients" / "results.json"
 
 
 def clients_table() -> str:
-    """Each client, its version, and what it did; what couldn't be had or failed says why."""
+    """List each client, its version, and what it did; what couldn't be had or failed says why."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = ["| client | version | what was done with it |", "|---|---|---|"]
     for client in CLIENTS:

@@ -169,7 +169,7 @@ def vary(question: str, rng: Random) -> str:
 
 
 def framed(text: str, rng: Random) -> str:
-    """Sometimes add something polite or idle before or after the text."""
+    """Add, now and then, something polite or idle before or after the text."""
     dice = rng.random()
     if dice < 0.2:
         return rng.choice(PREFIXES) + text

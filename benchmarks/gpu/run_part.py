@@ -1,6 +1,7 @@
-"""Run one part of `make gpu` in a process with a time limit, and pass on its results one by one.
+"""Run one part of `make gpu` in a process with a time limit; pass on its results.
 
-So results that came before it fails, or before we are stopped ourselves, are kept.
+They are passed on one by one, so those that came before it fails, or before we are stopped
+ourselves, are kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every script knows: where the server is, and how it says what it did."""
+"""Hold what every script needs: where the server is, and how to report what worked."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""guidellm: a short benchmark of made prompts, over completions and over chat."""
+"""Use guidellm: a short benchmark of made prompts, over completions and over chat."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""langchain-openai: chat, a stream, a batch, a plain completion."""
+"""Use langchain-openai: chat, a stream, a batch, a plain completion."""
 
 from asked import BASE, KEY, MODEL, did
 from langchain_openai import ChatOpenAI, OpenAI

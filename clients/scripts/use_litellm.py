@@ -1,4 +1,4 @@
-"""litellm's SDK, by its two ways to such a server: openai/… and hosted_vllm/…"""
+"""Use litellm's SDK, by its two ways to such a server: openai/… and hosted_vllm/…"""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""litellm's proxy before this server, as a deployment that must not go into cool-down."""
+"""Use litellm's proxy before this server, as a deployment that must not go into cool-down."""
 
 import json
 import os
@@ -92,7 +92,8 @@ try:
     assert health["healthy_count"] == 4 and not health["unhealthy_endpoints"], health
     did("its own health check")
 
-    # What this server doesn't do is said as the request's fault, and no reason to leave it alone.
+    # What this server doesn't do is reported as the request's fault, and no reason to avoid the
+    # server.
     others = (
         ("/v1/embeddings", {"input": "a"}),
         ("/v1/rerank", {"query": "a", "documents": ["a", "b"]}),

@@ -1,4 +1,4 @@
-"""llama-index: chat, streams and completions with a model that speaks OpenAI's API."""
+"""Use llama-index: chat, streams and completions with a model that speaks OpenAI's API."""
 
 from asked import BASE, KEY, MODEL, did
 from llama_index.core.llms import ChatMessage

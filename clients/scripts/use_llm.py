@@ -1,4 +1,4 @@
-"""simonw/llm: its command, with and without streaming, from a file of models."""
+"""Use simonw/llm: its command, with and without streaming, from a file of models."""
 
 import json
 import os

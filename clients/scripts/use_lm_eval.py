@@ -1,4 +1,4 @@
-"""lm-eval's local-completions: it scores as its `hf` does with the same model."""
+"""Use lm-eval's local-completions: it scores as its `hf` does with the same model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""openai-python: models, completions, chat, streams, errors, also asynchronous."""
+"""Use openai-python: models, completions, chat, streams, errors, also asynchronous."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""vLLM's `vllm bench serve`, over completions and over chat."""
+"""Use vLLM's `vllm bench serve`, over completions and over chat."""
 
 import os
 import re
