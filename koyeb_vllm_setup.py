@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Run the lab: `python koyeb_vllm_setup.py --quick --report lab.html`; `--help` lists the
-chapters."""
+"""Run the lab: `python koyeb_vllm_setup.py --quick --report lab.html`.
+
+`--help` lists the chapters.
+"""
 
 from __future__ import annotations
 

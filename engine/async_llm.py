@@ -4,8 +4,8 @@
         async for output in llm.generate("Once", SamplingParams(max_tokens=32)):
             print(output.outputs[0].text)
 
-The core and worker run on a thread of their own, the text on the event loop. Any number of requests
-may run at once; one that is cancelled, or whose iterator is closed, is aborted in the engine.
+The core and worker run on a thread of their own, the text code on the event loop. Any number of
+requests may run at once. Cancelling a request, or closing its iterator, aborts it in the engine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AsyncLLM(LocalEngine):
     """Run a model and its engine on a thread; see `LocalEngine` for the arguments.
 
     Making one takes as long as loading the model: on an event loop, `await asyncio.to_thread(
-    AsyncLLM, model)`. All its methods but `shutdown` are for an event loop's own thread.
+    AsyncLLM, model)`. Call all methods but `shutdown` on the thread of an event loop.
     """
 
     def _start(self) -> None:
@@ -62,7 +62,7 @@ class AsyncLLM(LocalEngine):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete one prompt (see `LLM.generate`); each output has everything generated so far.
 
-        `request_id` must not be in use; None means one of our own. The last output is `finished`.
+        `request_id` must not be in use; None: the engine makes one. The last output is `finished`.
         Leaving the loop over it, closing it or cancelling its task aborts the request.
 
         Raises `TextError`, `ParameterError` or `RequestError` for a request that can't be served,
@@ -127,7 +127,7 @@ class AsyncLLM(LocalEngine):
         return True
 
     async def get_metrics(self) -> list[Metric]:
-        """Return what has been counted since the start, and the state now."""
+        """Return the counts since the start, and the current state."""
         self._check_open()
         return self._counts.metrics(await self._engine.ask(lambda core: core.stats()))
 
@@ -190,7 +190,7 @@ class AsyncLLM(LocalEngine):
                 self._counts.ended(text)
 
     def _take(self, text: RequestText, news: list[News]) -> bool:
-        """Make text of what came; return whether there is something new to show."""
+        """Convert news to text; return whether there is something new to show."""
         is_new = False
         for output, at_ns in news:
             delta = self._output.process(output)

@@ -8,8 +8,8 @@ from engine.core.messages import StepStats
 from engine.text.output import RequestText
 
 TOTALS = (
-    "prompt_tokens",  # of requests that are over
-    "generation_tokens",  # of requests that are over
+    "prompt_tokens",  # of ended requests
+    "generation_tokens",  # of ended requests
     "prefix_cache_queries",
     "prefix_cache_hits",
     "num_preemptions",
@@ -18,7 +18,7 @@ TOTALS = (
 
 @dataclass(frozen=True)
 class Metric:
-    """Hold one number: `Counter`s only grow, `Gauge`s tell the state."""
+    """Hold one number: a `Counter` only grows, a `Gauge` has the current state."""
 
     name: str
     value: float
@@ -26,15 +26,15 @@ class Metric:
 
 
 class Counter(Metric):
-    """Hold what has been counted since the start."""
+    """Hold a count since the start."""
 
 
 class Gauge(Metric):
-    """Hold what is so now."""
+    """Hold a current value."""
 
 
 class Counts:
-    """Hold everything that is counted; a step costs a few additions, a token nothing."""
+    """Hold all counts. A step costs a few additions, a token nothing."""
 
     def __init__(self, model_name: str):
         self._labels = {"model_name": model_name, "engine": "0"}
@@ -43,7 +43,7 @@ class Counts:
         self._ended = dict.fromkeys(("stop", "length", "abort", "error"), 0)
 
     def stepped(self, stats: StepStats) -> None:
-        """Take the state after a step; what it counts is added once, however often it comes."""
+        """Take the state after a step. A step that is passed again is counted only once."""
         if stats.step == self._last_step:
             return
         self._last_step = stats.step
@@ -60,7 +60,7 @@ class Counts:
             self._ended[sequence.finish_reason or "abort"] += 1
 
     def metrics(self, stats: StepStats) -> list[Metric]:
-        """List all of them. stats: the state now."""
+        """List all metrics. stats: the current state."""
         used = stats.blocks_used / stats.blocks_total if stats.blocks_total else 0.0
         now = {
             "num_requests_running": stats.num_running,

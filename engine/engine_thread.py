@@ -1,7 +1,7 @@
 """Run the loop of an engine on a thread of this process: orders in, news out.
 
-It owns the core: nothing else touches the core while the thread runs. News go to the event loop
-that asked, all of a step in one call.
+It owns the core: nothing else touches the core while the thread runs. All news of a step
+go to the event loop that asked, in one call.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class News(NamedTuple):
     """Hold what a step brought for one request."""
 
     output: CoreOutput
-    at_ns: int  # when, of time.monotonic_ns
+    at_ns: int  # time.monotonic_ns of the step
 
 
 @dataclass(eq=False)
 class Mailbox:
-    """Receive the news of one request. All of it belongs to its event loop."""
+    """Receive the news of one request. Use it only on its event loop."""
 
     loop: asyncio.AbstractEventLoop
     news: list[News] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Mailbox:
         self.changed.set()
 
     async def take(self) -> list[News]:
-        """Return all that came since the last call; waits for some. Raises the failure."""
+        """Return all news since the last call; wait for the first. Raises the failure."""
         while not self.news:
             if self.failure is not None:
                 raise self.failure
@@ -69,9 +69,9 @@ class EngineThread:
         self._load = load
         self._counts = counts
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._open: dict[str, Mailbox] = {}  # of the thread: who gets news of a request
+        self._open: dict[str, Mailbox] = {}  # of the thread: which mailbox gets a request's news
         self._ended = ""  # why the thread takes no more orders
-        self._lock = threading.Lock()  # around the end: no order may come after it unseen
+        self._lock = threading.Lock()  # guards the end: no order may arrive after it unnoticed
         self._loaded = threading.Event()
         self._load_error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -184,7 +184,7 @@ class EngineThread:
             self.core.abort(request_id, why)
 
     def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop what a closed event loop asked for: nobody waits for it."""
+        """Release the requests of a closed event loop: nobody waits for their news."""
         for request_id, mailbox in list(self._open.items()):
             if mailbox.loop is loop:
                 self._release(request_id, mailbox, "its event loop was closed")
@@ -192,7 +192,7 @@ class EngineThread:
     def _end(self, why: str) -> None:
         with self._lock:
             self._ended = why
-        while not self._orders.empty():  # each earlier order has somebody who waits
+        while not self._orders.empty():  # answer the orders that are left: somebody waits for each
             with contextlib.suppress(Exception):
                 self._orders.get()()
         for request_id, mailbox in self._open.items():

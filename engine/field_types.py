@@ -1,7 +1,7 @@
 """Check the values of a struct against its annotations, and say in words what was wrong.
 
-msgspec checks what it decodes, not what a program passes: `max_tokens=2.5` would go unnoticed until
-something far away fails.
+msgspec checks what it decodes, not what a program passes: `max_tokens=2.5` would pass unnoticed
+until distant code fails.
 """
 
 from __future__ import annotations

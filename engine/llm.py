@@ -50,15 +50,15 @@ class LLM(LocalEngine):
         """Complete each prompt; outputs come in the order of the prompts.
 
         A prompt is a text, a list or array of token ids, or a dict with "prompt" or
-        "prompt_token_ids" (and "cache_salt", if it is to share cached blocks with none but its
-        likes); `prompts` is one, or an iterable of them. `sampling_params` and `priority` are for
+        "prompt_token_ids" (and "cache_salt", to share cached blocks only with prompts of the same
+        salt); `prompts` is one, or an iterable of them. `sampling_params` and `priority` are for
         all, or a list with one for each; no parameters mean `get_default_sampling_params()`.
         Priorities (lower runs first) count with `scheduling_policy="priority"`.
         `tokenization_kwargs`: add_special_tokens, or truncation with max_length. `use_tqdm` shows a
         progress bar.
 
         Raises `TextError`, `ParameterError` or `RequestError` for a request that can't be served;
-        then none of them has run. An answer whose logits aren't finite ends with the finish_reason
+        then no request has run. An answer whose logits aren't finite ends with the finish_reason
         "error", and the output's `error` says why. Raises `RuntimeError` after `shutdown`.
         """
         self._check_open()
@@ -111,7 +111,7 @@ class LLM(LocalEngine):
         return True
 
     def get_metrics(self) -> list[Metric]:
-        """Return what has been counted since the start, and the state now."""
+        """Return the counts since the start, and the current state."""
         self._check_open()
         return self._counts.metrics(self.core.stats())
 
@@ -151,7 +151,7 @@ class LLM(LocalEngine):
             texts = [self._add(*pair) for pair in zip(requests, given)]
             with progress_bar(len(texts), show_progress) as progress, self._bound:
                 self._step_until_done(progress)
-        except BaseException as error:  # KeyboardInterrupt too: leave nothing behind
+        except BaseException as error:  # KeyboardInterrupt too: no request may stay behind
             for request in requests:
                 self.core.abort(request.request_id, f"LLM stopped: {type(error).__name__}")
                 self._output.remove(request.request_id)

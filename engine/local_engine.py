@@ -1,6 +1,6 @@
 """Run the core, worker and text code in this process, and keep their record (LocalEngine).
 
-`LLM` steps it itself, `AsyncLLM` on a thread; what both can be asked is here.
+`LLM` steps it directly, `AsyncLLM` on a thread; the methods that both offer are here.
 """
 
 from __future__ import annotations

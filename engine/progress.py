@@ -1,4 +1,4 @@
-"""Show how far a batch of requests is: done, and tokens a second."""
+"""Show the progress of a batch of requests: finished ones, and tokens a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Show requests done and tokens a second; nothing at all without a `Progress`."""
+    """Show finished requests and tokens a second; show nothing without a `Progress`."""
 
     def __init__(self, progress: Progress | None, total: int):
         self._progress = progress
@@ -18,7 +18,7 @@ class Bar:
             self._task = progress.add_task("generating", total=total, rate="")
 
     def advance(self, num_tokens: int, request_finished: bool) -> None:
-        """Count tokens that came, and the request that they ended, if any."""
+        """Count new tokens, and their request if it has finished."""
         if self._progress is None:
             return
         self._num_tokens += num_tokens

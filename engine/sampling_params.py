@@ -35,8 +35,8 @@ class ParameterError(ValueError):
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Hold the parameters of one request, with the names that vLLM's and OpenAI's users know.
 
-    Raises `ParameterError` when a value is of another type or out of range. The order in which they
-    act is that of `worker/sampling/sampler.py`.
+    Raises `ParameterError` when a value is of another type or out of range. They apply in the order
+    of `worker/sampling/sampler.py`.
     """
 
     n: int = 1  # sequences to draw from the same prompt
@@ -62,8 +62,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     bad_words: list[str] | None = None
     bad_words_token_ids: list[list[int]] | None = None  # filled in by `text`, from bad_words
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True  # where the tokenizer writes any
-    truncate_prompt_tokens: int | None = None  # −1 = what leaves room for a token
+    spaces_between_special_tokens: bool = True  # if the tokenizer writes any
+    truncate_prompt_tokens: int | None = None  # −1 = as many as leave room for one token
     truncation_side: str = "left"  # "left" keeps the last tokens, "right" the first
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 settled = field.settle(value)
             except TypeError:
                 raise ParameterError(field.name, wrong(field, value)) from None
-            if settled is not value:  # a tuple becomes a list, a number of numpy's one of Python's
+            if settled is not value:  # a tuple becomes a list, a NumPy number one of Python's
                 setattr(self, field.name, settled)
 
     def clone(self) -> SamplingParams:

@@ -26,7 +26,7 @@ RESERVED = {
     *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
-"""Names that mean something else to `apply_chat_template`: no variables of a template."""
+"""Names with another meaning for `apply_chat_template`: a template can't have them as variables."""
 
 
 class ChatTemplate:

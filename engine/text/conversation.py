@@ -19,7 +19,7 @@ Render = Callable[[str, dict[str, Any]], str]
 """Renders a template (text) with its variables. Raises `TextError`, or what the template raises."""
 
 _MARK = "<the end of the message that goes on> "
-"""A template that trims its messages takes the last character away."""
+"""Ends in a space, which a template that trims its messages removes."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 

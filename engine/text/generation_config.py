@@ -25,7 +25,7 @@ FIELDS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-"""What is taken over: transformers' name → ours. As in vLLM, `do_sample` is not among them."""
+"""Fields that are used: transformers' name → ours. As in vLLM, `do_sample` is not among them."""
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from engine.trace.recorder import Recorder
 
 Prompt = str | list[int]
 MANY_WORDS = 16
-"""Bad words: so many take about a millisecond."""
+"""Bad words that take about a millisecond."""
 
 
 class InputProcessor:

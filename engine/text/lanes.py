@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 LONG_TEXT = 4_000
-"""Characters: what is shorter takes about a millisecond."""
+"""Characters: a shorter text takes about a millisecond."""
 
 SHORT = ThreadPoolExecutor(2, "short text")
 LONG = ThreadPoolExecutor(2, "long text")

@@ -16,7 +16,7 @@ from engine.trace.files import bundle, pack
 from engine.trace.recorder import Recorder
 
 AT_ONCE = 16
-"""Events that are worth packing: those of some four steps."""
+"""Pack from this many events on: those of about four steps."""
 
 
 class PackingRecorder(Recorder):

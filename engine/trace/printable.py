@@ -14,8 +14,8 @@ _OBEYED = re.compile(
     "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"  # format
 )
-"""All of Unicode's control and format characters but tab and newline, which are the caller's, and
-the two joiners, without which emoji and some scripts fall apart."""
+"""All of Unicode's control and format characters, except tab and newline, which the caller handles,
+and the two joiners, which emoji and some scripts need."""
 
 
 def printable(text: str) -> str:

@@ -28,10 +28,10 @@ from engine.trace.wording import blocks, count, duration, joined
 LONGEST_RUN_S = 5.0  # a run of decode steps gets a line at least this often
 
 _AT_ONCE = (ev.RequestQueued, ev.RequestRefused, ev.EngineWarning, ev.EngineFailed)
-"""Told when they happen; everything else of the core waits for the step that is being computed."""
+"""Lines written immediately; other events of the core wait for the end of the step in flight."""
 
 _GROWTH = (ev.BlockAllocated, ev.BlockCached, ev.BlockEvicted)
-"""What decoding does to blocks all the time: part of the run's line."""
+"""Frequent block events of decoding: part of the run's line."""
 
 
 @dataclass(slots=True)

@@ -25,8 +25,8 @@ from engine.text.lanes import LONG, in_lane
 LARGE_BODY = 65_536  # bytes: reading a smaller one takes less than a millisecond
 MOST_COMMAS = 1_000_000
 MOST_BRACKETS = 100_000
-"""A parser can't be interrupted, so what it would be long at is counted first. Lists and objects
-cost most: the garbage collector walks them all."""
+"""A parser can't be interrupted, so the brackets are counted before it runs. Lists and objects cost
+most, because the garbage collector visits them all."""
 
 FOR_THE_MODEL = frozenset({"prompt", "messages", "tools", "documents"})
 LARGEST_INTEGER = 2**63 - 1

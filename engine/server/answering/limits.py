@@ -23,7 +23,7 @@ DECLARED = frozenset[str]().union(
         for request in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
     )
 )
-"""The fields that act. All others are refused by name, or nothing is done with them."""
+"""The fields that act. All others are refused by name, or have no effect."""
 
 MOST_FIELDS = 256
 MOST_KEY_CHARACTERS = 128

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.server.http.errors import ApiError
 
 OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"})
-"""Need no key: they show no text and cost no computation."""
+"""Paths that need no key: they show no text and cost no computation."""
 
 OPEN_FOLDERS = ("/room/", "/guide/")
 """The live page's files and guides; what the page shows comes from routes that need the key."""

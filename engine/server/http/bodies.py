@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.server.http.errors import ApiError
 
 PIECE_BYTES = 2**20
-"""Unpacked at once: a millisecond or two, between which others get their turn."""
+"""Bytes unpacked at once, in a millisecond or two; between pieces other requests get a turn."""
 
 
 class BodyLimit:

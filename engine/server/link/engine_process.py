@@ -36,8 +36,8 @@ from engine.trace.recorder import Recorder
 
 Progress = Callable[[str], None]
 Load = Callable[[EngineConfig, Recorder, Progress], Any]
-"""Makes the executor: it has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if it
-may be bound to some."""
+"""Makes the executor, which has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if
+its threads may be bound."""
 
 
 DOING = {

@@ -54,7 +54,7 @@ class Ready(msgspec.Struct, tag="ready"):
 
     kv: KVShape
     own_cpus: list[int] = []
-    """Those of the core that the engine's loop stays on; the server is to leave them to it."""
+    """CPUs of the core that the engine's loop is bound to; the server keeps off them."""
 
 
 class Refusal(msgspec.Struct, array_like=True):

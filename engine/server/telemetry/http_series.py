@@ -6,7 +6,7 @@ from engine.server.telemetry.series import SeriesSet
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 PROBES = frozenset({"/metrics", "/health", "/load", "/ping", "/version"})
-"""Asked by machines all the time: they would drown what people ask."""
+"""Paths that machines poll: their many answers would hide those to people."""
 
 
 class HttpSeries:

@@ -24,7 +24,7 @@ from engine.trace import events as ev
 from engine.trace.events import Event
 
 MOST_OPEN = 4096
-"""Requests that are remembered: one whose end never comes must not stay for ever."""
+"""Most open requests: one whose end never comes must not be kept for ever."""
 
 _DEFAULTS = SamplingParams()
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}

@@ -9,4 +9,4 @@ from engine.trace.context import Context
 from engine.trace.events import Event
 
 Sentences = dict[type[Event], Callable[[Any, Context], str]]
-"""A kind of event → what writes the sentence about one that the context has seen."""
+"""A kind of event → the function that words one that the context has seen."""
