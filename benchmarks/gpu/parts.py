@@ -43,7 +43,7 @@ PARTS = {
     "record_cost": Part(120, "what the record takes of throughput"),
     "memcheck": Part(540, "the kernels under compute-sanitizer"),
 }
-"""In the order in which they run: what says most comes first."""
+"""The parts in the order in which they run: the most telling first."""
 
 MEASURE_S = 120  # for the card's limits, which every run measures before all parts
 

@@ -50,7 +50,7 @@ class Kernels:
     """Say whether attention is faster when the host knows lengths: tokens to compute, and all
     tokens, of a step's prompts, each [prompts]."""
     why: str = ""
-    """Says for the log why this implementation was chosen, where there was a choice."""
+    """Why this implementation was chosen, where there was a choice, for the log."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: types.Draw | None = None

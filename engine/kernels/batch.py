@@ -74,9 +74,10 @@ class AttentionBatch:
     context_lens_list: list[int]  # of each row
     max_context_len: int
     lengths_on_device: bool = False
-    """The Python copies are not of a step: it is being captured, and how its tokens are shared out
-    among rows will be read from `query_start` and `context_lens`. Rows may have any number of
-    tokens, 0 too; those with one come first. `num_decode_rows` says nothing."""
+    """Whether the Python copies don't describe the step, because it is being captured:
+    `query_start` and `context_lens` will say how its tokens are divided among rows. Rows may have
+    any number of tokens, also 0; those with one come first. `num_decode_rows` means
+    nothing then."""
     scratch: dict[Any, Any] = field(default_factory=dict)
     """Made by the first layer that needs it, reused by the others: gather indices, masks."""
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 HEAD_START_CYCLES = 200_000
-"""About 0.1 ms. The GPU is kept waiting until the kernel behind the first event is in its queue
-too: else the time between the events is Python's, which takes longer to launch most kernels than a
-GPU to run them."""
+"""About 0.1 ms. The GPU waits until the kernel behind the first event is in its queue too.
+Otherwise the time between the events would be Python's, which launches most kernels more slowly
+than a GPU runs them."""
 
 
 def timed(run: Callable[..., Any], arguments: tuple[Any, ...], on_cuda: bool) -> tuple[Any, float]:

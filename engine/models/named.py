@@ -26,7 +26,8 @@ from engine.models.errors import ModelError
 from engine.trace.command import run_command
 
 CONVERSION = 1
-"""Counts up when what is converted changes: what older code left in the cache is made anew."""
+"""Increases when the conversion changes, so that what older code left in the cache is converted
+again."""
 
 
 class Packaged(NamedTuple):

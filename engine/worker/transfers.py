@@ -14,8 +14,8 @@ import torch
 from engine.kernels import asynchronous, kernels_for
 
 STAGED = 3
-"""Pieces of pinned memory that steps use in turn: one may still be copied from, or to, for the step
-under way and one for the step before it."""
+"""Pieces of pinned memory that steps use in turn: one may still be copied for the current step and
+one for the step before it."""
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

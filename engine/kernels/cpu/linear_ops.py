@@ -68,7 +68,7 @@ class LinearOps:
             self.max_linear_rows[torch.bfloat16] = rows
         self.panel = PANEL.get(variant, 0)
         self.layout = Layout.PANELS if self.panel else Layout.PLAIN
-        """The one that weights get here, where their shape and dtype allow it."""
+        """The layout that weights get here, where their shape and dtype allow it."""
         if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
             self.layout = Layout.TILES
             self._linear_amx = function(library, "linear_amx")

@@ -73,7 +73,7 @@ def norm_gated(
 
 
 few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)
-"""`Kernels.few_rows`. Where a tensor isn't as the kernel wants it, its parts are computed."""
+"""`Kernels.few_rows`. Where the kernel doesn't take a tensor, the parts are computed one by one."""
 
 
 def _is_skinny(x: torch.Tensor, *others: torch.Tensor | None) -> bool:

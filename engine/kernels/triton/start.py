@@ -40,8 +40,9 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that the kernels take; plain torch computes in others."""
 PDL_SINCE = 90  # compute capability
 _COMPILED: dict[tuple[Any, ...], Any] = {}
-"""What `start` has launched before. Triton looks a kernel up anew for each launch, by all arguments
-and options; with some 200 launches in a step that has prompts, the device waits for the host."""
+"""What `start` has launched before. Triton looks a kernel up again for each launch, by all
+arguments and options; with some 200 launches in a step that has prompts, the device would wait for
+the host."""
 
 
 @triton.jit

@@ -35,7 +35,7 @@ LARGEST_ALIGNMENT = 65_536
 
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, BOOL, 10, 11, 12), "BbHhIifBQqd"))
-"""How `struct` calls the number of each type."""
+"""The letter that `struct` has for the number of each type."""
 
 
 class TensorInfo(NamedTuple):

@@ -92,4 +92,4 @@ BLOCKS = {
     8: Block("Q8_0", 32, 34, _q8_0),
     30: Block("BF16", 1, 2, _bf16),
 }
-"""By the number that the file has for the type."""
+"""Blocks by the number that the file has for the type."""

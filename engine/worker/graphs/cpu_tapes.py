@@ -25,8 +25,8 @@ from engine.worker.in_flight import DrawnTokens
 
 MAX_ROWS = 128
 TORCH_OPERATIONS = 32
-"""On a tape of more than this many, Python would be back between most kernels: not worth its memory
-(all that torch makes is kept)."""
+"""Most operations of torch on a tape. With more, Python would run between most kernels, and the
+tape isn't worth its memory (all that torch makes is kept)."""
 
 
 class _Taped(NamedTuple):

@@ -21,8 +21,8 @@ from engine.worker.transfers import STAGED, to_device
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
 
 DecodeOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Of a captured step: hidden [rows, width], logits [rows, vocab], `greatest` of these [rows]: with
-greedy rows alone nothing is left to launch after the replay."""
+"""Outputs of a captured step: hidden [rows, width], logits [rows, vocab], `greatest` of these
+[rows], so that with greedy rows only nothing is left to launch after the replay."""
 
 
 class DecodeInputs:

@@ -29,7 +29,8 @@ from engine.worker.in_flight import DrawnTokens
 
 LEAST = 16  # tokens of the smallest graph
 MOST = 8192
-"""Tokens of the largest. A step with more keeps the device busy for longer than Python takes."""
+"""Tokens of the largest graph. A step with more keeps the device busy for longer than Python
+takes."""
 
 
 def prompt_ladder(budget: int) -> list[int]:

@@ -13,7 +13,8 @@ from engine.rounding import ceil_div
 
 GIB = 2**30
 CPU_LIMIT = 4 * GIB
-"""Most that is taken on a CPU unasked: its memory is shared with everything else on the machine."""
+"""The most bytes taken on a CPU by default: its memory is shared with everything else on the
+machine."""
 
 
 class KVMemory(NamedTuple):

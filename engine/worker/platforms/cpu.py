@@ -20,8 +20,8 @@ from engine.worker.memory.kv_sizing import KVMemory, gib
 from engine.worker.platforms.platform import Trial
 
 RESERVE = 128 * 2**20
-"""Bytes that are left for what steps, answers and the record will yet take, where there are twice
-as many: pages cost memory when they are written, so a pool that is too large is found out late."""
+"""Bytes left for what steps, answers and the record will still take, where at least twice as many
+are free. Pages cost memory when they are written, so a pool that is too large fails late."""
 
 
 class CpuPlatform:

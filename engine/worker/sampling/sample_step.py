@@ -49,8 +49,8 @@ class SampleStep:
     """Connect the sampler to the persistent rows. `recorder` None: no events (warm-up)."""
 
     reads_tokens = False
-    """Whether `run` always reads the rows' own tokens, to the last one. A subclass that doesn't
-    say so is taken to: each step then waits for the tokens of the one before."""
+    """Whether `run` always reads the rows' own tokens, all of them. A subclass that doesn't say is
+    assumed to: each step then waits for the tokens of the one before."""
 
     def __init_subclass__(cls) -> None:
         if "reads_tokens" not in vars(cls):

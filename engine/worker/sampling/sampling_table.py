@@ -51,7 +51,7 @@ class SampleBatch:
     def __post_init__(self) -> None:
         some = len(self.random) or len(self.penalised) or self.rules
         self.plain = not some
-        """Greedy rows only, without rules and penalties: the greatest logit is all that's asked."""
+        """Greedy rows only, without rules and penalties: only the greatest logit is needed."""
 
     def words(self, positions: np.ndarray) -> np.ndarray:
         """Return Philox's words for the tokens drawn at `positions`, int64 [rows].
