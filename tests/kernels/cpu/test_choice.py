@@ -33,7 +33,7 @@ def test_the_fastest_is_taken_and_measured_once(several):
     _, _, measured = several
     first = choice.choose()
     assert first.variant == "avx2"  # not the first by name
-    assert first.why.endswith("1 / 16 / 128 rows: avx512 100 / 90 / 80; avx2 90 / 80 / 70")
+    assert first.why.endswith("128 rows by one thread: avx512 100 / 90 / 80; avx2 90 / 80 / 70")
     assert choice.choose() == first
     assert measured == [["avx512", "avx2"]]  # the portable one is only for those who have no other
 
