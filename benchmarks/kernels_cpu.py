@@ -198,7 +198,7 @@ def elementwise(bench: Bench, ops: cpu.NativeOps) -> None:
     """Time elementwise kernels on one set of data: a layer's output is still in the cache."""
     for rows in (1, 16, 512):
         for dtype in (torch.float32, torch.bfloat16):
-            x, residual = (torch.randn(rows, 576).to(dtype) for _ in range(2))
+            x, residual = torch.randn(rows, 576).to(dtype), torch.randn(rows, 576)
             weight = torch.ones(576, dtype=dtype)
             both, logits = torch.randn(rows, 3072).to(dtype), torch.randn(rows, 49152).to(dtype)
             qk, cos = torch.randn(rows, 12, 64).to(dtype), torch.randn(rows, 1, 64)

@@ -72,7 +72,8 @@ def checks(
 def _of_dtype(
     kernels: Kernels, device: torch.device, dtype: torch.dtype, head_dims: list[int]
 ) -> Iterator[tuple[str, float]]:
-    x, residual = (torch.randn(5, 2 * 700, device=device).to(dtype) for _ in range(2))
+    x = torch.randn(5, 2 * 700, device=device).to(dtype)
+    residual = torch.randn(5, 2 * 700, device=device)  # fp32, as the models keep it
     weight, bias = (torch.randn(2 * 700, device=device).to(dtype) for _ in range(2))
     poison(x)
     total = (x + residual).double()
@@ -80,6 +81,13 @@ def _of_dtype(
         "rms_norm",
         _error(
             kernels.rms_norm(x, weight, 1e-5), torch_ops.rms_norm(x.double(), weight.double(), 1e-5)
+        ),
+    )
+    yield (
+        "rms_norm of the stream",
+        _error(
+            kernels.rms_norm(residual, weight, 1e-5),
+            torch_ops.rms_norm(residual.double(), weight.double(), 1e-5),
         ),
     )
     yield (
@@ -127,13 +135,16 @@ def _few_rows(
         raise RuntimeError("these kernels have none for few rows: Triton isn't installed")
     inputs, outputs = (60, 33) if device.type == "cpu" else (1500, 701)
     for rows in (1, kernels.few_rows.most - 1):
-        x, residual = (torch.randn(rows, n, device=device).to(dtype) for n in (inputs, outputs))
+        x, stream, residual = (
+            torch.randn(rows, n, device=device) for n in (inputs, inputs, outputs)
+        )
+        x = x.to(dtype)  # stream and residual are in fp32, as the models keep them
         norm, bias = (torch.randn(n, device=device).to(dtype) for n in (inputs, outputs))
         weight = (torch.randn(outputs, inputs, device=device) / inputs**0.5).to(dtype)
         gated = (torch.randn(2 * outputs, inputs, device=device) / inputs**0.5).to(dtype)
         poison(residual)
         product = x.double() @ weight.double().T
-        normed = torch_ops.rms_norm(x.double(), norm.double(), 1e-5)
+        normed = torch_ops.rms_norm(stream.double(), norm.double(), 1e-5)
         few = kernels.few_rows
         for name, found, exact in (
             ("linear", kernels.linear(x, weight, bias), product + bias.double()),
@@ -141,12 +152,12 @@ def _few_rows(
             ("add", few.linear_add(x, weight, None, residual), product + residual.double()),
             (
                 "norm",
-                few.norm_linear(x, norm, 1e-5, weight, None),
+                few.norm_linear(stream, norm, 1e-5, weight, None),
                 normed @ weight.double().T,
             ),
             (
                 "norm, gate",
-                few.norm_gated(x, norm, 1e-5, gated, None),
+                few.norm_gated(stream, norm, 1e-5, gated, None),
                 torch_ops.silu_and_mul(normed @ gated.double().T),
             ),
         ):

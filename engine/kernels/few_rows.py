@@ -5,7 +5,7 @@ little. With one token, a step is some hundred kernels of a few microseconds, an
 counts. A backend that has these offers them as `Kernels.few_rows`.
 
 x: [tokens, K], weight: [N, K], bias: [N], residual: [tokens, N], norm: [K], the weight of an
-RMSNorm → [tokens, N].
+RMSNorm → [tokens, N]. The residual stream, which is added to or normalised, may be in fp32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def linear_relu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def linear_add(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
-    """Compute x Wᵀ + b + residual."""
+    """Compute x Wᵀ + b + residual, in the residual's dtype."""
     return torch_ops.linear(x, weight, bias) + residual
 
 

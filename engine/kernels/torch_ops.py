@@ -23,9 +23,11 @@ def embed(
 ) -> torch.Tensor:
     """Compute table[ids], plus position_table[positions] where a model has one (OPT).
 
-    ids, positions: int64 [tokens]; tables: [entries, width] → [tokens, width].
+    ids, positions: int64 [tokens]; tables: [entries, width] → [tokens, width] in fp32 (of fp64:
+    fp64), for the residual stream begins here. In bf16 it would be rounded twice in each layer,
+    which changes more of the most probable tokens than all other rounding together.
     """
-    x = F.embedding(ids, table)
+    x = _wide(F.embedding(ids, table))
     if positions is None or position_table is None:
         return x
     return x + F.embedding(positions, position_table)
@@ -72,15 +74,20 @@ def logits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Compute x / sqrt(mean(x²) + eps) * weight over the last dimension, in fp32.
 
-    x: [..., width].
+    x: [..., width]. The result has the weight's dtype; x may be wider, as the residual stream is.
     """
-    return F.rms_norm(x, weight.shape, weight, eps)
+    if x.dtype is weight.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(_wide(x), weight.shape, weight.to(_wide(x).dtype), eps).to(weight.dtype)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rms_norm(x + residual), x + residual): a block's end and the next one's beginning."""
+    """Return (rms_norm(x + residual), x + residual): a block's end and the next one's beginning.
+
+    The sum is kept in the wider dtype of the two, which is the residual's.
+    """
     total = x + residual
     return rms_norm(total, weight, eps), total
 
@@ -88,8 +95,15 @@ def add_rms_norm(
 def layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """Compute (x − mean) / sqrt(var + eps) * weight + bias over the last dimension, in fp32."""
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    """Compute (x − mean) / sqrt(var + eps) * weight + bias over the last dimension, in fp32.
+
+    The result has the weight's dtype, or x's without one.
+    """
+    if weight is None or x.dtype is weight.dtype:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    x = _wide(x)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps).to(weight.dtype)
 
 
 def add_layer_norm(
@@ -99,9 +113,14 @@ def add_layer_norm(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (layer_norm(x + residual), x + residual)."""
+    """Return (layer_norm(x + residual) in x's dtype, x + residual in the residual's)."""
     total = x + residual
-    return layer_norm(total, weight, bias, eps), total
+    return layer_norm(total, weight, bias, eps).to(x.dtype), total
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return x in fp32, or as it is if it has more digits."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:

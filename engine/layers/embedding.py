@@ -24,7 +24,7 @@ class Embedding(nn.Module):
         positions: torch.Tensor | None = None,
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Look up ids: int64 [tokens] → [tokens, width].
+        """Look up ids: int64 [tokens] → [tokens, width] in fp32, where the residual stream begins.
 
         Adds position_table[positions] if given.
         """

@@ -11,7 +11,10 @@ from engine.kernels import kernels_for
 
 
 class RMSNorm(nn.Module):
-    """Compute the root-mean-square norm (Zhang and Sennrich, 2019) of [..., width]."""
+    """Compute the root-mean-square norm (Zhang and Sennrich, 2019) of [..., width].
+
+    The result has the weight's dtype, whatever the residual stream has.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -22,7 +25,7 @@ class RMSNorm(nn.Module):
         return kernels_for(x.device).rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (norm(x + residual), x + residual)."""
+        """Return (norm(x + residual), x + residual), the sum in the residual's dtype."""
         return kernels_for(x.device).add_rms_norm(x, residual, self.weight, self.eps)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -32,12 +35,17 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Compute the layer norm (Ba et al., 2016) of [tokens, width].
 
-    Weight and bias are optional.
+    The result has the weight's dtype, whatever the residual stream has. Without weight and bias
+    (affine=False) the weight is ones that no checkpoint fills.
     """
 
     def __init__(self, width: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width), requires_grad=False) if affine else None
+        self.weight: torch.Tensor
+        if affine:
+            self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        else:
+            self.register_buffer("weight", torch.ones(width), persistent=False)
         self.bias = nn.Parameter(torch.empty(width), requires_grad=False) if affine else None
         self.eps = eps
 
@@ -45,11 +53,11 @@ class LayerNorm(nn.Module):
         return kernels_for(x.device).layer_norm(x, self.weight, self.bias, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (norm(x + residual), x + residual)."""
+        """Return (norm(x + residual), x + residual), the sum in the residual's dtype."""
         kernels = kernels_for(x.device)
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        if self.weight is not None and self.bias is not None:
+        if self.bias is not None:
             yield f"{prefix}.weight", self.weight
             yield f"{prefix}.bias", self.bias

@@ -1,9 +1,9 @@
 """Compute the Llama family: Llama 2 and 3, SmolLM, Mistral, Qwen2, Qwen3.
 
 One block: RMSNorm → grouped-query attention with rotary positions → RMSNorm → gated feed-forward,
-with a residual stream around both. The members differ in biases, in Qwen3's norms on q and k, and
-in which layers have a sliding window; `_Shape` reads these from config.json. Weights: q, k, v are
-one matrix here, gate and up another.
+with a residual stream around both, in fp32 whatever the weights have. The members differ in
+biases, in Qwen3's norms on q and k, and in which layers have a sliding window; `_Shape` reads
+these from config.json. Weights: q, k, v are one matrix here, gate and up another.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class _Block(nn.Module):
     ) -> torch.Tensor:
         """Compute the whole block in four products and attention, if all its layers are dense.
 
-        x: [tokens, hidden], the residual stream before it → the same after it.
+        x: fp32 [tokens, hidden], the residual stream before it → the same after it.
         """
         qkv, output, gate_up, down = (cast(Dense, layer.dense) for layer in self.linears())
         norm = self.input_norm

@@ -70,7 +70,7 @@ class OPTModel(nn.Module):
         if self.project_in is None:
             x = self.embed_tokens(input_ids, positions, places)
         else:
-            x = self.project_in(self.embed_tokens(input_ids))
+            x = self.project_in(self.embed_tokens(input_ids).to(places.dtype))
             x = x + self.embed_positions(positions + POSITION_OFFSET)
         x = self._pre_norm(x, caches, batch) if self.pre_norm else self._post_norm(x, caches, batch)
         return x if self.project_out is None else self.project_out(x)
@@ -80,7 +80,7 @@ class OPTModel(nn.Module):
     ) -> torch.Tensor:
         """Compute x += attention(norm(x)); x += feed_forward(norm(x)).
 
-        Each sum is fused with a norm.
+        Each sum is fused with a norm. residual: fp32 [tokens, hidden].
         """
         x = self.layers[0].attention_norm(residual)
         for index, block in enumerate(self.layers):
@@ -89,12 +89,18 @@ class OPTModel(nn.Module):
             x = block.feed_forward(x)
             if index + 1 < len(self.layers):
                 x, residual = self.layers[index + 1].attention_norm.add(x, residual)
-        return residual + x if self.final_norm is None else self.final_norm.add(x, residual)[0]
+        if self.final_norm is None:
+            return (residual + x).to(x.dtype)
+        return self.final_norm.add(x, residual)[0]
 
     def _post_norm(
         self, x: torch.Tensor, caches: list[LayerCache], batch: AttentionBatch
     ) -> torch.Tensor:
-        """Compute x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+        """Compute x = norm(x + attention(x)); x = norm(x + feed_forward(x)).
+
+        Nothing is carried from block to block but norms' results, in the model's dtype.
+        """
+        x = x.to(self.embed_positions.weight.dtype)
         for index, block in enumerate(self.layers):
             x, _ = block.attention_norm.add(block.attend(x, caches[index], batch), x)
             x, _ = block.feed_forward_norm.add(block.feed_forward(x), x)

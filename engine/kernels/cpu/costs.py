@@ -73,8 +73,14 @@ def attention_cost(
     return Cost([result], moved * spec.head_dim * size, flops, dtype, why)
 
 
-def norm_cost(_: None, x: torch.Tensor, added: bool) -> Cost:
-    return Cost([x.numel() // x.shape[-1]], x.nbytes * (4 if added else 2), 4 * x.numel())
+def norm_cost(_: None, x: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> Cost:
+    """total: what the residual became, or x itself if there was none."""
+    moved = x.nbytes + out.nbytes + (0 if total is x else 2 * total.nbytes)
+    return Cost([x.numel() // x.shape[-1]], moved, 4 * x.numel())
+
+
+def embed_cost(_: None, table: torch.Tensor, out: torch.Tensor) -> Cost:
+    return Cost([len(out)], out.numel() * table.element_size() + out.nbytes, out.numel())
 
 
 def elementwise_cost(_: None, x: torch.Tensor, out: torch.Tensor) -> Cost:

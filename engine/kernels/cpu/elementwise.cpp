@@ -34,34 +34,37 @@ static INLINE vec only(vec v, int64_t lanes) {
 // ---------------------------------------------------------------------------- residual sum + RMSNorm or LayerNorm
 
 struct NormArgs {
-    const void *x, *residual;   // [rows, width]; residual null: no sum
+    const void *x, *residual;   // [rows, width]; residual null: no sum, and x is the residual stream itself
     const void *weight, *bias;  // [width], or null
     void *out, *total;          // [rows, width]; total = x + residual
     int64_t rows, width, x_stride, residual_stride;
-    int64_t type, center;  // center: LayerNorm (subtract the mean), else RMSNorm
+    int64_t type, stream_type;  // stream_type: of residual and total, or of x if there is none; type: of all else
+    int64_t center;             // LayerNorm (subtract the mean), else RMSNorm
     double eps;
 };
 
-template <class T>
+template <class T, class Stream>
 static void norm(const NormArgs& a) {
 #pragma omp parallel for if (a.rows * a.width > ALONE)
     for (int64_t row = 0; row < a.rows; row++) {
-        const T *x = (const T*)a.x + row * a.x_stride, *residual = (const T*)a.residual + row * a.residual_stride;
-        const T *weight = (const T*)a.weight, *bias = (const T*)a.bias;
-        T *out = (T*)a.out + row * a.width, *total = (T*)a.total + row * a.width;
+        const T *x = (const T*)a.x + row * a.x_stride, *weight = (const T*)a.weight, *bias = (const T*)a.bias;
+        const Stream* residual = (const Stream*)a.residual + row * a.residual_stride;
+        T* out = (T*)a.out + row * a.width;
+        Stream* total = (Stream*)a.total + row * a.width;
+        const Stream* from = a.residual ? total : (const Stream*)a.x + row * a.x_stride;
         vec plain = {}, squares = {};
         by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
-            vec v = get(x + i, lanes);
+            vec v;
             if (a.residual) {
-                v = round_like(v + get(residual + i, lanes),
-                               x);  // the sum is stored in T: the norm is computed from what is stored
+                v = round_like(get(x + i, lanes) + get(residual + i, lanes), residual);  // the norm is computed from it
                 put(total + i, v, lanes);
+            } else {
+                v = get(from + i, lanes);
             }
             plain = plain + v;
             squares = squares + v * v;
         });
         float mean = 0, spread = sum(squares) / a.width;
-        const T* from = a.residual ? total : x;
         if (a.center) {  // the variance from differences: squares minus mean squared would lose digits
             mean = sum(plain) / a.width;
             vec differences = {};
@@ -81,7 +84,9 @@ static void norm(const NormArgs& a) {
     }
 }
 
-EXPORT void glasshouse_norm(const NormArgs* a) { WITH_TYPE(a->type, T, norm<T>(*a)); }
+EXPORT void glasshouse_norm(const NormArgs* a) {
+    WITH_TYPE(a->type, T, a->stream_type == F32 ? norm<T, float>(*a) : norm<T, T>(*a));
+}
 
 // ----------------------------------------------------------------------------------------- silu(gate) * up
 
@@ -111,7 +116,7 @@ EXPORT void glasshouse_silu_and_mul(const SiluArgs* a) { WITH_TYPE(a->type, T, s
 struct EmbedArgs {
     const int64_t *ids, *positions;      // [tokens]; positions null: one table only
     const void *table, *position_table;  // [entries, width]
-    void* out;                           // [tokens, width] = table[ids] + position_table[positions]
+    float* out;                          // [tokens, width] = table[ids] + position_table[positions]
     int64_t tokens, width, type;
     int64_t layout;  // of the table, which may be the LM head too and then lies as the product reads it
 };
@@ -120,44 +125,44 @@ enum Layout : int64_t { PLAIN = 0, TILES = 1, PANELS = 2 };  // linear_ops.py
 
 // Read row `id` of a table laid out for linear_amx.cpp: pairs of places lie 16 pairs apart, in one of the two tiles of each
 // step.
-static void from_tiles(const void* table, int64_t id, int64_t width, void* out) {
-    const uint32_t* pairs = (const uint32_t*)table + id / 32 * 16 * width + id / 16 % 2 * 256 + id % 16;
-    for (int64_t step = 0; step < width / 32; step++)
-        for (int64_t i = 0; i < 16; i++) ((uint32_t*)out)[step * 16 + i] = pairs[step * 512 + i * 16];
+static void from_tiles(const void* table, int64_t id, int64_t width, float* out) {
+    const bf16* pairs = (const bf16*)table + 2 * (id / 32 * 16 * width + id / 16 % 2 * 256 + id % 16);
+    for (int64_t k = 0; k < width; k++) out[k] = to_float(pairs[2 * (k / 32 * 512 + k / 2 % 16 * 16) + k % 2]);
 }
 // Read it from panels (linear_panels.cpp): places lie a panel apart. In bf16 two numbers are adjacent: two places of an
 // output where the CPU multiplies pairs, else the outputs i and i + VEC.
 template <class T>
-static void from_panels(const T* table, int64_t id, int64_t width, T* out) {
+static void from_panels(const T* table, int64_t id, int64_t width, float* out) {
     constexpr int64_t PANEL = 2 * VEC;
     const int64_t i = id % PANEL;
     const T* from = table + id / PANEL * PANEL * width;
 #if defined(__AVX512BF16__)
     if (sizeof(T) == 2) {
-        for (int64_t k = 0; k < width; k++) out[k] = from[k / 2 * 2 * PANEL + 2 * i + k % 2];
+        for (int64_t k = 0; k < width; k++) out[k] = to_float(from[k / 2 * 2 * PANEL + 2 * i + k % 2]);
         return;
     }
 #endif
     from += sizeof(T) == 2 ? i % VEC * 2 + i / VEC : i;
-    for (int64_t k = 0; k < width; k++) out[k] = from[k * PANEL];
+    for (int64_t k = 0; k < width; k++) out[k] = to_float(from[k * PANEL]);
 }
 
 template <class T>
 static void embed(const EmbedArgs& a) {
 #pragma omp parallel for if (a.tokens * a.width > ALONE)
     for (int64_t t = 0; t < a.tokens; t++) {
-        T* out = (T*)a.out + t * a.width;
+        float* out = a.out + t * a.width;
         const T* row = (const T*)a.table + a.ids[t] * a.width;
         if (a.layout == TILES)
-            from_tiles(a.table, a.ids[t], a.width, out), row = out;
+            from_tiles(a.table, a.ids[t], a.width, out);
         else if (a.layout == PANELS)
-            from_panels((const T*)a.table, a.ids[t], a.width, out), row = out;
-        else if (!a.positions)
-            memcpy(out, row, a.width * sizeof(T));
+            from_panels((const T*)a.table, a.ids[t], a.width, out);
+        else
+            by_vectors(a.width,
+                       [&](int64_t i, int64_t lanes) INLINE_LAMBDA { put(out + i, get(row + i, lanes), lanes); });
         if (!a.positions) continue;
         const T* place = (const T*)a.position_table + a.positions[t] * a.width;
         by_vectors(a.width, [&](int64_t i, int64_t lanes)
-                                INLINE_LAMBDA { put(out + i, get(row + i, lanes) + get(place + i, lanes), lanes); });
+                                INLINE_LAMBDA { put(out + i, get(out + i, lanes) + get(place + i, lanes), lanes); });
     }
 }
 

@@ -15,12 +15,12 @@ import torch
 
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import NEVER, TYPES, AttentionOps, function
-from engine.kernels.cpu.costs import elementwise_cost, norm_cost
+from engine.kernels.cpu.costs import elementwise_cost, embed_cost, norm_cost
 from engine.kernels.cpu.linear_ops import BLOCK, Layout, LinearOps
 from engine.kernels.launch import launch
 
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
-_NORM = Struct("12qd").pack
+_NORM = Struct("13qd").pack
 _SILU = Struct("6q").pack
 _EMBED = Struct("9q").pack
 _ANGLES = Struct("6qd").pack
@@ -99,19 +99,21 @@ class NativeOps(LinearOps, AttentionOps):
         center: bool,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return (norm, x + residual), or None if the kernel doesn't take these tensors."""
-        dtype = x.dtype
+        dtype = x.dtype if weight is None else weight.dtype
+        stream = x if residual is None else residual
         if (
             dtype not in TYPES
-            or (residual is not None and residual.dtype is not dtype)
-            or (weight is not None and weight.dtype is not dtype)
+            or (stream.dtype is not dtype and stream.dtype is not torch.float32)
+            or (residual is not None and x.dtype is not dtype)
             or (bias is not None and bias.dtype is not dtype)
         ):
             return None
         x = x.contiguous()
         width = x.shape[-1]
-        out, total = torch.empty_like(x), x
+        out, total = torch.empty_like(x, dtype=dtype), x
         if residual is not None:
-            residual, total = residual.contiguous(), torch.empty_like(x)
+            residual = residual.contiguous()
+            total = torch.empty_like(residual)
         packed = _NORM(
             x.data_ptr(),
             0 if residual is None else residual.data_ptr(),
@@ -124,11 +126,12 @@ class NativeOps(LinearOps, AttentionOps):
             width,
             width,
             TYPES[dtype],
+            TYPES[stream.dtype],
             center,
             eps,
         )
         name = "layer_norm" if center else "rms_norm"
-        launch(name, "native", self._norm, (packed,), norm_cost, x, residual is not None)
+        launch(name, "native", self._norm, (packed,), norm_cost, x, out, total)
         return out, total
 
     def embed(
@@ -145,7 +148,7 @@ class NativeOps(LinearOps, AttentionOps):
         ):
             return torch_ops.embed(ids, table, positions, position_table)
         width = table.shape[1] * (BLOCK if layout is Layout.TILES else 1)
-        out = torch.empty((len(ids), width), dtype=table.dtype)
+        out = torch.empty((len(ids), width), dtype=torch.float32)
         packed = _EMBED(
             ids.data_ptr(),
             0 if positions is None else positions.data_ptr(),
@@ -156,7 +159,7 @@ class NativeOps(LinearOps, AttentionOps):
             TYPES[table.dtype],
             layout,
         )
-        launch("embed", "native", self._embed, (packed,), elementwise_cost, out, out)
+        launch("embed", "native", self._embed, (packed,), embed_cost, table, out)
         return out
 
     def angles(

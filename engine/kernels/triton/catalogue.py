@@ -94,7 +94,8 @@ def _embed(dtype: str, add: bool) -> Variant:
         kernel=embed.embed_kernel,
         types={
             **dict.fromkeys(("ids_ptr", "positions_ptr"), "*i64"),
-            **dict.fromkeys(("table_ptr", "places_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("table_ptr", "places_ptr"), f"*{dtype}"),
+            "out_ptr": "*fp32",
             **dict.fromkeys(("entries", "width"), "i32"),
         },
         constants={"BLOCK": embed.PIECE, "ADD": int(add)},
@@ -159,13 +160,20 @@ def _angles() -> Variant:
 
 
 def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
+    """Make a variant as the models launch it: the residual stream is in fp32."""
+    stream = ("residual_ptr", "total_ptr") if add else ("x_ptr",)
     pointers = ["x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr", "total_ptr"]
     name = ("add " if add else "") + ("layer norm" if center else "rms norm")
     constants = norm.constants(width, center, add, weight=True, bias=center)
     return Variant(
         name=f"{name} {dtype} width {width}",
         kernel=norm.norm_kernel,
-        types={**dict.fromkeys(pointers, f"*{dtype}"), "width": "i32", "eps": "fp32"},
+        types={
+            **dict.fromkeys(pointers, f"*{dtype}"),
+            **dict.fromkeys(stream, "*fp32"),
+            "width": "i32",
+            "eps": "fp32",
+        },
         constants=constants,
         num_warps=norm.warps_for(constants["BLOCK"]),
         num_stages=1,
@@ -181,7 +189,11 @@ def _skinny(
     form: skinny.Form,
     out: str | None = None,
 ) -> Variant:
-    """Make a variant of the skinny product. out: dtype of the result; None: that of the others."""
+    """Make a variant of the skinny product. out: dtype of its result; None: as the models launch it.
+
+    The residual stream is in fp32, all else in `dtype`.
+    """
+    stream = ("x_ptr",) * form.norm + ("residual_ptr", "out_ptr") * form.add
     constants = skinny.constants(rows, lines, inputs, form)
     pointers = ["x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr"]
     return Variant(
@@ -190,6 +202,7 @@ def _skinny(
         types={
             **dict.fromkeys(pointers, f"*{dtype}"),
             "out_ptr": f"*{out or dtype}",
+            **dict.fromkeys(stream, "*fp32"),
             **dict.fromkeys(("rows", "N"), "i32"),
             "eps": "fp32",
         },

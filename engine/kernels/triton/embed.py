@@ -29,7 +29,7 @@ def embed_kernel(
     positions_ptr,  # int64 [tokens]; read when ADD
     table_ptr,  # [entries, width]
     places_ptr,  # [positions, width]; read when ADD
-    out_ptr,  # [tokens, width]
+    out_ptr,  # fp32 [tokens, width]
     entries,
     width,
     BLOCK: tl.constexpr,
@@ -60,10 +60,10 @@ def embed(
     if not _takes(ids, table, positions, position_table):
         return torch_ops.embed(ids, table, positions, position_table)
     tokens, width = len(ids), table.shape[1]
-    out = torch.empty((tokens, width), dtype=table.dtype, device=table.device)
+    out = torch.empty((tokens, width), dtype=torch.float32, device=table.device)
     add = positions is not None and position_table is not None
     grid = (tokens, triton.cdiv(width, PIECE))
-    moved = (3 if add else 2) * out.nbytes + (16 if add else 8) * tokens
+    moved = out.nbytes + (1 + add) * (out.numel() * table.element_size() + 8 * tokens)
     start(
         "embed",
         embed_kernel,

@@ -41,7 +41,7 @@ def linear_add(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
     """Compute `few_rows.linear_add`."""
-    if _is_skinny(x, weight, bias, residual):
+    if _is_skinny(x, weight, bias, stream=residual):
         return skinny("linear_add", x, weight, bias, residual=residual)
     return linear(x, weight, bias) + residual
 
@@ -54,7 +54,7 @@ def norm_linear(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Compute `few_rows.norm_linear`."""
-    if _is_skinny(x, weight, bias, norm):
+    if _is_skinny(x, weight, bias, norm, stream=x):
         return skinny("norm_linear", x, weight, bias, norm, eps)
     return linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
 
@@ -67,7 +67,7 @@ def norm_gated(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Compute `few_rows.norm_gated`."""
-    if _is_skinny(x, weight, bias, norm):
+    if _is_skinny(x, weight, bias, norm, stream=x):
         return skinny("norm_gated", x, weight, bias, norm, eps, gated=True)
     return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))
 
@@ -76,14 +76,24 @@ few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)
 """`Kernels.few_rows`. Where the kernel doesn't take a tensor, the parts are computed one by one."""
 
 
-def _is_skinny(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Return whether there are few rows, and all are contiguous and of one dtype of ours."""
-    return (
-        0 < len(x) <= MAX_ROWS
-        and x.dim() == 2
-        and x.dtype in FLOATS
-        and x.is_contiguous()
-        and all(o is None or (o.dtype == x.dtype and o.is_contiguous()) for o in others)
+def _is_skinny(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *others: torch.Tensor | None,
+    stream: torch.Tensor | None = None,
+) -> bool:
+    """Return whether there are few rows, and all are contiguous and of one dtype of ours.
+
+    Only the residual stream may be fp32 instead.
+    """
+    if not (0 < len(x) <= MAX_ROWS and x.dim() == 2 and weight.dtype in FLOATS):
+        return False
+    if stream is not None and stream.dtype not in (weight.dtype, torch.float32):
+        return False
+    there = [tensor for tensor in (x, weight, *others, stream) if tensor is not None]
+    return all(
+        tensor.is_contiguous() and (tensor is stream or tensor.dtype == weight.dtype)
+        for tensor in there
     )
 
 

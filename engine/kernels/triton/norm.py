@@ -3,8 +3,8 @@
 They are `torch_ops.rms_norm`, `add_rms_norm`, `layer_norm`, `add_layer_norm`.
 
 Grid: one program for each row. A row is read once, kept in registers as fp32, and written once.
-With the residual, its sum is rounded to the tensors' dtype before it is normalised, as the torch
-reference does, and is written too.
+With the residual, its sum is rounded to the residual's dtype (if that isn't fp32) before it is
+normalised, as the torch reference does, and is written too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_WIDTH = 32768  # a row must fit the registers of one program
 
 @triton.jit
 def norm_kernel(
-    x_ptr,  # [rows, width], contiguous, like all others
-    residual_ptr,  # [rows, width]; read when ADD
+    x_ptr,  # [rows, width], contiguous, like all others; may be fp32 unless ADD
+    residual_ptr,  # [rows, width]; read when ADD; may be fp32, and then total is
     weight_ptr,  # [width]; read when WEIGHT
     bias_ptr,  # [width]; read when BIAS
     out_ptr,  # [rows, width]
@@ -49,7 +49,7 @@ def norm_kernel(
     x = tl.load(x_ptr + row + at, mask=real, other=0.0)
     if ADD:
         residual = tl.load(residual_ptr + row + at, mask=real, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(residual.dtype)
         tl.store(total_ptr + row + at, x, mask=real)
     x = x.to(tl.float32)
     if CENTER:
@@ -64,7 +64,7 @@ def norm_kernel(
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Compute `torch_ops.rms_norm`."""
-    if not _takes(x, weight):
+    if not _takes(x, None, weight, None):
         return torch_ops.rms_norm(x, weight, eps)
     return _run("rms_norm", x, None, weight, None, eps, center=False)[0]
 
@@ -73,7 +73,7 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute `torch_ops.add_rms_norm`."""
-    if not _takes(x, residual, weight):
+    if not _takes(x, residual, weight, None):
         return torch_ops.add_rms_norm(x, residual, weight, eps)
     return _run("add_rms_norm", x, residual, weight, None, eps, center=False)
 
@@ -82,7 +82,7 @@ def layer_norm(
     x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
     """Compute `torch_ops.layer_norm`."""
-    if not _takes(x, weight, bias):
+    if not _takes(x, None, weight, bias):
         return torch_ops.layer_norm(x, weight, bias, eps)
     return _run("layer_norm", x, None, weight, bias, eps, center=True)[0]
 
@@ -119,13 +119,21 @@ def constants(width: int, center: bool, add: bool, weight: bool, bias: bool) -> 
     }
 
 
-def _takes(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def _takes(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> bool:
     """Return whether all have one dtype of ours and a row fits.
 
-    Then rounding is the reference's.
+    Only the residual stream may be fp32 instead. Then rounding is the reference's.
     """
-    same = all(other is None or other.dtype == x.dtype for other in others)
-    return same and x.dtype in FLOATS and x.shape[-1] <= MAX_WIDTH and x.numel() > 0
+    dtype = x.dtype if weight is None else weight.dtype
+    stream, added = (x, None) if residual is None else (residual, x)
+    same = all(other is None or other.dtype == dtype for other in (added, bias))
+    wide = stream.dtype in (dtype, torch.float32)
+    return same and wide and dtype in FLOATS and x.shape[-1] <= MAX_WIDTH and x.numel() > 0
 
 
 def _run(
@@ -140,11 +148,13 @@ def _run(
     """Launch the kernel and return (norm, x + residual)."""
     x = x.contiguous()
     rows, width = x.numel() // x.shape[-1], x.shape[-1]
-    out, total = torch.empty_like(x), x
+    out, total = torch.empty_like(x, dtype=x.dtype if weight is None else weight.dtype), x
+    moved = x.nbytes + out.nbytes
     if residual is not None:
-        residual, total = residual.contiguous(), torch.empty_like(x)
+        residual = residual.contiguous()
+        total = torch.empty_like(residual)
+        moved += 2 * total.nbytes
     pointers = tuple(x if tensor is None else tensor for tensor in (residual, weight, bias))
-    moved = x.nbytes * (2 if residual is None else 4)
     start(
         name,
         norm_kernel,

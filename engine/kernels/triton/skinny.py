@@ -33,12 +33,12 @@ WARP = 32 * VECTOR
 
 @triton.jit(do_not_specialize=["rows"])
 def skinny_kernel(
-    x_ptr,  # [rows, K], contiguous, like all others
+    x_ptr,  # [rows, K], contiguous, like all others; when NORM of the others' dtype or fp32
     weight_ptr,  # [N, K]; when GATED [2 * N, K], gate above up
     bias_ptr,  # [N] or [2 * N]; read when BIAS
     norm_ptr,  # [K]; read when NORM
-    residual_ptr,  # [rows, N]; read when ADD
-    out_ptr,  # [rows, N], of the dtype of the others, or fp32
+    residual_ptr,  # [rows, N]; read when ADD; of the others' dtype or fp32
+    out_ptr,  # [rows, N]; when ADD of the residual's dtype, else of the others' or fp32
     rows,
     N,
     eps,
@@ -201,12 +201,14 @@ def skinny(
 ) -> torch.Tensor:
     """Launch the product once for 1 to `MAX_ROWS` rows → [rows, N].
 
-    All tensors are contiguous and of one dtype; shapes stand at the kernel. name: in the record.
-    dtype: of the result, None: that of the others.
+    All tensors are contiguous and of one dtype, but for the residual stream (the residual; x before
+    a norm), which may be fp32. Shapes stand at the kernel. name: in the record. dtype: of the
+    result, None: the residual's, else the weight's.
     """
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gated else len(weight)
-    out = torch.empty((rows, outputs), dtype=dtype or x.dtype, device=x.device)
+    dtype = dtype or (weight if residual is None else residual).dtype
+    out = torch.empty((rows, outputs), dtype=dtype, device=x.device)
     form = Form(norm is not None, bias is not None, relu, gated, residual is not None)
     cut = constants(rows, len(weight), inputs, form)
     grid = (triton.cdiv(len(weight), cut["BLOCK_N"]),)

@@ -424,9 +424,15 @@ def test_write_kv(ops, seed, tokens, heads, dim, dtype, kv_type):
 
 
 @some
-@given(seeds, st.integers(0, 9), st.integers(1, 300), dtypes, st.booleans(), st.booleans())
-def test_norms(ops, seed, rows, width, dtype, plain, far):
-    x, residual = (numbers(seed + i, rows, width, dtype=dtype, spread=2.0) for i in (0, 1))
+@given(
+    *(seeds, st.integers(0, 9), st.integers(1, 300), dtypes, st.booleans(), st.booleans()),
+    st.booleans(),
+)
+def test_norms(ops, seed, rows, width, dtype, wide, plain, far):
+    """wide: the residual stream is in fp32, as the models keep it."""
+    x = numbers(seed, rows, width, dtype=dtype, spread=2.0)
+    stream = torch.float32 if wide else dtype
+    residual = numbers(seed + 1, rows, width, dtype=stream, spread=2.0)
     if far:
         x = x + 30  # a mean far from 0, where careless variances lose their digits
     weight, bias = (
@@ -443,6 +449,12 @@ def test_norms(ops, seed, rows, width, dtype, plain, far):
         ),
     ]
     total = x + residual
+    if not plain:
+        first = ops.layer_norm(residual, weight, bias, 1e-5)
+        exact = torch_ops.layer_norm(residual.double(), *_double(weight, bias), 1e-5)
+        pairs.append((first, exact))
+    first = ops.rms_norm(residual, ones, 1e-5)
+    pairs.append((first, torch_ops.rms_norm(residual.double(), ones.double(), 1e-5)))
     for found, expected in (
         (
             ops.add_rms_norm(x, residual, ones, 1e-5),
@@ -453,7 +465,7 @@ def test_norms(ops, seed, rows, width, dtype, plain, far):
             torch_ops.layer_norm(total.double(), *_double(weight, bias), 1e-5),
         ),
     ):
-        assert torch.equal(found[1], total)
+        assert found[1].dtype is stream and torch.equal(found[1], total)
         pairs.append((found[0], expected))
     for found, expected in pairs:
         assert found.dtype is dtype

@@ -28,24 +28,35 @@ NEAR = {
 }
 
 
-@given(st.integers(1, 5), st.integers(1, 1100), DTYPES, st.booleans(), st.integers(0, 99))
+@given(
+    *(st.integers(1, 5), st.integers(1, 1100), DTYPES, st.booleans(), st.booleans()),
+    st.integers(0, 99),
+)
 @FEW
-def test_norms(rows, width, dtype, affine, seed):
+def test_norms(rows, width, dtype, wide, affine, seed):
+    """wide: the residual stream is in fp32, as the models keep it."""
     torch.manual_seed(seed)
-    x, residual = (torch.randn(rows, width).to(dtype) * 3 for _ in range(2))
+    stream = torch.float32 if wide else dtype
+    x, residual = (torch.randn(rows, width).to(kind) * 3 for kind in (dtype, stream))
     weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
     near = NEAR[dtype]
     torch.testing.assert_close(
         norm.rms_norm(x, weight, 1e-5), torch_ops.rms_norm(x, weight, 1e-5), **near
     )
-    found, total = norm.add_rms_norm(x, residual, weight, 1e-5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm.torch_ops, "rms_norm", None)
+        first = norm.rms_norm(residual, weight, 1e-5)
+        found, total = norm.add_rms_norm(x, residual, weight, 1e-5)
+    torch.testing.assert_close(first, torch_ops.rms_norm(residual, weight, 1e-5), **near)
     expected, exact = torch_ops.add_rms_norm(x, residual, weight, 1e-5)
-    assert torch.equal(total, exact)
+    assert total.dtype is stream and torch.equal(total, exact)
     torch.testing.assert_close(found, expected, **near)
     both = (weight, bias) if affine else (None, None)
     torch.testing.assert_close(
         norm.layer_norm(x, *both, 1e-3), torch_ops.layer_norm(x, *both, 1e-3), **near
     )
+    first = norm.layer_norm(residual, *both, 1e-3)
+    torch.testing.assert_close(first, torch_ops.layer_norm(residual, *both, 1e-3), **near)
     found, total = norm.add_layer_norm(x, residual, *both, 1e-3)
     expected, exact = torch_ops.add_layer_norm(x, residual, *both, 1e-3)
     assert torch.equal(total, exact)
