@@ -189,9 +189,9 @@ def _skinny(
     form: skinny.Form,
     out: str | None = None,
 ) -> Variant:
-    """Make a variant of the skinny product. out: dtype of its result; None: as the models launch it.
+    """Make a variant of the skinny product.
 
-    The residual stream is in fp32, all else in `dtype`.
+    The residual stream is in fp32, all else in `dtype`. out: another dtype of the result.
     """
     stream = ("x_ptr",) * form.norm + ("residual_ptr", "out_ptr") * form.add
     constants = skinny.constants(rows, lines, inputs, form)
