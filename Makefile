@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth gpu pocket clients docs image-check exercises clean
+.PHONY: site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth quality gpu pocket clients docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -89,6 +89,9 @@ bench-growth: $(VENV)/.test ## what a step costs as requests, context and the po
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.core_cost
 	$(BIN)/python -m benchmarks.footprint
+
+quality: $(VENV)/.test ## what bf16 and an fp8 cache keep of a real model's answers, beside fp32 and transformers
+	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
 
 gpu: $(VENV)/.test ## on a machine with a GPU: proofs and speed; GPU_ARGS=--dry-run needs none
 	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)

@@ -1,17 +1,19 @@
 """Measure how much of a model's quality a dtype keeps: its answers on real text beside fp32's.
 
-    python -m benchmarks.quality [--models smollm2 pocket] [--tokens 512] [--out FILE]
+    python -m benchmarks.quality [--models smollm2 pocket] [--tokens 512] [--out FOLDER]
 
-Each model reads the same texts (its own prompts, in one piece and token by token, as it decodes) in
-every dtype of weights and cache that the engine serves, and, where transformers is asked, in it. Of
-each position: the log-probability of the token that the text has there, the most probable token,
-and how far the distribution is from that in fp32.
+writes `quality.json` and `quality.md` into the folder of this machine's results. Each model reads
+the same texts (its own prompts, in one piece and token by token, as it decodes) in every dtype of
+weights and cache that the engine serves, and, where transformers is asked, in it. Of each position:
+the log-probability of the token that the text has there, the most probable token, and how far the
+distribution is from that in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -20,6 +22,8 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.compare import machine
+from benchmarks.machine_folder import machine_folder
 from engine.config import EngineConfig
 from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.hub import find_model
@@ -42,6 +46,7 @@ class Way(NamedTuple):
 
 
 REFERENCE = Way("fp32", "float32")
+PEER = "transformers bf16"
 WAYS = (
     Way("bf16, prompts", "bfloat16"),
     Way("bf16, decoding", "bfloat16", piece=1),
@@ -96,7 +101,10 @@ class Score:
 def texts() -> list[str]:
     """Return real text that is at hand everywhere: our documents, and Python's own."""
     ours = ("docs/ARCHITECTURE_OVERVIEW.md", "pocket/corpus/paging.md")
-    pythons = ("assignment", "naming", "typesseq", "import")
+    pythons = (
+        *("assignment", "naming", "typesseq", "import", "compound"),
+        *("types", "comparisons", "execmodel", "strings", "function"),
+    )
     return [(ROOT / name).read_text() for name in ours] + [topics[name] for name in pythons]
 
 
@@ -175,29 +183,57 @@ def measure(
     for way in ways:
         yield way.name, score(Ours(model, way, tokens).logits)
     if peer:
-        for dtype in ("float32", "bfloat16"):
-            yield f"transformers {dtype}", score(theirs(folder, dtype))
+        yield PEER, score(theirs(folder, "bfloat16"))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a table for each model, and keep the figures."""
+def markdown(rows: Sequence[dict], where: dict) -> str:
+    """Make the table of the page."""
+    positions = sorted({row["positions"] for row in rows})
+    out = [
+        f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
+        f" transformers {where['transformers']}, {where['date']}, on"
+        f" {' and '.join(f'{n:,}' for n in positions)} tokens of English and Python text. NLL: the"
+        " mean negative log-likelihood of the text's own tokens, in nats. Changed: places where the"
+        " most probable token isn't that of fp32. Tied: places with two most probable tokens. KL:"
+        " how far the distribution is from that of fp32, in nats.\n",
+        "| model | weights, cache | NLL | greedy tokens changed | tied | KL to fp32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        out.append(
+            f"| {row['model']} | {row['way']} | {row['nll']:.5f} | {row['changed']:.2%}"
+            f" | {row['tied']:.2%} | {row['kl']:.1e} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the figures as they come, write the table and the figures; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
     parser.add_argument("--models", nargs="+", default=["smollm2", "pocket"])
     parser.add_argument("--tokens", type=int, default=512, help="of each text, at most [512]")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--out", type=Path, default=machine_folder(), help="folder for the results")
     parser.add_argument("--ways", nargs="+", help="only those whose name begins so")
     parser.add_argument("--no-peer", action="store_true")
     given = parser.parse_args(argv)
+    rows: list[dict] = []
     ways = tuple(w for w in WAYS if not given.ways or w.name.startswith(tuple(given.ways)))
     for model in given.models:
         print(model)
         for name, m in measure(model, given.tokens, ways, not given.no_peer):
+            rows.append({"model": model, "way": name, **m})
             print(
                 f"{name:24} n={m['positions']} nll={m['nll']:.5f} changed={m['changed']:.2%}"
                 f" tied={m['tied']:.2%} kl={m['kl']:.2e} delta={m['delta']:.5f}"
                 f" max={m['greatest_delta']:.4f}",
                 flush=True,
             )
+    where = machine()
+    given.out.mkdir(parents=True, exist_ok=True)
+    results = {"machine": where, "rows": rows}
+    (given.out / "quality.json").write_text(json.dumps(results, indent=1) + "\n")
+    (given.out / "quality.md").write_text(markdown(rows, where))
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ TITLES = {
     "core_cost": "What the core and its record cost a step",
     "footprint": "Memory, and the time to be ready",
     "growth": "What more work costs",
+    "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
@@ -45,6 +46,7 @@ Make the tables on your machine:
 ```bash
 make bench          # beside transformers
 make bench-peers    # beside vLLM and llama.cpp too: gets them into .peers/ first, which takes a while
+make quality        # what bf16 and an fp8 cache change in the answers of a real model
 make bench-growth   # as requests, context and the pool grow; the record; HTTP; the core alone; memory
 ```
 

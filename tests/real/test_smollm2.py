@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pydoc_data.topics import topics
 
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from engine import LLM, SamplingParams
+from tests.api.conftest import ServerProcess
 
 FRANCE = {"role": "user", "content": "What is the capital of France?"}
 TEXTS = [
@@ -54,3 +56,15 @@ def test_a_second_turn_finds_the_first_in_the_cache(llm):
     llm.chat([[FRANCE]], greedy)
     [answer] = llm.chat([talk], greedy)
     assert (answer.num_cached_tokens or 0) >= 16
+
+
+def test_it_answers_in_bf16_over_http_as_in_fp32(smollm2):
+    """ "The" is 0.1 nats before "L'" here: with a rounded residual stream or head "L'" won."""
+    with closing(ServerProcess("--model", "smollm2", "--dtype", "bfloat16")) as server:
+        server.wait_until_ready()
+        answer = server.http.post(
+            "/v1/chat/completions",
+            json={"messages": [FRANCE], "temperature": 0, "max_tokens": 40},
+        ).json()["choices"][0]
+    assert answer["message"]["content"] == "The capital of France is Paris."
+    assert answer["finish_reason"] == "stop"

@@ -74,7 +74,7 @@ def attention_cost(
 
 
 def norm_cost(_: None, x: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> Cost:
-    """total: what the residual became, or x itself if there was none."""
+    """Count a norm. total: what the residual became, or x itself if there was none."""
     moved = x.nbytes + out.nbytes + (0 if total is x else 2 * total.nbytes)
     return Cost([x.numel() // x.shape[-1]], moved, 4 * x.numel())
 
