@@ -172,7 +172,7 @@ class AsyncLLM(LocalEngine):
             core_request = (
                 await in_lane(LONG, request) if len(given.content) > LONG_TEXT else request()
             )
-            text = self._output.add(core_request, given.text)
+            text = self._output.begin(core_request, given.text)
             self._engine.add(core_request, mailbox)
             while not text.finished:
                 if self._take(text, await mailbox.take()):
@@ -185,7 +185,6 @@ class AsyncLLM(LocalEngine):
         finally:
             del self._open[request_id]
             if text is not None:
-                self._output.remove(request_id)
                 self._engine.release(request_id, mailbox, "the program left it")
                 self._counts.ended(text)
 
@@ -193,7 +192,7 @@ class AsyncLLM(LocalEngine):
         """Convert news to text; return whether there is something new to show."""
         is_new = False
         for output, at_ns in news:
-            delta = self._output.process(output)
+            delta = self._output.process(text, output)
             if delta is None:
                 continue
             is_new = True

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
-from engine.core.messages import CoreRequest
 from engine.counts import Metric
 from engine.local_engine import LocalEngine, one_each
 from engine.progress import Bar, progress_bar
@@ -147,35 +146,33 @@ class LLM(LocalEngine):
             )
             for place, prompt in enumerate(given)
         ]
+        texts: dict[str, RequestText] = {}
         try:
-            texts = [self._add(*pair) for pair in zip(requests, given)]
+            for request, prompt in zip(requests, given):
+                self.core.add_request(request)
+                texts[request.request_id] = self._output.begin(request, prompt.text)
             with progress_bar(len(texts), show_progress) as progress, self._bound:
-                self._step_until_done(progress)
+                self._step_until_done(texts, progress)
         except BaseException as error:  # KeyboardInterrupt too: no request may stay behind
             for request in requests:
                 self.core.abort(request.request_id, f"LLM stopped: {type(error).__name__}")
-                self._output.remove(request.request_id)
             raise
-        return [request_output(text) for text in texts]
+        return [request_output(text) for text in texts.values()]
 
-    def _add(self, request: CoreRequest, given: GivenPrompt) -> RequestText:
-        self.core.add_request(request)
-        return self._output.add(request, given.text)
-
-    def _step_until_done(self, progress: Bar) -> None:
+    def _step_until_done(self, texts: Mapping[str, RequestText], progress: Bar) -> None:
         while self.core.has_work:
             outputs = self.core.step()
             self._counts.stepped(self.core.stats())
             now_ns = time.monotonic_ns()
             for output in outputs:
-                delta = self._output.process(output)
-                if delta is None:
+                text = texts.get(output.request_id)  # None: of a call that was interrupted
+                delta = None if text is None else self._output.process(text, output)
+                if text is None or delta is None:
                     continue
                 if delta.finish_in_core:
                     self.core.finish(output.request_id, delta.index, str(delta.stop_reason))
                 if output.error:
                     warnings.warn(f"{output.request_id}: {output.error}", stacklevel=2)
-                text = delta.request
                 if delta.token_ids:
                     text.first_token_ns = text.first_token_ns or now_ns
                     text.last_token_ns = now_ns

@@ -10,6 +10,7 @@ from docs.scripts.reader import Record, printed, trace_output
 from engine.rounding import ceil_div
 from engine.trace import events as ev
 from engine.trace.events import Event
+from engine.trace.sequences import request_of
 from engine.trace.wording import count, duration, size, token_text
 
 Records = dict[str, Record]
@@ -77,11 +78,7 @@ def _preempted(records: Records) -> Answer:
 def _blocks(records: Records) -> Answer:
     record = records["tour"]
     copied = record.first(ev.BlockCopied)
-    parent = copied.request_id.rpartition(".")[0] or copied.request_id
-    if record.all(ev.RequestForked) and not any(
-        e.parent == parent for e in record.all(ev.RequestForked)
-    ):
-        parent = copied.request_id
+    parent = request_of(copied.request_id)
     about = [
         event
         for kind in (ev.RequestForked, ev.BlockShared, ev.BlockCopied)

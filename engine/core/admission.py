@@ -11,6 +11,7 @@ from hashlib import blake2b
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape
 from engine.rounding import ceil_div
+from engine.trace.sequences import request_of
 
 
 class RequestError(ValueError):
@@ -35,6 +36,12 @@ class Admission:
         """
         kv, params = self.kv, core.params
         num_tokens = len(core.prompt_token_ids)
+        if request_of(core.request_id) != core.request_id:
+            raise RequestError(
+                "request_id",
+                f"request id {core.request_id!r} reads like a sequence of another request: it"
+                " must not end with a dot and a number.",
+            )
         if running_already:
             raise RequestError("request_id", f"request id {core.request_id!r} is running already.")
         if num_tokens == 0:

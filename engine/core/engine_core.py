@@ -77,11 +77,10 @@ class EngineCore:
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
-        self._sequences: dict[str, Request] = {}  # by sequence id, until its last step has returned
         self._arrivals = 0
         self._told_step = 0  # the last step whose outputs were sent
         self._tokens_told = 0  # of that step, see `StepStats.tokens_told`
-        self._in_flight: deque[tuple[StepPlan, int, Pending]] = deque()
+        self._in_flight: deque[tuple[StepPlan, list[Request], int, Pending]] = deque()
         # An executor that waits for its device gets a thread of its own to wait in.
         waits = self.overlapped and not getattr(executor, "launches_ahead", False)
         self._worker = ThreadPoolExecutor(1, "worker") if waits else None
@@ -104,7 +103,6 @@ class EngineCore:
         seed = self.admission.seed(core, self._arrivals)
         request = Request(core, rank, seed, max_tokens)
         self._groups[core.request_id] = [request]
-        self._sequences[request.id] = request
         if core.trace_full:
             self.recorder.full_requests.add(core.request_id)
         self.scheduler.add(request)
@@ -184,7 +182,8 @@ class EngineCore:
         if plan is None:
             return []
         self._set_full_step(plan)
-        news = self._update(plan, self.executor.execute(plan), started)
+        requests = self.scheduler.planned
+        news = self._update(plan, requests, self.executor.execute(plan), started)
         self.recorder.pack()
         return news
 
@@ -194,14 +193,15 @@ class EngineCore:
         plan = self.scheduler.schedule()
         if plan is not None:
             self._set_full_step(plan)
-            self._in_flight.append((plan, started, self._launch(plan)))
+            requests = self.scheduler.planned
+            self._in_flight.append((plan, requests, started, self._launch(plan)))
             self.recorder.pack()  # while the worker computes
             if len(self._in_flight) == 1:
                 return []
         if not self._in_flight:
             return []
-        plan, started, result = self._in_flight.popleft()
-        return self._update(plan, result.result(), started)
+        plan, requests, started, result = self._in_flight.popleft()
+        return self._update(plan, requests, result.result(), started)
 
     def _launch(self, plan: StepPlan) -> Pending:
         if self._worker is not None:
@@ -217,17 +217,18 @@ class EngineCore:
 
     # ----------------------------------------------------------------------------------- tokens out
 
-    def _update(self, plan: StepPlan, output: StepOutput, started: int) -> list[CoreOutput]:
-        """Book the result of a step: append, finish, fork, free."""
+    def _update(
+        self, plan: StepPlan, requests: list[Request], output: StepOutput, started: int
+    ) -> list[CoreOutput]:
+        """Book the result of a step: append, finish, fork, free. `requests[i]` has row i."""
         update_started = time.perf_counter_ns()
         news: list[CoreOutput] = []
         self._tokens_told = 0
-        sequences, details, kv = self._sequences, output.details, self.scheduler.kv
+        details, kv = output.details, self.scheduler.kv
         finished = Status.FINISHED  # looked up once, not for every row
         block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
         detail = None
-        for row, tokens in zip(plan.rows, output.tokens, strict=True):
-            request = sequences[row.request_id]
+        for row, request, tokens in zip(plan.rows, requests, output.tokens, strict=True):
             computed = request.num_computed_tokens = request.num_computed_tokens + row.num_tokens
             if request.status is finished:
                 # it ended while this step was in flight: discard its token
@@ -286,7 +287,6 @@ class EngineCore:
             rank = (*request.rank[:2], index)
             child = Request(request.core, rank, request.seed + index, request.max_tokens, index)
             self._groups[request.core.request_id].append(child)
-            self._sequences[child.id] = child
             self.scheduler.fork(request, child)
             family.append(child)
         return family
@@ -412,8 +412,6 @@ class EngineCore:
             if not siblings:
                 del self._groups[request.core.request_id]
                 self.recorder.full_requests.discard(request.core.request_id)
-        if request.status is Status.FINISHED and not request.tokens_in_flight:
-            del self._sequences[request.id]
 
     # ----------------------------------------------------------------------------------- invariants
 
@@ -423,5 +421,5 @@ class EngineCore:
         living = {r.id for r in [*self.scheduler.running, *self.scheduler.waiting.in_order()]}
         grouped = {r.id for group in self._groups.values() for r in group}
         assert living == grouped, "a sequence lives outside its group"
-        leaving = {r.id for r in self.scheduler.leaving}
-        assert living | leaving == set(self._sequences), "a sequence was lost or kept too long"
+        sequences = [*self.scheduler.running, *self.scheduler.leaving]
+        assert len({r.id for r in sequences}) == len(sequences), "two sequences have one name"

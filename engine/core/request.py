@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 
 from engine.core.messages import CoreRequest, TokenLogprobs
+from engine.trace.sequences import sequence_name
 
 Rank = tuple[int, int, int]
 """(priority, arrival number, index among siblings): lowest first, in the queue and among the
@@ -30,7 +31,7 @@ class Request:
     def __init__(self, core: CoreRequest, rank: Rank, seed: int, max_tokens: int, index: int = 0):
         self.core = core
         self.index = index
-        self.id = core.request_id if index == 0 else f"{core.request_id}.{index}"
+        self.id = sequence_name(core.request_id, index)  # its name in plans and in the record
         self.rank = rank
         self.seed = seed
         self.max_tokens = max_tokens

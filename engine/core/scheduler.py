@@ -63,6 +63,7 @@ class Scheduler:
         self.seats_taken = 0
         self.step = 0
         self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
+        self.planned: list[Request] = []  # of the last plan: whose its rows are
         # Orders for the worker that the next plan carries.
         self._dropped: list[str] = []
         self._swap_out: list[tuple[int, int]] = []
@@ -124,6 +125,7 @@ class Scheduler:
         self.recorder.step = self.step
         self.stats = StepStats(step=self.step, blocks_total=self.kv.pool.num_blocks)
         plan = StepPlan(step=self.step, rows=[])
+        self.planned = []
         budget_left = self._plan_running(plan, self.budget)
         if self.stats.num_preemptions:
             self.explain.wait(self, self.waiting.head(), "preemption", 0, 0)
@@ -198,6 +200,8 @@ class Scheduler:
         budget.
         """
         while (head := self.waiting.head()) is not None:
+            if self.leaving and self._leaves(head.core.request_id):
+                break  # a step in flight still has the name, for an earlier request
             if not budget:
                 self.explain.wait(self, head, "budget", 1, 0)
                 break
@@ -216,6 +220,10 @@ class Scheduler:
                 break
             budget -= self._admit(plan, self.waiting.pop(), prefix, budget)
         return budget
+
+    def _leaves(self, request_id: str) -> bool:
+        """Whether sequences of an aborted request with this id are in a step in flight."""
+        return any(request.core.request_id == request_id for request in self.leaving)
 
     def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
         """Admit the request; return the tokens that it computes in this step."""
@@ -251,6 +259,7 @@ class Scheduler:
         """Add the request's share of this step to the plan."""
         samples = 1 + request.siblings_to_fork if reaches_end and request.max_tokens else 0
         plan.rows.append(StepRow(request.id, request.num_planned_tokens, num_tokens, samples))
+        self.planned.append(request)
         request.num_planned_tokens += num_tokens
         if samples:
             request.num_expected_tokens += 1  # its siblings count their own

@@ -12,7 +12,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 
@@ -36,6 +36,9 @@ from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
+
+if TYPE_CHECKING:
+    from engine.server.answering.generation import Generation
 
 MAX_NAMES_WARNED = 1000  # a caller may invent any number of names
 
@@ -78,7 +81,7 @@ class Service:
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
         self.draining = False
-        self.num_open = 0  # generations being answered
+        self.open: set[Generation] = set()  # those being answered
         self.on_failure: Callable[[str], None] = lambda message: None
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
@@ -168,6 +171,11 @@ class Service:
         self.on_failure(message)
 
     # ------------------------------------------------------------------------------ what routes ask
+
+    @property
+    def num_open(self) -> int:
+        """Count the HTTP requests that are being answered."""
+        return len(self.open)
 
     @property
     def state(self) -> str:

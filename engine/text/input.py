@@ -76,8 +76,6 @@ class InputProcessor:
         Raises `TextError` for the prompt, `ParameterError` for the parameters.
         """
         arrival_ns = time.monotonic_ns()
-        if trace_full:
-            self.recorder.full_requests.add(request_id)
         text = prompt if isinstance(prompt, str) else ""
         self.recorder.record(
             RequestReceived(
@@ -98,7 +96,6 @@ class InputProcessor:
                 params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
         except (TextError, ParameterError) as error:
             self.recorder.record(RequestRefused(request_id=request_id, why=str(error)))
-            self.recorder.full_requests.discard(request_id)
             raise
         return CoreRequest(
             request_id=request_id,

@@ -88,7 +88,8 @@ class _Interruptible(Generic[T]):
         finally:
             with self._lock:  # no further interrupt can come, and a pending one is cancelled
                 self._thread = None
-                _raise_in(threading.get_ident(), None)
+                if self._over:  # else CPython looks for one at every call, from now on
+                    _raise_in(threading.get_ident(), None)
 
     def interrupt(self) -> None:
         with self._lock:

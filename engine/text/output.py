@@ -149,33 +149,21 @@ class TextDelta(msgspec.Struct, kw_only=True):
 
 
 class OutputProcessor:
-    """Keep the state of every open request. Not thread-safe: one thread or event loop owns it."""
+    """Make text of the core's outputs.
+
+    The state of a request is in the `RequestText` that its caller holds.
+    """
 
     def __init__(self, tokenizer: Tokenizer, recorder: Recorder):
         self.tokenizer = tokenizer
         self.recorder = recorder
-        self._open: dict[str, RequestText] = {}
 
-    def __len__(self) -> int:
-        return len(self._open)
+    def begin(self, request: CoreRequest, prompt: str | None = None) -> RequestText:
+        """Make the text of a request. It grows as outputs are processed."""
+        return RequestText(request, prompt, self.tokenizer)
 
-    def add(self, request: CoreRequest, prompt: str | None = None) -> RequestText:
-        """Expect outputs of this request. The returned object grows as they are processed."""
-        if request.request_id in self._open:
-            raise ValueError(f"request id {request.request_id!r} is already in use")
-        text = self._open[request.request_id] = RequestText(request, prompt, self.tokenizer)
-        return text
-
-    def remove(self, request_id: str) -> None:
-        """Forget an aborted request; do nothing if it has already ended."""
-        self._open.pop(request_id, None)
-        self.recorder.full_requests.discard(request_id)
-
-    def process(self, output: CoreOutput) -> TextDelta | None:
-        """Take one output of the core. Return None if its sequence is unknown or has ended."""
-        request = self._open.get(output.request_id)
-        if request is None:
-            return None
+    def process(self, request: RequestText, output: CoreOutput) -> TextDelta | None:
+        """Take one output of the core. Return None if its sequence has ended."""
         sequence = request.sequences[output.index]
         if sequence.finish_reason is not None:
             return None
@@ -187,8 +175,6 @@ class OutputProcessor:
             ]
             delta.has_prompt_logprobs = True
         self._record_text(request, sequence, delta)
-        if delta.finish_reason is not None and request.finished:
-            self.remove(request.request_id)
         return delta
 
     # ------------------------------------------------------------------------------ details

@@ -23,6 +23,7 @@ from engine.trace.page import room_with
 from engine.trace.perfetto import to_perfetto
 from engine.trace.printable import printable, printable_json
 from engine.trace.replay import Replay, ReplayError
+from engine.trace.sequences import request_of
 from engine.trace.story import Story
 from engine.trace.wording import count, ranges
 
@@ -92,7 +93,7 @@ def _annotate(arguments: argparse.Namespace) -> int:
     story = Story(with_summaries=not wanted, joined=not arguments.all)
     lines = [*story.tell(events), *story.end()]
     if wanted:
-        lines = [line for line in lines if line.request_id.partition(".")[0] == wanted]
+        lines = [line for line in lines if request_of(line.request_id) == wanted]
     RichPrinter(sys.stdout)(lines)
     return 0
 

@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.text import Text
 
 from engine.trace.printable import printable
+from engine.trace.sequences import request_of
 from engine.trace.story import Line
 
 WIDTH = 100  # if the output is not a terminal
@@ -82,7 +83,7 @@ def _colour(request_id: str) -> str:
 
     It comes from a checksum of the id: hash() differs between runs.
     """
-    request = request_id.partition(".")[0]
+    request = request_of(request_id)
     return _COLOURS[zlib.crc32(request.encode()) % len(_COLOURS)] if request else ""
 
 

@@ -18,6 +18,7 @@ import msgspec
 from engine.trace import events as ev
 from engine.trace.events import Event, kind
 from engine.trace.names import Names
+from engine.trace.sequences import request_and_index, sequence_name
 
 _NOT_DECISIONS = (
     ev.RequestReceived, ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized, ev.EngineWarning,
@@ -64,11 +65,11 @@ def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], d
     names = Names()
 
     def number(request_id: str) -> str:
-        request, dot, index = request_id.partition(".")
+        request, index = request_and_index(request_id)
         if request not in numbers:
             numbers[request] = f"request {len(numbers) + 1}"
             named[numbers[request]] = names.name(request)
-        return numbers[request] + dot + index
+        return sequence_name(numbers[request], index)
 
     for event in events:
         names.see(event)

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.trace import events as ev
 from engine.trace.events import Event
+from engine.trace.sequences import request_of
 from engine.trace.story import Story
 
 
@@ -103,8 +104,7 @@ class _Life:
     # ------------------------------------------------------------------------------ details
 
     def _is_mine(self, sequence: str) -> bool:
-        parent, _dot, index = sequence.rpartition(".")
-        return sequence == self.request_id or (parent == self.request_id and index.isdecimal())
+        return self.request_id in (sequence, request_of(sequence))
 
     def _ms(self, event: Event) -> float:
         return round((event.ts_ns - self.first_ns) / 1e6, 3)

@@ -9,6 +9,7 @@ import re
 from collections import OrderedDict
 
 from engine.trace.events import EngineSnapshot, Event
+from engine.trace.sequences import request_and_index, request_of, sequence_name
 from engine.trace.wording import one_line
 
 SHORT_ENOUGH = 10  # an id of at most this many characters is its own short name
@@ -37,9 +38,9 @@ class Names:
         number."""
         if len(request_id) <= SHORT_ENOUGH:
             return request_id
-        parent, dot, index = request_id.rpartition(".")
-        if dot and index.isdecimal() and parent in self._names:
-            return f"{self._names[parent]}.{index}"
+        parent, index = request_and_index(request_id)
+        if index and parent in self._names:
+            return sequence_name(self._names[parent], index)
         if request_id not in self._names:
             self.num_named += 1
             self._names[request_id] = f"req-{self.num_named}"
@@ -58,5 +59,5 @@ class Names:
 
     def _short(self, match: re.Match[str]) -> str:
         word = match[0]
-        parent, _dot, _index = word.rpartition(".")
-        return self.name(word) if word in self._names or parent in self._names else word
+        known = word in self._names or request_of(word) in self._names
+        return self.name(word) if known else word

@@ -29,6 +29,7 @@ from engine.trace.events import (
     TextEmitted,
     TextTokens,
 )
+from engine.trace.sequences import request_of
 from engine.trace.together import TOGETHER, how_many, one_by_one
 
 LEVELS = ("off", "steps", "full", "profile")
@@ -136,9 +137,7 @@ class Recorder:
             return False
         if not request_id:
             return self.full_step
-        return (
-            request_id in self.full_requests or request_id.rpartition(".")[0] in self.full_requests
-        )
+        return request_id in self.full_requests or request_of(request_id) in self.full_requests
 
     # ------------------------------------------------------------------------------ subscribers
 

@@ -437,7 +437,7 @@ def test_a_seed_of_the_engines_own_survives_a_browser(engine):
     h = engine(seed=7)
     for i in range(50):
         h.add(f"r{i}", prompt(3, i), max_tokens=1, seed=None)
-    seeds = [sequence.seed for sequence in h.core._sequences.values()]
+    seeds = [sequence.seed for sequence in h.core.scheduler.waiting.in_order()]
     assert len(set(seeds)) == 50 and all(int(float(seed)) == seed for seed in seeds)
     assert max(seeds) > 2**45
     h.run()
@@ -568,3 +568,31 @@ def test_the_tokens_of_each_step_are_told_once(engine, overlapped):
     drawn = sum(len(tokens) for tokens in h.answers.values())
     assert sum(told.values()) == drawn + sum(computed.values())
     assert h.recorded(events.RequestPreempted)
+
+
+def test_an_id_that_reads_like_a_sequence_of_another_is_refused(engine):
+    h = engine()
+    h.add("a", prompt(3), n=2, max_tokens=8)
+    h.step()
+    for name in ("a.1", "x.23"):
+        with pytest.raises(RequestError, match="reads like a sequence") as refused:
+            h.add(name, prompt(3), max_tokens=2)
+        assert refused.value.param == "request_id"
+    h.add("a.b", prompt(3), max_tokens=2)  # names nothing else
+    h.add("a.01", prompt(3), max_tokens=2)
+    h.run()
+    h.expect_solo_answers()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_aborted_requests_id_is_free_at_once_though_its_step_is_in_flight(engine, n):
+    h = engine(async_scheduling=True)
+    h.add("a", prompt(5), n=n, max_tokens=9)
+    for _ in range(3):
+        h.step()
+    h.core.abort("a", "the client left")
+    h.forget("a")
+    assert h.core.scheduler.leaving
+    h.add("a", prompt(4, 2), n=n, max_tokens=6)
+    h.run()
+    h.expect_solo_answers("a")

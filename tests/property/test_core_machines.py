@@ -236,7 +236,7 @@ class CoreMachine(RuleBasedStateMachine):
             ),
         )
         self.replay = ReplayWatch(self.h)
-        self.aborted: set[str] = set()
+        self.aborted: list[str] = []
         self.made = 0
 
     @rule(
@@ -246,14 +246,19 @@ class CoreMachine(RuleBasedStateMachine):
         max_tokens=st.integers(0, 14),
         priority=st.integers(-1, 1),
         eos=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=4),
+        again=st.booleans(),
     )
-    def arrive(self, length, kind, n, max_tokens, priority, eos):
+    def arrive(self, length, kind, n, max_tokens, priority, eos, again):
         operations["core"] += 1
         self.made += 1
+        name = f"r{self.made}"
+        if again and self.aborted:  # the id is free at once, though steps may be in flight
+            name = self.aborted.pop()
+            self.h.forget(name)
         prompt = [(kind * 7 + i) % VOCAB_SIZE for i in range(length)]
         try:
             self.h.add(
-                f"r{self.made}",
+                name,
                 prompt,
                 n=n,
                 max_tokens=max_tokens,
@@ -276,7 +281,7 @@ class CoreMachine(RuleBasedStateMachine):
     def abort(self, data):
         operations["core"] += 1
         request_id = data.draw(st.sampled_from(sorted(self.h.core._groups)))
-        self.aborted.add(request_id)
+        self.aborted.append(request_id)
         self.h.core.abort(request_id, "test")
 
     @invariant()
@@ -289,7 +294,7 @@ class CoreMachine(RuleBasedStateMachine):
         if hasattr(self, "h"):
             self.h.run()
             self.replay.check()
-            for request_id in set(self.h.sent) - self.aborted:
+            for request_id in set(self.h.sent) - set(self.aborted):
                 self.h.expect_solo_answers(request_id)
             self.h.close()
 

@@ -31,7 +31,7 @@ def test_a_stream_that_is_left_frees_its_blocks(run_server):
             next(lines)
             assert slow.blocks_used() > 0
         slow.wait_until_idle(timeout_s=1)
-        assert slow.service.num_open == 0 and len(slow.service.text.output) == 0
+        assert slow.service.num_open == 0
 
 
 def test_a_whole_answer_that_is_left_frees_its_blocks(run_server):
@@ -43,7 +43,7 @@ def test_a_whole_answer_that_is_left_frees_its_blocks(run_server):
                 timeout=0.3,
             )
         slow.wait_until_idle(timeout_s=1)
-        assert slow.service.num_open == 0 and len(slow.service.text.output) == 0
+        assert slow.service.num_open == 0
         assert 'request_success_total{engine="0",finished_reason="abort"' in (
             slow.http.get("/metrics").text
         )

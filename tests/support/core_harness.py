@@ -57,6 +57,13 @@ class Harness:
         self.core.add_request(request)
         self.sent[request_id] = request
 
+    def forget(self, request_id: str) -> None:
+        """Expect nothing of an aborted request: its id is to be used again."""
+        del self.sent[request_id]
+        for told in (self.answers, self.finish_reasons):
+            for key in [key for key in told if key[0] == request_id]:
+                del told[key]
+
     def step(self) -> list[CoreOutput]:
         outputs = self.core.step()
         self.core.check()

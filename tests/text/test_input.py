@@ -123,10 +123,16 @@ def test_chat_prompts_get_no_second_beginning(metaspace, recorder):
 
 def test_full_record_for_one_request(byte_level):
     recorder = Recorder("steps")
+    recorder.full_requests.add("r")  # whoever owns the id says so
+    seen = []
+    recorder.subscribe(seen.extend)
     processor = InputProcessor(byte_level, 32, 620, recorder)
-    processor.process([5], SamplingParams(), request_id="r", trace_full=True)
-    assert recorder.wants_full("r") and not recorder.wants_full("other")
+    request = processor.process([5], SamplingParams(), request_id="r", trace_full=True)
+    assert request.trace_full
+    assert not processor.process([5], SamplingParams(), request_id="other").trace_full
     recorder.close()
+    tokens = {e.request_id: e.token_ids for e in seen if isinstance(e, RequestTokenized)}
+    assert tokens == {"r": [5], "other": []}
 
 
 def test_long_text_leaves_the_event_loop(processor, monkeypatch):

@@ -11,9 +11,20 @@ from engine.trace.recorder import Recorder
 TEXT = "Hello, world! It's a café 😀 stop here"
 
 
+class OneRequest(OutputProcessor):
+    """Processes the outputs of the request that was begun last."""
+
+    def begin(self, request, prompt=None):
+        self.request = super().begin(request, prompt)
+        return self.request
+
+    def process(self, output):
+        return super().process(self.request, output)
+
+
 @pytest.fixture
 def processor(byte_level, recorder):
-    return OutputProcessor(byte_level, recorder)
+    return OneRequest(byte_level, recorder)
 
 
 def start(processor, **params):
@@ -24,7 +35,7 @@ def start(processor, **params):
         params=SamplingParams(**params),
         eos_token_ids=[2],
     )
-    return processor.add(request, "hello")
+    return processor.begin(request, "hello")
 
 
 def feed(processor, ids, index=0, **last):
@@ -47,7 +58,7 @@ def test_deltas_make_the_text(processor):
     deltas = feed(processor, ids, finish_reason="length")
     assert "".join(delta.text for delta in deltas) == TEXT == request.sequences[0].text
     assert [delta.finish_reason for delta in deltas] == [None] * (len(ids) - 1) + ["length"]
-    assert request.finished and len(processor) == 0
+    assert request.finished
     assert request.usage.prompt_tokens == len(request.prompt_token_ids)
     assert request.usage.completion_tokens == len(ids)
     assert request.usage.total_tokens == len(request.prompt_token_ids) + len(ids)
@@ -130,7 +141,6 @@ def test_a_stop_string_within_the_first_min_tokens_does_not_count(processor):
     request = start(processor, stop=["stop"], min_tokens=complete, max_tokens=100)
     feed(processor, ids)
     assert request.sequences[0].text == "a stop, a "
-    processor.remove("r")
     request = start(processor, stop=["stop"], min_tokens=complete - 1, max_tokens=100)
     feed(processor, ids)
     assert request.sequences[0].text == "a "
@@ -206,14 +216,11 @@ def test_an_error_ends_the_request(processor):
     assert delta.finish_reason == "error" and request.error == "the worker died"
 
 
-def test_removed_and_unknown_requests_are_silent(processor):
+def test_what_comes_after_the_end_is_no_news(processor):
     start(processor)
-    with pytest.raises(ValueError, match="already in use"):
-        start(processor)
-    processor.remove("r")
-    processor.remove("r")
+    feed(processor, [5], finish_reason="length")
     assert processor.process(CoreOutput(request_id="r", token_ids=[5])) is None
-    assert len(processor) == 0
+    assert len(processor.request.sequences[0].token_ids) == 1
 
 
 def test_facts_about_the_request_are_kept(processor):
@@ -253,7 +260,7 @@ def test_no_text_events_at_level_steps(byte_level):
     recorder = Recorder("steps")
     seen = []
     recorder.subscribe(seen.extend)
-    processor = OutputProcessor(byte_level, recorder)
+    processor = OneRequest(byte_level, recorder)
     start(processor)
     feed(processor, ids_of(processor, TEXT), finish_reason="length")
     recorder.close()

@@ -10,115 +10,160 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 
 from fastapi import Request
 
 from engine.core.messages import CoreOutput, CoreRequest
+from engine.sampling_params import ParameterError
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.errors import ApiError, bad_request
 from engine.server.link.mailbox import Mailbox
+from engine.server.link.open_requests import IdInUse, OpenRequest
 from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
+from engine.text.errors import TextError
 from engine.text.output import RequestText, TextDelta, Usage
+from engine.trace.events import RequestRefused
 
 AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+class _Part:
+    """Hold one prompt of a generation, from when it is sent to the core."""
+
+    def __init__(self, place: int, entry: OpenRequest, text: RequestText, clock: RequestClock):
+        self.place = place
+        self.entry = entry
+        self.text = text
+        self.clock = clock
+
+
 class Generation:
     """Hold the prompts of one HTTP request.
 
-    `close()` must be called at its end, however it ends.
+    Nothing is taken before `start()`. `close()` must be called at its end, however it ends.
     """
 
-    def __init__(self, service: Service, request_id: str):
+    def __init__(self, service: Service):
         self.service = service
-        self.id = request_id
         self.text = service.ready_text()
+        self.id = ""
         self.requests: list[RequestText] = []  # one for each prompt; they grow as tokens come
-        self._ids: list[str] = []
-        self._mailbox = Mailbox()
-        self._clocks: dict[str, RequestClock] = {}
-        self._places: dict[str, int] = {}  # request id in the core → index of its prompt
-        self._unanswered: set[str] = set()  # requests in the core that have more to come
         self.finished = False  # every answer is complete
+        self._mailbox = Mailbox()
+        self._entries: list[OpenRequest] = []  # one for each prompt
+        self._parts: dict[str, _Part] = {}  # by request id
+        self._unanswered: set[str] = set()  # requests in the core that have more to come
+        self._received: set[str] = set()  # ids in the record whose end nobody else would record
         self._closed = False
-        service.num_open += 1
 
-    @classmethod
     async def start(
-        cls,
-        service: Service,
+        self,
         http: Request,
         body: GenerationRequest,
         prompts: Sequence[str | list[int]],
         prefix: str,
         add_special_tokens: bool,
-    ) -> Generation:
+    ) -> None:
         """Check, tokenize and send the prompts.
 
         Raises `ApiError`, `ParameterError`, `TextError`.
         """
         ignored = body.check()
-        body.take_defaults(service.defaults.sampling)
+        body.take_defaults(self.service.defaults.sampling)
         body.sampling_params()  # finds wrong parameters before anything else is done
         if body.num_logprobs is not None:
-            service.ready_text().input.check_logprobs(body.LOGPROBS, body.num_logprobs)
-        service.warn_of_unknown(ignored)
-        service.client.check_room(len(prompts))
-        generation = cls(service, _request_id(body, http, prefix, service))
-        try:
-            await generation._send(http, body, prompts, add_special_tokens, ignored)
-        except BaseException:
-            generation.close("refused, or the client left")
-            raise
-        return generation
+            self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
+        self.service.warn_of_unknown(ignored)
+        self.service.open.add(self)
+        self._claim(http, body, prefix, len(prompts))
+        requests: list[CoreRequest] = []
+        for entry, prompt in zip(self._entries, prompts):
+            if requests:
+                await asyncio.sleep(0)  # other requests get a turn between two prompts
+            requests.append(
+                await self._tokenize(http, body, entry, prompt, add_special_tokens, ignored)
+            )
+        for place, (request, prompt) in enumerate(zip(requests, prompts)):
+            if place % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            self._send(place, request, prompt)
+        for entry in self._entries:
+            await entry.until_booked()
 
-    async def _send(
+    def _claim(self, http: Request, body: GenerationRequest, prefix: str, num_prompts: int) -> None:
+        """Claim an id and a place in the queue for each prompt.
+
+        The id is the body's request_id, else the header X-Request-Id, else a new one.
+        """
+        own = uuid.uuid4().hex[:16]
+        if body.request_id is not None:
+            if not _ID.fullmatch(body.request_id):
+                raise bad_request(
+                    "request_id must be 1 to 64 letters, digits, '-' or '_'.", "request_id"
+                )
+            names = [body.request_id]
+        else:
+            # A proxy may set the header, in any form, and repeat it with a retry: it never fails a
+            # request.
+            given = http.headers.get("x-request-id", "")
+            names = [given, own] if _ID.fullmatch(given) else [own]
+        for name in names:
+            self.id = prefix + name
+            places = [f"{self.id}-{place}" for place in range(num_prompts)]
+            try:
+                self._entries = self.service.client.claim(
+                    [self.id] if num_prompts == 1 else places, self._mailbox
+                )
+                return
+            except IdInUse as clash:
+                problem = bad_request(f"request_id {clash.request_id!r} is in use.", "request_id")
+        raise problem
+
+    async def _tokenize(
         self,
         http: Request,
         body: GenerationRequest,
-        prompts: Sequence[str | list[int]],
+        entry: OpenRequest,
+        prompt: str | list[int],
         add_special_tokens: bool,
         ignored: list[str],
-    ) -> None:
-        requests: list[CoreRequest] = []
-        for place, prompt in enumerate(prompts):
-            if place:
-                await asyncio.sleep(0)  # other requests get a turn between two prompts
-            request_id = self.id if len(prompts) == 1 else f"{self.id}-{place}"
-            self._ids.append(request_id)
-            if self.service.telemetry is not None:
-                self.service.telemetry.spans.note_parent(request_id, http.headers)
-            requests.append(
-                await self.text.input.process_async(
-                    prompt,
-                    body.sampling_params(),
-                    request_id=request_id,
-                    add_special_tokens=add_special_tokens,
-                    priority=body.priority,
-                    cache_salt=body.cache_salt or "",
-                    trace_full=body.trace == "full",
-                    route=http.url.path,
-                    client=http.client.host if http.client else "",
-                    ignored=ignored,
-                )
+    ) -> CoreRequest:
+        """Make one prompt's request for the core."""
+        if self.service.telemetry is not None:
+            self.service.telemetry.spans.note_parent(entry.id, http.headers)
+        if body.trace == "full":
+            self.service.recorder.full_requests.add(entry.id)
+        self._received.add(entry.id)
+        try:
+            return await self.text.input.process_async(
+                prompt,
+                body.sampling_params(),
+                request_id=entry.id,
+                add_special_tokens=add_special_tokens,
+                priority=body.priority,
+                cache_salt=body.cache_salt or "",
+                trace_full=body.trace == "full",
+                route=http.url.path,
+                client=http.client.host if http.client else "",
+                ignored=ignored,
             )
-        self.service.client.check_room(len(prompts))  # others may have come meanwhile
-        booked = []
-        for place, request in enumerate(requests):
-            if place % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
-            entry = self.service.client.add(request, self._mailbox)
-            prompt = prompts[place]
-            text = self.text.output.add(request, prompt if isinstance(prompt, str) else None)
-            self.requests.append(text)
-            self._places[request.request_id] = place
-            self._unanswered.add(request.request_id)
-            self._clocks[request.request_id] = RequestClock(self.service.metrics, request, text)
-            booked.append(entry.booked)
-        for answer in booked:
-            await answer
+        except (TextError, ParameterError):
+            self._received.discard(entry.id)  # the record has its end
+            raise
+
+    def _send(self, place: int, request: CoreRequest, prompt: str | list[int]) -> None:
+        """Send one prompt to the core."""
+        entry = self._entries[place]
+        text = self.text.output.begin(request, prompt if isinstance(prompt, str) else None)
+        clock = RequestClock(self.service.metrics, request, text)
+        self._parts[entry.id] = _Part(place, entry, text, clock)
+        self._unanswered.add(entry.id)
+        self.requests.append(text)
+        self.service.client.send(entry, request)
+        self._received.discard(entry.id)  # the core records its end
 
     async def arrivals(self) -> AsyncIterator[Iterator[tuple[int, TextDelta]]]:
         """Yield new deltas, each time that there are some, until every answer is complete.
@@ -131,21 +176,25 @@ class Generation:
 
     def _deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
         """Yield the deltas of some outputs, each with the index of its prompt."""
+        process = self.text.output.process
         for output in outputs:
-            delta = self.text.output.process(output)
+            part = self._parts[output.request_id]
+            delta = process(part.text, output)
             if delta is None:
                 continue
-            if delta.finish_reason == "error":
-                self._observe(output.request_id, delta)
-                raise ApiError(500, output.error or "The engine failed at this request.")
-            if delta.finish_in_core:
-                stop = str(delta.stop_reason)
-                self.service.client.finish(output.request_id, delta.index, stop)
-            self._observe(output.request_id, delta)
-            if delta.finish_reason is not None and delta.request.finished:
-                self._unanswered.discard(output.request_id)
-                self.finished = not self._unanswered
-            yield self._places[output.request_id], delta
+            if delta.token_ids:
+                part.clock.tokens(delta.index, len(delta.token_ids))
+            if delta.finish_reason is not None:
+                part.clock.finished(delta.index, delta.finish_reason)
+                if delta.finish_reason == "error":
+                    raise ApiError(500, output.error or "The engine failed at this request.")
+                if delta.finish_in_core:
+                    stop = str(delta.stop_reason)
+                    self.service.client.finish(part.entry, delta.index, stop)
+                if part.text.finished:
+                    self._unanswered.discard(output.request_id)
+                    self.finished = not self._unanswered
+            yield part.place, delta
 
     async def run(self) -> None:
         """Wait until every answer is complete."""
@@ -165,37 +214,21 @@ class Generation:
         )
 
     def close(self, why: str = "the client left") -> None:
-        """Release everything; sequences that still run are aborted in the engine."""
+        """Release everything; sequences that still run are aborted in the engine. Only the first
+        call has an effect."""
         if self._closed:
             return
         self._closed = True
-        self.service.num_open -= 1
-        for request in self.requests:
-            if not request.finished:
-                self.service.metrics.count_success("abort")
-                self.service.client.abort(request.request_id, why)
-        for request_id in self._ids:
-            self.text.output.remove(request_id)
+        with ExitStack() as each:  # also after one that raises
+            each.callback(self.service.open.discard, self)
+            for entry in self._entries:
+                each.callback(self._release, entry, why)
 
-    def _observe(self, request_id: str, delta: TextDelta) -> None:
-        clock = self._clocks[request_id]
-        if delta.token_ids:
-            clock.tokens(delta.index, len(delta.token_ids))
-        if delta.finish_reason is not None:
-            clock.finished(delta.index, delta.finish_reason)
-
-
-def _request_id(body: GenerationRequest, http: Request, prefix: str, service: Service) -> str:
-    """Choose the request's id: the body's, else the header X-Request-Id, else a new one."""
-    if body.request_id is not None:
-        if not _ID.fullmatch(body.request_id):
-            raise bad_request(
-                "request_id must be 1 to 64 letters, digits, '-' or '_'.", "request_id"
-            )
-        return prefix + body.request_id
-    own = prefix + uuid.uuid4().hex[:16]
-    given = http.headers.get("x-request-id", "")
-    # A proxy may set the header, in any form, and repeat it with a retry: it never fails a request.
-    if not _ID.fullmatch(given) or prefix + given in service.client.requests:
-        return own
-    return prefix + given
+    def _release(self, entry: OpenRequest, why: str) -> None:
+        self.service.client.release(entry, why)
+        self.service.recorder.full_requests.discard(entry.id)
+        if entry.id in self._received:
+            self.service.recorder.record(RequestRefused(request_id=entry.id, why=why))
+        part = self._parts.get(entry.id)
+        if part is not None and entry.num_sequences and not part.text.finished:
+            self.service.metrics.count_success("abort")

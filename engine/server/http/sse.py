@@ -10,9 +10,8 @@ Proxies end connections that are silent for too long (100 s were seen): hence th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,8 +45,7 @@ def frame(chunks: Iterable[bytes]) -> bytes:
 class EventStream(Response):
     """Send what `batches` yields (each a list of JSON documents) as it comes.
 
-    `close` is called exactly once, whatever happens: at the end, when the client disconnects, on an
-    error.
+    Its call returns at the end, when the client disconnects, and on an error.
     """
 
     media_type = "text/event-stream"
@@ -55,23 +53,15 @@ class EventStream(Response):
     def __init__(
         self,
         batches: AsyncIterator[list[bytes]],
-        close: Callable[[], None],
         heartbeat_s: float = HEARTBEAT_S,
     ):
         self.batches = batches
-        self.close = close
         self.heartbeat_s = heartbeat_s
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._serve(receive, send)
-        finally:
-            self.close()
-
-    async def _serve(self, receive: Receive, send: Send) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -91,10 +81,7 @@ class EventStream(Response):
                 sending.result()
                 await send({"type": "http.response.body", "body": DONE, "more_body": False})
         finally:
-            for task in (sending, watching, beating):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+            await _cancelled(sending, watching, beating)
 
     async def _send_all(self, send: Send) -> None:
         try:
@@ -139,7 +126,11 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise ClientLeft
         return working.result()
     finally:
-        for task in (working, watching):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await _cancelled(working, watching)
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel these tasks and wait until they have ended, however they do."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

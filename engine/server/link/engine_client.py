@@ -1,7 +1,8 @@
 """Start the engine process, send it requests, and distribute their news: the server's side.
 
-    client.add(request, mailbox) → await mailbox.take(): all that came since the last call
-    client.abort(id) · client.finish(id, index, stop) · client.stats · client.state
+    entries = client.claim(ids, mailbox) · client.send(entry, request) · await entry.until_booked()
+    await mailbox.take(): all that came since the last call
+    client.release(entry, why) · client.finish(entry, index, stop) · client.stats · client.state
 
 A watchdog waits for the engine process itself: when it ends, every open request fails immediately.
 """
@@ -12,7 +13,7 @@ import asyncio
 import multiprocessing
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loguru import logger
 
@@ -22,7 +23,8 @@ from engine.server.http.errors import ApiError, bad_request, unavailable
 from engine.server.link import wire
 from engine.server.link.channel import Frames, framed
 from engine.server.link.engine_process import Ends, Load, load_worker, run_engine
-from engine.server.link.mailbox import Mailbox, OpenRequest
+from engine.server.link.mailbox import Mailbox
+from engine.server.link.open_requests import OpenRequest, OpenRequests
 from engine.server.link.other_cores import OtherCores
 
 RETRY_AFTER_S = 5
@@ -49,10 +51,9 @@ class EngineClient:
         self.stage = "starting the engine process"
         self.kv: KVShape | None = None
         self.stats = StepStats()
-        self.requests: dict[str, OpenRequest] = {}
+        self.requests = OpenRequests()
         self._on_ready, self._on_failure, self._on_step = on_ready, on_failure, on_step
         self._load = load
-        self._num_unbooked = 0
         self._end, engines_end = socket.socketpair()
         self.record_end, engines_record_end = socket.socketpair()  # receives the record's events
         self._engines_ends = Ends(engines_end, engines_record_end)
@@ -80,8 +81,9 @@ class EngineClient:
 
     def abort_all(self, why: str) -> None:
         """Fail every open request: its caller gets a 503 that says why."""
-        for request_id in self.requests:
-            self._send(wire.Abort(request_id, why))
+        for entry in self.requests:
+            if entry.in_core:
+                self._send(wire.Abort(entry.id, why))
         self._fail_requests(unavailable(why, RETRY_AFTER_S))
 
     async def stop(self) -> None:
@@ -111,49 +113,50 @@ class EngineClient:
     @property
     def num_waiting(self) -> int:
         """Return how many requests wait, including those on their way to the core."""
-        return self.stats.num_waiting + self._num_unbooked
+        return self.stats.num_waiting + self.requests.num_unbooked
 
-    def check_room(self, num_requests: int) -> None:
-        """Raise a 503 `ApiError` when the queue has no room for this many more."""
+    def claim(self, request_ids: Sequence[str], mailbox: Mailbox) -> list[OpenRequest]:
+        """Claim these ids, and places in the queue, all or none.
+
+        Their news go to `mailbox`. Release each entry at its end. Raises `ApiError` 503 when there
+        is no engine or no room, and `IdInUse`.
+        """
+        if self.state != "ready":
+            raise unavailable(self.stage, RETRY_AFTER_S)
         limit = self.config.max_num_queued_reqs
-        if self.num_waiting + num_requests > limit:
+        if self.num_waiting + len(request_ids) > limit:
             raise unavailable(
                 f"{self.num_waiting} requests wait already, and at most {limit} may. Try later.",
                 RETRY_AFTER_S,
             )
+        return self.requests.claim(request_ids, mailbox)
 
-    def add(self, request: CoreRequest, mailbox: Mailbox) -> OpenRequest:
-        """Send a request; its news go to `mailbox`. Await its `booked`: the core may still refuse
-        it.
+    def send(self, entry: OpenRequest, request: CoreRequest) -> None:
+        """Send the request of a claimed entry. Await `until_booked`: the core may still refuse it.
 
-        Raises `ApiError`: 503 when there is no engine, 400 when the id is in use.
+        Raises `ApiError`: 400 when the request can't be encoded, and its failure when it is open
+        no more.
         """
-        if self.state != "ready":
-            raise unavailable(self.stage, RETRY_AFTER_S)
-        if request.request_id in self.requests:
-            raise bad_request(f"request_id {request.request_id!r} is in use.", "request_id")
-        entry = self.requests[request.request_id] = OpenRequest(request, mailbox)
-        self._num_unbooked += 1
-        self._send(wire.Add(request))
-        return entry
+        if entry not in self.requests:
+            entry.mailbox.check()
+            raise unavailable("The request was given up.", RETRY_AFTER_S)
+        try:  # before anything is booked
+            order = wire.encode(wire.Add(entry.number, request))
+        except (OverflowError, UnicodeError) as error:
+            raise bad_request(f"The request can't be sent to the engine: {error}.") from None
+        entry.num_sequences = request.params.n
+        self._write(order)
 
-    def abort(self, request_id: str, why: str) -> None:
-        """Abort a request that nobody waits for. Does nothing if it has ended."""
-        entry = self.requests.pop(request_id, None)
-        if entry is None:
-            return
-        if not entry.booked.done():
-            self._num_unbooked -= 1
-            entry.booked.cancel()
-        if entry.unfinished:
-            self._send(wire.Abort(request_id, why))
+    def release(self, entry: OpenRequest, why: str) -> None:
+        """Release a request that nobody waits for; abort it in the core if it may be there."""
+        if self.requests.release(entry) and entry.in_core:
+            self._send(wire.Abort(entry.id, why))
 
-    def finish(self, request_id: str, index: int, stop: str) -> None:
+    def finish(self, entry: OpenRequest, index: int, stop: str) -> None:
         """End one sequence: its text is complete, because `stop` was found in it."""
-        entry = self.requests.get(request_id)
-        if entry is not None and index in entry.unfinished:
+        if entry in self.requests and index in entry.unfinished:
+            self._send(wire.Finish(entry.id, index, stop))
             entry.unfinished.discard(index)
-            self._send(wire.Finish(request_id, index, stop))
             self._forget_if_finished(entry)
 
     # ------------------------------------------------------------------------------ news
@@ -186,25 +189,24 @@ class EngineClient:
 
     def _take_booked(self, news: wire.Booked) -> None:
         self.stats.num_waiting = news.num_waiting
-        for request_id in news.accepted:
-            entry = self.requests.get(request_id)
-            if entry is not None and not entry.booked.done():
-                self._num_unbooked -= 1
-                entry.booked.set_result(None)
+        for number in news.accepted:
+            self.requests.book(number)
         for refusal in news.refused:
-            entry = self.requests.pop(refusal.request_id, None)
-            if entry is not None and not entry.booked.done():
-                self._num_unbooked -= 1
-                entry.fail(bad_request(refusal.message, refusal.param))
+            entry = self.requests.refused(refusal.number)
+            if entry is not None:
+                entry.mailbox.fail(bad_request(refusal.message, refusal.param))
 
     def _forget_if_finished(self, entry: OpenRequest) -> None:
         if not entry.unfinished:
-            self.requests.pop(entry.id, None)
+            self.requests.release(entry)
 
     def _send(self, order: wire.Order) -> None:
+        self._write(wire.encode(order))
+
+    def _write(self, order: bytes) -> None:
         # What the engine hasn't read yet waits here without limit, so this never blocks.
         if self._channel is not None:
-            self._channel.write(framed(wire.encode(order)))
+            self._channel.write(framed(order))
 
     # ------------------------------------------------------------------------------ failure
 
@@ -240,10 +242,9 @@ class EngineClient:
         self._on_failure(message)
 
     def _fail_requests(self, error: ApiError) -> None:
-        for entry in list(self.requests.values()):
-            entry.fail(error)
-        self.requests.clear()
-        self._num_unbooked = 0
+        for entry in self.requests:
+            self.requests.release(entry)
+            entry.mailbox.fail(error)
 
 
 class _News(asyncio.Protocol):

@@ -135,16 +135,15 @@ class EngineLoop:
         if orders is None:
             self.stopped = True  # the server is gone
             return False
-        accepted: list[str] = []
+        accepted: list[int] = []
         refused: list[wire.Refusal] = []
         for order in orders:
             if isinstance(order, wire.Add):
-                request = order.request
                 try:
-                    self.core.add_request(request)
-                    accepted.append(request.request_id)
+                    self.core.add_request(order.request)
+                    accepted.append(order.number)
                 except RequestError as error:
-                    refused.append(wire.Refusal(request.request_id, error.param, str(error)))
+                    refused.append(wire.Refusal(order.number, error.param, str(error)))
             elif isinstance(order, wire.Abort):
                 self.core.abort(order.request_id, order.why)
             elif isinstance(order, wire.Finish):

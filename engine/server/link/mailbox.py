@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.core.messages import CoreOutput, CoreRequest
+from engine.core.messages import CoreOutput
 from engine.server.http.errors import ApiError
 
 
 class Mailbox:
-    """Hold the unread news of one caller's requests."""
+    """Hold the unread news of one caller's requests.
+
+    One coroutine reads them. It may be cancelled at any time.
+    """
 
     def __init__(self) -> None:
         self._news: list[CoreOutput] = []
@@ -20,46 +23,34 @@ class Mailbox:
         """Return all news since the last call, at least one. Raises `ApiError` if the request
         failed."""
         while not self._news:
-            if self._error is not None:
-                raise self._error
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
+            await self.change()
         news, self._news = self._news, []
         return news
 
+    async def change(self) -> None:
+        """Wait until there is news or a request is booked. Raises `ApiError` if one failed."""
+        self.check()
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
+
+    def check(self) -> None:
+        """Raise the `ApiError` of a request that failed."""
+        if self._error is not None:
+            raise self._error
+
     def put(self, output: CoreOutput) -> None:
+        """Add news."""
         self._news.append(output)
         if self._wake is not None:
-            self._wake_reader()
+            self.wake()
 
     def fail(self, error: ApiError) -> None:
+        """Fail the reader: nothing more comes."""
         self._error = error
-        self._wake_reader()
+        self.wake()
 
-    def _wake_reader(self) -> None:
+    def wake(self) -> None:
+        """Wake the reader, so that it looks again."""
         wake, self._wake = self._wake, None
         if wake is not None and not wake.done():
             wake.set_result(None)
-
-
-class OpenRequest:
-    """Hold one request in the engine. `booked` is done when the core took it, or raises why not."""
-
-    def __init__(self, request: CoreRequest, mailbox: Mailbox):
-        self.id = request.request_id
-        self.mailbox = mailbox
-        self.booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unfinished = set(range(request.params.n))  # indices of the sequences that still run
-
-    def deliver(self, output: CoreOutput) -> None:
-        """Deliver an output. Outputs of a sequence that has ended are dropped."""
-        if output.index in self.unfinished:
-            if output.finish_reason is not None:
-                self.unfinished.discard(output.index)
-            self.mailbox.put(output)
-
-    def fail(self, error: ApiError) -> None:
-        if not self.booked.done():
-            self.booked.set_exception(error)
-            self.booked.exception()  # perhaps nobody awaits it any more
-        self.mailbox.fail(error)

@@ -14,8 +14,9 @@ from engine.core.messages import CoreOutput, CoreRequest, KVShape, StepStats
 
 
 class Add(msgspec.Struct, tag="add"):
-    """Serve this request. The engine answers with its id in `Booked`, before the next step."""
+    """Serve this request. The engine answers with its number in `Booked`, before the next step."""
 
+    number: int  # of this order: a request's id may be used again
     request: CoreRequest
 
 
@@ -58,18 +59,21 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Refusal(msgspec.Struct, array_like=True):
-    """Report that the core can never serve this request. `param` names the field, if there is
-    one."""
+    """Report that the core can never serve the request of this number. `param` names the field, if
+    there is one."""
 
-    request_id: str
+    number: int
     param: str | None
     message: str
 
 
 class Booked(msgspec.Struct, tag="booked"):
-    """List the requests that the core took, and those that it refused."""
+    """List the requests that the core took, by their numbers, and those that it refused.
 
-    accepted: list[str]
+    All news of an earlier request with the same id precede it.
+    """
+
+    accepted: list[int]
     refused: list[Refusal]
     num_waiting: int  # requests in the core's queue, the accepted ones included
 

@@ -23,6 +23,7 @@ from engine.trace import events as ev
 from engine.trace.context import Context
 from engine.trace.events import AnyEvent, Event, kind
 from engine.trace.files import to_json
+from engine.trace.sequences import request_of
 
 WINDOW_BYTES = 256 * 2**20
 """A step of 256 rows takes 10 kB."""
@@ -100,7 +101,7 @@ class Fold:
         found.ts_ns, found.num_gone = self.last_ns, self.num_events
         standing = [*self._facts.values(), *(e for begun in self._begun.values() for e in begun)]
         found.standing = sorted(standing, key=lambda event: event.ts_ns)
-        alive = {name.partition(".")[0] for name in self._begun} | self._begun.keys()
+        alive = {request_of(name) for name in self._begun} | self._begun.keys()
         names = self.context.names
         found.names = {name: names[name] for name in names if name in alive}
         found.num_named = self.context.num_named

@@ -15,15 +15,14 @@ from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.replies import ChatCompletion
+from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,
-    json_response,
     prompt_logprobs_json,
     token_name,
     usage_json,
     visible_logprob,
 )
-from engine.server.http.sse import EventStream, unless_left
 from engine.server.service import Service
 from engine.text.output import Logprob, PositionLogprobs, SequenceText
 
@@ -31,29 +30,23 @@ from engine.text.output import Logprob, PositionLogprobs, SequenceText
 def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
 
-    async def start(body: ChatRequest, http: Request) -> Generation:
-        return await Generation.start(
-            service,
-            http,
-            body,
-            [await render(service, body)],
-            prefix="chatcmpl-",
-            add_special_tokens=bool(body.add_special_tokens),  # the template writes them
-        )
-
     @routes.post("/v1/chat/completions", response_model=ChatCompletion)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         service.check_model(body.model)
         body.check()
-        generation = await unless_left(http.receive, start(body, http))
-        answer = ChatAnswer(generation, body)
-        if body.stream:
-            return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
-        try:
-            await unless_left(http.receive, generation.run())
-            return json_response(answer.whole())
-        finally:
-            generation.close()
+
+        async def prompts() -> list[str]:
+            return [await render(service, body)]
+
+        return Reply(
+            service,
+            http,
+            body,
+            prompts,
+            prefix="chatcmpl-",
+            add_special_tokens=bool(body.add_special_tokens),  # the template writes them
+            write=lambda generation: ChatAnswer(generation, body),
+        )
 
     return routes
 

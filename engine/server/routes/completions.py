@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,15 +13,14 @@ from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
 from engine.server.answering.replies import Completion
+from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,
-    json_response,
     prompt_logprobs_json,
     token_name,
     usage_json,
     visible_logprob,
 )
-from engine.server.http.sse import EventStream, unless_left
 from engine.server.service import Service
 from engine.text.detokenizer import answer_detokenizer
 from engine.text.offsets import TextOffsets, prompt_offsets
@@ -34,25 +33,19 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, http: Request) -> Response:
         service.check_model(body.model)
-        generation = await unless_left(
-            http.receive,
-            Generation.start(
-                service,
-                http,
-                body,
-                body.prompts(),
-                prefix="cmpl-",
-                add_special_tokens=body.add_special_tokens is not False,
-            ),
+
+        async def prompts() -> Sequence[str | list[int]]:
+            return body.prompts()
+
+        return Reply(
+            service,
+            http,
+            body,
+            prompts,
+            prefix="cmpl-",
+            add_special_tokens=body.add_special_tokens is not False,
+            write=lambda generation: CompletionAnswer(generation, body),
         )
-        answer = CompletionAnswer(generation, body)
-        if body.stream:
-            return EventStream(answer.chunks(), generation.close, service.heartbeat_s)
-        try:
-            await unless_left(http.receive, generation.run())
-            return json_response(answer.whole())
-        finally:
-            generation.close()
 
     return routes
 

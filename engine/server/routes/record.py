@@ -10,7 +10,7 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from engine.server.http.answers import json_response
 from engine.server.http.errors import ApiError
@@ -27,6 +27,21 @@ LARGEST_INTEGER = 10**MOST_DIGITS
 
 class RecordStream(EventStream):
     """Send an event stream whose pieces are framed already: they have names and ids."""
+
+    def __init__(self, viewers: Viewers, since: int | None, heartbeat_s: float):
+        super().__init__(viewers.frames(since), heartbeat_s)  # type: ignore[arg-type]
+        self.viewers = viewers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count the viewer while it watches. Raises `ApiError` 503 when too many watch."""
+        try:
+            self.viewers.join()
+        except OverflowError as error:
+            raise ApiError(503, f"{error}.") from None
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.viewers.leave()
 
     async def _send_all(self, send: Send) -> None:
         async for piece in self.batches:
@@ -54,12 +69,7 @@ def router(service: Service) -> APIRouter:
         """
         _check_recording(service)
         position = _position(last_event_id or since, viewers.epoch)
-        try:
-            viewers.join()
-        except OverflowError as error:
-            raise ApiError(503, f"{error}.") from None
-        frames = viewers.frames(position)
-        return RecordStream(frames, viewers.leave, service.heartbeat_s)  # type: ignore[arg-type]
+        return RecordStream(viewers, position, service.heartbeat_s)
 
     @routes.get("/trace/viewers")
     async def watching() -> Response:

@@ -22,6 +22,7 @@ from engine import __version__
 from engine.sampling_params import SamplingParams
 from engine.trace import events as ev
 from engine.trace.events import Event
+from engine.trace.sequences import request_of
 
 MOST_OPEN = 4096
 """Most open requests: one whose end never comes must not be kept for ever."""
@@ -91,7 +92,7 @@ class RequestSpans:
     # ------------------------------------------------------------------------------ events
 
     def _see(self, event: Event) -> None:
-        name = event.request_id.partition(".")[0]  # "x.2" is a sequence of "x"
+        name = request_of(event.request_id)
         request = self._open.get(name)
         if isinstance(event, ev.RequestReceived):
             self._received[name] = event

@@ -17,6 +17,7 @@ from engine.sampling_params import SamplingParams
 from engine.tokens import NO_TOKEN
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
+from engine.trace.sequences import request_and_index, sequence_name
 from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.sampling.draw_events import sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
@@ -192,18 +193,13 @@ class SampleStep:
         found = []
         for row, first in zip(rows, _places(rows, firsts)):
             if recorder.wants_full(row.request_id):
-                index = self._index(row.request_id)
+                request, index = request_and_index(row.request_id)
                 found.append(_Recorded(first, row.request_id, index))
                 found += [
-                    _Recorded(first + i, f"{row.request_id}.{i}", i) for i in range(1, row.samples)
+                    _Recorded(first + i, sequence_name(request, i), i)
+                    for i in range(1, row.samples)
                 ]
         return found
-
-    def _index(self, sequence: str) -> int:
-        """Return a sequence's index: sibling i of request x is "x.i", the first one is "x"."""
-        ending = sequence.rpartition(".")[2]
-        n = self.rows.new(self.rows.slot(sequence)).params.n
-        return int(ending) if n > 1 and ending.isdigit() and 0 < int(ending) < n else 0
 
 
 def _places(rows: Sized, firsts: np.ndarray | None) -> Iterable[int]:
