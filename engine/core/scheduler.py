@@ -201,7 +201,7 @@ class Scheduler:
         """
         while (head := self.waiting.head()) is not None:
             if self.leaving and self._leaves(head.core.request_id):
-                break  # a step in flight still has the name, for an earlier request
+                break  # for one step: the worker may have only one sequence of a name
             if not budget:
                 self.explain.wait(self, head, "budget", 1, 0)
                 break
@@ -222,7 +222,7 @@ class Scheduler:
         return budget
 
     def _leaves(self, request_id: str) -> bool:
-        """Whether sequences of an aborted request with this id are in a step in flight."""
+        """Return whether a step in flight still has sequences of an ended request with this id."""
         return any(request.core.request_id == request_id for request in self.leaving)
 
     def _admit(self, plan: StepPlan, request: Request, prefix: list[int], budget: int) -> int:
