@@ -74,6 +74,7 @@ class EngineCore:
         self.recorder = recorder
         self.admission = Admission(config, executor.kv)
         self.scheduler = scheduler(config, executor.kv, recorder)
+        self.record = self.scheduler.record.record
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
         self._groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
@@ -95,7 +96,7 @@ class EngineCore:
         try:
             max_tokens = self.admission.check(core, core.request_id in self._groups)
         except RequestError as error:
-            self.recorder.record(events.RequestRefused(request_id=core.request_id, why=str(error)))
+            self.record(events.RequestRefused(request_id=core.request_id, why=str(error)))
             raise
         self._arrivals += 1
         priority = core.priority if self.config.scheduling_policy == "priority" else 0
@@ -107,7 +108,7 @@ class EngineCore:
             self.recorder.full_requests.add(core.request_id)
         self.scheduler.add(request)
         asked = core.params.max_tokens
-        self.recorder.record(
+        self.record(
             events.RequestQueued(
                 request_id=request.id,
                 num_prompt_tokens=request.num_prompt_tokens,
@@ -127,7 +128,7 @@ class EngineCore:
         way.
         """
         for request in list(self._groups.get(request_id, ())):
-            self.recorder.record(
+            self.record(
                 events.RequestAborted(
                     request_id=request.id, num_output_tokens=request.num_output_tokens, why=why
                 )
@@ -251,13 +252,12 @@ class EngineCore:
                     news.append(self._last_output(request, "length"))
                     news[-1].index = index
                 self._finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
-        kv.tell()
         self._told_step, self._tokens_told = plan.step, self._tokens_told + len(news)
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         now = time.perf_counter_ns()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
-        self.recorder.record(
+        self.record(
             events.StepFinished(
                 step=plan.step,
                 num_tokens=num_tokens,
@@ -384,8 +384,7 @@ class EngineCore:
 
     def _finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
         now = time.monotonic_ns()
-        self.scheduler.kv.tell()
-        self.recorder.record(
+        self.record(
             events.RequestFinished(
                 request_id=request.id,
                 reason=reason,

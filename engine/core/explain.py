@@ -7,16 +7,26 @@ without them.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
+from engine.core.core_record import CoreRecord
+from engine.core.kv_manager import KVManager
 from engine.core.messages import StepPlan
 from engine.core.request import Request
+from engine.core.waiting_queue import WaitingQueue
 from engine.trace import events
-from engine.trace.recorder import Recorder
 from engine.trace.wording import count, free
 
-if TYPE_CHECKING:
-    from engine.core.scheduler import Scheduler
+
+class Scheduling(Protocol):
+    """State what the words take from a scheduler: its limits, its queues, the pool."""
+
+    budget: int  # tokens of a step
+    max_num_seqs: int
+    seats_taken: int
+    running: list[Request]
+    waiting: WaitingQueue
+    kv: KVManager
 
 
 class Shortage(NamedTuple):
@@ -30,25 +40,25 @@ class Shortage(NamedTuple):
 class Explainer:
     """Record the decisions of one scheduler."""
 
-    def __init__(self, recorder: Recorder):
-        self.recorder = recorder
+    def __init__(self, record: CoreRecord):
+        self.record = record
         self._last_wait = ("", "")  # (request, what it waits for) of the last request.waiting
 
-    def plan(self, scheduler: Scheduler, plan: StepPlan) -> None:
-        if not self.recorder.enabled:
+    def plan(self, state: Scheduling, plan: StepPlan) -> None:
+        if not self.record.enabled:
             return
-        pool = scheduler.kv.pool
-        self.recorder.record(
+        pool = state.kv.pool
+        self.record.record(
             events.StepPlanned(
                 rows=plan.rows,
-                budget=scheduler.budget,
+                budget=state.budget,
                 budget_used=plan.num_tokens,
-                num_running=len(scheduler.running),
-                num_waiting=len(scheduler.waiting),
+                num_running=len(state.running),
+                num_waiting=len(state.waiting),
                 blocks_used=pool.num_used,
                 blocks_cached_free=pool.num_cached_free,
                 blocks_free=pool.num_free - pool.num_cached_free,
-                host_blocks_used=scheduler.kv.host_pool.num_used,
+                host_blocks_used=state.kv.host_pool.num_used,
                 schedule_us=round(plan.schedule_us, 1),
             )
         )
@@ -57,11 +67,11 @@ class Explainer:
         """Record an admission. `resumed_from` is how the request was preempted, "" if it never
         was."""
         self._last_wait = ("", "")
-        if not self.recorder.enabled:
+        if not self.record.enabled:
             return
         waited_us = round((time.monotonic_ns() - request.waiting_since_ns) / 1e3, 1)
         if not resumed_from:
-            self.recorder.record(
+            self.record.record(
                 events.RequestAdmitted(
                     request_id=request.id,
                     waited_us=waited_us,
@@ -72,7 +82,7 @@ class Explainer:
             )
             return
         swapped = resumed_from == "swap"
-        self.recorder.record(
+        self.record.record(
             events.RequestResumed(
                 request_id=request.id,
                 mode=resumed_from,
@@ -84,7 +94,7 @@ class Explainer:
         )
 
     def fork(self, parent: Request, child: Request) -> None:
-        self.recorder.record(
+        self.record.record(
             events.RequestForked(
                 request_id=child.id,
                 parent=parent.id,
@@ -97,7 +107,7 @@ class Explainer:
 
     def preemption(
         self,
-        scheduler: Scheduler,
+        state: Scheduling,
         victim: Request,
         shortage: Shortage,
         mode: str,
@@ -106,13 +116,13 @@ class Explainer:
         mode_why: str,
     ) -> None:
         """Record why the victim gives its blocks back. Call while it still runs and has them."""
-        if not self.recorder.enabled:
+        if not self.record.enabled:
             return
-        winner, available = shortage.request, scheduler.kv.pool.num_free
+        winner, available = shortage.request, state.kv.pool.num_free
         first, last = winner.num_planned_tokens, winner.num_planned_tokens + shortage.num_tokens - 1
         tokens = f"token {first}" if first == last else f"tokens {first}–{last}"
-        itself, seats = victim is winner, scheduler.seats_taken
-        self.recorder.record(
+        itself, seats = victim is winner, state.seats_taken
+        self.record.record(
             events.RequestPreempted(
                 request_id=victim.id,
                 mode=mode,
@@ -126,7 +136,7 @@ class Explainer:
                 mode_why=mode_why,
                 why=f"{'it' if itself else winner.id} needs {count(shortage.need, 'block')} for"
                 f" {tokens}, {free(available, 'block')}; {'it' if itself else victim.id} is the"
-                f" last by rank of {len(scheduler.running)} that run; a larger pool"
+                f" last by rank of {len(state.running)} that run; a larger pool"
                 " (--num-gpu-blocks-override)"
                 + (f" or fewer seats (--max-num-seqs {seats - 1})" if seats > 1 else "")
                 + " would help",
@@ -134,10 +144,10 @@ class Explainer:
         )
 
     def wait(
-        self, scheduler: Scheduler, head: Request | None, waits_for: str, need: int, available: int
+        self, state: Scheduling, head: Request | None, waits_for: str, need: int, available: int
     ) -> None:
         """Record why the head of the queue waits, once for each reason."""
-        if head is None or not self.recorder.enabled or self._last_wait == (head.id, waits_for):
+        if head is None or not self.record.enabled or self._last_wait == (head.id, waits_for):
             return
         self._last_wait = (head.id, waits_for)
         event = events.RequestWaiting(
@@ -145,23 +155,23 @@ class Explainer:
             waits_for=waits_for,
             need=need,
             available=available,
-            behind=len(scheduler.waiting) - 1,
+            behind=len(state.waiting) - 1,
             why={
-                "budget": f"the running requests use all {scheduler.budget} tokens of the step",
-                "seats": f"{scheduler.seats_taken} of {scheduler.max_num_seqs} seats are taken",
+                "budget": f"the running requests use all {state.budget} tokens of the step",
+                "seats": f"{state.seats_taken} of {state.max_num_seqs} seats are taken",
                 "blocks": f"{count(need, 'block')} needed for {count(head.num_tokens, 'token')},"
                 f" {free(available, 'block')}",
                 "preemption": "a running request was preempted in this step: nobody is admitted",
             }[waits_for],
         )
-        if waits_for in ("blocks", "seats") and scheduler.running:
-            first = min(scheduler.running, key=_steps_left)
+        if waits_for in ("blocks", "seats") and state.running:
+            first = min(state.running, key=_steps_left)
             event.next_release = first.id
             event.next_release_steps = _steps_left(first)
-            references = scheduler.kv.pool.references
+            references = state.kv.pool.references
             alone = sum(references[block] == 1 for block in first.block_table)
             event.next_release_amount = alone if waits_for == "blocks" else first.seats
-        self.recorder.record(event)
+        self.record.record(event)
 
 
 def _free_for(request: Request) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
+from engine.core.core_record import CoreRecord
 from engine.core.request import Request
 from engine.trace import events
-from engine.trace.recorder import Recorder
-from engine.trace.together import BlocksCached, BlocksGrown, Evicted, why_evicted
+from engine.trace.together import why_evicted
 
 
 class KVManager:
@@ -28,7 +28,7 @@ class KVManager:
         block_size: int,
         bytes_per_block: int,
         caching: bool,
-        recorder: Recorder,
+        record: CoreRecord,
         pool: Callable[[int], BlockPool] = BlockPool,
     ):
         self.pool = pool(num_blocks)
@@ -36,10 +36,7 @@ class KVManager:
         self.block_size = block_size
         self.bytes_per_block = bytes_per_block
         self.caching = caching
-        self.recorder = recorder
-        # Rows of these events that `tell` will record.
-        self._grown: list[tuple[str, list[int], int, int, int, Evicted]] = []
-        self._cached: list[tuple[str, list[int], list[bytes]]] = []
+        self.record = record
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -78,8 +75,8 @@ class KVManager:
         index = len(request.block_table)
         blocks, evicted = self.pool.allocate(self.blocks_for(start + num_tokens) - index)
         request.block_table += blocks
-        if self.recorder.enabled:
-            self._grown.append((request.id, blocks, index, start, num_tokens, evicted))
+        if self.record.enabled:
+            self.record.grown.append((request.id, blocks, index, start, num_tokens, evicted))
 
     def _copy_on_write(self, request: Request, start: int, num_tokens: int) -> tuple[int, int]:
         """Give the request its own block for position `start`.
@@ -95,10 +92,10 @@ class KVManager:
         self.pool.free([copied[0]])
         request.table_sent = min(request.table_sent, index)
         self._record_taken(evicted, request)
-        if self.recorder.enabled:
+        if self.record.enabled:
             sharers = self.pool.references[copied[0]]
             readers = "another sequence reads" if sharers == 1 else f"{sharers} others read"
-            self._record(
+            self.record.record(
                 events.BlockCopied(
                     request_id=request.id,
                     src_block=copied[0],
@@ -109,28 +106,6 @@ class KVManager:
                 )
             )
         return copied
-
-    # --------------------------------------------------------------------------------- the record
-
-    def tell(self) -> None:
-        """Record what requests took and filled since the last call.
-
-        Call before recording an event that must follow.
-        """
-        if self._grown:
-            self.recorder.record(BlocksGrown(rows=self._grown))
-            self._grown = []
-        if self._cached:
-            self.recorder.record(BlocksCached(rows=self._cached))
-            self._cached = []
-
-    @property
-    def all_told(self) -> bool:
-        return not (self._grown or self._cached)
-
-    def _record(self, event: events.Event) -> None:
-        self.tell()
-        self.recorder.record(event)
 
     # --------------------------------------------------------------------------------- prefix cache
 
@@ -155,8 +130,8 @@ class KVManager:
         request.block_table.extend(blocks)
         request.set_computed(len(blocks) * self.block_size)
         request.num_cached_blocks = len(blocks)
-        if self.recorder.enabled:
-            self._record(
+        if self.record.enabled:
+            self.record.record(
                 events.BlockShared(
                     request_id=request.id,
                     blocks=list(blocks),
@@ -179,8 +154,8 @@ class KVManager:
                 blocks.append(request.block_table[index])
                 hashes.append(request.block_hashes[index])
         request.num_cached_blocks = full
-        if blocks and self.recorder.enabled:
-            self._cached.append((request.id, blocks, hashes))
+        if blocks and self.record.enabled:
+            self.record.cached.append((request.id, blocks, hashes))
 
     def forget(self, request: Request, why: str) -> None:
         """Make the request's blocks unfindable, also those that it found in the cache."""
@@ -215,8 +190,8 @@ class KVManager:
         child.num_cached_blocks = parent.num_cached_blocks
         child.block_hashes = list(parent.block_hashes)
         self.pool.share(child.block_table)
-        if self.recorder.enabled:
-            self._record(
+        if self.record.enabled:
+            self.record.record(
                 events.BlockShared(
                     request_id=child.id,
                     blocks=list(child.block_table),
@@ -234,8 +209,8 @@ class KVManager:
         request.block_table = []
         request.host_blocks = []
         request.num_cached_blocks = 0
-        if (blocks or host_blocks) and self.recorder.enabled:
-            self._record(
+        if (blocks or host_blocks) and self.record.enabled:
+            self.record.record(
                 events.BlockFreed(
                     request_id=request.id, blocks=blocks, host_blocks=host_blocks, why=why
                 )
@@ -256,8 +231,8 @@ class KVManager:
         """
         blocks = request.block_table[: self.blocks_to_swap(request)]
         host_blocks, _ = self.host_pool.allocate(len(blocks))
-        if self.recorder.enabled:
-            self._record(
+        if self.record.enabled:
+            self.record.record(
                 events.BlockSwappedOut(
                     request_id=request.id,
                     blocks=blocks,
@@ -280,13 +255,13 @@ class KVManager:
         request.block_table = blocks
         request.host_blocks = []
         self.host_pool.free(host_blocks)
-        if self.recorder.enabled:
-            self._record(
+        if self.record.enabled:
+            self.record.record(
                 events.BlockAllocated(
                     request_id=request.id, blocks=list(blocks), why="to swap its K/V back in"
                 )
             )
-            self._record(
+            self.record.record(
                 events.BlockSwappedIn(
                     request_id=request.id,
                     blocks=list(blocks),
@@ -300,7 +275,7 @@ class KVManager:
         self._record_evicted(evicted, why_evicted(request.id))
 
     def _record_evicted(self, evicted: list[tuple[int, bytes]], why: str) -> None:
-        if not self.recorder.enabled:
+        if not self.record.enabled:
             return
         for block, old_hash in evicted:
-            self._record(events.BlockEvicted(block=block, hash=old_hash.hex(), why=why))
+            self.record.record(events.BlockEvicted(block=block, hash=old_hash.hex(), why=why))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from engine.config import BUDGET, EngineConfig
 from engine.core.blocks import BlockPool, OutOfBlocks
+from engine.core.core_record import CoreRecord
 from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
@@ -45,17 +46,18 @@ class Scheduler:
         self.max_num_seqs = config.max_num_seqs
         self.preemption_mode = config.preemption_mode
         self.recorder = recorder
+        self.record = CoreRecord(recorder)
         self.kv = KVManager(
             kv.num_blocks,
             kv.num_host_blocks,
             kv.block_size,
             kv.bytes_per_block,
             config.enable_prefix_caching,
-            recorder,
+            self.record,
             pool,
         )
         self.costs = costs(kv.swap_us_per_block)
-        self.explain = Explainer(recorder)
+        self.explain = Explainer(self.record)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank
         # Finished, but a step in flight still writes to their blocks (rule 8).
@@ -76,7 +78,6 @@ class Scheduler:
 
     def fork(self, parent: Request, child: Request) -> None:
         """Start the child beside its parent, on the seat that the parent reserved for it."""
-        self.kv.tell()
         child.status = Status.RUNNING
         child.first_admitted_ns = parent.first_admitted_ns
         child.queued_ns = parent.queued_ns
@@ -180,7 +181,6 @@ class Scheduler:
                 plan.copies.append(copy)
             self._add_row(plan, request, num_tokens, num_tokens == wanted)
             budget -= num_tokens
-        self.kv.tell()
         return budget
 
     def _preempt_for(self, request: Request, num_tokens: int) -> bool:
@@ -250,7 +250,6 @@ class Scheduler:
         copy = self.kv.grow(request, num_tokens)
         assert copy is None, "an admitted request shares only full blocks"
         self._add_row(plan, request, num_tokens, num_tokens == wanted)
-        self.kv.tell()
         return num_tokens
 
     def _add_row(
@@ -286,7 +285,6 @@ class Scheduler:
     # -------------------------------------------------------------------------- preemption (rule 4)
 
     def _preempt(self, victim: Request, shortage: Shortage) -> None:
-        self.kv.tell()
         recompute_ms = self.costs.recompute_ms(victim.num_computed_tokens)
         host_blocks = self.kv.blocks_to_swap(victim)
         swap_ms = self.costs.swap_ms(host_blocks)
@@ -348,7 +346,7 @@ class Scheduler:
         everyone = [*self.running, *waiting, *self.leaving]
         self.kv.pool.check(r.block_table for r in everyone)
         self.kv.host_pool.check(r.host_blocks for r in everyone)
-        assert self.kv.all_told, "something happened to blocks that the record doesn't have"
+        assert self.record.complete, "something happened to blocks that the record doesn't have"
         assert len(waiting) == len(self.waiting), "miscounted waiting requests"
         assert self.running == sorted(self.running, key=_rank), "running requests out of order"
         assert self.seats_taken == sum(r.seats for r in self.running) <= self.max_num_seqs, "seats"

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.core.admission import RequestError
 from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
+from engine.core.core_record import CoreRecord
 from engine.core.kv_manager import KVManager
 from engine.core.messages import CoreRequest
 from engine.core.request import Request, Status
@@ -106,7 +107,7 @@ class KVMachine(RuleBasedStateMachine):
     @initialize(num_blocks=st.integers(2, 14), num_host=st.integers(0, 8))
     def start(self, num_blocks, num_host):
         self.recorder = Recorder(level="off")
-        self.kv = KVManager(num_blocks, num_host, 4, 64, True, self.recorder)
+        self.kv = KVManager(num_blocks, num_host, 4, 64, True, CoreRecord(self.recorder))
         self.living: list[Request] = []
         self.swapped: list[Request] = []
         self.made = 0
