@@ -22,6 +22,8 @@ EXAMPLES: list[ev.Event] = [
         num_bytes=10_400_000,
         dtype="bfloat16",
         duration_s=0.41,
+        kernels="native avx2",
+        why="the only one for this CPU",
     ),
     ev.EngineKvSized(
         num_blocks=128,
