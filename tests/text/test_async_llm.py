@@ -57,7 +57,7 @@ async def is_empty(llm):
     while running:  # a step in flight
         running = await llm._engine.ask(lambda core: core.has_work)
     stats = await llm._engine.ask(lambda core: core.stats())
-    groups = await llm._engine.ask(lambda core: len(core._groups) + len(core._sequences))
+    groups = await llm._engine.ask(lambda core: len(core._groups))
     tables = len(llm._open) + len(llm._engine._open) + len(llm._output)
     counts = stats.num_running + stats.num_waiting + stats.blocks_used
     return (groups, tables, counts) == (0, 0, 0)
