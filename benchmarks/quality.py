@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -170,20 +170,20 @@ def measure(
     folder = find_model(model, None, None)
     tokenizer = load_tokenizer(str(folder))
     read = [tokenizer.encode(text)[: tokens + 1] for text in texts()]
-    reference = Ours(model, REFERENCE, tokens)
-    expected = [reference.logits(ids[:-1]) for ids in read]
+    asked, follow = [ids[:-1] for ids in read], [torch.tensor(ids[1:]) for ids in read]
+    expected = [*map(Ours(model, REFERENCE, tokens).logits, asked)]
 
-    def score(logits: Callable[[list[int]], torch.Tensor]) -> dict[str, float]:
+    def score(found: Iterable[torch.Tensor]) -> dict[str, float]:
         total = Score()
-        for ids, right in zip(read, expected):
-            total.add(logits(ids[:-1]), right, torch.tensor(ids[1:]))
+        for logits, right, text in zip(found, expected, follow):
+            total.add(logits, right, text)
         return total.means()
 
-    yield REFERENCE.name, score(reference.logits)
+    yield REFERENCE.name, score(expected)
     for way in ways:
-        yield way.name, score(Ours(model, way, tokens).logits)
+        yield way.name, score(map(Ours(model, way, tokens).logits, asked))
     if peer:
-        yield PEER, score(theirs(folder, "bfloat16"))
+        yield PEER, score(map(theirs(folder, "bfloat16"), asked))
 
 
 def markdown(rows: Sequence[dict], where: dict) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.machine_folder import machine_folder
 from docs.scripts.server import ROOT
 from engine.trace.command import run_command
 
@@ -112,7 +113,9 @@ def _name(machine: Path) -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         for about in (result.get("machine"), *result.get("sessions", {}).values()):
             if about and "cpu" in about:
-                return f"{about['cpu']} ({machine.name.rsplit('-', 1)[-1].upper()})"
+                processor = machine_folder(about["cpu"], " ").name  # without instructions
+                used = machine.name.removeprefix(f"{processor}-").replace("-", "_").upper()
+                return f"{about['cpu']} ({used})"
     return machine.name
 
 
