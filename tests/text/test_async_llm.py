@@ -58,7 +58,7 @@ async def is_empty(llm):
         running = await llm._engine.ask(lambda core: core.has_work)
     stats = await llm._engine.ask(lambda core: core.stats())
     groups = await llm._engine.ask(lambda core: len(core._groups))
-    tables = len(llm._open) + len(llm._engine._open) + len(llm._output)
+    tables = len(llm._open) + len(llm._engine._open)
     counts = stats.num_running + stats.num_waiting + stats.blocks_used
     return (groups, tables, counts) == (0, 0, 0)
 
