@@ -1,6 +1,7 @@
 """Start and end a server: bind first, load then, drain on SIGTERM, end with its engine.
 
-Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one).
+Exit codes: 0 after SIGTERM or Ctrl-C; 1 when the engine failed (a platform then starts a new
+one), or when answers were cut off at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def serve(config: EngineConfig) -> int:
     if config.uds:
         with contextlib.suppress(OSError):
             os.unlink(config.uds)
-    return 1 if service.client.state == "failed" else 0
+    return 1 if service.client.state == "failed" or server.num_cut else 0
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:
@@ -120,6 +121,8 @@ class Server(uvicorn.Server):
         self.service = service
         service.on_failure = self._engine_failed
         self._ending: asyncio.Task[None] | None = None
+        self._cutting: asyncio.Task[None] | None = None
+        self.num_cut = 0  # requests that were open when the server ended
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, end immediately on the second.
@@ -128,8 +131,7 @@ class Server(uvicorn.Server):
         """
         name = signal.Signals(sig).name
         if self.service.draining or self.service.client.state == "failed":
-            logger.warning("{} again: ending at once.", name)
-            self.should_exit = True
+            self._loop.call_soon_threadsafe(self._start_cutting, name)
             return
         self.service.draining = True
         self._loop.call_soon_threadsafe(self._start_draining, name)
@@ -141,6 +143,18 @@ class Server(uvicorn.Server):
     def _start_draining(self, signal_name: str) -> None:
         self._ending = asyncio.create_task(self._drain(signal_name))
 
+    def _start_cutting(self, signal_name: str) -> None:
+        if self._cutting is None:
+            logger.warning("{} again: ending at once.", signal_name)
+            self._cutting = asyncio.create_task(self._cut())
+
+    async def _cut(self) -> None:
+        """End the open answers, each with its error, and the server."""
+        self.num_cut += self.service.num_open
+        self.service.client.abort_all("The server is shutting down; the answer is not complete.")
+        await self._answered(ANSWER_TIMEOUT_S)
+        self.should_exit = True
+
     async def _drain(self, signal_name: str) -> None:
         timeout_s = self.service.config.shutdown_timeout
         logger.info(
@@ -150,11 +164,10 @@ class Server(uvicorn.Server):
             timeout_s,
         )
         if not await self._answered(timeout_s):
-            logger.warning("{} requests did not finish in time.", self.service.num_open)
-            self.service.client.abort_all(
-                "The server is shutting down; the answer is not complete."
-            )
-            await self._answered(ANSWER_TIMEOUT_S)
+            if self._cutting is None:
+                logger.warning("{} requests did not finish in time.", self.service.num_open)
+                await self._cut()
+            return
         self.should_exit = True
 
     def _engine_failed(self, message: str) -> None:

@@ -463,6 +463,7 @@ class EngineWarning(Event, tag="engine.warning"):
     """Something a user should know."""
 
     message: str = ""
+    events_lost: int = 0  # events that readers of the record couldn't take so far
 
 
 class EngineFailed(Event, tag="engine.failed"):

@@ -7,6 +7,7 @@ wrong type is an error that names it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -65,11 +66,21 @@ class JsonlWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = self.path.open("wb")
+        self._file = self.path.open("wb", buffering=0)  # nothing is left to be written at the end
+        self._size = 0
 
     def __call__(self, batch: list[Event]) -> None:
-        self._file.write(to_jsonl(batch))
-        self._file.flush()
+        left = memoryview(to_jsonl(batch))
+        size = self._size + len(left)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # a pipe has no length
+                self._file.truncate(self._size)  # no line is torn
+                self._file.seek(self._size)
+            raise
+        self._size = size
 
     def close(self) -> None:
         self._file.close()

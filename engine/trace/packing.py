@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.trace.events import Event
 from engine.trace.files import bundle, pack
 from engine.trace.recorder import Recorder
 
@@ -46,9 +47,21 @@ class PackingRecorder(Recorder):
 
     def _pack(self) -> None:
         batch = self._take(everything=True)
-        if batch:
+        if not batch:
+            return
+        try:
             self._packed.append(pack(batch))
-            self._num_packed += len(batch)
+        except Exception:
+            self._pack_one_by_one(batch)
+        self._num_packed += len(batch)
+
+    def _pack_one_by_one(self, batch: list[Event]) -> None:
+        """Pack a batch of which at least one event can't be packed: that one alone is lost."""
+        for event in batch:
+            try:
+                self._packed.append(pack([event]))
+            except Exception as error:
+                self._lose(self._send, error)
 
     def _drain(self, everything: bool = False) -> None:
         with self._lock:

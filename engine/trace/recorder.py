@@ -72,6 +72,7 @@ class Recorder:
         self.step = 0  # set by the engine loop when a step starts
         self.full_step = False  # record this step's kernels: it runs one of `full_requests`
         self.dropped = 0  # events lost because the buffer was full
+        self.events_lost = 0  # events that a subscriber couldn't take, counted for each
 
         self._lock = threading.Lock()  # guards everything below, but not appending to the buffer
         self._buffer: list[Event] = []
@@ -142,7 +143,10 @@ class Recorder:
     # ------------------------------------------------------------------------------ subscribers
 
     def subscribe(self, callback: Subscriber) -> None:
-        """Send every later batch to `callback`, on the drain thread. It must not block for long."""
+        """Send every later batch to `callback`, on the drain thread. It must not block for long.
+
+        It takes a batch whole or, raising, not at all: then it gets the events one by one.
+        """
         with self._drain_lock:
             self._subscribers = (*self._subscribers, callback)
 
@@ -201,13 +205,30 @@ class Recorder:
         if self._reader is not None:
             self._add_texts(batch, self._reader)
         for subscriber in self._subscribers:
-            try:
-                subscriber(batch)
-            except Exception as error:  # a broken subscriber must not stop the others' record
-                self._remove(subscriber)
-                name = getattr(subscriber, "__qualname__", type(subscriber).__name__)
-                problem = f"{type(error).__name__}: {error}"
-                self._buffer.append(self._warning(f"{name} gets no more events: {problem}"))
+            self._hand(subscriber, batch)
+
+    def _hand(self, subscriber: Subscriber, batch: list[Event]) -> None:
+        """Send a batch to one subscriber; where it fails, one by one, so that one bad event costs
+        one event."""
+        try:
+            subscriber(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                self._lose(subscriber, error)
+                return
+            for event in batch:
+                self._hand(subscriber, [event])
+
+    def _lose(self, reader: Callable[..., None], error: Exception) -> None:
+        """Count an event that a reader couldn't take. The record says so at 1, 2, 4, 8, …"""
+        self.events_lost += 1
+        if self.events_lost & (self.events_lost - 1) == 0 and self.enabled:
+            name = getattr(reader, "__qualname__", type(reader).__name__)
+            problem = f"{type(error).__name__}: {error}"
+            lost = f"{self.events_lost} lost so far"
+            warning = self._warning(f"{name} could not take an event ({lost}): {problem}")
+            warning.events_lost = self.events_lost
+            self._buffer.append(warning)
 
     def _number(self) -> int:
         """Give the recorded events their `seq`, in the buffer's order, and report lost events.

@@ -203,7 +203,7 @@ EXAMPLES: list[ev.Event] = [
         texts={17: " the"},
         standing=[ev.EngineKvSized(num_blocks=4, num_host_blocks=1, block_size=16)],
     ),
-    ev.EngineWarning(message="the tokenizer has no chat template"),
+    ev.EngineWarning(message="the tokenizer has no chat template", events_lost=1),
     ev.EngineFailed(message="RuntimeError: out of memory\nin step 4"),
 ]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -77,3 +81,35 @@ def test_a_whole_last_line_without_its_end_counts(tmp_path):
     path = tmp_path / "record.jsonl"
     path.write_bytes(to_json(ev.BlockFreed(seq=1)))
     assert len(read_all(path)) == 1
+
+
+def test_a_full_disk_tears_no_line_and_the_file_goes_on(tmp_path):
+    """A limit of the file's size stands for the disk."""
+    path = tmp_path / "record.jsonl"
+    code = f"""
+import resource, signal, sys
+from engine.trace.events import EngineWarning
+from engine.trace.files import JsonlWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = JsonlWriter({str(path)!r})
+writer([EngineWarning(message="first")])
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+try:
+    writer([EngineWarning(message="x" * 1000)])
+except OSError as error:
+    print("full:", error)
+writer([EngineWarning(message="small")])
+writer.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("full:")
+    assert [event.message for event in read_all(path)] == ["first", "small"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_was_always_full_says_so_and_ends_in_peace():
+    writer = JsonlWriter("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        writer([ev.EngineWarning(message="first")])
+    writer.close()

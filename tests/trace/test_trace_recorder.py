@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from engine.trace import events as ev
+from engine.trace.files import unpack
+from engine.trace.packing import PackingRecorder
 from engine.trace.recorder import Recorder
 from tests.trace.example_events import stamped
 
@@ -181,20 +183,57 @@ def test_every_text_field_is_known_to_the_privacy_test():
     }
 
 
-def test_a_broken_subscriber_is_removed_and_the_others_go_on(recorder_of):
+def test_one_bad_event_costs_a_subscriber_one_event(recorder_of):
+    """It is counted and said, the others get all, and the subscriber goes on."""
+    recorder, got = recorder_of()
+    taken = []
+
+    def picky(batch):
+        if any(event.request_id == "bad" for event in batch):
+            raise OSError("no space left")
+        taken.extend(batch)
+
+    recorder.subscribe(picky)
+    for name in ("a", "bad", "b"):
+        recorder.record(ev.RequestWaiting(request_id=name))
+    recorder.flush()
+    recorder.record(ev.RequestWaiting(request_id="c"))
+    recorder.flush()
+    waiting = [event.request_id for event in taken if isinstance(event, ev.RequestWaiting)]
+    assert waiting == ["a", "b", "c"]
+    assert [event.seq for event in got] == [1, 2, 3, 4, 5]
+    [warning] = [event for event in got if isinstance(event, ev.EngineWarning)]
+    assert "no space left" in warning.message and warning.events_lost == 1
+    assert recorder.events_lost == 1
+
+
+def test_losses_are_told_ever_more_rarely(recorder_of):
     recorder, got = recorder_of()
 
     def broken(batch):
         raise OSError("no space left")
 
     recorder.subscribe(broken)
-    recorder.record(ev.RequestWaiting())
+    for _ in range(30):
+        recorder.record(ev.RequestWaiting())
+        recorder.flush()
+    told = [event.events_lost for event in got if isinstance(event, ev.EngineWarning)]
+    assert told[:3] == [1, 2, 4] and len(told) <= 6
+    assert recorder.events_lost >= 30  # the warnings that it couldn't take are counted, too
+
+
+def test_an_event_that_cannot_be_packed_costs_one_event():
+    sent = []
+    recorder = PackingRecorder(sent.append)
+    for text in ("a", "\ud83d", "b"):
+        recorder.record(ev.RequestReceived(request_id="r", text=text))
     recorder.flush()
-    recorder.record(ev.RequestWaiting())
-    recorder.flush()
-    warnings = [event for event in got if isinstance(event, ev.EngineWarning)]
-    assert len(warnings) == 1 and "no space left" in warnings[0].message
-    assert len(got) == 3 and [event.seq for event in got] == [1, 2, 3]
+    recorder.flush()  # the warning
+    recorder.close()
+    events = [event for message in sent for event in unpack(message)]
+    assert [event.text for event in events if isinstance(event, ev.RequestReceived)] == ["a", "b"]
+    [warning] = [event for event in events if isinstance(event, ev.EngineWarning)]
+    assert warning.events_lost == 1
 
 
 def test_unsubscribe_and_close(recorder_of):

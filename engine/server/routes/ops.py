@@ -70,6 +70,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        service.metrics.events_lost.set(service.recorder.events_lost)
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     @routes.get("/trace")

@@ -43,6 +43,9 @@ class Metrics:
 
         self.running = self._gauge("num_requests_running", "Sequences that run.")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their turn.")
+        self.events_lost = self.series.counter(
+            "glasshouse:events_lost", "Events of the record that one of its readers couldn't take."
+        )
         self.waiting_by_reason = self.series.gauge(
             "vllm:num_requests_waiting_by_reason",
             "The same by reason: here all of them wait for capacity, in order.",
