@@ -21,13 +21,16 @@ def test_messages_survive_any_cut(messages, cuts):
     assert got == messages
 
 
+@pytest.fixture
 def pair():
-    ours, theirs = socket.socketpair()
-    return Channel(ours, bytes), Channel(theirs, bytes)
+    ours, theirs = (Channel(end, bytes) for end in socket.socketpair())
+    yield ours, theirs
+    ours.close()
+    theirs.close()
 
 
-def test_a_message_larger_than_the_sockets_buffer_comes_whole():
-    here, there = pair()
+def test_a_message_larger_than_the_sockets_buffer_comes_whole(pair):
+    here, there = pair
     large = bytes(range(256)) * 20_000  # 5 MB
     sender = threading.Thread(target=lambda: (here.send(large), here.send(b"next"), here.close()))
     sender.start()
@@ -38,8 +41,8 @@ def test_a_message_larger_than_the_sockets_buffer_comes_whole():
     assert got == [large, b"next"]
 
 
-def test_without_waiting_nothing_is_an_empty_list_and_the_end_is_none():
-    here, there = pair()
+def test_without_waiting_nothing_is_an_empty_list_and_the_end_is_none(pair):
+    here, there = pair
     assert there.receive(wait=False) == []
     here.send(b"last words")
     here.close()
@@ -48,8 +51,8 @@ def test_without_waiting_nothing_is_an_empty_list_and_the_end_is_none():
     assert there.receive(wait=True) is None
 
 
-def test_the_end_is_seen_when_the_other_side_left_messages_unread():
-    here, there = pair()
+def test_the_end_is_seen_when_the_other_side_left_messages_unread(pair):
+    here, there = pair
     here.send(b"never read")
     there.close()
     assert here.receive(wait=True) is None  # the kernel says "connection reset" here

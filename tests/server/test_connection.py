@@ -11,6 +11,8 @@ import pytest
 
 from engine.server.http.connection import BoundedConnection
 
+pytestmark = pytest.mark.slow
+
 HEAD = b"GET /health HTTP/1.1\r\n"
 HOST = b"Host: here\r\n"
 

@@ -12,6 +12,8 @@ from engine.server.answering.door import read_body
 from engine.server.answering.limits import DECLARED, Bound, Limits
 from engine.server.http.errors import ApiError
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 HALF = "\ud83d"
 HI = [{"role": "user", "content": "hi"}]

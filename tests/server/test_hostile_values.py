@@ -14,6 +14,8 @@ from loguru import logger
 from engine.server.answering import protocol
 from tests.server.hostile_values import VALUES, bodies
 
+pytestmark = pytest.mark.slow
+
 HI = [{"role": "user", "content": "a"}]
 STREAM = {"max_tokens": 1, "stream": True}
 ROUTES: list[tuple[str, type, dict[str, Any]]] = [

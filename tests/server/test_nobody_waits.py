@@ -12,6 +12,8 @@ import pytest
 
 from engine.server.answering.rendering import RENDER_S
 
+pytestmark = pytest.mark.slow
+
 MOST_MORE_S = 0.25
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]

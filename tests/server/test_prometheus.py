@@ -13,6 +13,8 @@ import pytest
 
 from tests.server.test_ops import metrics, value
 
+pytestmark = pytest.mark.slow
+
 KEY = "open-sesame"
 MINE = 'job="glasshouse",model_name="tiny",engine="0"'
 RATE = "[1m]"

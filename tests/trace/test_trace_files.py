@@ -43,11 +43,13 @@ def test_every_kind_survives_the_way_between_processes():
 def test_the_file_is_complete_after_each_batch(tmp_path):
     path = tmp_path / "record.jsonl"
     recorder = Recorder()
-    recorder.subscribe(JsonlWriter(path))
+    writer = JsonlWriter(path)
+    recorder.subscribe(writer)
     recorder.record(ev.RequestWaiting(request_id="a"))
     recorder.flush()
     assert [event.request_id for event in read_all(path)] == ["a"]
     recorder.close()
+    writer.close()
 
 
 @pytest.mark.parametrize(
