@@ -54,6 +54,8 @@ def run_part(command: Sequence[str], limit_s: float, take: Callable[[str, dict],
     finally:
         timer.cancel()
         _end(process)
+        if process.stdout is not None:
+            process.stdout.close()
     why, ended = "", "complete"
     if late.is_set():
         why, ended = f"it was stopped after {limit_s:,.0f} s", "out of time"

@@ -31,6 +31,7 @@ def has_compiler() -> bool:
     return True
 
 
+pytestmark = pytest.mark.slow
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 
 
