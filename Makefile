@@ -40,7 +40,7 @@ serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py
 
 # As many workers as there are cores, four at most: what tests start has threads of its own.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_ARGS=--full for every case
 	$(PYTEST) $(PYTEST_ARGS)

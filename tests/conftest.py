@@ -1,8 +1,9 @@
-"""What holds for all tests: `--full`, and which of them share a process."""
+"""What holds for all tests: `--full`, and which of them run in one worker of xdist."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -18,19 +19,31 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TESTS_FULL"] = "1"  # tests/support/cases.py, also in processes of tests
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `full` tests out unless they are asked for, and keep a file's tests together.
+ONE_BY_ONE = ("tests/kernels/triton/test_in_the_interpreter.py",)
+"""A file whose tests share nothing, and are long: any worker may run any of them."""
 
-    Tests of a file share its servers and models, so they run in one worker (`--dist loadgroup`).
-    Tests with an `xdist_group` of their own are long: they come first, so that none is left to run
-    alone at the end.
-    """
+FIRST = (*ONE_BY_ONE, "tests/kernels/triton/", "tests/browser/", "tests/docs/", "tests/client/")
+"""What is long comes first, so that no worker is left with it alone at the end."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `full` tests out unless they are asked for; put long files first for the workers."""
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)  # is stable
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))  # is stable
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files: tests of a file share its servers and models."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if nodeid.startswith(ONE_BY_ONE) else nodeid.split("::")[0]
+
+    config.option.loadscopereorder = False  # the order is ours
+    return ByFile(config, log)

@@ -42,7 +42,10 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=EXACT)
+VARIANTS = [*EXACT[:1], *(pytest.param(v, marks=pytest.mark.full) for v in EXACT[1:])]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def alone(request):
     """The answers of each request by itself; the variant computes until the tests are over."""
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,6 @@ from benchmarks.gpu.parts import PARTS
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("dry run")
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_dry_run(tmp_path):

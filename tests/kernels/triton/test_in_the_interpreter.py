@@ -25,9 +25,7 @@ FILES = sorted(path.name for path in HERE.glob("interpreted_*.py"))
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-@pytest.mark.parametrize(
-    "file", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FILES]
-)
+@pytest.mark.parametrize("file", FILES)
 def test_interpreted(file, request):
     full = ["--full"] if request.config.getoption("--full") else []
     result = subprocess.run(
