@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from benchmarks.machine import cpu_name
-from engine.kernels.cpu.build import variants_here
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -16,6 +15,10 @@ def machine_folder(cpu: str | None = None, variant: str | None = None) -> Path:
 
     Some names tell nothing of the generation, so the kernels are named too.
     """
+    if variant is None:  # imported here: who names a variant need not wait for torch
+        from engine.kernels.cpu.build import variants_here
+
+        variant = variants_here()[0]
     name = re.sub(r"\((R|TM|C)\)", "", cpu or cpu_name(), flags=re.IGNORECASE)
-    words = re.findall(r"[a-z0-9]+", f"{name} {variant or variants_here()[0]}".lower())
+    words = re.findall(r"[a-z0-9]+", f"{name} {variant}".lower())
     return RESULTS / "-".join(words)
