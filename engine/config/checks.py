@@ -14,7 +14,7 @@ AT_LEAST_ONE = (
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
     "max_num_queued_reqs", "trace_buffer",
 )  # fmt: skip
-NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout", "engine_timeout")
+NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout")
 
 
 def settle_types(options: Options) -> None:

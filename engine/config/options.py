@@ -174,10 +174,6 @@ class Options:
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"
     )
-    engine_timeout: float = _option(
-        60.0,
-        "seconds with open requests and no step after which the engine is given up; 0: never",
-    )
 
     # -- the record
     trace: Literal["off", "steps", "full", "profile"] = _option(

@@ -1,7 +1,6 @@
 """Start and end a server: bind first, load then, drain on SIGTERM, end with its engine.
 
-Exit codes: 0 after SIGTERM or Ctrl-C; 1 when the engine failed (a platform then starts a new
-one), or when answers were cut off at the end.
+Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def serve(config: EngineConfig) -> int:
     if config.uds:
         with contextlib.suppress(OSError):
             os.unlink(config.uds)
-    return 1 if service.client.state == "failed" or server.num_cut else 0
+    return 1 if service.client.state == "failed" else 0
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:
@@ -59,18 +58,23 @@ def bind_unix(path: str) -> socket.socket:
 
     Raises `ConfigError` for a socket in use, and for a path that can't be one.
     """
-    told = f"--uds {path}"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 if other.connect_ex(path) == 0:
-                    raise ConfigError(f"{told}: another server listens there.")
+                    raise ConfigError(f"--uds {path}: another server listens there.")
             os.unlink(path)
     except FileNotFoundError:
         pass
+    try:
+        listener.bind(path)
     except OSError as error:
-        raise _can_not_listen(told, error) from None
-    return _listening(socket.AF_UNIX, 0, path, told)
+        raise ConfigError(
+            f"--uds {path}: can't listen there ({error.strerror or error})."
+        ) from None
+    listener.listen(1024)
+    return listener
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -78,32 +82,19 @@ def bind(host: str, port: int) -> socket.socket:
 
     So a health check finds the port from the first second.
     """
-    told = f"--host {host} --port {port}"
     try:
-        family, _, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
-        raise _can_not_listen(told, error) from None
-    return _listening(family, protocol, address, told)
-
-
-def _listening(family: int, protocol: int, address: object, told: str) -> socket.socket:
-    """Return a socket that listens. Closes it and raises `ConfigError` where it can't."""
-    listener = socket.socket(family, socket.SOCK_STREAM, protocol)
-    try:
-        if family != socket.AF_UNIX:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)  # type: ignore[arg-type]
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise _can_not_listen(told, error) from None
+        raise ConfigError(
+            f"--host {host} --port {port}: can't listen there ({error.strerror or error})."
+        ) from None
+    listener.listen(1024)
     return listener
-
-
-def _can_not_listen(told: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{told}: can't listen there ({error.strerror or error}).")
 
 
 class Server(uvicorn.Server):
@@ -129,8 +120,6 @@ class Server(uvicorn.Server):
         self.service = service
         service.on_failure = self._engine_failed
         self._ending: asyncio.Task[None] | None = None
-        self._cutting: asyncio.Task[None] | None = None
-        self.num_cut = 0  # requests that were open when the server ended
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, end immediately on the second.
@@ -139,7 +128,8 @@ class Server(uvicorn.Server):
         """
         name = signal.Signals(sig).name
         if self.service.draining or self.service.client.state == "failed":
-            self._loop.call_soon_threadsafe(self._start_cutting, name)
+            logger.warning("{} again: ending at once.", name)
+            self.should_exit = True
             return
         self.service.draining = True
         self._loop.call_soon_threadsafe(self._start_draining, name)
@@ -151,18 +141,6 @@ class Server(uvicorn.Server):
     def _start_draining(self, signal_name: str) -> None:
         self._ending = asyncio.create_task(self._drain(signal_name))
 
-    def _start_cutting(self, signal_name: str) -> None:
-        if self._cutting is None:
-            logger.warning("{} again: ending at once.", signal_name)
-            self._cutting = asyncio.create_task(self._cut())
-
-    async def _cut(self) -> None:
-        """End the open answers, each with its error, and the server."""
-        self.num_cut += self.service.num_open
-        self.service.client.abort_all("The server is shutting down; the answer is not complete.")
-        await self._answered(ANSWER_TIMEOUT_S)
-        self.should_exit = True
-
     async def _drain(self, signal_name: str) -> None:
         timeout_s = self.service.config.shutdown_timeout
         logger.info(
@@ -172,10 +150,11 @@ class Server(uvicorn.Server):
             timeout_s,
         )
         if not await self._answered(timeout_s):
-            if self._cutting is None:
-                logger.warning("{} requests did not finish in time.", self.service.num_open)
-                await self._cut()
-            return
+            logger.warning("{} requests did not finish in time.", self.service.num_open)
+            self.service.client.abort_all(
+                "The server is shutting down; the answer is not complete."
+            )
+            await self._answered(ANSWER_TIMEOUT_S)
         self.should_exit = True
 
     def _engine_failed(self, message: str) -> None:

@@ -1,9 +1,7 @@
 """Hold everything that the routes share, and the state that /health shows.
 
 loading ──▶ ready ──▶ draining          (SIGTERM: nothing new, the rest may finish)
-   └──────────┴─────▶ failed            (the engine process is gone, or was silent too long)
-
-A ready server is "stalled" while its engine has made no step for half of --engine-timeout.
+   └──────────┴─────▶ failed            (the engine process is gone)
 """
 
 from __future__ import annotations
@@ -185,8 +183,6 @@ class Service:
             return "failed"
         if self.draining:
             return "draining"
-        if self.client.silence.is_long:
-            return "stalled"
         return "ready" if self.text is not None else "loading"
 
     @property
@@ -194,8 +190,6 @@ class Service:
         """Describe the state in words."""
         if self.state == "loading" and self.client.state == "ready":
             return "loading the tokenizer"
-        if self.state == "stalled":
-            return f"the engine has made no step for {self.client.silence.silent_s:.0f} seconds"
         return "finishing the running requests" if self.state == "draining" else self.client.stage
 
     def ready_text(self) -> Text:

@@ -160,62 +160,6 @@ def test_a_signal_does_not_wait_for_ever(run_server):
         assert "shutting down" in lines[-2] and lines[-1] == "data: [DONE]"
 
 
-def test_a_second_signal_cuts_with_an_error_and_counts_what_was_cut(run_server):
-    with run_server(step_s=0.05, shutdown_timeout=60) as server:
-        lines, whole = [], {}
-
-        def streamed():
-            with server.http.stream("POST", "/v1/completions", json=STREAM) as answer:
-                lines.extend(line for line in answer.iter_lines() if line)
-
-        def waited():
-            whole["answer"] = server.http.post(
-                "/v1/completions", json={"prompt": "a", "max_tokens": 400, "ignore_eos": True}
-            )
-
-        threads = [in_thread(streamed), in_thread(waited)]
-        while server.service.num_open < 2:
-            time.sleep(0.01)
-        server.server.handle_exit(signal.SIGTERM, None)
-        server.server.handle_exit(signal.SIGTERM, None)
-        server.thread.join(timeout=10)
-        for thread in threads:
-            thread.join(timeout=5)
-        assert "shutting down" in lines[-2] and lines[-1] == "data: [DONE]"
-        assert whole["answer"].status_code == 503
-        assert "shutting down" in whole["answer"].json()["error"]["message"]
-        assert server.server.num_cut == 2
-
-
-def test_a_stopped_engine_is_noticed_and_every_client_told(run_server):
-    """A process that is stopped, or a step that never ends: alive, and silent."""
-    with run_server(step_s=0.05, engine_timeout=1.5) as server:
-        lines = []
-
-        def streamed():
-            with server.http.stream("POST", "/v1/completions", json=STREAM) as answer:
-                lines.extend(line for line in answer.iter_lines() if line)
-
-        thread = in_thread(streamed)
-        while not server.service.client.stats.num_running:
-            time.sleep(0.01)
-        os.kill(server.service.client.pid, signal.SIGSTOP)
-        server.wait("stalled")
-        stalled = server.http.get("/health")
-        assert stalled.status_code == 503 and "no step for" in stalled.json()["detail"]
-        thread.join(timeout=10)
-        assert "made no step for" in lines[-2] and lines[-1] == "data: [DONE]"
-        server.thread.join(timeout=15)
-        assert not server.thread.is_alive() and server.service.client.state == "failed"
-
-
-def test_an_idle_engine_may_be_silent_for_ever(run_server):
-    with run_server(engine_timeout=0.2) as server:
-        server.complete("hello", max_tokens=3)
-        time.sleep(0.6)
-        assert server.http.get("/health").json()["status"] == "ready"
-
-
 def test_the_engine_process_ends_with_the_server(run_server):
     with run_server() as server:
         pid = server.service.client.pid

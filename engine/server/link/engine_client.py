@@ -26,7 +26,6 @@ from engine.server.link.engine_process import Ends, Load, load_worker, run_engin
 from engine.server.link.mailbox import Mailbox
 from engine.server.link.open_requests import OpenRequest, OpenRequests
 from engine.server.link.other_cores import OtherCores
-from engine.server.link.silence import Silence
 
 RETRY_AFTER_S = 5
 EXIT_TIMEOUT_S = 3.0
@@ -61,9 +60,6 @@ class EngineClient:
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
         self._cores = OtherCores()
-        self.silence = Silence(
-            config.engine_timeout, lambda: bool(len(self.requests)), self._give_up
-        )
         self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
@@ -93,7 +89,6 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine process: ask first, then kill it."""
         self.state = "stopped" if self.state != "failed" else self.state
-        self.silence.stop()
         self.abort_all("The server is shutting down.")
         process = self._process
         if process is not None:
@@ -167,7 +162,6 @@ class EngineClient:
     # ------------------------------------------------------------------------------ news
 
     def _take(self, news: wire.News) -> None:
-        self.silence.num_messages += 1
         if self.state not in ("loading", "ready"):
             return
         if isinstance(news, wire.Step):
@@ -179,7 +173,6 @@ class EngineClient:
         elif isinstance(news, wire.Ready):
             self.state, self.stage, self.kv = "ready", "ready", news.kv
             self._cores.leave(news.own_cpus)
-            self.silence.watch()
             self._on_ready(news.kv)
         else:
             self.fail(news.message)
@@ -238,13 +231,6 @@ class EngineClient:
             f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
         self.fail(f"The engine process {how}.")
-
-    def _give_up(self, silent_s: float) -> None:
-        self.fail(
-            f"The engine made no step for {silent_s:.0f} seconds while"
-            f" {len(self.requests)} requests were open (--engine-timeout"
-            f" {self.config.engine_timeout:g}): it is given up."
-        )
 
     def fail(self, message: str) -> None:
         """Fail every open request, because the engine is gone. Only the first reason counts."""
