@@ -33,6 +33,10 @@ def check(options: Options) -> None:
     for name in NOT_NEGATIVE:
         if getattr(options, name) < 0:
             raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; it can't be negative.")
+    if options.engine_timeout <= 0:
+        raise ConfigError(
+            f"--engine-timeout is {options.engine_timeout:g}; it must be more than 0 seconds."
+        )
     if options.max_logprobs < WHOLE_VOCABULARY:
         raise ConfigError(
             f"--max-logprobs is {options.max_logprobs}; it must be -1 (no limit), 0 or more."

@@ -174,6 +174,11 @@ class Options:
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"
     )
+    engine_timeout: float = _option(
+        60.0,
+        "seconds in which the engine computes and sends nothing though it has work, after which it"
+        " counts as hung and the server ends; ten times as long if it computes",
+    )
 
     # -- the record
     trace: Literal["off", "steps", "full", "profile"] = _option(

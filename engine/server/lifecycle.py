@@ -1,6 +1,8 @@
 """Start and end a server: bind first, load then, drain on SIGTERM, end with its engine.
 
-Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one).
+Exit codes: 0 after SIGTERM or Ctrl-C, 1 when the engine failed (a platform then starts a new one),
+3 when the server was told to end and answers were lost: they had not finished in time, or it was
+told twice.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from engine.config import ConfigError, EngineConfig
 from engine.server import logs
 from engine.server.app import create_app
 from engine.server.http.connection import BoundedConnection
+from engine.server.link.engine_process import Load, load_worker
 from engine.server.service import Service
 
+LOST_ANSWERS = 3  # exit code
 ANSWER_TIMEOUT_S = 2.0  # for the last bytes of answers, when the server ends
 FAILURE_SHOWN_S = 1.0  # /health shows for this long why the engine failed
 _TICK_S = 0.02
 
 
-def serve(config: EngineConfig) -> int:
+def serve(config: EngineConfig, load: Load = load_worker) -> int:
     """Run the server until it is told to end; return the exit code.
 
     Raises `ConfigError` for a port that is in use.
@@ -35,13 +39,15 @@ def serve(config: EngineConfig) -> int:
     logs.configure(config)
     listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
-    service = Service(config)
+    service = Service(config, load)
     server = Server(service)
     server.run(sockets=[listener])
     if config.uds:
         with contextlib.suppress(OSError):
             os.unlink(config.uds)
-    return 1 if service.client.state == "failed" else 0
+    if service.client.state == "failed":
+        return 1
+    return LOST_ANSWERS if server.num_lost else 0
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:
@@ -119,20 +125,24 @@ class Server(uvicorn.Server):
         )
         self.service = service
         service.on_failure = self._engine_failed
+        self.num_lost = 0  # answers that were given up
         self._ending: asyncio.Task[None] | None = None
+        self._told_twice = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal, end immediately on the second.
+        """Drain on the first signal, give all answers up on the second, and exit on the third.
 
         Called by uvicorn, as a signal handler.
         """
         name = signal.Signals(sig).name
-        if self.service.draining or self.service.client.state == "failed":
-            logger.warning("{} again: ending at once.", name)
-            self.should_exit = True
-            return
-        self.service.draining = True
-        self._loop.call_soon_threadsafe(self._start_draining, name)
+        if self._told_twice:
+            self.should_exit = self.force_exit = True
+        elif self.service.draining or self.service.client.state == "failed":
+            self._told_twice = True
+            self._loop.call_soon_threadsafe(self._start_giving_up, name)
+        else:
+            self.service.draining = True
+            self._loop.call_soon_threadsafe(self._start_draining, name)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -151,11 +161,26 @@ class Server(uvicorn.Server):
         )
         if not await self._answered(timeout_s):
             logger.warning("{} requests did not finish in time.", self.service.num_open)
-            self.service.client.abort_all(
-                "The server is shutting down; the answer is not complete."
-            )
-            await self._answered(ANSWER_TIMEOUT_S)
+            await self._give_up()
         self.should_exit = True
+
+    def _start_giving_up(self, signal_name: str) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        logger.warning(
+            "{} again: ending at once; {} answers are lost.", signal_name, self.service.num_open
+        )
+        self._ending = asyncio.create_task(self._end_at_once())
+
+    async def _end_at_once(self) -> None:
+        await self._give_up()
+        self.should_exit = True
+
+    async def _give_up(self) -> None:
+        """Fail every open request, and give their last bytes the time to be sent."""
+        self.num_lost += self.service.num_open
+        self.service.client.abort_all("The server is shutting down; the answer is not complete.")
+        await self._answered(ANSWER_TIMEOUT_S)
 
     def _engine_failed(self, message: str) -> None:
         self._ending = asyncio.create_task(self._end_after_failure())

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from engine.server.lifecycle import LOST_ANSWERS
 from tests.server.fake_engine import crash, expected_text, fake
 
 STREAM = {"prompt": "hello", "max_tokens": 400, "stream": True}
@@ -205,3 +206,60 @@ def test_the_engine_process_dies_with_a_server_that_is_killed(tmp_path):
     while os.path.exists(f"/proc/{engine}"):
         assert time.monotonic() < deadline, "the engine outlives its server"
         time.sleep(0.02)
+
+
+SERVED = """
+import sys
+sys.path[:0] = sys.argv[1:2]
+from engine.config import EngineConfig
+from engine.server.lifecycle import serve
+from tests.server.fake_engine import fake
+
+if __name__ == "__main__":
+    config = EngineConfig(model=sys.argv[2], host="127.0.0.1", port=0, log_format="off")
+    sys.exit(serve(config, fake(step_s=0.02)))
+"""
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_a_second_signal_ends_every_answer_and_the_exit_code_says_so(
+    tmp_path, tokenizer_folder, num_signals
+):
+    script = tmp_path / "served.py"
+    script.write_text(SERVED)
+    command = [sys.executable, str(script), str(Path(__file__).parents[2]), str(tokenizer_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        url = server.stdout.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=30) as http:
+            while http.get("/health").status_code != 200:
+                time.sleep(0.05)
+            answers = {}
+
+            def whole():
+                body = {"prompt": "a", "max_tokens": 60 if num_signals == 1 else 400}
+                answers["whole"] = http.post("/v1/completions", json=body)
+
+            def streamed():
+                body = {**STREAM, "max_tokens": 60 if num_signals == 1 else 400}
+                with http.stream("POST", "/v1/completions", json=body) as answer:
+                    answers["lines"] = [line for line in answer.iter_lines() if line]
+
+            threads = [in_thread(whole), in_thread(streamed)]
+            while http.get("/load").json()["num_requests_running"] < 2:
+                time.sleep(0.01)
+            server.send_signal(signal.SIGTERM)
+            while http.get("/health").json()["status"] != "draining":
+                time.sleep(0.01)
+            for _ in range(num_signals - 1):
+                server.send_signal(signal.SIGTERM)
+            for thread in threads:
+                thread.join(timeout=20)
+        code = server.wait(timeout=20)
+    assert answers["lines"][-1] == "data: [DONE]"
+    if num_signals == 1:
+        assert code == 0 and answers["whole"].status_code == 200
+        assert '"error"' not in answers["lines"][-2]
+    else:
+        assert code == LOST_ANSWERS and answers["whole"].status_code == 503
+        assert "not complete" in answers["whole"].json()["error"]["message"]
+        assert "not complete" in answers["lines"][-2]

@@ -43,7 +43,7 @@ class _Part:
 class Generation:
     """Hold the prompts of one HTTP request.
 
-    Nothing is taken before `start()`. `close()` must be called at its end, however it ends.
+    `close()` must be called at its end, however it ends.
     """
 
     def __init__(self, service: Service):
@@ -58,6 +58,7 @@ class Generation:
         self._unanswered: set[str] = set()  # requests in the core that have more to come
         self._received: set[str] = set()  # ids in the record whose end nobody else would record
         self._closed = False
+        service.open.add(self)
 
     async def start(
         self,
@@ -77,7 +78,6 @@ class Generation:
         if body.num_logprobs is not None:
             self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
         self.service.warn_of_unknown(ignored)
-        self.service.open.add(self)
         self._claim(http, body, prefix, len(prompts))
         requests: list[CoreRequest] = []
         for entry, prompt in zip(self._entries, prompts):

@@ -4,7 +4,8 @@
     await mailbox.take(): all that came since the last call
     client.release(entry, why) · client.finish(entry, index, stop) · client.stats · client.state
 
-A watchdog waits for the engine process itself: when it ends, every open request fails immediately.
+A watchdog waits for the engine process itself: when it ends, every open request fails immediately,
+and when it hangs, after `--engine-timeout` (`pulse`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine.server.link.engine_process import Ends, Load, load_worker, run_engin
 from engine.server.link.mailbox import Mailbox
 from engine.server.link.open_requests import OpenRequest, OpenRequests
 from engine.server.link.other_cores import OtherCores
+from engine.server.link.pulse import Pulse, cpu_seconds
 
 RETRY_AFTER_S = 5
 EXIT_TIMEOUT_S = 3.0
@@ -60,6 +62,10 @@ class EngineClient:
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
         self._cores = OtherCores()
+        self._pulse = Pulse(config.engine_timeout, lambda: cpu_seconds(self.pid or 0))
+        self._heard = False  # since the last tick of the pulse
+        self._given_up = ""  # why no requests are taken any more
+        self._unanswered_order = False  # one was sent, and nothing has come since
         self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
@@ -80,7 +86,8 @@ class EngineClient:
         self._loop.add_reader(self._process.sentinel, self._process_ended)
 
     def abort_all(self, why: str) -> None:
-        """Fail every open request: its caller gets a 503 that says why."""
+        """Fail every open request, and take no new ones: their callers get a 503 that says why."""
+        self._given_up = why
         for entry in self.requests:
             if entry.in_core:
                 self._send(wire.Abort(entry.id, why))
@@ -121,8 +128,8 @@ class EngineClient:
         Their news go to `mailbox`. Release each entry at its end. Raises `ApiError` 503 when there
         is no engine or no room, and `IdInUse`.
         """
-        if self.state != "ready":
-            raise unavailable(self.stage, RETRY_AFTER_S)
+        if self.state != "ready" or self._given_up:
+            raise unavailable(self._given_up or self.stage, RETRY_AFTER_S)
         limit = self.config.max_num_queued_reqs
         if self.num_waiting + len(request_ids) > limit:
             raise unavailable(
@@ -173,6 +180,7 @@ class EngineClient:
         elif isinstance(news, wire.Ready):
             self.state, self.stage, self.kv = "ready", "ready", news.kv
             self._cores.leave(news.own_cpus)
+            self._watch(self._loop.time())  # only now: loading may take any time
             self._on_ready(news.kv)
         else:
             self.fail(news.message)
@@ -207,6 +215,7 @@ class EngineClient:
         # What the engine hasn't read yet waits here without limit, so this never blocks.
         if self._channel is not None:
             self._channel.write(framed(order))
+            self._unanswered_order = True
 
     # ------------------------------------------------------------------------------ failure
 
@@ -232,6 +241,24 @@ class EngineClient:
         )
         self.fail(f"The engine process {how}.")
 
+    @property
+    def silent_s(self) -> float:
+        """Return for how long the engine has owed news."""
+        return self._pulse.silent_s
+
+    def _watch(self, last_s: float) -> None:
+        """Fail if the engine hangs; do this again at the next tick."""
+        if self.state != "ready":
+            return
+        now_s = self._loop.time()
+        owes = self._unanswered_order or any(entry.in_core for entry in self.requests)
+        why = self._pulse.tick(now_s - last_s, self._heard, owes)
+        self._heard = False
+        if why:
+            self.fail(f"The engine process hangs: {why}.")
+        else:
+            self._loop.call_later(self._pulse.tick_s, self._watch, now_s)
+
     def fail(self, message: str) -> None:
         """Fail every open request, because the engine is gone. Only the first reason counts."""
         if self.state not in ("loading", "ready"):
@@ -255,6 +282,7 @@ class _News(asyncio.Protocol):
         self._frames = Frames()
 
     def data_received(self, data: bytes) -> None:
+        self.client._heard, self.client._unanswered_order = True, False
         for message in self._frames.feed(data):
             self.client._take(wire.decode_news(message))
 

@@ -37,6 +37,7 @@ def router(service: Service) -> APIRouter:
             "status": state,
             "detail": service.detail,
             "model": service.config.model_name,
+            "engine_silent_s": round(service.client.silent_s, 1),  # while it has work
         }
         return Response(
             msgspec.json.encode(body),
