@@ -64,23 +64,18 @@ def bind_unix(path: str) -> socket.socket:
 
     Raises `ConfigError` for a socket in use, and for a path that can't be one.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    told = f"--uds {path}"
     try:
         if stat.S_ISSOCK(os.stat(path).st_mode):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 if other.connect_ex(path) == 0:
-                    raise ConfigError(f"--uds {path}: another server listens there.")
+                    raise ConfigError(f"{told}: another server listens there.")
             os.unlink(path)
     except FileNotFoundError:
         pass
-    try:
-        listener.bind(path)
     except OSError as error:
-        raise ConfigError(
-            f"--uds {path}: can't listen there ({error.strerror or error})."
-        ) from None
-    listener.listen(1024)
-    return listener
+        raise _can_not_listen(told, error) from None
+    return _listening(socket.AF_UNIX, 0, path, told)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -88,19 +83,32 @@ def bind(host: str, port: int) -> socket.socket:
 
     So a health check finds the port from the first second.
     """
+    told = f"--host {host} --port {port}"
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, _, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
     except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: can't listen there ({error.strerror or error})."
-        ) from None
-    listener.listen(1024)
+        raise _can_not_listen(told, error) from None
+    return _listening(family, protocol, address, told)
+
+
+def _listening(family: int, protocol: int, address: object, told: str) -> socket.socket:
+    """Return a socket that listens. Closes it and raises `ConfigError` where it can't."""
+    listener = socket.socket(family, socket.SOCK_STREAM, protocol)
+    try:
+        if family != socket.AF_UNIX:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)  # type: ignore[arg-type]
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise _can_not_listen(told, error) from None
     return listener
+
+
+def _can_not_listen(told: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{told}: can't listen there ({error.strerror or error}).")
 
 
 class Server(uvicorn.Server):

@@ -1,7 +1,9 @@
 """Hold everything that the routes share, and the state that /health shows.
 
 loading ──▶ ready ──▶ draining          (SIGTERM: nothing new, the rest may finish)
-   └──────────┴─────▶ failed            (the engine process is gone)
+   └──────────┴─────▶ failed            (the engine process is gone, or hangs)
+
+A ready server is "stalled" when half of --engine-timeout is over.
 """
 
 from __future__ import annotations
@@ -183,6 +185,8 @@ class Service:
             return "failed"
         if self.draining:
             return "draining"
+        if self.client.looks_hung:
+            return "stalled"
         return "ready" if self.text is not None else "loading"
 
     @property
@@ -190,6 +194,9 @@ class Service:
         """Describe the state in words."""
         if self.state == "loading" and self.client.state == "ready":
             return "loading the tokenizer"
+        if self.state == "stalled":
+            silent_s = self.client.silent_s
+            return f"the engine has sent nothing for {silent_s:.0f} s, and computes nothing"
         return "finishing the running requests" if self.state == "draining" else self.client.stage
 
     def ready_text(self) -> Text:

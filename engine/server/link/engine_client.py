@@ -246,6 +246,11 @@ class EngineClient:
         """Return for how long the engine has owed news."""
         return self._pulse.silent_s
 
+    @property
+    def looks_hung(self) -> bool:
+        """Return whether the engine is shown as stalled; see `Pulse`."""
+        return self.state == "ready" and self._pulse.looks_hung
+
     def _watch(self, last_s: float) -> None:
         """Fail if the engine hangs; do this again at the next tick."""
         if self.state != "ready":

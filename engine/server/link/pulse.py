@@ -32,6 +32,11 @@ class Pulse:
         self._cpu_s = cpu_s
         self._used_s: float | None = None  # at the last tick
 
+    @property
+    def looks_hung(self) -> bool:
+        """Return whether half of the time is over in which the engine may compute nothing."""
+        return self._still_s > self.timeout_s / 2
+
     def tick(self, elapsed_s: float, heard: bool, owes: bool) -> str:
         """Take note of the time since the last tick; return why the engine is hung, "" if not.
 
