@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LIGHT = ("browser", "client", "config", "container", "core", "docs", "property", "server", "trace")
 COLLECT = """
@@ -15,6 +17,7 @@ sys.exit(pytest.main(["-qq", "--collect-only", "-p", "no:cacheprovider", *sys.ar
 """
 
 
+@pytest.mark.slow
 def test_light_folders_are_collected_without_torch():
     folders = [str(ROOT / "tests" / name) for name in LIGHT]
     done = subprocess.run(
