@@ -88,8 +88,9 @@ class ServerProcess:
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=120)
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            self.output += line
+        with self.process.stdout as lines:  # closed where it ends, also if the start failed
+            for line in lines:
+                self.output += line
 
     def _wait_for(self, condition, timeout_s: float):
         deadline = time.monotonic() + timeout_s
