@@ -249,3 +249,16 @@ def test_every_route_with_a_body_is_behind_the_door(server):
     for route in routes:
         answer = post(server, route, {"colour": HALF})
         assert answer.status_code == 400 and "surrogate" in answer.text
+
+
+@pytest.mark.parametrize("levels", [450, 500, 700, 900, 980, 1100])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_a_body_of_any_depth_is_read_or_refused(levels, opening):
+    """The parser takes more levels than the functions that walk through what it gives."""
+    closing = {"[": "]"}.get(opening, "}")
+    deep = opening * levels + "1" + closing * levels
+    body = f'{{"q": "\\u0041", "prompt": "a", "zzz": {deep}}}'.encode()
+    try:
+        read_body(body, Limits())
+    except ApiError as error:
+        assert error.status == 400 and "nested" in str(error)
