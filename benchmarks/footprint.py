@@ -133,10 +133,11 @@ class Server:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._said.append(line)
-            if match := LISTENS.search(line):
-                self.url = match[1]
+        with self.process.stdout as lines:
+            for line in lines:
+                self._said.append(line)
+                if match := LISTENS.search(line):
+                    self.url = match[1]
 
     def wait(self) -> dict[str, float]:
         """Wait until it is ready; return the seconds that passed, and those of CPU."""

@@ -92,6 +92,7 @@ def server(model: str | None):
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+        process.stdout.close()
 
 
 def load(url: str, tokens: int) -> float:

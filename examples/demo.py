@@ -85,11 +85,12 @@ class Server:
 
     def _read_output(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output.append(line)
-            found = re.search(r"listens on (http://\S+)", line)
-            if found:
-                self._urls.put(found.group(1))
+        with self.process.stdout as lines:
+            for line in lines:
+                self.output.append(line)
+                found = re.search(r"listens on (http://\S+)", line)
+                if found:
+                    self._urls.put(found.group(1))
 
     def _wait_until_ready(self) -> str:
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -48,14 +48,16 @@ class LocalServer:
             text=True,
             env=environment(),
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.output.append(line)
-            if found := LISTENS.search(line):
-                self._urls.put(found[1])
+        with self._process.stdout as lines:  # closed where it ends, also if the start failed
+            for line in lines:
+                self.output.append(line)
+                if found := LISTENS.search(line):
+                    self._urls.put(found[1])
 
     def __enter__(self) -> LocalServer:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -69,8 +71,11 @@ class LocalServer:
                 pass
             time.sleep(0.1)
         self._process.kill()
+        self._process.wait()
+        self._reading.join()
         raise RuntimeError("the server did not become ready:\n" + "".join(self.output[-20:]))
 
     def __exit__(self, *exception: object) -> None:
         self._process.send_signal(signal.SIGTERM)
         self.exit_code = self._process.wait(timeout=60)
+        self._reading.join()
