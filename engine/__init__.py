@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # libgomp reads it when torch is loaded. At 50,000 (two or three milliseconds) it stays awake
 # between the steps of a small model. libgomp's own default, 300,000, is for machines that run
 # nothing else: where threads aren't bound to cores (worker/cores.py) and a neighbour is busy, each
-# operation would wait for milliseconds, and a step for seconds. See benchmarks/results/NOTES.md.
+# operation would wait for milliseconds, and a step for seconds. See docs/archive/NOTES.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 

@@ -18,7 +18,6 @@ from engine.trace.command import run_command
 
 RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "docs" / "PERFORMANCE.md"
-NOTES = "NOTES.md"
 
 TITLES = {
     "compare": "Beside transformers, on the same machine",
@@ -52,7 +51,7 @@ make bench-growth   # as requests, context and the pool grow; the record; HTTP; 
 ```
 
 What was predicted before each change, and what then came out, also where it missed, stands in
-[benchmarks/results/NOTES.md](../benchmarks/results/NOTES.md).
+[docs/archive/NOTES.md](archive/NOTES.md).
 """
 
 OUTRO = """\
@@ -86,8 +85,6 @@ def _tables(folder: Path, results: Path, level: str) -> list[str]:
     place = f"../benchmarks/results/{folder.relative_to(results).as_posix()}/".replace("/./", "/")
     parts = []
     for path in sorted(folder.glob("*.md")):
-        if path.name == NOTES:
-            continue
         title = TITLES.get(path.stem) or _title(path.stem)
         parts += [f"{level} {title}\n"]
         if path.with_suffix(".svg").exists():

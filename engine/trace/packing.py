@@ -4,7 +4,7 @@
 
 The loop itself packs the events of its last steps, while they are still in the processor's caches.
 256 requests make 16 KB of rows in each step; if the drain thread packed them, they would cost the
-loop several times as much (benchmarks/results/NOTES.md, "The host's part for many rows"). The drain
+loop several times as much (docs/archive/NOTES.md, "The host's part for many rows"). The drain
 thread sends, because sending may wait.
 """
 

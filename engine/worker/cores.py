@@ -5,7 +5,7 @@ guesses where to wake them. On virtual machines it often picks the core of the t
 them (an idle virtual core looks as if its host had taken it away). Then two threads share one core
 while another is idle, for one tick of the scheduler or more, 4 to 30 ms. Binding prevents this,
 and the scheduler moves other threads, which aren't bound, out of the way: figures are in
-benchmarks/results/NOTES.md.
+docs/archive/NOTES.md.
 
 Threads are bound only if the engine has all cores: with fewer threads, or under a quota, other
 engines could be bound to the same cores. The overlapped loop doesn't bind: its threads take turns.

@@ -14,7 +14,7 @@ from engine.kernels.cost import Cost
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 
-FEW_ROWS = 64  # with matrix tiles; benchmarks/results/NOTES.md
+FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
 
 
 def linear_cost(

@@ -30,7 +30,7 @@ LINEAR_ROWS = {
 with more it is torch's, whose sums depend on the number of rows. Other variants: always ours."""
 LINEAR_ROWS_BESIDE_AMX = 8
 """The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
-# Both: benchmarks/kernels_cpu.py and benchmarks/results/NOTES.md
+# Both: benchmarks/kernels_cpu.py and docs/archive/NOTES.md
 BLOCK = 32
 """A weight on matrix tiles has a multiple of this many outputs, and of inputs."""
 PANEL = {"avx512_bf16": 32, "avx512": 32, "avx2": 16}

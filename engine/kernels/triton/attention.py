@@ -252,7 +252,7 @@ def tile_for(
 
     Decode depends on the bytes in flight, and on how often the warps wait for each other: few rows,
     many keys. On an H200 64 keys in two stages read 92 % of the copy rate where 32 in three read
-    84, and 8-bit pages take 204 µs where those take 255 (benchmarks/results/NOTES.md). Prefill
+    84, and 8-bit pages take 204 µs where those take 255 (docs/archive/NOTES.md). Prefill
     depends on reuse: many rows. fp32 products run on ordinary cores and want small tiles.
     """
     dim = power(head_dim)

@@ -4,7 +4,7 @@ See `torch_ops.take_inputs` and `hand_out`.
 
 Each is a few hundred bytes. Copied by the device's copy engines, they cost a step 35 µs beside an
 H200, nearly all of it waiting for the engine to begin and to report its end
-(benchmarks/results/NOTES.md). A kernel reads and writes the host's pinned memory itself, over the
+(docs/archive/NOTES.md). A kernel reads and writes the host's pinned memory itself, over the
 bus, under the host's addresses (unified virtual addressing). Grid: pieces of 256 rows.
 
 A step's inputs are written here. So a kernel that reads them before it waits (`start.py`) may not

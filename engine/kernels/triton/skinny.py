@@ -152,7 +152,7 @@ class Tile(NamedTuple):
 def tile_for(lines: int, inputs: int) -> Tile:
     """Choose a tile by a rule that is near the best of some 30 tried on an H200.
 
-    They were tried for each shape of four models (benchmarks/results/NOTES.md). lines: of the
+    They were tried for each shape of four models (docs/archive/NOTES.md). lines: of the
     weight, `inputs` long.
     """
     if inputs > 2048 and lines <= 2048:  # few programs: each with many bytes in flight

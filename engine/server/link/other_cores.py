@@ -3,7 +3,7 @@
 Linux often wakes a process on the core of the one that wakes it. So each token from the engine
 would make the server push the engine's loop off its core while it handles the token, and the
 computing threads would wait for the loop: a quarter of the step time of a small model. On any other
-core the server runs in parallel with the loop's own next work (benchmarks/results/NOTES.md).
+core the server runs in parallel with the loop's own next work (docs/archive/NOTES.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Such a step launches the same kernels whatever its tokens are: some ten a layer. With a small model
 or few tokens the device would wait for Python, and all decoding rows would wait with it: the first
 token of a short prompt took 7 to 12 ms on 16 layers beside an H200, replayed 2 to 3
-(benchmarks/results/NOTES.md).
+(docs/archive/NOTES.md).
 
 A graph is captured for each token count of a ladder, and a step replays the smallest that holds its
 tokens. The device reads how the tokens are divided among rows: attention starts a program for every
