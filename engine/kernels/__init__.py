@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
 
-from engine.kernels import cpu, torch_attention, torch_ops, triton
+from engine.kernels import cpu, quantized, torch_attention, torch_ops, triton
 from engine.kernels import signatures as types
 from engine.kernels.few_rows import FewRows
 
@@ -41,6 +41,9 @@ class Kernels:
     relu: types.OfOne
     greatest: types.OfOne
     rotate: types.Rotate
+    pack_quantized: types.PackQuantized = quantized.pack_quantized
+    quantized_linear: types.QuantizedLinear = quantized.quantized_linear
+    quantized_embed: types.QuantizedEmbed = quantized.quantized_embed
     take_drawn: types.TakeDrawn = torch_ops.take_drawn
     take_inputs: types.TakeInputs = torch_ops.take_inputs
     hand_out: types.HandOut = torch_ops.hand_out
@@ -97,6 +100,7 @@ def _on_cpu() -> Kernels:
         pack_weight=ops.pack_weight,
         linear=ops.linear,
         logits=ops.logits,
+        quantized_linear=partial(quantized.quantized_linear, linear=ops.linear, logits=ops.logits),
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         layer_norm=ops.layer_norm,

@@ -7,12 +7,13 @@ What an operation computes, and the shapes, are stated at its plain-torch form i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
 
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 from engine.kernels.few_rows import FewRows
+from engine.kernels.quantized import QuantizedWeight
 
 Pair = tuple[Tensor, Tensor]
 
@@ -63,6 +64,32 @@ class Linear(Protocol):
 
 class Logits(Protocol):
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor: ...
+
+
+class PackedWeight(Protocol):
+    """Hold a `QuantizedWeight` as one backend reads it."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+class PackQuantized(Protocol):
+    def __call__(self, weight: QuantizedWeight) -> PackedWeight: ...
+
+
+class QuantizedLinear(Protocol):
+    """Take the weight that the same backend packed."""
+
+    def __call__(
+        self, x: Tensor, weight: Any, bias: Tensor | None, out: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class QuantizedEmbed(Protocol):
+    def __call__(self, ids: Tensor, table: Any) -> Tensor: ...
 
 
 class RMSNorm(Protocol):
@@ -143,6 +170,9 @@ class Replacements(TypedDict, total=False):
     pack_weight: PackWeight
     linear: Linear
     logits: Logits
+    pack_quantized: PackQuantized
+    quantized_linear: QuantizedLinear
+    quantized_embed: QuantizedEmbed
     rms_norm: RMSNorm
     add_rms_norm: AddRMSNorm
     layer_norm: LayerNorm

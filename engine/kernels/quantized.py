@@ -1,0 +1,154 @@
+"""Define what a quantized weight is, the numbers it stands for, and its products, in plain torch.
+
+A weight matrix [N outputs, K inputs] is stored as small *codes*. Each row is cut into *groups* of
+inputs that share a scale, and maybe a zero point or an offset:
+
+    w[n, k] = (value(code[n, k]) − zero[n, g]) · scale[n, g] + offset[n, g]      g = k // group
+
+`value` is the code itself, or its entry in a table. All formats that are read become this; which
+parts they have is theirs. Computed in fp32 and in this order, `dequantize` gives to the bit the
+numbers of each format's own library. A backend lays the parts out as its kernels read them
+(`pack_quantized`); the functions below are the specification, and run where there is no kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.kernels import torch_ops
+
+if TYPE_CHECKING:
+    from engine.kernels.signatures import Linear, Logits
+
+EXPANDED = 1 << 24
+"""Weights of a large matrix that are expanded at once, at most: 64 MB in fp32."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """Hold codes and what turns them into numbers. groups = ⌈K / group⌉, the last may be short.
+
+    codes: uint8 [N, K / 2] of 4 bits (the lower half of a byte is the even input), uint8 [N, K] of
+    8 bits, or float8_e4m3fn [N, K], whose value is the number itself. Everything else may be
+    absent. Scales may be negative, zero or denormal; all floats are widened to fp32 before use.
+    """
+
+    codes: torch.Tensor
+    bits: int  # 4 or 8
+    group: int  # inputs that share a scale, 1 … K
+    scales: torch.Tensor | None = None  # fp32, fp16 or bf16 [N, groups]
+    zero: torch.Tensor | int = 0  # int16 [N, groups], or one for all
+    offsets: torch.Tensor | None = None  # fp32, fp16 or bf16 [N, groups]
+    table: torch.Tensor | None = None  # fp32 [2 ** bits], or [N, 2 ** bits] if each row has its own
+    inputs: torch.Tensor | None = None  # int64 [K]: column k of the codes is for input inputs[k]
+    factor: float = 1.0  # multiplies all weights last, after rounding to fp32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (N, K)."""
+        rows, width = self.codes.shape
+        return rows, width * (2 if self.bits == 4 else 1)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """List all that it keeps in memory."""
+        parts = self.codes, self.scales, self.zero, self.offsets, self.table, self.inputs
+        return [part for part in parts if isinstance(part, torch.Tensor)]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for part in self.tensors)
+
+    def rows(self, chosen: torch.Tensor | slice) -> QuantizedWeight:
+        """Return some rows: indices int64 [n], or a slice, which makes views."""
+
+        def of(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part[chosen]
+
+        return replace(
+            self,
+            codes=self.codes[chosen],
+            scales=of(self.scales),
+            zero=self.zero if isinstance(self.zero, int) else self.zero[chosen],
+            offsets=of(self.offsets),
+            table=self.table if self.table is None or self.table.dim() == 1 else of(self.table),
+        )
+
+    def dequantize(self) -> torch.Tensor:
+        """Compute the numbers that it stands for: fp32 [N, K], inputs in the model's order."""
+        rows, width = self.shape
+        weight = self._values()
+        if isinstance(self.zero, torch.Tensor):
+            weight = weight.sub_(self._wide(self.zero))
+        elif self.zero:
+            weight = weight.sub_(self.zero)
+        if self.scales is not None:
+            weight = weight.mul_(self._wide(self.scales))
+        if self.offsets is not None:
+            weight = weight.add_(self._wide(self.offsets))
+        if self.factor != 1.0:
+            weight = weight.mul_(self.factor)
+        if self.inputs is None:
+            return weight
+        ordered = torch.empty(rows, width, dtype=weight.dtype, device=weight.device)
+        ordered[:, self.inputs] = weight
+        return ordered
+
+    def _values(self) -> torch.Tensor:
+        """Return value(code): fp32 [N, K]."""
+        if self.codes.dtype is not torch.uint8:
+            return self.codes.float()
+        codes = self.codes
+        if self.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
+        if self.table is None:
+            return codes.float()
+        if self.table.dim() == 1:
+            return self.table.float()[codes.int()]
+        return self.table.float().gather(1, codes.long())
+
+    def _wide(self, part: torch.Tensor) -> torch.Tensor:
+        """Widen one number a group to one a weight: [N, groups] → fp32 [N, K]."""
+        return part.float().repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
+
+
+def pack_quantized(weight: QuantizedWeight) -> QuantizedWeight:
+    """Return the weight in the order of this backend's functions below: unchanged."""
+    return weight
+
+
+def quantized_linear(
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    bias: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+    linear: Linear = torch_ops.linear,
+    logits: Logits = torch_ops.logits,
+) -> torch.Tensor:
+    """Compute x Wᵀ + b with the weights rounded to x's dtype. x: [tokens, K] → [tokens, N].
+
+    out: where to write the result, whose rows may be parts of longer ones; its dtype may be fp32
+    where x has less. linear, logits: the backend's, which multiply with the expanded weights.
+    """
+    rows, width = weight.shape
+    if out is None:
+        out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)
+    step = max(1, EXPANDED // width)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        expanded = weight.rows(part).dequantize().to(x.dtype)
+        some = None if bias is None else bias[part]
+        if out.dtype is x.dtype:
+            out[:, part] = linear(x, expanded, some)
+        else:
+            wide = logits(x, expanded)
+            out[:, part] = wide if some is None else wide + some
+    return out
+
+
+def quantized_embed(ids: torch.Tensor, table: QuantizedWeight) -> torch.Tensor:
+    """Return rows of a quantized table. ids: int64 [tokens] → fp32 [tokens, K]."""
+    return table.rows(ids).dequantize()
