@@ -40,7 +40,7 @@ from engine.config import POCKET_MODEL
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.command import run_command
-from engine.worker.machine import physical_cores
+from engine.worker.host import physical_cores
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (64, 250, 500, 1000, 2000)

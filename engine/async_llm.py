@@ -22,7 +22,7 @@ from engine.counts import Metric
 from engine.engine_thread import EngineThread, Mailbox, News
 from engine.local_engine import LocalEngine
 from engine.sampling_params import SamplingParams
-from engine.text.chat import Message
+from engine.text.chat_template import Message
 from engine.text.lanes import LONG, LONG_TEXT, in_lane
 from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompt

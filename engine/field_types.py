@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 LONGEST_SHOWN = 80  # characters of a wrong value in a message
 
 
-class Field(NamedTuple):
+class StructField(NamedTuple):
     """Describe one field of a struct."""
 
     name: str
@@ -27,14 +27,14 @@ class Field(NamedTuple):
 
 
 @cache
-def fields_of(struct: type) -> tuple[Field, ...]:
+def fields_of(struct: type) -> tuple[StructField, ...]:
     """Read the annotations of a struct: numbers, texts, lists and dicts of them, or None."""
     hints = typing.get_type_hints(struct)
     names: tuple[str, ...] = struct.__struct_fields__  # type: ignore[attr-defined]
-    return tuple(Field(name, _fitting(hints[name]), *_reader(hints[name])) for name in names)
+    return tuple(StructField(name, _fitting(hints[name]), *_reader(hints[name])) for name in names)
 
 
-def wrong(field: Field, value: Any) -> str:
+def wrong(field: StructField, value: Any) -> str:
     """Word the complaint about a value that `field.settle` refused."""
     shown = repr(value)
     if len(shown) > LONGEST_SHOWN:

@@ -21,7 +21,7 @@ from engine.counts import Metric
 from engine.local_engine import LocalEngine, one_each
 from engine.progress import Bar, progress_bar
 from engine.sampling_params import SamplingParams
-from engine.text.chat import Message
+from engine.text.chat_template import Message
 from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompts
 from engine.text.request_output import RequestOutput, request_output

@@ -19,7 +19,7 @@ from engine.core.messages import CoreRequest
 from engine.core.scheduler import Scheduler
 from engine.counts import Counts
 from engine.sampling_params import ParameterError, SamplingParams
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.input import InputProcessor
 from engine.text.loading import load_text
 from engine.text.output import OutputProcessor

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from engine.kernels.machine_limits import machine_limits
-from engine.worker import machine
+from engine.worker import host
 
 TRIES = 5
 CUDA_BYTES = 1 << 30
@@ -69,7 +69,7 @@ def threads() -> int:
     One a core; one in all where other programs fill the cores, because threads that wait for each
     other are then slower than one.
     """
-    return 1 if _busy() else machine.physical_cores()
+    return 1 if _busy() else host.physical_cores()
 
 
 def _busy() -> bool:

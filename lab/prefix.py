@@ -121,6 +121,6 @@ CHAPTER = Chapter(
     " computed.",
     predict,
     run,
-    "engine/core/blocks.py",
+    "engine/core/block_pool.py",
     "block hashes, reference counts and eviction",
 )

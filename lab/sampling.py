@@ -7,7 +7,7 @@ import math
 import torch
 
 from engine.sampling_params import SamplingParams
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.trace.events import SampleDrawn
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, printable
@@ -137,6 +137,6 @@ CHAPTER = Chapter(
     " text whatever runs beside it.",
     predict,
     run,
-    "engine/worker/sampling/draw.py",
+    "engine/worker/sampling/exact_draw.py",
     "how a token is drawn, and from what",
 )

@@ -30,7 +30,7 @@ from engine.sampling_params import SamplingParams
 from engine.text.loading import load_tokenizer
 from engine.trace.events import EngineKvSized, EngineModelLoaded, Event, StepFinished, StepPlanned
 from engine.trace.recorder import Recorder
-from engine.worker import machine
+from engine.worker import host
 from engine.worker.model_runner import ModelRunner
 from lab.limits import Limits, measure_limits, threads
 
@@ -143,7 +143,7 @@ class Workbench:
 
     def __init__(self, model: str, quick: bool, text: str):
         self.quick = quick
-        self.device = machine.pick_device("auto")
+        self.device = host.pick_device("auto")
         on_gpu = self.device.type == "cuda"
         self.config = EngineConfig(
             model=model,

@@ -13,7 +13,7 @@ from engine.kernels import Kernels, torch_attention, torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 from engine.kernels.fp8 import LARGEST, stored_as
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
-from engine.worker.sampling import draw as definition
+from engine.worker.sampling import exact_draw as definition
 
 ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """Relative error: of the greatest difference to the greatest exact value."""

@@ -37,7 +37,7 @@ from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from benchmarks.workloads import Workload, workloads
 from engine.trace.command import run_command
-from engine.worker.machine import physical_cores
+from engine.worker.host import physical_cores
 
 REPEATS = 3
 PEERS = ("vLLM", "transformers", "llama.cpp")

@@ -22,7 +22,7 @@ from docs.scripts.reader import Record
 from docs.scripts.server import ROOT, environment
 from docs.scripts.site import crowd
 from engine.trace.command import run_command
-from engine.trace.page import room_with
+from engine.trace.html_page import room_with
 
 IMAGES = ROOT / "docs" / "images"
 TARGET = IMAGES / "demo.svg"

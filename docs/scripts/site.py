@@ -20,8 +20,8 @@ from docs.scripts.reader import Record
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
 from engine.trace.command import run_command
+from engine.trace.html_page import WEB, room_with
 from engine.trace.names import Names
-from engine.trace.page import WEB, room_with
 from engine.trace.state import EngineState
 
 MOST_BYTES = 5_000_000  # of a room, so that a phone opens it

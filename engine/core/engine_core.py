@@ -29,7 +29,7 @@ from engine.core.messages import (
 )
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
-from engine.tokens import NO_TOKEN
+from engine.placeholders import NO_TOKEN
 from engine.trace import events
 from engine.trace.recorder import Recorder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
+from engine.core.block_pool import BlockPool, OutOfBlocks, block_hash, root_hash
 from engine.core.core_record import CoreRecord
 from engine.core.request import Request
 from engine.trace import events

@@ -14,7 +14,7 @@ from bisect import insort
 from collections.abc import Callable
 
 from engine.config import BUDGET, EngineConfig
-from engine.core.blocks import BlockPool, OutOfBlocks
+from engine.core.block_pool import BlockPool, OutOfBlocks
 from engine.core.core_record import CoreRecord
 from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
@@ -63,7 +63,7 @@ class Scheduler:
         # Finished, but a step in flight still writes to their blocks (rule 8).
         self.leaving: set[Request] = set()
         self.seats_taken = 0
-        self.step = 0
+        self.step_number = 0
         self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
         self.planned: list[Request] = []  # of the last plan: whose its rows are
         # Orders for the worker that the next plan carries.
@@ -122,10 +122,10 @@ class Scheduler:
         started = time.perf_counter_ns()
         if not self._all_running_fit():
             return None
-        self.step += 1
-        self.recorder.step = self.step
-        self.stats = StepStats(step=self.step, blocks_total=self.kv.pool.num_blocks)
-        plan = StepPlan(step=self.step, rows=[])
+        self.step_number += 1
+        self.recorder.step = self.step_number
+        self.stats = StepStats(step=self.step_number, blocks_total=self.kv.pool.num_blocks)
+        plan = StepPlan(step=self.step_number, rows=[])
         self.planned = []
         budget_left = self._plan_running(plan, self.budget)
         if self.stats.num_preemptions:
@@ -135,7 +135,7 @@ class Scheduler:
         plan.num_tokens = self.budget - budget_left
         plan.swap_out, self._swap_out = self._swap_out, []
         if not plan.rows and not plan.swap_out:
-            self.step -= 1
+            self.step_number -= 1
             return None
         plan.dropped, self._dropped = self._dropped, []
         self._count(plan)

@@ -57,7 +57,7 @@ class Kernels:
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
     draw: types.Draw | None = None
-    """None: `worker/sampling/draw.py` draws, in plain torch."""
+    """None: `worker/sampling/exact_draw.py` draws, in plain torch."""
     copy_blocks: types.CopyBlocks | None = None
     """None: `KVCache` moves blocks in plain torch."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from engine.tokens import NO_TOKEN
+from engine.placeholders import NO_TOKEN
 
 VOCABULARY_PART = 8192
 """Rows of a head that are widened to fp32 at once, where it must be: a few MB."""

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from engine.server.answering.replies import ChatChunk, CompletionChunk, Error
+from engine.server.answering.answer_schemas import ChatChunk, CompletionChunk, Error
 from engine.server.http.auth import is_open
 
 SCHEME = "key"

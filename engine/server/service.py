@@ -26,10 +26,10 @@ from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
 from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
 from engine.server.link.engine_process import Load, load_worker
-from engine.server.record.hub import TraceHub
+from engine.server.record.trace_hub import TraceHub
 from engine.server.telemetry import connect
 from engine.server.telemetry.metrics import Metrics
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.generation_config import GenerationDefaults
 from engine.text.input import InputProcessor
 from engine.text.loading import load_text

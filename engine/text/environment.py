@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """Parse transformers' tag {% generation %}, which marks the text of the assistant.
 
     Its contents are a block: a variable that is set inside isn't set after it.
@@ -40,7 +40,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", Generation],
+            extensions=["jinja2.ext.loopcontrols", GenerationTag],
         )
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from engine.text.output import Logprob, PositionLogprobs, RequestText
 
-TokenLogprobs = dict[int, Logprob]
+LogprobsOnePosition = dict[int, Logprob]
 """One position: token id → its log-probability, for the token itself and the most probable ones."""
 
 
@@ -42,7 +42,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None  # None unless logprobs were asked for
-    logprobs: list[TokenLogprobs] | None  # one for each of token_ids
+    logprobs: list[LogprobsOnePosition] | None  # one for each of token_ids
     finish_reason: str | None  # "stop", "length", "abort", or "error": see RequestOutput.error
     stop_reason: int | str | None  # the stop token id or stop string; None for end of sequence
 
@@ -58,7 +58,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None  # None if it was given as token ids
     prompt_token_ids: list[int]
-    prompt_logprobs: list[TokenLogprobs | None] | None  # the first entry is None
+    prompt_logprobs: list[LogprobsOnePosition | None] | None  # the first entry is None
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = True
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
@@ -111,7 +111,7 @@ def _metrics(text: RequestText) -> RequestMetrics:
     )
 
 
-def _by_id(position: PositionLogprobs) -> TokenLogprobs:
+def _by_id(position: PositionLogprobs) -> LogprobsOnePosition:
     """Return log-probabilities by id: the drawn token first, then the candidates in their order."""
     by_id = {position.chosen.token_id: position.chosen}
     for entry in position.top:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from engine.text.environment import Generation
+from engine.text.environment import GenerationTag
 from engine.text.errors import TextError
 
 
@@ -43,4 +43,4 @@ def not_jinja(error: jinja2.TemplateSyntaxError, name: str = "The chat template"
     return f"{name} is no valid Jinja, line {error.lineno}: {str(error.message).rstrip('.')}."
 
 
-_GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation])
+_GRAMMAR = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", GenerationTag])

@@ -17,9 +17,9 @@ from engine.trace.command import run_command
 from engine.trace.diff import first_difference
 from engine.trace.events import AnyEvent
 from engine.trace.files import RecordError, read_all, read_jsonl
+from engine.trace.html_page import room_with
 from engine.trace.life import life_of, requests_of
 from engine.trace.names import Names
-from engine.trace.page import room_with
 from engine.trace.perfetto import to_perfetto
 from engine.trace.printable import printable, printable_json
 from engine.trace.replay import Replay, ReplayError

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from engine.trace.context import Context
 from engine.trace.events import Event
-from engine.trace.sentences import Sentences, blocks, kernels, life, requests, steps, tokens
+from engine.trace.sentences import Sentences, blocks, engine, kernels, requests, steps, tokens
 from engine.trace.wording import one_line
 
-_FAMILIES = (requests, steps, blocks, kernels, tokens, life)
+_FAMILIES = (requests, steps, blocks, kernels, tokens, engine)
 _SENTENCES: Sentences = {
     kind: sentence for family in _FAMILIES for kind, sentence in family.SENTENCES.items()
 }

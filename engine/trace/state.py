@@ -25,8 +25,6 @@ from engine.trace import events as ev
 from engine.trace.events import Event, kind
 from engine.trace.wording import count
 
-Rank = tuple[int, ...]
-
 
 class ReplayError(Exception):
     """Report an event that doesn't follow from the ones before: the record is incomplete or
@@ -37,7 +35,7 @@ class ReplayError(Exception):
 class Sequence:
     """Hold one living sequence of a request. Siblings of `n > 1` are sequences of their own."""
 
-    rank: Rank
+    rank: tuple[int, ...]
     status: str  # "waiting", "running", "preempted"
     num_computed_tokens: int = 0  # whose K/V are in the cache, or in the host pool
 
@@ -59,8 +57,8 @@ class EngineState:
         self.host_tables: dict[str, list[int]] = {}  # swapped-out sequence → its host blocks
         self.tables: dict[str, list[int]] = {}  # sequence → its block table
         self.sequences: dict[str, Sequence] = {}  # alive ones
-        self.running: list[tuple[Rank, str]] = []  # by rank
-        self.waiting: list[tuple[Rank, str]] = []  # by rank
+        self.running: list[tuple[tuple[int, ...], str]] = []  # by rank
+        self.waiting: list[tuple[tuple[int, ...], str]] = []  # by rank
         self.planned: dict[int, list[ev.StepRow]] = {}  # steps that haven't returned yet
 
     @property

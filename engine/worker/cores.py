@@ -17,7 +17,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from struct import Struct
 
-from engine.worker.machine import physical_cores, usable_cores
+from engine.worker.host import physical_cores, usable_cores
 
 _BIND = Struct("2q").pack  # struct BindArgs in threads.cpp
 _SET_BYTES = 128  # sizeof(cpu_set_t)

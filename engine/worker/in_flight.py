@@ -46,24 +46,24 @@ class InFlight:
 
 
 class DrawnTokens:
-    """Keep the tokens that the last step drew, on the device, and the slots they belong to.
+    """Keep the tokens that the last step drew, on the device, and the seats they belong to.
 
     A sequence's unknown token is always one of these: results of all earlier steps have been taken
     before a step is launched.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_seats: int) -> None:
         self.tokens = torch.zeros(1, dtype=torch.int64)
-        self._places = np.zeros(num_slots, np.int64)  # of each slot, among the tokens
+        self._places = np.zeros(num_seats, np.int64)  # of each seat, among the tokens
 
-    def keep(self, slots: np.ndarray, tokens: torch.Tensor) -> None:
-        """Keep what a step draws: `tokens[i]` for row i. Both int64 [rows]; no slot comes twice."""
+    def keep(self, seats: np.ndarray, tokens: torch.Tensor) -> None:
+        """Keep what a step draws: `tokens[i]` for row i. Both int64 [rows]; no seat comes twice."""
         self.tokens = tokens
-        self._places[slots] = np.arange(len(slots))
+        self._places[seats] = np.arange(len(seats))
 
-    def places(self, slots: np.ndarray) -> np.ndarray:
-        """Return where each slot's token is, for `fill`. int64 [rows]"""
-        return self._places[slots]
+    def places(self, seats: np.ndarray) -> np.ndarray:
+        """Return where each seat's token is, for `fill`. int64 [rows]"""
+        return self._places[seats]
 
     def fill(self, token_ids: torch.Tensor, places: torch.Tensor) -> None:
         """Replace each `UNKNOWN` by the drawn token. Both int64 [rows], on the device.

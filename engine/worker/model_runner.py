@@ -22,12 +22,11 @@ from engine.kernels.launch import recording
 from engine.models.causal_lm import CausalLM
 from engine.models.hub import Progress
 from engine.models.loader import load_model
+from engine.placeholders import NO_TOKEN, UNKNOWN
 from engine.rounding import ceil_div
-from engine.tokens import NO_TOKEN, UNKNOWN
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
-from engine.worker import machine
-from engine.worker.batch_rows import BatchRows, StepInputs
+from engine.worker import host
 from engine.worker.cores import Cores
 from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
 from engine.worker.in_flight import Clock, DrawnTokens, InFlight
@@ -42,10 +41,12 @@ from engine.worker.sampling.finite_rows import finite_rows
 from engine.worker.sampling.prompt_logprobs import prompt_logprobs
 from engine.worker.sampling.sample_step import SampleStep
 from engine.worker.sampling.sampling_table import SamplingTable
+from engine.worker.seats import Seats
+from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import to_device, to_host
 from engine.worker.warm_up import add_dummy, warm_up
 
-MakeSampleStep = Callable[[BatchRows, SamplingTable], SampleStep]
+MakeSampleStep = Callable[[Seats, SamplingTable], SampleStep]
 
 
 class ModelRunner:
@@ -63,7 +64,7 @@ class ModelRunner:
         recorder: Recorder,
         sample_step: MakeSampleStep = SampleStep,
     ) -> None:
-        self.device = machine.pick_device(config.device)
+        self.device = host.pick_device(config.device)
         self.platform = platform_for(self.device)
         overlaps, tokens = config.async_scheduling, config.max_num_batched_tokens
         self.config = replace(  # options' defaults, now that the device is known
@@ -138,7 +139,7 @@ class ModelRunner:
         return next(p.dtype for p in parameters if p.is_floating_point())
 
     def _make_state(self, num_blocks: int, num_host_blocks: int, max_model_len: int) -> None:
-        seats, vocab = self.config.max_num_seqs, self.model.vocab_size
+        num_seats, vocab = self.config.max_num_seqs, self.model.vocab_size
         self.cache = KVCache(
             self.model.kv_spec,
             num_blocks,
@@ -147,11 +148,11 @@ class ModelRunner:
             self.kv_dtype,
             self.device,
         )
-        self.rows = BatchRows(seats, max_model_len, self.config.block_size)
-        self.table = SamplingTable(seats, vocab, self.device)
-        self.sampling = self._make_sample_step(self.rows, self.table)
+        self.seats = Seats(num_seats, max_model_len, self.config.block_size)
+        self.table = SamplingTable(num_seats, vocab, self.device)
+        self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:
-            self.drawn = DrawnTokens(seats)
+            self.drawn = DrawnTokens(num_seats)
 
     @contextmanager
     def _largest_step(self) -> Iterator[Trial]:
@@ -171,7 +172,7 @@ class ModelRunner:
             draw_bytes=self.config.max_num_seqs * self.model.vocab_size * 16,
             graph_shape=self.graph_shape() if self._graphs_wanted() else None,
         )
-        del self.cache, self.rows, self.table, self.sampling
+        del self.cache, self.seats, self.table, self.sampling
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
         longest = min(max_model_len, num_blocks * self.config.block_size)
@@ -195,7 +196,7 @@ class ModelRunner:
             model=self.model,
             caches=self.cache.layers,
             max_rows=self.config.max_num_seqs,
-            table_width=self.rows.block_table.shape[1],
+            table_width=self.seats.block_table.shape[1],
             block_size=self.config.block_size,
             budget=self.budget,
         )
@@ -240,7 +241,7 @@ class ModelRunner:
         """
         started = time.perf_counter_ns()
         before, self._last = self._last, None
-        self._update_rows(plan)
+        self._update_seats(plan)
         if plan.swap_out or plan.swap_in or plan.copies:
             with recording(self.recorder, device=self.device.type):
                 self.cache.swap_out(plan.swap_out)
@@ -249,7 +250,7 @@ class ModelRunner:
         if not plan.rows:
             self._last = before
             return InFlight.done(StepOutput(step=plan.step, tokens=[]))
-        inputs = self.rows.gather(plan)
+        inputs = self.seats.gather(plan)
         self.cache.settle()
         prepared = time.perf_counter_ns()
 
@@ -266,8 +267,8 @@ class ModelRunner:
         clock.mark()
 
         details: dict[str, RowDetail] = {}
-        if self.rows.any_prompt_logprobs:
-            prompt_logprobs(self.model, self.rows, inputs, hidden, details)
+        if self.seats.any_prompt_logprobs:
+            prompt_logprobs(self.model, self.seats, inputs, hidden, details)
         draws = None
         if logits is not None:
             if before is not None and self.sampling.looks_back:
@@ -275,8 +276,8 @@ class ModelRunner:
             with recording(self.recorder, device=self.device.type):
                 draws = self.sampling.run(inputs, drawing, logits, details, greatest)
             if self.drawn is not None:
-                self.drawn.keep(draws.slots, draws.next_tokens)
-                self.rows.expect(draws.slots, draws.ends)
+                self.drawn.keep(draws.seats, draws.next_tokens)
+                self.seats.expect(draws.seats, draws.ends)
         arriving = None if finite is None else to_host(finite)
         clock.mark()
 
@@ -328,7 +329,7 @@ class ModelRunner:
         token_ids, batch = inputs.ids(self.device), inputs.attention(self.device)
         if self.drawn is not None and (inputs.token_ids == UNKNOWN).any():
             rows = inputs.num_decode_rows  # these come first; only they have unknown tokens
-            places = to_device(self.drawn.places(inputs.slots[:rows]), self.device)
+            places = to_device(self.drawn.places(inputs.seats[:rows]), self.device)
             self.drawn.fill(token_ids[:rows], places)
         return self.model(token_ids, batch.positions, self.cache.layers, batch)
 
@@ -338,11 +339,11 @@ class ModelRunner:
             hidden = hidden[to_device(inputs.query_start[1:][drawing] - 1, self.device)]
         return self.model.compute_logits(hidden)
 
-    def _update_rows(self, plan: StepPlan) -> None:
+    def _update_seats(self, plan: StepPlan) -> None:
         for request_id in plan.dropped:
-            slot = self.rows.drop(request_id)
-            if slot is not None:
-                self.table.clear(slot)
+            seat = self.seats.drop(request_id)
+            if seat is not None:
+                self.table.clear(seat)
         for request_id, new in plan.new.items():
-            self.table.set(self.rows.put(request_id, new), new)
-        self.rows.update_tables(plan.tables)
+            self.table.set(self.seats.put(request_id, new), new)
+        self.seats.update_tables(plan.tables)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from engine.core.admission import RequestError
-from engine.tokens import NO_TOKEN
+from engine.placeholders import NO_TOKEN
 from engine.trace import events
 from tests.support.core_harness import Harness
 from tests.support.paged_oracle import solo_answer
@@ -130,7 +130,9 @@ def test_rule_3_the_head_says_what_it_waits_for(engine, options, shape, reason):
     h.add("big", prompt(12, 20), max_tokens=2)
     h.add("tiny", [1], max_tokens=1)  # would fit, but the queue is strict
     h.step()
-    waiting = [e for e in h.recorded(events.RequestWaiting) if e.step == h.core.scheduler.step]
+    waiting = [
+        e for e in h.recorded(events.RequestWaiting) if e.step == h.core.scheduler.step_number
+    ]
     assert [(e.request_id, e.waits_for, e.behind) for e in waiting] == [("big", reason, 1)]
     if reason != "budget":
         assert waiting[0].next_release == "a" and waiting[0].next_release_steps > 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.core.blocks import BlockPool
+from engine.core.block_pool import BlockPool
 from engine.core.preemption import PreemptionCosts
 from engine.core.scheduler import Scheduler
 from engine.trace import events as ev

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.worker import machine
+from engine.worker import host
 from lab.chapters import CHAPTERS
 from lab.workbench import Workbench
 
@@ -57,7 +57,7 @@ def one_thread():
     """Use one thread: two threads that wait for each other are very slow on a busy machine."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "physical_cores", lambda *_: 1)
+        patch.setattr(host, "physical_cores", lambda *_: 1)
         yield
     torch.set_num_threads(before)
 

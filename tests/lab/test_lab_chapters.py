@@ -109,7 +109,7 @@ def test_preemption_and_caching_change_no_answer(ran):
 def test_a_run_leaves_nothing_behind(bench):
     jobs = [Job(f"left-{i}", bench.prompt(20, i), 5) for i in range(3)]
     run = bench.run([jobs], num_blocks=12)
-    assert len(bench.runner.rows) == 0
+    assert len(bench.runner.seats) == 0
     assert [len(tokens) for tokens in run.tokens.values()] == [5, 5, 5]
     assert run.num_computed == 3 * (20 + 4)
     assert run.steps[-1].planned.num_waiting == 0

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.core.admission import RequestError
-from engine.core.blocks import BlockPool, OutOfBlocks, block_hash, root_hash
+from engine.core.block_pool import BlockPool, OutOfBlocks, block_hash, root_hash
 from engine.core.core_record import CoreRecord
 from engine.core.kv_manager import KVManager
 from engine.core.messages import CoreRequest

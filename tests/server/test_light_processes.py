@@ -17,7 +17,7 @@ import json, sys
 import engine.server.command, engine.server.lifecycle
 from engine.config import EngineConfig
 from engine.server.service import Service
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.detokenizer import detokenizer_for
 from engine.text.loading import load_text
 

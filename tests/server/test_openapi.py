@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import TypeAdapter
 
-from engine.server.answering import replies
+from engine.server.answering import answer_schemas
 
 HI = [{"role": "user", "content": "hi"}]
 EVERYTHING = {
@@ -32,16 +32,16 @@ ASKED = {
     "/v1/models/tiny": [None],
 }
 SHAPES = {
-    "/v1/completions": replies.Completion,
-    "/v1/chat/completions": replies.ChatCompletion,
-    "/tokenize": replies.Tokenized,
-    "/detokenize": replies.Detokenized,
-    "/v1/models": replies.ModelList,
-    "/v1/models/tiny": replies.ModelCard,
+    "/v1/completions": answer_schemas.Completion,
+    "/v1/chat/completions": answer_schemas.ChatCompletion,
+    "/tokenize": answer_schemas.Tokenized,
+    "/detokenize": answer_schemas.Detokenized,
+    "/v1/models": answer_schemas.ModelList,
+    "/v1/models/tiny": answer_schemas.ModelCard,
 }
 CHUNKS = {
-    "/v1/completions": replies.CompletionChunk,
-    "/v1/chat/completions": replies.ChatChunk,
+    "/v1/completions": answer_schemas.CompletionChunk,
+    "/v1/chat/completions": answer_schemas.ChatChunk,
 }
 
 
@@ -87,7 +87,7 @@ def test_a_failure_has_its_shape(server, document):
         (413, server.http.post("/tokenize", content=b" " * (16 * 2**20 + 1))),
     ):
         assert answer.status_code == status
-        fits(replies.Error, answer.text)
+        fits(answer_schemas.Error, answer.text)
         path = answer.request.url.path.replace("other", "{name}")
         responses = document["paths"][path][answer.request.method.lower()]["responses"]
         schema = responses[str(status)]["content"]["application/json"]["schema"]

@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from tests.server.test_ops import metrics, value
+from tests.server.test_status import metrics, value
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
-from engine.text.chat import RESERVED, ChatTemplate
+from engine.text.chat_template import RESERVED, ChatTemplate
 from engine.text.errors import TextError
 from engine.text.tokenizer import Tokenizer
 from tests.text.tiny_tokenizers import (
@@ -220,7 +220,7 @@ TEXTS = [
 PROGRAM = """
 import json, sys
 from engine.config import EngineConfig
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.loading import load_text
 
 out = {}

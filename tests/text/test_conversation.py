@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer

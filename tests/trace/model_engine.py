@@ -1,7 +1,7 @@
 """A tiny engine for the tests of the record: it moves real blocks between real queues and says so
 in events.
 
-It is the third telling of the pool's rules (core/blocks.py and trace/state.py are the others),
+It is the third telling of the pool's rules (core/block_pool.py and trace/state.py are the others),
 written as plainly as possible: lists, searched from the front. It computes nothing; which operation
 comes next is drawn by the test.
 """

@@ -36,7 +36,7 @@ DECLARATIONS = {
     "sampling_params",
     "fp8_formats",
     "rounding",
-    "tokens",
+    "placeholders",
     "one_line",
     "__version__",
 }

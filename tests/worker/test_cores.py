@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.kernels import cpu
-from engine.worker import cores, machine
+from engine.worker import cores, host
 from engine.worker.cores import Cores, cores_to_bind
 
 linux_only = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def two_threads():
 
 @linux_only
 def test_threads_are_bound_within_and_free_after(two_threads):
-    native, here = cpu.native(), machine.usable_cores()
+    native, here = cpu.native(), host.usable_cores()
     if native is None or len(here) < 2:
         pytest.skip("needs native kernels and two cores")
     everywhere = os.sched_getaffinity(0)
@@ -65,8 +65,8 @@ def test_only_who_has_all_cores_binds(monkeypatch):
 
 def test_a_system_that_binds_nothing(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert machine.usable_cores() == [] and cores_to_bind(2) == []
-    assert machine.physical_cores() >= 1
+    assert host.usable_cores() == [] and cores_to_bind(2) == []
+    assert host.physical_cores() >= 1
     with Cores(cores_to_bind(2), lambda arguments: pytest.fail("bound")):
         pass
     with Cores():

@@ -12,7 +12,7 @@ import torch
 from engine.config import EngineConfig
 from engine.kernels import cpu
 from engine.trace.recorder import Recorder
-from engine.worker import machine
+from engine.worker import host
 from engine.worker.graphs.cuda_graphs import ladder
 from engine.worker.graphs.prompt_graphs import MOST, prompt_ladder
 from engine.worker.model_runner import ModelRunner
@@ -39,7 +39,7 @@ def test_a_ladder_of_steps_with_prompts_holds_the_budget_and_wastes_little(budge
 
 
 def runner_on(device, monkeypatch, **options) -> ModelRunner:
-    monkeypatch.setattr(machine, "pick_device", lambda wanted: torch.device(device))
+    monkeypatch.setattr(host, "pick_device", lambda wanted: torch.device(device))
     return ModelRunner(EngineConfig(**options), Recorder("off"))
 
 

@@ -10,12 +10,12 @@ import torch
 from msgspec.structs import replace
 
 from engine.core.messages import CoreRequest
+from engine.placeholders import UNKNOWN
 from engine.sampling_params import SamplingParams
-from engine.tokens import UNKNOWN
 from engine.trace import events
-from engine.worker.batch_rows import BatchRows
 from engine.worker.in_flight import Clock, DrawnTokens, InFlight
 from engine.worker.sampling.sample_step import SampleStep
+from engine.worker.seats import Seats
 from tests.models import tiny_models
 from tests.support.engine_on_tokens import TokenEngine
 
@@ -72,9 +72,9 @@ def test_and_when_sequences_are_preempted(model, mode):
 
 def test_steps_are_launched_before_the_ones_before_them_are_booked(model, monkeypatch):
     order = []
-    launch, book = BatchRows.gather, SampleStep.book
+    launch, book = Seats.gather, SampleStep.book
     monkeypatch.setattr(
-        BatchRows, "gather", lambda self, plan: order.append("launch") or launch(self, plan)
+        Seats, "gather", lambda self, plan: order.append("launch") or launch(self, plan)
     )
     monkeypatch.setattr(
         SampleStep, "book", lambda self, *args: order.append("book") or book(self, *args)
@@ -106,9 +106,9 @@ def test_a_sampler_of_ones_own_sees_every_token(model):
 
     class Looks(SampleStep):
         def run(self, inputs, drawing, *args):
-            slots = inputs.slots[drawing]
+            seats = inputs.seats[drawing]
             held = [inputs.rows[i].start + inputs.rows[i].num_tokens for i in drawing]
-            assert all((self.rows.tokens[s, :n] != UNKNOWN).all() for s, n in zip(slots, held))
+            assert all((self.seats.tokens[s, :n] != UNKNOWN).all() for s, n in zip(seats, held))
             return super().run(inputs, drawing, *args)
 
     with TokenEngine(model, Looks, launches_ahead=True, async_scheduling=True) as engine:

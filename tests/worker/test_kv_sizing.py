@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from engine.config import ConfigError, EngineConfig
-from engine.worker import machine
+from engine.worker import host
 from engine.worker.memory.kv_sizing import GIB, KVMemory, KVSize, size_kv
 from engine.worker.platforms.cpu import RESERVE, memory_for_pages
 
@@ -97,10 +97,10 @@ def write(folder, **files):
 
 
 def test_without_a_limit_the_kernels_estimate_counts(meminfo, tmp_path):
-    free = machine.free_memory(meminfo, tmp_path / "none")
+    free = host.free_memory(meminfo, tmp_path / "none")
     assert free == (8_000_000 * 1024, "available (MemAvailable)")
     write(tmp_path, memory_dot_max="max", memory_dot_current="5")
-    assert machine.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
+    assert host.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
 
 
 def test_a_containers_limit_counts_without_its_cached_files(meminfo, tmp_path):
@@ -110,7 +110,7 @@ def test_a_containers_limit_counts_without_its_cached_files(meminfo, tmp_path):
         memory_dot_current=str(GIB),
         memory_dot_stat=f"anon 1\ninactive_file {GIB // 2}\nactive_file 7",
     )
-    free = machine.free_memory(meminfo, tmp_path)
+    free = host.free_memory(meminfo, tmp_path)
     assert free == (2 * GIB - GIB // 2, "left below the container's memory limit")
 
 
@@ -121,26 +121,26 @@ def test_the_older_kind_of_limit(meminfo, tmp_path):
         memory__memory_dot_usage_in_bytes=str(GIB),
         memory__memory_dot_stat="total_inactive_file 0",
     )
-    assert machine.free_memory(meminfo, tmp_path).num_bytes == 2 * GIB
+    assert host.free_memory(meminfo, tmp_path).num_bytes == 2 * GIB
     write(tmp_path, memory__memory_dot_limit_in_bytes=str(2**63 - 4096))
-    assert machine.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
+    assert host.free_memory(meminfo, tmp_path).num_bytes == 8_000_000 * 1024
 
 
 def test_a_group_within_the_groups_counts_and_those_above_it(meminfo, tmp_path):
     own = tmp_path / "own"
     own.write_text("4:memory,cpu:/a/b\n2:cpuset:/x\n0::/c/d\n")
     here = (meminfo, tmp_path, tmp_path / "no status", own)
-    assert machine.free_memory(*here).num_bytes == 8_000_000 * 1024
+    assert host.free_memory(*here).num_bytes == 8_000_000 * 1024
     write(tmp_path, c__memory_dot_max=str(4 * GIB), c__memory_dot_current=str(GIB))
-    assert machine.free_memory(*here).num_bytes == 3 * GIB
+    assert host.free_memory(*here).num_bytes == 3 * GIB
     write(
         tmp_path,
         memory__a__b__memory_dot_limit_in_bytes=str(2 * GIB),
         memory__a__b__memory_dot_usage_in_bytes="0",
     )
-    assert machine.free_memory(*here).num_bytes == 2 * GIB
+    assert host.free_memory(*here).num_bytes == 2 * GIB
     own.write_text("0::/../outside\n")  # a group that a container doesn't see
-    assert machine.free_memory(*here).num_bytes == 8_000_000 * 1024
+    assert host.free_memory(*here).num_bytes == 8_000_000 * 1024
 
 
 def test_a_processs_own_limit_counts_what_is_mapped(meminfo, tmp_path, monkeypatch):
@@ -148,32 +148,32 @@ def test_a_processs_own_limit_counts_what_is_mapped(meminfo, tmp_path, monkeypat
     limits = {resource.RLIMIT_DATA: 3 * GIB, resource.RLIMIT_AS: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
     here = (meminfo, tmp_path / "none", tmp_path / "status")
-    assert machine.free_memory(*here) == (2 * GIB, "left below this process's limit (ulimit -d)")
+    assert host.free_memory(*here) == (2 * GIB, "left below this process's limit (ulimit -d)")
     limits[resource.RLIMIT_AS] = 5 * GIB
-    assert machine.free_memory(*here) == (GIB, "left below this process's limit (ulimit -v)")
+    assert host.free_memory(*here) == (GIB, "left below this process's limit (ulimit -v)")
     limits[resource.RLIMIT_AS] = GIB
-    assert machine.free_memory(*here).num_bytes == 0
-    assert machine.free_memory(meminfo, tmp_path / "none", tmp_path / "no").num_bytes > 7 * GIB
+    assert host.free_memory(*here).num_bytes == 0
+    assert host.free_memory(meminfo, tmp_path / "none", tmp_path / "no").num_bytes > 7 * GIB
 
 
 def test_a_small_machines_pool_leaves_room_for_all_else():
-    large = memory_for_pages(machine.FreeMemory(16 * GIB, "free"), 0.9)
+    large = memory_for_pages(host.FreeMemory(16 * GIB, "free"), 0.9)
     assert (
         large.num_bytes == int(16 * GIB * 0.9)
         and large.why == "16.00 GiB free beside the weights × 0.90"
     )
-    small = memory_for_pages(machine.FreeMemory(GIB // 2, "free"), 0.9)
+    small = memory_for_pages(host.FreeMemory(GIB // 2, "free"), 0.9)
     assert small.num_bytes == GIB // 2 - RESERVE and "128.0 MiB left for all else" in small.why
-    tiny = memory_for_pages(machine.FreeMemory(GIB // 8, "free"), 0.9)
+    tiny = memory_for_pages(host.FreeMemory(GIB // 8, "free"), 0.9)
     assert tiny.num_bytes == GIB // 16
-    modest = memory_for_pages(machine.FreeMemory(GIB // 2, "free"), 0.3)  # as the user says
+    modest = memory_for_pages(host.FreeMemory(GIB // 2, "free"), 0.3)  # as the user says
     assert modest.num_bytes == int(GIB // 2 * 0.3)
 
 
 def test_a_cpu_quota_caps_the_cores(tmp_path):
-    every = machine.physical_cores(tmp_path)
+    every = host.physical_cores(tmp_path)
     assert 1 <= every <= len(os.sched_getaffinity(0))
     write(tmp_path, cpu_dot_max="50000 100000")
-    assert machine.physical_cores(tmp_path) == 1
+    assert host.physical_cores(tmp_path) == 1
     write(tmp_path, cpu_dot_max="max 100000")
-    assert machine.physical_cores(tmp_path) == every
+    assert host.physical_cores(tmp_path) == every

@@ -14,7 +14,7 @@ import json, sys
 import torch
 from pathlib import Path
 from engine.kernels.batch import LayerKV
-from engine.worker import machine
+from engine.worker import host
 from engine.worker.memory.kv_cache import KVCache
 
 def anonymous():
@@ -22,7 +22,7 @@ def anonymous():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) / 1024
 
-machine.keep_freed_memory()
+host.keep_freed_memory()
 spoilt = [torch.ones(2**20) for _ in range(8)]  # used memory, which the C library now keeps
 del spoilt
 before = anonymous()

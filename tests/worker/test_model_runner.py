@@ -364,7 +364,7 @@ def test_loading_says_what_it_did(tiny):
     assert sized.max_model_len == 128 and "64 blocks = 256 tokens" in sized.why
     assert sized.swap_us_per_block > 0
     assert not any(isinstance(event, SampleDrawn) for event in events)  # the warm-up is silent
-    assert len(runner.rows) == 0
+    assert len(runner.seats) == 0
 
 
 def test_bf16_pages_are_half_as_large(tiny):

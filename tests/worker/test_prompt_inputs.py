@@ -7,30 +7,30 @@ import numpy as np
 import torch
 
 from engine.core.messages import NewBlocks, StepPlan
-from engine.worker.batch_rows import BatchRows
 from engine.worker.graphs.decode_inputs import DecodeInputs
 from engine.worker.graphs.prompt_inputs import PromptInputs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.seats import Seats
 from tests.worker.worker_kit import new_row, row
 
 CPU = torch.device("cpu")
 PAGE, SEATS = 4, 3
 
 
-def make() -> tuple[BatchRows, PromptInputs]:
+def make() -> tuple[Seats, PromptInputs]:
     """Sequences a, b and c of 9, 12 and 5 tokens."""
-    rows = BatchRows(SEATS, 40, PAGE)
+    seats = Seats(SEATS, 40, PAGE)
     for number, (name, length) in enumerate({"a": 9, "b": 12, "c": 5}.items()):
-        rows.put(name, new_row([100 * number + i for i in range(length)]))
-        rows.update_tables({name: NewBlocks(0, list(range(10 * number, 10 * number + 4)))})
-    decode = DecodeInputs(SEATS, rows.block_table.shape[1], PAGE, CPU)
-    return rows, PromptInputs(32, SEATS, decode)
+        seats.put(name, new_row([100 * number + i for i in range(length)]))
+        seats.update_tables({name: NewBlocks(0, list(range(10 * number, 10 * number + 4)))})
+    decode = DecodeInputs(SEATS, seats.block_table.shape[1], PAGE, CPU)
+    return seats, PromptInputs(32, SEATS, decode)
 
 
 def test_a_step_and_its_padding():
-    rows, inputs = make()
+    seats, inputs = make()
     plan = StepPlan(step=1, rows=[row("b", 2, 6), row("a", 8, 1), row("c", 0, 5)])
-    inputs.fill(rows.gather(plan), 16, None)
+    inputs.fill(seats.gather(plan), 16, None)
     ids, positions, slots, _, query_start, contexts = inputs.fields(16)
     assert ids.tolist() == [8, *range(102, 108), *range(200, 205), 0, 0, 0, 0]
     assert positions.tolist() == [8, *range(2, 8), *range(5), 0, 0, 0, 0]
@@ -44,10 +44,10 @@ def test_a_step_and_its_padding():
 
 
 def test_nothing_is_left_of_a_fuller_step():
-    rows, inputs = make()
+    seats, inputs = make()
     plan = StepPlan(step=1, rows=[row("a", 0, 9), row("b", 0, 12), row("c", 0, 5)])
-    inputs.fill(rows.gather(plan), 32, None)
-    inputs.fill(rows.gather(StepPlan(step=2, rows=[row("c", 0, 3)])), 16, None)
+    inputs.fill(seats.gather(plan), 32, None)
+    inputs.fill(seats.gather(StepPlan(step=2, rows=[row("c", 0, 3)])), 16, None)
     ids, _, slots, _, query_start, contexts = inputs.fields(16)
     assert ids.tolist() == [200, 201, 202] + [0] * 13
     assert slots[3:].tolist() == [-1] * 13
@@ -56,13 +56,13 @@ def test_nothing_is_left_of_a_fuller_step():
 
 
 def test_tokens_that_the_host_does_not_know_yet():
-    rows, inputs = make()
+    seats, inputs = make()
     drawn = DrawnTokens(SEATS)
-    slots = np.array([rows.slot("c"), rows.slot("a")])
-    drawn.keep(slots, torch.tensor([71, 72]))
-    rows.expect(slots, np.array([5, 9]))
+    taken = np.array([seats.of("c"), seats.of("a")])
+    drawn.keep(taken, torch.tensor([71, 72]))
+    seats.expect(taken, np.array([5, 9]))
     plan = StepPlan(step=1, rows=[row("a", 9, 1), row("c", 5, 1), row("b", 0, 4)])
-    inputs.fill(rows.gather(plan), 16, drawn)
+    inputs.fill(seats.gather(plan), 16, drawn)
     assert inputs.fields(16).token_ids[:6].tolist() == [72, 71, 100, 101, 102, 103]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.core.messages import NewRow
 from engine.sampling_params import LEAST_REPETITION_PENALTY
-from engine.worker.sampling.draw import Cuts, cut, cut_and_draw, draw, integer_weights
+from engine.worker.sampling.exact_draw import Cuts, cut, cut_and_draw, draw, integer_weights
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.sampler import Sampler
 from engine.worker.sampling.sampling_table import SamplingTable
@@ -94,17 +94,17 @@ def sample(
 ) -> list[int]:
     """One step of the engine's sampler. logits: fp32 [rows, vocab]."""
     table = SamplingTable(len(rows), logits.shape[1], CPU)
-    for slot, row in enumerate(rows):
-        table.set(slot, row)
-    batch = table.batch(np.arange(len(rows)), np.array(siblings or [0] * len(rows)))
+    for seat, row in enumerate(rows):
+        table.set(seat, row)
+    metadata = table.metadata(np.arange(len(rows)), np.array(siblings or [0] * len(rows)))
     sampler = Sampler(table)
     positions = np.array([len(seen) for seen in tokens])
-    adjusted = sampler.adjust(logits.clone(), batch, token_array(tokens), positions)
-    return sampler.draw(adjusted, batch, positions).tolist()
+    adjusted = sampler.adjust(logits.clone(), metadata, token_array(tokens), positions)
+    return sampler.draw(adjusted, metadata, positions).tolist()
 
 
 def token_array(tokens: list[list[int]]) -> np.ndarray:
-    """Return tokens as BatchRows keeps them: after a sequence's end are leftovers of another
+    """Return tokens as Seats keeps them: after a sequence's end are leftovers of another
     one."""
     array = np.full((len(tokens), max(map(len, tokens)) + 2), 7, np.int32)
     for line, seen in zip(array, tokens):
@@ -164,9 +164,9 @@ def test_adjusted_logits_equal_the_reference(case, seed):
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
     table = SamplingTable(1, VOCAB, CPU)
     table.set(0, row)
-    batch = table.batch(np.array([0]), np.array([0]))
+    metadata = table.metadata(np.array([0]), np.array([0]))
     positions = np.array([len(tokens)])
-    got = Sampler(table).adjust(logits.clone(), batch, token_array([tokens]), positions)[0]
+    got = Sampler(table).adjust(logits.clone(), metadata, token_array([tokens]), positions)[0]
     torch.testing.assert_close(got, reference_adjust(logits[0], row, tokens))
 
 
@@ -217,12 +217,12 @@ def test_weights_do_not_depend_on_the_batch_or_the_threads(vocab):
 
 def test_same_seed_and_position_draw_the_same_word_whatever_was_drawn_before():
     table = SamplingTable(2, 10, CPU)
-    for slot in range(2):
-        table.set(slot, new_row([1], seed=slot + 5, temperature=1.0))
-    batch = table.batch(np.arange(2), np.zeros(2, np.int64))
+    for seat in range(2):
+        table.set(seat, new_row([1], seed=seat + 5, temperature=1.0))
+    metadata = table.metadata(np.arange(2), np.zeros(2, np.int64))
     for positions in ([3, 9], [4, 10], [5, 11], [30, 37], [31, 37], [3, 9], [18, 24], [19, 25]):
         expected = random_words(np.array([5, 6]), np.array(positions))
-        assert (batch.words(np.array(positions)) == expected).all()
+        assert (metadata.words(np.array(positions)) == expected).all()
 
 
 def test_siblings_draw_with_their_own_seeds():
@@ -315,8 +315,8 @@ def test_penalties_count_the_tokens_that_were_drawn():
     """A row's counts after appending equal those of a row made anew with all tokens (rule 9)."""
     table = SamplingTable(3, VOCAB, CPU)
     options = dict(temperature=0.0, frequency_penalty=0.7, presence_penalty=0.1)
-    for slot in range(3):
-        table.set(slot, new_row([1, 2, slot], **(options if slot != 1 else {})))
+    for seat in range(3):
+        table.set(seat, new_row([1, 2, seat], **(options if seat != 1 else {})))
     for token in (4, 4, 9):
         table.appended(np.array([2, 1, 0]), np.array([token, 7, token]))
     anew = SamplingTable(1, VOCAB, CPU)
@@ -324,13 +324,13 @@ def test_penalties_count_the_tokens_that_were_drawn():
     x = torch.randn(1, VOCAB)
     tokens, zero = token_array([[1, 2, 0, 4, 4, 9]]), np.array([0])
     results = [
-        Sampler(t).adjust(x.clone(), t.batch(zero, zero), tokens, np.array([6]))
+        Sampler(t).adjust(x.clone(), t.metadata(zero, zero), tokens, np.array([6]))
         for t in (table, anew)
     ]
     assert (results[0] == results[1]).all() and (results[0] != x).sum() == 2
 
 
-def test_a_slot_forgets_its_last_sequence():
+def test_a_seat_forgets_its_last_sequence():
     """Lines of the count table are reused, and come back clean."""
     table = SamplingTable(1, VOCAB, CPU)
     for seen in ([1, 2], [3], [1, 4, 5, 6]):
@@ -339,8 +339,8 @@ def test_a_slot_forgets_its_last_sequence():
     assert len(table.counts.table) == 4  # 15 sequences, one by one, never needed more than a line
     assert table.counts.table[0].nonzero()[:, 0].tolist() == [4, 5, 6]
     table.set(0, new_row([1], temperature=0.0))
-    batch = table.batch(np.array([0]), np.array([0]))
-    assert batch.plain
+    metadata = table.metadata(np.array([0]), np.array([0]))
+    assert metadata.plain
 
 
 def test_steps_look_back_only_while_a_sequence_has_penalties():
@@ -358,14 +358,14 @@ def test_steps_look_back_only_while_a_sequence_has_penalties():
 
 def test_a_steady_batch_is_gathered_once():
     table = SamplingTable(2, VOCAB, CPU)
-    for slot in range(2):
-        table.set(slot, new_row([1], temperature=1.0))
+    for seat in range(2):
+        table.set(seat, new_row([1], temperature=1.0))
     zeros = np.zeros(2, np.int64)
-    first = table.batch(np.arange(2), zeros)
-    assert table.batch(np.arange(2), zeros) is first
-    assert table.batch(np.arange(2), np.array([0, 1])) is not first
+    first = table.metadata(np.arange(2), zeros)
+    assert table.metadata(np.arange(2), zeros) is first
+    assert table.metadata(np.arange(2), np.array([0, 1])) is not first
     table.set(1, new_row([1], temperature=0.5))
-    assert table.batch(np.arange(2), zeros).temperature[1, 0] == 0.5
+    assert table.metadata(np.arange(2), zeros).temperature[1, 0] == 0.5
 
 
 def test_a_row_with_everything_forbidden_still_draws_an_allowed_token():

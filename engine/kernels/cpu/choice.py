@@ -40,14 +40,14 @@ CLEARLY = 0.9  # of the product of the three times
 BF16 = 1  # enum Type in simd.h
 
 
-class Choice(NamedTuple):
+class ChosenVariant(NamedTuple):
     """Hold a variant, and why it was chosen, for the log."""
 
     variant: str
     why: str
 
 
-def choose() -> Choice:
+def choose() -> ChosenVariant:
     """Return the variant for this CPU. Raises `BuildError`: no compiler, or a wrong name."""
     here = variants_here()
     forced = os.environ.get(FORCE)
@@ -55,10 +55,10 @@ def choose() -> Choice:
         if forced not in here:
             known = "unknown" if forced not in VARIANTS else "not for this CPU"
             raise BuildError(f"{FORCE}={forced} is {known}; choose one of {', '.join(here)}")
-        return Choice(forced, f"as {FORCE} says")
+        return ChosenVariant(forced, f"as {FORCE} says")
     candidates = [variant for variant in here if variant != "portable"]
     if len(candidates) < 2:
-        return Choice(here[0], "the only one for this CPU")
+        return ChosenVariant(here[0], "the only one for this CPU")
     kept = _file(candidates)
     try:
         times = json.loads(kept.read_text())
@@ -75,7 +75,7 @@ def choose() -> Choice:
         f"{variant} {' / '.join(f'{us:.0f}' for us in times[variant])}" for variant in candidates
     )
     rows = " / ".join(map(str, ROWS))
-    return Choice(
+    return ChosenVariant(
         best, f"the fastest by measurement, µs of a product of {rows} rows by one thread: {said}"
     )
 

@@ -15,12 +15,12 @@ from typing import Any
 from engine.kernels.triton import (
     activation,
     angles,
-    blocks,
+    copy_blocks,
     draw,
     draw_border,
     embed,
-    exchange,
     greatest,
+    host_exchange,
     norm,
     skinny,
     take_drawn,
@@ -109,22 +109,22 @@ def _exchange() -> Iterator[Variant]:
     for drawn in (False, True):
         yield Variant(
             name=f"take_inputs{' drawn' if drawn else ''}",
-            kernel=exchange.take_inputs_kernel,
+            kernel=host_exchange.take_inputs_kernel,
             types={
                 **dict.fromkeys(("packed_ptr", "drawn_ptr"), "*i64"),
                 "staged": "i64",
                 **dict.fromkeys(("rows", "stride"), "i32"),
             },
-            constants={"DRAWN": int(drawn), "BLOCK": exchange.PIECE},
-            num_warps=exchange.NUM_WARPS,
+            constants={"DRAWN": int(drawn), "BLOCK": host_exchange.PIECE},
+            num_warps=host_exchange.NUM_WARPS,
             num_stages=1,
         )
     yield Variant(
         name="hand_out",
-        kernel=exchange.hand_out_kernel,
+        kernel=host_exchange.hand_out_kernel,
         types={"tokens_ptr": "*i64", "there": "i64", "rows": "i32"},
-        constants={"BLOCK": exchange.PIECE},
-        num_warps=exchange.NUM_WARPS,
+        constants={"BLOCK": host_exchange.PIECE},
+        num_warps=host_exchange.NUM_WARPS,
         num_stages=1,
     )
 
@@ -268,9 +268,9 @@ def _copy() -> Variant:
     pointers = ("sources_ptr", "targets_ptr", "words_ptr", "pairs_ptr")
     return Variant(
         name="copy_blocks",
-        kernel=blocks.copy_blocks_kernel,
+        kernel=copy_blocks.copy_blocks_kernel,
         types=dict.fromkeys(pointers, "*i64"),
-        constants={"BLOCK": blocks.PIECE},
-        num_warps=blocks.NUM_WARPS,
+        constants={"BLOCK": copy_blocks.PIECE},
+        num_warps=copy_blocks.NUM_WARPS,
         num_stages=1,
     )

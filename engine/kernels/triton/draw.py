@@ -1,6 +1,6 @@
 """Draw tokens in Triton, in 3 to 15 launches without synchronisation.
 
-`worker/sampling/draw.py` defines the draw and its step numbers, and is the reference:
+`worker/sampling/exact_draw.py` defines the draw and its step numbers, and is the reference:
 `draw(cut(integer_weights(logits), cuts), words)`.
 
 Grid: (rows, programs), where a row is cut into pieces of 1,024 tokens: the 128,256 logits of one
@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.tokens
+import engine.placeholders
 from engine.kernels.cost import Cost
 from engine.kernels.triton.draw_border import (
     COLUMNS,
@@ -47,7 +47,7 @@ PIECE = 1024  # tokens
 MOST_PIECES = 512  # of a row: with a larger vocabulary, pieces are larger
 PROGRAMS = 1024  # of all rows together: enough to fill a device
 NUM_WARPS = 8
-NO_TOKEN = tl.constexpr(engine.tokens.NO_TOKEN)
+NO_TOKEN = tl.constexpr(engine.placeholders.NO_TOKEN)
 
 
 @triton.jit
@@ -200,8 +200,8 @@ def draw(
     any_top_k, any_top_p: whether some row has such a cut; if none has, its search isn't launched.
 
     logits: fp32 [rows, vocab], contiguous, divided by the temperature. top_k: int64 [rows], top_p,
-    min_p: float64 [rows], words: int64 [rows]: as in `worker/sampling/draw.py`; like a step's other
-    inputs they are written by copies or by torch (`start.py`).
+    min_p: float64 [rows], words: int64 [rows]: as in `worker/sampling/exact_draw.py`; like a step's
+    other inputs they are written by copies or by torch (`start.py`).
     """
     rows, vocab = logits.shape
     cut = constants(vocab)

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-import engine.tokens
+import engine.placeholders
 from engine.kernels import torch_ops
 from engine.kernels.cost import Cost
 from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
@@ -22,7 +22,7 @@ from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_
 PIECE = 4096
 PIECE_WARPS, ROW_WARPS = 4, 1
 MAX_PIECES = 1024  # of a row: what the second launch reads at once
-NO_TOKEN = tl.constexpr(engine.tokens.NO_TOKEN)
+NO_TOKEN = tl.constexpr(engine.placeholders.NO_TOKEN)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import torch
 from engine import __version__
 from engine.config import EngineConfig
 from engine.trace.events import EngineStarted
-from engine.worker.machine import free_memory, physical_cores, pick_device
+from engine.worker.host import free_memory, physical_cores, pick_device
 
 PACKAGES = ("torch", "transformers", "triton")
 

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engine import __version__
+from engine.server.answering.answer_schemas import ChatCompletion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
-from engine.server.answering.replies import ChatCompletion
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,

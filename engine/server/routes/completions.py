@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from engine.server.answering.answer_schemas import Completion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
-from engine.server.answering.replies import Completion
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,

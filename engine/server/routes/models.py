@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from engine.server.answering.replies import ModelCard, ModelList
+from engine.server.answering.answer_schemas import ModelCard, ModelList
 from engine.server.http.answers import json_response
 from engine.server.service import Service
 

@@ -1,4 +1,4 @@
-"""Serve the record, as it is now and as it grows. `GET /trace`, the download, is in `ops.py`.
+"""Serve the record, as it is now and as it grows. `GET /trace`, the download, is in `status.py`.
 
 All of these need the API key when one is set: the record may show people's text.
 """

@@ -19,9 +19,9 @@ from engine.kernels.cpu.tape import Arena, NotTapeable, Tape
 from engine.models.causal_lm import CausalLM
 from engine.trace.events import GraphCaptured, GraphReplayed
 from engine.trace.recorder import Recorder
-from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs, DecodeOutputs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 
 MAX_ROWS = 128
 TORCH_OPERATIONS = 32

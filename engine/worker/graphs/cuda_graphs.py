@@ -19,11 +19,11 @@ from engine.kernels.batch import LayerCache
 from engine.models.causal_lm import CausalLM
 from engine.trace.events import GraphReplayed
 from engine.trace.recorder import Recorder
-from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs, DecodeOutputs
 from engine.worker.graphs.graph_capture import Graph, GraphCapture
 from engine.worker.graphs.prompt_graphs import PromptGraphs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 
 
 def ladder(max_rows: int) -> list[int]:

@@ -13,9 +13,9 @@ import torch
 
 from engine.kernels import asynchronous, kernels_for
 from engine.kernels.batch import AttentionBatch
-from engine.tokens import UNKNOWN
-from engine.worker.batch_rows import StepInputs
+from engine.placeholders import UNKNOWN
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import STAGED, to_device
 
 _FIELDS = 5  # token ids, positions, slots, places in DrawnTokens, lengths (32 bits each)
@@ -70,7 +70,7 @@ class DecodeInputs:
         fields[1, :rows] = inputs.positions
         fields[2, :rows] = inputs.slot_mapping
         if drawn is not None:
-            fields[3, :rows] = drawn.places(inputs.slots)
+            fields[3, :rows] = drawn.places(inputs.seats)
         contexts[:rows] = inputs.contexts
         self.fill_tables(inputs)
         if drawn is not None and not (inputs.token_ids == UNKNOWN).any():
@@ -84,7 +84,7 @@ class DecodeInputs:
     def fill_tables(self, inputs: StepInputs) -> None:
         """Copy the rows' block tables, unless they are here already."""
         width = inputs.table_width
-        tables_of = inputs.table_version, width, inputs.slots.tobytes()
+        tables_of = inputs.table_version, width, inputs.seats.tobytes()
         if tables_of != self._tables_of:
             tables = to_device(inputs.block_tables, self.device)
             self.tables[: inputs.num_rows, :width] = tables

@@ -21,11 +21,11 @@ from engine.kernels.batch import LayerCache
 from engine.models.causal_lm import CausalLM
 from engine.rounding import ceil_div
 from engine.trace.events import GraphReplayed
-from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs
 from engine.worker.graphs.graph_capture import Graph, GraphCapture
 from engine.worker.graphs.prompt_inputs import PromptInputs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 
 LEAST = 16  # tokens of the smallest graph
 MOST = 8192

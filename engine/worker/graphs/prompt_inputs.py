@@ -13,11 +13,11 @@ import torch
 
 from engine.kernels import asynchronous
 from engine.kernels.batch import AttentionBatch
+from engine.placeholders import UNKNOWN
 from engine.rounding import ceil_div
-from engine.tokens import UNKNOWN
-from engine.worker.batch_rows import StepInputs
 from engine.worker.graphs.decode_inputs import DecodeInputs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import STAGED
 
 ALIGNED = 2  # 64-bit words: Triton compiles kernels anew for addresses that 16 doesn't divide
@@ -80,7 +80,7 @@ class PromptInputs:
         if drawn is not None and not (inputs.token_ids == UNKNOWN).any():
             drawn = None
         if drawn is not None:
-            places[:decoding] = drawn.places(inputs.slots[:decoding])
+            places[:decoding] = drawn.places(inputs.seats[:decoding])
         if staged is not self._packed:
             words = _words(size, most)
             self._packed[:words].copy_(staged[:words], non_blocking=True)

@@ -10,8 +10,8 @@ import torch
 from engine.kernels.batch import LayerCache
 from engine.models.causal_lm import CausalLM
 from engine.trace.recorder import Recorder
-from engine.worker.batch_rows import StepInputs
 from engine.worker.in_flight import DrawnTokens
+from engine.worker.step_inputs import StepInputs
 
 
 @dataclass(frozen=True)

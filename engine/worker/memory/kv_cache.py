@@ -160,7 +160,7 @@ def _as_words(pages: torch.Tensor) -> torch.Tensor:
 def _pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Allocate pages of zeros. On a CPU they cost memory page by page, as they are first written.
 
-    So they are mapped here: an allocator that keeps memory (`machine.keep_freed_memory`) would
+    So they are mapped here: an allocator that keeps memory (`host.keep_freed_memory`) would
     reuse old memory and write the zeros itself.
     """
     if device.type != "cpu" or 0 in shape:

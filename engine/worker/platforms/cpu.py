@@ -12,7 +12,7 @@ from engine.kernels import cpu
 from engine.kernels.fp8 import LARGEST
 from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
-from engine.worker import machine
+from engine.worker import host
 from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.graphs.cpu_tapes import CpuTapes
 from engine.worker.graphs.step_graphs import GraphShape
@@ -36,9 +36,9 @@ class CpuPlatform:
         self.device = device
 
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
-        torch.set_num_threads(config.cpu_threads or machine.physical_cores())
+        torch.set_num_threads(config.cpu_threads or host.physical_cores())
         native = cpu.native()
-        machine.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
+        host.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
         if native is None:
             recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
@@ -47,7 +47,7 @@ class CpuPlatform:
     def kv_memory(
         self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
     ) -> KVMemory:
-        return memory_for_pages(machine.free_memory(), share)
+        return memory_for_pages(host.free_memory(), share)
 
     def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:
         """Return whether steps can be taped: not with 8-bit pages.
@@ -73,7 +73,7 @@ class CpuPlatform:
         )
 
 
-def memory_for_pages(free: machine.FreeMemory, share: float) -> KVMemory:
+def memory_for_pages(free: host.FreeMemory, share: float) -> KVMemory:
     """Say how much of what is free the pool may have: `share` of it, less on a small machine."""
     num_bytes = int(free.num_bytes * share)
     why = f"{gib(free.num_bytes)} {free.source} beside the weights × {share:.2f}"

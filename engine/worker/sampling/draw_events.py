@@ -10,7 +10,7 @@ import torch
 
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Candidate, SampleDrawn
-from engine.worker.sampling.draw import Cuts, cut, integer_weights
+from engine.worker.sampling.exact_draw import Cuts, cut, integer_weights
 from engine.worker.sampling.logprobs import most_probable, token_logprobs
 from engine.worker.sampling.sampling_table import warmth
 

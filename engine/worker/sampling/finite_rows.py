@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.worker.batch_rows import StepInputs
+from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import to_device
 
 

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 
 from engine.core.messages import RowDetail, TokenLogprobs
+from engine.placeholders import NO_TOKEN
 from engine.sampling_params import SamplingParams
-from engine.tokens import NO_TOKEN
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
-from engine.worker.batch_rows import BatchRows, StepInputs
 from engine.worker.sampling.draw_events import sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
 from engine.worker.sampling.sampler import Sampler
-from engine.worker.sampling.sampling_table import SampleBatch, SamplingTable
+from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
+from engine.worker.seats import Seats
+from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import Outbox, to_device
 
 
@@ -40,7 +41,7 @@ class Draws(NamedTuple):
     counts: list[int]  # how many tokens each row of the batch draws
     # of the rows that draw at least one:
     firsts: np.ndarray | None  # int64 [rows], each row's first draw; None: one draw each
-    slots: np.ndarray  # int64 [rows]
+    seats: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
     tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
     next_tokens: torch.Tensor  # int64 [rows], on the device: the token each row continues with
@@ -58,12 +59,12 @@ class SampleStep:
             cls.reads_tokens = True
 
     def __init__(
-        self, rows: BatchRows, table: SamplingTable, recorder: Recorder | None = None
+        self, seats: Seats, table: SamplingTable, recorder: Recorder | None = None
     ) -> None:
-        self.rows = rows
+        self.seats = seats
         self.table = table
         self.sampler = Sampler(table)
-        self.outbox = Outbox(table.num_slots, table.device)
+        self.outbox = Outbox(table.num_seats, table.device)
         self.recorder = recorder
 
     @property
@@ -88,29 +89,29 @@ class SampleStep:
         events of the draws. A row that forks draws n times from its logits, the i-th time with seed
         + i. Its own sequence continues with the first token; the siblings come with the next plan.
         """
-        rows, slots, ends, counts = inputs.rows, inputs.slots, inputs.contexts, inputs.samples
+        rows, seats, ends, counts = inputs.rows, inputs.seats, inputs.contexts, inputs.samples
         if len(drawing) < len(rows):
-            rows, slots, ends = [rows[i] for i in drawing], slots[drawing], ends[drawing]
+            rows, seats, ends = [rows[i] for i in drawing], seats[drawing], ends[drawing]
             counts = [counts[i] for i in drawing]
         firsts, positions = None, ends
         if max(counts) > 1:
             firsts = np.cumsum(counts) - counts
             of = np.repeat(np.arange(len(rows)), counts)
-            batch = self.table.batch(slots[of], np.arange(len(of)) - firsts[of])
+            metadata = self.table.metadata(seats[of], np.arange(len(of)) - firsts[of])
             positions = ends[of]
             logits = logits[to_device(of, logits.device)]
             greatest = None
         else:
-            batch = self.table.batch(slots)
+            metadata = self.table.metadata(seats)
         recorded = self._recorded(rows, firsts)
-        tokens, logprobs = self._draw(logits, batch, positions, recorded, greatest)
+        tokens, logprobs = self._draw(logits, metadata, positions, recorded, greatest)
         for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         arriving = self.outbox.take(tokens)
-        return Draws(inputs.samples, firsts, slots, ends, arriving, next_tokens)
+        return Draws(inputs.samples, firsts, seats, ends, arriving, next_tokens)
 
     def book(self, draws: Draws) -> list[list[int]]:
         """Append the arrived tokens to their rows.
@@ -121,8 +122,8 @@ class SampleStep:
         # Where nothing could be drawn the core ends the sequence. An overlapped step may compute it
         # once more before that, so it needs a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
-        self.rows.append(draws.slots, draws.ends, kept)
-        self.table.appended(draws.slots, kept)
+        self.seats.append(draws.seats, draws.ends, kept)
+        self.table.appended(draws.seats, kept)
         if len(drawn) == len(draws.counts) and draws.firsts is None:
             return drawn[:, None].tolist()  # each row has one
         tokens = iter(drawn.tolist())
@@ -131,7 +132,7 @@ class SampleStep:
     def _draw(
         self,
         logits: torch.Tensor,
-        batch: SampleBatch,
+        metadata: SamplingMetadata,
         positions: np.ndarray,
         recorded: list[_Recorded],
         greatest: torch.Tensor | None,
@@ -140,28 +141,28 @@ class SampleStep:
 
         Also return, by place, the log-probabilities of draws that want them.
         """
-        asking = batch.logprob_rows
+        asking = metadata.logprob_rows
         told = bool(asking or recorded)
-        if batch.plain and not told:
+        if metadata.plain and not told:
             if greatest is None:
-                greatest = self.sampler.draw(logits, batch, positions)
+                greatest = self.sampler.draw(logits, metadata, positions)
             return greatest, {}
         logits = logits.float()
         if not told:
-            adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
-            return self.sampler.draw(adjusted, batch, positions), {}
+            adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
+            return self.sampler.draw(adjusted, metadata, positions), {}
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
-        adjusted = self.sampler.adjust(logits, batch, self.rows.tokens, positions)
-        drawn = self.sampler.draw(adjusted, batch, positions)
+        adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
+        drawn = self.sampler.draw(adjusted, metadata, positions)
         tokens = drawn.cpu().numpy()
-        wanted = [self._params(batch, place) for place in asking]
+        wanted = [self._params(metadata, place) for place in asking]
         counts = [params.logprobs or 0 for params in wanted]
         named = {i: p.logprob_token_ids for i, p in enumerate(wanted) if p.logprob_token_ids}
         found = token_logprobs(raw, np.maximum(tokens[asking], 0), counts, named)
         logprobs = dict(zip(asking, found))
         if recorded:
-            words = batch.words(positions)
+            words = metadata.words(positions)
             for draw, its_raw in zip(recorded, recorded_raw):
                 place = draw.place
                 if tokens[place] == NO_TOKEN:
@@ -169,9 +170,9 @@ class SampleStep:
                 event = sample_drawn(
                     its_raw,
                     adjusted[place],
-                    self._params(batch, place),
+                    self._params(metadata, place),
                     int(tokens[place]),
-                    int(batch.seeds[place]),
+                    int(metadata.seeds[place]),
                     int(words[place]),
                 )
                 event.request_id, event.index = draw.sequence, draw.sibling
@@ -179,8 +180,8 @@ class SampleStep:
                 self.recorder.record(event)  # type: ignore[union-attr]
         return drawn, logprobs
 
-    def _params(self, batch: SampleBatch, place: int) -> SamplingParams:
-        return self.rows.new(int(batch.slots[place])).params
+    def _params(self, metadata: SamplingMetadata, place: int) -> SamplingParams:
+        return self.seats.new(int(metadata.seats[place])).params
 
     def _recorded(self, rows: list[StepRow], firsts: np.ndarray | None) -> list[_Recorded]:
         """Return the draws whose events are wanted.

@@ -2,7 +2,7 @@
 
 The order, for each row: allowed and bad words, min_tokens, logit bias (`token_rules.py`) →
 repetition, frequency, presence (`penalties.py`) → temperature (0: the greatest logit, lowest id if
-equal) → min_p, top_k, top_p, draw (`draw.py`, where they are defined to the bit). Raw
+equal) → min_p, top_k, top_p, draw (`exact_draw.py`, where they are defined to the bit). Raw
 log-probabilities are taken before all this, by `logprobs.py`.
 
 Every operation works on all rows that need it at once, and on each row alone: no row's token
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from engine.kernels import kernels_for
-from engine.worker.sampling.draw import cut_and_draw, draw, integer_weights, keep_min_p
+from engine.worker.sampling.exact_draw import cut_and_draw, draw, integer_weights, keep_min_p
 from engine.worker.sampling.penalties import penalise
-from engine.worker.sampling.sampling_table import SampleBatch, SamplingTable
+from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
 from engine.worker.sampling.token_rules import apply_rules
 from engine.worker.transfers import to_device
 
@@ -29,74 +29,90 @@ class Sampler:
         self.table = table
 
     def adjust(
-        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
+        self,
+        logits: torch.Tensor,
+        metadata: SamplingMetadata,
+        tokens: np.ndarray,
+        positions: np.ndarray,
     ) -> torch.Tensor:
         """Apply rules and penalties, everything before the temperature. Changes `logits` in place.
 
-        `logits`: fp32 [rows, vocab]. `tokens`: int32 [slots, longest], of all slots. `positions`:
-        int64 [rows], how many of its slot's tokens each row has.
+        `logits`: fp32 [rows, vocab]. `tokens`: int32 [seats, longest], of all seats. `positions`:
+        int64 [rows], how many of its seat's tokens each row has.
         """
-        if batch.rules:
-            seen = [tokens[batch.slots[row], : positions[row]] for row, _ in batch.rules]
-            rules = [(row, rule, its) for (row, rule), its in zip(batch.rules, seen)]
+        if metadata.rules:
+            seen = [tokens[metadata.seats[row], : positions[row]] for row, _ in metadata.rules]
+            rules = [(row, rule, its) for (row, rule), its in zip(metadata.rules, seen)]
             apply_rules(logits, rules)
-        if len(batch.penalised):
-            self._penalise(logits, batch, tokens, positions)
+        if len(metadata.penalised):
+            self._penalise(logits, metadata, tokens, positions)
         return logits
 
     def _penalise(
-        self, logits: torch.Tensor, batch: SampleBatch, tokens: np.ndarray, positions: np.ndarray
+        self,
+        logits: torch.Tensor,
+        metadata: SamplingMetadata,
+        tokens: np.ndarray,
+        positions: np.ndarray,
     ) -> None:
-        some = batch.penalised
+        some = metadata.penalised
         ends = positions[some, None]
-        seen = tokens[batch.slots[some], : ends.max()].astype(np.int64)
+        seen = tokens[metadata.seats[some], : ends.max()].astype(np.int64)
         beyond = np.arange(seen.shape[1]) >= ends
         seen[beyond] = np.broadcast_to(seen[:, :1], seen.shape)[beyond]  # its first token, again
         ids = to_device(seen, logits.device)
-        counts = self.table.counts.table[batch.penalty_lines[:, None], ids]
+        counts = self.table.counts.table[metadata.penalty_lines[:, None], ids]
         rows = to_device(some, logits.device)
-        penalise(logits, rows, ids, counts, batch.penalties)
+        penalise(logits, rows, ids, counts, metadata.penalties)
 
-    def draw(self, logits: torch.Tensor, batch: SampleBatch, positions: np.ndarray) -> torch.Tensor:
+    def draw(
+        self, logits: torch.Tensor, metadata: SamplingMetadata, positions: np.ndarray
+    ) -> torch.Tensor:
         """Draw the token of each row, int64 [rows], from adjusted `logits`, fp32 [rows, vocab].
 
-        Logits of a `plain` batch may have any dtype. A row whose logits aren't finite gets
+        Logits of a `plain` step may have any dtype. A row whose logits aren't finite gets
         `NO_TOKEN`.
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """
-        if not len(batch.random):
+        if not len(metadata.random):
             return kernels_for(logits.device).greatest(logits)
-        words = to_device(batch.words(positions), logits.device)
-        if not len(batch.greedy):
-            return self._draw(logits, batch, words)
+        words = to_device(metadata.words(positions), logits.device)
+        if not len(metadata.greedy):
+            return self._draw(logits, metadata, words)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        tokens[batch.greedy] = kernels_for(logits.device).greatest(logits[batch.greedy])
-        tokens[batch.random] = self._draw(logits[batch.random], batch, words[batch.random])
+        tokens[metadata.greedy] = kernels_for(logits.device).greatest(logits[metadata.greedy])
+        tokens[metadata.random] = self._draw(
+            logits[metadata.random], metadata, words[metadata.random]
+        )
         return tokens
 
-    def _draw(self, logits: torch.Tensor, batch: SampleBatch, words: torch.Tensor) -> torch.Tensor:
-        """Draw like `draw`, for the rows in `batch.random` alone."""
-        if batch.temperature is not None:
-            logits = logits / batch.temperature
+    def _draw(
+        self, logits: torch.Tensor, metadata: SamplingMetadata, words: torch.Tensor
+    ) -> torch.Tensor:
+        """Draw like `draw`, for the rows in `metadata.random` alone."""
+        if metadata.temperature is not None:
+            logits = logits / metadata.temperature
         fused = kernels_for(logits.device).draw
         if fused is not None:
-            return fused(logits, *batch.cuts, words, batch.any_top_k, batch.any_top_p)
+            return fused(logits, *metadata.cuts, words, metadata.any_top_k, metadata.any_top_p)
         weights = integer_weights(logits)
-        if not len(batch.free):
-            return cut_and_draw(weights, batch.cuts, words)
-        if not len(batch.truncated):
-            return self._draw_free(weights, batch, words)
+        if not len(metadata.free):
+            return cut_and_draw(weights, metadata.cuts, words)
+        if not len(metadata.truncated):
+            return self._draw_free(weights, metadata, words)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        some = batch.truncated
-        tokens[some] = cut_and_draw(weights[some], batch.cuts.of(some), words[some])
-        tokens[batch.free] = self._draw_free(weights[batch.free], batch, words[batch.free])
+        some = metadata.truncated
+        tokens[some] = cut_and_draw(weights[some], metadata.cuts.of(some), words[some])
+        tokens[metadata.free] = self._draw_free(
+            weights[metadata.free], metadata, words[metadata.free]
+        )
         return tokens
 
     def _draw_free(
-        self, weights: torch.Tensor, batch: SampleBatch, words: torch.Tensor
+        self, weights: torch.Tensor, metadata: SamplingMetadata, words: torch.Tensor
     ) -> torch.Tensor:
         """Draw rows without top_k and top_p, which need no ranking: min_p is only a threshold."""
-        if batch.free_min_p:
-            weights = keep_min_p(weights, batch.cuts.min_p[batch.free])
+        if metadata.free_min_p:
+            weights = keep_min_p(weights, metadata.cuts.min_p[metadata.free])
         return draw(weights, words)

@@ -1,8 +1,8 @@
 """Keep the sampling parameters of all rows from step to step.
 
-One line for each slot of `batch_rows.py`, written when its sequence arrives. The lines of a step's
-rows are gathered into a `SampleBatch` only when the rows differ from the last step's, so a steady
-decode does no work here.
+One line for each seat of `seats.py`, written when its sequence arrives. The lines of a step's
+rows are gathered into a `SamplingMetadata` only when the rows differ from the last step's, so a
+steady decode does no work here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from engine.core.messages import NewRow
 from engine.sampling_params import SamplingParams
-from engine.worker.sampling.draw import Cuts
+from engine.worker.sampling.exact_draw import Cuts
 from engine.worker.sampling.penalties import OutputCounts
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.token_rules import TokenRules
@@ -26,10 +26,10 @@ LEAST_TEMPERATURE = 1e-30  # dividing logits by less would make them infinite
 
 
 @dataclass
-class SampleBatch:
+class SamplingMetadata:
     """Hold parameters of the rows that draw in a step. Indices are places in the step's logits."""
 
-    slots: np.ndarray  # int64 [rows]
+    seats: np.ndarray  # int64 [rows]
     seeds: np.ndarray  # int64 [rows], of the sibling that the row draws for
     greedy: torch.Tensor  # int64 [g], rows with temperature 0; empty where all have it
     random: torch.Tensor  # int64 [r], the others
@@ -75,28 +75,28 @@ def warmth(params: SamplingParams) -> float:
 
 
 class SamplingTable:
-    """Hold parameters by slot: `set` and `clear` follow the rows, `batch` gathers."""
+    """Hold parameters by seat: `set` and `clear` follow the rows, `metadata` gathers."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        self.num_slots = num_slots
+    def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
+        self.num_seats = num_seats
         self.vocab_size = vocab_size
         self.device = device
         self.counts = OutputCounts(vocab_size, device)
-        self._floats = np.zeros((num_slots, 6))
-        self._top_k = np.zeros(num_slots, np.int64)
-        self._seeds = np.zeros(num_slots, np.int64)
-        self._logprobs = np.zeros(num_slots, bool)
-        self._lines = np.full(num_slots, -1, np.int64)  # in `counts`, −1: none
-        self._num_penalised = 0  # slots with a line
+        self._floats = np.zeros((num_seats, 6))
+        self._top_k = np.zeros(num_seats, np.int64)
+        self._seeds = np.zeros(num_seats, np.int64)
+        self._logprobs = np.zeros(num_seats, bool)
+        self._lines = np.full(num_seats, -1, np.int64)  # in `counts`, −1: none
+        self._num_penalised = 0  # seats with a line
         self._rules: dict[int, TokenRules] = {}
-        self._last: SampleBatch | None = None
+        self._last: SamplingMetadata | None = None
         self._last_key = (b"", b"")
 
-    def set(self, slot: int, row: NewRow) -> None:
-        """Store the parameters of a sequence that enters a slot."""
-        self.clear(slot)
+    def set(self, seat: int, row: NewRow) -> None:
+        """Store the parameters of a sequence that enters a seat."""
+        self.clear(seat)
         params = row.params
-        self._floats[slot] = (
+        self._floats[seat] = (
             warmth(params),
             params.top_p,
             params.min_p,
@@ -104,25 +104,25 @@ class SamplingTable:
             params.frequency_penalty,
             params.presence_penalty,
         )
-        self._top_k[slot] = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
-        self._seeds[slot] = (row.seed + 2**63) % 2**64 - 2**63  # its 64 bits, as int64
-        self._logprobs[slot] = params.logprobs is not None
+        self._top_k[seat] = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+        self._seeds[seat] = (row.seed + 2**63) % 2**64 - 2**63  # its 64 bits, as int64
+        self._logprobs[seat] = params.logprobs is not None
         rules = TokenRules.of(row)
         if rules:
-            self._rules[slot] = rules
+            self._rules[seat] = rules
         neutral = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
         if neutral != (1.0, 0.0, 0.0):
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
-            self._lines[slot] = self.counts.add(output)
+            self._lines[seat] = self.counts.add(output)
             self._num_penalised += 1
 
-    def clear(self, slot: int) -> None:
-        """Forget the sequence of a slot."""
+    def clear(self, seat: int) -> None:
+        """Forget the sequence of a seat."""
         self._last = None
-        self._rules.pop(slot, None)
-        if self._lines[slot] >= 0:
-            self.counts.release(int(self._lines[slot]))
-            self._lines[slot] = -1
+        self._rules.pop(seat, None)
+        if self._lines[seat] >= 0:
+            self.counts.release(int(self._lines[seat]))
+            self._lines[seat] = -1
             self._num_penalised -= 1
 
     @property
@@ -130,41 +130,41 @@ class SamplingTable:
         """Return whether some sequence's next token depends on its tokens, besides its logits."""
         return bool(self._rules) or self._num_penalised > 0
 
-    def appended(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """Count one more token for each sequence; no slot comes twice. Both int64 [rows]."""
+    def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
+        """Count one more token for each sequence; no seat comes twice. Both int64 [rows]."""
         if not self._num_penalised:
             return
-        lines = self._lines[slots]
+        lines = self._lines[seats]
         counted = lines >= 0
         if counted.any():
             self.counts.count(self._on_device(lines[counted]), self._on_device(token_ids[counted]))
 
-    def batch(self, slots: np.ndarray, siblings: np.ndarray | None = None) -> SampleBatch:
-        """Gather what the rows of a step need. `slots`, `siblings`: int64 [rows].
+    def metadata(self, seats: np.ndarray, siblings: np.ndarray | None = None) -> SamplingMetadata:
+        """Gather what the rows of a step need. `seats`, `siblings`: int64 [rows].
 
         Sibling i of a row draws with seed + i. Without siblings each row is its first.
         """
-        key = slots.tobytes(), b"" if siblings is None else siblings.tobytes()
+        key = seats.tobytes(), b"" if siblings is None else siblings.tobytes()
         if self._last is None or key != self._last_key:
             if siblings is None:
-                siblings = np.zeros(len(slots), np.int64)
-            self._last, self._last_key = self._gather(slots, siblings), key
+                siblings = np.zeros(len(seats), np.int64)
+            self._last, self._last_key = self._gather(seats, siblings), key
         return self._last
 
-    def _gather(self, slots: np.ndarray, siblings: np.ndarray) -> SampleBatch:
-        floats = self._floats[slots]
+    def _gather(self, seats: np.ndarray, siblings: np.ndarray) -> SamplingMetadata:
+        floats = self._floats[seats]
         greedy = floats[:, TEMPERATURE] == 0
         random = np.flatnonzero(~greedy)
         some = floats[random]
         heat = some[:, TEMPERATURE, None].astype(np.float32)
-        top_k = self._top_k[slots[random]]
+        top_k = self._top_k[seats[random]]
         by_count, by_mass = top_k < self.vocab_size, some[:, TOP_P] < 1
         truncated = by_count | by_mass
-        penalised = np.flatnonzero(self._lines[slots] >= 0)
+        penalised = np.flatnonzero(self._lines[seats] >= 0)
         place = self._on_device
-        return SampleBatch(
-            slots=slots.copy(),
-            seeds=self._seeds[slots] + siblings,
+        return SamplingMetadata(
+            seats=seats.copy(),
+            seeds=self._seeds[seats] + siblings,
             greedy=place(np.flatnonzero(greedy if len(random) else greedy[:0])),
             random=place(random),
             temperature=place(heat) if (heat != 1).any() else None,
@@ -175,16 +175,16 @@ class SamplingTable:
             free=place(np.flatnonzero(~truncated)),
             free_min_p=bool(some[~truncated, MIN_P].any()),
             penalised=penalised,
-            penalty_lines=place(self._lines[slots[penalised]]),
+            penalty_lines=place(self._lines[seats[penalised]]),
             penalties=place(floats[penalised, REPETITION:].T.astype(np.float32)),
             rules=[
-                (place_in_logits, self._rules[slot])
-                for place_in_logits, slot in enumerate(slots.tolist())
-                if slot in self._rules
+                (place_in_logits, self._rules[seat])
+                for place_in_logits, seat in enumerate(seats.tolist())
+                if seat in self._rules
             ]
             if self._rules
             else [],
-            logprob_rows=np.flatnonzero(self._logprobs[slots]).tolist(),
+            logprob_rows=np.flatnonzero(self._logprobs[seats]).tolist(),
         )
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:

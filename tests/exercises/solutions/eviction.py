@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.core.blocks import BlockPool
+from engine.core.block_pool import BlockPool
 
 
 class Pool(BlockPool):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from engine.core.messages import RowDetail
-from engine.worker.batch_rows import StepInputs
 from engine.worker.sampling.sample_step import Draws, SampleStep
+from engine.worker.step_inputs import StepInputs
 
 
 class NoRepeat(SampleStep):
@@ -21,6 +21,6 @@ class NoRepeat(SampleStep):
         logits = logits.clone()
         for place, index in enumerate(drawing):
             row = inputs.rows[index]
-            last = self.rows.tokens[inputs.slots[index], row.start + row.num_tokens - 1]
+            last = self.seats.tokens[inputs.seats[index], row.start + row.num_tokens - 1]
             logits[place, last] = -torch.inf
         return super().run(inputs, drawing, logits, details)

@@ -14,7 +14,7 @@ from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNo
 from engine.kernels.cpu import for_variant
 from engine.kernels.cpu.build import BuildError, variants_here
 from engine.kernels.cpu.linear_ops import Layout
-from engine.tokens import NO_TOKEN
+from engine.placeholders import NO_TOKEN
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -1,4 +1,4 @@
-"""The draw in Triton's interpreter: the same tokens as `worker/sampling/draw.py` defines. All
+"""The draw in Triton's interpreter: the same tokens as `worker/sampling/exact_draw.py` defines. All
 memory that it allocates is full of nonsense at first, as freed memory is."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernels.triton import draw, draw_border
-from engine.tokens import NO_TOKEN
-from engine.worker.sampling import draw as definition
+from engine.placeholders import NO_TOKEN
+from engine.worker.sampling import exact_draw as definition
 from tests.support.cases import cases
 
 INF, NAN = float("inf"), float("nan")

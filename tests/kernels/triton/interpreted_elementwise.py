@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
-from engine.kernels.triton import activation, blocks, exchange, greatest, norm, take_drawn
-from engine.tokens import NO_TOKEN
+from engine.kernels.triton import activation, copy_blocks, greatest, host_exchange, norm, take_drawn
+from engine.placeholders import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from engine.worker.memory import kv_cache
@@ -113,10 +113,10 @@ def test_what_a_step_takes_from_the_host_and_hands_out(rows, more, some_drawn, s
         staged[3] = torch.randint(0, 50, (rows + more,)).where(staged[0] < 0, 10**15)
     packed, expected = (torch.full_like(staged, 7) for _ in range(2))
     torch_ops.take_inputs(expected, staged, rows, drawn)
-    exchange.take_inputs(packed, staged, rows, drawn)
+    host_exchange.take_inputs(packed, staged, rows, drawn)
     assert torch.equal(packed, expected)
     there = torch.full((rows + more,), 7)
-    exchange.hand_out(packed[0, :rows], there)
+    host_exchange.hand_out(packed[0, :rows], there)
     assert torch.equal(there[:rows], packed[0, :rows]) and (there[rows:] == 7).all()
 
 
@@ -148,7 +148,7 @@ def test_blocks_are_copied_in_all_tensors():
         pool[4], pool[5] = pool[0].clone(), pool[2].clone()
     addresses = torch.tensor([pool.data_ptr() for pool in pools])
     words = torch.tensor([pool.shape[1] for pool in pools])
-    blocks.copy_blocks(addresses, addresses, words, torch.tensor([[0, 4], [2, 5]]))
+    copy_blocks.copy_blocks(addresses, addresses, words, torch.tensor([[0, 4], [2, 5]]))
     for pool, wanted in zip(pools, expected):
         assert torch.equal(pool, wanted)
 
@@ -157,7 +157,7 @@ def test_blocks_are_copied_in_all_tensors():
 @torch.inference_mode()
 def test_a_cache_moves_its_blocks_by_the_kernel(dtype, monkeypatch):
     calls = []
-    kernel = blocks.copy_blocks
+    kernel = copy_blocks.copy_blocks
     kernels = replace(on_cuda(), copy_blocks=lambda *facts: calls.append(1) or kernel(*facts))
     monkeypatch.setattr(kv_cache, "kernels_for", lambda device: kernels)
     cache = kv_cache.KVCache([LayerKV(2, 8), LayerKV(1, 4)], 12, 7, 4, dtype, torch.device("cpu"))

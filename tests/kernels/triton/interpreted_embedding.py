@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.launch import recording
 from engine.kernels.triton import angles, draw, embed
-from engine.tokens import NO_TOKEN
+from engine.placeholders import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from tests.support.cases import cases

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from engine.server.answering.answer_schemas import Detokenized, Tokenized
 from engine.server.answering.door import checked_route
 from engine.server.answering.protocol import DetokenizeRequest, TokenizeRequest
 from engine.server.answering.rendering import render
-from engine.server.answering.replies import Detokenized, Tokenized
 from engine.server.http.answers import json_response
 from engine.server.service import Service
 from engine.text.lanes import in_lane, lane_for

@@ -11,20 +11,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class Reply(BaseModel):
+class Schema(BaseModel):
     """Declare a JSON object with these fields and no others."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class ErrorDetail(Reply):
+class ErrorDetail(Schema):
     message: str
     type: str
     param: str | None
     code: int
 
 
-class Error(Reply):
+class Error(Schema):
     """Declare the shape of every failure, whatever its status."""
 
     error: ErrorDetail
@@ -33,35 +33,35 @@ class Error(Reply):
 # ------------------------------------------------------------------------------------------ answers
 
 
-class CachedTokens(Reply):
+class CachedTokens(Schema):
     cached_tokens: int
 
 
-class Usage(Reply):
+class Usage(Schema):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
 
 
-class Candidate(Reply):
+class PromptLogprob(Schema):
     logprob: float
     rank: int | None
     decoded_token: str
 
 
-PromptLogprobs = list[dict[str, Candidate] | None]
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each prompt token, by token id; nothing for the first."""
 
 
-class CompletionLogprobs(Reply):
+class CompletionLogprobs(Schema):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-class CompletionPart(Reply):
+class CompletionPart(Schema):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -76,7 +76,7 @@ class CompletionChoice(CompletionPart):
     prompt_logprobs: PromptLogprobs | None
 
 
-class CompletionChunk(Reply):
+class CompletionChunk(Schema):
     """Declare one event of a stream."""
 
     id: str
@@ -92,26 +92,26 @@ class Completion(CompletionChunk):
     usage: Usage
 
 
-class TokenLogprob(Reply):
+class TopLogprob(Schema):
     token: str
     logprob: float
     bytes: list[int]
 
 
-class ChosenLogprob(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
+class ChosenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Reply):
+class ChatLogprobs(Schema):
     content: list[ChosenLogprob]
 
 
-class Delta(Reply):
+class Delta(Schema):
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChatPart(Reply):
+class ChatPart(Schema):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
@@ -120,12 +120,12 @@ class ChatPart(Reply):
     token_ids: list[int] | None = None
 
 
-class Message(Reply):
+class Message(Schema):
     role: Literal["assistant"]
     content: str
 
 
-class ChatChoice(Reply):
+class ChatChoice(Schema):
     index: int
     message: Message
     logprobs: ChatLogprobs | None
@@ -134,7 +134,7 @@ class ChatChoice(Reply):
     token_ids: list[int] | None
 
 
-class ChatChunk(Reply):
+class ChatChunk(Schema):
     """Declare one event of a stream."""
 
     id: str
@@ -148,7 +148,7 @@ class ChatChunk(Reply):
     prompt_token_ids: list[int] | None = None
 
 
-class ChatCompletion(Reply):
+class ChatCompletion(Schema):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -160,21 +160,21 @@ class ChatCompletion(Reply):
     prompt_token_ids: list[int] | None
 
 
-class Tokenized(Reply):
+class Tokenized(Schema):
     count: int
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None
 
 
-class Detokenized(Reply):
+class Detokenized(Schema):
     prompt: str
 
 
 # --------------------------------------------------------------------------------------- the server
 
 
-class ModelCard(Reply):
+class ModelCard(Schema):
     id: str
     object: Literal["model"]
     created: int
@@ -184,6 +184,6 @@ class ModelCard(Reply):
     max_model_len: int | None
 
 
-class ModelList(Reply):
+class ModelList(Schema):
     object: Literal["list"]
     data: list[ModelCard]

@@ -33,8 +33,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from engine.placeholders import NO_TOKEN
 from engine.rounding import ceil_div
-from engine.tokens import NO_TOKEN
 
 ONE = 2**30  # weight of probability 1
 CHUNK = 32  # tokens

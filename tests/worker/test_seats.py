@@ -7,7 +7,7 @@ import random
 import torch
 
 from engine.core.messages import NewBlocks, StepPlan
-from engine.worker.batch_rows import BatchRows
+from engine.worker.seats import Seats
 from tests.worker.worker_kit import new_row, row
 
 CPU = torch.device("cpu")
@@ -16,14 +16,14 @@ SIZE = 4
 
 def test_tensors_of_random_plans():
     chance = random.Random(1)
-    rows = BatchRows(6, 60, SIZE)
+    seats = Seats(6, 60, SIZE)
     tables = {name: chance.sample(range(100), 15) for name in "abcdef"}
     texts = {name: [chance.randrange(500) for _ in range(60)] for name in "abcdef"}
     for name in "abcdef":
-        rows.put(name, new_row(texts[name]))
+        seats.put(name, new_row(texts[name]))
     for name in "abcdef":  # a table comes in two parts
-        rows.update_tables({name: NewBlocks(0, tables[name][:4])})
-        rows.update_tables({name: NewBlocks(4, tables[name][4:])})
+        seats.update_tables({name: NewBlocks(0, tables[name][:4])})
+        seats.update_tables({name: NewBlocks(4, tables[name][4:])})
     for _ in range(60):
         plan = StepPlan(step=1, rows=[])
         for name in chance.sample("abcdef", chance.randint(1, 6)):
@@ -32,7 +32,7 @@ def test_tensors_of_random_plans():
             plan.rows.append(row(name, start, count, samples=chance.randint(0, 2)))
         if chance.random() < 0.5:  # the core says it, a plan written by hand needn't
             plan.num_tokens = sum(part.num_tokens for part in plan.rows)
-        inputs = rows.gather(plan)
+        inputs = seats.gather(plan)
         ordered = sorted(plan.rows, key=lambda part: part.num_tokens > 1)
         batch = inputs.attention(CPU)
         assert inputs.rows == ordered
@@ -58,26 +58,26 @@ def test_tensors_of_random_plans():
         assert batch.positions.dtype == batch.slot_mapping.dtype == torch.int64
 
 
-def test_a_slot_is_clean_for_its_next_sequence():
-    """After a row's own blocks its table is 0, whichever sequence had the slot before."""
-    rows = BatchRows(2, 40, SIZE)
-    rows.put("a", new_row([1] * 40))
-    rows.put("long", new_row([2] * 40))
+def test_a_seat_is_clean_for_its_next_sequence():
+    """After a row's own blocks its table is 0, whichever sequence had the seat before."""
+    seats = Seats(2, 40, SIZE)
+    seats.put("a", new_row([1] * 40))
+    seats.put("long", new_row([2] * 40))
     tables = {"a": NewBlocks(0, list(range(5, 15))), "long": NewBlocks(0, list(range(10)))}
-    rows.update_tables(tables)
-    rows.drop("a")
-    rows.put("b", new_row([3]))
-    rows.update_tables({"b": NewBlocks(0, [7])})
+    seats.update_tables(tables)
+    seats.drop("a")
+    seats.put("b", new_row([3]))
+    seats.update_tables({"b": NewBlocks(0, [7])})
     plan = StepPlan(step=1, rows=[row("b", 0, 1), row("long", 39, 1)])
-    assert rows.gather(plan).attention(CPU).block_tables[0].tolist() == [7] + [0] * 9
+    assert seats.gather(plan).attention(CPU).block_tables[0].tolist() == [7] + [0] * 9
 
 
-def test_slots_come_back():
-    rows = BatchRows(2, 8, SIZE)
+def test_seats_come_back():
+    seats = Seats(2, 8, SIZE)
     for i in range(20):
-        rows.put(str(i), new_row([i], prompt_logprobs=1 if i % 2 else None))
+        seats.put(str(i), new_row([i], prompt_logprobs=1 if i % 2 else None))
         if i:
-            rows.drop(str(i - 1))
-    assert len(rows) == 1 and rows.any_prompt_logprobs
-    rows.drop("19")
-    assert not rows.any_prompt_logprobs
+            seats.drop(str(i - 1))
+    assert len(seats) == 1 and seats.any_prompt_logprobs
+    seats.drop("19")
+    assert not seats.any_prompt_logprobs

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.text.chat import ChatTemplate
+from engine.text.chat_template import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.template import read_template
 from engine.text.tokenizer import Tokenizer
