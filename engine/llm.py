@@ -11,15 +11,17 @@ all requests, then step until none has work. Outputs have the shape that vLLM's 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from engine.counts import Metric
 from engine.local_engine import LocalEngine, one_each
-from engine.progress import Bar, progress_bar
 from engine.sampling_params import SamplingParams
 from engine.text.chat_template import Message
 from engine.text.output import RequestText
@@ -179,3 +181,39 @@ class LLM(LocalEngine):
                 if text.finished:
                     self._counts.ended(text)
                 progress.advance(len(delta.token_ids), text.finished)
+
+
+class Bar:
+    """Show finished requests and tokens a second; show nothing without a `Progress`."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress = progress
+        self._num_tokens = 0
+        if progress is not None:
+            self._task = progress.add_task("generating", total=total, rate="")
+
+    def advance(self, num_tokens: int, request_finished: bool) -> None:
+        """Count new tokens, and their request if it has finished."""
+        if self._progress is None:
+            return
+        self._num_tokens += num_tokens
+        elapsed = self._progress.tasks[0].elapsed or 0.0
+        rate = f"{self._num_tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+        self._progress.update(self._task, advance=int(request_finished), rate=rate)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, shown: bool) -> Iterator[Bar]:
+    """Make a bar for `total` requests; one that shows nothing unless `shown`."""
+    if not shown:
+        yield Bar(None, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as progress:
+        yield Bar(progress, total)

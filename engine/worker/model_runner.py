@@ -37,8 +37,7 @@ from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial
-from engine.worker.sampling.finite_rows import finite_rows
-from engine.worker.sampling.prompt_logprobs import prompt_logprobs
+from engine.worker.sampling.logprobs import prompt_logprobs
 from engine.worker.sampling.sample_step import SampleStep
 from engine.worker.sampling.sampling_table import SamplingTable
 from engine.worker.seats import Seats
@@ -263,7 +262,10 @@ class ModelRunner:
         silent: list[int] = []
         if len(drawing) < inputs.num_rows:
             silent = [i for i, samples in enumerate(inputs.samples) if not samples]
-        finite = finite_rows(hidden, inputs, silent) if silent else None
+        # Chunks of a prompt draw nothing, so their logits aren't checked. A chunk's last token has
+        # attended to all before it: where a key or value is NaN or infinite, so are its hidden
+        # states. With this check nothing broken enters the prefix cache.
+        finite = inputs.last_of(silent, hidden).isfinite().all(dim=-1) if silent else None
         clock.mark()
 
         details: dict[str, RowDetail] = {}
@@ -336,7 +338,7 @@ class ModelRunner:
     def _logits(self, hidden: torch.Tensor, inputs: StepInputs, drawing: list[int]) -> torch.Tensor:
         """Compute the logits of the rows that draw, each at its last token."""
         if len(drawing) < len(hidden):  # else every row has one token and draws
-            hidden = hidden[to_device(inputs.query_start[1:][drawing] - 1, self.device)]
+            hidden = inputs.last_of(drawing, hidden)
         return self.model.compute_logits(hidden)
 
     def _update_seats(self, plan: StepPlan) -> None:

@@ -66,6 +66,10 @@ class StepInputs:
         """Return the rows' block tables, int32 [rows, table_width]."""
         return self.all_tables[self.seats, : self.table_width]
 
+    def last_of(self, rows: list[int], hidden: torch.Tensor) -> torch.Tensor:
+        """Take the last token of each of these rows. hidden: [tokens, width] → [rows, width]."""
+        return hidden[to_device(self.query_start[1:][rows] - 1, hidden.device)]
+
     def ids(self, device: torch.device) -> torch.Tensor:
         """Return the token ids, int64, on a device."""
         return to_device(self.token_ids.astype(np.int64), device)

@@ -277,11 +277,11 @@ class CoreMachine(RuleBasedStateMachine):
             self.h.step()
             self.replay.check()
 
-    @precondition(lambda self: self.h.core._groups)
+    @precondition(lambda self: self.h.core.books.groups)
     @rule(data=st.data())
     def abort(self, data):
         operations["core"] += 1
-        request_id = data.draw(st.sampled_from(sorted(self.h.core._groups)))
+        request_id = data.draw(st.sampled_from(sorted(self.h.core.books.groups)))
         self.aborted.append(request_id)
         self.h.core.abort(request_id, "test")
 

@@ -57,7 +57,7 @@ async def is_empty(llm):
     while running:  # a step in flight
         running = await llm._engine.ask(lambda core: core.has_work)
     stats = await llm._engine.ask(lambda core: core.stats())
-    groups = await llm._engine.ask(lambda core: len(core._groups))
+    groups = await llm._engine.ask(lambda core: len(core.books.groups))
     tables = len(llm._open) + len(llm._engine._open)
     counts = stats.num_running + stats.num_waiting + stats.blocks_used
     return (groups, tables, counts) == (0, 0, 0)
@@ -296,7 +296,7 @@ def test_one_event_loop_after_the_other(make):
     async def run():
         last, _ = await whole(llm.generate("hello", SamplingParams(max_tokens=3)))
         assert last.finished
-        assert await llm._engine.ask(lambda core: len(core._groups)) == 0
+        assert await llm._engine.ask(lambda core: len(core.books.groups)) == 0
 
     asyncio.run(run())
     with contextlib.suppress(StopIteration):

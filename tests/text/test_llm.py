@@ -120,7 +120,7 @@ def test_a_failure_leaves_nothing_behind(make_llm):
     llm.core.executor.fails = True
     with pytest.raises(RuntimeError, match="the device is gone"):
         llm.generate(["hello", "world"], use_tqdm=False)
-    assert not llm.core._groups and llm.core.num_waiting == 0
+    assert not llm.core.books.groups and llm.core.num_waiting == 0
 
 
 def test_the_record(make_llm, tmp_path):

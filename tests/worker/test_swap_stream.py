@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from engine.kernels.batch import LayerKV
-from engine.worker.memory.kv_cache import KVCache
-from engine.worker.memory.swap_stream import SwapStream
+from engine.worker.memory.kv_cache import KVCache, SwapStream
 
 BLOCKS, HOST_BLOCKS = 8, 5
 

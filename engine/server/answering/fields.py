@@ -1,12 +1,15 @@
 """List the fields that clients of such APIs send, each once: served, without effect, or refused.
 
-`unsupported.py` applies this table, docs/API_FIELDS.md shows it, and a test compares it with the
+`unknown_fields` applies this table, docs/API_FIELDS.md shows it, and a test compares it with the
 classes of `protocol.py` and with the request classes of vLLM 0.33 and of OpenAI's client.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from engine.server.http.errors import bad_request
 
 BODIES = ("completions", "chat", "tokenize", "detokenize")
 """POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize."""
@@ -128,3 +131,21 @@ FIELDS: tuple[Field, ...] = (
     *_refused("return_prompt_text return_token_offsets return_weight_versions", False),
     *_refused("routed_experts_prompt_start", 0),
 )  # fmt: skip
+
+_KNOWN = {body: {f.name: f for f in FIELDS if f.verdict(body)} for body in BODIES}
+
+
+def unknown_fields(body: str, extra: Mapping[str, Any]) -> list[str]:
+    """Check `extra`, the fields that the class of `body` doesn't declare; return the unknown ones.
+
+    Raises `ApiError` 400 for a field that is refused: without it the answer wouldn't be what was
+    asked for, so it is never ignored.
+    """
+    unknown = []
+    for name, value in extra.items():
+        field = _KNOWN[body].get(name)
+        if field is None:
+            unknown.append(name)
+        elif field.verdict(body) == REFUSED and value not in field.passes:
+            raise bad_request(f"{name} is not supported by this server. Leave it out.", name)
+    return sorted(unknown)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from engine.sampling_params import SamplingParams
-from engine.server.answering.unsupported import unknown_fields
+from engine.server.answering.fields import unknown_fields
 from engine.server.http.errors import bad_request
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # each id has one way to write it

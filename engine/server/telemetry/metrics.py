@@ -10,7 +10,6 @@ import time
 
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
-from engine.server.telemetry.http_series import HttpSeries
 from engine.server.telemetry.process import ProcessSeries
 from engine.server.telemetry.series import Histogram, Numbers, SeriesSet
 from engine.text.output import RequestText
@@ -23,6 +22,9 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 _N = (1, 2, 5, 10, 20, 50, 100)
 _PREEMPTIONS = (0, 1, 2, 3, 4, 5, 10, 20)
+_ANSWER_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+PROBES = frozenset({"/metrics", "/health", "/load", "/ping", "/version"})
+"""Paths that machines poll: their many answers would hide those to people."""
 
 
 class Metrics:
@@ -259,3 +261,33 @@ class RequestClock:
             longest = max(len(sequence.token_ids) for sequence in self.text.sequences)
             metrics.n_max_generation.observe(longest)
             metrics.n_preemptions.observe(self.text.num_preemptions)
+
+
+class HttpSeries:
+    """Count HTTP answers and their times by route, as vLLM's dashboards query them.
+
+    Each is counted when it is over; a stream's time is that of the whole stream.
+    """
+
+    def __init__(self) -> None:
+        self._series = SeriesSet({})
+        self._requests = self._series.counter(
+            "http_requests",
+            "Answers by route, method and class of status; probes are left out.",
+            ("handler", "method", "status"),
+        )
+        self._seconds = self._series.histograms(
+            "http_request_duration_seconds",
+            "Time from a request to the end of its answer.",
+            _ANSWER_SECONDS,
+            ("handler", "method"),
+        )
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answer. `route`: as declared, so that there are few; "none" without one."""
+        if route not in PROBES:
+            self._requests.inc(1, (route, method, f"{status // 100}xx"))
+            self._seconds.observe(seconds, (route, method))
+
+    def text(self) -> bytes:
+        return self._series.text()

@@ -4,7 +4,7 @@ Each layer has two tensors of its own. (One stacked tensor for all layers, writt
 made every write touch the whole in traced code; separate ones cost nothing.)
 
 Copies and swaps come as lists of (from, to) block numbers, moved for all pairs at once. On CUDA
-swaps run beside other work (`swap_stream.py`): call `settle` before pages are used.
+swaps run beside other work (`SwapStream`): call `settle` before pages are used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 
 from engine.kernels import asynchronous, kernels_for
 from engine.kernels.batch import LayerCache, LayerKV
-from engine.worker.memory.swap_stream import SwapStream
 
 Pairs = Sequence[tuple[int, int]]
 SWAP_SAMPLE = 16  # blocks that are moved to measure the speed of swapping
@@ -140,6 +139,37 @@ class KVCache:
         end = columns[1].to(targets[0].device)
         for source, target in zip(sources, targets):
             target.index_copy_(0, end, source.index_select(0, begin).to(target.device))
+
+
+class SwapStream:
+    """Run swaps beside computing, on a CUDA stream of their own that is waited for at two places.
+
+    A swap begins when all earlier launches have run, because it reads pages that the last step
+    wrote and writes pages that it may have read. Nothing that touches pages may be launched before
+    `wait`, which holds the computing stream until the swaps have arrived. Meanwhile the host
+    prepares the step, and its inputs travel. No call here holds up the host.
+
+    Swaps keep their order among themselves: a host block that was just filled can be read by the
+    next.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self._arrived: torch.cuda.Event | None = None  # passed when all that runs here has ended
+
+    def run(self, swap: Callable[[], None]) -> None:
+        """Launch `swap` here, after everything that the computing stream has been given."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            swap()
+        self._arrived = self.stream.record_event()
+
+    def wait(self) -> None:
+        """Make later launches on the computing stream wait for the swapped blocks."""
+        if self._arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._arrived)
+            self._arrived = None
 
 
 def _numbers(values: Sequence[Any], device: torch.device) -> torch.Tensor:

@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from engine.core.messages import TokenLogprobs
+from engine.core.messages import RowDetail, TokenLogprobs
+from engine.models.causal_lm import CausalLM
+from engine.worker.seats import Seats
+from engine.worker.step_inputs import StepInputs
 
 FIRST_LOOK = 8  # most probable tokens among which a drawn one is looked for first
 SPARE = 16  # candidates beyond the wanted ones, so that ties at the end can be ordered
+SLICE = 128  # positions of a prompt that are computed at once: [128, vocab] fp32
 MANY = 256  # candidates: rows that want more are computed by themselves, others don't sort as many
 
 
@@ -61,6 +65,32 @@ def token_logprobs(
             token_ids.tolist(), own, ranks, top_ids, top_logprobs, counts
         )
     ]
+
+
+def prompt_logprobs(
+    model: CausalLM,
+    seats: Seats,
+    inputs: StepInputs,
+    hidden: torch.Tensor,
+    details: dict[str, RowDetail],
+) -> None:
+    """Put the prompt log-probabilities that a step's requests want into `details`, by request.
+
+    Waits for the device. hidden: [tokens, width], of all tokens of the step.
+    """
+    for row, seat, first in zip(inputs.rows, inputs.seats.tolist(), inputs.query_start):
+        new = seats.new(seat)
+        wanted = new.params.prompt_logprobs
+        count = min(row.num_tokens, new.num_prompt_tokens - 1 - row.start)
+        if wanted is None or count < 1:
+            continue
+        targets = seats.tokens[seat, row.start + 1 : row.start + 1 + count].astype("int64")
+        entries: list[TokenLogprobs] = []
+        for begin in range(0, count, SLICE):
+            end = min(begin + SLICE, count)
+            logits = model.compute_logits(hidden[first + begin : first + end]).float()
+            entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
+        details[row.request_id] = RowDetail(prompt_logprobs=entries)
 
 
 def most_probable(logits: torch.Tensor, count: int) -> torch.Tensor:
