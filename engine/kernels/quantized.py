@@ -13,8 +13,9 @@ numbers of each format's own library. A backend lays the parts out as its kernel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,6 +62,15 @@ class QuantizedWeight:
     @property
     def num_bytes(self) -> int:
         return sum(part.nbytes for part in self.tensors)
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """Return it on that device."""
+        moved: dict[str, Any] = {
+            field.name: part.to(device)
+            for field in fields(self)
+            if isinstance(part := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
 
     def rows(self, chosen: torch.Tensor | slice) -> QuantizedWeight:
         """Return some rows: indices int64 [n], or a slice, which makes views."""
@@ -113,6 +123,46 @@ class QuantizedWeight:
     def _wide(self, part: torch.Tensor) -> torch.Tensor:
         """Widen one number a group to one a weight: [N, groups] → fp32 [N, K]."""
         return part.float().repeat_interleave(self.group, dim=1)[:, : self.shape[1]]
+
+
+def alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    """Return whether rows of both can stand in one weight."""
+
+    def kind(of: QuantizedWeight) -> tuple[object, ...]:
+        parts = of.scales, of.offsets
+        return (
+            (of.codes.dtype, of.shape[1], of.bits, of.group, of.factor, of.codes.device),
+            [None if part is None else part.dtype for part in parts],
+            of.zero if isinstance(of.zero, int) else None,
+            None if of.table is None else of.table.dim(),
+        )
+
+    def equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+        return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+
+    shared = one.table is None or one.table.dim() == 2 or equal(one.table, other.table)
+    return kind(one) == kind(other) and equal(one.inputs, other.inputs) and shared
+
+
+def joined(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Put weights that are `alike` one below the other."""
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+
+    def whole(name: str) -> torch.Tensor | None:
+        if getattr(first, name) is None:
+            return None
+        return torch.cat([getattr(weight, name) for weight in weights])
+
+    codes = whole("codes")
+    assert codes is not None
+    zero = whole("zero") if isinstance(first.zero, torch.Tensor) else first.zero
+    table = whole("table") if first.table is not None and first.table.dim() == 2 else first.table
+    assert zero is not None
+    return replace(
+        first, codes=codes, scales=whole("scales"), zero=zero, offsets=whole("offsets"), table=table
+    )
 
 
 def pack_quantized(weight: QuantizedWeight) -> QuantizedWeight:

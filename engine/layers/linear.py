@@ -17,6 +17,7 @@ from torch import nn
 from engine.kernels import kernels_for
 from engine.kernels.few_rows import FewRows
 from engine.layers.activation import relu
+from engine.layers.slot import Target
 
 
 class LinearLayer(Protocol):
@@ -32,7 +33,7 @@ class LinearLayer(Protocol):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]: ...
 
 
 @runtime_checkable
@@ -40,6 +41,16 @@ class Packable(Protocol):
     """Hold weights that a kernel may read faster in another order than the checkpoint's."""
 
     def pack(self) -> None: ...
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """Hold weights that are not among the parameters of a module of torch."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Return (weights, bytes that they take)."""
+        ...
 
 
 class Dense(NamedTuple):

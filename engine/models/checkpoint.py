@@ -77,6 +77,14 @@ class Checkpoint:
         )
 
     @property
+    def where(self) -> str:
+        return f"the checkpoint in {self.folder}"
+
+    @property
+    def quantized(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 

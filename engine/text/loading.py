@@ -73,6 +73,7 @@ def _load(
     cache: str | None,
     defaults: Defaults | None,
 ) -> tuple[Tokenizer, dict[str, Any]]:
+    source = local_folder(source)
     refuse_other_formats(source)
     folder = Path(source).expanduser()
     if not folder.is_dir() and (folder.exists() or source.startswith((".", "/", "~"))):

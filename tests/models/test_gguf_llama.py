@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from engine.models.errors import ModelError
-from engine.models.formats.gguf_llama import IN_A_LAYER, OUTSIDE, convert
+from engine.models.formats.gguf_convert import convert
+from engine.models.formats.gguf_model import IN_A_LAYER, OUTSIDE
 from tests.models.gguf_files import file
 
 TOKENS = ["<s>", "</s>", "<|end|>", "a", "b", "Ġ", "1", "2", "ab", "Ġab", "Ċ"]
@@ -120,7 +121,10 @@ def test_a_first_token_stands_before_a_text_where_the_file_wants_it(model, tmp_p
 
 
 REFUSED = {
-    "another architecture": ({"general.architecture": "qwen2"}, "'qwen2'; converted are Llama"),
+    "another architecture": (
+        {"general.architecture": "bert"},
+        "'bert'; served are models of llama",
+    ),
     "no size": ({"llama.block_count": None}, "llama.block_count is None"),
     "no number": ({"llama.block_count": "2"}, "llama.block_count is '2'"),
     "no layers": ({"llama.block_count": 0}, "llama.block_count is 0"),

@@ -168,7 +168,7 @@ def test_download(hub, client):
 
     for model, says in {
         "someone/gated": "someone/gated is gated: accept its terms at https://huggingface.co/someone",
-        "someone/gguf": "someone/gguf is a folder of GGUF files: GGUF is not read here",
+        "someone/gguf": "someone/gguf is a repository of GGUF files: download the one that",
         "someone/nothing": "someone/nothing is neither a local folder nor a model on the hub",
         "no such//id": "'no such//id' is neither a local folder nor a hub id",
     }.items():

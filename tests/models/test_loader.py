@@ -418,7 +418,7 @@ def test_errors_that_nobody_foresaw_are_one_line(tmp_path, monkeypatch):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("tried to allocate\n 5 GiB.")
 
-    monkeypatch.setattr("engine.models.loader._fill", out_of_memory)
+    monkeypatch.setattr("engine.models.loader.fill", out_of_memory)
     refused(tmp_path, "LlamaForCausalLM can't be loaded: OutOfMemoryError: tried to allocate 5 GiB")
 
 
@@ -427,12 +427,12 @@ def test_errors_that_nobody_foresaw_are_one_line(tmp_path, monkeypatch):
 
 def other_format(folder, *names):
     for name in names:
-        (folder / name).write_bytes(b"{}")
+        (folder / name).write_bytes(b"{}  ")
 
 
 OTHERS = {
-    ("model-q4.gguf",): "is a folder of GGUF files: GGUF is not read here",
-    ("config.json", "model-q4.GGUF"): "is a folder of GGUF files",
+    ("model-q4.gguf",): "is no sound GGUF file: it doesn't begin with GGUF",
+    ("config.json", "model-q4.GGUF"): "is no sound GGUF file",
     ("adapter_config.json", "adapter_model.safetensors"): "is a LoRA adapter, not a whole model",
     ("config.json", "adapter_config.json", "adapter_model.bin"): "is a LoRA adapter",
     ("params.json", "consolidated.00.pth"): "in its maker's own format",
@@ -449,7 +449,7 @@ def test_other_formats_are_named_by_loader_and_tokenizer_alike(tmp_path, names):
 
 def test_a_gguf_file_and_an_adapters_base(tmp_path):
     (tmp_path / "model").write_bytes(b"GGUF\x03\0\0\0")
-    refused(tmp_path / "model", "is a GGUF file: GGUF is not read here. Use the model's checkpoint")
+    refused(tmp_path / "model", "is no sound GGUF file: it ends in the middle of its header")
     (tmp_path / "model").unlink()
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "small/base"}')
     refused(tmp_path, "is a LoRA adapter of small/base, not a whole model")

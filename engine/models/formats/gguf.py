@@ -219,7 +219,10 @@ def _tensor_table(cursor: _Cursor, count: int) -> Iterator[tuple[str, TensorInfo
             raise _Broken(f"tensor {name} claims the shape {shape[::-1]}")
         block = gguf_blocks.BLOCKS.get(kind)
         if block is None:
-            raise _Broken(f"tensor {name} is of type {kind}; read are {gguf_blocks.named()}")
+            called = gguf_blocks.UNREAD.get(kind, "which is unknown")
+            raise _Broken(
+                f"tensor {name} is of type {kind} ({called}); read are {gguf_blocks.named()}"
+            )
         if shape[0] % block.weights:
             raise _Broken(f"rows of tensor {name} are no whole blocks of {block.weights}")
         num_bytes = weights // block.weights * block.num_bytes

@@ -17,15 +17,13 @@ ADAPTER = ("adapter_model*", "adapter*.safetensors")
 
 
 def refuse_other_formats(model: str) -> None:
-    """Refuse a local GGUF file, LoRA adapter and the like. Raises `ModelError`.
+    """Refuse a LoRA adapter and the like. Raises `ModelError`.
 
     model: a path or a hub id; a hub id passes, its files are judged by `refuse_by_names`.
     """
     path = Path(model).expanduser()
     try:
         if path.is_file():
-            if _is_gguf(path):
-                raise _refusal(model, "a GGUF file", "GGUF is")
             return
         names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     except OSError:
@@ -48,23 +46,16 @@ def refuse_by_names(model: str, names: Collection[str], base: str = "") -> None:
             " into its base model (peft: merge_and_unload, save_pretrained) and name that folder."
         )
     if not whole and any(n.lower().endswith(".gguf") for n in names):
-        raise _refusal(model, "a folder of GGUF files", "GGUF is")
+        raise ModelError(
+            f"{model} is a repository of GGUF files: download the one that you want, and give its"
+            " path as the model."
+        )
     if "config.json" not in names and ("params.json" in names or _has_pth(names)):
-        raise _refusal(model, "a checkpoint in its maker's own format", "that is")
-
-
-def _refusal(model: str, what: str, which: str) -> ModelError:
-    return ModelError(
-        f"{model} is {what}: {which} not read here. Use the model's checkpoint in transformers'"
-        " format, a folder with config.json, a tokenizer and safetensors."
-    )
-
-
-def _is_gguf(path: Path) -> bool:
-    if path.suffix.lower() == ".gguf":
-        return True
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
+        raise ModelError(
+            f"{model} is a checkpoint in its maker's own format: that is not read here. Use the"
+            " model's checkpoint in transformers' format, a folder with config.json, a tokenizer"
+            " and safetensors."
+        )
 
 
 def _is_any(name: str, patterns: tuple[str, ...]) -> bool:

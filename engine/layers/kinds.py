@@ -1,0 +1,32 @@
+"""Choose the classes of a model's linear layers, embedding and head: plain, or quantized."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from engine.layers.embedding import Embedding, LogitsHead
+from engine.layers.linear import Linear, LinearFactory
+from engine.layers.quantized import QuantizedEmbedding, QuantizedHead
+
+
+class TableFactory(Protocol):
+    """Make an embedding: entries, width."""
+
+    def __call__(self, entries: int, width: int) -> Embedding | QuantizedEmbedding: ...
+
+
+class HeadFactory(Protocol):
+    """Make a head: vocabulary, width, and the embedding whose table it shares, or None."""
+
+    def __call__(self, vocab_size: int, width: int, tied_to: Any) -> LogitsHead | QuantizedHead: ...
+
+
+class Layers(NamedTuple):
+    """Hold the classes that a model makes its layers of."""
+
+    linear: LinearFactory = Linear
+    embedding: TableFactory = Embedding
+    head: HeadFactory = LogitsHead
+
+
+PLAIN = Layers()

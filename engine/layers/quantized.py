@@ -1,0 +1,210 @@
+"""Multiply by quantized matrices, and look up vectors in a quantized table.
+
+These classes stand in for `Linear`, `Embedding` and `LogitsHead` (see `kinds.py`). They allocate
+nothing: a loader fills each matrix's `Slot` with codes, or with plain numbers where a checkpoint
+leaves one matrix as it was. `pack` then joins the matrices of a merged layer that are of one kind,
+and gives them to the device's kernels; the slots are emptied, so that no weight is kept twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from engine.kernels import kernels_for
+from engine.kernels.quantized import QuantizedWeight, alike, joined
+from engine.kernels.signatures import PackedWeight
+from engine.layers.embedding import Embedding
+from engine.layers.linear import Dense
+from engine.layers.slot import Matrix, Slot, Target
+
+
+class _Run(NamedTuple):
+    """Hold neighbouring matrices of one kind as the kernels read them."""
+
+    start: int  # first of its outputs in the layer
+    stop: int
+    weight: PackedWeight | nn.Parameter  # a parameter: plain numbers
+    bias: torch.Tensor | None
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Compute x Wᵀ + b. x: [tokens, K], out: [tokens, N], maybe of longer rows."""
+        kernels = kernels_for(x.device)
+        if not isinstance(self.weight, nn.Parameter):
+            kernels.quantized_linear(x, self.weight, self.bias, out)
+        elif out.dtype is x.dtype:
+            out.copy_(kernels.linear(x, self.weight, self.bias))
+        else:
+            out.copy_(kernels.logits(x, self.weight))
+
+
+class QuantizedLinear(nn.Module):
+    """Compute y = x Wᵀ + b, as `Linear` does, by matrices of whatever formats."""
+
+    def __init__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> None:
+        super().__init__()
+        self.bias = (
+            nn.Parameter(torch.empty(sum(parts.values())), requires_grad=False) if bias else None
+        )
+        like = torch.empty(0)
+        self.slots = {name: Slot(outputs, inputs, like) for name, outputs in parts.items()}
+        self.outputs = sum(parts.values())
+        self.runs: list[_Run] = []
+        self.sparse: list[tuple[int, int, torch.Tensor]] = []  # first output, end, CSR
+
+    @property
+    def dense(self) -> Dense | None:
+        return None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]."""
+        out = torch.empty(len(x), self.outputs, dtype=x.dtype, device=x.device)
+        for run in self.runs:
+            run.into(x, out if len(self.runs) == 1 else out[:, run.start : run.stop])
+        for start, stop, weight in self.sparse:
+            out[:, start:stop] += (weight @ x.float().T).T.to(out.dtype)
+        return out
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
+        """Yield (name in the checkpoint, where it goes) of each part and of its bias."""
+        start = 0
+        for name, slot in self.slots.items():
+            yield f"{prefix}.{name}.weight", slot
+            stop = start + slot.shape[0]
+            if self.bias is not None:
+                yield f"{prefix}.{name}.bias", self.bias[start:stop]
+            start = stop
+
+    def pack(self) -> None:
+        """Join the parts of one kind and give them to the kernels."""
+        start = 0
+        for slot in self.slots.values():
+            if slot.sparse is not None:
+                self.sparse.append((start, start + slot.shape[0], slot.sparse))
+                slot.sparse = None
+            start += slot.shape[0]
+        self.runs = _packed_runs([slot.take() for slot in self.slots.values()], self.bias)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Return (weights, bytes that they take), without the bias."""
+        count, size = _sizes(self.runs)
+        parts = [(w.values(), w.col_indices(), w.crow_indices()) for _, _, w in self.sparse]
+        return count, size + sum(part.nbytes for three in parts for part in three)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Look up vectors in a quantized table, as `Embedding` does."""
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        self.slot = Slot(entries, width, torch.empty(0))
+        self.runs: list[_Run] = []
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        position_table: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Look up ids: int64 [tokens] → fp32 [tokens, width]; see `Embedding.forward`."""
+        x = kernels_for(ids.device).quantized_embed(ids, self.runs[0].weight)
+        if positions is None or position_table is None:
+            return x
+        return x + position_table[positions]
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
+        yield f"{prefix}.weight", self.slot
+
+    def pack(self) -> None:
+        self.runs = _packed_runs([self.slot.take()], None)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return _sizes(self.runs)
+
+
+class QuantizedHead(nn.Module):
+    """Compute logits by a quantized matrix, its own or the embedding's, as `LogitsHead` does."""
+
+    def __init__(
+        self, vocab_size: int, width: int, tied_to: Embedding | QuantizedEmbedding | None
+    ) -> None:
+        super().__init__()
+        assert tied_to is None or isinstance(tied_to, QuantizedEmbedding)
+        self.tied_to = tied_to
+        self.slot = Slot(vocab_size, width, torch.empty(0))
+        self.own_runs: list[_Run] = []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute logits in fp32. hidden: [n, width] → [n, vocabulary]."""
+        run = (self.own_runs if self.tied_to is None else self.tied_to.runs)[0]
+        wide = torch.float64 if hidden.dtype is torch.float64 else torch.float32
+        out = torch.empty(len(hidden), self.slot.shape[0], dtype=wide, device=hidden.device)
+        run.into(hidden, out)
+        return out
+
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
+        if self.tied_to is None:
+            yield f"{prefix}.weight", self.slot
+
+    def pack(self) -> None:
+        if self.tied_to is None:
+            self.own_runs = _packed_runs([self.slot.take()], None)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return _sizes(self.own_runs)
+
+
+def _packed_runs(parts: Sequence[Matrix], bias: torch.Tensor | None) -> list[_Run]:
+    """Pack matrices that stand one below the other: as few runs as their kinds allow."""
+    runs: list[_Run] = []
+    start = 0
+    for together in _neighbours(parts):
+        stop = start + sum(part.shape[0] for part in together)
+        runs.append(
+            _Run(start, stop, _packed(together), None if bias is None else bias[start:stop])
+        )
+        start = stop
+    return runs
+
+
+def _neighbours(parts: Sequence[Matrix]) -> list[list[Matrix]]:
+    """Group neighbours of one kind: plain numbers, or codes that `joined` can put together."""
+    groups: list[list[Matrix]] = []
+    for part in parts:
+        last = groups[-1][0] if groups else None
+        if isinstance(part, QuantizedWeight):
+            joins = isinstance(last, QuantizedWeight) and alike(last, part)
+        else:
+            joins = isinstance(last, torch.Tensor)
+        if joins:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
+def _packed(together: list[Matrix]) -> PackedWeight | nn.Parameter:
+    """Join matrices of one kind and give them to the kernels."""
+    quantized = [part for part in together if isinstance(part, QuantizedWeight)]
+    if quantized:
+        whole = joined(quantized)
+        return kernels_for(whole.codes.device).pack_quantized(whole)
+    plain = torch.cat([part for part in together if isinstance(part, torch.Tensor)])
+    return nn.Parameter(kernels_for(plain.device).pack_weight(plain), requires_grad=False)
+
+
+def _sizes(runs: Sequence[_Run]) -> tuple[int, int]:
+    """Return (weights, bytes that they take)."""
+    count = sum(math.prod(run.weight.shape) for run in runs)
+    size = sum(
+        run.weight.nbytes if isinstance(run.weight, nn.Parameter) else run.weight.num_bytes
+        for run in runs
+    )
+    return count, size

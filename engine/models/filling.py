@@ -1,0 +1,167 @@
+"""Fill a native model: every weight must have its tensor and every tensor its weight.
+
+Each tensor is copied straight into its place, one at a time, and quantized matrices go into their
+slots: there are never two copies of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from engine.kernels.quantized import QuantizedWeight
+from engine.layers.embedding import LogitsHead
+from engine.layers.slot import Filling, Slot, Target
+from engine.models import kv_scales
+from engine.models.checkpoint import is_computed
+from engine.models.errors import ModelError
+from engine.models.hub import Progress
+from engine.models.llama import LlamaModel
+from engine.models.opt import OPTModel
+from engine.models.weights import StoredMatrix, WeightSource
+
+HEAD_OF_ITS_OWN = (
+    "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
+    " is used. Set tie_word_embeddings to false in config.json to say so."
+)
+
+DUMMY_STD = 0.02
+DUMMY_SEED = 0
+
+
+def fill(
+    model: LlamaModel | OPTModel,
+    source: WeightSource,
+    progress: Progress | None,
+    scales: dict[str, float],
+    warn: Callable[[str], None],
+) -> None:
+    """Copy every tensor to its place, those of the KV cache to `scales`.
+
+    Raises `ModelError` unless names and shapes match.
+    """
+    targets = dict(model.weight_targets())
+    missing, unexpected = set(targets), []
+    head: torch.Tensor | None = None
+    done, total = 0, source.num_bytes
+    for name, tensor in source.tensors():
+        # checkpoints of the bare decoder lack the outermost "model."
+        name = name if name in targets else f"model.{name}"
+        done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
+        if name in targets:
+            _place(name, tensor, targets[name], source.where)
+            missing.discard(name)
+        elif not isinstance(tensor, torch.Tensor):
+            unexpected.append(name.removeprefix("model.model."))
+        elif kv_scales.is_kv_scale(name):
+            scales[name] = float(tensor.max())
+        elif model.lm_head.tied_to is not None and name.endswith("lm_head.weight"):
+            head = tensor  # compared later: the embeddings may come after it
+        elif not is_computed(name) and not _is_no_bias(name, tensor, targets):
+            unexpected.append(name.removeprefix("model.model."))
+        if progress is not None:
+            progress("load", min(done, total), total)
+    if head is not None:
+        missing -= _place_head(model, head, missing, warn)
+    if missing:
+        raise ModelError(
+            f"{source.where} lacks {_some(missing)}; it is not whole, or of another model."
+        )
+    if unexpected:
+        raise ModelError(
+            f"{source.where} has weights that {model.architecture} has no place for:"
+            f" {_some(unexpected)}."
+        )
+
+
+def _place(name: str, tensor: torch.Tensor | StoredMatrix, target: Target, where: str) -> None:
+    """Put one tensor where it goes. Raises `ModelError` where it has another shape."""
+    if isinstance(tensor, torch.Tensor):
+        _check_shape(name, tensor, target.shape)
+        if isinstance(target, Slot):
+            target.fill(Filling(tensor))
+        else:
+            target.copy_(tensor)
+    elif isinstance(target, Slot):
+        try:
+            filling = tensor.filling(target.shape)
+            _check_finite(name, filling)
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from None
+        target.fill(filling)
+    else:
+        raise ModelError(f"weight {name} is quantized, but only matrices of layers may be.")
+
+
+def _check_finite(name: str, filling: Filling) -> None:
+    """Refuse scales and the like that are infinite or not a number, as damaged files have them."""
+    matrix = filling.matrix
+    parts = [filling.sparse.values()] if filling.sparse is not None else []
+    if isinstance(matrix, QuantizedWeight):
+        parts += [part for part in matrix.tensors if part.dtype.is_floating_point]
+    for part in parts:
+        part = part.float() if part.dtype is torch.float8_e4m3fn else part
+        if not bool(torch.isfinite(part).all()):
+            raise ModelError(f"weight {name} has scales or numbers that aren't finite.")
+
+
+def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ModelError(
+            f"weight {name} has shape {list(tensor.shape)}, config.json says {list(shape)}; they"
+            " are not of the same model."
+        )
+
+
+def _is_no_bias(name: str, tensor: torch.Tensor, targets: Mapping[str, Target]) -> bool:
+    """Return whether it is a bias of zeros of a layer without one, as quantizing tools write."""
+    owner = name.removesuffix("bias") + "weight"
+    return name.endswith(".bias") and isinstance(targets.get(owner), Slot) and not tensor.any()
+
+
+def _place_head(
+    model: LlamaModel | OPTModel,
+    head: torch.Tensor,
+    missing: set[str],
+    warn: Callable[[str], None],
+) -> set[str]:
+    """Compare a stored head with the embeddings to which config.json ties it, as transformers does.
+
+    If the numbers are equal, nothing is reported. If they differ, they are used, with a warning. A
+    head without embeddings fills both. Returns the missing weights that it has filled.
+    """
+    assert isinstance(model.lm_head, LogitsHead), "a quantized head isn't tied if it is stored"
+    table = model.lm_head.weight
+    embeddings = {name for name, target in model.weight_targets() if target is table}
+    _check_shape("lm_head.weight", head, table.shape)
+    if embeddings & missing:
+        table.copy_(head)
+        return embeddings
+    own = torch.empty_like(table).copy_(head)
+    if not torch.equal(own, table):
+        model.lm_head.untie(own)
+        warn(HEAD_OF_ITS_OWN)
+    return set()
+
+
+def _some(names: set[str] | list[str]) -> str:
+    """List the first three of them, and how many more there are."""
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fill_randomly(model: LlamaModel | OPTModel) -> None:
+    """Fill with normal weights, equal in every run on one kind of device; norms with ones."""
+    generators: dict[torch.device, torch.Generator] = {}
+    for name, target in model.weight_targets():
+        if isinstance(target, Slot):
+            raise ModelError("random weights (--load-format dummy) are plain, not quantized.")
+        if target.dim() == 1:
+            target.fill_(1.0 if name.endswith("weight") else 0.0)
+            continue
+        device = target.device  # drawn on the device: a CPU takes a minute for 7 billion
+        if device not in generators:
+            generators[device] = torch.Generator(device).manual_seed(DUMMY_SEED)
+        drawn = torch.randn(target.shape, generator=generators[device], device=device)
+        target.copy_(drawn.mul_(DUMMY_STD))
