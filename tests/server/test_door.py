@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.server.answering import door
 from engine.server.answering.door import read_body
 from engine.server.answering.limits import DECLARED, Bound, Limits
 from engine.server.http.errors import ApiError
@@ -19,6 +20,11 @@ HALF = "\ud83d"
 HI = [{"role": "user", "content": "hi"}]
 LIMITS = Limits(max_model_len=512, vocab_size=261, longest_token=13, max_prompts=64)
 TOO_MUCH = "a" * (300 * 1024)
+MANY = 140_000  # more entries than any field may have
+MUCH = [
+    json.dumps(value).encode()
+    for value in (TOO_MUCH, ["x" * 300_000], [1] * MANY, {str(i): 1 for i in range(MANY)})
+]
 
 
 def read(body: dict[str, Any]) -> Any:
@@ -169,10 +175,13 @@ def test_long_integers_in_event_ids(server):
 @pytest.mark.parametrize("name", sorted(DECLARED))
 def test_every_field_has_a_bound_at_every_level(name):
     """Computed from the request models: a field that is added has the default bound."""
-    for value in (TOO_MUCH, ["x" * 300_000], [1] * 300_000, {str(i): 1 for i in range(300_000)}):
-        for nested in (value, [value], {"x": value}):
-            error = refused({name: nested})
-            assert error.param and error.param.split(".")[0] in (name, "n"), error.message
+    for value in MUCH:
+        for nested in (value, b"[%b]" % value, b'{"x":%b}' % value):
+            with pytest.raises(ApiError) as raised:
+                read_body(b'{"%b":%b}' % (name.encode(), nested), LIMITS)
+            error = raised.value
+            assert error.status == 400 and error.param, error.message
+            assert error.param.split(".")[0] in (name, "n"), error.message
             assert any(digit.isdigit() for digit in error.message)
             assert len(error.message) < 300
 
@@ -262,3 +271,49 @@ def test_a_body_of_any_depth_is_read_or_refused(levels, opening):
         read_body(body, Limits())
     except ApiError as error:
         assert error.status == 400 and "nested" in str(error)
+
+
+# ------------------------------------------------------------------------------ very many things
+
+
+MANY_KEYS = {f"k{i}": 1 for i in range(900_000)}
+MANY_STRINGS = ["b\\"] * 70_000
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "told"),
+    [
+        ({"prompt": "a", "x": MANY_KEYS}, "The body", "900,003 strings and keys; at most 65,536"),
+        ({"chat_template_kwargs": MANY_KEYS}, "chat_template_kwargs", "900,000 strings and keys"),
+        ({"logit_bias": dict.fromkeys(range(300_000), 1)}, "logit_bias", "at most 1,024 entries"),
+        ({"prompt": MANY_STRINGS}, "prompt", "at most 64 entries"),
+        ({"prompt": [1] * 1_000_002}, "prompt", "1,000,001 commas; at most 1,000,000"),
+        ({"messages": HI * 50_000}, "messages", "at most 8,192 entries"),
+        ({"x": [{}] * 100_001}, "The body", "lists and objects"),
+    ],
+)
+def test_very_many_things_are_refused_before_they_are_parsed(body, field, told, monkeypatch):
+    monkeypatch.setattr(door, "_parsed", lambda body: pytest.fail("it was parsed"))
+    with pytest.raises(ApiError) as raised:
+        read_body(json.dumps(body).encode(), LIMITS)
+    message = raised.value.message
+    assert raised.value.status == (413 if field == "The body" else 400)
+    assert message.startswith(f"{field} has ") and told in message and "Send less" in message
+
+
+def test_quotes_and_colons_in_a_text_are_no_strings():
+    text = '"a":{"b\\":"c"}\\\\ ' * 20_000
+    assert read({"prompt": [1], "colour": text})["colour"] == text
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**64])
+def test_an_integer_at_the_edge_is_shown(value):
+    assert f"seed is {value}; it must be in [-92" in refused({"seed": value}).message
+    assert read({"seed": 2**63 - 1})["seed"] == 2**63 - 1
+
+
+def test_both_parsers_read_alike():
+    """The faster one is tried first; what it refuses, the other one may take."""
+    plain = b'{"a":1e5,"b":-0,"c":"\\ud83d\\ude00","d":[true,null,0.1],"e":123456789012}'
+    assert read_body(plain, LIMITS) == json.loads(plain)
+    assert read_body(b'{"temperature":1e400}', LIMITS) == {"temperature": float("inf")}

@@ -18,6 +18,8 @@ MOST_MORE_S = 0.25
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 WORDS = [f"word{i}" for i in range(100_000)]
+MANY_KEYS = {f"k{i}": i for i in range(900_000)}
+FEW_KEYS = {f"k{i}": i for i in range(65_000)}
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}a"
 
 
@@ -57,6 +59,13 @@ ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
     "a million token ids": (COMPLETIONS, {"prompt": [65] * 999_000}),
     "lists": (COMPLETIONS, b'{"prompt":"a","x":[' + b"[]," * 5_000_000 + b"1]}"),
     "few enough lists": (COMPLETIONS, b'{"prompt":"a","x":[' + b"[]," * 99_000 + b"1]}"),
+    "900,000 keys": (COMPLETIONS, {"prompt": "a", "x": MANY_KEYS}),
+    "as many keys as are read": (
+        COMPLETIONS, {"prompt": "a", "max_tokens": 1, "x": FEW_KEYS},
+    ),
+    "as many keys, and half a character": (
+        COMPLETIONS, {"prompt": "\ud83d", "max_tokens": 1, "x": FEW_KEYS},
+    ),
     "depth": (COMPLETIONS, b'{"prompt":' + b"[" * 90_000 + b"]" * 90_000 + b"}"),
     "half characters": (COMPLETIONS, b'{"prompt":"' + b"\\ud83d" * 2_700_000 + b'"}'),
     "16 MB of a field nobody knows": (

@@ -15,7 +15,7 @@ from engine.server.answering.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from engine.server.http.errors import bad_request
+from engine.server.http.errors import ApiError, bad_request
 
 DECLARED = frozenset[str]().union(
     *(
@@ -94,6 +94,17 @@ class Limits:
             if isinstance(value, (str, list, dict)) and name in DECLARED:
                 self._check(value, self._bounds.get(name, self._default), name)
         self._check_sequences(body)
+
+    def too_many(self, field: str, number: int, limit: int, what: str) -> ApiError:
+        """Make the error for a field with more things (`what`) than can be read."""
+        entries = self._bounds.get(field, self._default).entries
+        if field == "prompt" and what != "commas":
+            entries = self._max_prompts  # only token ids may be more
+        return bad_request(
+            f"{field} has {number:,} {what}; at most {limit:,} are read, and at most {entries:,} "
+            "entries of a list. Send less, or several requests.",
+            field,
+        )
 
     def check_prompt(self, text: str, field: str) -> None:
         """Raise `ApiError` 400 if a text has more characters than any prompt of this model can
