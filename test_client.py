@@ -438,8 +438,8 @@ MOST_RECORDED = 100  # requests that a server's record is asked about at once
 
 
 def owns(answer_id: str, request_id: str) -> bool:
-    """Is this a request of that answer? "cmpl-7" has "cmpl-7" itself, "cmpl-7.1", "cmpl-7-0"."""
-    beginnings = (f"{answer_id}.", f"{answer_id}-")
+    """Is this a request of that answer? "cmpl-7" has "cmpl-7" itself, "cmpl-7.1", "cmpl-7:1"."""
+    beginnings = (f"{answer_id}.", f"{answer_id}:")
     return bool(answer_id) and (request_id == answer_id or request_id.startswith(beginnings))
 
 

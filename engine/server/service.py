@@ -152,6 +152,7 @@ class Service:
             kv.vocab_size,
             tokenizer.longest_token,
             self.config.max_num_queued_reqs,
+            self.config.max_logprobs,
         )
         self.recorder.read_tokens(tokenizer.texts)
         gc.freeze()  # collections needn't visit everything imported and loaded

@@ -67,11 +67,13 @@ class InputProcessor:
         route: str = "",
         client: str = "",
         ignored: Sequence[str] = (),
+        settled: SamplingParams | None = None,
     ) -> CoreRequest:
         """Make the request for the core. Safe to call from several threads.
 
         Chat prompts come with `add_special_tokens=False`: their template wrote them. `route`,
-        `client` and `ignored` (unknown fields of the body) go into the record.
+        `client` and `ignored` (unknown fields of the body) go into the record. `settled`: what an
+        earlier call made of the same `params`; several prompts share it.
 
         Raises `TextError` for the prompt, `ParameterError` for the parameters.
         """
@@ -89,18 +91,15 @@ class InputProcessor:
         )
         try:
             token_ids = self._tokenize(prompt, params, add_special_tokens, request_id)
-            params.check_vocabulary(self.vocab_size)
-            params = params.with_limits(self.vocab_size, self.max_logprobs)
-            if params.bad_words:
-                sequences = self.tokenizer.bad_words(params.bad_words)
-                params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
+            if settled is None:
+                settled = self._settled(params)
         except (TextError, ParameterError) as error:
             self.recorder.record(RequestRefused(request_id=request_id, why=str(error)))
             raise
         return CoreRequest(
             request_id=request_id,
             prompt_token_ids=token_ids,
-            params=params,
+            params=settled,
             eos_token_ids=self._eos_token_ids,
             arrival_ns=arrival_ns,
             priority=priority,
@@ -113,9 +112,22 @@ class InputProcessor:
     ) -> CoreRequest:
         """Run `process` for a server: work of more than a millisecond runs on a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
-        if len(prompt) > LONG_TEXT or len(params.bad_words or ()) > MANY_WORDS:
+        words = params.bad_words if options.get("settled") is None else None
+        if len(prompt) > LONG_TEXT or len(words or ()) > MANY_WORDS:
             return await in_lane(LONG, call)
         return call()
+
+    def _settled(self, params: SamplingParams) -> SamplingParams:
+        """Check the parameters against the model, and add the tokens that their words stand for.
+
+        Raises `ParameterError`.
+        """
+        params.check_vocabulary(self.vocab_size)
+        params = params.with_limits(self.vocab_size, self.max_logprobs)
+        if params.bad_words:
+            sequences = self.tokenizer.bad_words(params.bad_words)
+            params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
+        return params
 
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool, request_id: str

@@ -19,6 +19,9 @@ from engine.text.tokenizer import Tokenizer
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
 from engine.trace.recorder import Recorder
 
+MANY_LOGPROBS = 1_000
+"""Log-probabilities that are converted and written in about a millisecond."""
+
 
 class Logprob(msgspec.Struct, kw_only=True):
     """Hold one token at one position, as the model itself rated it (before temperature and the
@@ -101,7 +104,7 @@ class RequestText:
         self.params = request.params
         self.prompt = prompt  # None if it was given as token ids
         self.prompt_token_ids = request.prompt_token_ids
-        self.prompt_logprobs: list[PositionLogprobs | None] | None = None
+        self.prompt_entries: list[TokenLogprobs | None] | None = None  # as the core sent them
         self.sequences = [SequenceText(i, request, tokenizer) for i in range(request.params.n)]
         self.num_cached_tokens = 0
         self.num_preemptions = 0
@@ -111,6 +114,29 @@ class RequestText:
         self.first_token_ns = 0  # set by the taker of the core's outputs, if wanted
         self.last_token_ns = 0
         self.error = ""
+        self._tokenizer = tokenizer
+        self._prompt_logprobs: list[PositionLogprobs | None] | None = None
+
+    @property
+    def prompt_logprobs(self) -> list[PositionLogprobs | None] | None:
+        """Return the log-probabilities of the prompt, once they are there; the first is None.
+
+        Those of a long prompt take a second: a server makes them off its event loop.
+        """
+        if self._prompt_logprobs is None and self.prompt_entries is not None:
+            self._prompt_logprobs = [
+                None if entry is None else _position(self._tokenizer, entry)
+                for entry in self.prompt_entries
+            ]
+        return self._prompt_logprobs
+
+    @property
+    def num_logprobs(self) -> int:
+        """Count the log-probabilities that are there, candidates included."""
+        params = self.params
+        of_prompt = len(self.prompt_entries or ()) * ((params.prompt_logprobs or 0) + 1)
+        tokens = sum(len(sequence.logprobs or ()) for sequence in self.sequences)
+        return of_prompt + tokens * ((params.logprobs or 0) + 1)
 
     @property
     def finished(self) -> bool:
@@ -170,9 +196,7 @@ class OutputProcessor:
         self._book_request(request, output)
         delta = self._add_tokens(request, sequence, output)
         if output.prompt_logprobs is not None:
-            request.prompt_logprobs = [
-                None if entry is None else self._position(entry) for entry in output.prompt_logprobs
-            ]
+            request.prompt_entries = output.prompt_logprobs
             delta.has_prompt_logprobs = True
         self._record_text(request, sequence, delta)
         return delta
@@ -239,29 +263,10 @@ class OutputProcessor:
         if sequence.logprobs is None or output.logprobs is None:
             return None
         ranked = sequence.candidates_ranked
-        new = [self._position(entry, ranked) for entry in output.logprobs[:num_taken]]
+        new = [_position(self.tokenizer, entry, ranked) for entry in output.logprobs[:num_taken]]
         sequence.logprobs.extend(new)
         sequence.cumulative_logprob += sum(position.chosen.logprob for position in new)
         return new
-
-    def _position(self, entry: TokenLogprobs, ranked: bool = True) -> PositionLogprobs:
-        """Convert the core's log-probabilities. `ranked`: candidates are the most probable, best
-        first."""
-        tops = enumerate(zip(entry.top_ids, entry.top_logprobs), start=1)
-        return PositionLogprobs(
-            chosen=self._logprob(entry.token_id, entry.logprob, entry.rank),
-            top=[self._logprob(i, value, rank if ranked else None) for rank, (i, value) in tops],
-        )
-
-    def _logprob(self, token_id: int, logprob: float, rank: int | None) -> Logprob:
-        token = self.tokenizer.token(token_id)
-        return Logprob(
-            token_id=token_id,
-            logprob=logprob,
-            rank=rank,
-            decoded_token=token.text,
-            bytes=token.bytes,
-        )
 
     def _record_text(self, request: RequestText, sequence: SequenceText, delta: TextDelta) -> None:
         if not self.recorder.wants_full(request.request_id):
@@ -289,3 +294,24 @@ class OutputProcessor:
         self.recorder.record(
             TextHeldBack(request_id=request_id, index=index, num_chars=num_chars, why=why)
         )
+
+
+def _position(tokenizer: Tokenizer, entry: TokenLogprobs, ranked: bool = True) -> PositionLogprobs:
+    """Convert the core's log-probabilities. `ranked`: candidates are the most probable, best
+    first."""
+    tops = enumerate(zip(entry.top_ids, entry.top_logprobs), start=1)
+    return PositionLogprobs(
+        chosen=_logprob(tokenizer, entry.token_id, entry.logprob, entry.rank),
+        top=[_logprob(tokenizer, i, value, rank if ranked else None) for rank, (i, value) in tops],
+    )
+
+
+def _logprob(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int | None) -> Logprob:
+    token = tokenizer.token(token_id)
+    return Logprob(
+        token_id=token_id,
+        logprob=logprob,
+        rank=rank,
+        decoded_token=token.text,
+        bytes=token.bytes,
+    )

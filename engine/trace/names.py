@@ -15,7 +15,7 @@ from engine.trace.wording import one_line
 SHORT_ENOUGH = 10  # an id of at most this many characters is its own short name
 NAMES_KEPT = 10_000
 
-_WORD = re.compile(r"[\w.-]*[\w-]")
+_WORD = re.compile(r"[\w.:-]*[\w-]")
 
 
 class Names:

@@ -121,7 +121,7 @@ def test_diversity() -> None:
 
 def test_requests_of_an_answer() -> None:
     assert client.owns("cmpl-7", "cmpl-7")
-    assert client.owns("cmpl-7", "cmpl-7.2") and client.owns("cmpl-7", "cmpl-7-0")
+    assert client.owns("cmpl-7", "cmpl-7.2") and client.owns("cmpl-7", "cmpl-7:1")
     assert not client.owns("cmpl-7", "cmpl-71")
     assert not client.owns("", "")
 

@@ -6,6 +6,12 @@ import json
 
 import pytest
 
+from engine.core.messages import CoreRequest
+from engine.sampling_params import SamplingParams
+from engine.server.answering.limits import Limits
+from engine.server.http.errors import ApiError
+from engine.server.routes import completions
+from engine.text.tokenizer import Tokenizer
 from tests.server.fake_engine import expected_text
 from tests.server.tiny_tokenizer import USER, VOCAB_SIZE
 
@@ -210,3 +216,70 @@ def test_more_candidates_than_the_engine_gives(server, number):
     body = {"messages": HI, "logprobs": True, "top_logprobs": number}
     error = server.refusal("/v1/chat/completions", **body)
     assert error["param"] == "top_logprobs" and "at most 20" in error["message"]
+
+
+# ------------------------------------------------------------------------------ many of them
+
+
+def test_what_choices_share_is_made_once(server, monkeypatch):
+    """The prompt's log-probabilities are converted and encoded once for all choices."""
+    made = []
+    real = completions.prompt_logprobs_json
+    monkeypatch.setattr(
+        completions, "prompt_logprobs_json", lambda of: made.append(len(of)) or real(of)
+    )
+    for more in ({}, {"stream": True}):
+        fields = {"prompt": "ab" * 100, "n": 16, "prompt_logprobs": 20, "max_tokens": 2, **more}
+        if more:
+            chunks = stream(server, "/v1/completions", **fields)
+            told = [c["choices"][0].get("prompt_logprobs") for c in chunks if c["choices"]]
+            told = [each for each in told if each]
+        else:
+            told = [c["prompt_logprobs"] for c in server.complete(**fields)["choices"]]
+        assert len(told) == 16 and all(each == told[0] for each in told) and told[0][0] is None
+        assert [len(each) for each in told[0][1:]] == [20] * 199
+    assert made == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ["ab" * 250] * 8, "n": 128, "prompt_logprobs": 20}, "prompt_logprobs"),
+        ({"prompt": ["ab" * 250] * 8, "n": 128, "logprobs": 20, "echo": True}, "prompt_logprobs"),
+        ({"prompt": ["a"] * 8, "n": 128, "logprobs": 20, "max_tokens": 500}, "logprobs"),
+    ],
+)
+def test_too_many_log_probabilities_are_refused(server, fields, param):
+    error = server.refusal(**{"max_tokens": 1, **fields})
+    assert error["param"] == param and "at most 2,097,152" in error["message"], error
+    assert "n or max_tokens" in error["message"]
+    server.wait_until_idle()
+
+
+def test_as_many_as_one_long_answer_may_have_are_always_given():
+    limits = Limits(max_model_len=131_072)
+    params = SamplingParams(max_tokens=None, logprobs=20)
+    request = CoreRequest(request_id="r", prompt_token_ids=[1], params=params)
+    limits.check_logprobs([request], "logprobs", 1)
+    with pytest.raises(ApiError, match=r"5,504,\d{3} log-probabilities, 0 of them the prompt's"):
+        limits.check_logprobs([request, request], "top_logprobs", 1)
+
+
+def test_the_words_of_several_prompts_are_tokenized_once(server, monkeypatch):
+    asked = []
+    real = Tokenizer.bad_words
+    monkeypatch.setattr(
+        Tokenizer, "bad_words", lambda self, words: asked.append(len(words)) or real(self, words)
+    )
+    words = [f"word{i}" for i in range(100)]
+    server.complete(["a"] * 16, max_tokens=2, bad_words=words)
+    assert asked == [100]
+    error = server.refusal(prompt=["a"] * 600, allowed_token_ids=[1] * 200, bad_words=words * 3)
+    assert error["param"] == "bad_words" and "300 entries for 600 prompts" in error["message"]
+
+
+def test_the_record_says_why_the_other_prompts_were_refused(server):
+    server.refusal(prompt=["fine", "a" * 600], max_tokens=1, request_id="both")
+    lines = server.http.get("/trace?request_id=cmpl-both").text.splitlines()
+    whys = [e["why"] for e in map(json.loads, lines) if e["kind"] == "request.refused"]
+    assert len(whys) == 2 and all("600 tokens" in why for why in whys), whys

@@ -76,15 +76,35 @@ def test_what_can_not_be_sent_is_refused_and_takes_nothing(slow, fields):
 
 @pytest.mark.parametrize("prompt", ["b", ["b", "c"]])
 def test_a_second_request_with_an_id_in_use_harms_nobody(slow, prompt):
-    first = slow.http.stream("POST", "/v1/completions", json={**SLOW, "request_id": "same-0"})
+    first = slow.http.stream("POST", "/v1/completions", json={**SLOW, "request_id": "same"})
     with first as answer:
         lines = answer.iter_lines()
         got = [next(lines)]
-        name = "same-0" if prompt == "b" else "same"  # its prompts are same-0 and same-1
-        error = slow.refusal(prompt=prompt, max_tokens=2, request_id=name)
-        assert error["param"] == "request_id" and "cmpl-same-0" in error["message"]
+        error = slow.refusal(prompt=prompt, max_tokens=2, request_id="same")
+        assert error["param"] == "request_id" and "cmpl-same" in error["message"]
         assert text_of([*got, *lines]) == expected_text(b"a", 40)
-    assert slow.complete("b", max_tokens=2, request_id="same-0")["id"] == "cmpl-same-0"
+    assert slow.complete("b", max_tokens=2, request_id="same")["id"] == "cmpl-same"
+    expect_idle(slow)
+
+
+def test_no_id_that_a_client_may_choose_is_that_of_anothers_prompt(slow):
+    """Two prompts of one request beside requests whose ids are as near to theirs as can be."""
+    body = {**SLOW, "prompt": ["a", "b"], "request_id": "near"}
+    with slow.http.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        got = [next(lines)]
+        assert {e.id for e in slow.service.client.requests} == {"cmpl-near", "cmpl-near:1"}
+        for name in ("near-0", "near-1", "near1", "near_1"):
+            other = slow.complete("c", max_tokens=3, request_id=name)
+            assert other["choices"][0]["text"] == expected_text(b"c", 3)
+        for name in ("near:1", "near.1", "near 1", ""):
+            assert slow.refusal(prompt="c", request_id=name)["param"] == "request_id"
+        texts = {0: "", 1: ""}
+        for line in [*got, *lines]:
+            if line.startswith("data: {"):
+                choice = json.loads(line[6:])["choices"][0]
+                texts[choice["index"]] += choice["text"]
+    assert texts == {0: expected_text(b"a", 40), 1: expected_text(b"b", 40)}
     expect_idle(slow)
 
 

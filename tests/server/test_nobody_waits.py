@@ -53,6 +53,25 @@ ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
     "long stops, 128 times": (
         COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 2, "stop": ["s" * 1_024] * 4},
     ),
+    "1,024 bad words for 256 prompts": (
+        COMPLETIONS, {"prompt": ["a"] * 256, "max_tokens": 1, "bad_words": WORDS[:1_024]},
+    ),
+    "as many log-probabilities as are given": (
+        COMPLETIONS,
+        {"prompt": "ab" * 250, "n": 128, "max_tokens": 1, "prompt_logprobs": 20},
+    ),
+    "as many, echoed": (
+        COMPLETIONS,
+        {"prompt": "ab" * 250, "n": 128, "max_tokens": 1, "logprobs": 20, "echo": True},
+    ),
+    "as many, in a stream": (
+        COMPLETIONS,
+        {"prompt": "ab" * 250, "n": 128, "max_tokens": 1, "prompt_logprobs": 20, "stream": True},
+    ),
+    "more log-probabilities": (
+        COMPLETIONS,
+        {"prompt": ["ab" * 250] * 8, "n": 128, "max_tokens": 1, "prompt_logprobs": 20},
+    ),
     "a million allowed tokens": (
         COMPLETIONS, {"prompt": "a", "allowed_token_ids": [65] * 1_000_000},
     ),

@@ -68,7 +68,7 @@ def test_a_name_is_not_the_beginning_of_another(crowd):
 
 
 def test_several_names_and_the_prompts_of_one_request(crowd):
-    assert owners(read(crowd, "cmpl-pair")) == {"cmpl-pair-0", "cmpl-pair-1"}
+    assert owners(read(crowd, "cmpl-pair")) == {"cmpl-pair", "cmpl-pair:1"}
     assert owners(read(crowd, "cmpl-late", "cmpl-other")) == {"cmpl-late", "cmpl-other"}
 
 

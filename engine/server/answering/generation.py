@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from fastapi import Request
 
 from engine.core.messages import CoreOutput, CoreRequest
-from engine.sampling_params import ParameterError
+from engine.sampling_params import ParameterError, SamplingParams
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.errors import ApiError, bad_request
 from engine.server.link.mailbox import Mailbox
@@ -25,6 +25,7 @@ from engine.server.telemetry.metrics import RequestClock
 from engine.text.errors import TextError
 from engine.text.output import RequestText, TextDelta, Usage
 from engine.trace.events import RequestRefused
+from engine.trace.sequences import prompt_name
 
 AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -74,7 +75,7 @@ class Generation:
         """
         ignored = body.check()
         body.take_defaults(self.service.defaults.sampling)
-        body.sampling_params()  # finds wrong parameters before anything else is done
+        params = body.sampling_params()  # finds wrong ones before anything else is done
         if body.num_logprobs is not None:
             self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
         self.service.warn_of_unknown(ignored)
@@ -83,9 +84,13 @@ class Generation:
         for entry, prompt in zip(self._entries, prompts):
             if requests:
                 await asyncio.sleep(0)  # other requests get a turn between two prompts
+            settled = requests[0].params if requests else None  # made once for all prompts
             requests.append(
-                await self._tokenize(http, body, entry, prompt, add_special_tokens, ignored)
+                await self._tokenize(
+                    http, body, entry, prompt, params, settled, add_special_tokens, ignored
+                )
             )
+        self.service.limits.check_logprobs(requests, body.LOGPROBS, body.times_prompt_logprobs)
         for place, (request, prompt) in enumerate(zip(requests, prompts)):
             if place % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
@@ -112,11 +117,9 @@ class Generation:
             names = [given, own] if _ID.fullmatch(given) else [own]
         for name in names:
             self.id = prefix + name
-            places = [f"{self.id}-{place}" for place in range(num_prompts)]
+            ids = [prompt_name(self.id, place) for place in range(num_prompts)]
             try:
-                self._entries = self.service.client.claim(
-                    [self.id] if num_prompts == 1 else places, self._mailbox
-                )
+                self._entries = self.service.client.claim(ids, self._mailbox)
                 return
             except IdInUse as clash:
                 problem = bad_request(f"request_id {clash.request_id!r} is in use.", "request_id")
@@ -128,6 +131,8 @@ class Generation:
         body: GenerationRequest,
         entry: OpenRequest,
         prompt: str | list[int],
+        params: SamplingParams,
+        settled: SamplingParams | None,
         add_special_tokens: bool,
         ignored: list[str],
     ) -> CoreRequest:
@@ -140,7 +145,8 @@ class Generation:
         try:
             return await self.text.input.process_async(
                 prompt,
-                body.sampling_params(),
+                params,
+                settled=settled,
                 request_id=entry.id,
                 add_special_tokens=add_special_tokens,
                 priority=body.priority,

@@ -6,9 +6,11 @@ from the model are exact: a longer value could never be served.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from engine.core.messages import CoreRequest
+from engine.sampling_params import MAX_LOGPROBS, WHOLE_VOCABULARY
 from engine.server.answering.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -30,9 +32,16 @@ MOST_KEY_CHARACTERS = 128
 MOST_MESSAGES = 8_192
 MOST_SEQUENCES = 1_024
 """Answers that one request may ask for: its prompts times `n`."""
+MOST_RULES = 262_144
+"""Entries of the lists of parameters (allowed_token_ids, bad_words, …), times the prompts."""
+MOST_LOGPROBS = 2_097_152
+"""Log-probabilities in one answer, candidates included: some 150 MB of JSON."""
 MOST_LEVELS = 32
 LEAST_PROMPT_CHARACTERS = 65_536  # allowed with every model: so many take milliseconds
 LEAST_TOKENS = 131_072  # tokens that /detokenize takes with every model
+
+
+RULES = ("allowed_token_ids", "logit_bias", "bad_words", "stop_token_ids", "logprob_token_ids")
 
 
 class Bound(NamedTuple):
@@ -46,7 +55,7 @@ class Limits:
     """Hold the limits of each field, for one model.
 
     `longest_token`: characters of the longest token of the vocabulary. `max_prompts`: prompts that
-    the queue could ever hold.
+    the queue could ever hold. `max_logprobs`: candidates beside a token, −1 for no limit.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class Limits:
         vocab_size: int = 2**20,
         longest_token: int = 16,
         max_prompts: int = 1_024,
+        max_logprobs: int = MAX_LOGPROBS,
     ):
         characters = max(max_model_len * longest_token, LEAST_PROMPT_CHARACTERS)
         self.prompt_characters = characters
@@ -64,6 +74,10 @@ class Limits:
             else f"the context is {max_model_len:,} tokens"
         )
         self._max_prompts = max_prompts
+        self._max_model_len = max_model_len
+        candidates = vocab_size if max_logprobs == WHOLE_VOCABULARY else max_logprobs
+        # One answer as long as the context may always have as many as --max-logprobs allows.
+        self._most_logprobs = max(MOST_LOGPROBS, (candidates + 1) * max_model_len)
         self._default = Bound()
         self._bounds = {
             "prompt": Bound(characters, max(max_model_len, LEAST_TOKENS)),
@@ -116,6 +130,31 @@ class Limits:
                 field,
             )
 
+    def check_logprobs(self, requests: Sequence[CoreRequest], field: str, copies: int) -> None:
+        """Raise `ApiError` 400 if an answer may have more log-probabilities than one can hold.
+
+        `field` asks for those of the answer's tokens; `copies`: how often the answer has those of
+        its prompts.
+        """
+        of_prompts = of_answers = 0
+        for request in requests:
+            params, length = request.params, len(request.prompt_token_ids)
+            if params.prompt_logprobs is not None:
+                of_prompts += copies * (params.prompt_logprobs + 1) * length
+            if params.logprobs is not None:
+                candidates = max(params.logprobs, len(params.logprob_token_ids or ()))
+                room = self._max_model_len - length
+                tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+                of_answers += params.n * (candidates + 1) * tokens
+        if of_prompts + of_answers > self._most_logprobs:
+            raise bad_request(
+                f"The answer may have {of_prompts + of_answers:,} log-probabilities, {of_prompts:,}"
+                f" of them the prompt's, and an answer has at most {self._most_logprobs:,}. Ask for"
+                f" fewer, with a smaller {field}, prompt_logprobs, n or max_tokens, or send fewer"
+                " or shorter prompts.",
+                "prompt_logprobs" if of_prompts > of_answers else field,
+            )
+
     def _check(self, value: str | list[Any] | dict[str, Any], bound: Bound, path: str) -> None:
         if isinstance(value, str):
             if len(value) > bound.characters == self.prompt_characters:
@@ -155,6 +194,16 @@ class Limits:
                 f"n is {n} for {prompts:,} prompts, {prompts * n:,} answers; a request may ask for "
                 f"at most {MOST_SEQUENCES:,}. Send several requests.",
                 "n",
+            )
+        rules = {
+            name: len(body[name]) for name in RULES if isinstance(body.get(name), (list, dict))
+        }
+        if prompts > 1 and prompts * sum(rules.values()) > MOST_RULES:
+            most = max(rules, key=rules.__getitem__)
+            raise bad_request(
+                f"{most} has {rules[most]:,} entries for {prompts:,} prompts; entries times prompts"
+                f" may be at most {MOST_RULES:,}. Send several requests.",
+                most,
             )
 
 

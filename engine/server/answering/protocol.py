@@ -196,6 +196,11 @@ class GenerationRequest(Body):
         raise NotImplementedError
 
     @property
+    def times_prompt_logprobs(self) -> int:
+        """Return how often the answer has the log-probabilities of each prompt."""
+        return 1
+
+    @property
     def num_logprobs(self) -> int | None:
         raise NotImplementedError
 
@@ -219,6 +224,11 @@ class CompletionRequest(GenerationRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def times_prompt_logprobs(self) -> int:
+        echoed = bool(self.echo) and self.logprobs is not None
+        return (self.n or 1) * (echoed + (self.prompt_logprobs is not None))
 
     def sampling_params(self) -> SamplingParams:
         params = super().sampling_params()

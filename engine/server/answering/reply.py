@@ -13,11 +13,16 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from engine.sampling_params import ParameterError
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import json_response
+from engine.server.http.errors import ApiError
 from engine.server.http.sse import EventStream, unless_left
 from engine.server.service import Service
+from engine.text.errors import TextError
+from engine.text.lanes import LONG, in_lane
+from engine.text.output import MANY_LOGPROBS
 
 
 class Answer(Protocol):
@@ -64,9 +69,20 @@ class Reply(Response):
                 await EventStream(answer.chunks(), self.service.heartbeat_s)(scope, receive, send)
             else:
                 await unless_left(receive, generation.run())
-                await json_response(answer.whole())(scope, receive, send)
+                response = await self._written(generation, answer)
+                await response(scope, receive, send)
+        except (ApiError, ParameterError, TextError) as error:
+            generation.close(str(error))
+            raise
         finally:
             generation.close()
+
+    @staticmethod
+    async def _written(generation: Generation, answer: Answer) -> Response:
+        """Write the answer; a long one not on the event loop."""
+        if sum(request.num_logprobs for request in generation.requests) > MANY_LOGPROBS:
+            return await in_lane(LONG, lambda: json_response(answer.whole()))
+        return json_response(answer.whole())
 
     async def _start(self, generation: Generation) -> None:
         prompts = await self.prompts()

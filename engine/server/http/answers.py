@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from engine.text.output import PositionLogprobs, Usage
 
+PIECE_BYTES = 2**20
 LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 
 
@@ -39,28 +42,26 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 def prompt_logprobs_json(
     positions: Sequence[PositionLogprobs | None] | None,
-) -> list[dict[str, dict[str, Any]] | None] | None:
-    """Return the probable tokens at each position of the prompt, by token id; None for the
+) -> msgspec.Raw | None:
+    """Encode the probable tokens at each position of the prompt, by token id; None for the
     first."""
-    if positions is None:
+    return None if positions is None else encoded(map(_by_id, positions))
+
+
+def _by_id(position: PositionLogprobs | None) -> dict[str, dict[str, Any]] | None:
+    if position is None:
         return None
-    answer: list[dict[str, dict[str, Any]] | None] = []
-    for position in positions:
-        if position is None:
-            answer.append(None)
-            continue
-        by_id: dict[str, dict[str, Any]] = {}
-        for candidate in [*position.top, position.chosen]:
-            by_id.setdefault(
-                str(candidate.token_id),
-                {
-                    "logprob": visible_logprob(candidate.logprob),
-                    "rank": candidate.rank,
-                    "decoded_token": candidate.decoded_token,
-                },
-            )
-        answer.append(by_id)
-    return answer
+    by_id: dict[str, dict[str, Any]] = {}
+    for candidate in [*position.top, position.chosen]:
+        by_id.setdefault(
+            str(candidate.token_id),
+            {
+                "logprob": visible_logprob(candidate.logprob),
+                "rank": candidate.rank,
+                "decoded_token": candidate.decoded_token,
+            },
+        )
+    return by_id
 
 
 class ChunkWriter:
@@ -74,5 +75,33 @@ class ChunkWriter:
         return self._head + msgspec.json.encode(rest)[1:]
 
 
+class JsonResponse(Response):
+    """Send encoded JSON; a long one in pieces, so that other clients are served between them."""
+
+    media_type = "application/json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.body) <= PIECE_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        for start in range(0, len(self.body), PIECE_BYTES):
+            piece = bytes(self.body[start : start + PIECE_BYTES])
+            more = start + PIECE_BYTES < len(self.body)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+            await asyncio.sleep(0)
+
+
+def encoded(parts: Iterable[Any]) -> msgspec.Raw:
+    """Encode a list entry by entry: one long call of the encoder would stop all threads."""
+    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(part) for part in parts) + b"]")
+
+
 def json_response(body: Any) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    return JsonResponse(msgspec.json.encode(body))

@@ -25,14 +25,14 @@ _step_of = msgspec.json.Decoder(_Head).decode
 def lines_about(lines: Iterable[bytes], request_ids: Iterable[str]) -> Iterator[bytes]:
     """Yield every event about one of the requests, in order, one line of JSON each.
 
-    Included are events that name the request, a sequence of it ("x.1") or a prompt of it ("x-0");
+    Included are events that name the request, a sequence of it ("x.1") or a prompt of it ("x:1");
     the steps that computed for them, to their end; and the engine's facts. This is enough for the
     life of these requests, but not for a replay: the other requests are left out.
     """
     wanted = [name.encode() for name in request_ids]
     # No letter may stand before or after a name: cmpl-1 is not cmpl-12.
     names = re.compile(
-        rb"(?<![\w-])(?:" + b"|".join(map(re.escape, wanted)) + rb")(?:[.-]\d+)*(?![\w-])"
+        rb"(?<![\w-])(?:" + b"|".join(map(re.escape, wanted)) + rb")(?::\d+)?(?:\.\d+)?(?![\w-])"
     )
     steps: set[int] = set()
     for line in lines:

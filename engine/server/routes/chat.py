@@ -18,13 +18,15 @@ from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,
+    encoded,
     prompt_logprobs_json,
     token_name,
     usage_json,
     visible_logprob,
 )
 from engine.server.service import Service
-from engine.text.output import Logprob, PositionLogprobs, SequenceText
+from engine.text.lanes import LONG, in_lane
+from engine.text.output import MANY_LOGPROBS, Logprob, PositionLogprobs, SequenceText
 
 
 def router(service: Service) -> APIRouter:
@@ -72,10 +74,14 @@ class ChatAnswer:
 
     def whole(self) -> dict[str, Any]:
         """Write the one body of an answer that isn't streamed."""
-        choices = []
-        for sequence in self.request.sequences:
-            message = {"role": "assistant", "content": sequence.text}
-            choices.append({"index": sequence.index, "message": message, **self._rest(sequence)})
+        choices = encoded(
+            {
+                "index": sequence.index,
+                "message": {"role": "assistant", "content": sequence.text},
+                **self._rest(sequence),
+            }
+            for sequence in self.request.sequences
+        )
         answer = {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
         return {**answer, **self._prompt_extras()}
 
@@ -87,7 +93,12 @@ class ChatAnswer:
             pieces = []
             for _, delta in deltas:
                 if extras is None:
-                    extras = self._prompt_extras()
+                    long = self.request.num_logprobs > MANY_LOGPROBS
+                    extras = (
+                        await in_lane(LONG, self._prompt_extras)
+                        if long
+                        else (self._prompt_extras())
+                    )
                 # Tokens whose text is held back are sent with the next text.
                 if not delta.text and delta.finish_reason is None:
                     continue

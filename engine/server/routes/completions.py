@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -16,6 +18,7 @@ from engine.server.answering.protocol import CompletionRequest
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import (
     ChunkWriter,
+    encoded,
     prompt_logprobs_json,
     token_name,
     usage_json,
@@ -23,8 +26,9 @@ from engine.server.http.answers import (
 )
 from engine.server.service import Service
 from engine.text.detokenizer import answer_detokenizer
+from engine.text.lanes import LONG, in_lane
 from engine.text.offsets import TextOffsets, prompt_offsets
-from engine.text.output import PositionLogprobs, RequestText
+from engine.text.output import MANY_LOGPROBS, PositionLogprobs, RequestText
 
 
 def router(service: Service) -> APIRouter:
@@ -50,17 +54,84 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
+class Tokens(NamedTuple):
+    """Hold what this API tells of some tokens, a list for each column."""
+
+    names: list[str]
+    values: list[float | None]
+    tops: list[dict[str, float] | None]
+    offsets: list[int]
+
+    def before(self, later: Tokens) -> Tokens:
+        """Return these, and then `later` ones."""
+        return Tokens(
+            self.names + later.names,
+            self.values + later.values,
+            self.tops + later.tops,
+            self.offsets + later.offsets,
+        )
+
+    def json(self) -> dict[str, Any]:
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        return dict(zip(names, self))
+
+
+class PromptPart:
+    """Hold what all choices of one prompt begin with. Each part is made when it is first asked for,
+    once."""
+
+    def __init__(self, answer: CompletionAnswer, place: int):
+        self.answer = answer
+        self.request: RequestText = answer.generation.requests[place]
+
+    @cached_property
+    def echo(self) -> str:
+        """Return the echoed prompt: as sent, unless it was token ids or was truncated."""
+        if not self.answer.body.echo:
+            return ""
+        request = self.request
+        if request.prompt is not None and request.params.truncate_prompt_tokens is None:
+            return request.prompt
+        return self.answer.tokenizer.decode(
+            request.prompt_token_ids, request.params.skip_special_tokens
+        )
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Return the tokens of an echoed prompt; the first has only itself."""
+        ids, tokenizer = self.request.prompt_token_ids, self.answer.tokenizer
+        told = Tokens([], [], [], prompt_offsets(tokenizer, ids, self.echo))
+        for position in self.request.prompt_logprobs or []:
+            if position is None:
+                told.names.append(self.answer.token_name(ids[0], tokenizer.token(ids[0]).text))
+                told.values.append(None)
+                told.tops.append(None)
+            else:
+                self.answer.tell(position, told)
+        return told
+
+    @cached_property
+    def logprobs(self) -> msgspec.Raw | None:
+        return prompt_logprobs_json(self.request.prompt_logprobs)
+
+    def make(self) -> None:
+        """Make what a long prompt needs time for."""
+        body = self.answer.body
+        if body.echo and body.logprobs is not None:
+            _ = self.tokens
+        if body.prompt_logprobs is not None:
+            _ = self.logprobs
+
+
 class Choice:
     """Track one answer, choice number prompt · n + sequence: what of it has been written so far."""
 
-    def __init__(self, answer: CompletionAnswer, place: int, sequence: int):
-        body = answer.body
-        self.answer = answer
-        self.request: RequestText = answer.generation.requests[place]
-        self.sequence = self.request.sequences[sequence]
+    def __init__(self, part: PromptPart, place: int, sequence: int):
+        body = part.answer.body
+        self.part = part
+        self.sequence = part.request.sequences[sequence]
         self.number = place * (body.n or 1) + sequence
         self.started = False
-        self.echoed = ""  # the prompt, once it has been written before the text
         self.num_tokens = 0  # tokens written so far
         self.offsets: TextOffsets | None = None  # of the tokens, once some are written
 
@@ -69,13 +140,12 @@ class Choice:
 
         An echoed prompt is written before the first piece.
         """
-        body, sequence, request = self.answer.body, self.sequence, self.request
+        part, sequence = self.part, self.sequence
+        body, request = part.answer.body, part.request
         first, self.started = not self.started, True
-        if first and body.echo:
-            self.echoed = self.answer.prompt_text(request)
         choice: dict[str, Any] = {
             "index": self.number,
-            "text": self.echoed + text if first else text,
+            "text": part.echo + text if first else text,
             "logprobs": None if body.logprobs is None else self._logprobs(first),
             "finish_reason": sequence.finish_reason,
             "stop_reason": sequence.stop_reason,
@@ -83,7 +153,7 @@ class Choice:
             "token_ids": None,
         }
         if first and body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs_json(request.prompt_logprobs)
+            choice["prompt_logprobs"] = part.logprobs
         if body.return_token_ids:
             choice["token_ids"] = sequence.token_ids[self.num_tokens :]
             if first:
@@ -92,49 +162,22 @@ class Choice:
         return choice
 
     def _logprobs(self, first: bool) -> dict[str, Any]:
-        """Return the four lists of this API for the tokens since the last piece.
-
-        Before them come those of an echoed prompt; its first token has only itself.
-        """
-        answer, request, sequence = self.answer, self.request, self.sequence
-        positions: list[PositionLogprobs | None] = []
-        offsets: list[int] = []
-        tokenizer = answer.generation.text.tokenizer
-        if first and answer.body.echo:
-            positions += request.prompt_logprobs or []
-            offsets += prompt_offsets(tokenizer, request.prompt_token_ids, self.echoed)
-        new = (sequence.logprobs or [])[self.num_tokens :]
-        positions += new
+        """Return what is told of the tokens since the last piece; before them come those of an
+        echoed prompt."""
+        part, request = self.part, self.part.request
+        new = (self.sequence.logprobs or [])[self.num_tokens :]
         if self.offsets is None:
-            detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, request.params)
-            self.offsets = TextOffsets(detokenizer, len(self.echoed))
-        offsets += [self.offsets.take(position.chosen.token_id) for position in new]
-        name = answer.token_name
-        tokens: list[str] = []
-        values: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
-        for position in positions:
-            if position is None:
-                first_id = request.prompt_token_ids[0]
-                tokens.append(name(first_id, tokenizer.token(first_id).text))
-                values.append(None)
-                tops.append(None)
-                continue
-            chosen = position.chosen
-            tokens.append(name(chosen.token_id, chosen.decoded_token))
-            values.append(visible_logprob(chosen.logprob))
-            # Best first: if two tokens have the same text, the better one keeps the name.
-            top: dict[str, float] = {}
-            for candidate in [*position.top, chosen]:
-                own = name(candidate.token_id, candidate.decoded_token)
-                top.setdefault(own, visible_logprob(candidate.logprob))
-            tops.append(top)
-        return {
-            "tokens": tokens,
-            "token_logprobs": values,
-            "top_logprobs": tops,
-            "text_offset": offsets,
-        }
+            detokenizer = answer_detokenizer(
+                part.answer.tokenizer, request.prompt_token_ids, request.params
+            )
+            self.offsets = TextOffsets(detokenizer, len(part.echo))
+        told = Tokens([], [], [], [])
+        for position in new:
+            part.answer.tell(position, told)
+            told.offsets.append(self.offsets.take(position.chosen.token_id))
+        if first and part.answer.body.echo:
+            told = part.tokens.before(told)
+        return told.json()
 
 
 class CompletionAnswer:
@@ -151,18 +194,32 @@ class CompletionAnswer:
             "model": generation.service.config.model_name,
         }
         self.writer = ChunkWriter(self.head)
+        self.tokenizer = generation.text.tokenizer
+        self.parts = [PromptPart(self, place) for place in range(len(generation.requests))]
         self.choices = {
-            (place, sequence): Choice(self, place, sequence)
-            for place in range(len(generation.requests))
+            (place, sequence): Choice(part, place, sequence)
+            for place, part in enumerate(self.parts)
             for sequence in range(body.n or 1)
         }
 
+    def tell(self, position: PositionLogprobs, told: Tokens) -> None:
+        """Add what this API tells of a token to `told`, but for its offset."""
+        chosen, name = position.chosen, self.token_name
+        told.names.append(name(chosen.token_id, chosen.decoded_token))
+        told.values.append(visible_logprob(chosen.logprob))
+        # Best first: if two tokens have the same text, the better one keeps the name.
+        top: dict[str, float] = {}
+        for candidate in [*position.top, chosen]:
+            own = name(candidate.token_id, candidate.decoded_token)
+            top.setdefault(own, visible_logprob(candidate.logprob))
+        told.tops.append(top)
+
     def whole(self) -> dict[str, Any]:
         """Write the one body of an answer that isn't streamed."""
-        choices = [
+        choices = encoded(
             {"prompt_logprobs": None, **choice.write(choice.sequence.text)}
             for choice in self.choices.values()
-        ]
+        )
         return {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
 
     async def chunks(self) -> AsyncIterator[list[bytes]]:
@@ -171,10 +228,17 @@ class CompletionAnswer:
         async for deltas in generation.arrivals():
             pieces = []
             for place, delta in deltas:
-                choice = self.choices[place, delta.index]
+                choice, part = self.choices[place, delta.index], self.parts[place]
                 # Tokens whose text is held back are sent with the next text.
-                if delta.text or delta.finish_reason or (body.echo and not choice.started):
-                    pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
+                if not (delta.text or delta.finish_reason or (body.echo and not choice.started)):
+                    continue
+                long = not choice.started and part.request.num_logprobs > MANY_LOGPROBS
+                if long:
+                    await in_lane(LONG, part.make)
+                pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
+                if long:  # others get a turn before the next one
+                    yield pieces
+                    pieces = []
             if pieces:
                 yield pieces
         if body.include_usage:
@@ -187,11 +251,3 @@ class CompletionAnswer:
         elif self.body.include_usage:
             chunk["usage"] = None
         return self.writer.chunk(chunk)
-
-    def prompt_text(self, request: RequestText) -> str:
-        """Return the prompt to echo: as it was sent, unless it was token ids or was truncated."""
-        if request.prompt is not None and request.params.truncate_prompt_tokens is None:
-            return request.prompt
-        return self.generation.text.tokenizer.decode(
-            request.prompt_token_ids, request.params.skip_special_tokens
-        )

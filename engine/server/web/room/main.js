@@ -269,7 +269,7 @@ class Room {
 
   /** A recorded text with the log's short names in place of long ids. */
   plain(text) {
-    return text.replace(/[\w.-]*[\w-]/g, (word) => this.ledger.sequences.get(word)?.label ?? word);
+    return text.replace(/[\w.:-]*[\w-]/g, (word) => this.ledger.sequences.get(word)?.label ?? word);
   }
 
   status(state, detail) {
