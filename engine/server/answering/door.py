@@ -103,12 +103,12 @@ def read_body(body: bytes, limits: Limits) -> Any:
         ) from None
     if isinstance(content, dict):
         try:  # the parser takes more levels than the functions that walk through them
+            limits.check(content)
             if b"\\u" in body or _LONG_NUMBER in body.translate(_DIGITS):
                 content = {
                     _checked_key(name, ""): _mended(value, name, name in FOR_THE_MODEL)
                     for name, value in content.items()
                 }
-            limits.check(content)
         except RecursionError:
             raise bad_request("The body is nested too deeply.") from None
     return content

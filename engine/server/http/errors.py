@@ -17,6 +17,7 @@ from loguru import logger
 from starlette.exceptions import HTTPException
 
 from engine.sampling_params import ParameterError
+from engine.text.characters import mended
 from engine.text.errors import TextError
 
 TYPES = {
@@ -38,7 +39,7 @@ MOST_OF_A_PATH = 200
 
 
 def _clipped(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
+    return mended(text if len(text) <= most else f"{text[:most]}…")
 
 
 class ApiError(Exception):

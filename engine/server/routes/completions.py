@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
@@ -236,9 +237,10 @@ class CompletionAnswer:
                 if long:
                     await in_lane(LONG, part.make)
                 pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
-                if long:  # others get a turn before the next one
+                if long:
                     yield pieces
                     pieces = []
+                    await asyncio.sleep(0)  # other requests get a turn before the next choice
             if pieces:
                 yield pieces
         if body.include_usage:
