@@ -32,7 +32,7 @@ MOST_KEY_CHARACTERS = 128
 MOST_MESSAGES = 8_192
 MOST_SEQUENCES = 1_024
 """Answers that one request may ask for: its prompts times `n`."""
-MOST_RULES = 262_144  # cost of the lists of parameters, see `RULES`, times the prompts
+MOST_RULES = 400_000  # cost of the lists of parameters, see `RULES`, times the prompts
 MOST_LOGPROBS = 2_097_152
 """Log-probabilities in one answer, candidates included: some 150 MB of JSON."""
 MOST_LEVELS = 32
