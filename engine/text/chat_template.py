@@ -102,7 +102,7 @@ class ChatTemplate:
         try:
             text = self._of_its_name(template, extra.get("tools"))
             return render_conversation(
-                render, text, conversation, variables, continue_final_message
+                render, text, conversation, variables, continue_final_message, _parts(messages)
             )
         except TextError:
             raise
@@ -162,6 +162,16 @@ def _conversation(messages: Sequence[Message], template: str) -> list[dict[str, 
             made["tool_calls"] = parsed_tool_calls(message["tool_calls"], f"{path}.tool_calls")
         conversation.append(made)
     return conversation
+
+
+def _parts(messages: Sequence[Message]) -> dict[int, list[Any]]:
+    """Return the text parts of each message that has several, by its place."""
+    contents = {place: message.get("content") for place, message in enumerate(messages)}
+    return {
+        place: list(content)
+        for place, content in contents.items()
+        if isinstance(content, list | tuple) and len(content) > 1
+    }
 
 
 def _content(message: Message, path: str) -> str:

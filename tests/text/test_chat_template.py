@@ -30,9 +30,29 @@ def test_continue_the_final_message(chat):
     assert error.value.param == "continue_final_message"
 
 
-def test_text_parts_are_joined(chat):
+def test_text_parts_are_joined_unless_the_template_reads_them(chat):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert "<|user|>one\ntwo</s>" in chat.render([{"role": "user", "content": parts}])
+    talk = [{"role": "user", "content": parts}]
+    assert "<|user|>one\ntwo</s>" in chat.render(talk)
+    reads = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert chat.render(talk, chat_template=reads) == "onetwo"
+    assert chat.render(talk, chat_template="{{ messages[0].content }}") == "one\ntwo"
+    assert chat.render(talk, chat_template="{{ '' + messages[0].content }}") == "one\ntwo"
+
+
+def test_a_template_may_want_the_arguments_of_calls_as_strings(chat):
+    function = {"name": "f", "arguments": '{"é": 1}'}
+    talk = [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
+    call = "messages[0].tool_calls[0].function"
+    strings = "{{ '' + " + call + ".arguments }}"
+    assert chat.render(talk, chat_template=strings) == '{"é": 1}'
+    objects = "{{ " + call + ".arguments | tojson }}"
+    assert chat.render(talk, chat_template=objects) == '{"é": 1}'
+    with pytest.raises(TextError, match="'dict object' has no attribute 'x'"):
+        chat.render(talk, chat_template="{{ '' + " + call + ".arguments.x.y }}")
 
 
 @pytest.mark.parametrize(

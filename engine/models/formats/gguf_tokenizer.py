@@ -1,8 +1,12 @@
 """Make transformers' tokenizer files from the vocabulary in a GGUF file.
 
-Byte-level BPE (`tokenizer.ggml.model` "gpt2"): tokens in GPT-2's alphabet of bytes, and merges. The
-file names only by a word, `tokenizer.ggml.pre`, how text is cut before it is merged. An unknown
-word is refused, because a wrong cut gives other tokens without any sign of it.
+Three kinds of vocabulary (`tokenizer.ggml.model`), all of them byte-pair encoding:
+
+- "gpt2": tokens in GPT-2's alphabet of bytes, merges, and a word for how text is cut first;
+- "llama" (SentencePiece): tokens with "▁" for a space and a score each, which gives the merges;
+- "gemma4": the tokens of SentencePiece with merges.
+
+Others belong to models that aren't served, and are refused by name.
 """
 
 from __future__ import annotations
@@ -10,19 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 from engine.models.errors import ModelError
+from engine.models.formats.gguf_cuts import BYTE_LEVEL, CUTS, ONE_LINE, steps
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens that are found in text unchanged
-
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [{**BYTE_LEVEL, "use_regex": True}],
-    # each digit alone, then GPT-2's words
-    "smollm": [
-        {"type": "Digits", "individual_digits": True},
-        {**BYTE_LEVEL, "use_regex": True},
-    ],
-}
-"""The steps of the pre-tokenizer, as tokenizer.json has them, by `tokenizer.ggml.pre`."""
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of tokens that are found in text unchanged
+SPACE_MARK = "▁"
 
 
 def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -30,26 +25,24 @@ def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
 
     Raises `ModelError` where the vocabulary is of another kind, or not sound.
     """
-    kind, pre = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2" or pre not in PRE_TOKENIZERS:
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in _KINDS:
         raise ModelError(
-            f"the file's tokenizer is of kind {kind!r} with the pre-tokenizer {pre!r}; read is"
-            f" 'gpt2' with {' or '.join(map(repr, PRE_TOKENIZERS))}."
+            f"the file's tokenizer is of kind {kind!r}; read are {', '.join(map(repr, _KINDS))}."
         )
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     vocabulary = {token: place for place, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ModelError("the file's vocabulary has a token twice.")
+    parts, model, adds_bos = _KINDS[kind](metadata, vocabulary)
     return {
         "tokenizer.json": {
             "version": "1.0",
             "truncation": None,
             "padding": None,
             "added_tokens": _added(metadata, tokens),
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
-            "post_processor": _post_processor(metadata, tokens),
-            "decoder": {**BYTE_LEVEL, "add_prefix_space": True, "use_regex": True},
+            **parts,
+            "post_processor": _post_processor(metadata, tokens, adds_bos),
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -60,11 +53,101 @@ def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": vocabulary,
-                "merges": _merges(metadata, vocabulary),
+                **model,
             },
         },
         "tokenizer_config.json": _config(metadata, tokens),
     }
+
+
+Parts = tuple[dict[str, Any], dict[str, Any], bool]
+"""Normalizer, pre-tokenizer and decoder; what the model has of its own; whether a text begins with
+the first token where the file doesn't say."""
+
+
+def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Parts:
+    word = metadata.get("tokenizer.ggml.pre")
+    if word not in CUTS:
+        raise ModelError(
+            f"the file cuts text by the rule {word!r} (tokenizer.ggml.pre), which isn't known here;"
+            f" known are {', '.join(CUTS)}."
+            if word
+            else "the file doesn't say how text is cut (tokenizer.ggml.pre is missing): an old"
+            " program wrote it. Convert the model anew."
+        )
+    cut = CUTS[word]
+    parts = {
+        "normalizer": None,
+        "pre_tokenizer": steps(cut.rules, to_bytes=True),
+        "decoder": {**BYTE_LEVEL, "add_prefix_space": True, "use_regex": True},
+    }
+    model = {"ignore_merges": cut.whole_words, "merges": _merges(metadata, vocabulary)}
+    return parts, model, cut.adds_bos
+
+
+def _marked_spaces(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Parts:
+    parts = {
+        "normalizer": _MARK_SPACES,
+        "pre_tokenizer": steps((ONE_LINE,), to_bytes=False),
+        "decoder": {"type": "Sequence", "decoders": _UNMARK},
+    }
+    return parts, _falls_back(metadata, vocabulary, _merges(metadata, vocabulary)), True
+
+
+def _sentencepiece(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Parts:
+    normalizer: dict[str, Any] = _MARK_SPACES
+    decoder = _UNMARK
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        before: dict[str, Any] = {"type": "Prepend", "prepend": SPACE_MARK}
+        normalizer = {"type": "Sequence", "normalizers": [before, _MARK_SPACES]}
+        decoder = [*_UNMARK, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    parts = {
+        "normalizer": normalizer,
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoder},
+    }
+    merges = _merges_of_scores(metadata, vocabulary)
+    return parts, _falls_back(metadata, vocabulary, merges), True
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _marked_spaces}
+
+_MARK_SPACES: dict[str, Any] = {
+    "type": "Replace",
+    "pattern": {"String": " "},
+    "content": SPACE_MARK,
+}
+_UNMARK: list[dict[str, Any]] = [
+    {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+
+
+def _falls_back(
+    metadata: dict[str, Any], vocabulary: dict[str, int], merges: list[list[str]]
+) -> dict[str, Any]:
+    """Return a model whose unknown characters become tokens of their bytes."""
+    unknown = token_of(metadata, "unknown", list(vocabulary))
+    return {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True, "merges": merges}
+
+
+def _merges_of_scores(metadata: dict[str, Any], vocabulary: dict[str, int]) -> list[list[str]]:
+    """Return the merges of a vocabulary with scores: the best score is merged first.
+
+    Each token is the merge of any two tokens that spell it. As transformers converts SentencePiece.
+    """
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(vocabulary):
+        raise ModelError("the file doesn't have a score for each token.")
+    found = []
+    for token, place in vocabulary.items():
+        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [(left, right) for left, right in pairs if {left, right} <= vocabulary.keys()]
+        known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        found += [(scores[place], left, right) for left, right in known]
+    found.sort(key=lambda merge: merge[0], reverse=True)  # stable: pairs of a token stay in order
+    return [[left, right] for _, left, right in found]
 
 
 def token_of(metadata: dict[str, Any], role: str, tokens: list[str]) -> str | None:
@@ -107,26 +190,42 @@ def _added(metadata: dict[str, Any], tokens: list[str]) -> list[dict[str, Any]]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kind == CONTROL,
+            "special": kind != USER_DEFINED,
         }
         for place, (token, kind) in enumerate(zip(tokens, kinds))
-        if kind in (CONTROL, USER_DEFINED)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
 
 
-def _post_processor(metadata: dict[str, Any], tokens: list[str]) -> dict[str, Any] | None:
-    """Return the rule that puts the first token before a text, if the file wants it."""
-    first = token_of(metadata, "bos", tokens)
-    if not metadata.get("tokenizer.ggml.add_bos_token") or first is None:
+def _post_processor(
+    metadata: dict[str, Any], tokens: list[str], adds_bos: bool
+) -> dict[str, Any] | None:
+    """Return the rule that puts tokens around a text, if the file wants any.
+
+    adds_bos: before it, unless the file says otherwise.
+    """
+    wanted = {
+        "bos": metadata.get("tokenizer.ggml.add_bos_token", adds_bos),
+        "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
+    found = {role: token_of(metadata, role, tokens) for role, wants in wanted.items() if wants}
+    around = {role: token for role, token in found.items() if token is not None}
+    if not around:
         return None
-    special = {"SpecialToken": {"id": first, "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
+
+    def piece(role: str, kind: int) -> list[dict[str, Any]]:
+        token = around.get(role)
+        return [] if token is None else [{"SpecialToken": {"id": token, "type_id": kind}}]
+
+    first, second = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    single = [*piece("bos", 0), first, *piece("eos", 0)]
     return {
         "type": "TemplateProcessing",
-        "single": [special, text],
-        "pair": [special, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "single": single,
+        "pair": [*single, second, *piece("eos", 1)],
         "special_tokens": {
-            first: {"id": first, "ids": [tokens.index(first)], "tokens": [first]},
+            token: {"id": token, "ids": [tokens.index(token)], "tokens": [token]}
+            for token in around.values()
         },
     }
 
