@@ -60,7 +60,7 @@ def render_conversation(
 
 
 def _rendered(render: Render, template: str, seen: dict[str, Any]) -> str:
-    """Render; where a template fails on the arguments of tool calls, with them as strings.
+    """Render, with the arguments of tool calls as strings where a template fails on objects.
 
     Nearly all templates want objects, a few the string that is on the wire.
     """
