@@ -13,17 +13,16 @@ numbers of each format's own library. A backend lays the parts out as its kernel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from engine.kernels import torch_ops
 
-if TYPE_CHECKING:
-    from engine.kernels.signatures import Linear, Logits
-
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+MultiplyInFp32 = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 EXPANDED = 1 << 24
 """Weights of a large matrix that are expanded at once, at most: 64 MB in fp32."""
 
@@ -175,8 +174,8 @@ def quantized_linear(
     weight: QuantizedWeight,
     bias: torch.Tensor | None,
     out: torch.Tensor | None = None,
-    linear: Linear = torch_ops.linear,
-    logits: Logits = torch_ops.logits,
+    linear: Multiply = torch_ops.linear,
+    logits: MultiplyInFp32 = torch_ops.logits,
 ) -> torch.Tensor:
     """Compute x Wᵀ + b with the weights rounded to x's dtype. x: [tokens, K] → [tokens, N].
 

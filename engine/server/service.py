@@ -14,7 +14,7 @@ import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from loguru import logger
 
@@ -38,9 +38,6 @@ from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
-
-if TYPE_CHECKING:
-    from engine.server.answering.generation import Generation
 
 MAX_NAMES_WARNED = 1000  # a caller may invent any number of names
 
@@ -83,7 +80,7 @@ class Service:
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
         self.draining = False
-        self.open: set[Generation] = set()  # those being answered
+        self.open: set[object] = set()  # each generation that is being answered
         self.on_failure: Callable[[str], None] = lambda message: None
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()

@@ -1,0 +1,48 @@
+"""What the files of the engine are called: one name, one thing."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from docs.scripts.server import ROOT
+
+ENGINE = ROOT / "engine"
+EVERYWHERE = {"__init__.py", "__main__.py", "errors.py", "command.py"}
+"""What any package may have: its exceptions, its part of the console command."""
+LAYERS, KERNELS = ENGINE / "layers", ENGINE / "kernels" / "triton"
+
+SAME_CLASS = {
+    # a kernel's signature (kernels/signatures.py) and the layer that has such a weight
+    *("Linear", "LayerNorm", "RMSNorm"),
+    "Tape",  # what a launch needs of a tape, and the tape
+    "Tile",  # of a matrix: each kernel cuts its own
+    "Usage",  # what the text counted, and its form in an answer
+    "Mailbox",  # where a request's news wait: for the server's loop, for AsyncLLM's
+    "Answer",  # to an HTTP request, and to a question about a model
+}
+
+
+def files() -> list[Path]:
+    return sorted(ENGINE.rglob("*.py"))
+
+
+def test_no_two_files_have_one_name():
+    """A layer's file and its kernels' may: they are the same thing twice."""
+    places = defaultdict(list)
+    for path in files():
+        places[path.name].append(path.parent)
+    for name, folders in places.items():
+        if name not in EVERYWHERE and set(folders) != {LAYERS, KERNELS}:
+            assert len(folders) == 1, f"{name} is in {[str(f.relative_to(ROOT)) for f in folders]}"
+
+
+def test_no_two_classes_have_one_name():
+    places = defaultdict(list)
+    for path in files():
+        for node in ast.parse(path.read_text(), str(path)).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert twice.keys() == SAME_CLASS, twice
