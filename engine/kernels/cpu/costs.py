@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.kernels.cost import Cost
+from engine.kernels.cost import Cost, attention_work
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
@@ -54,23 +54,14 @@ def attention_cost(
     result: the number of tasks that the kernel cut the rows into, or torch's tensor. tiles: chunks
     are multiplied on matrix tiles, in bf16.
     """
-    tokens = read = pairs = 0  # positions read by a key head; query–position pairs of a query head
-    for row in rows:
-        queries, context = batch.query_lens[row], batch.context_lens_list[row]
-        start, window = context - queries, spec.sliding_window or context
-        tokens += queries
-        read += context - max(start - window + 1, 0)
-        pairs += sum(min(position + 1, window) for position in range(start, context))
-    size = cache.k.element_size()
-    moved = 2 * read * spec.num_kv_heads + 2 * tokens * spec.num_heads  # K and V; q and the result
-    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    work = attention_work(q, cache, batch, spec, rows)
     if isinstance(result, torch.Tensor):
-        dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {tokens} tokens"
-        return Cost([len(rows)], moved * spec.head_dim * size, flops, dtype, why)
+        dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {work.tokens} tokens"
+        return Cost([len(rows)], work.num_bytes, work.flops, dtype, why)
     why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {result} tasks"
-    in_bf16 = tiles and tokens > len(rows) and cache.k.dtype is torch.bfloat16
+    in_bf16 = tiles and work.tokens > len(rows) and cache.k.dtype is torch.bfloat16
     dtype = "bfloat16" if in_bf16 else "float32"
-    return Cost([result], moved * spec.head_dim * size, flops, dtype, why)
+    return Cost([result], work.num_bytes, work.flops, dtype, why)
 
 
 def norm_cost(_: None, x: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> Cost:

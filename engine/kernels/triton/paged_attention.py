@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.kernels import torch_attention
-from engine.kernels.cost import Cost
+from engine.kernels.cost import Cost, attention_work
 from engine.kernels.fp8 import LARGEST, computed_in
 from engine.kernels.launch import launch
 from engine.kernels.triton.attention import (
@@ -266,19 +266,6 @@ def _cost(
     rows: range,
     why: str,
 ) -> Cost:
-    """Count the cost: each key and value seen is read once, q and the result once.
-
-    There are 4 flops for each pair of query and position, head and dimension.
-    """
-    tokens = read = pairs = 0
-    for row in rows:
-        queries, context = batch.query_lens[row], batch.context_lens_list[row]
-        first, window = context - queries, spec.sliding_window or context
-        tokens += queries
-        read += context - max(first - window + 1, 0)
-        pairs += sum(min(position + 1, window) for position in range(first, context))
-    moved = 2 * read * spec.num_kv_heads * cache.k.element_size()
-    moved += 2 * tokens * spec.num_heads * q.element_size()
-    flops = 4 * pairs * spec.num_heads * spec.head_dim
+    work = attention_work(q, cache, batch, spec, rows)
     dtype = str(q.dtype).removeprefix("torch.")
-    return Cost(list(grid), moved * spec.head_dim, flops, dtype, why)
+    return Cost(list(grid), work.num_bytes, work.flops, dtype, why)

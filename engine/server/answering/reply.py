@@ -6,14 +6,14 @@ ends, something fails) also ends the generation, so it has an owner at every mom
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.sampling_params import ParameterError
+from engine.server.answering.answer import Answer
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import json_response
@@ -23,14 +23,6 @@ from engine.server.service import Service
 from engine.text.errors import TextError
 from engine.text.lanes import LONG, in_lane
 from engine.text.output import MANY_LOGPROBS
-
-
-class Answer(Protocol):
-    """Write what a generation brings, whole or in chunks."""
-
-    def whole(self) -> dict[str, Any]: ...
-
-    def chunks(self) -> AsyncIterator[list[bytes]]: ...
 
 
 class Reply(Response):

@@ -1,67 +1,16 @@
-"""Write the parts of an answer that completions and chat share."""
+"""Write JSON: whole answers, and the chunks of streamed ones."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.text.output import PositionLogprobs, Usage
-
 PIECE_BYTES = 2**20
-LOWEST_LOGPROB = -9999.0  # JSON has no −∞
-
-
-def visible_logprob(value: float) -> float:
-    """Return `value`, or a very small number for the −∞ of an excluded token."""
-    return max(value, LOWEST_LOGPROB)
-
-
-def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
-    """Choose how log-probabilities name a token: by its text or by its id.
-
-    return_tokens_as_token_ids asks for ids, which are unique.
-    """
-    if as_token_id:
-        return lambda token_id, text: f"token_id:{token_id}"
-    return lambda token_id, text: text
-
-
-def usage_json(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-
-
-def prompt_logprobs_json(
-    positions: Sequence[PositionLogprobs | None] | None,
-) -> msgspec.Raw | None:
-    """Encode the probable tokens at each position of the prompt, by token id; None for the
-    first."""
-    return None if positions is None else encoded(map(_by_id, positions))
-
-
-def _by_id(position: PositionLogprobs | None) -> dict[str, dict[str, Any]] | None:
-    if position is None:
-        return None
-    by_id: dict[str, dict[str, Any]] = {}
-    for candidate in [*position.top, position.chosen]:
-        by_id.setdefault(
-            str(candidate.token_id),
-            {
-                "logprob": visible_logprob(candidate.logprob),
-                "rank": candidate.rank,
-                "decoded_token": candidate.decoded_token,
-            },
-        )
-    return by_id
 
 
 class ChunkWriter:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engine import __version__
+from engine.server.answering.answer import NOTHING, Answer, prompt_logprobs_json, visible_logprob
 from engine.server.answering.answer_schemas import ChatCompletion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
-from engine.server.http.answers import (
-    ChunkWriter,
-    encoded,
-    prompt_logprobs_json,
-    token_name,
-    usage_json,
-    visible_logprob,
-)
 from engine.server.service import Service
-from engine.text.lanes import LONG, in_lane
-from engine.text.output import MANY_LOGPROBS, Logprob, PositionLogprobs, SequenceText
+from engine.text.output import Logprob, PositionLogprobs, SequenceText, TextDelta
 
 
 def router(service: Service) -> APIRouter:
@@ -53,68 +45,51 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-class ChatAnswer:
-    """Write what a generation brings, in one body or in chunks."""
+class ChatAnswer(Answer):
+    """Write the assistant's message of each choice."""
+
+    body: ChatRequest
 
     def __init__(self, generation: Generation, body: ChatRequest):
-        self.generation = generation
-        self.body = body
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        super().__init__(generation, body, kind, system_fingerprint=f"glasshouse-{__version__}")
         self.request = generation.requests[0]
-        self.head = {
-            "id": generation.id,
-            "object": "chat.completion.chunk" if body.stream else "chat.completion",
-            "created": int(time.time()),
-            "model": generation.service.config.model_name,
-            "system_fingerprint": f"glasshouse-{__version__}",
-        }
-        self.token_name = token_name(body.return_tokens_as_token_ids)
-        self.writer = ChunkWriter(self.head)
         self.num_written = [0] * len(self.request.sequences)  # tokens, by choice
         self.started = [False] * len(self.request.sequences)
 
-    def whole(self) -> dict[str, Any]:
-        """Write the one body of an answer that isn't streamed."""
-        choices = encoded(
-            {
-                "index": sequence.index,
-                "message": {"role": "assistant", "content": sequence.text},
-                **self._rest(sequence),
-            }
-            for sequence in self.request.sequences
-        )
-        answer = {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
-        return {**answer, **self._prompt_extras()}
+    def whole_choices(self) -> Iterator[dict[str, Any]]:
+        for sequence in self.request.sequences:
+            message = {"role": "assistant", "content": sequence.text}
+            yield {"index": sequence.index, "message": message, **self._rest(sequence)}
 
-    async def chunks(self) -> AsyncIterator[list[bytes]]:
-        """Yield JSON chunks as text comes; the chunks of a step together."""
-        body = self.body
-        extras: dict[str, Any] | None = None
-        async for deltas in self.generation.arrivals():
-            pieces = []
-            for _, delta in deltas:
-                if extras is None:
-                    long = self.request.num_logprobs > MANY_LOGPROBS
-                    extras = (
-                        await in_lane(LONG, self._prompt_extras)
-                        if long
-                        else (self._prompt_extras())
-                    )
-                # Tokens whose text is held back are sent with the next text.
-                if not delta.text and delta.finish_reason is None:
-                    continue
-                if not self.started[delta.index]:
-                    self.started[delta.index] = True
-                    opening = [self._opening(delta.index)]
-                    pieces.append(self._chunk(opening, extras, body.continuous_usage))
-                    extras = {}
-                sequence = self.request.sequences[delta.index]
-                content = {"content": delta.text} if delta.text else {}
-                choice = {"index": delta.index, "delta": content, **self._rest(sequence)}
-                pieces.append(self._chunk([choice], {}, body.continuous_usage))
-            if pieces:
-                yield pieces
-        if body.include_usage:
-            yield [self._chunk([], {}, with_usage=True)]
+    def begins(self, place: int, delta: TextDelta) -> bool:
+        return not self.started[delta.index] and (
+            bool(delta.text) or delta.finish_reason is not None
+        )
+
+    def write(self, place: int, delta: TextDelta, pieces: list[bytes]) -> None:
+        # Tokens whose text is held back are sent with the next text.
+        if not delta.text and delta.finish_reason is None:
+            return
+        usage = self.body.continuous_usage
+        if not self.started[delta.index]:
+            extras = NOTHING if any(self.started) else self.prompt_extras
+            self.started[delta.index] = True
+            pieces.append(self.chunk([self._opening(delta.index)], usage, extras))
+        content = {"content": delta.text} if delta.text else {}
+        rest = self._rest(self.request.sequences[delta.index])
+        pieces.append(self.chunk([{"index": delta.index, "delta": content, **rest}], usage))
+
+    def make(self, place: int) -> None:
+        _ = self.prompt_extras
+
+    @cached_property
+    def prompt_extras(self) -> dict[str, Any]:
+        wants_ids, request = self.body.return_token_ids, self.request
+        return {
+            "prompt_logprobs": prompt_logprobs_json(request.prompt_logprobs),
+            "prompt_token_ids": request.prompt_token_ids if wants_ids else None,
+        }
 
     @staticmethod
     def _opening(index: int) -> dict[str, Any]:
@@ -140,14 +115,6 @@ class ChatAnswer:
         }
         return rest
 
-    def _prompt_extras(self) -> dict[str, Any]:
-        """Return what is sent about the prompt, once."""
-        wants_ids, request = self.body.return_token_ids, self.request
-        return {
-            "prompt_logprobs": prompt_logprobs_json(request.prompt_logprobs),
-            "prompt_token_ids": request.prompt_token_ids if wants_ids else None,
-        }
-
     def _position_json(self, position: PositionLogprobs) -> dict[str, Any]:
         return {
             **self._token_json(position.chosen),
@@ -160,13 +127,3 @@ class ChatAnswer:
             "logprob": visible_logprob(token.logprob),
             "bytes": list(token.bytes),
         }
-
-    def _chunk(
-        self, choices: list[dict[str, Any]], extras: dict[str, Any], with_usage: bool = False
-    ) -> bytes:
-        chunk: dict[str, Any] = {"choices": choices, **extras}
-        if with_usage:
-            chunk["usage"] = usage_json(self.generation.usage)
-        elif self.body.include_usage:
-            chunk["usage"] = None
-        return self.writer.chunk(chunk)

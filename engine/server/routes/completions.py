@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,24 +10,16 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from engine.server.answering.answer import Answer, prompt_logprobs_json, visible_logprob
 from engine.server.answering.answer_schemas import Completion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
 from engine.server.answering.reply import Reply
-from engine.server.http.answers import (
-    ChunkWriter,
-    encoded,
-    prompt_logprobs_json,
-    token_name,
-    usage_json,
-    visible_logprob,
-)
 from engine.server.service import Service
 from engine.text.detokenizer import answer_detokenizer
-from engine.text.lanes import LONG, in_lane
 from engine.text.offsets import TextOffsets, prompt_offsets
-from engine.text.output import MANY_LOGPROBS, PositionLogprobs, RequestText
+from engine.text.output import PositionLogprobs, RequestText, TextDelta
 
 
 def router(service: Service) -> APIRouter:
@@ -181,20 +171,13 @@ class Choice:
         return told.json()
 
 
-class CompletionAnswer:
-    """Write what a generation brings, in one body or in chunks."""
+class CompletionAnswer(Answer):
+    """Write the text of each choice."""
+
+    body: CompletionRequest
 
     def __init__(self, generation: Generation, body: CompletionRequest):
-        self.generation = generation
-        self.body = body
-        self.token_name = token_name(body.return_tokens_as_token_ids)
-        self.head = {
-            "id": generation.id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": generation.service.config.model_name,
-        }
-        self.writer = ChunkWriter(self.head)
+        super().__init__(generation, body, "text_completion")
         self.tokenizer = generation.text.tokenizer
         self.parts = [PromptPart(self, place) for place in range(len(generation.requests))]
         self.choices = {
@@ -215,41 +198,19 @@ class CompletionAnswer:
             top.setdefault(own, visible_logprob(candidate.logprob))
         told.tops.append(top)
 
-    def whole(self) -> dict[str, Any]:
-        """Write the one body of an answer that isn't streamed."""
-        choices = encoded(
-            {"prompt_logprobs": None, **choice.write(choice.sequence.text)}
-            for choice in self.choices.values()
-        )
-        return {**self.head, "choices": choices, "usage": usage_json(self.generation.usage)}
+    def whole_choices(self) -> Iterator[dict[str, Any]]:
+        for choice in self.choices.values():
+            yield {"prompt_logprobs": None, **choice.write(choice.sequence.text)}
 
-    async def chunks(self) -> AsyncIterator[list[bytes]]:
-        """Yield JSON chunks as text comes; the chunks of a step together."""
-        body, generation = self.body, self.generation
-        async for deltas in generation.arrivals():
-            pieces = []
-            for place, delta in deltas:
-                choice, part = self.choices[place, delta.index], self.parts[place]
-                # Tokens whose text is held back are sent with the next text.
-                if not (delta.text or delta.finish_reason or (body.echo and not choice.started)):
-                    continue
-                long = not choice.started and part.request.num_logprobs > MANY_LOGPROBS
-                if long:
-                    await in_lane(LONG, part.make)
-                pieces.append(self._chunk([choice.write(delta.text)], body.continuous_usage))
-                if long:
-                    yield pieces
-                    pieces = []
-                    await asyncio.sleep(0)  # other requests get a turn before the next choice
-            if pieces:
-                yield pieces
-        if body.include_usage:
-            yield [self._chunk([], with_usage=True)]
+    def begins(self, place: int, delta: TextDelta) -> bool:
+        choice, echo = self.choices[place, delta.index], self.body.echo
+        return not choice.started and bool(delta.text or delta.finish_reason or echo)
 
-    def _chunk(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
-        chunk: dict[str, Any] = {"choices": choices}
-        if with_usage:
-            chunk["usage"] = usage_json(self.generation.usage)
-        elif self.body.include_usage:
-            chunk["usage"] = None
-        return self.writer.chunk(chunk)
+    def write(self, place: int, delta: TextDelta, pieces: list[bytes]) -> None:
+        choice, body = self.choices[place, delta.index], self.body
+        # Tokens whose text is held back are sent with the next text.
+        if delta.text or delta.finish_reason or (body.echo and not choice.started):
+            pieces.append(self.chunk([choice.write(delta.text)], body.continuous_usage))
+
+    def make(self, place: int) -> None:
+        self.parts[place].make()

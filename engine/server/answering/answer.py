@@ -1,0 +1,151 @@
+"""Write the answer to a generation; completions and chat say what a choice looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import msgspec
+
+from engine.server.answering.generation import Generation
+from engine.server.answering.protocol import GenerationRequest
+from engine.server.http.answers import ChunkWriter, encoded
+from engine.text.lanes import LONG, in_lane
+from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, Usage
+
+LOWEST_LOGPROB = -9999.0  # JSON has no −∞
+NOTHING: dict[str, Any] = {}
+
+
+class Answer:
+    """Write what a generation brings, in one body or in chunks."""
+
+    def __init__(self, generation: Generation, body: GenerationRequest, kind: str, **more: str):
+        """Begin the answer to `body`. kind: its name in the API. more: further keys."""
+        self.generation = generation
+        self.body = body
+        self.head = {
+            "id": generation.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": generation.service.config.model_name,
+            **more,
+        }
+        self.token_name = token_name(body.return_tokens_as_token_ids)
+        self.writer = ChunkWriter(self.head)
+
+    # ------------------------------------------------------------ what the two APIs do differently
+
+    def whole_choices(self) -> Iterator[dict[str, Any]]:
+        """Yield the choices of an answer that isn't streamed."""
+        raise NotImplementedError
+
+    def begins(self, place: int, delta: TextDelta) -> bool:
+        """Return whether `write` writes the first chunk of a choice now."""
+        raise NotImplementedError
+
+    def write(self, place: int, delta: TextDelta, pieces: list[bytes]) -> None:
+        """Append the chunks for new text of prompt number `place`; none if it is held back."""
+        raise NotImplementedError
+
+    def make(self, place: int) -> None:
+        """Make what is told of a prompt, once. A long one's isn't made on the event loop."""
+        raise NotImplementedError
+
+    @cached_property
+    def prompt_extras(self) -> dict[str, Any]:
+        """Return what stands beside the choices about the prompt."""
+        return NOTHING
+
+    # ----------------------------------------------------------------------------- what they share
+
+    def whole(self) -> dict[str, Any]:
+        """Write the one body of an answer that isn't streamed."""
+        choices, usage = encoded(self.whole_choices()), usage_json(self.generation.usage)
+        return {**self.head, "choices": choices, "usage": usage, **self.prompt_extras}
+
+    async def chunks(self) -> AsyncIterator[list[bytes]]:
+        """Yield JSON chunks as text comes; the chunks of a step together."""
+        write, requests = self.write, self.generation.requests
+        not_begun = sum(len(request.sequences) for request in requests)
+        async for deltas in self.generation.arrivals():
+            pieces: list[bytes] = []
+            for place, delta in deltas:
+                long = False
+                if not_begun and self.begins(place, delta):
+                    not_begun -= 1
+                    long = requests[place].num_logprobs > MANY_LOGPROBS
+                if not long:
+                    write(place, delta, pieces)
+                    continue
+                await in_lane(LONG, partial(self.make, place))
+                write(place, delta, pieces)
+                yield pieces
+                pieces = []
+                await asyncio.sleep(0)  # other requests get a turn before the next choice
+            if pieces:
+                yield pieces
+        if self.body.include_usage:
+            yield [self.chunk([], with_usage=True)]
+
+    def chunk(
+        self, choices: list[dict[str, Any]], with_usage: bool, extras: dict[str, Any] = NOTHING
+    ) -> bytes:
+        """Write one chunk; `extras` stand beside its choices."""
+        chunk: dict[str, Any] = {"choices": choices, **extras}
+        if with_usage:
+            chunk["usage"] = usage_json(self.generation.usage)
+        elif self.body.include_usage:
+            chunk["usage"] = None
+        return self.writer.chunk(chunk)
+
+
+def visible_logprob(value: float) -> float:
+    """Return `value`, or a very small number for the −∞ of an excluded token."""
+    return max(value, LOWEST_LOGPROB)
+
+
+def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
+    """Choose how log-probabilities name a token: by its text or by its id.
+
+    return_tokens_as_token_ids asks for ids, which are unique.
+    """
+    if as_token_id:
+        return lambda token_id, text: f"token_id:{token_id}"
+    return lambda token_id, text: text
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def prompt_logprobs_json(
+    positions: Sequence[PositionLogprobs | None] | None,
+) -> msgspec.Raw | None:
+    """Encode the probable tokens at each position of the prompt, by token id; None for the
+    first."""
+    return None if positions is None else encoded(map(_by_id, positions))
+
+
+def _by_id(position: PositionLogprobs | None) -> dict[str, dict[str, Any]] | None:
+    if position is None:
+        return None
+    by_id: dict[str, dict[str, Any]] = {}
+    for candidate in [*position.top, position.chosen]:
+        by_id.setdefault(
+            str(candidate.token_id),
+            {
+                "logprob": visible_logprob(candidate.logprob),
+                "rank": candidate.rank,
+                "decoded_token": candidate.decoded_token,
+            },
+        )
+    return by_id
