@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config.kinds import ConfigError
+from engine.config.option_types import ConfigError
 
 SWITCH = ("true",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 
-from engine.config.kinds import ConfigError, settled
+from engine.config.option_types import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
 from engine.sampling_params import WHOLE_VOCABULARY
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine.config import sources
 from engine.config.accepted import passes
 from engine.config.checks import check, settle_types
-from engine.config.kinds import ConfigError
+from engine.config.option_types import ConfigError
 from engine.config.options import FIELDS, POCKET_MODEL, Options
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from engine.config.kinds import kind_of
+from engine.config.option_types import kind_of
 from engine.sampling_params import MAX_LOGPROBS
 
 POCKET_MODEL = str(Path(__file__).resolve().parents[2] / "pocket" / "model")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.config.accepted import ACCEPTED, BY_NAME, passes
-from engine.config.kinds import ConfigError, from_text
+from engine.config.option_types import ConfigError, from_text
 from engine.config.options import FIELDS, KINDS, default_text, env_name, flag_of
 
 _POSITIONAL = "positional model"

@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptionType:
     """Describe the values that an option takes."""
 
     base: type  # bool, int, float, str or dict; of each item if `many`
@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"(-?[0-9]{1,18}(?:\.[0-9]{1,9})?)([kmgtKMGT]?)")
 _POWERS = "kmgt"
 
 
-def kind_of(hint: Any) -> Kind:
+def kind_of(hint: Any) -> OptionType:
     """Read a field's annotation."""
     optional = many = False
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -44,11 +44,11 @@ def kind_of(hint: Any) -> Kind:
     if typing.get_origin(hint) is list:
         many, hint = True, typing.get_args(hint)[0]
     if typing.get_origin(hint) is Literal:
-        return Kind(str, typing.get_args(hint), optional, many)
-    return Kind(typing.get_origin(hint) or hint, (), optional, many)
+        return OptionType(str, typing.get_args(hint), optional, many)
+    return OptionType(typing.get_origin(hint) or hint, (), optional, many)
 
 
-def from_text(name: str, text: str | Sequence[str], kind: Kind) -> Any:
+def from_text(name: str, text: str | Sequence[str], kind: OptionType) -> Any:
     """Convert `text` to a value. `name` is the flag or variable, for the error.
 
     Whole numbers may end in k, m, g or t (thousands) or K, M, G or T (1,024s); `auto` leaves an
@@ -76,7 +76,7 @@ def from_text(name: str, text: str | Sequence[str], kind: Kind) -> Any:
     return text
 
 
-def settled(name: str, value: Any, kind: Kind) -> Any:
+def settled(name: str, value: Any, kind: OptionType) -> Any:
     """Convert `value` to its one form. Raises `ConfigError` if it is of the wrong kind."""
     if kind.many and isinstance(value, str):
         value = [value]
@@ -85,7 +85,7 @@ def settled(name: str, value: Any, kind: Kind) -> Any:
     if kind.many:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name} is {value!r}; it must be a list of texts.")
-        one = Kind(kind.base, kind.choices)
+        one = OptionType(kind.base, kind.choices)
         return [settled(name, item, one) for item in value]
     if kind.choices:
         value = _WORDS.get(value, value) if isinstance(value, str) else value
@@ -109,7 +109,7 @@ def _switch(name: str, text: str) -> bool:
     raise ConfigError(f"{name} is {text!r}; write 1 or 0.")
 
 
-def _whole_number(name: str, text: str, kind: Kind) -> int | None:
+def _whole_number(name: str, text: str, kind: OptionType) -> int | None:
     if kind.optional and text in ("auto", "-1"):
         return None
     found = _NUMBER.fullmatch(text.strip())
