@@ -91,12 +91,13 @@ class Scheduler:
     def release(self, request: Request, why: str) -> None:
         """Remove an ended request.
 
-        Its blocks are freed now, or when the last step in flight that uses them has returned.
+        Its blocks and its seat are freed now, or when the last step in flight that uses them has
+        returned.
         """
+        has_seat = request in self.leaving
         if request.status is Status.RUNNING:
             self.running.remove(request)
-            self.seats_taken -= request.seats
-            request.status = Status.FINISHED
+            has_seat, request.status = True, Status.FINISHED
         elif request.status is Status.WAITING:
             request.status = Status.FINISHED
             self.waiting.remove(request)
@@ -104,6 +105,8 @@ class Scheduler:
             self.leaving.add(request)
             return
         self.leaving.discard(request)
+        if has_seat:
+            self.seats_taken -= request.seats
         self._drop_row(request)
         self.kv.free(request, why)
 
@@ -349,7 +352,8 @@ class Scheduler:
         assert self.record.complete, "something happened to blocks that the record doesn't have"
         assert len(waiting) == len(self.waiting), "miscounted waiting requests"
         assert self.running == sorted(self.running, key=_rank), "running requests out of order"
-        assert self.seats_taken == sum(r.seats for r in self.running) <= self.max_num_seqs, "seats"
+        seated = [*self.running, *self.leaving]
+        assert self.seats_taken == sum(r.seats for r in seated) <= self.max_num_seqs, "seats"
         for r in self.running:
             assert r.status is Status.RUNNING and not r.host_blocks
             assert r.num_computed_tokens < r.num_tokens, f"{r.id}: rule 1"

@@ -598,3 +598,14 @@ def test_an_aborted_requests_id_is_free_at_once_though_its_step_is_in_flight(eng
     h.add("a", prompt(4, 2), n=n, max_tokens=6)
     h.run()
     h.expect_solo_answers("a")
+
+
+@LOOPS
+def test_a_seat_is_free_once_the_last_step_in_flight_is_back(engine, overlapped):
+    """The worker keeps a row until then: a plan that gives its seat away too early fails."""
+    h = engine(max_num_seqs=3, async_scheduling=overlapped, num_blocks=64)
+    for i in range(24):
+        h.add(f"r{i}", [i + 1, 2, 3], max_tokens=9, stop_token_ids=list(range(0, 4096, 3)), n=1)
+    h.run()
+    h.expect_solo_answers()
+    assert "stop" in h.finish_reasons.values()

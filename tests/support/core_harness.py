@@ -34,6 +34,7 @@ class Harness:
             self.block_size,
             self.max_model_len,
             self.swap_us_per_block,
+            self.config.max_num_seqs,
         )
         self.recorder = Recorder(level="steps")
         self.events: list[Event] = []

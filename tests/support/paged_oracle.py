@@ -43,7 +43,9 @@ class PagedOracle:
         block_size: int = 4,
         max_model_len: int = 64,
         swap_us_per_block: float = 1.0,
+        num_seats: int = 256,
     ):
+        self.num_seats = num_seats
         self.kv = KVShape(
             num_blocks=num_blocks,
             num_host_blocks=num_host_blocks,
@@ -76,6 +78,7 @@ class PagedOracle:
             self.tokens[request_id] = list(new.token_ids)
             self.tables[request_id] = []
             self.seeds[request_id] = new.seed
+        assert len(self.tokens) <= self.num_seats, "more rows than seats"
         for request_id, (start, blocks) in plan.tables.items():
             self.tables[request_id][start:] = blocks
         written: set[tuple[int, int]] = set()
