@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -100,7 +100,9 @@ def _on_cpu() -> Kernels:
         pack_weight=ops.pack_weight,
         linear=ops.linear,
         logits=ops.logits,
-        quantized_linear=partial(quantized.quantized_linear, linear=ops.linear, logits=ops.logits),
+        pack_quantized=ops.pack_quantized,
+        quantized_linear=ops.quantized_linear,
+        quantized_embed=ops.quantized_embed,
         rms_norm=ops.rms_norm,
         add_rms_norm=ops.add_rms_norm,
         layer_norm=ops.layer_norm,

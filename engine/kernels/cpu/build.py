@@ -26,6 +26,7 @@ SOURCES = (
     "linear.cpp",
     "linear_panels.cpp",
     "linear_amx.cpp",
+    "linear_quantized.cpp",
     "attention.cpp",
     "elementwise.cpp",
     "replay.cpp",
@@ -34,6 +35,7 @@ SOURCES = (
 HEADERS = (
     "simd.h",
     "tiles.h",
+    "codes.h",
     "attention_in_place.h",
     "attention_staged.h",
     "attention_tiles.h",
@@ -58,7 +60,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "amx": (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
     "avx512_bf16": (*_AVX512, "avx512_bf16"),
     "avx512": _AVX512,
-    "avx2": ("avx2", "fma"),
+    "avx2": ("avx2", "fma", "f16c"),
     "portable": (),
 }
 """Best first: name → flags of /proc/cpuinfo that the CPU must have."""

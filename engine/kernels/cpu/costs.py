@@ -13,7 +13,10 @@ from engine.kernels.cost import Cost, attention_work
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
+    from engine.kernels.cpu.quantized_ops import PackedPanels
 
+IN_PAIRS = ("amx", "avx512_bf16")
+"""Variants that multiply pairs of bf16 (InPairs in linear_quantized.cpp)."""
 FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
 
 
@@ -33,6 +36,26 @@ def linear_cost(
         str(weight.dtype).removeprefix("torch."),
         f"{rows} rows: {what}; variant {variant}",
     )
+
+
+def quantized_cost(
+    _: None, x: torch.Tensor, weight: PackedPanels, out: torch.Tensor, variant: str
+) -> Cost:
+    rows, (outputs, inputs) = len(x), weight.shape
+    pairs = x.dtype is torch.bfloat16 and variant in IN_PAIRS
+    return Cost(
+        [outputs],
+        weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
+        2 * rows * outputs * inputs,
+        "bfloat16" if pairs else "float32",
+        f"{rows} rows of {weight.kind.name.lower()} in groups of {weight.group}: "
+        f"{8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight; variant {variant}",
+    )
+
+
+def quantized_embed_cost(_: None, table: PackedPanels, out: torch.Tensor) -> Cost:
+    read = len(out) * table.num_bytes // table.shape[0]
+    return Cost([len(out)], read + out.nbytes, out.numel())
 
 
 def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:

@@ -16,7 +16,8 @@ import torch
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import NEVER, TYPES, AttentionOps, function
 from engine.kernels.cpu.costs import elementwise_cost, embed_cost, norm_cost
-from engine.kernels.cpu.linear_ops import BLOCK, Layout, LinearOps
+from engine.kernels.cpu.linear_ops import BLOCK, Layout
+from engine.kernels.cpu.quantized_ops import QuantizedOps
 from engine.kernels.launch import launch
 
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
@@ -28,7 +29,7 @@ _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 
 
-class NativeOps(LinearOps, AttentionOps):
+class NativeOps(QuantizedOps, AttentionOps):
     """Hold the operations of one loaded library."""
 
     def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
@@ -36,7 +37,7 @@ class NativeOps(LinearOps, AttentionOps):
 
         variant: what it was compiled for. amx: torch computes bf16 in AMX tiles.
         """
-        LinearOps.__init__(self, library, variant, amx)
+        QuantizedOps.__init__(self, library, variant, amx)
         AttentionOps.__init__(self, library, amx)
         if self.layout is Layout.TILES:
             self.tiles = True

@@ -1,0 +1,430 @@
+// Compute y = x W^T + bias with quantized weights, for any number of rows, and look up rows of a quantized table.
+//
+// What is read is codes: a quarter or half of the bytes of bf16. They lie in panels of two vectors of outputs, as plain weights
+// do (linear_panels.cpp), and a panel's groups lie one after another, each with what makes numbers of its codes:
+//
+//   W packed: [n / PANEL panels][k / group groups] of
+//     scales [PANEL], zeros [PANEL] or none, offsets [PANEL] or none     in fp32, bf16 or fp16
+//     codes  [group / places in a word][2 vectors][VEC words]            codes.h
+//
+// A weight is (value - zero) * scale + offset, so a group's part of a sum is made of whole numbers first:
+//
+//   sum over k of x w  =  scale * (sum of x value  -  zero * sum of x)  +  offset * sum of x
+//
+// Nothing is rounded but sums: x in bf16 and codes of 4 or 8 bits have exact products in fp32, and for one input that is 1 and
+// no others the result is the weight itself, to the bit. (bf16 rounds a table's entries; codes.h.)
+//
+// With few rows the codes are read once and become numbers in registers; the memory is slower than that. With more than DIRECT
+// rows a thread writes the numbers of CHUNK places of a panel to the first cache, and multiplies all rows by them.
+//
+// Both ways add the same products in the same order: within a group over k, then group by group. A row's result depends
+// neither on the number of rows nor on the other rows.
+#include <vector>
+
+#include "codes.h"
+
+struct QuantizedArgs {
+    const void* x;          // [m, k]
+    const char* w;          // packed
+    const float* table;     // [ENTRIES], for the kind TABLE4
+    const void* bias;       // [n] or null
+    void* y;                // [m, n]
+    const int32_t* inputs;  // [k] or null: the code at place k is for input inputs[k]
+    int64_t m, n, k, group, x_stride, y_stride;
+    int64_t x_type, bias_type, y_type;
+    int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether there are any
+};
+
+enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
+
+constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
+constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel multiplies before the next panel
+constexpr int64_t DIRECT = 4;           // rows up to which codes become numbers in registers
+constexpr int64_t CHUNK = 128;          // places that are expanded at once
+constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
+constexpr int64_t WORDS = PANEL * 4;    // bytes of one word for each output of a panel
+
+static INLINE int64_t part_size(const QuantizedArgs& a) { return a.part_type == PART_F32 ? 4 : 2; }
+static INLINE vec load_part_of(const char* p, int64_t type, int64_t i) {
+    if (type == PART_F32) return load((const float*)p + i);
+    if (type == PART_BF16) return load((const bf16*)p + i);
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)((const uint16_t*)p + i)));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)((const uint16_t*)p + i)));
+#else
+    return vec{};  // pack_quantized widens them for the portable variant
+#endif
+}
+
+// Multiply rows by numbers of type `number`, one place a step.
+struct InFloat {
+    typedef float number;
+    typedef vec operand;
+    static constexpr int STEP = 1;
+    template <int64_t KIND>
+    using Source = Codes<KIND>;
+    template <int I, class S>
+    static INLINE operand get(const S& codes, uvec words) {
+        return codes.template number<I>(words);
+    }
+    static INLINE vec add(vec sum, const float* x, operand w) { return sum + *x * w; }
+};
+#if defined(__AVX512BF16__)
+struct InPairs {  // an instruction multiplies pairs of bf16 and adds both products to an fp32 sum
+    typedef bf16 number;
+    typedef __m512bh operand;
+    static constexpr int STEP = 2;
+    template <int64_t KIND>
+    using Source = PairCodes<KIND>;
+    template <int I, class S>
+    static INLINE operand get(const S& codes, uvec words) {
+        return codes.template pair<I>(words);
+    }
+    static INLINE vec add(vec sum, const bf16* x, operand w) {
+        int32_t pair;
+        memcpy(&pair, x, sizeof pair);
+        return _mm512_dpbf16_ps(sum, (operand)_mm512_set1_epi32(pair), w);
+    }
+};
+#endif
+
+// Hold sizes in memory that all panels have in common.
+struct Sizes {
+    int64_t head, record, panel;  // bytes: of a group's parts, of a group, of a panel
+    int64_t groups, places;       // places in a word
+    Sizes(const QuantizedArgs& a, int64_t places) : places(places) {
+        head = PANEL * part_size(a) * (1 + (a.zeros != 0) + (a.offsets != 0));
+        record = head + a.group / places * WORDS;
+        groups = (a.k + a.group - 1) / a.group;
+        panel = groups * head + a.k / places * WORDS;
+    }
+};
+
+// Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum.
+struct Parts {
+    vec scale, zero = {}, offset = {};
+    Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a) {
+        const int64_t size = PANEL * part_size(a);
+        scale = load_part_of(p, a.part_type, h * VEC) * unit;
+        if (a.zeros) zero = load_part_of(p += size, a.part_type, h * VEC);
+        if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
+    }
+    // unit: of `values`, which are its multiples; `of_x`: the sum of x over the group.
+    INLINE vec add(vec total, vec values, const float* of_x, float unit, const QuantizedArgs& a) const {
+        if (a.zeros) values = values - zero * (*of_x / unit);
+        total = total + scale * values;
+        return a.offsets ? total + offset * *of_x : total;
+    }
+};
+
+// Hold rows of x as the products take them.
+template <class D>
+struct Rows {
+    const typename D::number* x;
+    int64_t stride;
+    const float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
+};
+
+static INLINE void put(const QuantizedArgs& a, int64_t row, int64_t column, vec v) {
+    const int64_t lanes = a.n - column < VEC ? a.n - column : VEC;
+    if (lanes <= 0) return;
+    const bool part = lanes < VEC;
+    if (a.bias) {
+        WITH_TYPE(a.bias_type, B, {
+            const B* bias = (const B*)a.bias + column;
+            v = v + (part ? load_part(bias, lanes) : load(bias));
+        });
+    }
+    WITH_TYPE(a.y_type, Y, {
+        Y* y = (Y*)a.y + row * a.y_stride + column;
+        if (part)
+            store_part(y, v, lanes);
+        else
+            store(y, v);
+    });
+}
+
+// Multiply M rows of x by P panels of W, whose codes become numbers in registers.
+template <class D, int64_t KIND, int M, int P>
+static INLINE void direct(const Rows<D>& rows, int64_t row, int64_t panel, const QuantizedArgs& a) {
+    typedef typename D::template Source<KIND> Source;
+    constexpr int PLACES = Source::PLACES;
+    const Sizes s(a, PLACES);
+    const Source codes(a.table);
+    const char *group = a.w + panel * s.panel, *last = group + s.panel - NEAR;
+    vec totals[M][P][2] = {};
+    const typename D::number* x = rows.x;
+    for (int64_t g = 0, left = a.k; g < s.groups; g++, left -= a.group) {
+        vec values[M][P][2] = {};
+        const int64_t steps = (left < a.group ? left : a.group) / PLACES;
+        const char* at = group + s.head;
+        for (int64_t i = 0; i < steps; i++, at += WORDS, x += PLACES) {
+            const int64_t ahead = at < last ? NEAR : NEAR + (P - 1) * s.panel;  // at the end: of the next panels
+            uvec words[P][2];
+            for (int p = 0; p < P; p++)
+                for (int h = 0; h < 2; h++) {
+                    const char* here = at + p * s.panel + h * (WORDS / 2);
+                    if (h == 0 || WORDS > 64) __builtin_prefetch(here + ahead);
+                    words[p][h] = load_words(here);
+                }
+            each<PLACES / D::STEP>([&](auto j) INLINE_LAMBDA {
+                for (int p = 0; p < P; p++)
+                    for (int h = 0; h < 2; h++) {
+                        const auto w = D::template get<j()>(codes, words[p][h]);
+                        for (int m = 0; m < M; m++)
+                            values[m][p][h] = D::add(values[m][p][h], x + m * rows.stride + j() * D::STEP, w);
+                    }
+            });
+        }
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) {
+                const Parts parts(group + p * s.panel, h, Source::UNIT, a);
+                for (int m = 0; m < M; m++)
+                    totals[m][p][h] =
+                        parts.add(totals[m][p][h], values[m][p][h], rows.sums + m * s.groups + g, Source::UNIT, a);
+            }
+        group += s.record;
+    }
+    for (int m = 0; m < M; m++)
+        for (int p = 0; p < P; p++)
+            for (int h = 0; h < 2; h++) put(a, row + m, (panel + p) * PANEL + h * VEC, totals[m][p][h]);
+}
+
+// Describe a piece of a panel whose numbers are expanded: several whole groups, or a part of one.
+struct Piece {
+    int64_t first, groups;  // the groups, or the group
+    int64_t places;         // of a group, here
+    bool begins, ends;      // whether it has a group's first place, and its last
+    const char* parts;      // of the first group
+};
+
+// Multiply M rows by a piece. values: sums of the group that has begun, and totals: of those before, of these rows.
+template <class D, int M>
+static INLINE void piece_by_rows(const typename D::number* x, int64_t stride, const typename D::operand* w,
+                                 const Piece& piece, float unit, const float* sums, vec* values, vec* totals,
+                                 const Sizes& s, const QuantizedArgs& a) {
+    const int64_t steps = piece.places / D::STEP;
+    for (int64_t g = 0; g < piece.groups; g++) {
+        vec now[M][2];
+        for (int m = 0; m < M; m++)
+            for (int h = 0; h < 2; h++) now[m][h] = piece.begins ? vec{} : values[2 * m + h];
+        for (int64_t i = 0; i < steps; i++, w += 2, x += D::STEP)
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++) now[m][h] = D::add(now[m][h], x + m * stride, w[h]);
+        if (piece.ends) {
+            for (int h = 0; h < 2; h++) {
+                const Parts parts(piece.parts + g * s.record, h, unit, a);
+                for (int m = 0; m < M; m++)
+                    totals[2 * m + h] =
+                        parts.add(totals[2 * m + h], now[m][h], sums + m * s.groups + piece.first + g, unit, a);
+            }
+        } else {
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++) values[2 * m + h] = now[m][h];
+        }
+    }
+}
+template <class D, int M, class... Rest>
+static INLINE void piece_by(int64_t height, Rest&&... rest) {
+    if constexpr (M > 1) {
+        if (height < M) return piece_by<D, M - 1>(height, rest...);
+    }
+    piece_by_rows<D, M>(rest...);
+}
+
+// Write the numbers of `places` places of a panel, in the order of its codes.
+template <class D, class Source>
+static INLINE void expand(const Source& codes, const char* at, int64_t places, typename D::operand* to) {
+    constexpr int STEPS = Source::PLACES / D::STEP;
+    for (int64_t i = 0; i < places; i += Source::PLACES, at += WORDS, to += 2 * STEPS) {
+        __builtin_prefetch(at + NEAR), __builtin_prefetch(at + NEAR + WORDS / 2);
+        const uvec lower = load_words(at), upper = load_words(at + WORDS / 2);
+        each<STEPS>([&](auto j) INLINE_LAMBDA {
+            to[2 * j()] = D::template get<j()>(codes, lower);
+            to[2 * j() + 1] = D::template get<j()>(codes, upper);
+        });
+    }
+}
+
+// Multiply `count` rows by one panel, a piece of up to CHUNK places at a time.
+template <class D, int64_t KIND>
+static void expanded(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel, const QuantizedArgs& a) {
+    typedef typename D::template Source<KIND> Source;
+    const Sizes s(a, Source::PLACES);
+    const Source codes(a.table);
+    typename D::operand numbers[CHUNK / D::STEP * 2];
+    vec values[AT_ONCE * 2], totals[AT_ONCE * 2];
+    for (int64_t i = 0; i < 2 * count; i++) totals[i] = vec{};
+    const int64_t passes = (count + ROWS - 1) / ROWS, whole = a.k / a.group;
+    for (int64_t k = 0; k < a.k;) {
+        const int64_t g = k / a.group, within = k % a.group,
+                      left = a.k - k < a.group - within ? a.k - k : a.group - within;
+        const char* group = a.w + panel * s.panel + g * s.record;
+        Piece piece = {g, 1, left < CHUNK ? left : CHUNK, within == 0, left <= CHUNK, group};
+        if (a.group <= CHUNK && g < whole) piece.groups = CHUNK / a.group < whole - g ? CHUNK / a.group : whole - g;
+        for (int64_t i = 0; i < piece.groups; i++)
+            expand<D>(codes, group + i * s.record + s.head + within / Source::PLACES * WORDS, piece.places,
+                      numbers + i * piece.places / D::STEP * 2);
+        for (int64_t i = 0, pass = 0, height; pass < passes; i += height, pass++) {
+            height = (count - i + passes - pass - 1) / (passes - pass);
+            piece_by<D, int(ROWS)>(height, rows.x + i * rows.stride + k, rows.stride, numbers, piece, Source::UNIT,
+                                   rows.sums + i * s.groups, values + 2 * i, totals + 2 * i, s, a);
+        }
+        k += piece.groups * piece.places;
+    }
+    for (int64_t i = 0; i < count; i++)
+        for (int h = 0; h < 2; h++) put(a, row + i, panel * PANEL + h * VEC, totals[2 * i + h]);
+}
+
+// Multiply panels [first, last) by `count` rows.
+template <class D, int64_t KIND>
+static void panels(const Rows<D>& rows, int64_t row, int64_t count, int64_t first, int64_t last,
+                   const QuantizedArgs& a) {
+    for (int64_t n = first; n < last;) {
+        if (count == 1 && n + 4 <= last) {
+            direct<D, KIND, 1, 4>(rows, row, n, a), n += 4;
+        } else if (count == 2 && n + 2 <= last) {
+            direct<D, KIND, 2, 2>(rows, row, n, a), n += 2;
+        } else {
+            switch (count) {
+                case 1:
+                    direct<D, KIND, 1, 1>(rows, row, n, a);
+                    break;
+                case 2:
+                    direct<D, KIND, 2, 1>(rows, row, n, a);
+                    break;
+                case 3:
+                    direct<D, KIND, 3, 1>(rows, row, n, a);
+                    break;
+                case 4:
+                    direct<D, KIND, 4, 1>(rows, row, n, a);
+                    break;
+                default:
+                    expanded<D, KIND>(rows, row, count, n, a);
+            }
+            n++;
+        }
+    }
+}
+
+// Return rows of x as numbers of `D`, in the order of the codes: where they lie, or in this thread's own memory.
+template <class D, class X>
+__attribute__((noinline)) static Rows<D> rows_of(const X* x, int64_t count, int64_t groups, const QuantizedArgs& a) {
+    typedef typename D::number number;
+    static thread_local std::vector<number> memory;
+    static thread_local std::vector<float> sums;
+    Rows<D> rows = {(const number*)x, a.x_stride, nullptr};
+    if (a.inputs || sizeof(X) != sizeof(number)) {
+        const int64_t pitch = (a.k + VEC - 1) / VEC * VEC + VEC;
+        if (int64_t(memory.size()) < count * pitch) memory.resize(count * pitch);
+        rows.x = memory.data(), rows.stride = pitch;
+        for (int64_t i = 0; i < count; i++) {
+            const X* from = x + i * a.x_stride;
+            number* to = memory.data() + i * pitch;
+            int64_t k = 0;
+            if (!a.inputs)
+                for (; k + VEC <= a.k; k += VEC) store(to + k, load(from + k));
+            for (; k < a.k; k++) store(to + k, to_float(from[a.inputs ? a.inputs[k] : k]));
+        }
+    }
+    if (!a.zeros && !a.offsets) return rows;
+    if (int64_t(sums.size()) < count * groups) sums.resize(count * groups);
+    rows.sums = sums.data();
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t g = 0; g < groups; g++) {
+            const number* from = rows.x + i * rows.stride + g * a.group;
+            const int64_t left = a.k - g * a.group, length = left < a.group ? left : a.group;
+            vec of_x = {};
+            int64_t k = 0;
+            for (; k + VEC <= length; k += VEC) of_x = of_x + load(from + k);
+            if (k < length) of_x = of_x + load_part(from + k, length - k);
+            sums[i * groups + g] = sum(of_x);
+        }
+    return rows;
+}
+
+template <class D, class X, int64_t KIND>
+static void linear(const QuantizedArgs& a) {
+    const int64_t count = (a.n + PANEL - 1) / PANEL, share = count / (4 * omp_get_max_threads());
+    const int64_t run = share < 4 ? 4 : share / 4 * 4;  // panels that a thread takes at once
+    const int64_t groups = (a.k + a.group - 1) / a.group;
+#pragma omp parallel if (a.n * a.k > 16384)
+    for (int64_t from = 0; from < a.m; from += AT_ONCE) {
+        const int64_t rows = a.m - from < AT_ONCE ? a.m - from : AT_ONCE;
+        const Rows<D> numbers = rows_of<D>((const X*)a.x + from * a.x_stride, rows, groups, a);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int64_t first = 0; first < count; first += run)
+            panels<D, KIND>(numbers, from, rows, first, first + run < count ? first + run : count, a);
+    }
+}
+
+// Call body(std::integral_constant of the kind).
+template <class Body>
+static void with_kind(int64_t kind, Body body) {
+    switch (kind) {
+        case TABLE4:
+            return body(std::integral_constant<int64_t, TABLE4>());
+#if !defined(__AVX512F__)  // there a table costs nothing, and whole numbers are one
+        case UNSIGNED4:
+            return body(std::integral_constant<int64_t, UNSIGNED4>());
+        case SIGNED4:
+            return body(std::integral_constant<int64_t, SIGNED4>());
+#endif
+        case UNSIGNED8:
+            return body(std::integral_constant<int64_t, UNSIGNED8>());
+        case SIGNED8:
+            return body(std::integral_constant<int64_t, SIGNED8>());
+        case FLOAT8:
+            return body(std::integral_constant<int64_t, FLOAT8>());
+    }
+}
+
+EXPORT void glasshouse_linear_quantized(const QuantizedArgs* args) {
+    const QuantizedArgs& a = *args;
+    with_kind(a.kind, [&](auto kind) {
+        if (a.x_type == F32)
+            linear<InFloat, float, kind()>(a);
+        else
+#if defined(__AVX512BF16__)
+            linear<InPairs, bf16, kind()>(a);
+#else
+            linear<InFloat, bf16, kind()>(a);
+#endif
+    });
+}
+
+struct QuantizedEmbedArgs {
+    const int64_t* ids;  // [tokens]
+    float* out;          // [tokens, k]
+    int64_t tokens;
+    QuantizedArgs table;  // w, table, inputs, k, group, kind, part_type, zeros, offsets
+};
+
+// Look up row `id`: lane id % PANEL of its panel.
+template <int64_t KIND>
+static void look_up(int64_t id, float* out, const QuantizedArgs& a) {
+    constexpr int PLACES = Codes<KIND>::PLACES;
+    const Sizes s(a, PLACES);
+    const Codes<KIND> codes(a.table);
+    const char* group = a.w + id / PANEL * s.panel;
+    const int64_t h = id % PANEL / VEC, lane = id % VEC;
+    const float one = 1;
+    for (int64_t k = 0; k < a.k; group += s.record) {
+        const Parts parts(group, h, Codes<KIND>::UNIT, a);
+        const char* at = group + s.head + h * (WORDS / 2);
+        for (int64_t i = 0; i < a.group && k < a.k; i += PLACES, at += WORDS)
+            each<PLACES>([&](auto j) INLINE_LAMBDA {
+                const vec value = codes.template number<j()>(load_words(at));
+                out[a.inputs ? a.inputs[k] : k] = parts.add(vec{}, value, &one, Codes<KIND>::UNIT, a)[lane];
+                k++;
+            });
+    }
+}
+
+EXPORT void glasshouse_embed_quantized(const QuantizedEmbedArgs* a) {
+    with_kind(a->table.kind, [&](auto kind) {
+#pragma omp parallel for if (a->tokens * a->table.k > 32768)
+        for (int64_t t = 0; t < a->tokens; t++) look_up<kind()>(a->ids[t], a->out + t * a->table.k, a->table);
+    });
+}

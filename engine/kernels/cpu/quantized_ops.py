@@ -1,0 +1,323 @@
+"""Call the products with quantized weights from Python, and lay the weights out for them.
+
+`linear_quantized.cpp` states the order in memory, `codes.h` that of the codes within a word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+import torch
+
+from engine.kernels import quantized
+from engine.kernels.cpu.attention_ops import TYPES, function
+from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
+from engine.kernels.cpu.linear_ops import LinearOps
+from engine.kernels.launch import launch
+from engine.kernels.quantized import QuantizedWeight
+from engine.rounding import ceil_div
+
+_LINEAR = Struct("19q").pack  # QuantizedArgs
+_EMBED = Struct("22q").pack  # QuantizedEmbedArgs
+
+VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
+"""Outputs in a vector: VEC in simd.h. A panel has two."""
+PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""enum PartType: what scales, zeros and offsets are stored in."""
+PACKED_AT_ONCE = 1 << 24
+"""Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
+
+
+class Kind(IntEnum):
+    """Name how numbers are made of codes, for C++."""
+
+    TABLE4 = 0
+    UNSIGNED4 = 1
+    SIGNED4 = 2
+    UNSIGNED8 = 3
+    SIGNED8 = 4
+    FLOAT8 = 5
+
+    @property
+    def places(self) -> int:
+        """Return how many codes a word of 32 bits holds."""
+        return 8 if self <= Kind.SIGNED4 else 4
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPanels:
+    """Hold a quantized weight as linear_quantized.cpp reads it.
+
+    data: uint8 [panels, bytes of a panel]. zeros, offsets: whether groups have them.
+    """
+
+    data: torch.Tensor
+    shape: tuple[int, int]
+    kind: Kind
+    group: int
+    parts: torch.dtype
+    zeros: bool
+    offsets: bool
+    table: torch.Tensor | None  # fp32 [16]
+    inputs: torch.Tensor | None  # int32 [K]
+
+    @property
+    def num_bytes(self) -> int:
+        others = (part.nbytes for part in (self.table, self.inputs) if part is not None)
+        return self.data.nbytes + sum(others)
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """Return kind, part_type, zeros, offsets."""
+        return self.kind, PARTS[self.parts], self.zeros, self.offsets
+
+
+class QuantizedOps(LinearOps):
+    """Compute y = x Wᵀ + b with a quantized W by one loaded library."""
+
+    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
+        """Bind the library; see `LinearOps`."""
+        super().__init__(library, variant, amx)
+        self._vector = VECTOR[variant]
+        self._linear_quantized = function(library, "linear_quantized")
+        self._embed_quantized = function(library, "embed_quantized")
+
+    def pack_quantized(self, weight: QuantizedWeight) -> PackedPanels | QuantizedWeight:
+        """Lay out a weight for the functions below; what they don't take is returned unchanged.
+
+        They take any N. K, and groups if there are several, must fill words of 32 bits. Rows with
+        tables of their own are not for them.
+        """
+        rows, inputs = weight.shape
+        places = 8 if weight.bits == 4 else 4
+        several = weight.group < inputs
+        if inputs % places or (several and weight.group % places):
+            return weight
+        if weight.table is not None and (weight.table.dim() == 2 or weight.bits == 8):
+            return weight
+        kind, flip, table, zero = self._kind(weight)
+        scales, zeros, offsets = _parts(weight, zero, self.variant)
+        stacked = [part for part in (scales, zeros, offsets) if part is not None]
+        panel = 2 * self._vector
+        head = panel * len(stacked) * scales.element_size()
+        group = min(weight.group, inputs)
+        groups = ceil_div(inputs, group)
+        data = torch.zeros(
+            ceil_div(rows, panel),
+            groups * head + inputs // places * panel * 4,
+            dtype=torch.uint8,
+        )
+        step = max(1, PACKED_AT_ONCE // (inputs * panel))
+        for start in range(0, len(data), step):
+            some = slice(start * panel, (start + step) * panel)
+            self._fill(
+                data[start : start + step],
+                weight.codes[some].view(torch.uint8) ^ flip,
+                [part[some] for part in stacked],
+                weight.bits,
+                group,
+            )
+        return PackedPanels(
+            data,
+            (rows, inputs),
+            kind,
+            group,
+            scales.dtype,
+            zeros is not None,
+            offsets is not None,
+            table,
+            None if weight.inputs is None else weight.inputs.int(),
+        )
+
+    def _kind(
+        self, weight: QuantizedWeight
+    ) -> tuple[Kind, int, torch.Tensor | None, torch.Tensor | int]:
+        """Return the kind, what its codes are XORed with, its table, and the zero that is left.
+
+        A zero that all groups share is worked into the codes where that costs nothing.
+        """
+        zero = weight.zero
+        shared = zero if isinstance(zero, int) else 0
+        left = 0 if isinstance(zero, int) else zero
+        if weight.codes.dtype is not torch.uint8:
+            return Kind.FLOAT8, 0, None, zero
+        if weight.bits == 8:
+            return (Kind.SIGNED8, 0x80, None, left) if shared == 128 else (
+                Kind.UNSIGNED8, 0, None, zero
+            )  # fmt: skip
+        if weight.table is not None or self._vector == 16:
+            values = torch.arange(16.0) if weight.table is None else weight.table.float()
+            return Kind.TABLE4, 0, values - shared, left
+        if shared == 8:
+            return Kind.SIGNED4, 0x88, None, left
+        return Kind.UNSIGNED4, 0, None, zero
+
+    def _fill(
+        self,
+        data: torch.Tensor,
+        codes: torch.Tensor,
+        parts: list[torch.Tensor],
+        bits: int,
+        group: int,
+    ) -> None:
+        """Write some panels. codes: uint8 rows, parts: [rows, groups]; rows may be missing."""
+        panels, panel = len(data), 2 * self._vector
+        missing = panels * panel - len(codes)
+        if missing:
+            codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+            parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)) for part in parts]
+        words = codes.view(torch.int32)
+        if bits == 4:
+            words = _paired(words)
+        places = 32 // bits
+        steps, count = group // places, words.shape[1]
+        whole = count // steps
+        words = words.view(panels, panel, count).transpose(1, 2)  # [panels, words of K, panel]
+        parts = [part.view(panels, panel, -1).transpose(1, 2) for part in parts]
+        head = sum(panel * part.element_size() for part in parts)
+        record = head + steps * panel * 4
+        for first, groups, length in ((0, whole, steps), (whole, 1, count - whole * steps)):
+            if not groups or not length:
+                continue
+            at = first * record
+            size = head + length * panel * 4
+            target = data[:, at : at + groups * size].view(panels, groups, size)
+            place = 0
+            for part in parts:
+                raw = part[:, first : first + groups].contiguous().view(torch.uint8)
+                target[:, :, place : place + raw.shape[2]] = raw
+                place += raw.shape[2]
+            some = words[:, first * steps : first * steps + groups * length].contiguous()
+            target[:, :, head:] = some.view(torch.uint8).view(panels, groups, size - head)
+
+    def quantized_linear(
+        self,
+        x: torch.Tensor,
+        weight: PackedPanels | QuantizedWeight,
+        bias: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute `quantized.quantized_linear`; weight: what `pack_quantized` made.
+
+        Weights aren't rounded (a table's entries are, to bf16, where x is in bf16 and the CPU
+        multiplies it). For few rows the time is that of reading the codes once.
+        """
+        if isinstance(weight, QuantizedWeight):
+            return quantized.quantized_linear(x, weight, bias, out, self.linear, self.logits)
+        outputs, inputs = weight.shape
+        if out is None:
+            out = torch.empty((len(x), outputs), dtype=x.dtype)
+        if x.dtype not in TYPES or out.dtype not in TYPES:
+            return self._expanded(x, weight, bias, out)
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        if bias is not None and bias.dtype not in TYPES:
+            bias = bias.float()
+        packed = _LINEAR(
+            x.data_ptr(),
+            weight.data.data_ptr(),
+            0 if weight.table is None else weight.table.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            0 if weight.inputs is None else weight.inputs.data_ptr(),
+            len(x),
+            outputs,
+            inputs,
+            weight.group,
+            x.stride(0),
+            out.stride(0),
+            TYPES[x.dtype],
+            0 if bias is None else TYPES[bias.dtype],
+            TYPES[out.dtype],
+            *weight.fields,
+        )
+        launch(
+            "linear_quantized", "native", self._linear_quantized, (packed,),
+            quantized_cost, x, weight, out, self.variant,
+        )  # fmt: skip
+        return out
+
+    def _expanded(
+        self,
+        x: torch.Tensor,
+        weight: PackedPanels,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute the product for dtypes that the kernel doesn't take, some outputs at a time."""
+        outputs, inputs = weight.shape
+        step = max(1, quantized.EXPANDED // inputs)
+        for start in range(0, outputs, step):
+            ids = torch.arange(start, min(start + step, outputs))
+            expanded = self.quantized_embed(ids, weight).to(x.dtype)
+            product = self.linear(x, expanded, None if bias is None else bias[ids])
+            out[:, start : start + step] = product
+        return out
+
+    def quantized_embed(
+        self, ids: torch.Tensor, table: PackedPanels | QuantizedWeight
+    ) -> torch.Tensor:
+        """Compute `quantized.quantized_embed`, to the bit."""
+        if isinstance(table, QuantizedWeight):
+            return quantized.quantized_embed(ids, table)
+        outputs, inputs = table.shape
+        out = torch.empty((len(ids), inputs), dtype=torch.float32)
+        packed = _EMBED(
+            ids.data_ptr(),
+            out.data_ptr(),
+            len(ids),
+            0,
+            table.data.data_ptr(),
+            0 if table.table is None else table.table.data_ptr(),
+            0,
+            0,
+            0 if table.inputs is None else table.inputs.data_ptr(),
+            0,
+            outputs,
+            inputs,
+            table.group,
+            *[0] * 5,
+            *table.fields,
+        )
+        launch(
+            "embed_quantized", "native", self._embed_quantized, (packed,),
+            quantized_embed_cost, table, out,
+        )  # fmt: skip
+        return out
+
+
+def _paired(words: torch.Tensor) -> torch.Tensor:
+    """Move the even places of eight into a word's lower half, the odd ones into its upper half."""
+    even = _joined(words & 0x0F0F0F0F)
+    return _joined((words >> 4) & 0x0F0F0F0F).bitwise_left_shift_(16).bitwise_or_(even)
+
+
+def _joined(nibbles: torch.Tensor) -> torch.Tensor:
+    """Join the lower halves of a word's four bytes into 16 bits."""
+    pairs = nibbles.bitwise_or_(nibbles >> 4).bitwise_and_(0x00FF00FF)
+    return pairs.bitwise_or_(pairs >> 8).bitwise_and_(0xFFFF)
+
+
+def _parts(
+    weight: QuantizedWeight, zero: torch.Tensor | int, variant: str
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return scales, zeros and offsets in one dtype, which holds each of them exactly."""
+    groups = ceil_div(weight.shape[1], weight.group)
+    shape = weight.shape[0], groups
+    scales = torch.ones(shape, dtype=torch.bfloat16) if weight.scales is None else weight.scales
+    offsets = weight.offsets
+    if weight.factor != 1.0:
+        scales = scales.float() * weight.factor
+        offsets = None if offsets is None else offsets.float() * weight.factor
+    same = offsets is None or offsets.dtype is scales.dtype
+    dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
+    if dtype is torch.float16 and variant == "portable":
+        dtype = torch.float32
+    if isinstance(zero, int):
+        zeros = torch.full(shape, zero, dtype=dtype) if zero else None
+    else:
+        zeros = zero.to(dtype)  # whole numbers up to 256
+    return scales.to(dtype), zeros, None if offsets is None else offsets.to(dtype)

@@ -1,0 +1,228 @@
+"""The native products with quantized weights: exact, the same in any company, in every variant."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.kernels import quantized
+from engine.kernels.cpu import for_variant
+from engine.kernels.cpu.build import BuildError, variants_here
+from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
+from engine.kernels.launch import recording
+from engine.kernels.quantized import QuantizedWeight
+from engine.trace.events import KernelLaunched
+from engine.trace.recorder import Recorder
+
+DTYPES = (torch.float32, torch.bfloat16)
+SHAPES = [(37, 96, 32), (33, 48, 16), (64, 200, 64), (130, 320, 128), (65, 192, 192), (8, 416, 256)]
+"""(N, K, group): rows that end within a panel, short last groups, one group, groups that are longer
+than what is expanded at once."""
+ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 40)
+
+
+@pytest.fixture(params=variants_here())
+def ops(request):
+    try:
+        return for_variant(request.param)
+    except BuildError as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """`torch.empty` gives not-a-number, so that a place which a kernel forgets is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
+    """Make a weight as one of the formats stores it, from random codes and signed scales."""
+    draw = torch.Generator().manual_seed(outputs * inputs + len(name))
+    groups = -(-inputs // group)
+
+    def whole(below: int, *shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        return torch.randint(0, below, shape, dtype=dtype, generator=draw)
+
+    def part(dtype: torch.dtype = torch.float16, groups: int = groups) -> torch.Tensor:
+        return (torch.randn(outputs, groups, generator=draw) / 50).to(dtype)
+
+    four, eight = whole(256, outputs, inputs // 2), whole(256, outputs, inputs)
+    wide = torch.float32
+    zeros = whole(17, outputs, groups, dtype=torch.int16)
+    match name:
+        case "q4_0":
+            return QuantizedWeight(four, 4, group, part(), 8)
+        case "q4_1":
+            return QuantizedWeight(four, 4, group, part(), offsets=part())
+        case "q4_k":
+            return QuantizedWeight(four, 4, group, part(wide), offsets=part(wide))
+        case "awq":
+            return QuantizedWeight(four, 4, group, part(), zeros)
+        case "gptq in another order":
+            order = torch.randperm(inputs, generator=draw)
+            return QuantizedWeight(four, 4, group, part(torch.bfloat16), zeros, inputs=order)
+        case "mxfp4":
+            table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+            scales = 2.0 ** whole(9, outputs, groups).sub(4).to(torch.int8).float()
+            return QuantizedWeight(four, 4, group, scales, table=torch.cat((table, -table)))
+        case "q8_0":
+            return QuantizedWeight(eight, 8, group, part(), 128)
+        case "q5_0":
+            return QuantizedWeight(eight % 32, 8, group, part(), 16)
+        case "gptq of 8 bits":
+            zeros = whole(257, outputs, groups, dtype=torch.int16)
+            return QuantizedWeight(eight, 8, group, part(wide), zeros)
+        case "fp8":
+            numbers = torch.randn(outputs, inputs, generator=draw).to(torch.float8_e4m3fn)
+            numbers[0, :3] = torch.tensor([448.0, -(2**-9), 0.0]).to(torch.float8_e4m3fn)
+            return QuantizedWeight(numbers, 8, group, part(wide))
+    raise ValueError(name)
+
+
+FORMS = [
+    "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "mxfp4", "q8_0", "q5_0",
+    "gptq of 8 bits", "fp8",
+]  # fmt: skip
+
+
+def packed(ops, weight: QuantizedWeight) -> PackedPanels:
+    found = ops.pack_quantized(weight)
+    assert isinstance(found, PackedPanels)
+    return found
+
+
+def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", FORMS)
+def test_the_packed_numbers_are_those_of_the_formula_to_the_bit(ops, name, shape):
+    """Looked up, and by products with rows that are 1 at one input: nothing is rounded but sums."""
+    weight = form(name, *shape)
+    laid_out, expected = packed(ops, weight), weight.dequantize()
+    ids = torch.cat((torch.arange(shape[0]), torch.tensor([5, 5])))
+    assert torch.equal(ops.quantized_embed(ids, laid_out), expected[ids])
+    for dtype in DTYPES:
+        out = torch.full((shape[1], shape[0]), torch.nan)
+        ops.quantized_linear(torch.eye(shape[1], dtype=dtype), laid_out, None, out)
+        assert torch.equal(out.T, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", FORMS)
+def test_products(ops, name, shape, dtype):
+    """Within fp32's rounding of sums, also with x in bf16; the result goes into a wider tensor, and
+    a row is the same to the bit by itself and with any others."""
+    outputs, inputs, _ = shape
+    weight = form(name, *shape)
+    laid_out, exact = packed(ops, weight), weight.dequantize().double()
+    x, bias = numbers(1, max(ROWS), inputs, dtype=dtype), numbers(2, outputs, dtype=dtype)
+    expected = x.double() @ exact.T + bias.double()
+    alone = torch.cat([ops.quantized_linear(row, laid_out, bias) for row in x.split(1)])
+    assert off(alone, expected) < (2e-6 if dtype is torch.float32 else 5e-3)
+    for rows in ROWS:
+        wide = torch.full((rows, outputs + 3), torch.nan)
+        found = ops.quantized_linear(x[:rows], laid_out, bias, wide[:, 2:-1])
+        assert found.data_ptr() == wide[:, 2:].data_ptr()
+        assert wide[:, :2].isnan().all() and wide[:, -1:].isnan().all()
+        assert off(found, expected[:rows]) < 2e-6
+        assert torch.equal(ops.quantized_linear(x[:rows], laid_out, bias), alone[:rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 4, 6, 200, 300])
+def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
+    laid_out = packed(ops, form("awq", 420, 384, 64))
+    x = numbers(3, rows, 384, dtype=dtype)
+    alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_table_of_any_numbers_is_exact_in_fp32_and_rounded_to_bf16_at_most(ops):
+    """Values like nf4's have more digits than bf16."""
+    table = numbers(4, 16)
+    weight = QuantizedWeight(form("q4_0", 40, 64, 32).codes, 4, 32, numbers(5, 40, 2), table=table)
+    laid_out, exact = packed(ops, weight), weight.dequantize().double()
+    for dtype, most in zip(DTYPES, (1e-6, 4e-3)):
+        x = numbers(6, 9, 64, dtype=dtype)
+        found = ops.quantized_linear(x, laid_out, None, torch.empty(9, 40))
+        assert off(found, x.double() @ exact.T) < most
+
+
+def test_a_factor_is_worked_into_the_scales(ops):
+    weight = QuantizedWeight(
+        form("q8_0", 40, 64, 64).codes, 8, 64, numbers(7, 40, 1), 128, factor=1 / 127
+    )
+    found = ops.quantized_embed(torch.arange(40), packed(ops, weight))
+    torch.testing.assert_close(found, weight.dequantize(), rtol=2.0**-22, atol=0)
+
+
+def test_other_dtypes_get_expanded_weights(ops, monkeypatch):
+    monkeypatch.setattr(quantized, "EXPANDED", 64 * 7)  # so that it takes several turns
+    weight = form("awq", 40, 64, 32)
+    laid_out, bias = packed(ops, weight), numbers(9, 40, dtype=torch.float64)
+    x = numbers(8, 3, 64, dtype=torch.float64)
+    found = ops.quantized_linear(x, laid_out, bias)
+    assert found.dtype is torch.float64
+    torch.testing.assert_close(found, x @ weight.dequantize().double().T + bias)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        QuantizedWeight(torch.ones(8, 5, dtype=torch.uint8), 4, 10),  # K fills no word
+        QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 4, 4, torch.ones(8, 4)),  # nor a group
+        QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 4, 16, table=torch.ones(8, 16)),
+        QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 8, 8, table=torch.ones(256)),
+    ],
+    ids=["K", "group", "tables of rows", "table of 256"],
+)
+def test_what_the_kernels_do_not_take_is_computed_by_the_reference(ops, weight):
+    assert ops.pack_quantized(weight) is weight
+    x = numbers(10, 3, weight.shape[1])
+    torch.testing.assert_close(ops.quantized_linear(x, weight, None), x @ weight.dequantize().T)
+    ids = torch.tensor([3, 1])
+    assert torch.equal(ops.quantized_embed(ids, weight), weight.dequantize()[ids])
+
+
+def test_nothing_is_kept_twice_and_little_is_added(ops):
+    """What the panel's last outputs lack is filled up; scales and codes lie as they came."""
+    weight = form("q4_0", 64, 256, 32)
+    laid_out = packed(ops, weight)
+    parts = 4 if ops.variant == "portable" else 2  # bytes of a scale
+    tables = 64 if laid_out.kind is Kind.TABLE4 else 0
+    assert laid_out.num_bytes == weight.codes.nbytes + 64 * 8 * parts + tables
+    assert laid_out.shape == weight.shape
+
+
+def test_a_launch_counts_the_bytes_that_are_read(ops):
+    laid_out = packed(ops, form("q4_0", 64, 256, 32))
+    x, recorder = numbers(11, 3, 256), Recorder("full")
+    seen: list = []
+    recorder.subscribe(seen.extend)
+    with recording(recorder):
+        out = ops.quantized_linear(x, laid_out, None)
+    recorder.flush()
+    recorder.close()
+    [launched] = [event for event in seen if isinstance(event, KernelLaunched)]
+    assert launched.name == "linear_quantized"
+    assert launched.num_bytes == laid_out.num_bytes + x.nbytes + out.nbytes
+    assert launched.flops == 2 * 3 * 64 * 256
