@@ -41,7 +41,6 @@ _HF = "models and tokenizers are read in transformers' format"
 _LOG = "requests are in the record; there is no other log of them"
 
 ACCEPTED = (
-    Accepted("quantization", ("none",), "quantized checkpoints are not served yet", "-q"),
     Accepted("pipeline-parallel-size", ("1",), "all layers stand on one device", "-pp"),
     Accepted("data-parallel-size", ("1",), _ONE_ENGINE, "-dp"),
     Accepted("decode-context-parallel-size", ("1",), "a context stands on one device", "-dcp"),

@@ -76,6 +76,29 @@ class Options:
         "weights and activations; auto: as the checkpoint is stored (on a CPU, float16 becomes"
         " bfloat16)",
     )
+    quantization: (
+        Literal[
+            "none",
+            "awq",
+            "awq_marlin",
+            "bitsandbytes",
+            "compressed-tensors",
+            "fbgemm_fp8",
+            "fp8",
+            "gguf",
+            "gptq",
+            "gptq_marlin",
+            "gptq_v2",
+            "mxfp4",
+            "squeezellm",
+        ]
+        | None
+    ) = _option(
+        None,
+        "format of a quantized checkpoint; none: expand its weights to --dtype when loading; any"
+        " other must be what is found; default: as found",
+        short="-q",
+    )
     load_format: Literal["auto", "dummy"] = _option(
         "auto", "dummy: random weights in the model's shape, for benchmarks"
     )

@@ -20,7 +20,7 @@ from engine.kernels.quantized import QuantizedWeight, alike, joined
 from engine.kernels.signatures import PackedWeight
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Dense
-from engine.layers.slot import Matrix, Slot, Target
+from engine.layers.slot import Matrix, Outliers, Slot, Target
 
 
 class _Run(NamedTuple):
@@ -54,7 +54,7 @@ class QuantizedLinear(nn.Module):
         self.slots = {name: Slot(outputs, inputs, like) for name, outputs in parts.items()}
         self.outputs = sum(parts.values())
         self.runs: list[_Run] = []
-        self.sparse: list[tuple[int, int, torch.Tensor]] = []  # first output, end, CSR
+        self.outliers: list[tuple[int, int, Outliers]] = []  # first output, end, what is added
 
     @property
     def dense(self) -> Dense | None:
@@ -65,8 +65,8 @@ class QuantizedLinear(nn.Module):
         out = torch.empty(len(x), self.outputs, dtype=x.dtype, device=x.device)
         for run in self.runs:
             run.into(x, out if len(self.runs) == 1 else out[:, run.start : run.stop])
-        for start, stop, weight in self.sparse:
-            out[:, start:stop] += (weight @ x.float().T).T.to(out.dtype)
+        for start, stop, outliers in self.outliers:
+            out[:, start:stop] += outliers.times(x).to(out.dtype)
         return out
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
@@ -83,9 +83,9 @@ class QuantizedLinear(nn.Module):
         """Join the parts of one kind and give them to the kernels."""
         start = 0
         for slot in self.slots.values():
-            if slot.sparse is not None:
-                self.sparse.append((start, start + slot.shape[0], slot.sparse))
-                slot.sparse = None
+            if slot.outliers is not None:
+                self.outliers.append((start, start + slot.shape[0], slot.outliers))
+                slot.outliers = None
             start += slot.shape[0]
         self.runs = _packed_runs([slot.take() for slot in self.slots.values()], self.bias)
 
@@ -93,8 +93,7 @@ class QuantizedLinear(nn.Module):
     def sizes(self) -> tuple[int, int]:
         """Return (weights, bytes that they take), without the bias."""
         count, size = _sizes(self.runs)
-        parts = [(w.values(), w.col_indices(), w.crow_indices()) for _, _, w in self.sparse]
-        return count, size + sum(part.nbytes for three in parts for part in three)
+        return count, size + sum(outliers.num_bytes for _, _, outliers in self.outliers)
 
 
 class QuantizedEmbedding(nn.Module):

@@ -12,11 +12,52 @@ Matrix = QuantizedWeight | torch.Tensor
 """A matrix [N, K] of a checkpoint: codes, or plain numbers."""
 
 
+class Outliers(NamedTuple):
+    """Hold a matrix [N, K] with few numbers that aren't 0, row by row."""
+
+    counts: torch.Tensor  # int64 [N]: numbers in each row
+    columns: torch.Tensor  # int64 [n]: where each is
+    values: torch.Tensor  # fp32 [n]
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute x Wᵀ, each row in one order. x: [tokens, K] → fp32 [tokens, N]."""
+        parts = [
+            torch.segment_reduce(
+                some[:, self.columns].float().mul_(self.values).T.contiguous(),
+                "sum",
+                lengths=self.counts,
+                axis=0,
+                unsafe=True,  # the counts were checked when they were read
+            ).T
+            for some in x.split(max(1, PRODUCTS // max(1, len(self.columns))))
+        ]
+        return torch.cat(parts)
+
+    def dense(self, inputs: int) -> torch.Tensor:
+        """Write it out: fp32 [N, K]."""
+        rows = torch.arange(len(self.counts), device=self.counts.device)
+        whole = self.values.new_zeros(len(self.counts), inputs)
+        return whole.index_put_(
+            (rows.repeat_interleave(self.counts), self.columns), self.values, accumulate=True
+        )
+
+    def to(self, device: torch.device) -> Outliers:
+        return Outliers(*(part.to(device) for part in self))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for part in self)
+
+
 class Filling(NamedTuple):
     """Hold what a loader puts into a slot."""
 
     matrix: Matrix
-    sparse: torch.Tensor | None = None  # fp32 [N, K] in CSR, added to the matrix
+    outliers: Outliers | None = None  # added to the matrix
+
+
+PRODUCTS = 1 << 24
+"""Products with outliers that are kept at once, at most: 64 MB."""
 
 
 class Slot:
@@ -26,18 +67,18 @@ class Slot:
         """Make an empty slot. like: has the device and, for plain numbers, the dtype."""
         self.shape = (outputs, inputs)
         self.device, self.dtype = like.device, like.dtype
-        self.sparse: torch.Tensor | None = None
+        self.outliers: Outliers | None = None
         self._matrix: Matrix | None = None
 
     def fill(self, filling: Filling) -> None:
         """Take a matrix of the slot's shape, to its device; plain numbers in its dtype."""
-        matrix, sparse = filling
+        matrix, outliers = filling
         assert tuple(matrix.shape) == self.shape
         if isinstance(matrix, torch.Tensor):
             self._matrix = matrix.to(self.device, self.dtype)
         else:
             self._matrix = matrix.to(self.device)
-        self.sparse = None if sparse is None else sparse.to(self.device)
+        self.outliers = None if outliers is None else outliers.to(self.device)
 
     def take(self) -> Matrix:
         """Return the matrix and forget it."""

@@ -37,14 +37,16 @@ _KINDS = {
 }
 """Torch's names of the dtypes of safetensors."""
 
-_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
+_COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$|^sparse_threshold\."
+)
 
 
 def is_computed(name: str) -> bool:
     """Return whether a tensor of this name is computed, not learned.
 
     Old checkpoints store rotary frequencies and causal masks (GPT-2's `attn.bias`, GPT-NeoX's
-    `attention.bias`).
+    `attention.bias`), and SqueezeLLM's how many outliers there are.
     """
     return _COMPUTED.search(name) is not None
 
@@ -68,8 +70,8 @@ class Checkpoint:
                 if path.is_file():
                     files = _shards(path) if name.endswith(".json") else [path]
                     return cls(folder, files)
-        others = sorted(folder.glob("*.safetensors"))
-        if others:
+        others = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt"))
+        if others and (others[0].suffix == ".safetensors" or len(others) == 1):
             return cls(folder, others)
         raise ModelError(
             f"{folder} has no weights: no model.safetensors, no pytorch_model.bin, no index of"
@@ -79,6 +81,14 @@ class Checkpoint:
     @property
     def where(self) -> str:
         return f"the checkpoint in {self.folder}"
+
+    @property
+    def found(self) -> None:
+        return None
+
+    @property
+    def notes(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def quantized(self) -> frozenset[str]:
@@ -181,7 +191,9 @@ def _read_bin(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own
         raise _damaged(file, error) from None
-    yield from tensors.items()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):  # some hold counts beside the weights
+            yield name, tensor
 
 
 def _damaged(file: Path, error: Exception) -> ModelError:

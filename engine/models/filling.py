@@ -83,21 +83,31 @@ def _place(name: str, tensor: torch.Tensor | StoredMatrix, target: Target, where
             target.fill(Filling(tensor))
         else:
             target.copy_(tensor)
-    elif isinstance(target, Slot):
-        try:
-            filling = tensor.filling(target.shape)
-            _check_finite(name, filling)
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from None
+        return
+    if len(target.shape) != 2:
+        raise ModelError(f"{where}: {name} is quantized, but only matrices may be.")
+    try:
+        filling = tensor.filling((target.shape[0], target.shape[1]))
+        _check_finite(name, filling)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    if isinstance(target, Slot):
         target.fill(filling)
-    else:
-        raise ModelError(f"weight {name} is quantized, but only matrices of layers may be.")
+    else:  # --quantization none
+        target.copy_(expanded(filling))
+
+
+def expanded(filling: Filling) -> torch.Tensor:
+    """Compute the numbers that a matrix stands for: fp32 [N, K]."""
+    matrix, outliers = filling
+    numbers = matrix if isinstance(matrix, torch.Tensor) else matrix.dequantize()
+    return numbers if outliers is None else numbers + outliers.dense(matrix.shape[1])
 
 
 def _check_finite(name: str, filling: Filling) -> None:
     """Refuse scales and the like that are infinite or not a number, as damaged files have them."""
     matrix = filling.matrix
-    parts = [filling.sparse.values()] if filling.sparse is not None else []
+    parts = [filling.outliers.values] if filling.outliers is not None else []
     if isinstance(matrix, QuantizedWeight):
         parts += [part for part in matrix.tensors if part.dtype.is_floating_point]
     for part in parts:

@@ -30,12 +30,14 @@ from engine.models.description import Description, read_config, transformers_con
 from engine.models.errors import ModelError
 from engine.models.filling import HEAD_OF_ITS_OWN, fill, fill_randomly
 from engine.models.formats import gguf_folder
+from engine.models.formats.find import check_wanted, find_scheme
 from engine.models.formats.gguf_weights import GGUFWeights
+from engine.models.formats.scheme import QuantizedCheckpoint
 from engine.models.hub import Progress, find_model
 from engine.models.llama import LlamaModel
 from engine.models.opt import OPTModel
-from engine.models.registry import native_class
-from engine.models.weights import WeightSource
+from engine.models.registry import NATIVE, native_class
+from engine.models.weights import Found, WeightSource
 from engine.one_line import one_line
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
@@ -65,7 +67,7 @@ def load_model(
     warnings: list[str] = []
     try:
         dtype = dtype or choose_dtype(config.dtype, description, device)
-        model = _make(config, folder, description, device, dtype, progress, warnings.append)
+        model, found = _make(config, folder, description, device, dtype, progress, warnings.append)
     except ModelError:
         raise
     except Exception as error:  # inconsistent files raise any of torch's and transformers' errors
@@ -75,7 +77,7 @@ def load_model(
         for message in warnings:
             recorder.record(EngineWarning(message=message))
         took_s, kernels = time.monotonic() - started, kernels_for(device)
-        recorder.record(_loaded_event(config.model, model, dtype, kernels, took_s))
+        recorder.record(_loaded_event(config.model, model, found, dtype, kernels, took_s))
     return model
 
 
@@ -87,17 +89,20 @@ def _make(
     dtype: torch.dtype,
     progress: Progress | None,
     warn: Callable[[str], None],
-) -> CausalLM:
+) -> tuple[CausalLM, Found | None]:
+    """Return the model and how its checkpoint is quantized."""
     native = native_class(description)
-    _refuse_quantized(folder, description, native is not None)
-    source = None if config.load_format == "dummy" else _source(folder)
+    source = _source(config, folder, description, native is not None)
     if native is not None:
         scales: dict[str, float] = {}
-        model = _load_native(native, description, source, device, dtype, progress, scales, warn)
+        layers = PLAIN if config.quantization == "none" else _layers(source)
+        with _made_as(device, dtype):
+            model = native(description, layers)
+        _fill_native(model, source, device, progress, scales, warn)
         said = kv_scales.judge(scales, config.kv_cache_dtype)
         if said:
             warn(said)
-        return model
+        return model, None if source is None else source.found
     # Takes seconds to import, and memory that a native model has no use for.
     from engine.models.hf_adapter import TransformersModel
 
@@ -106,15 +111,33 @@ def _make(
     adapter = TransformersModel(folder, description, device, dtype, source is None)
     if adapter.has_head_of_its_own:
         warn(HEAD_OF_ITS_OWN)
-    return adapter
+    return adapter, None
 
 
-def _source(folder: Path) -> WeightSource:
-    """Open the weights. Raises `ModelError`."""
+def _source(
+    config: EngineConfig, folder: Path, description: PretrainedConfig, native: bool
+) -> WeightSource | None:
+    """Open the weights; None: they are to be random. Raises `ModelError`."""
     files = gguf_folder.files_in(folder)
+    scheme = None
+    if files is None:
+        scheme = find_scheme(folder, getattr(description, "quantization_config", None))
+    found = Found("gguf", "") if files is not None else None if scheme is None else scheme.found
+    check_wanted(config.quantization, found)
+    if scheme is not None and not native:
+        raise ModelError(
+            f"{folder} is quantized ({scheme.found.method}) and its architecture is none of"
+            f" {', '.join(NATIVE)}: use the model's unquantized checkpoint."
+        )
+    if config.load_format == "dummy":
+        if found is not None:
+            raise ModelError("random weights (--load-format dummy) are plain, not quantized.")
+        return None
     if files is not None:
         return GGUFWeights(files, json.loads((folder / "config.json").read_text()))
     checkpoint = Checkpoint.open(folder)
+    if scheme is not None:
+        return QuantizedCheckpoint(checkpoint, scheme)
     refuse_quantized_numbers(checkpoint)
     return checkpoint
 
@@ -140,62 +163,31 @@ def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.devic
     return torch.bfloat16 if stored == torch.float16 and device.type == "cpu" else stored
 
 
-def _only_kv_scales(stored: object) -> bool:
-    """Return whether a quantization_config (of compressed-tensors) is about the KV cache only.
-
-    Then the weights are plain numbers.
-    """
-    if not isinstance(stored, dict):
-        return False
-    return bool(stored.get("kv_cache_scheme")) and not stored.get("config_groups")
-
-
-def _refuse_quantized(folder: Path, description: PretrainedConfig, native: bool) -> None:
-    stored = getattr(description, "quantization_config", None)
-    if stored is not None and not (native and _only_kv_scales(stored)):
-        method = stored.get("quant_method", "unknown") if isinstance(stored, dict) else stored
-        method = getattr(method, "quant_method", method)
-        raise ModelError(
-            f"quantized checkpoints ({getattr(method, 'value', method)}) are not supported yet;"
-            " use the model's unquantized checkpoint."
-        )
-    for name in ("quantize_config.json", "quant_config.json"):
-        if (folder / name).is_file():
-            raise ModelError(
-                f"{folder} is a GPTQ or AWQ checkpoint, in the old form ({name} beside"
-                " config.json): quantized checkpoints are not supported yet; use the model's"
-                " unquantized checkpoint."
-            )
-
-
 # ------------------------------------------------------------------------------------ native models
 
 
-def _load_native(
-    native: type[LlamaModel] | type[OPTModel],
-    description: PretrainedConfig,
+def _fill_native(
+    model: LlamaModel | OPTModel,
     source: WeightSource | None,
     device: torch.device,
-    dtype: torch.dtype,
     progress: Progress | None,
     scales: dict[str, float],
     warn: Callable[[str], None],
-) -> LlamaModel | OPTModel:
-    """Make the model and fill its weights. source: None for random weights.
+) -> None:
+    """Fill and pack the weights. source: None for random weights.
 
     scales: collects those of an 8-bit KV cache, see `kv_scales`.
     """
-    with _made_as(device, dtype):
-        model = native(description, _layers(source))
     model.to(device).eval()
     if source is None:
         fill_randomly(model)
     else:
         fill(model, source, progress, scales, warn)
+        for note in sorted(source.notes):
+            warn(note)
     for module in model.modules():
         if isinstance(module, Packable):
             module.pack()
-    return model
 
 
 def _layers(source: WeightSource | None) -> Layers:
@@ -232,7 +224,12 @@ def _made_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _loaded_event(
-    name: str, model: CausalLM, dtype: torch.dtype, kernels: Kernels, duration_s: float
+    name: str,
+    model: CausalLM,
+    found: Found | None,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    duration_s: float,
 ) -> EngineModelLoaded:
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     sizes = [(p.numel(), p.nbytes) for p in parameters]
@@ -245,6 +242,7 @@ def _loaded_event(
         num_parameters=sum(count for count, _ in sizes),
         num_bytes=sum(size for _, size in sizes),
         dtype=str(dtype).removeprefix("torch."),
+        quantization=None if found is None else str(found),
         duration_s=duration_s,
         kernels=kernels.name,
         why=kernels.why,

@@ -10,6 +10,16 @@ import torch
 from engine.layers.slot import Filling
 
 
+class Found(NamedTuple):
+    """Say how a checkpoint is quantized."""
+
+    method: str  # as --quantization names it
+    says: str  # for people: "4 bits, groups of 128"
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.says}"
+
+
 class StoredMatrix(Protocol):
     """Hold one quantized matrix as it lies in the file, until its shape is known."""
 
@@ -33,6 +43,16 @@ class WeightSource(Protocol):
     def num_bytes(self) -> int: ...
 
     @property
+    def found(self) -> Found | None:
+        """Say how they are quantized; None for plain numbers."""
+        ...
+
+    @property
+    def notes(self) -> Set[str]:
+        """Return lines for the log, once all is read."""
+        ...
+
+    @property
     def quantized(self) -> Set[str]:
         """Return the names that `tensors` gives as stored matrices: "model.….q_proj.weight"."""
         ...
@@ -40,10 +60,3 @@ class WeightSource(Protocol):
     def tensors(self) -> Iterator[tuple[str, torch.Tensor | StoredMatrix]]:
         """Yield (name as transformers has it, tensor on the CPU or stored matrix)."""
         ...
-
-
-class Found(NamedTuple):
-    """Say how a checkpoint is quantized."""
-
-    method: str  # as --quantization names it
-    says: str  # for people: "4 bits, groups of 128"

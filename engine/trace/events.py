@@ -419,6 +419,7 @@ class EngineModelLoaded(Event, tag="engine.model_loaded"):
     num_parameters: int = 0
     num_bytes: int = 0
     dtype: str = ""
+    quantization: str | None = None  # what the checkpoint holds in place of numbers
     duration_s: float = 0.0
     kernels: str = ""  # what computes: "torch", "triton", or "native" and the CPU's variant
     why: str = ""  # why these kernels, where there was a choice

@@ -98,8 +98,7 @@ def test_short_flags():
     assert parse("-tp", "1").tensor_parallel_size == 1
     with pytest.raises(ConfigError, match="--tensor-parallel-size is 2"):
         parse("-tp", "2")
-    with pytest.raises(ConfigError, match="quantized checkpoints are not served"):
-        parse("-q", "awq")
+    assert parse("-q", "awq").quantization == "awq"
 
 
 @pytest.mark.parametrize("one", ACCEPTED, ids=lambda one: one.name)
@@ -128,7 +127,7 @@ def test_python_arguments_that_ask_for_what_is_done_anyway():
         ("pipeline_parallel_size", 2, "all layers stand on one device"),
         ("trust_remote_code", True, "no code of a checkpoint"),
         ("enable_chunked_prefill", False, "always computed in chunks"),
-        ("quantization", "awq", "not served yet"),
+        ("quantization", "hqq", "quantization is 'hqq'; .* awq"),
         ("max_num_sequences", 3, "max_num_sequences is no option"),
     ):
         with pytest.raises(ConfigError, match=says):
@@ -163,7 +162,7 @@ def test_a_file_stands_between_flags_and_environment(tmp_path):
         ("- port", "must hold options"),
         ("port: {", "no valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "no valid YAML"),
-        ("quantization: awq", "quantized checkpoints"),
+        ("quantization: hqq", "quantization is 'hqq'"),
         ("1: 2", "'1', which is no option"),
     ],
 )

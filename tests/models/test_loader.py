@@ -289,8 +289,10 @@ def test_damaged_file(tmp_path):
 
 def test_quantized_checkpoint(tmp_path):
     save(NATIVE["llama"](), tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "hqq", "bits": 4})
+    refused(tmp_path, r"is quantized by hqq, which is not served; served are gptq, awq")
     edit_config(tmp_path, quantization_config={"quant_method": "awq", "bits": 4})
-    refused(tmp_path, r"quantized checkpoints \(awq\) are not supported yet")
+    refused(tmp_path, r"is awq by its config, but no matrix in it is: none has \.qweight")
 
 
 SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor"}
@@ -346,7 +348,7 @@ def test_scales_that_would_be_needed_are_refused(tmp_path):
 def test_weights_in_8_bits_beside_scales_are_still_refused(tmp_path):
     save_with_scales(tmp_path, 0.5)
     edit_config(tmp_path, quantization_config={**FOR_8_BITS, "config_groups": {"group_0": {}}})
-    refused(tmp_path, r"quantized checkpoints \(compressed-tensors\) are not supported yet")
+    refused(tmp_path, "this compressed-tensors checkpoint is 'None'; read are pack-quantized")
 
 
 STORED = {
@@ -376,9 +378,10 @@ def test_an_old_gptq_or_awq_folder(tmp_path, kind):
     packed = torch.ones(4, 48, dtype=torch.int32)
     rewrite(tmp_path, lambda w: (w.pop(STORED[kind]), w.update({name: packed})))
     refused(tmp_path, f"{re.escape(name)} is packed as GPTQ and AWQ pack weights")
-    for file in ("quantize_config.json", "quant_config.json"):
-        (tmp_path / file).write_text('{"bits": 4, "group_size": 128}')
-        refused(tmp_path, rf"is a GPTQ or AWQ checkpoint, in the old form \({file}")
+    served = r"its \..* is due|its \.scales is missing" if kind == "llama" else "none of Llama"
+    for file, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        (tmp_path / file).write_text('{"bits": 4, "group_size": 16}')
+        refused(tmp_path, f"{method}.* ({served})")
         (tmp_path / file).unlink()
 
 

@@ -33,6 +33,7 @@ class GGUFWeights:
         infos = {name: file.tensors[name] for name, file in self._of.items()}
         self._tensors = gguf_model.checked_tensors(files[0], infos, config)
         self._blocks = {name: BLOCKS[infos[name].type] for name in self._tensors}
+        self.notes: frozenset[str] = frozenset()
         self.num_bytes = sum(infos[name].num_bytes for name in self._tensors)
 
     @property

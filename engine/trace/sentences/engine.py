@@ -17,6 +17,8 @@ def _started(event: ev.EngineStarted, context: Context) -> str:
 def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
     kind = joined([event.architecture, event.implementation])
     weights = f"{amount(event.num_parameters)} parameters, {size(event.num_bytes)} of {event.dtype}"
+    if event.quantization:
+        weights = f"{weights}, quantized ({event.quantization})"
     loaded = f"loaded {event.model} ({kind}) in {duration(event.duration_s * 1e6)}: {weights}"
     computes = joined([f"{event.kernels} kernels compute", event.why], ": ")
     return f"{loaded}; {computes}" if event.kernels else loaded

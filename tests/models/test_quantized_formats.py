@@ -1,0 +1,261 @@
+"""Every quantized format is served: its numbers to the bit, its greedy tokens one by one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import EngineConfig
+from engine.kernels import BACKENDS, TORCH, Backend
+from engine.models.errors import ModelError
+from engine.models.loader import load_model
+from engine.trace.annotate import describe
+from engine.trace.context import Context
+from engine.trace.recorder import Recorder
+from tests.models.quantized_files import FORMATS, gptq, save
+from tests.models.test_gguf_served import answers_of
+from tests.support.engine_on_tokens import TokenEngine
+
+PROMPTS = [[5, 3, 9], [4] * 17, list(range(3, 33))]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def served(request, tmp_path_factory):
+    """(folder, transformers' model with the numbers that the folder's stand for)"""
+    folder = tmp_path_factory.mktemp("model")
+    return folder, save(FORMATS[request.param], folder)
+
+
+def plain(folder, monkeypatch, **options):
+    """The model with its weights expanded in the order of the checkpoint."""
+    monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
+    config = EngineConfig(model=str(folder), quantization="none", device="cpu", **options)
+    return load_model(config, torch.device("cpu"))
+
+
+def test_the_numbers_are_equal_to_the_bit(served, monkeypatch):
+    folder, reference = served
+    ours = dict(plain(folder, monkeypatch).weight_targets())
+    for name, wanted in reference.state_dict().items():
+        assert torch.equal(ours[name], wanted), name
+
+
+def test_greedy_equals_transformers(served):
+    folder, reference = served
+    with TokenEngine(folder, block_size=4) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+
+
+def test_layers_left_as_they_were_are_served_beside_the_others(tmp_path):
+    """Whole layers, and one part of a merged layer."""
+    reference = save(gptq(), tmp_path, keep=("layers.1.mlp", "layers.0.self_attn.v_proj"))
+    with TokenEngine(tmp_path, block_size=4) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+
+
+# ------------------------------------------------------------------------------ bad checkpoints
+
+
+def change(folder, name: str, into) -> None:
+    """Write the checkpoint again with one tensor changed, or without it (None)."""
+    tensors = load_file(folder / "model.safetensors")
+    made = into(tensors.pop(name))
+    if made is not None:
+        tensors[name] = made.contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder, **changed) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    said["quantization_config"] |= changed
+    (folder / "config.json").write_text(json.dumps(said))
+
+
+def refused(folder, match: str, **options) -> None:
+    config = EngineConfig(model=str(folder), device="cpu", dtype="float32", **options)
+    with pytest.raises(ModelError, match=match) as error:
+        load_model(config, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+LAYER = "model.layers.1.mlp.down_proj"
+BAD = {
+    "scales missing": ("gptq", ".scales", lambda t: None, "its .scales is missing"),
+    "codes cut off": (
+        "gptq",
+        ".qweight",
+        lambda t: t[:-1],
+        r"\.qweight has shape \[11, 64\]; \[12",
+    ),
+    "codes as bytes": (
+        "gptq",
+        ".qweight",
+        lambda t: t.byte(),
+        "holds uint8 numbers; int32 are due",
+    ),
+    "another group size": (
+        "gptq",
+        ".scales",
+        lambda t: t[:1],
+        r"\.scales has shape \[1, 64\]; \[3",
+    ),
+    "g_idx beyond": (
+        "gptq asymmetric, act-order",
+        ".g_idx",
+        lambda t: t + 1,
+        "its g_idx names group 3; there are 3",
+    ),
+    "g_idx below": (
+        "gptq asymmetric, act-order",
+        ".g_idx",
+        lambda t: t - 1,
+        "its g_idx names group -1; there are 3",
+    ),
+    "g_idx uneven": (
+        "gptq asymmetric, act-order",
+        ".g_idx",
+        lambda t: t.clamp(max=1),
+        "its g_idx has groups that don't have 32 inputs each",
+    ),
+    "no zeros": ("awq", ".qzeros", lambda t: None, "its .qzeros is missing"),
+    "scales not finite": ("awq", ".scales", lambda t: t * torch.inf, "numbers that aren't finite"),
+    "outliers beyond": ("squeezellm with outliers", ".cols", lambda t: t + 96, "its cols name"),
+    "outliers uneven": ("squeezellm with outliers", ".rows", lambda t: t + 1, "its rows don't"),
+    "rows beyond": (
+        "squeezellm with outliers",
+        ".full_row_indices",
+        lambda t: t + 64,
+        "its full_row_indices name outputs outside of 0 to 63",
+    ),
+    "a small table": ("squeezellm", ".lookup_table", lambda t: t[:, :8], "lookup_table has shape"),
+    "a lie about the shape": (
+        "compressed-tensors W4A16",
+        ".weight_shape",
+        lambda t: t * 1000,
+        "its weight_shape is",
+    ),
+    "groups of no size": (
+        "compressed-tensors W4A16",
+        ".weight_scale",
+        lambda t: torch.ones(64, 95),
+        "its 96 inputs can't be 95 groups of one size",
+    ),
+    "floats that are none": (
+        "fp8",
+        ".weight",
+        lambda t: t.view(torch.uint8).fill_(127).view(t.dtype),
+        "it has codes that stand for no number",
+    ),
+    "a grid of another matrix": (
+        "fp8 blocks",
+        ".weight_scale_inv",
+        lambda t: t.repeat(3, 3),
+        "has",
+    ),
+    "absmax of another order": ("nf4", ".weight.absmax", lambda t: t[:, None], "absmax has shape"),
+    "a state that is no JSON": (
+        "nf4",
+        ".weight.quant_state.bitsandbytes__nf4",
+        lambda t: t[:-1],
+        "its quant_state is not JSON",
+    ),
+    "rows in a GPU's order": ("bitsandbytes int8", ".weight_format", lambda t: t + 1, "isn't 0"),
+    "a scale of 255": ("mxfp4", "_scales", lambda t: t.fill_(255), "stand for no number"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_tensor_is_refused_in_one_line_that_names_it(what, tmp_path):
+    form, end, into, says = BAD[what]
+    save(FORMATS[form], tmp_path)
+    change(tmp_path, f"{LAYER}{end}", into)
+    refused(tmp_path, rf"{LAYER}.*{says}")
+
+
+SAID = {
+    "5 bits": ("gptq", {"bits": 5}, "bits is 5; served are 2, 3, 4, 8"),
+    "a group of -5": ("gptq", {"group_size": -5}, "group_size is -5"),
+    "marlin": ("gptq", {"checkpoint_format": "marlin"}, "packed as 'marlin': gptq and gptq_v2"),
+    "gemv": ("awq", {"version": "gemv"}, "packed as 'gemv': gemm is read"),
+    "a group that doesn't fit": ("awq", {"group_size": 40}, "groups of 40 inputs"),
+    "sparse": (
+        "compressed-tensors W8",
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        r"is sparse \(sparse-24-bitmask\): that is not served",
+    ),
+    "rotated": ("compressed-tensors W8", {"transform_config": {"a": 1}}, "is rotated"),
+    "another packing": ("compressed-tensors W8", {"format": "marlin-24"}, "is 'marlin-24'; read"),
+    "blocks of text": ("fp8 blocks", {"weight_block_size": "128"}, "weight_block_size is '128'"),
+    "another method": ("gptq", {"quant_method": "quip"}, "quantized by quip, which is not served"),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_is_not_read_is_refused_by_name(what, tmp_path):
+    form, changed, says = SAID[what]
+    save(FORMATS[form], tmp_path)
+    change_config(tmp_path, **changed)
+    refused(tmp_path, says)
+
+
+def test_the_option_must_name_what_is_found(tmp_path):
+    save(FORMATS["gptq"], tmp_path)
+    refused(tmp_path, "--quantization is awq, but the checkpoint is gptq", quantization="awq")
+    config = EngineConfig(model=str(tmp_path), quantization="gptq_marlin", device="cpu")
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    load_model(config, torch.device("cpu"), recorder=recorder)
+    recorder.close()
+    assert events[-1].quantization == "gptq: 4 bits, groups of 32"
+    assert "quantized (gptq: 4 bits, groups of 32)" in describe(events[-1], Context())
+    refused(tmp_path, "random weights", load_format="dummy")
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    refused(tmp_path, "a quantized checkpoint whose config.json does not say so")
+    refused(tmp_path, "but the checkpoint is not quantized", quantization="awq")
+
+
+def test_old_checkpoints_say_it_beside_config_json(tmp_path):
+    names = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
+    for form in ("gptq", "awq", "squeezellm"):
+        folder = tmp_path / form
+        folder.mkdir()
+        reference = save(FORMATS[form], folder)
+        said = json.loads((folder / "config.json").read_text())
+        beside = said.pop("quantization_config")
+        del beside["quant_method"]
+        (folder / names.get(form, "quant_config.json")).write_text(json.dumps(beside))
+        (folder / "config.json").write_text(json.dumps(said))
+        if form == "squeezellm":  # its own checkpoints are one file of torch
+            torch.save(load_file(folder / "model.safetensors"), folder / "sq-w4.pt")
+            (folder / "model.safetensors").unlink()
+        with TokenEngine(folder, block_size=4) as engine:
+            found = engine.run(PROMPTS[:1], temperature=0.0, max_tokens=8)
+        assert found == [[answers_of(reference, PROMPTS[:1])[0][0][:8]]]
+
+
+def test_symmetric_zeros_that_contradict_the_config_are_believed_and_told(tmp_path):
+    """Files exist that say version 1 and store version 2."""
+    reference = save(gptq(v2=True), tmp_path)
+    change_config(tmp_path, checkpoint_format="gptq")
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    config = EngineConfig(model=str(tmp_path), device="cpu", dtype="float32", quantization="none")
+    load_model(config, torch.device("cpu"), recorder=recorder)
+    recorder.close()
+    assert any("they are all 8, the middle" in getattr(one, "message", "") for one in events)
+    with TokenEngine(tmp_path, block_size=4) as engine:
+        assert engine.run(PROMPTS, temperature=0.0, max_tokens=12) == answers_of(reference, PROMPTS)
+
+
+def test_a_truncated_file_is_one_line(tmp_path):
+    save(FORMATS["awq"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path, "model.safetensors can't be read")
