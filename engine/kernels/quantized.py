@@ -23,6 +23,9 @@ from engine.kernels import torch_ops
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 MultiplyInFp32 = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Product = Callable[..., torch.Tensor]
+"""A backend's product with plain weights, as in `torch_ops`."""
+
 EXPANDED = 1 << 24
 """Weights of a large matrix that are expanded at once, at most: 64 MB in fp32."""
 

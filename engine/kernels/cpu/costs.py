@@ -5,7 +5,8 @@ The first argument of each function is what the kernel returned.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -13,11 +14,26 @@ from engine.kernels.cost import Cost, attention_work
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
-    from engine.kernels.cpu.quantized_ops import PackedPanels
 
 IN_PAIRS = ("amx", "avx512_bf16")
 """Variants that multiply pairs of bf16 (InPairs in linear_quantized.cpp)."""
 FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
+
+
+class Panels(Protocol):
+    """Describe a quantized weight: see `quantized_ops.PackedPanels`."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    @property
+    def kind(self) -> Enum: ...
+
+    @property
+    def group(self) -> int: ...
 
 
 def linear_cost(
@@ -39,7 +55,7 @@ def linear_cost(
 
 
 def quantized_cost(
-    _: None, x: torch.Tensor, weight: PackedPanels, out: torch.Tensor, variant: str
+    _: None, x: torch.Tensor, weight: Panels, out: torch.Tensor, variant: str
 ) -> Cost:
     rows, (outputs, inputs) = len(x), weight.shape
     pairs = x.dtype is torch.bfloat16 and variant in IN_PAIRS
@@ -53,7 +69,7 @@ def quantized_cost(
     )
 
 
-def quantized_embed_cost(_: None, table: PackedPanels, out: torch.Tensor) -> Cost:
+def quantized_embed_cost(_: None, table: Panels, out: torch.Tensor) -> Cost:
     read = len(out) * table.num_bytes // table.shape[0]
     return Cost([len(out)], read + out.nbytes, out.numel())
 
