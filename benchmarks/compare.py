@@ -149,7 +149,7 @@ def summary(rows: list[dict]) -> list[dict]:
 
 
 def markdown(lines: list[dict], where: dict) -> str:
-    """Write the tables of docs/PERFORMANCE.md."""
+    """Write the tables of docs/performance/."""
     out = [
         f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
         f" transformers {where['transformers']}, {where['date']}. W1: decode tokens/s of one"

@@ -198,7 +198,7 @@ def measure(given: argparse.Namespace) -> dict:
 
 
 def markdown(result: dict) -> str:
-    """Write the tables of docs/PERFORMANCE.md: medians, and least to most of the repeats."""
+    """Write the tables of docs/performance/: medians, and least to most of the repeats."""
     out = [
         f"Measured on {result['cpu']}, {result['threads']} threads, {result['dtype']}, torch"
         f" {result['torch']}, {result['date']}; {100 * result['busy_cores_before']:.0f} % of a core"

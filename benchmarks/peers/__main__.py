@@ -63,6 +63,7 @@ class Session:
             "versions": {},
             "load_s": {},
             "idle_cores": 0.0,
+            "own_weights": [],  # shapes with a model's own weights; the others' are random
             "left_out": [],
         }
 
@@ -119,6 +120,8 @@ class Session:
         """Measure everything of one shape in one dtype."""
         model, vocab_size = model_folder(name, dtype), shape(name).vocab_size
         works = workloads(vocab_size)
+        if PEERS_DIR not in model.parents and name not in self.about["own_weights"]:
+            self.about["own_weights"].append(name)
         for transport, starters in self.starters(name, dtype, model, vocab_size).items():
             if not starters:
                 continue

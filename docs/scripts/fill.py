@@ -16,7 +16,9 @@ from pathlib import Path
 
 from clients.table import clients_table
 from docs.scripts.figures import blocks_figure, seats_figure
+from docs.scripts.headline import readme_lines
 from docs.scripts.koyeb_reference import PRICES
+from docs.scripts.performance import RESULTS
 from docs.scripts.questions import reserving
 from docs.scripts.reader import Record, trace_output
 from docs.scripts.record import LENGTHS
@@ -73,24 +75,14 @@ def _gib(num_bytes: int) -> str:
 
 
 def numbers() -> str:
-    """Write one line of figures for the first screen: how much there is to read, and how fast it
+    """Write figures for the first screen: how much there is to read, how fast and how right it
     is."""
     core = sorted((ROOT / "engine" / "core").glob("*.py"))
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core)
-    measured = json.loads((MEASURED / "compare.json").read_text(encoding="utf-8"))
-    rows = {
-        row["system"]: row
-        for row in measured["summary"]
-        if (row["shape"], row["dtype"], row["workload"]) == ("opt-125m", "bfloat16", "W2")
-    }
-    own = rows["Glasshouse"]["tokens_per_s"]
-    batched = rows["transformers, static 16"]["tokens_per_s"]
-    cores = measured["machine"]["cores"]
     return (
         f"**{lines:,} lines** decide ([engine/core](engine/core), an evening's reading) ·"
-        f" **{len(ev.ALL_EVENTS)} kinds** of events tell it ([docs/LOG_GUIDE.md](docs/LOG_GUIDE.md)) ·"
-        f" OPT-125M draws **{own:,.0f} tokens a second** on {cores} cores of a Xeon, {own / batched:.1f} ×"
-        " transformers in batches of 16 ([docs/PERFORMANCE.md](docs/PERFORMANCE.md), W2)\n"
+        f" **{len(ev.ALL_EVENTS)} kinds** of events tell it ([docs/LOG_GUIDE.md](docs/LOG_GUIDE.md)).\\\n"
+        + readme_lines(RESULTS)
     )
 
 

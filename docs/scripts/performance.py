@@ -1,9 +1,9 @@
-"""Write docs/PERFORMANCE.md from benchmarks/results/: `python -m docs.scripts.performance`.
+"""Write docs/PERFORMANCE.md and docs/performance/ from benchmarks/results/.
 
-Every `*.md` there is a table that a benchmark wrote. It is copied to the page unchanged, below its
-chart if there is a `*.svg` of the same name. A `*.json` holds the single runs behind a table, or a
-table that has no page of its own yet: it is named. Tables of one machine are in a folder of their
-own.
+`python -m docs.scripts.performance`. The first page has the headline (`headline.py`), each machine
+a page of its own, each `*.md` beside the machines' folders too. Every `*.md` is a table that a
+benchmark wrote. It is copied unchanged, below its chart if there is a `*.svg` of the same name. A
+`*.json` holds the single runs behind a table, or a table without a page: it is named.
 """
 
 # ruff: noqa: E501 - prose
@@ -13,11 +13,14 @@ import json
 from pathlib import Path
 
 from benchmarks.machine_folder import machine_folder
+from docs.scripts.headline import gpu_lines, headline, quality
 from docs.scripts.server import ROOT
 from engine.trace.command import run_command
 
 RESULTS = ROOT / "benchmarks" / "results"
-TARGET = ROOT / "docs" / "PERFORMANCE.md"
+DOCS = ROOT / "docs"
+TARGET = DOCS / "PERFORMANCE.md"
+CHART = "images/performance.svg"
 
 TITLES = {
     "compare": "Beside transformers, on the same machine",
@@ -32,15 +35,27 @@ TITLES = {
 }
 CHARTS = {"peers": "Tokens a second of each system, by model shape and workload"}
 
-INTRO = """\
-<!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->
-# How fast is it?
+WRITTEN = "<!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->"
+TITLE = f"{WRITTEN}\n# How fast is it?\n"
 
-Speed is a ratio in one run: against a named peer with the same weights, the same numbers and the same
-threads, or against what the machine was measured to reach at best. Figures from elsewhere, and figures
-of GPUs that were not at hand, are not repeated here.
+REST = """\
+Speed is a ratio in one run: against a named peer with the same weights, the same numbers and the same threads, or
+against what the machine was measured to reach at best. Figures from elsewhere are not repeated here.
 
-Make the tables on your machine:
+- DeepSpeed is no row of its own: version 0.19.8 runs on a CPU, but its inference kernels don't (`init_inference` with
+  `replace_with_kernel_inject` says "This op had not been implemented on CPU backend"), and without them it is
+  transformers. nano-vllm needs CUDA.
+
+## When something else is the better choice
+
+- One user, one answer at a time, on a CPU: nothing here batches then. Programs that are made for that, with
+  weights of 4 bits, need less memory and less of its bandwidth; here such weights are served too, but most work
+  went into many requests at once.
+- Several GPUs for one model: this version uses one.
+- A model that is so small that it answers before a scheduler has thought: transformers in your own process has
+  less between you and the model.
+
+## Make the tables on your machine
 
 <!-- check: long -->
 ```bash
@@ -54,43 +69,67 @@ What was predicted before each change, and what then came out, also where it mis
 [docs/archive/NOTES.md](archive/NOTES.md).
 """
 
-OUTRO = """\
-## When something else is the better choice
 
-- One user, one answer at a time, on a CPU: nothing here batches then. Programs that are made for that, with
-  weights of 4 bits, need less memory and less of its bandwidth; this version refuses quantized checkpoints.
-- Several GPUs for one model: this version uses one.
-- A model that is so small that it answers before a scheduler has thought: transformers in your own process has
-  less between you and the model.
-"""
-
-
-def page(results: Path = RESULTS) -> str:
-    """Write the whole page; without results it says so."""
-    machines = sorted({path.parent for path in results.glob("*/*.md")})
-    parts = [INTRO]
-    for machine in machines:
-        parts += [f"## On {_name(machine)}\n", *_tables(machine, results, "###")]
-    parts += _tables(results, results, "##")
-    if len(parts) == 1:
-        parts += ["No table has been measured on this checkout yet.\n"]
-    return "\n".join([*parts, OUTRO])
-
-
-def _tables(folder: Path, results: Path, level: str) -> list[str]:
-    """Write the contents of one folder: its tables, each below a heading and its chart.
-
-    The names of the files with single runs follow.
-    """
-    place = f"../benchmarks/results/{folder.relative_to(results).as_posix()}/".replace("/./", "/")
-    parts = []
-    for path in sorted(folder.glob("*.md")):
+def pages(results: Path = RESULTS) -> dict[str, str]:
+    """Write every page, by its path below docs/; without results the first one says so."""
+    made, links = {}, []
+    for folder in sorted({path.parent for path in results.glob("*/*.md")}):
+        name = f"performance/{folder.name}.md"
+        title = f"On {_name(folder)}"
+        tables = _tables([*folder.glob("*.md")], folder, results)
+        made[name] = _page(title, tables)
+        links.append(f"- [{title}]({name})")
+    for path in sorted(results.glob("*.md")):
+        name = f"performance/{path.stem.replace('_', '-')}.md"
         title = TITLES.get(path.stem) or _title(path.stem)
-        parts += [f"{level} {title}\n"]
+        made[name] = _page(title, _tables([path], results, results))
+        links.append(f"- [{title}]({name})")
+    return {TARGET.name: first_page(results, links), **made}
+
+
+def first_page(results: Path, links: list[str]) -> str:
+    """Write the page that has the headline, and links to all others."""
+    parts = [TITLE]
+    top = headline(results)
+    if top is not None:
+        about = top.about
+        parts += [
+            f"SmolLM2-135M in bf16 with {top.weights}, on {about['cores']} cores of an {_name(top.folder)},"
+            f" beside the programs that people use, in turns on the same cores:\n",
+            f"![Tokens a second of each system and workload]({CHART})\n",
+            *top.table(quality(results)),
+            "",
+            "*Prompts and answers of 32 to 256 tokens; one request: 32 in, 128 out. (we: n×): Glasshouse's speed over"
+            " theirs in the same session, the same transport. Quality is measured on real text, by `make quality`;"
+            " –: not measured.*\n",
+        ]
+    parts += [*gpu_lines(results), ""]
+    if links:
+        parts += ["## Every figure, one page a machine\n", *links, ""]
+    else:
+        parts += ["No table has been measured on this checkout yet.\n"]
+    return "\n".join([*parts, REST])
+
+
+def _page(title: str, tables: list[str]) -> str:
+    return "\n".join([WRITTEN, f"# {title}\n", "[How fast is it?](../PERFORMANCE.md)\n", *tables])
+
+
+def _tables(tables: list[Path], folder: Path, results: Path) -> list[str]:
+    """Write tables of one folder, each below a heading and its chart, and name the single runs."""
+    place = f"../../benchmarks/results/{folder.relative_to(results).as_posix()}/"
+    place = place.replace("/./", "/")
+    parts = []
+    for path in sorted(tables):
+        title = TITLES.get(path.stem) or _title(path.stem)
+        parts += [f"## {title}\n"]
         if path.with_suffix(".svg").exists():
             parts += [f"![{CHARTS.get(path.stem, title)}]({place}{path.stem}.svg)\n"]
         parts += [path.read_text(encoding="utf-8").strip(), ""]
-    if raw := sorted(folder.glob("*.json")):
+    own = folder == results  # several pages share the folder: each names its own runs only
+    stems = {path.stem for path in tables}
+    raw = [p for p in sorted(folder.glob("*.json")) if not own or p.stem in stems]
+    if raw:
         names = [f"[{path.name}]({place}{path.name})" for path in raw]
         parts += [f"Every single run: {', '.join(names)}.\n"]
     return parts
@@ -117,9 +156,14 @@ def _name(machine: Path) -> str:
 
 
 def main() -> int:
-    """Write the page."""
-    TARGET.write_text(page(), encoding="utf-8")
-    print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size:,} bytes")
+    """Write the pages and the picture."""
+    (DOCS / "performance").mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(f"docs/{name}: {len(text.encode()):,} bytes")
+    top = headline(RESULTS)
+    if top is not None:
+        (DOCS / CHART).write_text(top.chart(), encoding="utf-8")
     return 0
 
 

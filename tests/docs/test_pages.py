@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -9,12 +10,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 
-from docs.scripts import fill, performance
+from docs.scripts import fill, headline, performance
 from docs.scripts.log_guide import anchor
 from docs.scripts.server import ROOT
 from engine.fit.estimate import GPUS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "performance").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE_AND_LINE = re.compile(r"\b([\w./-]+\.(?:py|cpp|sh|toml)):(\d+)\b")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -46,25 +48,50 @@ def test_a_stale_place_is_noticed():
         fill.filled("<!-- filled: nothing-like-it -->\n<!-- end -->")
 
 
-def test_performance_has_every_result(tmp_path):
-    text = performance.TARGET.read_text(encoding="utf-8")
-    for path in performance.RESULTS.rglob("*.md"):
-        assert path.read_text(encoding="utf-8").strip() in text, (
+def test_the_pages_of_performance_are_current():
+    made = performance.pages()
+    for name, text in made.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, (
             "run `python -m docs.scripts.performance`"
         )
+    whole = "".join(made.values())
+    for path in performance.RESULTS.rglob("*.md"):
+        assert path.read_text(encoding="utf-8").strip() in whole, path
+    top = headline.headline(performance.RESULTS)
+    assert top is not None
+    assert (ROOT / "docs" / performance.CHART).read_text(encoding="utf-8") == top.chart()
+    assert len(made["PERFORMANCE.md"].splitlines()) < 70  # a first screen, and links
+
+
+def test_each_machine_has_a_page_below_its_chart(tmp_path):
+    assert "No table has been measured" in performance.pages(tmp_path)["PERFORMANCE.md"]
     (tmp_path / "compare.md").write_text("| a | b |\n")
-    assert "## Beside transformers" in performance.page(tmp_path)
-    assert "No table has been measured" not in performance.page(tmp_path)
     (tmp_path / "a-cpu-avx2").mkdir()
-    (tmp_path / "a-cpu-avx2" / "compare.md").write_text("| e | f |\n")
     (tmp_path / "a-cpu-avx2" / "compare.json").write_text('{"machine": {"cpu": "A (R) CPU"}}')
-    text = performance.page(tmp_path)
-    assert text.index("## On A (R) CPU (AVX2)") < text.index("| e | f |") < text.index("| a | b |")
-    (tmp_path / "peers.md").write_text("| c | d |\n")
-    assert "peers.svg" not in performance.page(tmp_path)
-    (tmp_path / "peers.svg").write_text("<svg/>\n")
-    chart, table = (performance.page(tmp_path).index(part) for part in ("peers.svg)", "| c | d |"))
-    assert chart < table
+    (tmp_path / "a-cpu-avx2" / "peers.md").write_text("| c | d |\n")
+    (tmp_path / "a-cpu-avx2" / "peers.svg").write_text("<svg/>\n")
+    made = performance.pages(tmp_path)
+    first, machine = made["PERFORMANCE.md"], made["performance/a-cpu-avx2.md"]
+    assert "[On A (R) CPU (AVX2)](performance/a-cpu-avx2.md)" in first
+    assert "| a | b |" in made["performance/compare.md"] and "| c | d |" not in first
+    assert machine.index("a-cpu-avx2/peers.svg)") < machine.index("| c | d |")
+    assert "compare.json](../../benchmarks/results/a-cpu-avx2/compare.json)" in machine
+
+
+def test_only_a_quiet_comparison_is_the_headline(tmp_path):
+    line = {"shape": "smollm2-135m", "dtype": "bfloat16", "workload": "W2", "tokens_per_s": 60.0}
+    line |= {"transport": "in process", "spread": [1, 2]}
+    for place, session, busy in (("old", "2026-01-01", 0.0), ("new", "2026-02-02", 1.5)):
+        (tmp_path / place).mkdir()
+        lines = [line | {"system": "Glasshouse", "session": session}]
+        lines.append(line | {"system": "vLLM", "session": session, "engine_is": 2.0})
+        about = {"cpu": place, "cores": 2, "idle_cores": busy}
+        whole = {"sessions": {session: about}, "summary": lines}
+        (tmp_path / place / "peers.json").write_text(json.dumps(whole))
+    top = headline.headline(tmp_path)
+    assert top is not None and top.folder.name == "old" and top.weights == "random weights"
+    assert top.table({"vLLM": 0.01})[-1] == "| vLLM, in process | 60 (we: 2.00×) | 1.00% |"
+    assert "2.0 × vLLM" in headline.readme_lines(tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
