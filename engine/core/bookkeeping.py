@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from engine.core.messages import CoreOutput, RowDetail, StepOutput, StepPlan, TokenLogprobs
 from engine.core.request import Request, Status
@@ -20,6 +19,7 @@ class Bookkeeping:
         self.scheduler = scheduler
         self.recorder = recorder
         self.record = scheduler.record.record
+        self.clock = recorder.clock
         self.groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
         self.told_step = 0  # the last step whose outputs were sent
         self.tokens_told = 0  # of that step, see `StepStats.tokens_told`
@@ -29,9 +29,9 @@ class Bookkeeping:
     ) -> list[CoreOutput]:
         """Book the result of a step: append, finish, fork, free.
 
-        `requests[i]` has row i of the plan. `started`: when the step was, by perf_counter_ns.
+        `requests[i]` has row i of the plan. `started`: when the step was, by the record's clock.
         """
-        update_started = time.perf_counter_ns()
+        update_started = self.clock()
         news: list[CoreOutput] = []
         self.tokens_told = 0
         details, kv = output.details, self.scheduler.kv
@@ -64,7 +64,7 @@ class Bookkeeping:
         self.told_step, self.tokens_told = plan.step, self.tokens_told + len(news)
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
-        now = time.perf_counter_ns()
+        now = self.clock()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.record(
             events.StepFinished(
@@ -192,7 +192,7 @@ class Bookkeeping:
         self.tokens_told += request.num_prompt_tokens - request.num_cached_tokens
 
     def finish(self, request: Request, reason: str, stop_reason: str, why: str) -> None:
-        now = time.monotonic_ns()
+        now = self.clock()
         self.record(
             events.RequestFinished(
                 request_id=request.id,

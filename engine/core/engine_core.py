@@ -8,7 +8,6 @@ needn't wait. A stop token can't be foreseen; it costs one computed token that i
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +71,7 @@ class EngineCore:
         self.admission = Admission(config, executor.kv)
         self.scheduler = scheduler(config, executor.kv, recorder)
         self.record = self.scheduler.record.record
+        self.clock = recorder.clock  # nanoseconds, as in the record
         self.books = Bookkeeping(self.scheduler, recorder)
         self.overlapped = config.async_scheduling or False
         self.step = self._overlapped_step if self.overlapped else self._plain_step
@@ -173,7 +173,7 @@ class EngineCore:
     # -------------------------------------------------------------------------------- the two loops
 
     def _plain_step(self) -> list[CoreOutput]:
-        started = time.perf_counter_ns()
+        started = self.clock()
         plan = self.scheduler.schedule()
         if plan is None:
             return []
@@ -185,7 +185,7 @@ class EngineCore:
 
     def _overlapped_step(self) -> list[CoreOutput]:
         """Launch the next step, if it can be planned yet; then book the oldest step in flight."""
-        started = time.perf_counter_ns()
+        started = self.clock()
         plan = self.scheduler.schedule()
         if plan is not None:
             self._set_full_step(plan)

@@ -6,7 +6,6 @@ without them.
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple, Protocol
 
 from engine.core.core_record import CoreRecord
@@ -69,7 +68,7 @@ class Explainer:
         self._last_wait = ("", "")
         if not self.record.enabled:
             return
-        waited_us = round((time.monotonic_ns() - request.waiting_since_ns) / 1e3, 1)
+        waited_us = round((self.record.recorder.clock() - request.waiting_since_ns) / 1e3, 1)
         if not resumed_from:
             self.record.record(
                 events.RequestAdmitted(

@@ -143,7 +143,7 @@ class StepOutput(msgspec.Struct, kw_only=True):
     prepare_us: float = 0.0
     forward_us: float = 0.0
     sample_us: float = 0.0
-    done_ns: int = 0  # of time.perf_counter_ns, when the tokens were there; 0: unknown
+    done_ns: int = 0  # of time.monotonic_ns, when the tokens were there; 0: unknown
 
 
 class KVShape(msgspec.Struct, kw_only=True):

@@ -9,7 +9,6 @@ preemption no waiting request is admitted in that step.
 
 from __future__ import annotations
 
-import time
 from bisect import insort
 from collections.abc import Callable
 
@@ -46,6 +45,7 @@ class Scheduler:
         self.max_num_seqs = config.max_num_seqs
         self.preemption_mode = config.preemption_mode
         self.recorder = recorder
+        self.clock = recorder.clock
         self.record = CoreRecord(recorder)
         self.kv = KVManager(
             kv.num_blocks,
@@ -73,7 +73,7 @@ class Scheduler:
     # ---------------------------------------------------------------------------- the queue's doors
 
     def add(self, request: Request) -> None:
-        request.queued_ns = request.waiting_since_ns = time.monotonic_ns()
+        request.queued_ns = request.waiting_since_ns = self.clock()
         self.waiting.push(request)
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -122,7 +122,7 @@ class Scheduler:
         It must wait if only a preemption would help: that isn't allowed while a step is in flight
         (rule 8).
         """
-        started = time.perf_counter_ns()
+        started = self.clock()
         if not self._all_running_fit():
             return None
         self.step_number += 1
@@ -142,7 +142,7 @@ class Scheduler:
             return None
         plan.dropped, self._dropped = self._dropped, []
         self._count(plan)
-        plan.schedule_us = (time.perf_counter_ns() - started) / 1e3
+        plan.schedule_us = (self.clock() - started) / 1e3
         self.explain.plan(self, plan)
         return plan
 
@@ -242,7 +242,7 @@ class Scheduler:
             if not resumed_from and self.kv.caching:  # a resumed request isn't a new query
                 self.stats.prefix_queries += request.num_tokens
                 self.stats.prefix_hits += len(prefix) * self.kv.block_size
-        request.first_admitted_ns = request.first_admitted_ns or time.monotonic_ns()
+        request.first_admitted_ns = request.first_admitted_ns or self.clock()
         self.explain.admission(request, resumed_from, len(prefix) * self.kv.block_size)
         if request.host_blocks:
             plan.swap_in.extend(self.kv.swap_in(request))
@@ -298,7 +298,7 @@ class Scheduler:
         victim.status = Status.WAITING
         victim.preempted_as = mode
         victim.num_preemptions += 1
-        victim.waiting_since_ns = time.monotonic_ns()
+        victim.waiting_since_ns = self.clock()
         self.waiting.push(victim)
         self._drop_row(victim)
         self.stats.num_preemptions += 1

@@ -159,6 +159,13 @@ class RequestAborted(Event, tag="request.aborted"):
     why: str = ""
 
 
+class RequestAnswered(Event, tag="request.answered", kw_only=True):
+    """The server gave the last byte of the answer to the operating system, for the client."""
+
+    src: str = "server"
+    sending_us: float = 0.0  # since the text of its last token was known
+
+
 # -------------------------------------------------------------------------------------------- steps
 
 
@@ -476,7 +483,7 @@ class EngineFailed(Event, tag="engine.failed"):
 ALL_EVENTS: tuple[type[Event], ...] = (
     RequestReceived, RequestTokenized, RequestQueued, RequestWaiting, RequestRefused,
     RequestAdmitted, RequestForked, RequestPreempted, RequestResumed, RequestFinished,
-    RequestAborted,
+    RequestAborted, RequestAnswered,
     StepPlanned, StepFinished,
     BlockAllocated, BlockShared, BlockCached, BlockCopied, BlockFreed, BlockEvicted,
     BlockSwappedOut, BlockSwappedIn,

@@ -39,7 +39,6 @@ Subscriber = Callable[[list[Event]], None]
 Reader = Callable[[list[int]], dict[int, str]]
 
 _FULL_ONLY = frozenset(FULL_ONLY)
-_now_ns = time.monotonic_ns
 
 
 class Recorder:
@@ -49,13 +48,21 @@ class Recorder:
     or "profile" (full, with each kernel's time). Requests named in `full_requests` are recorded at
     "full" whatever the level, unless it is "off". `text=False` keeps people's text, and the token
     ids that spell it, out of the record. `capacity` is the number of events that may wait for the
-    drain thread.
+    drain thread. `clock` gives the time of events, and of all that is measured for them, in
+    nanoseconds. `thread=False`: there is no drain thread, and `flush` sends.
 
     Raises ValueError for an unknown level or a capacity below 1.
     """
 
     def __init__(
-        self, level: str = "steps", src: str = "core", text: bool = True, capacity: int = 200_000
+        self,
+        level: str = "steps",
+        src: str = "core",
+        text: bool = True,
+        capacity: int = 200_000,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        thread: bool = True,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"trace level {level!r} is unknown: choose one of {', '.join(LEVELS)}")
@@ -68,6 +75,7 @@ class Recorder:
         self.src = src
         self.text = text
         self.capacity = capacity
+        self.clock = clock
         self.full_requests: set[str] = set()
         self.step = 0  # set by the engine loop when a step starts
         self.full_step = False  # record this step's kernels: it runs one of `full_requests`
@@ -87,7 +95,7 @@ class Recorder:
         self._read: set[int] = set()  # token ids whose texts are in the record
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        if self.enabled:
+        if self.enabled and thread:
             self._thread = threading.Thread(target=self._drain_loop, name="trace", daemon=True)
             self._thread.start()
 
@@ -110,7 +118,7 @@ class Recorder:
                     self.dropped += how_many(event)
                     self._skipped += how_many(event)
                     return
-        event.ts_ns = _now_ns()
+        event.ts_ns = self.clock()
         self._buffer.append(event)
 
     def number(self, event: Event) -> int:
@@ -289,7 +297,7 @@ class Recorder:
         self._read.update(new)
 
     def _warning(self, message: str) -> EngineWarning:
-        return EngineWarning(message=message, ts_ns=_now_ns(), step=self.step)
+        return EngineWarning(message=message, ts_ns=self.clock(), step=self.step)
 
     def _remove(self, callback: Subscriber) -> None:
         # == and not `is`: each access to a bound method makes a new object

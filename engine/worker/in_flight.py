@@ -91,12 +91,12 @@ class Clock:
             event.record()
             self._marks.append(event)
         else:
-            self._marks.append(time.perf_counter_ns())
+            self._marks.append(time.monotonic_ns())
 
     def wait(self) -> int:
         """Wait until the device has passed the last mark.
 
-        Return when that was, by `time.perf_counter_ns`, or 0 if it had already passed (time
+        Return when that was, by `time.monotonic_ns`, or 0 if it had already passed (time
         unknown).
         """
         if not self._on_device:
@@ -104,7 +104,7 @@ class Clock:
         if self._marks[-1].query():
             return 0
         self._marks[-1].synchronize()
-        return time.perf_counter_ns()
+        return time.monotonic_ns()
 
     def spans_us(self) -> list[float]:
         """Return the microseconds from each mark to the next. Call after `wait`."""

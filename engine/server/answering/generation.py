@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.errors import TextError
 from engine.text.output import RequestText, TextDelta, Usage
-from engine.trace.events import RequestRefused
+from engine.trace.events import RequestAnswered, RequestRefused
 from engine.trace.sequences import prompt_name
 
 AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
@@ -39,6 +40,7 @@ class _Part:
         self.entry = entry
         self.text = text
         self.clock = clock
+        self.complete_ns = 0  # when its last text was known, CLOCK_MONOTONIC
 
 
 class Generation:
@@ -198,6 +200,7 @@ class Generation:
                     stop = str(delta.stop_reason)
                     self.service.client.finish(part.entry, delta.index, stop)
                 if part.text.finished:
+                    part.complete_ns = time.monotonic_ns()
                     self._unanswered.discard(output.request_id)
                     self.finished = not self._unanswered
             yield part.place, delta
@@ -218,6 +221,13 @@ class Generation:
             completion_tokens=sum(part.completion_tokens for part in parts),
             cached_tokens=sum(part.cached_tokens for part in parts),
         )
+
+    def sent(self) -> None:
+        """Record that the whole answer went out."""
+        now = time.monotonic_ns()
+        for name, part in self._parts.items():
+            sending_us = (now - part.complete_ns) / 1e3
+            self.service.recorder.record(RequestAnswered(request_id=name, sending_us=sending_us))
 
     def close(self, why: str = "the client left") -> None:
         """Release everything; sequences that still run are aborted in the engine. Only the first

@@ -63,6 +63,8 @@ class Reply(Response):
                 await unless_left(receive, generation.run())
                 response = await self._written(generation, answer)
                 await response(scope, receive, send)
+            if generation.finished:
+                generation.sent()
         except (ApiError, ParameterError, TextError) as error:
             generation.close(str(error))
             raise

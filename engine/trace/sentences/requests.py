@@ -119,6 +119,10 @@ def _aborted(event: ev.RequestAborted, context: Context) -> str:
     return joined([after, context.plain(event.why)], ": ")
 
 
+def _answered(event: ev.RequestAnswered, context: Context) -> str:
+    return f"answered: its last byte went out {duration(event.sending_us)} after its last token"
+
+
 SENTENCES: Sentences = {
     ev.RequestReceived: _received,
     ev.RequestTokenized: _tokenized,
@@ -131,4 +135,5 @@ SENTENCES: Sentences = {
     ev.RequestResumed: _resumed,
     ev.RequestFinished: _finished,
     ev.RequestAborted: _aborted,
+    ev.RequestAnswered: _answered,
 }
