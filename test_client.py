@@ -1324,7 +1324,7 @@ HELP = """\
 /system T    system message: what the assistant is told before the chat
 /stats       times of this chat, load of the server
 /blocks      KV blocks of the last answer
-/why         when the last answer began to run, and why; why it stopped
+/why         what the last answer's time went to; when it began to run, why it stopped
 /save FILE   keep this chat as JSON
 /clear       forget the chat
 /quit        leave (or Ctrl-D)
@@ -1547,7 +1547,12 @@ class Chat:
             yield f"reserving {context} tokens would have taken {blocks_for(context, size)}"
 
     def _why(self) -> Iterator[str]:
-        path = f"/trace/requests/{quote(self._last()[0])}"
+        name = quote(self._last()[0])
+        path = f"/trace/why/{name}"
+        asked = self.server.request("GET", path, PROBE_SECONDS)
+        with contextlib.suppress(NotOffered):  # an older server tells only the story
+            yield from parse_json(offered(interruptible(self.loop, asked), path).text)["lines"]
+        path = f"/trace/requests/{name}"
         asked = self.server.request("GET", path, PROBE_SECONDS)
         response = offered(interruptible(self.loop, asked), path)
         for line in parse_json(response.text).get("story", []):

@@ -58,7 +58,7 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
     "chat": (chat, "chat with a running server in the terminal"),
     "lab": (lab, "show each optimisation: predicted, run on this machine, measured, drawn"),
     "plan": (plan, "say which GPU fits a model, and why"),
-    "trace": (trace, "read a record: annotate, replay, page, perfetto, diff, life"),
+    "trace": (trace, "read a record: annotate, replay, page, perfetto, diff, life, why"),
     "bench": (bench, "measure the engine beside transformers on this machine"),
 }
 

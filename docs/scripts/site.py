@@ -159,9 +159,7 @@ def build(folder: Path) -> list[Path]:
 
 
 def _names(record: Record, *ids: str) -> list[str]:
-    names = Names()
-    for event in record.events:
-        names.see(event)
+    names = Names.of(record.events)
     return [names.name(request_id) for request_id in ids]
 
 

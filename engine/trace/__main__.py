@@ -1,6 +1,6 @@
 """Read a record, offline, without torch: `python -m engine.trace COMMAND FILE`.
 
-The commands are annotate, replay, page, perfetto, diff and life.
+The commands are annotate, replay, page, perfetto, diff, life and why.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from engine.trace.printable import printable, printable_json
 from engine.trace.replay import Replay, ReplayError
 from engine.trace.sequences import request_of
 from engine.trace.story import Story
+from engine.trace.why import why_in_words, why_slow
 from engine.trace.wording import count, ranges
 
 
@@ -84,6 +85,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
     diff.add_argument("other", type=Path, help="the record to compare with")
     life = add("life", _life, "The life of one request as JSON.")
     life.add_argument("request", help="the request's id, or its short name in the log (req-7)")
+    why = add("why", _why, "Why a request was slow: one cause for each part of its time.")
+    why.add_argument("request", help="the request's id, or its short name in the log (req-7)")
+    why.add_argument("--json", action="store_true", help="the parts in nanoseconds, as JSON")
     return parser
 
 
@@ -152,6 +156,17 @@ def _life(arguments: argparse.Namespace) -> int:
     events = read_all(arguments.file)
     life = life_of(events, _request(events, arguments.request))
     _write(msgspec.json.format(msgspec.json.encode(life), indent=1) + b"\n", None)
+    return 0
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    events = read_all(arguments.file)
+    told = why_slow(events, _request(events, arguments.request))
+    assert told is not None, "requests_of knows only requests that the record has"
+    if arguments.json:
+        _write(msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n", None)
+    else:
+        print(printable("\n".join(why_in_words(told, Names.of(events)))))
     return 0
 
 

@@ -19,9 +19,14 @@ import msgspec
 
 from engine.trace.events import Event
 from engine.trace.files import to_jsonl
+from engine.trace.life import requests_of
+from engine.trace.names import Names
 from engine.trace.story import Story
+from engine.trace.why import why_in_words, why_slow
 
 WEB = Path(__file__).resolve().parents[1] / "server" / "web"  # the page that the server sends
+
+MOST_READ = 2_000_000  # events, to tell of requests why they were slow: a second or two
 
 _IMPORT = re.compile(r'(\bfrom|\bimport) "\./([\w-]+\.js)"')
 _START = 'import "room/main.js";'
@@ -51,6 +56,7 @@ def room_with(events: Sequence[Event], name: str) -> bytes:
         f"<style>\n{style}</style>",
         f'<script type="importmap">{imports}</script>',
         _json_script("lines", msgspec.json.encode(_lines(events)), ""),
+        _json_script("whys", msgspec.json.encode(_whys(events)), ""),
         _json_script("record", to_jsonl(list(events)), name),
         f'<script type="module">{_START}</script>',
     ]
@@ -67,6 +73,16 @@ def _lines(events: Sequence[Event]) -> list[tuple[int, object]]:
     for position, event in enumerate(events, start=1):
         told.extend((position, line) for line in story.tell([event]))
     told.extend((len(events), line) for line in story.end())
+    return told
+
+
+def _whys(events: Sequence[Event]) -> dict[str, object]:
+    """Return why each request was slow; of a large record only for the first ones."""
+    names = Names.of(events)
+    told: dict[str, object] = {}
+    for request in requests_of(events)[: MOST_READ // max(1, len(events))]:
+        if (why := why_slow(events, request)) is not None:
+            told[request] = {**why, "lines": why_in_words(why, names)}
     return told
 
 

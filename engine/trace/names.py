@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from engine.trace.events import EngineSnapshot, Event
 from engine.trace.sequences import request_and_index, request_of, sequence_name
@@ -24,6 +25,14 @@ class Names:
     def __init__(self) -> None:
         self._names: OrderedDict[str, str] = OrderedDict()
         self.num_named = 0
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Names:
+        """Return the names that a whole record gives."""
+        names = cls()
+        for event in events:
+            names.see(event)
+        return names
 
     def see(self, event: Event) -> None:
         """Number the event's request, if it is new; after a snapshot, continue its numbers."""

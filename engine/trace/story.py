@@ -147,7 +147,7 @@ class Story:
                 yield from self._step(event)
             elif isinstance(event, ev.KernelLaunched):
                 self._kernels[event.name] += 1
-            elif isinstance(event, ev.StepPlanned | ev.TextTokens):
+            elif isinstance(event, ev.StepPlanned | ev.TextTokens | ev.RequestAnswered):
                 pass  # the step's line follows at its end, token texts in `sample.drawn`
             elif isinstance(event, _GROWTH) and not self.context.plans:
                 self._before.append(event)

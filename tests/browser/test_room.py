@@ -218,6 +218,9 @@ def test_a_link_leads_to_its_moment(open_room, live):
     until(page, f"!room.following && room.record.state.step === {step}")
     assert page.evaluate("room.selection.request") == answer["id"]
     assert f"#step={step}&request={answer['id']}" in page.evaluate("room.link()")
+    page.click("#selection .why-slow")
+    until(page, "document.querySelector('.why-parts')")
+    assert "to its last byte" in page.inner_text("#selection")
     page.keyboard.press("l")
     assert page.evaluate("room.following")
 

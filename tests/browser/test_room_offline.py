@@ -10,6 +10,7 @@ import pytest
 from engine.trace.__main__ import main
 from engine.trace.events import SampleDrawn, TextTokens
 from engine.trace.files import read_jsonl
+from engine.trace.life import requests_of
 from engine.trace.replay import Replay, differences
 from engine.trace.story import Story
 from tests.browser.room_page import ROOT, caught_up, until
@@ -51,6 +52,10 @@ def test_one_file_opens_without_a_server(open_room, recorded, tmp_path):
     until(page, f"room.record.length === {len(events)} && room.record.lines.length > 0")
     caught_up(page)
     assert shown_state(page) == state
+    (last,) = requests_of(events)[-1:]
+    page.evaluate(f"room.select({{ request: {last!r} }})")
+    page.wait_for_selector("#selection .why-parts")
+    assert "to its last byte" in page.inner_text("#selection")
     # The log has its sentences, as `annotate` tells them.
     story = Story(with_summaries=False)
     told = [line.text for line in [*story.tell(events), *story.end()]]

@@ -93,6 +93,16 @@ def test_lives_and_perfetto(told):
     life = told.http.get(f"/trace/requests/{request}").json()
     assert life["text"] == "hello" and life["sequences"][request]["finish_reason"] == "length"
     assert told.http.get("/trace/requests/nobody").status_code == 404
+
+
+def test_why_a_request_was_slow_reaches_from_its_arrival_to_its_last_byte(told):
+    (request,) = told.http.get("/trace/requests").json()["requests"]
+    answer = told.http.get(f"/trace/why/{request}").json()
+    parts = {part["cause"]: part["ns"] for part in answer["parts"]}
+    assert answer["ended"] and sum(parts.values()) == answer["whole_ns"]
+    assert {"tokenizing", "to the engine", "loop", "detokenizing", "sending"} <= parts.keys()
+    assert "to its last byte" in answer["lines"][0]
+    assert told.http.get("/trace/why/nobody").status_code == 404
     names = {event["name"] for event in told.http.get("/trace/perfetto").json()["traceEvents"]}
     assert {"step 1", "KV blocks", "waiting", "running"} <= names
 

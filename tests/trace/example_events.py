@@ -192,6 +192,7 @@ EXAMPLES: list[ev.Event] = [
         why="the stop string '###' matched",
     ),
     ev.RequestAborted(request_id=ID, num_output_tokens=12, why="the client left"),
+    ev.RequestAnswered(request_id=ID, sending_us=240.5),
     ev.EngineSnapshot(
         num_gone=12_345,
         state=EngineState(num_blocks=4, num_host_blocks=1).to_dict(),

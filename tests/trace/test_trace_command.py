@@ -60,7 +60,7 @@ def test_as_a_process_it_works_and_explains_itself(record):
     told = run("annotate", record)
     assert told.returncode == 0 and "takes block" in told.stdout and not told.stderr
     explained = run("--help")
-    for name in ("annotate", "replay", "page", "perfetto", "diff", "life"):
+    for name in ("annotate", "replay", "page", "perfetto", "diff", "life", "why"):
         assert name in explained.stdout
     wrong = run("replay", record.with_name("missing.jsonl"))
     assert wrong.returncode == 2
@@ -74,6 +74,7 @@ READERS = {  # what people pipe into `head`
     "replay": ("-m", "engine.trace", "replay", "RECORD", "--json"),
     "diff": ("-m", "engine.trace", "diff", "RECORD", "RECORD"),
     "life": ("-m", "engine.trace", "life", "RECORD", "req-1"),
+    "why": ("-m", "engine.trace", "why", "RECORD", "req-1"),
     "perfetto": ("-m", "engine.trace", "perfetto", "RECORD"),
     "lab": ("koyeb_vllm_setup.py", "--help"),
     "fit": ("-m", "engine.fit", "--help"),

@@ -18,7 +18,9 @@ from engine.server.http.sse import EventStream
 from engine.server.record.viewers import Viewers
 from engine.server.service import Service
 from engine.trace.life import life_of, requests_of
+from engine.trace.names import Names
 from engine.trace.perfetto import to_perfetto
+from engine.trace.why import why_in_words, why_slow
 
 MOST_IDS = 2000  # token ids in one query
 MOST_DIGITS = 18  # of a number in an address: fewer than 64 bits
@@ -111,6 +113,19 @@ def router(service: Service) -> APIRouter:
         if found is None:
             raise ApiError(404, f"The record has no request {request_id!r} (any more).", "id")
         return json_response(found)
+
+    @routes.get("/trace/why/{request_id}")
+    def why(request_id: str) -> Response:
+        """Return why a request was slow: the causes of its time in nanoseconds, and in words.
+
+        The parts sum to the whole.
+        """
+        service.recorder.settle()
+        events = window.events()
+        told = why_slow(events, request_id)
+        if told is None:
+            raise ApiError(404, f"The record has no request {request_id!r} (any more).", "id")
+        return json_response({**told, "lines": why_in_words(told, Names.of(events))})
 
     @routes.get("/trace/tokens")
     def tokens(ids: str = Query("")) -> Response:

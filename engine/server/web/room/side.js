@@ -2,6 +2,7 @@
 
 import { chip, element, ownerColour } from "./paint.js";
 import { partColour } from "./timeline.js";
+import { Why } from "./why.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
 const MOST_CHIPS = 72;
@@ -61,6 +62,7 @@ export class Queues {
 export class Selection {
   constructor(room, panel) {
     this.room = room;
+    this.why = new Why(room);
     this.body = panel.querySelector(".body");
   }
 
@@ -150,7 +152,7 @@ export class Selection {
         ),
       );
     }
-    return parts;
+    return [...parts, ...this.why.about(name)];
   }
 
   /** What the prefix cache had of it, and why if it had nothing. */
