@@ -35,6 +35,8 @@ READING = {
     "request.resumed": "`num_cached_tokens` needn't be computed again in spite of the preemption.",
     "request.finished": "`queued_ms` + `running_ms` is its whole time in the core.",
     "request.aborted": "It is no error of the engine: the client left, or the server was told to end.",
+    "request.answered": "What lies between `request.finished` and it, less `sending_us`, made text of the last"
+    " token.",
     "step.planned": "`budget_used` of `budget` tokens; the blocks add up to the whole pool.",
     "step.finished": "The parts add up to `total_us`, except for bookkeeping, shown as “other”.",
     "block.allocated": "`index` × block size is the first token that goes into these blocks.",
@@ -66,6 +68,7 @@ NO_EXAMPLE = {
     "graph.replayed": "It needs a CUDA device: on a CPU, steps that are recorded in full are computed"
     " launch by launch. The records here are from a CPU.",
     "engine.failed": "No record here has one: these engines did not fail.",
+    "request.answered": "The records here are older than this kind.",
 }
 
 INTRO = """\
