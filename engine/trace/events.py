@@ -159,10 +159,9 @@ class RequestAborted(Event, tag="request.aborted"):
     why: str = ""
 
 
-class RequestAnswered(Event, tag="request.answered", kw_only=True):
+class RequestAnswered(Event, tag="request.answered"):
     """The server gave the last byte of the answer to the operating system, for the client."""
 
-    src: str = "server"
     sending_us: float = 0.0  # since the text of its last token was known
 
 
