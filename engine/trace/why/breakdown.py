@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from engine.trace import events as ev
 from engine.trace.events import Event
 from engine.trace.why.shares import divide, fit_in
-from engine.trace.why.story_of_one import Step, StoryOfOne, read
+from engine.trace.why.story_of_one import EndedStep, StoryOfOne, read
 
 MOST_NAMED = 8  # requests in `who` of one part
 
@@ -192,7 +192,7 @@ class _Breakdown:
                 return
         self._until(end_ns, LOOP)  # the step at the record's end hasn't finished
 
-    def _step(self, step: Step, ns: int) -> None:
+    def _step(self, step: EndedStep, ns: int) -> None:
         names = self._names
         mine = [row for row in step.rows if row.request_id in names]
         finished = step.finished
@@ -210,7 +210,7 @@ class _Breakdown:
         for cause, share in fit_in(ns, lengths, LOOP).items():
             self._book(cause, share).steps += 1
 
-    def _forward(self, step: Step, mine: list[ev.StepRow], ns: int) -> dict[Cause, int]:
+    def _forward(self, step: EndedStep, mine: list[ev.StepRow], ns: int) -> dict[Cause, int]:
         """Divide what the model took in a step: for the request, and for others' prompts."""
         others = [row for row in step.rows if row.num_tokens > 1 and row not in mine]
         prompts = {row.request_id: row.num_tokens for row in others}

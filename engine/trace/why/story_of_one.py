@@ -19,7 +19,7 @@ _SWAPS = (ev.BlockSwappedIn, ev.BlockSwappedOut)
 
 
 @dataclass(slots=True)
-class Step:
+class EndedStep:
     """Hold a step that ended while the request was alive."""
 
     end_ns: int
@@ -46,7 +46,7 @@ class StoryOfOne:
     tokenized: ev.RequestTokenized | None = None
     answered: ev.RequestAnswered | None = None
     turns: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))  # by sequence
-    steps: list[Step] = field(default_factory=list)
+    steps: list[EndedStep] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     known_ns: int = 0  # the record begins here: steps before it are gone
     last_ns: int = 0  # of the record
@@ -106,7 +106,7 @@ def read(events: Iterable[Event], request_id: str) -> StoryOfOne:
                 decode_us[len(rows)].append(event.forward_us)
             swapped = swaps.pop(event.step, "")
             if story.turns and not (story.ended and story.steps[-1:] and _closed(story)):
-                story.steps.append(Step(event.ts_ns, event, rows, swapped))
+                story.steps.append(EndedStep(event.ts_ns, event, rows, swapped))
         elif isinstance(event, _SWAPS):
             swaps[event.step] = event.request_id
         elif isinstance(event, ev.RequestWaiting):
