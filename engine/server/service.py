@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Service:
         self.draining = False
         self.open: set[object] = set()  # each generation that is being answered
         self.on_failure: Callable[[str], None] = lambda message: None
+        self.short_render_s = math.inf  # what the last short conversation took
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
         self._templates = TemplateProcess()

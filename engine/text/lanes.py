@@ -86,10 +86,10 @@ class _Interruptible(Generic[T]):
         try:
             return self._work()
         finally:
-            with self._lock:  # no further interrupt can come, and a pending one is cancelled
+            with self._lock:  # no further interrupt can come, and a pending one ends here
                 self._thread = None
-                if self._over:  # else CPython looks for one at every call, from now on
-                    _raise_in(threading.get_ident(), None)
+                if self._over:
+                    _end_interrupts()
 
     def interrupt(self) -> None:
         with self._lock:
@@ -98,7 +98,23 @@ class _Interruptible(Generic[T]):
             self._over = True
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
-    )
+class _Last(BaseException):
+    """End the interrupts of a thread."""
+
+
+def _end_interrupts() -> None:
+    """Take the interrupt that may be pending in this thread.
+
+    It can't be recalled: CPython would look for it at every call of every thread from then on. So
+    another one takes its place, and is awaited.
+    """
+    try:
+        _raise_in(threading.get_ident(), _Last)
+        while True:  # a loop's turns are where it comes
+            pass
+    except _Last:
+        return
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -15,6 +15,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.server.app import create_app
 from engine.server.service import Service
+from engine.text.lanes import SHORT, in_lane_within
 from tests.server.early_ends import Fault, Injected, Points
 from tests.server.fake_engine import expected_text, fake
 
@@ -131,9 +132,22 @@ class Called:
         return fault.count >= at
 
 
+async def interrupt():
+    """Work that took too long. CPython 3.11 hangs in a traced call afterwards if the interrupt is
+    still pending."""
+
+    def endless():
+        while True:
+            pass
+
+    with pytest.raises(TimeoutError):
+        await in_lane_within(SHORT, endless, 0.05)
+
+
 @pytest.fixture(scope="module")
 def called(tokenizer_folder):
     running = Called(tokenizer_folder)
+    running.loop.run_until_complete(interrupt())
     yield running
     running.close()
 

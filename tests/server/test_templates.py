@@ -8,6 +8,7 @@ import time
 import pytest
 
 from engine.server.answering import rendering
+from engine.text.chat_template import ChatTemplate
 from tests.server.tiny_tokenizer import CHAT_TEMPLATE
 
 CHAT = "/v1/chat/completions"
@@ -81,3 +82,25 @@ def test_a_prompt_that_a_template_makes_too_long(run_server):
         for route in (CHAT, "/tokenize"):
             error = server.refusal(route, messages=HI)
             assert error["param"] == "messages" and "65,536" in error["message"]
+
+
+def test_only_a_quick_template_renders_short_conversations_on_the_loop(run_server, monkeypatch):
+    threads = []
+    real = ChatTemplate.render
+
+    def render(self, *args, **options):
+        threads.append(threading.current_thread().name.rpartition("_")[0])
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(ChatTemplate, "render", render)
+    long = [{"role": "user", "content": "a" * 300}] * 3 + HI * 14
+    with run_server() as server:
+        monkeypatch.setattr(rendering, "QUICK_S", 10.0)
+        for messages in (HI, HI, long, HI):
+            server.http.post("/tokenize", json={"messages": messages})
+        server.http.post("/tokenize", json={"messages": HI, "chat_template_kwargs": {"x": 1}})
+        assert threads == ["short text", "", "short text", "", "short text"]
+        monkeypatch.setattr(rendering, "QUICK_S", 0.0)  # none is as quick as that
+        for _ in range(2):
+            server.http.post("/tokenize", json={"messages": HI})
+        assert threads[5:] == ["short text"] * 2

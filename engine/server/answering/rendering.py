@@ -1,8 +1,10 @@
-"""Render conversations outside the event loop, within limits of time and length."""
+"""Render conversations within limits of time and length, all but short ones off the event loop."""
 
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +16,11 @@ from engine.text.lanes import FOREIGN, LONG, LONG_TEXT, in_lane, in_lane_within,
 from engine.text.template_process import RENDER_S
 
 FEW_MESSAGES = 64
+FEWEST_MESSAGES = 16
+SHORT_CHARACTERS = 1_000
+QUICK_S = 0.002
+"""A short conversation is rendered on the event loop if the last one of the model's template took
+no longer than this: a thread costs more than such a template does."""
 
 
 async def render(service: Service, body: Conversation) -> str:
@@ -38,16 +45,40 @@ async def render(service: Service, body: Conversation) -> str:
             )
         prompt = await in_lane(FOREIGN, work)
     else:
-        try:
-            prompt = await in_lane_within(_lane(body), work, RENDER_S)
-        except TimeoutError:
-            raise bad_request(
-                f"The chat template took more than {RENDER_S:g} s for these messages and was "
-                "stopped. Send fewer or shorter ones.",
-                "messages",
-            ) from None
+        start = time.perf_counter()
+        prompt = await _with_own_template(service, body, work)
+        if _is_short(body):
+            service.short_render_s = time.perf_counter() - start
     service.limits.check_prompt(prompt, "messages")
     return mended(prompt)
+
+
+async def _with_own_template(service: Service, body: Conversation, work: Callable[[], str]) -> str:
+    if service.short_render_s <= QUICK_S and _is_short(body):
+        return work()
+    try:
+        return await in_lane_within(_lane(body), work, RENDER_S)
+    except TimeoutError:
+        raise bad_request(
+            f"The chat template took more than {RENDER_S:g} s for these messages and was "
+            "stopped. Send fewer or shorter ones.",
+            "messages",
+        ) from None
+
+
+def _is_short(body: Conversation) -> bool:
+    """Return whether little is to be rendered, of known size: texts alone, no variables."""
+    return (
+        len(body.messages) <= FEWEST_MESSAGES
+        and not body.template_variables
+        and sum(map(_size_of_message, body.messages)) <= SHORT_CHARACTERS
+    )
+
+
+def _size_of_message(message: dict[str, Any]) -> int:
+    content = message.get("content")
+    plain = isinstance(content, str) and message.keys() <= {"role", "content"}
+    return len(content) if plain else LONG_TEXT
 
 
 def _lane(body: Conversation) -> ThreadPoolExecutor:
