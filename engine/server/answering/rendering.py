@@ -77,8 +77,9 @@ def _is_short(body: Conversation) -> bool:
 
 def _size_of_message(message: dict[str, Any]) -> int:
     content = message.get("content")
-    plain = isinstance(content, str) and message.keys() <= {"role", "content"}
-    return len(content) if plain else LONG_TEXT
+    if isinstance(content, str) and message.keys() <= {"role", "content"}:
+        return len(content)
+    return LONG_TEXT
 
 
 def _lane(body: Conversation) -> ThreadPoolExecutor:
