@@ -16,6 +16,7 @@ from engine.worker.sampling.exact_draw import Cuts, cut, cut_and_draw, draw, int
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.sampler import Sampler
 from engine.worker.sampling.sampling_table import SamplingTable
+from engine.worker.sampling.token_rules import Phrases, TokenRules
 from tests.worker.worker_kit import new_row
 
 CPU = torch.device("cpu")
@@ -384,3 +385,31 @@ def test_the_most_extreme_parameters_leave_logits_finite(temperature, penalty):
     row = new_row([1, 2, 3], repetition_penalty=penalty, temperature=temperature, seed=1)
     logits = torch.tensor([[3e3, 9e3, -9e3, 0.0, 5.0]])
     assert 0 <= sample(logits, [row], [[1, 2, 3]])[0] < 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=5), max_size=30),
+    tokens=st.lists(st.integers(0, 3), max_size=8),
+)
+def test_phrases_are_found_by_their_ends(words, tokens):
+    naive = [
+        w[-1]
+        for w in words
+        if tokens[len(tokens) - len(w) + 1 :] == w[:-1] and len(tokens) >= len(w) - 1
+    ]
+    assert sorted(Phrases(words).banned_after(np.array(tokens, np.int32))) == sorted(naive)
+
+
+def test_rules_are_prepared_once_for_siblings_and_for_all_steps_of_the_same_rows(monkeypatch):
+    made = []
+    real = TokenRules.of
+    monkeypatch.setattr(TokenRules, "of", lambda *of: made.append(1) or real(*of))
+    table = SamplingTable(4, VOCAB, CPU)
+    row = new_row([1], allowed_token_ids=list(range(VOCAB - 1)), bad_words_token_ids=[[2], [3, 4]])
+    for seat in range(4):
+        table.set(seat, row)
+    rules = table.metadata(np.arange(4)).rules
+    assert made == [1] and table.metadata(np.arange(4)).rules is rules
+    table.clear(3)
+    assert table.metadata(np.arange(3)).rules is not rules

@@ -18,7 +18,6 @@ from engine.kernels import kernels_for
 from engine.worker.sampling.exact_draw import cut_and_draw, draw, integer_weights, keep_min_p
 from engine.worker.sampling.penalties import penalise
 from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
-from engine.worker.sampling.token_rules import apply_rules
 from engine.worker.transfers import to_device
 
 
@@ -41,9 +40,9 @@ class Sampler:
         int64 [rows], how many of its seat's tokens each row has.
         """
         if metadata.rules:
-            seen = [tokens[metadata.seats[row], : positions[row]] for row, _ in metadata.rules]
-            rules = [(row, rule, its) for (row, rule), its in zip(metadata.rules, seen)]
-            apply_rules(logits, rules)
+            rows = metadata.rules.rows
+            seen = [tokens[metadata.seats[row], : positions[row]] for row in rows]
+            metadata.rules.apply(logits, seen)
         if len(metadata.penalised):
             self._penalise(logits, metadata, tokens, positions)
         return logits

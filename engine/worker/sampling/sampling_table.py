@@ -17,7 +17,7 @@ from engine.sampling_params import SamplingParams
 from engine.worker.sampling.exact_draw import Cuts
 from engine.worker.sampling.penalties import OutputCounts
 from engine.worker.sampling.philox import random_words
-from engine.worker.sampling.token_rules import TokenRules
+from engine.worker.sampling.token_rules import StepRules, TokenRules
 from engine.worker.transfers import to_device
 
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
@@ -43,7 +43,7 @@ class SamplingMetadata:
     penalised: np.ndarray  # int64 [p]
     penalty_lines: torch.Tensor  # int64 [p], in OutputCounts
     penalties: torch.Tensor  # fp32 [3, p]: repetition, frequency, presence
-    rules: list[tuple[int, TokenRules]]
+    rules: StepRules
     logprob_rows: list[int]  # rows that want log-probabilities
     _first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _ahead: np.ndarray = field(default_factory=lambda: np.zeros((0, AHEAD), np.int64))
@@ -89,6 +89,8 @@ class SamplingTable:
         self._lines = np.full(num_seats, -1, np.int64)  # in `counts`, −1: none
         self._num_penalised = 0  # seats with a line
         self._rules: dict[int, TokenRules] = {}
+        self._no_rules = StepRules([], device)
+        self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
         self._last: SamplingMetadata | None = None
         self._last_key = (b"", b"")
 
@@ -107,14 +109,23 @@ class SamplingTable:
         self._top_k[seat] = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
         self._seeds[seat] = (row.seed + 2**63) % 2**64 - 2**63  # its 64 bits, as int64
         self._logprobs[seat] = params.logprobs is not None
-        rules = TokenRules.of(row)
-        if rules:
+        rules = self._rules_of(row)
+        if rules is not None:
             self._rules[seat] = rules
         neutral = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
         if neutral != (1.0, 0.0, 0.0):
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
             self._lines[seat] = self.counts.add(output)
             self._num_penalised += 1
+
+    def _rules_of(self, row: NewRow) -> TokenRules | None:
+        """Return the rules of a row. Siblings, which follow each other, share them."""
+        known = self._last_rules
+        if known is None or known[:2] != (id(row.params), row.num_prompt_tokens):
+            # The parameters are kept, too, so that no others get their id.
+            rules = TokenRules.of(row, self.vocab_size)
+            known = self._last_rules = (id(row.params), row.num_prompt_tokens, row.params, rules)
+        return known[3]
 
     def clear(self, seat: int) -> None:
         """Forget the sequence of a seat."""
@@ -177,15 +188,14 @@ class SamplingTable:
             penalised=penalised,
             penalty_lines=place(self._lines[seats[penalised]]),
             penalties=place(floats[penalised, REPETITION:].T.astype(np.float32)),
-            rules=[
-                (place_in_logits, self._rules[seat])
-                for place_in_logits, seat in enumerate(seats.tolist())
-                if seat in self._rules
-            ]
-            if self._rules
-            else [],
+            rules=self._step_rules(seats),
             logprob_rows=np.flatnonzero(self._logprobs[seats]).tolist(),
         )
+
+    def _step_rules(self, seats: np.ndarray) -> StepRules:
+        places = enumerate(seats.tolist()) if self._rules else ()
+        found = [(place, self._rules[seat]) for place, seat in places if seat in self._rules]
+        return StepRules(found, self.device) if found else self._no_rules
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self.device)
