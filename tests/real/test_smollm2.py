@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pydoc_data.topics import topics
 
@@ -58,13 +59,56 @@ def test_a_second_turn_finds_the_first_in_the_cache(llm):
     assert (answer.num_cached_tokens or 0) >= 16
 
 
-def test_it_answers_in_bf16_over_http_as_in_fp32(smollm2):
-    """ "The" is 0.1 nats before "L'" here: with a rounded residual stream or head "L'" won."""
+@pytest.fixture(scope="module")
+def server(smollm2):
     with closing(ServerProcess("--model", "smollm2", "--dtype", "bfloat16")) as server:
+        server.http.timeout = 240  # eight thousand tokens take seconds, on a busy machine many
         server.wait_until_ready()
-        answer = server.http.post(
-            "/v1/chat/completions",
-            json={"messages": [FRANCE], "temperature": 0, "max_tokens": 40},
-        ).json()["choices"][0]
+        yield server
+
+
+def asked(server, path: str, **body) -> dict:
+    answer = server.http.post(path, json={"temperature": 0, **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_it_answers_in_bf16_over_http_as_in_fp32(server):
+    """ "The" is 0.1 nats before "L'" here: with a rounded residual stream or head "L'" won."""
+    answer = asked(server, "/v1/chat/completions", messages=[FRANCE], max_tokens=40)["choices"][0]
     assert answer["message"]["content"] == "The capital of France is Paris."
     assert answer["finish_reason"] == "stop"
+
+
+def test_eight_thousand_tokens_are_read_and_found_again(server):
+    """The whole context of 8,192; the second time nearly all of it is in the prefix cache."""
+    text = "\n".join(topics[name] for name in sorted(topics)[:40])
+    ids = server.http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    answers = [
+        asked(server, "/v1/completions", prompt=ids[:8160], max_tokens=24, logprobs=1)
+        for _ in range(2)
+    ]
+    first, again = (answer["choices"][0] for answer in answers)
+    assert first["text"] == again["text"] and len(first["logprobs"]["tokens"]) == 24
+    assert first["logprobs"]["token_logprobs"] == again["logprobs"]["token_logprobs"]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert cached[0] == 0 and cached[1] >= 8144
+    too_long = server.http.post("/v1/completions", json={"prompt": ids[:8193], "max_tokens": 1})
+    assert too_long.status_code == 400 and "8192" in too_long.text.replace(",", "")
+
+
+def test_streamed_characters_of_several_tokens_arrive_whole(server):
+    body = {"prompt": "日本語の文章：こんにちは、世界。", "max_tokens": 40, "temperature": 0}
+    whole = asked(server, "/v1/completions", **body)["choices"][0]["text"]
+    pieces = []
+    with server.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as lines:
+        for line in lines.iter_lines():
+            if line.startswith("data: {"):
+                pieces.append(json.loads(line[6:])["choices"][0]["text"])
+    assert "".join(pieces) == whole and not whole.isascii()
+    assert not any("\ufffd" in piece for piece in pieces[:-1])
+
+
+def test_the_page_is_served_beside_it(server):
+    page = server.http.get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 200 and "<html" in page.text
