@@ -17,8 +17,7 @@ from engine.models import kv_scales
 from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError
 from engine.models.hub import Progress
-from engine.models.llama import LlamaModel
-from engine.models.opt import OPTModel
+from engine.models.native import NativeModel
 from engine.models.weights import StoredMatrix, WeightSource
 
 HEAD_OF_ITS_OWN = (
@@ -31,7 +30,7 @@ DUMMY_SEED = 0
 
 
 def fill(
-    model: LlamaModel | OPTModel,
+    model: NativeModel,
     source: WeightSource,
     progress: Progress | None,
     scales: dict[str, float],
@@ -131,7 +130,7 @@ def _is_no_bias(name: str, tensor: torch.Tensor, targets: Mapping[str, Target]) 
 
 
 def _place_head(
-    model: LlamaModel | OPTModel,
+    model: NativeModel,
     head: torch.Tensor,
     missing: set[str],
     warn: Callable[[str], None],
@@ -161,7 +160,7 @@ def _some(names: set[str] | list[str]) -> str:
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def fill_randomly(model: LlamaModel | OPTModel) -> None:
+def fill_randomly(model: NativeModel) -> None:
     """Fill with normal weights, equal in every run on one kind of device; norms with ones."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, target in model.weight_targets():

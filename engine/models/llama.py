@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV, QKNorms
+from engine.kernels.batch import AttentionBatch, LayerCache, QKNorms
 from engine.kernels.few_rows import FewRows
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
@@ -25,30 +25,26 @@ from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.layers.slot import Target
 from engine.models.length import max_model_len
+from engine.models.native import NativeModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class LlamaModel(nn.Module):
+class LlamaModel(NativeModel):
     """Compute a causal language model of the family, for all members' architectures."""
 
-    implementation = "native"
+    layers: list[_Block]
 
     def __init__(self, config: PretrainedConfig, layers: Layers = PLAIN) -> None:
-        super().__init__()
-        self.architecture = (config.architectures or [config.model_type])[0]
-        self.vocab_size = config.vocab_size
+        super().__init__(config, layers, config.hidden_size)
         self.max_model_len = max_model_len(config)
         shapes = [_Shape.of(config, index) for index in range(config.num_hidden_layers)]
-        self.embed_tokens = layers.embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config, shapes[0].head_dim)
         blocks = [_Block(config, shape, index, layers.linear) for index, shape in enumerate(shapes)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         self.dense = all(layer.dense for block in blocks for layer in block.linears())
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        tied = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = layers.head(config.vocab_size, config.hidden_size, tied)
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
@@ -59,10 +55,6 @@ class LlamaModel(nn.Module):
             and rope.get("rope_type") in EXACT_TYPES
             and rope.get("partial_rotary_factor", 1.0) == 1.0
         )
-
-    @property
-    def kv_spec(self) -> list[LayerKV]:
-        return [block.attention.kv for block in self.layers]
 
     def forward(
         self,
@@ -91,10 +83,6 @@ class LlamaModel(nn.Module):
             x, residual = block.post_norm.add(x, residual)
             x, residual = norms[index + 1].add(block.feed_forward(x), residual)
         return x
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute logits. hidden: [n, hidden] → [n, vocabulary], in fp32."""
-        return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of every weight."""

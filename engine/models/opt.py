@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from engine.kernels.batch import AttentionBatch, LayerCache, LayerKV
+from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.layers.attention import Attention
 from engine.layers.embedding import Embedding
 from engine.layers.kinds import PLAIN, Layers
 from engine.layers.linear import LinearFactory, linear_relu
 from engine.layers.norm import LayerNorm
 from engine.layers.slot import Target
+from engine.models.native import NativeModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,19 +27,16 @@ if TYPE_CHECKING:
 POSITION_OFFSET = 2  # the checkpoint's first two position vectors belong to no position
 
 
-class OPTModel(nn.Module):
+class OPTModel(NativeModel):
     """Compute OPTForCausalLM."""
 
-    implementation = "native"
+    layers: list[_Block]
 
     def __init__(self, config: PretrainedConfig, layers: Layers = PLAIN) -> None:
-        super().__init__()
-        self.architecture = (config.architectures or [config.model_type])[0]
-        self.vocab_size = config.vocab_size
+        width, hidden = config.word_embed_proj_dim, config.hidden_size
+        super().__init__(config, layers, width)
         self.max_model_len = config.max_position_embeddings
         self.pre_norm = config.do_layer_norm_before
-        width, hidden = config.word_embed_proj_dim, config.hidden_size
-        self.embed_tokens = layers.embedding(config.vocab_size, width)
         self.embed_positions = Embedding(self.max_model_len + POSITION_OFFSET, hidden)
         narrow = width != hidden
         self.project_in = layers.linear(width, {"project_in": hidden}, False) if narrow else None
@@ -48,17 +46,11 @@ class OPTModel(nn.Module):
         final = self.pre_norm and not config._remove_final_layer_norm
         affine = config.layer_norm_elementwise_affine
         self.final_norm = LayerNorm(hidden, affine=affine) if final else None
-        tied = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = layers.head(config.vocab_size, width, tied)
 
     @staticmethod
     def supports(config: PretrainedConfig) -> bool:
         """Return whether this class computes the model exactly; if not, the adapter serves it."""
         return config.activation_function == "relu"
-
-    @property
-    def kv_spec(self) -> list[LayerKV]:
-        return [block.attention.kv for block in self.layers]
 
     def forward(
         self,
@@ -107,10 +99,6 @@ class OPTModel(nn.Module):
             x, _ = block.attention_norm.add(block.attend(x, caches[index], batch), x)
             x, _ = block.feed_forward_norm.add(block.feed_forward(x), x)
         return x
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute logits. hidden: [n, width of forward's result] → [n, vocabulary], in fp32."""
-        return self.lm_head(hidden)
 
     def weight_targets(self) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of every weight."""
