@@ -125,6 +125,8 @@ def _fields(node: ast.ClassDef, lines: list[str]) -> list[Field]:
     fields = []
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if "ClassVar" in ast.unparse(item.annotation):
+                continue  # of the kind, not of an event
             name = item.target.id
             meaning = _comment(lines, item.lineno) or PLAIN.get(name) or _unit(name)
             default = ast.unparse(item.value) if item.value else ""

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from engine.trace.context import Context
 from engine.trace.events import Event
-from engine.trace.sentences import Sentences, blocks, engine, kernels, requests, steps, tokens
+from engine.trace.sentences import SENTENCES, blocks, engine, kernels, requests, steps, tokens
 from engine.trace.wording import one_line
 
-_FAMILIES = (requests, steps, blocks, kernels, tokens, engine)
-_SENTENCES: Sentences = {
-    kind: sentence for family in _FAMILIES for kind, sentence in family.SENTENCES.items()
-}
+FAMILIES = (requests, steps, blocks, kernels, tokens, engine)
+"""Importing a family fills `SENTENCES`."""
 
 
 def annotate(event: Event, context: Context) -> str:
@@ -33,4 +31,4 @@ def annotate(event: Event, context: Context) -> str:
 
 def describe(event: Event, context: Context) -> str:
     """Return the line for an event that the context has already seen."""
-    return one_line(_SENTENCES[type(event)](event, context))
+    return one_line(SENTENCES[type(event)](event, context))

@@ -11,7 +11,7 @@ every block table at every step: see `replay.py`.
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 import msgspec
 
@@ -24,6 +24,8 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="kind", 
     CLOCK_MONOTONIC, comparable between the processes of one machine. `step` is the step during
     which it happened, 0 before the first one.
     """
+
+    full_only: ClassVar[bool] = False  # recorded only at level `full`
 
     seq: int = 0
     ts_ns: int = 0
@@ -301,6 +303,8 @@ class BlockSwappedIn(Event, tag="block.swapped_in"):
 class KernelLaunched(Event, tag="kernel.launched"):
     """A kernel was launched through `kernels/launch.py` (level `full`)."""
 
+    full_only = True
+
     name: str = ""
     backend: str = ""  # "torch", "native", "triton"
     grid: list[int] = []
@@ -329,6 +333,8 @@ class GraphCaptured(Event, tag="graph.captured"):
 class GraphReplayed(Event, tag="graph.replayed"):
     """A captured graph ran in place of its launches."""
 
+    full_only = True
+
     batch_size: int = 0
     num_rows: int = 0  # real ones; the rest is padding
     num_tokens: int = 0  # as in graph.captured
@@ -349,6 +355,8 @@ class Candidate(msgspec.Struct, array_like=True):
 class SampleDrawn(Event, tag="sample.drawn"):
     """A token was drawn (level `full`)."""
 
+    full_only = True
+
     index: int = 0  # which of the n sequences
     position: int = 0  # of the drawn token in the sequence
     token_id: int = 0
@@ -368,6 +376,8 @@ class SampleDrawn(Event, tag="sample.drawn"):
 class TextEmitted(Event, tag="text.emitted", kw_only=True):
     """Text went out to the client (level `full`)."""
 
+    full_only = True
+
     src: str = "server"
     index: int = 0
     text: str = ""
@@ -377,6 +387,8 @@ class TextEmitted(Event, tag="text.emitted", kw_only=True):
 class TextHeldBack(Event, tag="text.held_back", kw_only=True):
     """Text is held back: it may be the start of a stop string, or part of a character (level
     `full`)."""
+
+    full_only = True
 
     src: str = "server"
     index: int = 0
@@ -479,22 +491,10 @@ class EngineFailed(Event, tag="engine.failed"):
     message: str = ""
 
 
-ALL_EVENTS: tuple[type[Event], ...] = (
-    RequestReceived, RequestTokenized, RequestQueued, RequestWaiting, RequestRefused,
-    RequestAdmitted, RequestForked, RequestPreempted, RequestResumed, RequestFinished,
-    RequestAborted, RequestAnswered,
-    StepPlanned, StepFinished,
-    BlockAllocated, BlockShared, BlockCached, BlockCopied, BlockFreed, BlockEvicted,
-    BlockSwappedOut, BlockSwappedIn,
-    KernelLaunched, GraphCaptured, GraphReplayed,
-    SampleDrawn, TextEmitted, TextHeldBack, StopMatched, TextTokens,
-    EngineStarted, EngineModelLoaded, EngineKvSized, EngineSnapshot, EngineWarning, EngineFailed,
-)  # fmt: skip
-"""Every kind, in the order of the guide."""
+ALL_EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
+"""Every kind, as they are declared above: in the order of the guide."""
 
-FULL_ONLY: tuple[type[Event], ...] = (
-    KernelLaunched, GraphReplayed, SampleDrawn, TextEmitted, TextHeldBack,
-)  # fmt: skip
+FULL_ONLY = tuple(event for event in ALL_EVENTS if event.full_only)
 """Kinds that only level `full` records; all others are recorded at `steps` too."""
 
 AnyEvent: Any = Union[ALL_EVENTS]  # noqa: UP007 - a tuple can't be spelled with |

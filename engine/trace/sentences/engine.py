@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from engine.trace import events as ev
 from engine.trace.context import Context
-from engine.trace.sentences import Sentences
+from engine.trace.sentences import words
 from engine.trace.wording import amount, count, duration, joined, size
 
 
+@words(ev.EngineStarted)
 def _started(event: ev.EngineStarted, context: Context) -> str:
     machine = joined(f"{key} {value}" for key, value in event.machine.items())
     versions = joined(f"{key} {value}" for key, value in event.versions.items())
     return joined([f"engine {event.version} starts", machine, versions], "; ")
 
 
+@words(ev.EngineModelLoaded)
 def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
     kind = joined([event.architecture, event.implementation])
     weights = f"{amount(event.num_parameters)} parameters, {size(event.num_bytes)} of {event.dtype}"
@@ -24,6 +26,7 @@ def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
     return f"{loaded}; {computes}" if event.kernels else loaded
 
 
+@words(ev.EngineKvSized)
 def _kv_sized(event: ev.EngineKvSized, context: Context) -> str:
     slots = event.num_blocks * event.block_size
     in_all = size(event.num_blocks * event.bytes_per_block)
@@ -37,6 +40,7 @@ def _kv_sized(event: ev.EngineKvSized, context: Context) -> str:
     return joined([room, sizes, host, context.plain(event.why)], "; ")
 
 
+@words(ev.EngineSnapshot)
 def _snapshot(event: ev.EngineSnapshot, context: Context) -> str:
     gone = f"the record begins here: the {event.num_gone:,} events before are gone"
     told = event.state
@@ -49,19 +53,11 @@ def _snapshot(event: ev.EngineSnapshot, context: Context) -> str:
     )
 
 
+@words(ev.EngineWarning)
 def _warning(event: ev.EngineWarning, context: Context) -> str:
     return f"warning: {context.plain(event.message)}"
 
 
+@words(ev.EngineFailed)
 def _failed(event: ev.EngineFailed, context: Context) -> str:
     return f"FAILED: {context.plain(event.message)}"
-
-
-SENTENCES: Sentences = {
-    ev.EngineStarted: _started,
-    ev.EngineModelLoaded: _model_loaded,
-    ev.EngineKvSized: _kv_sized,
-    ev.EngineSnapshot: _snapshot,
-    ev.EngineWarning: _warning,
-    ev.EngineFailed: _failed,
-}

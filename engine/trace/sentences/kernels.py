@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from engine.trace import events as ev
 from engine.trace.context import Context
-from engine.trace.sentences import Sentences
+from engine.trace.sentences import words
 from engine.trace.wording import amount, count, duration, joined, size
 
 
+@words(ev.KernelLaunched)
 def _kernel(event: ev.KernelLaunched, context: Context) -> str:
     return joined(
         [
@@ -24,6 +25,7 @@ def _kernel(event: ev.KernelLaunched, context: Context) -> str:
     )
 
 
+@words(ev.GraphCaptured)
 def _captured(event: ev.GraphCaptured, context: Context) -> str:
     kernels = count(event.num_kernels, "kernel")
     took = duration(event.duration_ms * 1e3)
@@ -33,6 +35,7 @@ def _captured(event: ev.GraphCaptured, context: Context) -> str:
     return f"captured {what}: {kernels} that later steps replay in one go (took {took})"
 
 
+@words(ev.GraphReplayed)
 def _replayed(event: ev.GraphReplayed, context: Context) -> str:
     if event.num_tokens:
         rows = count(event.num_rows, "row")
@@ -40,10 +43,3 @@ def _replayed(event: ev.GraphReplayed, context: Context) -> str:
     padding = event.batch_size - event.num_rows
     rows = count(event.num_rows, "row") + (f" and {padding} of padding" if padding else "")
     return f"replays the captured step of {event.batch_size}: {rows}"
-
-
-SENTENCES: Sentences = {
-    ev.KernelLaunched: _kernel,
-    ev.GraphCaptured: _captured,
-    ev.GraphReplayed: _replayed,
-}

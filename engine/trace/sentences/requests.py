@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from engine.trace import events as ev
 from engine.trace.context import Context
-from engine.trace.sentences import Sentences
+from engine.trace.sentences import words
 from engine.trace.wording import count, duration, joined, one_line, quoted
 
 
+@words(ev.RequestReceived)
 def _received(event: ev.RequestReceived, context: Context) -> str:
     params = joined(f"{key}={value}" for key, value in event.params.items())
     return joined(
@@ -20,12 +21,14 @@ def _received(event: ev.RequestReceived, context: Context) -> str:
     )
 
 
+@words(ev.RequestTokenized)
 def _tokenized(event: ev.RequestTokenized, context: Context) -> str:
     cut = f"; {count(event.truncated, 'token')} cut from the left" if event.truncated else ""
     tokens = count(event.num_tokens, "token")
     return f"its text is {tokens}, found in {duration(event.duration_us)}{cut}"
 
 
+@words(ev.RequestQueued)
 def _queued(event: ev.RequestQueued, context: Context) -> str:
     asked = f" (asked for {event.clamped_from:,}: the context is full then)"
     return joined(
@@ -39,6 +42,7 @@ def _queued(event: ev.RequestQueued, context: Context) -> str:
     )
 
 
+@words(ev.RequestWaiting)
 def _waiting(event: ev.RequestWaiting, context: Context) -> str:
     unit = {"blocks": "block", "seats": "seat"}.get(event.waits_for)
     if unit is None:
@@ -56,6 +60,7 @@ def _waiting(event: ev.RequestWaiting, context: Context) -> str:
     return f"waits: {reason}{behind}"
 
 
+@words(ev.RequestRefused)
 def _refused(event: ev.RequestRefused, context: Context) -> str:
     return f"refused: {context.plain(event.why)}"
 
@@ -66,12 +71,14 @@ def _from_cache(cached: int, total: int) -> str:
     return f"{cached:,} of {total:,} tokens are cached, {total - cached:,} to compute"
 
 
+@words(ev.RequestAdmitted)
 def _admitted(event: ev.RequestAdmitted, context: Context) -> str:
     found = _from_cache(event.num_cached_tokens, event.num_tokens)
     why = f": {context.plain(event.why)}" if event.why else ""
     return f"starts after {duration(event.waited_us)}{why}; {found}"
 
 
+@words(ev.RequestForked)
 def _forked(event: ev.RequestForked, context: Context) -> str:
     shared = f"with its {count(event.num_computed_tokens, 'computed token')}"
     return joined(
@@ -79,6 +86,7 @@ def _forked(event: ev.RequestForked, context: Context) -> str:
     )
 
 
+@words(ev.RequestPreempted)
 def _preempted(event: ev.RequestPreempted, context: Context) -> str:
     back = {"recompute": "to be computed again", "swap": "copied to the host"}
     return joined(
@@ -93,12 +101,14 @@ def _preempted(event: ev.RequestPreempted, context: Context) -> str:
     )
 
 
+@words(ev.RequestResumed)
 def _resumed(event: ev.RequestResumed, context: Context) -> str:
     found = _from_cache(event.num_cached_tokens, event.num_tokens)
     why = f": {context.plain(event.why)}" if event.why else ""
     return f"resumes after {duration(event.waited_us)}{why}; {found}"
 
 
+@words(ev.RequestFinished)
 def _finished(event: ev.RequestFinished, context: Context) -> str:
     rate = event.num_output_tokens / event.running_ms * 1e3 if event.running_ms else 0.0
     cached = f", {event.num_cached_tokens:,} from the cache" if event.num_cached_tokens else ""
@@ -114,26 +124,12 @@ def _finished(event: ev.RequestFinished, context: Context) -> str:
     )
 
 
+@words(ev.RequestAborted)
 def _aborted(event: ev.RequestAborted, context: Context) -> str:
     after = f"aborted after {count(event.num_output_tokens, 'token')}"
     return joined([after, context.plain(event.why)], ": ")
 
 
+@words(ev.RequestAnswered)
 def _answered(event: ev.RequestAnswered, context: Context) -> str:
     return f"answered: its last byte went out {duration(event.sending_us)} after its last token"
-
-
-SENTENCES: Sentences = {
-    ev.RequestReceived: _received,
-    ev.RequestTokenized: _tokenized,
-    ev.RequestQueued: _queued,
-    ev.RequestWaiting: _waiting,
-    ev.RequestRefused: _refused,
-    ev.RequestAdmitted: _admitted,
-    ev.RequestForked: _forked,
-    ev.RequestPreempted: _preempted,
-    ev.RequestResumed: _resumed,
-    ev.RequestFinished: _finished,
-    ev.RequestAborted: _aborted,
-    ev.RequestAnswered: _answered,
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.trace import events as ev
 from engine.trace.context import Context
-from engine.trace.sentences import Sentences
+from engine.trace.sentences import words
 from engine.trace.wording import count, joined, milliseconds, span
 
 
@@ -38,6 +38,7 @@ def time_split(event: ev.StepFinished, steps: int = 1) -> str:
     return f"{milliseconds(event.total_us / steps)} ms = {named}"
 
 
+@words(ev.StepPlanned)
 def _step_planned(event: ev.StepPlanned, context: Context) -> str:
     queue = f"{event.num_running} running, {event.num_waiting} waiting"
     kept = f"{event.blocks_cached_free:,} cached and free"
@@ -48,14 +49,9 @@ def _step_planned(event: ev.StepPlanned, context: Context) -> str:
     )
 
 
+@words(ev.StepFinished)
 def _step_finished(event: ev.StepFinished, context: Context) -> str:
     rows = context.finish_step(event.step)
     work = f": {rows_in_words(rows, context, most=2)}" if rows else ""
     tokens = f"computed {count(event.num_tokens, 'token')}, drew {event.num_sampled:,}"
     return f"{tokens}{work}; {time_split(event)}"
-
-
-SENTENCES: Sentences = {
-    ev.StepPlanned: _step_planned,
-    ev.StepFinished: _step_finished,
-}

@@ -6,7 +6,7 @@ import math
 
 from engine.trace import events as ev
 from engine.trace.context import Context
-from engine.trace.sentences import Sentences
+from engine.trace.sentences import words
 from engine.trace.wording import count, joined, quoted, token_text
 
 
@@ -18,6 +18,7 @@ def _token(token_id: int, context: Context) -> str:
     return f"token {token_id}" if text is None else token_text(text)
 
 
+@words(ev.SampleDrawn)
 def _drawn(event: ev.SampleDrawn, context: Context) -> str:
     token = _token(event.token_id, context)
     if event.token_id in context.texts:
@@ -55,33 +56,28 @@ def _chance(candidate: ev.Candidate, greedy: bool) -> str:
     return f"{math.exp(candidate.logprob):.2f}{'' if greedy else ', cut'}"
 
 
+@words(ev.TextTokens)
 def _text_tokens(event: ev.TextTokens, context: Context) -> str:
     shown = [f"{token} {token_text(text)}" for token, text in list(event.texts.items())[:6]]
     more = len(event.texts) - len(shown)
     return f"tokens read: {joined(shown)}{f' and {more:,} more' if more > 0 else ''}"
 
 
+@words(ev.TextEmitted)
 def _emitted(event: ev.TextEmitted, context: Context) -> str:
     return (
         f"sends {quoted(event.text) if event.text else 'text'} ({count(event.num_tokens, 'token')})"
     )
 
 
+@words(ev.TextHeldBack)
 def _held_back(event: ev.TextHeldBack, context: Context) -> str:
     return joined(
         [f"holds back {count(event.num_chars, 'character')}", context.plain(event.why)], ": "
     )
 
 
+@words(ev.StopMatched)
 def _stop_matched(event: ev.StopMatched, context: Context) -> str:
     stop = quoted(event.stop) if event.stop else "(withheld)"
     return f"the stop string {stop} appeared after {count(event.num_output_tokens, 'token')}"
-
-
-SENTENCES: Sentences = {
-    ev.SampleDrawn: _drawn,
-    ev.TextEmitted: _emitted,
-    ev.TextHeldBack: _held_back,
-    ev.StopMatched: _stop_matched,
-    ev.TextTokens: _text_tokens,
-}
