@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class Block(Protocol):
+class HasAttention(Protocol):
     """State what is asked of every block, whatever else it computes."""
 
     attention: Attention
@@ -27,7 +27,7 @@ class NativeModel(nn.Module):
     """Make the embedding and the head, which may share its table; a subclass makes `layers`."""
 
     implementation = "native"
-    layers: Sequence[Block]
+    layers: Sequence[HasAttention]
     max_model_len: int
 
     def __init__(self, config: PretrainedConfig, layers: Layers, width: int) -> None:
