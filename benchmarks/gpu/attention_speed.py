@@ -16,7 +16,7 @@ from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.paged_step import decode_step, finite, make_step
 from engine.kernels import Kernels
 from engine.kernels.batch import AttentionSpec, LayerCache
-from engine.kernels.fp8 import stored_as
+from engine.kernels.fp8_cache import stored_as
 
 SPEC = AttentionSpec(32, 8, 128, 128**-0.5)
 

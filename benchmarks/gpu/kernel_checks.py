@@ -11,7 +11,7 @@ from benchmarks.gpu.paged_step import captured, finite, make_step
 from engine.config import ConfigError
 from engine.kernels import Kernels, torch_attention, torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
-from engine.kernels.fp8 import LARGEST, stored_as
+from engine.kernels.fp8_cache import LARGEST, stored_as
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
 from engine.worker.sampling import exact_draw as definition
 

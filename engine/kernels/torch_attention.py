@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from engine.kernels import torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
-from engine.kernels.fp8 import as_bytes, computed_in, stored_as
+from engine.kernels.fp8_cache import as_bytes, computed_in, stored_as
 from engine.rounding import ceil_div
 
 

@@ -2,8 +2,8 @@
 
 A checkpoint calibrated for such a cache holds for each layer the number by which keys (values) are
 to be divided before they are stored: their greatest over 448 (the largest of e4m3). Our cache
-stores at scale 1 (`kernels/fp8.py`): 8-bit floats are as exact for small numbers as for large ones
-down to 2^-6, so a scale only matters where a number would not fit. That is refused by name.
+stores at scale 1 (`kernels/fp8_cache.py`): 8-bit floats are as exact for small numbers as for large
+ones down to 2^-6, so a scale only matters where a number would not fit. That is refused by name.
 
 Names: compressed-tensors and vLLM save `self_attn.k_scale` and `self_attn.v_scale`; ModelOpt puts
 them below `k_proj` and `v_proj`; older ones have one `self_attn.kv_scale` for both.

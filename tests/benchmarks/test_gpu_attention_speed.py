@@ -13,7 +13,7 @@ from benchmarks.gpu.limits import Limits
 from benchmarks.gpu.paged_step import PAGE, decode_step
 from engine.kernels import torch_attention
 from engine.kernels.batch import AttentionSpec
-from engine.kernels.fp8 import LARGEST
+from engine.kernels.fp8_cache import LARGEST
 
 CPU = torch.device("cpu")
 

@@ -24,6 +24,7 @@ EXAMPLES: list[ev.Event] = [
         duration_s=0.41,
         kernels="native avx2",
         why="the only one for this CPU",
+        quantization="GPTQ, 4 bits in groups of 128",
     ),
     ev.EngineKvSized(
         num_blocks=128,

@@ -10,7 +10,7 @@ from benchmarks.gpu.paged_step import finite, make_step
 from engine.config import POCKET_MODEL, ConfigError
 from engine.kernels import TORCH, kernels_for
 from engine.kernels.batch import AttentionSpec, LayerCache
-from engine.kernels.fp8 import LARGEST, stored_as
+from engine.kernels.fp8_cache import LARGEST, stored_as
 from engine.trace.events import EngineKvSized
 from engine.worker.memory import kv_dtype
 from engine.worker.memory.kv_dtype import chosen_kv_dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.kernels.fp8 import LARGEST
+from engine.kernels.fp8_cache import LARGEST
 from engine.kernels.triton import attention, rotary
 from engine.kernels.triton.variant import DTYPES, FP8, Variant
 

@@ -15,7 +15,7 @@ import torch
 
 from engine.kernels import torch_attention
 from engine.kernels.cost import Cost, attention_work
-from engine.kernels.fp8 import LARGEST, computed_in
+from engine.kernels.fp8_cache import LARGEST, computed_in
 from engine.kernels.launch import launch
 from engine.kernels.triton.attention import (
     LOG2_E,

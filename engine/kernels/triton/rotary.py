@@ -20,7 +20,7 @@ import triton.language as tl
 
 from engine.kernels import torch_attention
 from engine.kernels.cost import Cost
-from engine.kernels.fp8 import LARGEST, computed_in
+from engine.kernels.fp8_cache import LARGEST, computed_in
 from engine.kernels.triton.paged_attention import paged_attention, takes
 from engine.kernels.triton.start import FLOATS, let_next_start, start, wait_for_previous
 

@@ -36,7 +36,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's: what divides each of a head's frequencies."""
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """Describe one architecture."""
 
     architecture: str  # as transformers names it
@@ -47,9 +47,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "llama": Kind("LlamaForCausalLM", "llama", True),
-    "qwen2": Kind("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True),
-    "qwen3": Kind("Qwen3ForCausalLM", "qwen3", False, head_norms=True),
+    "llama": _Kind("LlamaForCausalLM", "llama", True),
+    "qwen2": _Kind("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True),
+    "qwen3": _Kind("Qwen3ForCausalLM", "qwen3", False, head_norms=True),
 }
 """By `general.architecture`."""
 

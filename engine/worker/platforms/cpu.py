@@ -9,7 +9,7 @@ import torch
 
 from engine.config import BUDGET, EngineConfig
 from engine.kernels import cpu
-from engine.kernels.fp8 import LARGEST
+from engine.kernels.fp8_cache import LARGEST
 from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import host

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.gpu.paged_step import finite, make_step
 from engine.kernels import TORCH, on_cuda, torch_attention, torch_ops
 from engine.kernels.batch import AttentionSpec, LayerCache
-from engine.kernels.fp8 import LARGEST, stored_as
+from engine.kernels.fp8_cache import LARGEST, stored_as
 from engine.kernels.triton import rotary
 from engine.kernels.triton.paged_attention import paged_attention
 from engine.sampling_params import SamplingParams
