@@ -11,6 +11,7 @@ tensor cores.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -148,12 +149,24 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
 
 
 def sources_hash() -> str:
-    """Hash every variant and every kernel's text, and Triton's version."""
+    """Hash every variant and what each kernel does, and Triton's version.
+
+    Comments, docstrings, and the file that a kernel is in change nothing.
+    """
     digest = hashlib.sha256(triton.__version__.encode())
-    for module in sorted({variant.kernel.fn.__module__ for variant in variants()}):
-        for function in vars(sys.modules[module]).values():
-            if isinstance(function, triton.JITFunction):
-                digest.update(function.src.encode())
+    modules = {variant.kernel.fn.__module__ for variant in variants()}
+    functions = {
+        function.fn.__qualname__: function.src
+        for module in modules
+        for function in vars(sys.modules[module]).values()
+        if isinstance(function, triton.JITFunction)
+    }
+    for name in sorted(functions):
+        tree = ast.parse(functions[name])
+        (kernel,) = tree.body
+        if isinstance(kernel, ast.FunctionDef) and ast.get_docstring(kernel) is not None:
+            del kernel.body[0]
+        digest.update(ast.unparse(tree).encode())
     for variant in variants():
         shape = (variant.types, variant.constants, variant.num_warps, variant.num_stages)
         digest.update(repr((variant.name, shape)).encode())
