@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth quality gpu pocket clients docs image-check exercises clean
+.PHONY: class site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth quality gpu pocket clients docs image-check exercises clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -38,6 +38,9 @@ real: $(VENV)/.run ## the server with a real model, SmolLM2-135M; the first time
 
 serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 	@$(BIN)/python koyeb_api_server.py
+
+class: $(VENV)/.run ## the server with a small pool, to teach with its page (PORT=8000, CLASS_ARGS=…)
+	@$(BIN)/python -m glasshouse class $(CLASS_ARGS)
 
 # As many workers as there are cores, four at most: what tests start has threads of its own.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4

@@ -13,6 +13,13 @@ from typing import NoReturn
 from engine import __version__
 from engine.trace.command import run_command
 
+CLASS_FLAGS = (
+    *("--num-gpu-blocks-override", "192"),  # 3,072 tokens: a grid whose squares can be seen
+    *("--max-num-seqs", "12"),
+    *("--max-num-batched-tokens", "128"),  # so that longer prompts are computed in parts
+)
+"""What makes a pool so small that a dozen requests fill it, and wait, and are preempted."""
+
 Program = Callable[[Sequence[str], str], int]
 """Runs with its arguments and the name to show in messages; returns the exit code."""
 
@@ -21,6 +28,10 @@ def serve(argv: Sequence[str], name: str) -> int:
     from engine.server.command import main
 
     return main(argv, name)
+
+
+def classroom(argv: Sequence[str], name: str) -> int:
+    return serve([*CLASS_FLAGS, *argv], name)
 
 
 def chat(argv: Sequence[str], name: str) -> int:
@@ -55,6 +66,7 @@ def bench(argv: Sequence[str], name: str) -> int:
 
 PROGRAMS: dict[str, tuple[Program, str]] = {
     "serve": (serve, "start the OpenAI-compatible server"),
+    "class": (classroom, "start the server with a small pool, to teach with its live page"),
     "chat": (chat, "chat with a running server in the terminal"),
     "lab": (lab, "show each optimisation: predicted, run on this machine, measured, drawn"),
     "plan": (plan, "say which GPU fits a model, and why"),

@@ -21,6 +21,7 @@ def caught_up(page, server=None) -> None:
     """Wait until nothing runs and the page shows it. With a `server`, wait also until it has no
     open request and the page shows its last step: records arrive late, so a page may lag behind."""
     shown = ""
+    page.evaluate("room.live || room.follow()")  # a file opens at its first mark: go to its end
     if server is not None:
         server.wait_until_idle()
         last = server.http.get("/trace/state").json()["state"]["step"]

@@ -129,7 +129,9 @@ def test_a_step_that_is_not_kept_is_said_and_the_first_one_is_shown(open_room, r
 
 def test_what_is_not_known_is_not_drawn(open_room, rooms):
     page = open_room(rooms["gap"].as_uri())
-    until(page, "room.record.lines.length > 0 && room.record.broken !== ''")
+    until(page, "room.record.lines.length > 0")
+    page.keyboard.press("End")
+    until(page, "room.record.broken !== ''")
     shown = settled(page)
     assert shown["blocks canvas"] == "hidden" and "not known here" in shown["blocks"]
     assert "not known here" in shown["queues"] and "doesn't follow" in shown["notice"]

@@ -1,6 +1,8 @@
 // Ledger: what the panels look up: each sequence's life, each step's plan, times and kernels. It is
 // about the whole record, whatever the position; `at` says from which position on something is known.
 
+import { markOf } from "./moments.js";
+
 const FINAL = { "request.finished": "finished", "request.aborted": "aborted", "request.refused": "refused" };
 const GOLDEN_ANGLE = 137.508; // neighbours in order of arrival get far-off hues
 
@@ -26,10 +28,18 @@ function newLife(name, order) {
   };
 }
 
+/** What a sequence waits for at a position: the last reason since it began to wait; undefined if none
+ *  was told yet. A reason from before its admission says nothing about a later wait. */
+export function reasonAt(life, position) {
+  const since = life.spans.findLast(({ at }) => at <= position)?.at ?? 0;
+  return life.waits.findLast(({ at }) => since <= at && at <= position)?.event;
+}
+
 export class Ledger {
   facts = {}; // engine.started, engine.model_loaded, engine.kv_sized
   sequences = new Map(); // name → life
   steps = new Map(); // step → {plan, finished, kernels, at, cut: its end was not sent}
+  marks = []; // for the slider: {name of the moment, event, at}, in order
   skipped = 0; // events that this viewer missed
   renamed = 0; // times that a sequence got another name
   #short = 0;
@@ -49,6 +59,8 @@ export class Ledger {
       this.#takeOver(entry.state, at);
       return;
     }
+    const mark = markOf(entry);
+    if (mark) this.marks.push({ name: mark, event: entry, at });
     const handler = SEEN[entry.kind];
     if (handler) handler(this, entry, at);
     else if (entry.kind.startsWith("engine.")) this.facts[entry.kind] = entry;
@@ -111,6 +123,8 @@ export class Ledger {
   }
 
   forget(firstStep, gone) {
+    this.marks = this.marks.filter(({ at }) => at > gone);
+    for (const mark of this.marks) mark.at -= gone;
     for (const number of this.steps.keys()) if (number < firstStep) this.steps.delete(number);
     for (const [name, life] of this.sequences) {
       if (life.end && life.end.step < firstStep) this.sequences.delete(name);

@@ -4,6 +4,8 @@ import { Grid } from "./grid.js";
 import { Ledger } from "./ledger.js";
 import { Lens } from "./lens.js";
 import { Log } from "./log.js";
+import { Marks } from "./marks.js";
+import { momentsOf } from "./moments.js";
 import { forgetColours } from "./paint.js";
 import { Pipeline } from "./pipeline.js";
 import { Provoke } from "./provoke.js";
@@ -35,6 +37,7 @@ class Room {
   #stale = true; // the slow panels show an older moment
   #slowAt = 0;
   #playedAt = 0;
+  #awaited = null; // {moment, prefix of the request's name, then}
   #wish = new URLSearchParams(location.hash.slice(1)); // a moment that a link asks for
 
   constructor() {
@@ -44,13 +47,14 @@ class Room {
     this.pipeline = new Pipeline(this, panel("pipeline"));
     this.transport = new Transport(this, panel("transport"));
     this.slow = [
+      this.marks = new Marks(this, panel("transport")),
       new Queues(this, panel("queues")),
       new Selection(this, panel("selection")),
       new StepPanel(this, panel("step")),
       this.lens = new Lens(this, panel("lens")),
       this.log = new Log(this, panel("log")),
     ];
-    this.provoke = new Provoke(this, panel("provoke"));
+    this.slow.push(this.provoke = new Provoke(this, panel("provoke")));
     new ResizeObserver(() => this.redraw()).observe(document.querySelector("main"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     requestAnimationFrame((now) => this.#frame(now));
@@ -65,6 +69,7 @@ class Room {
       this.ledger.see(event, this.record.length);
       this.firstNs ||= event.standing?.[0]?.ts_ns ?? event.ts_ns ?? 0;
       if (event.texts) this.learn(event.texts);
+      if (this.#awaited) this.#seeAwaited(event);
     }
     for (const [at, line] of lines) {
       line.at = at + offset;
@@ -78,12 +83,27 @@ class Room {
     this.touch();
   }
 
+  /** Call `then(event, position)` once, at the next such moment of a request whose name begins so; an
+   *  event without a request counts, too. A later call replaces it. */
+  awaitMoment(moment, prefix, then) {
+    this.#awaited = { moment, prefix, then };
+  }
+
+  #seeAwaited(event) {
+    const { moment, prefix, then } = this.#awaited;
+    if (event.request_id && !event.request_id.startsWith(prefix)) return;
+    if (!momentsOf(event).includes(moment)) return;
+    this.#awaited = null;
+    then(event, this.record.length);
+  }
+
   /** Nothing is recorded: whatever was shown is gone. */
   #begin() {
     this.record = new Record();
     this.ledger = new Ledger();
     this.firstNs = 0;
     this.selection = { request: null, block: null, token: null };
+    this.#awaited = null;
     this.#tokens.clear();
     for (const about of this.#notices.keys()) this.notice("", about);
     this.follow();
@@ -113,12 +133,14 @@ class Room {
     this.#begin();
     this.status("file", name);
     const { record } = this;
+    const asked = this.#wish.has("step");
     const unreadable = await readRecord(text, (events) => this.add(events));
     if (record !== this.record) return; // another one was opened meanwhile
     this.add([], lines, record.length + record.forgotten);
     if (unreadable) this.notice(`${plural(unreadable, "line")} of ${name} could not be read.`);
     if (!this.record.length) this.notice(`${name} holds no events.`);
-    this.#grantWish(true);
+    if (asked) this.#grantWish(true);
+    else this.marks.openFirst();
   }
 
   // ------------------------------------------------------------------------------ going through it

@@ -15,6 +15,12 @@ const QUESTIONS = [
 ];
 const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
 const MOST_AT_ONCE = 48;
+const CROWD = 12; // requests that run over a pool together, if it isn't too large for that
+const DUST_BLOCKS = 2048; // of a pool, from which on its grid shows no squares
+const START =
+  "Start a small one beside it: glasshouse class (in a checkout: make class), with --model for another model.";
+
+const newId = () => `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
 
 const named = (count, prompt) =>
   Array.from({ length: count }, (_, i) => {
@@ -29,6 +35,10 @@ export class Provoke {
     this.prompt = panel.querySelector("textarea");
     this.answers = panel.querySelector(".answers");
     this.told = panel.querySelector(".told");
+    this.small = panel.querySelector(".make-small");
+    panel.querySelector(".make-small-button").onclick = () => {
+      this.#begin(`A running engine can't change its pool, its seats or its budget. ${START}`);
+    };
     this.template = new Template();
     panel.querySelector(".questions").replaceChildren(
       ...QUESTIONS.map((question) =>
@@ -45,6 +55,13 @@ export class Provoke {
     for (const button of panel.querySelectorAll("[data-show]")) {
       button.onclick = () => this[button.dataset.show]();
     }
+  }
+
+  redraw() {}
+
+  /** Say what a pool of this size can't show, once it is known. */
+  update() {
+    this.small.hidden = !(this.#pool?.blocks > DUST_BLOCKS);
   }
 
   value(name) {
@@ -83,7 +100,8 @@ export class Provoke {
     const pool = this.#pool;
     if (!pool) return this.#begin("The record doesn't say how large the pool is.");
     const each = Math.min(pool.longest, Math.max(128, Math.ceil(pool.tokens / 24)));
-    const count = Math.min(MOST_AT_ONCE, Math.ceil(pool.tokens / each) + 2);
+    const count = Math.ceil(pool.tokens / each) + 2;
+    if (count > MOST_AT_ONCE) return this.#tooLarge(pool, count, each);
     const out = Math.min(64, Math.floor(each / 2));
     this.#begin(
       `${count} different prompts of about ${number(each - out)} tokens, ${out} more each; the pool holds ${
@@ -102,7 +120,12 @@ export class Provoke {
   /** One long beginning and six ends: the first computes it, the others find it. */
   async share() {
     const pool = this.#pool;
-    const length = Math.min(600, Math.floor((pool?.longest ?? 512) / 2));
+    if (this.room.ledger.facts["engine.started"]?.config?.enable_prefix_caching === false) {
+      return this.#begin(
+        "This server shares no prefixes: it was started with --no-enable-prefix-caching. Start it without that.",
+      );
+    }
+    const length = pool ? Math.floor(Math.min(600, pool.longest / 2, pool.tokens / 4)) : 256;
     this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
     const prefix = await this.#text(length);
     const asks = NAMES.slice(0, 6).map((name) => ({ title: name, prompt: `${prefix} ${name} asks: ${QUESTIONS[1]}` }));
@@ -116,27 +139,41 @@ export class Provoke {
   preempt() {
     const pool = this.#pool;
     if (!pool) return this.#begin("The record doesn't say how large the pool is.");
-    const out = Math.floor(Math.min(pool.longest, pool.tokens) * 0.75);
-    const count = Math.ceil((pool.tokens * 1.3) / out);
-    if (count > MOST_AT_ONCE) {
-      const few = Math.ceil((pool.longest * 3) / pool.size);
+    const most = Math.floor(Math.min(pool.longest, pool.tokens) * 0.75);
+    const seats = this.room.ledger.facts["engine.started"]?.config?.max_num_seqs ?? MOST_AT_ONCE;
+    const wanted = pool.tokens * 1.3;
+    const count = Math.max(Math.min(CROWD, seats), Math.ceil(wanted / most));
+    if (count > MOST_AT_ONCE) return this.#tooLarge(pool, count, most);
+    if (count > seats) {
       return this.#begin(
-        `This pool is too large to run over from here: it would take ${count} requests of ${
-          number(out)
-        } tokens. Start the server with a small one: --num-gpu-blocks-override ${few}`,
+        `The ${seats} seats of this server can't fill its pool: ${number(seats * most)} of ${
+          number(pool.tokens)
+        } tokens. Start it with more (--max-num-seqs), or with a smaller pool (--num-gpu-blocks-override).`,
       );
     }
+    const out = Math.min(most, Math.ceil(wanted / count));
     this.#begin(
       `${count} requests that want ${number(out)} tokens each: together more than the ${
         number(pool.tokens)
       } that the pool holds. They may not end by themselves, so what follows an answer makes no sense.`,
     );
-    this.#sendAll(named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
-      max_tokens: out,
-      ignore_eos: true,
-      temperature: 1,
-      seed: 1,
+    const id = newId();
+    this.room.awaitMoment("preemption", `cmpl-${id}`, ({ request_id: name }) => {
+      this.room.select({ request: name, token: null, block: null });
     });
+    this.#sendAll(
+      named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`),
+      { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 },
+      id,
+    );
+  }
+
+  #tooLarge({ blocks, tokens }, count, each) {
+    this.#begin(
+      `This pool is too large to fill from here: its ${number(blocks)} blocks hold ${number(tokens)} tokens, ${
+        number(count)
+      } requests of ${number(each)}, and this page sends at most ${MOST_AT_ONCE}. ${START}`,
+    );
   }
 
   /** The same prompt, the same seed, three temperatures. */
@@ -171,8 +208,7 @@ export class Provoke {
 
   /** Prompts in one request: a browser opens few connections to a server of HTTP/1.1 (six), so in
    *  requests of their own they would wait for each other here and not in the engine. */
-  async #sendAll(asks, body) {
-    const id = `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
+  async #sendAll(asks, body, id = newId()) {
     const lines = asks.map(() => element("div.answer", {}, element("span.answer-text", {})));
     this.answers.append(...lines);
     try {

@@ -1,5 +1,6 @@
 // The panels beside: the queues, what is selected, and the step at hand.
 
+import { reasonAt } from "./ledger.js";
 import { chip, element, ownerColour } from "./paint.js";
 import { partColour } from "./timeline.js";
 import { Why } from "./why.js";
@@ -32,11 +33,9 @@ export class Queues {
     this.#fill(this.running, running, "running");
     this.#fill(this.waiting, waiting, "waiting");
     const head = waiting[0] && ledger.life(waiting[0].name);
-    const wait = head?.waits.filter(({ at }) => at <= record.position).at(-1);
+    const wait = head && reasonAt(head, record.position);
     this.why.textContent = wait
-      ? `${head.label} waits since step ${wait.event.step ?? 0}: ${
-        this.room.plain(wait.event.why || `for ${wait.event.waits_for}`)
-      }`
+      ? `${head.label} waits since step ${wait.step ?? 0}: ${this.room.plain(wait.why || `for ${wait.waits_for}`)}`
       : "";
   }
 
@@ -181,7 +180,7 @@ export class Selection {
       ? `${duration((now - since.ts_ns) / 1e3)} so far, place ${place + 1} of ${waiting.length}`
       : `place ${place + 1} of ${waiting.length}`;
     const head = ledger.life(waiting[0].name);
-    const reason = head.waits.filter(({ at }) => at <= record.position).at(-1)?.event;
+    const reason = reasonAt(head, record.position);
     const why = reason ? this.room.plain(this.#lacks(reason)) : "for the next step";
     return { how, why: place ? `behind ${head.label}, which waits: ${why}` : why };
   }

@@ -70,6 +70,8 @@ export class Transport {
       ".": () => room.goTo(room.record.position + 1),
       Home: () => room.goTo(0),
       End: () => room.goTo(room.record.length),
+      n: () => room.marks.go(1),
+      p: () => room.marks.go(-1),
       l: () => room.follow(),
       "+": () => room.timeline.zoom(1.5),
       "-": () => room.timeline.zoom(1 / 1.5),
