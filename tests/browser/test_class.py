@@ -113,3 +113,60 @@ def test_a_preempted_request_does_not_wait_for_an_old_reason(open_room, crowd_fi
     page = opened(open_room, crowd_file)
     until(page, "document.querySelector('#selection').innerText.includes('preempted')")
     assert not re.search("use all .* tokens of the step", page.inner_text("aside"))
+
+
+# What is read from a screen: every text with its size in px, and whether it lies in the window.
+SMALL_TEXTS = """() => [...document.querySelectorAll('body *')]
+  .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+  .filter((e) => e.checkVisibility({ visibilityProperty: true }) && e.getBoundingClientRect().width)
+  .filter((e) => parseFloat(getComputedStyle(e).fontSize) < 18)
+  .map((e) => e.outerHTML.slice(0, 100))"""
+
+
+@pytest.mark.parametrize("width, height", [(1280, 720), (853, 480)], ids=["100%", "150%"])
+def test_a_presentation_is_one_screen_in_large_type(open_room, crowd_file, width, height):
+    page = open_room(crowd_file.as_uri() + "?present")
+    page.set_viewport_size({"width": width, "height": height})
+    until(page, "/would help/.test(document.querySelector('#reason').innerText)")
+    for panel in ("#blocks canvas", "#timeline canvas", "#reason"):
+        box = page.locator(panel).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height, panel
+        assert box["x"] + box["width"] <= width and box["width"] > width / 3, panel
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    assert page.evaluate(SMALL_TEXTS) == []
+    assert page.evaluate("room.timeline.sizes.font") >= 18
+    assert page.locator("#pipeline").is_hidden()
+    before = page.evaluate("room.record.position")
+    page.keyboard.press("PageDown")  # a remote's key
+    assert page.evaluate("room.record.position") > before
+    page.keyboard.press("f")
+    assert page.locator("#pipeline").is_visible() is (width > 1080)
+
+
+def test_the_timeline_has_time(open_room, crowd_file):
+    """Widths are times, the first token is where its step ends, and a row keeps its label."""
+    page = opened(open_room, crowd_file)
+    page.keyboard.press("t")
+    until(page, "room.timeline.scale.constructor.name === 'TimeScale'")
+    steps = page.evaluate(
+        "room.timeline.scale.places.map(({ step, begin, end }) => [step, end - begin])"
+    )
+    per_ms = page.evaluate("room.timeline.perMs")
+    took = {
+        event["step"]: event["total_us"] / 1e3
+        for event in map(json.loads, (RECORDS / "crowd.jsonl").read_text().splitlines())
+        if event["kind"] == "step.finished"
+    }
+    assert len(steps) > 30
+    for step, width in steps:
+        assert width == pytest.approx(max(1, took[step] * per_ms), rel=1e-3), step
+    life = "room.ledger.life('chatcmpl-crowd-0')"
+    first, end = page.evaluate(f"[{life}.first.step, room.timeline.scale.end({life}.first.step)]")
+    assert first == 1 and end == page.evaluate("room.timeline.scale.begin(2)")
+    page.evaluate("room.select({ request: 'chatcmpl-crowd-0' })")
+    until(
+        page, "/gaps between tokens: median/.test(document.querySelector('#selection').innerText)"
+    )
+    queued = page.evaluate(f"({life}.first.ns - {life}.queued.ts_ns) / 1e6")
+    assert f"{queued:.1f} ms after it was queued" in page.inner_text("#selection")
+    assert page.evaluate("room.timeline.rowHeight >= room.timeline.sizes.font")

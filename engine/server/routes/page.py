@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
 from engine.server.http.errors import ApiError
+from engine.server.lessons import read_lessons
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 # The wheel has the guides beside the page (setup.py), a checkout in docs/.
@@ -45,6 +47,12 @@ def router(_service: object) -> APIRouter:
     @routes.get("/", include_in_schema=False)
     async def page() -> Response:
         return _file(WEB / "index.html")
+
+    lessons = msgspec.json.encode(read_lessons())
+
+    @routes.get("/room/lessons.json", include_in_schema=False)
+    async def all_lessons() -> Response:
+        return Response(lessons, media_type="application/json", headers=HEADERS)
 
     @routes.get("/room/{name}", include_in_schema=False)
     async def part(name: str) -> Response:

@@ -5,7 +5,8 @@ import { number, plural } from "./words.js";
 
 const TALLEST = 300; // px, before it scrolls
 const LONGEST_TEXT = 400; // characters of a block's tokens
-const LARGEST = 26, SMALLEST = 4; // px of a block, gap included
+const LARGEST = 52, COMMON = 26, SMALLEST = 4; // px of a block, gap included
+const SMALL = 512; // blocks of a pool that is drawn as large as it can be
 
 export class Grid {
   constructor(room, panel) {
@@ -56,15 +57,16 @@ export class Grid {
 
   #layOut(count) {
     const width = this.box.clientWidth;
-    if (width === this.laidOutFor?.width && count === this.laidOutFor.count) return;
-    let cell = LARGEST;
-    const comfortable = count <= 512 ? TALLEST / 2 : TALLEST;
-    while (cell > SMALLEST && Math.ceil(count / Math.floor(width / cell)) * cell > comfortable) cell--;
+    const high = this.room.presenting ? this.box.clientHeight : count <= SMALL ? TALLEST * 0.7 : TALLEST;
+    const { laidOutFor: last } = this;
+    if (width === last?.width && high === last.high && count === last.count) return;
+    let cell = count <= SMALL ? LARGEST : COMMON;
+    while (cell > SMALLEST && Math.ceil(count / Math.floor(width / cell)) * cell > high) cell--;
     this.cell = cell;
     this.columns = Math.max(1, Math.floor(width / cell));
     this.rows = Math.ceil(count / this.columns);
     this.width = width;
-    this.laidOutFor = { width, count };
+    this.laidOutFor = { width, high, count };
     this.drawn = null;
   }
 

@@ -25,6 +25,9 @@ function newLife(name, order) {
     admitted: null,
     end: null,
     forked: null,
+    first: null, // its first token: {step, ns, at}
+    lastNs: 0, // when its last token was there
+    gaps: [], // between its tokens: {us, step, at} each
   };
 }
 
@@ -130,7 +133,8 @@ export class Ledger {
       if (life.end && life.end.step < firstStep) this.sequences.delete(name);
       life.at -= gone;
       if (life.end) life.end.at -= gone;
-      for (const list of [life.spans, life.waits, life.draws, life.texts, life.preemptions]) {
+      if (life.first) life.first.at -= gone;
+      for (const list of [life.gaps, life.spans, life.waits, life.draws, life.texts, life.preemptions]) {
         for (const item of list) item.at -= gone;
       }
     }
@@ -179,7 +183,15 @@ const SEEN = {
     ledger.step(event.step, at).plan = event;
   },
   "step.finished"(ledger, event, at) {
-    ledger.step(event.step, at).finished = event;
+    const step = ledger.step(event.step, at);
+    step.finished = event;
+    for (const [name, , , samples] of step.plan?.rows ?? []) {
+      const life = samples && ledger.sequences.get(name);
+      if (!life) continue;
+      if (life.lastNs) life.gaps.push({ us: (event.ts_ns - life.lastNs) / 1e3, step: event.step, at });
+      else life.first = { step: event.step, ns: event.ts_ns, at };
+      life.lastNs = event.ts_ns;
+    }
   },
   "kernel.launched"(ledger, event, at) {
     ledger.step(event.step ?? 0, at).kernels.push(event);

@@ -2,6 +2,7 @@
 
 import { Grid } from "./grid.js";
 import { Ledger } from "./ledger.js";
+import { Lessons } from "./lessons.js";
 import { Lens } from "./lens.js";
 import { Log } from "./log.js";
 import { Marks } from "./marks.js";
@@ -26,6 +27,7 @@ class Room {
   following = true;
   live = null; // the server's stream, if we follow one
   playing = false;
+  presenting = false;
   speed = 10; // steps a second
   firstNs = 0;
   tokensKnown = 0;
@@ -54,7 +56,9 @@ class Room {
       this.lens = new Lens(this, panel("lens")),
       this.log = new Log(this, panel("log")),
     ];
-    this.slow.push(this.provoke = new Provoke(this, panel("provoke")));
+    this.provoke = new Provoke(this, panel("provoke"));
+    this.lessons = new Lessons(this, panel("lessons"), this.provoke.asker);
+    this.slow.push(this.provoke, this.lessons);
     new ResizeObserver(() => this.redraw()).observe(document.querySelector("main"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     requestAnimationFrame((now) => this.#frame(now));
@@ -83,8 +87,8 @@ class Room {
     this.touch();
   }
 
-  /** Call `then(event, position)` once, at the next such moment of a request whose name begins so; an
-   *  event without a request counts, too. A later call replaces it. */
+  /** Call `then(event, position)` at each such moment of a request whose name begins so, until it
+   *  returns true; an event without a request counts, too. A later call replaces it. */
   awaitMoment(moment, prefix, then) {
     this.#awaited = { moment, prefix, then };
   }
@@ -93,8 +97,7 @@ class Room {
     const { moment, prefix, then } = this.#awaited;
     if (event.request_id && !event.request_id.startsWith(prefix)) return;
     if (!momentsOf(event).includes(moment)) return;
-    this.#awaited = null;
-    then(event, this.record.length);
+    if (then(event, this.record.length) && this.#awaited?.then === then) this.#awaited = null;
   }
 
   /** Nothing is recorded: whatever was shown is gone. */
@@ -222,6 +225,18 @@ class Room {
     this.stepBy(steps);
     this.playing = this.record.position > before;
     if (!this.playing && this.live) this.follow(); // it has caught up with the present
+  }
+
+  /** Show grid, timeline and reason on one screen, in large type; or all panels again. */
+  present() {
+    this.presenting = document.body.classList.toggle("presenting");
+    document.querySelector("#present").setAttribute("aria-pressed", String(this.presenting));
+    this.redraw();
+  }
+
+  /** What a remote's keys do: go on in the lesson that is open, else from mark to mark. */
+  onward(way) {
+    if (!this.lessons.onward(way)) this.marks.go(way);
   }
 
   // ------------------------------------------------------------------------------ words
@@ -417,6 +432,9 @@ function watch() {
     onStatus: (state, detail) => room.status(state, detail),
   });
   room.live.run();
+  api("room/lessons.json").then(async (answer) => {
+    if (answer.ok) room.lessons.take(await answer.json());
+  }).catch(() => {}); // a server that is gone is said already
 }
 
 async function begin() {
@@ -454,5 +472,7 @@ document.querySelector("#key-dialog").onsubmit = (event) => {
   key.value = new FormData(event.target).get("key");
   watch();
 };
+document.querySelector("#present").onclick = () => room.present();
+if (new URLSearchParams(location.search).has("present")) room.present();
 document.querySelector("#help").onclick = () => document.querySelector("#keys").showModal();
 begin();

@@ -1,5 +1,6 @@
 // Marks on the step slider: where something was decided. By buttons and keys to the next one.
 
+import { reasonAt } from "./ledger.js";
 import { MOMENTS } from "./moments.js";
 import { colours, fit } from "./paint.js";
 import { number } from "./words.js";
@@ -13,6 +14,7 @@ export class Marks {
     this.room = room;
     this.canvas = panel.querySelector(".scrubber canvas");
     this.said = panel.querySelector(".mark-said");
+    this.reason = document.querySelector("#reason");
     this.drawn = "";
     this.missing = null; // {position, words}: there was no mark in the way that was asked for
     panel.querySelector(".mark-back").onclick = () => this.go(-1);
@@ -61,6 +63,8 @@ export class Marks {
   update() {
     const { record, ledger } = this.room;
     this.said.textContent = this.#here();
+    this.reason.hidden = !this.room.presenting;
+    if (this.room.presenting) this.#tellReason();
     const width = this.canvas.parentElement.clientWidth;
     const code = [record.length, record.forgotten, ledger.marks.length, width].join();
     if (code === this.drawn) return;
@@ -84,13 +88,32 @@ export class Marks {
     }
   }
 
+  /** Why the latest marked thing of this step was decided so; else, what the head of the queue waits for. */
+  #tellReason() {
+    const { record: { state, position }, ledger: { marks } } = this.room;
+    const here = marks.findLast(({ at, event }) => at <= position && event.step === state.step);
+    const waits = state.waiting[0] && reasonAt(this.room.ledger.life(state.waiting[0].name), position);
+    const why = this.room.plain(here?.event.why ?? waits?.why ?? "");
+    const [title, text] = this.reason.querySelectorAll("h2, p");
+    title.textContent = here
+      ? this.#inWords(here)
+      : state.step
+      ? `step ${number(state.step)}`
+      : "before the first step";
+    text.textContent = why || (state.running.length ? "Nobody waits." : "Nothing runs.");
+  }
+
   /** Which mark the moment that is shown is, in words. */
   #here() {
     const { record, ledger } = this.room;
     if (this.missing?.position === record.position) return this.missing.words;
     const here = ledger.marks.find(({ at }) => at === record.position);
     if (!here) return "";
-    const { name, event } = here;
+    return this.#inWords(here);
+  }
+
+  #inWords({ name, event }) {
+    const { ledger } = this.room;
     const who = event.request_id ? ` · ${ledger.life(event.request_id).label}` : "";
     return `${MOMENTS[name].words}${who}${event.step ? ` · step ${number(event.step)}` : ""}`;
   }

@@ -1,27 +1,19 @@
-// Provoke: send requests from the page, so that one can see what one wants to see. Each asks for
-// "trace": "full", so its draws and kernels are in the record.
+// Provoke: buttons that send what shows one thing, or say why it can't be shown on this server. Their
+// requests ask for "trace": "full", so their draws and kernels are in the record.
 
-import { api, serverSentEvents } from "./source.js";
-import { chip, element } from "./paint.js";
-import { Template } from "./template.js";
+import { Asker, NAMES, newId, START } from "./ask.js";
+import { element } from "./paint.js";
 import { number } from "./words.js";
 
-const SENTENCE = "The keeper of the lighthouse wrote down the weather of every day, and so we know that ";
 const QUESTIONS = [
   "What is a KV cache?",
   "What is preemption?",
   "What does temperature do?",
   "Tell me a story about a fox.",
 ];
-const NAMES = "Ada Ben Cleo Dan Eve Finn Gus Hana Ivo June Kit Lou Mara Ned Ola Pim".split(" ");
 const MOST_AT_ONCE = 48;
 const CROWD = 12; // requests that run over a pool together, if it isn't too large for that
 const DUST_BLOCKS = 2048; // of a pool, from which on its grid shows no squares
-const START =
-  "Start a small one beside it: glasshouse class (in a checkout: make class), with --model for another model.";
-
-const newId = () => `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
-
 const named = (count, prompt) =>
   Array.from({ length: count }, (_, i) => {
     const name = NAMES[i % NAMES.length];
@@ -33,13 +25,12 @@ export class Provoke {
     this.room = room;
     this.form = panel.querySelector("form");
     this.prompt = panel.querySelector("textarea");
-    this.answers = panel.querySelector(".answers");
+    this.asker = new Asker(room, panel.querySelector(".answers"));
     this.told = panel.querySelector(".told");
     this.small = panel.querySelector(".make-small");
     panel.querySelector(".make-small-button").onclick = () => {
       this.#begin(`A running engine can't change its pool, its seats or its budget. ${START}`);
     };
-    this.template = new Template();
     panel.querySelector(".questions").replaceChildren(
       ...QUESTIONS.map((question) =>
         element("button.question", { type: "button", onclick: () => this.#ask(question) }, question)
@@ -76,8 +67,7 @@ export class Provoke {
   #own() {
     const prompt = this.prompt.value || QUESTIONS[0];
     this.#begin("");
-    this.#send({
-      prompt,
+    this.#send([{ prompt, title: "" }], {
       temperature: this.value("temperature"),
       max_tokens: this.value("max_tokens"),
       n: this.value("n"),
@@ -108,8 +98,8 @@ export class Provoke {
         number(pool.tokens)
       }.`,
     );
-    const text = await this.#text(each - out);
-    this.#sendAll(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
+    const text = await this.asker.text(each - out);
+    this.#send(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
       max_tokens: out,
       ignore_eos: true,
       temperature: 0.8,
@@ -127,12 +117,11 @@ export class Provoke {
     }
     const length = pool ? Math.floor(Math.min(600, pool.longest / 2, pool.tokens / 4)) : 256;
     this.#begin(`One prompt of about ${length} tokens, then five that begin like it: they share its blocks.`);
-    const prefix = await this.#text(length);
+    const prefix = await this.asker.text(length);
     const asks = NAMES.slice(0, 6).map((name) => ({ title: name, prompt: `${prefix} ${name} asks: ${QUESTIONS[1]}` }));
     const body = { max_tokens: 48, ignore_eos: true, temperature: 0.8, seed: 1 };
-    const first = this.#sendAll(asks.slice(0, 1), body);
-    await Promise.race([first, new Promise((resolve) => setTimeout(resolve, 700))]);
-    this.#sendAll(asks.slice(1), body);
+    await this.#send(asks.slice(0, 1), body).begun; // its blocks can be found now
+    this.#send(asks.slice(1), body);
   }
 
   /** More output than the pool holds, from requests that all fit at the beginning. */
@@ -160,8 +149,9 @@ export class Provoke {
     const id = newId();
     this.room.awaitMoment("preemption", `cmpl-${id}`, ({ request_id: name }) => {
       this.room.select({ request: name, token: null, block: null });
+      return true;
     });
-    this.#sendAll(
+    this.#send(
       named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`),
       { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 },
       id,
@@ -181,68 +171,17 @@ export class Provoke {
     this.#begin("One prompt, one seed, three temperatures. Compare their tokens in the lens.");
     const prompt = this.prompt.value || QUESTIONS[3];
     for (const temperature of [0, 0.8, 1.6]) {
-      this.#send({ prompt, max_tokens: 40, temperature, seed: 7 }, `T = ${temperature}`);
+      this.#send([{ prompt, title: `T = ${temperature}` }], { max_tokens: 40, temperature, seed: 7 });
     }
   }
 
-  /** A text of about so many tokens of this model; a little less, never more. */
-  async #text(tokens) {
-    this.perSentence ??= api("tokenize", this.#json({ prompt: SENTENCE.repeat(4) }))
-      .then((answer) => answer.json()).then(({ count }) => count / 4);
-    return SENTENCE.repeat(Math.max(1, Math.floor((tokens - 16) / (await this.perSentence))));
-  }
-
-  #json(body) {
-    return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  #send(asks, body, id) {
+    return this.asker.send(asks, { ...body, trace: "full" }, id);
   }
 
   #begin(told) {
     this.told.textContent = told;
-    this.answers.replaceChildren();
+    this.asker.begin();
     this.room.follow();
-  }
-
-  #send({ prompt, ...body }, title = "") {
-    return this.#sendAll([{ prompt, title }], body);
-  }
-
-  /** Prompts in one request: a browser opens few connections to a server of HTTP/1.1 (six), so in
-   *  requests of their own they would wait for each other here and not in the engine. */
-  async #sendAll(asks, body, id = newId()) {
-    const lines = asks.map(() => element("div.answer", {}, element("span.answer-text", {})));
-    this.answers.append(...lines);
-    try {
-      const prompts = await this.template.fields(asks.map(({ prompt }) => prompt));
-      const answer = await api(
-        "v1/completions",
-        this.#json({ ...body, ...prompts, request_id: id, stream: true, trace: "full" }),
-      );
-      if (!answer.ok) {
-        const said = await answer.json().catch(() => ({}));
-        throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
-      }
-      const names = asks.map((_, i) => (asks.length === 1 ? `cmpl-${id}` : `cmpl-${id}-${i}`));
-      for (const name of names) this.room.ledger.begin(name); // it has its colour from now on
-      lines.forEach((line, i) => line.prepend(chip(this.room, names[i], asks[i].title)));
-      if (lines.includes(this.answers.firstChild)) this.room.select({ request: names[0], token: null, block: null });
-      await this.#read(answer, lines.map((line) => line.lastChild), body.n ?? 1);
-    } catch (error) {
-      for (const line of lines) line.classList.add("failed");
-      lines[0].lastChild.textContent = error.message;
-    }
-  }
-
-  async #read(answer, shown, n) {
-    const texts = shown.map(() => Array(n).fill(""));
-    for await (const { data } of serverSentEvents(answer)) {
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new Error(chunk.error.message);
-      for (const { index, text } of chunk.choices ?? []) {
-        const place = Math.floor(index / n); // a prompt's n answers follow each other
-        texts[place][index % n] += text;
-        shown[place].textContent = texts[place].join("\n― ");
-      }
-    }
   }
 }

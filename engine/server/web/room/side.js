@@ -117,6 +117,7 @@ export class Selection {
       );
       add("from the cache", ...this.#found(life, state.blockSize));
     }
+    if (queued) add(...this.#tokens(life));
     const wait = sequence && sequence.status !== "running" ? this.#wait(life, sequence) : null;
     if (wait) add("waits", wait.how, element("small", {}, wait.why));
     const host = state.hostTables.get(name);
@@ -152,6 +153,31 @@ export class Selection {
       );
     }
     return [...parts, ...this.why.about(name)];
+  }
+
+  /** How long its reader waited: for the first token, and from each to the next. */
+  #tokens({ queued, first, gaps }) {
+    const { position } = this.room.record;
+    if (!first || first.at > position) return ["first token", "not yet"];
+    const parts = [queued.ts_ns ? `${duration((first.ns - queued.ts_ns) / 1e3)} after it was queued` : "is here"];
+    const known = gaps.filter(({ at }) => at <= position);
+    if (known.length) {
+      const sorted = known.toSorted((a, b) => a.us - b.us), longest = sorted.at(-1);
+      const median = sorted[sorted.length >> 1].us;
+      const to = element("button.link", {
+        type: "button",
+        onclick: () => this.room.goToStep(longest.step),
+      }, `step ${number(longest.step)}`);
+      parts.push(
+        element(
+          "small",
+          {},
+          `gaps between tokens: median ${duration(median)}, longest ${duration(longest.us)} in `,
+          to,
+        ),
+      );
+    }
+    return ["first token", ...parts];
   }
 
   /** What the prefix cache had of it, and why if it had nothing. */

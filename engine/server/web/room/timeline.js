@@ -1,11 +1,13 @@
 // The timeline: sequences down, steps across; below them each step's budget and time.
 
 import { colours, fit, ownerColour } from "./paint.js";
+import { StepScale, TimeScale } from "./scale.js";
 import { duration, number, plural } from "./words.js";
 
-const LABELS = 76; // px at the left
-const AXIS = 16, STRIP = 34, TIME = 44; // px: the steps' numbers, the budget, the time
-const TALLEST = 300;
+// px. labels: at the left; axis: the steps' numbers; strip: the budget; time: the steps' times; font:
+// of labels; least, most: a row, whose label can be read; tallest: all rows
+const SIZES = { labels: 76, axis: 16, strip: 34, time: 44, font: 11, least: 12, most: 18, tallest: 300 };
+const PRESENTED = { labels: 100, axis: 26, strip: 0, time: 0, font: 18, least: 21, most: 40 };
 const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
 export class Timeline {
@@ -15,6 +17,11 @@ export class Timeline {
     this.tip = panel.querySelector(".tip");
     this.caption = panel.querySelector(".caption");
     this.perStep = 10; // px
+    this.perMs = 3; // px
+    this.byTime = false;
+    this.sizes = SIZES;
+    this.byTimeButton = panel.querySelector(".by-time");
+    this.byTimeButton.onclick = () => this.turn();
     this.shown = [];
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
     this.canvas.addEventListener("click", (event) => this.#choose(event));
@@ -28,61 +35,75 @@ export class Timeline {
   }
 
   zoom(factor) {
-    this.perStep = Math.max(1, Math.min(40, this.perStep * factor));
+    if (this.byTime) this.perMs = Math.max(0.02, Math.min(200, this.perMs * factor));
+    else this.perStep = Math.max(1, Math.min(40, this.perStep * factor));
+    this.room.touch();
+  }
+
+  /** Across: steps of one width, or as wide as they took long. */
+  turn() {
+    this.byTime = !this.byTime;
+    this.byTimeButton.setAttribute("aria-pressed", String(this.byTime));
     this.room.touch();
   }
 
   update() {
-    const { record, ledger } = this.room;
-    const width = this.canvas.parentElement.clientWidth;
-    const now = record.state.step;
-    const count = Math.floor((width - LABELS) / this.perStep);
+    const { record, ledger, following, presenting } = this.room;
+    const box = this.canvas.parentElement;
+    const width = box.clientWidth, now = record.state.step;
+    const sizes = this.sizes = presenting ? { ...PRESENTED, tallest: box.clientHeight - PRESENTED.axis - 10 } : SIZES;
+    const { labels: left, axis, strip, time } = sizes;
     const lastKnown = record.steps.at(-1) ?? 0;
     // The present stands at the right while we follow; a moment of the past has its future in view.
-    const right = this.room.following ? now : Math.min(lastKnown, now + Math.floor(count / 3));
-    const from = Math.max(record.cut ? record.firstStep : 0, right - count + 1), to = from + count - 1;
+    const asked = { record, ledger, following, left, width, perStep: this.perStep, perMs: this.perMs, now };
+    this.scale = this.byTime ? new TimeScale(asked) : new StepScale(asked);
+    const { from, to } = this.scale;
     this.view = { from, to, width };
-    this.shown = [...ledger.sequences.values()].filter(({ spans }) =>
+    const alive = [...ledger.sequences.values()].filter(({ spans }) =>
       spans.length && spans[0].from <= to && (spans.at(-1).to ?? Infinity) >= from
     );
-    const rows = Math.max(4, this.shown.length);
-    this.rowHeight = Math.max(4, Math.min(16, Math.floor(TALLEST / rows)));
-    const hidden = Math.max(0, this.shown.length - Math.floor(TALLEST / this.rowHeight));
-    if (hidden) this.shown = this.shown.slice(hidden);
-    this.rowsBottom = AXIS + Math.max(4, this.shown.length) * this.rowHeight;
-    const height = this.rowsBottom + 8 + STRIP + 6 + TIME;
+    const fits = Math.max(1, Math.floor(sizes.tallest / sizes.least));
+    this.shown = this.#window(alive, fits);
+    const hidden = alive.length - this.shown.length;
+    const rows = Math.min(fits, Math.max(4, this.shown.length));
+    this.rowHeight = Math.max(sizes.least, Math.min(sizes.most, Math.floor(sizes.tallest / rows)));
+    this.rowsBottom = axis + rows * this.rowHeight;
+    const height = this.rowsBottom + 8 + strip + (time && 6 + time);
     const { context } = fit(this.canvas, width, height);
     context.clearRect(0, 0, width, height);
     this.#axis(context, height);
-    this.shown.forEach((life, row) => this.#spans(context, life, AXIS + row * this.rowHeight));
+    this.shown.forEach((life, row) => this.#spans(context, life, axis + row * this.rowHeight));
     this.#steps(context);
+    if (this.byTime) this.#first(context);
     this.#labels(context);
     this.#cursor(context, now, height);
     this.caption.textContent = `steps ${number(from)}–${number(Math.min(to, lastKnown))} of ${number(lastKnown)}${
-      hidden ? ` · ${plural(hidden, "older sequence")} not shown` : ""
-    }`;
+      this.byTime ? ", as wide as they took long" : ""
+    }${hidden ? ` · ${plural(hidden, "other sequence")} not shown` : ""}`;
   }
 
-  #x(step) {
-    return LABELS + (step - this.view.from) * this.perStep;
+  /** The latest sequences; where they are too many, those around the selected one. */
+  #window(alive, fits) {
+    const chosen = alive.findIndex(({ name }) => name === this.room.selection.request);
+    const last = chosen < 0 ? alive.length : Math.max(fits, Math.min(alive.length, chosen + Math.ceil(fits / 2)));
+    return alive.slice(Math.max(0, last - fits), last);
   }
 
   #axis(context, height) {
-    const { from, to, width } = this.view;
+    const { width } = this.view;
+    const { axis, font, labels } = this.sizes;
     const all = colours();
-    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => n * this.perStep >= 60) ?? 2000;
-    context.font = "10px ui-monospace, monospace";
+    context.font = `${font > 11 ? font : font - 1}px ui-monospace, monospace`;
     context.fillStyle = all["ink-3"];
     context.textBaseline = "top";
-    for (let step = Math.ceil(Math.max(1, from) / every) * every; step <= to; step += every) {
-      const x = this.#x(step);
-      context.fillRect(x, AXIS - 4, 1, height - AXIS + 4);
-      context.globalAlpha = 1;
-      if (x < width - 30) context.fillText(String(step), x + 3, 1);
+    for (const { x, text } of this.scale.ticks(5.5 * font)) {
+      if (x < labels) continue;
+      context.fillRect(x, axis - 4, 1, height - axis + 4);
+      if (x + context.measureText(text).width + 3 < width) context.fillText(text, x + 3, 1);
     }
     context.fillStyle = all.surface;
     context.globalAlpha = 0.82; // the lines recede
-    context.fillRect(LABELS, AXIS, width, height);
+    context.fillRect(labels, axis, width, height);
     context.globalAlpha = 1;
   }
 
@@ -95,7 +116,10 @@ export class Timeline {
     for (const span of life.spans) {
       const end = span.to ?? latest + 1;
       if (end < from || span.from > to) continue;
-      const x = Math.max(LABELS, this.#x(span.from)), right = Math.min(width, this.#x(end));
+      const begin = this.byTime && span === life.spans[0] && life.queued?.ts_ns
+        ? this.scale.ofNs(life.queued.ts_ns) // it came between two steps
+        : this.scale.begin(span.from);
+      const x = Math.max(this.sizes.labels, begin), right = Math.min(width, this.scale.begin(end));
       const middle = y + this.rowHeight / 2;
       if (span.state === "running") {
         context.fillStyle = ownerColour(life.hue, 0.16);
@@ -118,25 +142,27 @@ export class Timeline {
     const { from, to, width } = this.view;
     const all = colours();
     const rowOf = new Map(this.shown.map((life, row) => [life.name, row]));
-    const wide = Math.max(1, this.perStep - (this.perStep > 4 ? 1 : 0));
     let slowest = 1;
     for (let step = from; step <= to; step++) {
       slowest = Math.max(slowest, ledger.steps.get(step)?.finished?.total_us ?? 0);
     }
     this.slowest = slowest;
-    const stripTop = this.rowsBottom + 8, timeTop = stripTop + STRIP + 6;
+    const { axis, strip, labels } = this.sizes;
+    const stripTop = this.rowsBottom + 8, timeTop = stripTop + strip + 6;
     for (let at = from; at <= to; at++) {
       const step = ledger.steps.get(at);
       if (!step) continue;
-      const x = this.#x(at);
-      if (x + wide > width) break;
+      const x = this.scale.begin(at), whole = this.scale.end(at) - x;
+      const wide = Math.max(1, whole - (whole > 4 ? 1 : 0));
+      if (x < labels) continue;
+      if (x + wide > width + 0.5) break;
       const future = at > record.state.step;
       for (const [name, , count, samples] of step.plan?.rows ?? []) {
         const row = rowOf.get(name);
         if (row === undefined) continue;
         const life = ledger.life(name);
         const dim = selection.request && selection.request !== name;
-        const y = AXIS + row * this.rowHeight, high = this.rowHeight - 2;
+        const y = axis + row * this.rowHeight, high = this.rowHeight - 2;
         const cached = life.cachedAt.get(at);
         context.globalAlpha = (future ? 0.35 : 1) * (dim ? 0.4 : 1);
         context.fillStyle = ownerColour(life.hue);
@@ -156,6 +182,7 @@ export class Timeline {
         }
       }
       context.globalAlpha = future ? 0.35 : 1;
+      if (!strip) continue;
       this.#budget(context, step, x, wide, stripTop);
       this.#time(context, step, x, wide, timeTop, slowest);
     }
@@ -164,19 +191,20 @@ export class Timeline {
 
   #budget(context, { plan }, x, wide, top) {
     if (!plan?.budget) return;
+    const { strip } = this.sizes;
     const all = colours();
     context.fillStyle = all.empty;
-    context.fillRect(x, top, wide, STRIP);
+    context.fillRect(x, top, wide, strip);
     const used = (plan.budget_used ?? 0) / plan.budget;
     context.fillStyle = all["ink-2"];
-    const high = Math.max(1, STRIP * used);
-    context.fillRect(x, top + STRIP - high, wide, high);
+    const high = Math.max(1, strip * used);
+    context.fillRect(x, top + strip - high, wide, high);
   }
 
   #time(context, { finished }, x, wide, top, slowest) {
     if (!finished) return;
-    let bottom = top + TIME;
-    const scale = (TIME - 2) / slowest;
+    let bottom = top + this.sizes.time;
+    const scale = (this.sizes.time - 2) / slowest;
     let told = 0;
     PARTS.forEach((part, i) => {
       const us = finished[`${part}_us`] ?? 0;
@@ -192,51 +220,67 @@ export class Timeline {
 
   #labels(context) {
     const all = colours();
+    const { axis, font, labels, strip, time } = this.sizes;
     context.fillStyle = all.surface;
-    context.fillRect(0, AXIS, LABELS, this.canvas.clientHeight);
+    context.fillRect(0, axis, labels, this.canvas.clientHeight);
     context.textBaseline = "middle";
-    context.font = `${Math.min(11, this.rowHeight)}px ui-monospace, monospace`;
-    if (this.rowHeight >= 8) {
-      this.shown.forEach((life, row) => {
-        context.fillStyle = this.room.selection.request === life.name ? all.ink : all["ink-2"];
-        context.fillText(life.label, 10, AXIS + (row + 0.5) * this.rowHeight);
-      });
-    }
+    context.font = `${font}px ui-monospace, monospace`;
     this.shown.forEach((life, row) => {
+      const chosen = this.room.selection.request === life.name;
+      context.fillStyle = chosen ? all.ink : all["ink-2"];
+      context.fillText(life.label, 10, axis + (row + 0.5) * this.rowHeight, labels - 12);
       context.fillStyle = ownerColour(life.hue);
-      context.fillRect(0, AXIS + row * this.rowHeight + 1, 4, this.rowHeight - 2);
+      context.fillRect(0, axis + row * this.rowHeight + 1, 4, this.rowHeight - 2);
     });
-    context.font = "11px ui-monospace, monospace";
+    if (!strip) return;
     context.fillStyle = all["ink-3"];
-    const strip = this.rowsBottom + 8;
-    context.fillText("budget", 10, strip + STRIP / 2);
-    context.fillText("time", 10, strip + STRIP + 6 + TIME / 2 - 7);
-    context.fillText(`≤ ${duration(this.slowest)}`, 10, strip + STRIP + 6 + TIME / 2 + 7, LABELS - 12);
+    const top = this.rowsBottom + 8;
+    context.fillText("budget", 10, top + strip / 2);
+    context.fillText("time", 10, top + strip + 6 + time / 2 - 7);
+    context.fillText(`≤ ${duration(this.slowest)}`, 10, top + strip + 6 + time / 2 + 7, labels - 12);
+  }
+
+  /** From a request's arrival to its first token, for each row; in words where there is room. */
+  #first(context) {
+    const { axis, font, labels } = this.sizes;
+    context.font = `${font}px ui-monospace, monospace`;
+    context.textBaseline = "middle";
+    context.fillStyle = colours().ink;
+    this.shown.forEach(({ queued, first }, row) => {
+      if (!queued?.ts_ns || !first || first.at > this.room.record.position) return;
+      const from = Math.max(labels, this.scale.ofNs(queued.ts_ns)), to = this.scale.end(first.step);
+      if (to <= labels || from >= to) return;
+      const y = axis + (row + 1) * this.rowHeight - 1.5;
+      context.fillRect(from, y, to - from, 1.5);
+      context.fillRect(to - 1.5, y - 4, 1.5, 5);
+      const text = `first token ${duration((first.ns - queued.ts_ns) / 1e3)}`;
+      if (context.measureText(text).width < to - from - 6) context.fillText(text, from + 3, y - this.rowHeight / 2 + 1);
+    });
   }
 
   #cursor(context, now, height) {
     if (now < this.view.from) return;
     context.fillStyle = colours().accent;
-    const x = this.#x(now) + this.perStep;
+    const x = this.scale.end(now);
     context.fillRect(Math.min(x, this.view.width - 2), 0, 2, height);
   }
 
   #stepAt(event) {
-    return this.view ? this.view.from + Math.floor((event.offsetX - LABELS) / this.perStep) : 0;
+    return this.scale?.stepAt(event.offsetX) ?? 0;
   }
   #lifeAt(event) {
-    const row = Math.floor((event.offsetY - AXIS) / this.rowHeight);
+    const row = Math.floor((event.offsetY - this.sizes.axis) / this.rowHeight);
     return event.offsetY < this.rowsBottom ? this.shown[row] : undefined;
   }
 
   #choose(event) {
     const life = this.#lifeAt(event);
     if (life) this.room.select({ request: life.name });
-    if (event.offsetX > LABELS) this.room.goToStep(this.#stepAt(event));
+    if (event.offsetX > this.sizes.labels) this.room.goToStep(this.#stepAt(event));
   }
 
   #point(event) {
-    if (!this.view || event.offsetX < LABELS) return void (this.tip.hidden = true);
+    if (!this.view || event.offsetX < this.sizes.labels) return void (this.tip.hidden = true);
     const at = this.#stepAt(event);
     const step = this.room.ledger.steps.get(at);
     const life = this.#lifeAt(event);
