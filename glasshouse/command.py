@@ -17,6 +17,7 @@ CLASS_FLAGS = (
     *("--num-gpu-blocks-override", "192"),  # 3,072 tokens: a grid whose squares can be seen
     *("--max-num-seqs", "12"),
     *("--max-num-batched-tokens", "128"),  # so that longer prompts are computed in parts
+    "--classroom",
 )
 """What makes a pool so small that a dozen requests fill it, and wait, and are preempted."""
 

@@ -194,6 +194,9 @@ class Options:
     api_key: list[str] = _option(
         list, "keys, of which clients must send one as a bearer token", secret=True
     )
+    classroom: bool = _option(
+        False, "let phones ask at /class, with a code that the live page shows (at most 60 names)"
+    )
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"
     )

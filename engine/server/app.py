@@ -16,7 +16,17 @@ from engine.server.http import errors
 from engine.server.http.auth import ApiKey
 from engine.server.http.bodies import BodyLimit
 from engine.server.http.exchange import Exchange
-from engine.server.routes import absent, chat, completions, models, page, record, status, tokenize
+from engine.server.routes import (
+    absent,
+    chat,
+    classroom,
+    completions,
+    models,
+    page,
+    record,
+    status,
+    tokenize,
+)
 from engine.server.service import Service
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -40,7 +50,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
         docs_url=None,
         redoc_url=None,
     )
-    for part in (completions, chat, tokenize, models, status, record, page, absent):
+    for part in (completions, chat, tokenize, models, status, record, page, classroom, absent):
         app.include_router(part.router(service))
     errors.install(app)
     openapi.install(app, needs_key=bool(service.config.api_key))

@@ -16,7 +16,14 @@ from engine.trace.wording import one_line
 SHORT_ENOUGH = 10  # an id of at most this many characters is its own short name
 NAMES_KEPT = 10_000
 
+<<<<<<< HEAD
 _WORD = re.compile(r"[\w.:-]*[\w-]")
+=======
+_PERSON = re.compile(r"chatcmpl-as-([A-Za-z]{1,12})-")
+"""Begins the id of a request that was asked in a person's name: the name is its short name."""
+
+_WORD = re.compile(r"[\w.-]*[\w-]")
+>>>>>>> 5ab4a8e (server: a class of phones (--classroom): a code, names on the chips, the life of one's own request)
 
 
 class Names:
@@ -52,10 +59,17 @@ class Names:
             return sequence_name(self._names[parent], index)
         if request_id not in self._names:
             self.num_named += 1
-            self._names[request_id] = f"req-{self.num_named}"
+            self._names[request_id] = self._new(request_id)
             if len(self._names) > NAMES_KEPT:
                 self._names.popitem(last=False)
         return self._names[request_id]
+
+    def _new(self, request_id: str) -> str:
+        person = _PERSON.match(request_id)
+        if person is None:
+            return f"req-{self.num_named}"
+        taken = person[1] in self._names.values()
+        return f"{person[1]}-{self.num_named}" if taken else person[1]
 
     def plain(self, text: str) -> str:
         """Put a recorded text on one line, with short names in place of long ids."""

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.server.http.errors import ApiError
 
-OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"})
-"""Paths that need no key: they show no text and cost no computation."""
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/class", "/class/ask", "/class/life"})
+"""Paths that need no key: they show no text and cost no computation; or they are a class's, which
+has a code of its own."""
 
 OPEN_FOLDERS = ("/room/", "/guide/")
 """The live page's files and guides; what the page shows comes from routes that need the key."""

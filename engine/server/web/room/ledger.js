@@ -102,7 +102,7 @@ export class Ledger {
     if (name.length <= 10) return name;
     const [, parent, index] = /^(.*)\.(\d+)$/.exec(name) ?? [];
     if (parent && this.sequences.has(parent)) return `${this.sequences.get(parent).label}.${index}`;
-    return `req-${++this.#short}`;
+    return /^chatcmpl-as-([A-Za-z]{1,12})-/.exec(name)?.[1] ?? `req-${++this.#short}`;
   }
 
   /** The log's name of a sequence. */

@@ -7,6 +7,7 @@ import { Lens } from "./lens.js";
 import { Log } from "./log.js";
 import { Marks } from "./marks.js";
 import { momentsOf } from "./moments.js";
+import { showClass } from "./class.js";
 import { forgetColours } from "./paint.js";
 import { Pipeline } from "./pipeline.js";
 import { Provoke } from "./provoke.js";
@@ -432,6 +433,7 @@ function watch() {
     onStatus: (state, detail) => room.status(state, detail),
   });
   room.live.run();
+  showClass(document.querySelector("#class"));
   api("room/lessons.json").then(async (answer) => {
     if (answer.ok) room.lessons.take(await answer.json());
   }).catch(() => {}); // a server that is gone is said already
