@@ -16,14 +16,10 @@ from engine.trace.wording import one_line
 SHORT_ENOUGH = 10  # an id of at most this many characters is its own short name
 NAMES_KEPT = 10_000
 
-<<<<<<< HEAD
-_WORD = re.compile(r"[\w.:-]*[\w-]")
-=======
 _PERSON = re.compile(r"chatcmpl-as-([A-Za-z]{1,12})-")
 """Begins the id of a request that was asked in a person's name: the name is its short name."""
 
-_WORD = re.compile(r"[\w.-]*[\w-]")
->>>>>>> 5ab4a8e (server: a class of phones (--classroom): a code, names on the chips, the life of one's own request)
+_WORD = re.compile(r"[\w.:-]*[\w-]")
 
 
 class Names:

@@ -162,7 +162,7 @@ def test_the_timeline_has_time(open_room, crowd_file):
         assert width == pytest.approx(max(1, took[step] * per_ms), rel=1e-3), step
     life = "room.ledger.life('chatcmpl-crowd-0')"
     first, end = page.evaluate(f"[{life}.first.step, room.timeline.scale.end({life}.first.step)]")
-    assert first == 1 and end == page.evaluate("room.timeline.scale.begin(2)")
+    assert first == 1 and end <= page.evaluate("room.timeline.scale.begin(2)") < end + 2
     page.evaluate("room.select({ request: 'chatcmpl-crowd-0' })")
     until(
         page, "/gaps between tokens: median/.test(document.querySelector('#selection').innerText)"

@@ -96,7 +96,8 @@ def test_a_class_is_full(code):
 
 
 def test_without_the_flag_there_is_none(server):
-    for path in ("/class", "/class/code?origin=http://a", "/class/life?code=A&name=B"):
+    assert server.http.get("/class/code", params={"origin": "http://a"}).status_code == 204
+    for path in ("/class", "/class/life?code=A&name=B"):
         answer = server.http.get(path)
         assert answer.status_code == 404 and "--classroom" in answer.text
     assert ask(server, code="A", name="B", question="c").status_code == 404

@@ -80,15 +80,17 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/class/code", include_in_schema=False)
     async def code(origin: str = Query("", max_length=220)) -> Response:
-        """Return how phones join, for the teacher's page: {code, address, picture, phones}."""
-        its = of()
+        """Return how phones join, for the teacher's page: {code, address, picture, phones}; nothing
+        where there is no class, for every page asks."""
+        if room is None:
+            return Response(status_code=204)
         if not _ORIGIN.fullmatch(origin):
             raise ApiError(400, "origin must be the page's own, such as http://10.0.0.7:8000.")
-        where = address(origin, config.root_path, its.code)
+        where = address(origin, config.root_path, room.code)
         picture = segno.make(where, micro=False, error="m").svg_data_uri(
             scale=8, border=2, dark="#1d2524", light="#ffffff"
         )
-        found = {"code": its.code, "address": where, "picture": picture, "phones": its.num_names}
+        found = {"code": room.code, "address": where, "picture": picture, "phones": room.num_names}
         return json_response(found)
 
     @routes.get("/class/life", include_in_schema=False)

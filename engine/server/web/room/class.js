@@ -10,7 +10,7 @@ const EVERY_MS = 5000;
 export async function showClass(panel) {
   try {
     const answer = await api(`class/code?origin=${encodeURIComponent(location.origin)}`);
-    if (!answer.ok) return;
+    if (answer.status !== 200) return;
     const { code, address, picture, phones } = await answer.json();
     panel.querySelector(".caption").textContent = `${plural(phones, "phone")} joined`;
     if (panel.hidden) {
