@@ -32,8 +32,11 @@ class Build(build_py):
             return
         guide = Path(self.build_lib) / "engine" / "server" / "web" / "guide"
         guide.mkdir(parents=True, exist_ok=True)
-        for page in (ROOT / "docs").glob("*.md"):
-            shutil.copyfile(page, guide / page.name)
+        docs = ROOT / "docs"
+        for page in [*docs.glob("*.md"), *docs.glob("images/**/*.svg")]:
+            target = guide / page.relative_to(docs)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, target)
 
 
 setup(cmdclass={"build_py": Build})

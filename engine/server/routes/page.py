@@ -10,15 +10,13 @@ from pathlib import Path
 
 import msgspec
 from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 
+from engine.server import guide
 from engine.server.http.errors import ApiError
 from engine.server.lessons import read_lessons
 
 WEB = Path(__file__).resolve().parents[1] / "web"
-# The wheel has the guides beside the page (setup.py), a checkout in docs/.
-DOCS = WEB / "guide" if (WEB / "guide").is_dir() else WEB.parents[2] / "docs"
-GUIDES = ("ARCHITECTURE_OVERVIEW.md", "LOG_GUIDE.md")  # the panels' explanations link to them
 
 HEADERS = {
     "Cache-Control": "no-cache",  # ask each time: the page may be an older server's
@@ -35,7 +33,6 @@ _TYPES = {
     ".js": "text/javascript",
     ".css": "text/css",
     ".svg": "image/svg+xml",
-    ".md": "text/plain; charset=utf-8",
 }
 
 
@@ -60,13 +57,17 @@ def router(_service: object) -> APIRouter:
             raise ApiError(404, f"The page has no file {name!r}.")
         return _file(files[name])
 
-    @routes.get("/guide/{name}", include_in_schema=False)
-    async def guide(name: str) -> Response:
-        if name not in GUIDES or not (DOCS / name).is_file():
-            raise ApiError(
-                404, f"This installation has no guide {name!r}; see docs/ of the source."
-            )
-        return _file(DOCS / name)
+    @routes.get("/guide/{name:path}", include_in_schema=False)
+    def document(name: str) -> Response:
+        """Serve a guide, a drawing of one, or a file of source. Only names of the lists do."""
+        if name in guide.pages():
+            return HTMLResponse(guide.page(name), headers=HEADERS)
+        if name in guide.pictures():
+            return _file(guide.DOCS / name)
+        file = name.removeprefix("source/")
+        if file != name and file in guide.sources():
+            return HTMLResponse(guide.source(file), headers=HEADERS)
+        raise ApiError(404, f"This installation has no guide {name!r}; see docs/ of the source.")
 
     return routes
 

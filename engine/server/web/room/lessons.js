@@ -104,7 +104,11 @@ export class Lessons {
     return [...parts, this.#ways()];
   }
 
-  #reveal({ prediction, figures: names, why, next }, figures) {
+  #term(term) {
+    return element("a.guide", { href: `guide/GLOSSARY.md#${term}` }, term.replaceAll("-", " "));
+  }
+
+  #reveal({ prediction, figures: names, why, next, terms = [] }, figures) {
     const right = this.guess === prediction.answer;
     return [
       element(
@@ -126,6 +130,9 @@ export class Lessons {
         : null,
       element("p", {}, why),
       element("p.quiet", {}, next),
+      terms.length
+        ? element("p.quiet", {}, "Words: ", ...terms.flatMap((term, i) => [i ? ", " : "", this.#term(term)]))
+        : null,
     ].filter(Boolean);
   }
 

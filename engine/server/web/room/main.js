@@ -426,6 +426,18 @@ function dropFiles() {
   };
 }
 
+/** Open the guides inside the page; with Ctrl or the middle button they open elsewhere, as links do. */
+function guides(dialog) {
+  const frame = dialog.querySelector("iframe");
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.guide");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    frame.src = link.href;
+    dialog.showModal();
+  });
+}
+
 function watch() {
   room.live = new LiveSource({
     onSnapshot: (frame) => room.join(frame),
@@ -474,6 +486,7 @@ document.querySelector("#key-dialog").onsubmit = (event) => {
   key.value = new FormData(event.target).get("key");
   watch();
 };
+guides(document.querySelector("#guide"));
 document.querySelector("#present").onclick = () => room.present();
 if (new URLSearchParams(location.search).has("present")) room.present();
 document.querySelector("#help").onclick = () => document.querySelector("#keys").showModal();
