@@ -108,6 +108,7 @@ pocket: $(VENV)/.run ## train the embedded model again, from a fixed seed (about
 
 docs: $(VENV)/.test ## write again what the documents take from records, plans and results
 	$(BIN)/python -m docs.scripts.log_guide
+	$(BIN)/python -m docs.scripts.glossary
 	$(BIN)/python -m docs.scripts.fill
 	$(BIN)/python -m docs.scripts.performance
 

@@ -66,7 +66,7 @@ export class Asker {
       const said = await answer.json().catch(() => ({}));
       throw new Error(said.error?.message ?? `the server answered ${answer.status}`);
     }
-    const names = asks.map((_, i) => (asks.length === 1 ? `cmpl-${id}` : `cmpl-${id}-${i}`));
+    const names = asks.map((_, i) => i ? `cmpl-${id}:${i}` : `cmpl-${id}`); // as the server names them
     for (const name of names) this.room.ledger.begin(name); // it has its colour from now on
     lines.forEach((line, i) => line.prepend(chip(this.room, names[i], asks[i].title)));
     if (this.room.following && lines.includes(this.answers.firstChild)) {
