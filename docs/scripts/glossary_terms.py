@@ -2,7 +2,6 @@
 
 A term's text is the answer that `pocket/corpus` gives to its question.
 """
-# ruff: noqa: E501 - a term is a line
 
 from __future__ import annotations
 

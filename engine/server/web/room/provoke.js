@@ -1,5 +1,6 @@
-// Provoke: buttons that send what shows one thing, or say why it can't be shown on this server. Their
-// requests ask for "trace": "full", so their draws and kernels are in the record.
+// Provoke: buttons that send what shows one thing, or say why it can't be shown on this server. What is
+// about tokens asks for "trace": "full", so its draws and kernels are in the record; what is about
+// blocks doesn't, for recording a dozen rows' draws takes longer than computing them.
 
 import { Asker, NAMES, newId, START } from "./ask.js";
 import { element } from "./paint.js";
@@ -99,7 +100,7 @@ export class Provoke {
       }.`,
     );
     const text = await this.asker.text(each - out);
-    this.#send(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
+    this.asker.send(named(count, (name, i) => `${text} ${name} ${i} asks: ${QUESTIONS[i % 3]}`), {
       max_tokens: out,
       ignore_eos: true,
       temperature: 0.8,
@@ -151,7 +152,7 @@ export class Provoke {
       this.room.select({ request: name, token: null, block: null });
       return true;
     });
-    this.#send(
+    this.asker.send(
       named(count, (name, i) => `${name} ${i} asks: ${QUESTIONS[i % 3]}`),
       { max_tokens: out, ignore_eos: true, temperature: 1, seed: 1 },
       id,
