@@ -10,8 +10,8 @@
 #pragma once
 #include "simd.h"
 
-enum Kind : int64_t { TABLE4 = 0, UNSIGNED4 = 1, SIGNED4 = 2, UNSIGNED8 = 3, SIGNED8 = 4, FLOAT8 = 5 };  // Python: Kind
-constexpr int64_t ENTRIES = 16;                                                                          // of a table
+enum Kind : int64_t { TABLE4 = 0, SIGNED4 = 1, SIGNED8 = 2, FLOAT8 = 3 };  // quantized_ops.py
+constexpr int64_t ENTRIES = 16;                                            // of a table
 
 // Call body(i) for i = 0 .. N - 1, known when compiled.
 template <int... I, class Body>
@@ -52,16 +52,6 @@ template <int64_t KIND>
 struct Codes;
 
 template <>
-struct Codes<UNSIGNED8> {
-    static constexpr int PLACES = 4;
-    static constexpr float UNIT = 1;
-    explicit Codes(const float*) {}
-    template <int P>
-    INLINE vec number(uvec words) const {
-        return whole(move_byte<P, 0>(words));
-    }
-};
-template <>
 struct Codes<SIGNED8> {  // two's complement, moved to the top of the word: a multiple of 2^24
     static constexpr int PLACES = 4;
     static constexpr float UNIT = 1.0f / (1 << 24);
@@ -80,17 +70,6 @@ struct Codes<FLOAT8> {  // e4m3: sign, 4 bits of exponent (bias 7), 3 of fractio
     INLINE vec number(uvec words) const {  // the bits of an fp32 with too small an exponent
         const uvec bits = (uvec)((ivec)(words << (24 - 8 * P)) >> 4) & 0x87f00000u;
         return (vec)bits * 0x1p120f;
-    }
-};
-template <>
-struct Codes<UNSIGNED4> {
-    static constexpr int PLACES = 8;
-    static constexpr float UNIT = 1;
-    explicit Codes(const float*) {}
-    template <int P>
-    INLINE vec number(uvec words) const {
-        constexpr int N = nibble(P);
-        return whole(move_byte<N / 2, 0>((N % 2 ? words >> 4 : words) & 0x0f0f0f0fu));
     }
 };
 template <>

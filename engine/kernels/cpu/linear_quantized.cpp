@@ -14,8 +14,8 @@
 // Nothing is rounded but sums: x in bf16 and codes of 4 or 8 bits have exact products in fp32, and for one input that is 1 and
 // no others the result is the weight itself, to the bit. (bf16 rounds a table's entries; codes.h.)
 //
-// With few rows the codes are read once and become numbers in registers; the memory is slower than that. With more than DIRECT
-// rows a thread writes the numbers of CHUNK places of a panel to the first cache, and multiplies all rows by them.
+// With few rows the codes are read once and become numbers in registers; the memory is slower than that. With more rows than
+// there are registers for their sums, the first of them leave the numbers of CHUNK places in the first cache for the others.
 //
 // Both ways add the same products in the same order: within a group over k, then group by group. A row's result depends
 // neither on the number of rows nor on the other rows.
@@ -32,18 +32,19 @@ struct QuantizedArgs {
     const int32_t* inputs;  // [k] or null: the code at place k is for input inputs[k]
     int64_t m, n, k, group, x_stride, y_stride;
     int64_t x_type, bias_type, y_type;
-    int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether there are any
+    int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether groups have them
+    double zero;                              // of all groups, beside their own
 };
 
 enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
 constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel multiplies before the next panel
-constexpr int64_t DIRECT = 4;           // rows up to which codes become numbers in registers
 constexpr int64_t CHUNK = 128;          // places that are expanded at once
 constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
 constexpr int64_t WORDS = PANEL * 4;    // bytes of one word for each output of a panel
 
+static INLINE bool shifted(const QuantizedArgs& a) { return a.zeros || a.zero != 0; }
 static INLINE int64_t part_size(const QuantizedArgs& a) { return a.part_type == PART_F32 ? 4 : 2; }
 static INLINE vec load_part_of(const char* p, int64_t type, int64_t i) {
     if (type == PART_F32) return load((const float*)p + i);
@@ -103,16 +104,17 @@ struct Sizes {
 
 // Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum.
 struct Parts {
-    vec scale, zero = {}, offset = {};
+    vec scale, zero, offset = {};
     Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a) {
         const int64_t size = PANEL * part_size(a);
         scale = load_part_of(p, a.part_type, h * VEC) * unit;
-        if (a.zeros) zero = load_part_of(p += size, a.part_type, h * VEC);
+        zero = vec{} + float(a.zero);
+        if (a.zeros) zero = zero + load_part_of(p += size, a.part_type, h * VEC);
         if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
     }
     // unit: of `values`, which are its multiples; `of_x`: the sum of x over the group.
     INLINE vec add(vec total, vec values, const float* of_x, float unit, const QuantizedArgs& a) const {
-        if (a.zeros) values = values - zero * (*of_x / unit);
+        if (shifted(a)) values = values - zero * (*of_x / unit);
         total = total + scale * values;
         return a.offsets ? total + offset * *of_x : total;
     }
@@ -126,7 +128,7 @@ struct Rows {
     const float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
 };
 
-static INLINE void put(const QuantizedArgs& a, int64_t row, int64_t column, vec v) {
+__attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, int64_t column, vec v) {
     const int64_t lanes = a.n - column < VEC ? a.n - column : VEC;
     if (lanes <= 0) return;
     const bool part = lanes < VEC;
@@ -191,85 +193,152 @@ static INLINE void direct(const Rows<D>& rows, int64_t row, int64_t panel, const
             for (int h = 0; h < 2; h++) put(a, row + m, (panel + p) * PANEL + h * VEC, totals[m][p][h]);
 }
 
-// Describe a piece of a panel whose numbers are expanded: several whole groups, or a part of one.
+// Describe a piece of a panel whose numbers are kept: several whole groups, or a part of one.
 struct Piece {
     int64_t first, groups;  // the groups, or the group
     int64_t places;         // of a group, here
     bool begins, ends;      // whether it has a group's first place, and its last
     const char* parts;      // of the first group
+    const char* codes;      // of the first group, here
+    int64_t bytes;          // to the next piece
 };
 
-// Multiply M rows by a piece. values: sums of the group that has begun, and totals: of those before, of these rows.
-template <class D, int M>
-static INLINE void piece_by_rows(const typename D::number* x, int64_t stride, const typename D::operand* w,
-                                 const Piece& piece, float unit, const float* sums, vec* values, vec* totals,
-                                 const Sizes& s, const QuantizedArgs& a) {
-    const int64_t steps = piece.places / D::STEP;
+// Read the numbers of a piece from its codes, and write them to `kept`.
+template <class D, class Source>
+struct FromCodes {
+    static constexpr int STEPS = Source::PLACES / D::STEP;  // in a word
+    const Source& codes;
+    const char* at;
+    typename D::operand* kept;
+    void group(const char* start) { at = start; }
+    template <class Multiply>
+    INLINE void word(Multiply multiply) {
+        const uvec lower = load_words(at), upper = load_words(at + WORDS / 2);
+        at += WORDS;
+        each<STEPS>([&](auto j) INLINE_LAMBDA {
+            const typename D::operand two[2] = {D::template get<j()>(codes, lower), D::template get<j()>(codes, upper)};
+            kept[2 * j()] = two[0], kept[2 * j() + 1] = two[1];
+            multiply(two, j() * D::STEP);
+        });
+        kept += 2 * STEPS;
+    }
+};
+// Read them where they were kept.
+template <class D>
+struct FromKept {
+    static constexpr int STEPS = 1;
+    const typename D::operand* kept;
+    void group(const char*) {}
+    template <class Multiply>
+    INLINE void word(Multiply multiply) {
+        const typename D::operand two[2] = {kept[0], kept[1]};
+        multiply(two, 0);
+        kept += 2;
+    }
+};
+
+// Hold the sums of rows: of the group that has begun, and of all groups before.
+struct Sums {
+    vec *values, *totals;  // [rows][2]
+    const float* of_x;     // [rows, groups]
+};
+
+// Multiply M rows by a piece. Prefetch `every` bytes from `ahead` on in each step.
+template <class D, int M, class From>
+static INLINE void piece_by_rows(const typename D::number* x, int64_t stride, From from, const Piece& piece,
+                                 const char* ahead, int64_t every, float unit, const Sums& sums, const Sizes& s,
+                                 const QuantizedArgs& a) {
+    constexpr int64_t PLACES = From::STEPS * D::STEP;
     for (int64_t g = 0; g < piece.groups; g++) {
         vec now[M][2];
         for (int m = 0; m < M; m++)
-            for (int h = 0; h < 2; h++) now[m][h] = piece.begins ? vec{} : values[2 * m + h];
-        for (int64_t i = 0; i < steps; i++, w += 2, x += D::STEP)
-            for (int m = 0; m < M; m++)
-                for (int h = 0; h < 2; h++) now[m][h] = D::add(now[m][h], x + m * stride, w[h]);
-        if (piece.ends) {
-            for (int h = 0; h < 2; h++) {
-                const Parts parts(piece.parts + g * s.record, h, unit, a);
+            for (int h = 0; h < 2; h++) now[m][h] = piece.begins ? vec{} : sums.values[2 * m + h];
+        from.group(piece.codes + g * s.record);
+        for (int64_t k = 0; k < piece.places; k += PLACES, x += PLACES)
+            from.word([&](const typename D::operand* two, int64_t place) INLINE_LAMBDA {
+                __builtin_prefetch(ahead);
+                ahead += every;
                 for (int m = 0; m < M; m++)
-                    totals[2 * m + h] =
-                        parts.add(totals[2 * m + h], now[m][h], sums + m * s.groups + piece.first + g, unit, a);
+                    for (int h = 0; h < 2; h++) now[m][h] = D::add(now[m][h], x + m * stride + place, two[h]);
+            });
+        if (piece.ends) {
+            const Parts parts[2] = {{piece.parts + g * s.record, 0, unit, a}, {piece.parts + g * s.record, 1, unit, a}};
+            const float* of_x = sums.of_x + piece.first + g;
+            if (shifted(a)) {
+                const float times = 1 / unit;
+                for (int m = 0; m < M; m++)
+                    for (int h = 0; h < 2; h++) now[m][h] = now[m][h] - parts[h].zero * (of_x[m * s.groups] * times);
             }
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++)
+                    sums.totals[2 * m + h] = sums.totals[2 * m + h] + parts[h].scale * now[m][h];
+            if (a.offsets)
+                for (int m = 0; m < M; m++)
+                    for (int h = 0; h < 2; h++)
+                        sums.totals[2 * m + h] = sums.totals[2 * m + h] + parts[h].offset * of_x[m * s.groups];
         } else {
             for (int m = 0; m < M; m++)
-                for (int h = 0; h < 2; h++) values[2 * m + h] = now[m][h];
+                for (int h = 0; h < 2; h++) sums.values[2 * m + h] = now[m][h];
         }
     }
 }
-template <class D, int M, class... Rest>
-static INLINE void piece_by(int64_t height, Rest&&... rest) {
-    if constexpr (M > 1) {
-        if (height < M) return piece_by<D, M - 1>(height, rest...);
+// Choose the product of `height` rows: one of those given, the last if none is.
+template <class D, int M, int... OTHERS, class... Rest>
+static INLINE void piece_by(std::integer_sequence<int, M, OTHERS...>, int64_t height, const Rest&... rest) {
+    if constexpr (sizeof...(OTHERS) > 0) {
+        if (height != M) return piece_by<D>(std::integer_sequence<int, OTHERS...>(), height, rest...);
     }
     piece_by_rows<D, M>(rest...);
 }
-
-// Write the numbers of `places` places of a panel, in the order of its codes.
-template <class D, class Source>
-static INLINE void expand(const Source& codes, const char* at, int64_t places, typename D::operand* to) {
-    constexpr int STEPS = Source::PLACES / D::STEP;
-    for (int64_t i = 0; i < places; i += Source::PLACES, at += WORDS, to += 2 * STEPS) {
-        __builtin_prefetch(at + NEAR), __builtin_prefetch(at + NEAR + WORDS / 2);
-        const uvec lower = load_words(at), upper = load_words(at + WORDS / 2);
-        each<STEPS>([&](auto j) INLINE_LAMBDA {
-            to[2 * j()] = D::template get<j()>(codes, lower);
-            to[2 * j() + 1] = D::template get<j()>(codes, upper);
-        });
-    }
+// For the first pass there are fewer heights to compile: of more than 8 rows, even ones.
+#if defined(__AVX512F__)
+typedef std::integer_sequence<int, 12, 10, 8, 7, 6, 5> FirstHeights;
+typedef std::integer_sequence<int, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1> Heights;
+#else
+typedef std::integer_sequence<int, 6, 5, 4, 3> FirstHeights;
+typedef std::integer_sequence<int, 6, 5, 4, 3, 2, 1> Heights;
+#endif
+static INLINE int64_t first_height(int64_t height) { return height > 8 ? height & ~1 : height; }
+template <class D, class... Rest>
+__attribute__((noinline)) static void piece_again(const Rest&... rest) {
+    piece_by<D>(Heights(), rest...);
 }
 
-// Multiply `count` rows by one panel, a piece of up to CHUNK places at a time.
+// Multiply `count` rows by one panel, a piece of up to CHUNK places at a time: as few passes over it as possible, all of
+// nearly the same height. The first makes numbers of the codes and keeps them for the others. Each prefetches its share of
+// the next piece.
 template <class D, int64_t KIND>
-static void expanded(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel, const QuantizedArgs& a) {
+static void many(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel, const QuantizedArgs& a) {
     typedef typename D::template Source<KIND> Source;
+    constexpr float UNIT = Source::UNIT;
     const Sizes s(a, Source::PLACES);
     const Source codes(a.table);
     typename D::operand numbers[CHUNK / D::STEP * 2];
     vec values[AT_ONCE * 2], totals[AT_ONCE * 2];
     for (int64_t i = 0; i < 2 * count; i++) totals[i] = vec{};
-    const int64_t passes = (count + ROWS - 1) / ROWS, whole = a.k / a.group;
+    const int64_t passes = first_height(count) == count || count > ROWS ? (count + ROWS - 1) / ROWS : 2,
+                  whole = a.k / a.group;
     for (int64_t k = 0; k < a.k;) {
         const int64_t g = k / a.group, within = k % a.group,
                       left = a.k - k < a.group - within ? a.k - k : a.group - within;
         const char* group = a.w + panel * s.panel + g * s.record;
-        Piece piece = {g, 1, left < CHUNK ? left : CHUNK, within == 0, left <= CHUNK, group};
+        Piece piece = {g, 1, left < CHUNK ? left : CHUNK, within == 0, left <= CHUNK, group, nullptr, 0};
         if (a.group <= CHUNK && g < whole) piece.groups = CHUNK / a.group < whole - g ? CHUNK / a.group : whole - g;
-        for (int64_t i = 0; i < piece.groups; i++)
-            expand<D>(codes, group + i * s.record + s.head + within / Source::PLACES * WORDS, piece.places,
-                      numbers + i * piece.places / D::STEP * 2);
-        for (int64_t i = 0, pass = 0, height; pass < passes; i += height, pass++) {
+        piece.codes = group + s.head + within / Source::PLACES * WORDS;
+        piece.bytes = piece.groups > 1 ? piece.groups * s.record : piece.places / Source::PLACES * WORDS + s.head;
+        const int64_t steps = piece.groups * piece.places / D::STEP,
+                      every = (piece.bytes + passes * steps - 1) / (passes * steps);
+        const char* ahead = piece.codes + piece.bytes;
+        for (int64_t i = 0, pass = 0, height; pass < passes; i += height, pass++, ahead += steps * every) {
             height = (count - i + passes - pass - 1) / (passes - pass);
-            piece_by<D, int(ROWS)>(height, rows.x + i * rows.stride + k, rows.stride, numbers, piece, Source::UNIT,
-                                   rows.sums + i * s.groups, values + 2 * i, totals + 2 * i, s, a);
+            if (pass == 0) height = first_height(height);
+            const typename D::number* x = rows.x + i * rows.stride + k;
+            const Sums sums = {values + 2 * i, totals + 2 * i, rows.sums + i * s.groups};
+            if (pass == 0)
+                piece_by<D>(FirstHeights(), height, x, rows.stride, FromCodes<D, Source>{codes, nullptr, numbers},
+                            piece, ahead, every, UNIT, sums, s, a);
+            else
+                piece_again<D>(height, x, rows.stride, FromKept<D>{numbers}, piece, ahead, every, UNIT, sums, s, a);
         }
         k += piece.groups * piece.places;
     }
@@ -301,7 +370,7 @@ static void panels(const Rows<D>& rows, int64_t row, int64_t count, int64_t firs
                     direct<D, KIND, 4, 1>(rows, row, n, a);
                     break;
                 default:
-                    expanded<D, KIND>(rows, row, count, n, a);
+                    many<D, KIND>(rows, row, count, n, a);
             }
             n++;
         }
@@ -328,7 +397,7 @@ __attribute__((noinline)) static Rows<D> rows_of(const X* x, int64_t count, int6
             for (; k < a.k; k++) store(to + k, to_float(from[a.inputs ? a.inputs[k] : k]));
         }
     }
-    if (!a.zeros && !a.offsets) return rows;
+    if (!shifted(a) && !a.offsets) return rows;
     if (int64_t(sums.size()) < count * groups) sums.resize(count * groups);
     rows.sums = sums.data();
     for (int64_t i = 0; i < count; i++)
@@ -366,13 +435,9 @@ static void with_kind(int64_t kind, Body body) {
         case TABLE4:
             return body(std::integral_constant<int64_t, TABLE4>());
 #if !defined(__AVX512F__)  // there a table costs nothing, and whole numbers are one
-        case UNSIGNED4:
-            return body(std::integral_constant<int64_t, UNSIGNED4>());
         case SIGNED4:
             return body(std::integral_constant<int64_t, SIGNED4>());
 #endif
-        case UNSIGNED8:
-            return body(std::integral_constant<int64_t, UNSIGNED8>());
         case SIGNED8:
             return body(std::integral_constant<int64_t, SIGNED8>());
         case FLOAT8:
@@ -398,7 +463,7 @@ struct QuantizedEmbedArgs {
     const int64_t* ids;  // [tokens]
     float* out;          // [tokens, k]
     int64_t tokens;
-    QuantizedArgs table;  // w, table, inputs, k, group, kind, part_type, zeros, offsets
+    QuantizedArgs table;  // all but x, y, bias and what describes them
 };
 
 // Look up row `id`: lane id % PANEL of its panel.

@@ -20,8 +20,8 @@ from engine.kernels.launch import launch
 from engine.kernels.quantized import QuantizedWeight
 from engine.rounding import ceil_div
 
-_LINEAR = Struct("19q").pack  # QuantizedArgs
-_EMBED = Struct("22q").pack  # QuantizedEmbedArgs
+_LINEAR = Struct("19qd").pack  # QuantizedArgs
+_EMBED = Struct("22qd").pack  # QuantizedEmbedArgs
 
 VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
 """Outputs in a vector: VEC in simd.h. A panel has two."""
@@ -35,11 +35,9 @@ class Kind(IntEnum):
     """Name how numbers are made of codes, for C++."""
 
     TABLE4 = 0
-    UNSIGNED4 = 1
-    SIGNED4 = 2
-    UNSIGNED8 = 3
-    SIGNED8 = 4
-    FLOAT8 = 5
+    SIGNED4 = 1
+    SIGNED8 = 2
+    FLOAT8 = 3
 
     @property
     def places(self) -> int:
@@ -61,6 +59,7 @@ class PackedPanels:
     parts: torch.dtype
     zeros: bool
     offsets: bool
+    zero: int  # of all groups, beside their own
     table: torch.Tensor | None  # fp32 [16]
     inputs: torch.Tensor | None  # int32 [K]
 
@@ -71,8 +70,8 @@ class PackedPanels:
 
     @property
     def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets."""
-        return self.kind, PARTS[self.parts], self.zeros, self.offsets
+        """Return kind, part_type, zeros, offsets, zero."""
+        return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.zero
 
 
 class QuantizedOps(LinearOps):
@@ -98,8 +97,8 @@ class QuantizedOps(LinearOps):
             return weight
         if weight.table is not None and (weight.table.dim() == 2 or weight.bits == 8):
             return weight
-        kind, flip, table, zero = self._kind(weight)
-        scales, zeros, offsets = _parts(weight, zero, self.variant)
+        kind, shift, table = self._kind(weight)
+        scales, zeros, offsets = _parts(weight, shift, self.variant)
         stacked = [part for part in (scales, zeros, offsets) if part is not None]
         panel = 2 * self._vector
         head = panel * len(stacked) * scales.element_size()
@@ -115,7 +114,7 @@ class QuantizedOps(LinearOps):
             some = slice(start * panel, (start + step) * panel)
             self._fill(
                 data[start : start + step],
-                weight.codes[some].view(torch.uint8) ^ flip,
+                _shifted(weight.codes[some].view(torch.uint8), weight.bits, shift),
                 [part[some] for part in stacked],
                 weight.bits,
                 group,
@@ -128,32 +127,28 @@ class QuantizedOps(LinearOps):
             scales.dtype,
             zeros is not None,
             offsets is not None,
+            0
+            if table is not None or isinstance(weight.zero, torch.Tensor)
+            else weight.zero - shift,
             table,
             None if weight.inputs is None else weight.inputs.int(),
         )
 
-    def _kind(
-        self, weight: QuantizedWeight
-    ) -> tuple[Kind, int, torch.Tensor | None, torch.Tensor | int]:
-        """Return the kind, what its codes are XORed with, its table, and the zero that is left.
+    def _kind(self, weight: QuantizedWeight) -> tuple[Kind, int, torch.Tensor | None]:
+        """Return the kind, what is subtracted from codes, and its table.
 
-        A zero that all groups share is worked into the codes where that costs nothing.
+        Codes become signed. A zero that all groups share is worked into them where it fits.
         """
-        zero = weight.zero
-        shared = zero if isinstance(zero, int) else 0
-        left = 0 if isinstance(zero, int) else zero
+        zero = weight.zero if isinstance(weight.zero, int) else 0
         if weight.codes.dtype is not torch.uint8:
-            return Kind.FLOAT8, 0, None, zero
+            return Kind.FLOAT8, 0, None
         if weight.bits == 8:
-            return (Kind.SIGNED8, 0x80, None, left) if shared == 128 else (
-                Kind.UNSIGNED8, 0, None, zero
-            )  # fmt: skip
+            fits = int(weight.codes.max()) - zero < 128 and zero <= 128
+            return Kind.SIGNED8, zero if fits else 128, None
         if weight.table is not None or self._vector == 16:
             values = torch.arange(16.0) if weight.table is None else weight.table.float()
-            return Kind.TABLE4, 0, values - shared, left
-        if shared == 8:
-            return Kind.SIGNED4, 0x88, None, left
-        return Kind.UNSIGNED4, 0, None, zero
+            return Kind.TABLE4, 0, values - zero
+        return Kind.SIGNED4, 8, None
 
     def _fill(
         self,
@@ -301,12 +296,18 @@ def _joined(nibbles: torch.Tensor) -> torch.Tensor:
     return pairs.bitwise_or_(pairs >> 8).bitwise_and_(0xFFFF)
 
 
+def _shifted(codes: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
+    """Subtract a number from codes: in two's complement, of 4 bits where the number is 8."""
+    if not shift:
+        return codes
+    return codes ^ 0x88 if bits == 4 else codes - shift
+
+
 def _parts(
-    weight: QuantizedWeight, zero: torch.Tensor | int, variant: str
+    weight: QuantizedWeight, shift: int, variant: str
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Return scales, zeros and offsets in one dtype, which holds each of them exactly."""
-    groups = ceil_div(weight.shape[1], weight.group)
-    shape = weight.shape[0], groups
+    shape = weight.shape[0], ceil_div(weight.shape[1], weight.group)
     scales = torch.ones(shape, dtype=torch.bfloat16) if weight.scales is None else weight.scales
     offsets = weight.offsets
     if weight.factor != 1.0:
@@ -316,8 +317,6 @@ def _parts(
     dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
     if dtype is torch.float16 and variant == "portable":
         dtype = torch.float32
-    if isinstance(zero, int):
-        zeros = torch.full(shape, zero, dtype=dtype) if zero else None
-    else:
-        zeros = zero.to(dtype)  # whole numbers up to 256
+    zero = weight.zero  # whole numbers up to 256
+    zeros = (zero - shift).to(dtype) if isinstance(zero, torch.Tensor) else None
     return scales.to(dtype), zeros, None if offsets is None else offsets.to(dtype)
