@@ -8,8 +8,8 @@ import time
 import pytest
 
 from engine.trace.__main__ import main
-from engine.trace.events import SampleDrawn, TextTokens
-from engine.trace.files import read_jsonl
+from engine.trace.events import EngineWarning, SampleDrawn, TextTokens
+from engine.trace.files import read_jsonl, to_json
 from engine.trace.life import requests_of
 from engine.trace.replay import Replay, differences
 from engine.trace.story import Story
@@ -152,3 +152,20 @@ def test_a_file_is_dropped_onto_the_page(open_room, recorded):
     caught_up(page)
     assert shown_state(page) == state
     assert page.locator("#provoke").is_hidden() and page.locator(".to-server").is_visible()
+
+
+def test_the_page_counts_the_events_that_were_lost(open_room, recorded, tmp_path):
+    path, _ = recorded
+    lost = [EngineWarning(message=f"lost, {n}", events_lost=n, ts_ns=n) for n in (0, 1, 4)]
+    for count, said in ((1, ""), (2, "could not take 1 event:"), (3, "could not take 4 events:")):
+        text = path.read_bytes() + b"\n".join(map(to_json, lost[:count])) + b"\n"
+        one = tmp_path / f"{count}.jsonl"
+        one.write_bytes(text)
+        room = tmp_path / f"{count}.html"
+        assert main(["page", str(one), "-o", str(room)]) == 0
+        page = open_room(room.as_uri())
+        page.wait_for_selector("#status[data-state=file]")
+        until(page, f"room.record.length === {len(text.splitlines())}")
+        assert page.evaluate("room.ledger.lost") == lost[count - 1].events_lost
+        assert page.locator("#notice").is_visible() == bool(said)
+        assert said in page.text_content("#notice")

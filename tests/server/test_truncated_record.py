@@ -125,3 +125,13 @@ def test_of_a_running_server(run_server, tmp_path):
         (request,) = small.http.get("/trace/requests").json()["requests"] or [""]
         filtered = small.http.get("/trace", params={"request_id": request or "x"}).text
         assert '"kind":"engine.kv_sized"' in filtered and "engine.snapshot" not in filtered
+
+
+def test_how_many_events_were_lost_is_known_after_the_warnings_are_gone():
+    window = RecordWindow(2)
+    for count in (1, 2, 0):
+        window([ev.EngineWarning(message="", events_lost=count)])
+    window([ev.RequestReceived(request_id=str(i)) for i in range(4)])
+    before, _ = window.record()
+    told = [event for event in before.standing if isinstance(event, ev.EngineWarning)]
+    assert [event.events_lost for event in told] == [2]

@@ -65,6 +65,9 @@ class Fold:
         self.last_ns = event.ts_ns
         if isinstance(event, _FACTS):
             self._facts[kind(event)] = event
+        elif isinstance(event, ev.EngineWarning):
+            if event.events_lost:  # the count so far
+                self._facts[kind(event)] = event
         elif isinstance(event, _BEGINNINGS):
             self._begun.setdefault(event.request_id, []).append(event)
             if len(self._begun) > STANDING_REQUESTS:

@@ -44,6 +44,7 @@ export class Ledger {
   steps = new Map(); // step → {plan, finished, kernels, at, cut: its end was not sent}
   marks = []; // for the slider: {name of the moment, event, at}, in order
   skipped = 0; // events that this viewer missed
+  lost = 0; // events that some reader of the record could not take
   renamed = 0; // times that a sequence got another name
   #short = 0;
 
@@ -178,6 +179,10 @@ const SEEN = {
   "request.preempted"(ledger, event, at) {
     ledger.begin(event.request_id).preemptions.push({ at, event });
     ledger.enter(event.request_id, event.mode === "swap" ? "swapped" : "preempted", event.step, at);
+  },
+  "engine.warning"(ledger, event) {
+    ledger.facts[event.kind] = event;
+    ledger.lost = Math.max(ledger.lost, event.events_lost ?? 0);
   },
   "step.planned"(ledger, event, at) {
     ledger.step(event.step, at).plan = event;

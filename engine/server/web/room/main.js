@@ -82,6 +82,13 @@ class Room {
       if (line.request_id && line.name) this.ledger.rename(line.request_id, line.name);
       this.record.lines.push(line);
     }
+    const { lost } = this.ledger;
+    if (lost) {
+      this.notice(
+        `Some reader of this record could not take ${plural(lost, "event")}: they may be missing here.`,
+        "lost",
+      );
+    }
     const gone = this.record.trim();
     if (gone) this.ledger.forget(this.record.steps[0] ?? 0, gone);
     this.#grantWish();
