@@ -42,9 +42,9 @@ REST = """\
 Speed is a ratio in one run: against a named peer with the same weights, the same numbers and the same threads, or
 against what the machine was measured to reach at best. Figures from elsewhere are not repeated here.
 
-- DeepSpeed is no row of its own: version 0.19.8 runs on a CPU, but its inference kernels don't (`init_inference` with
-  `replace_with_kernel_inject` says "This op had not been implemented on CPU backend"), and without them it is
-  transformers. nano-vllm needs CUDA.
+- DeepSpeed is no row of its own: version 0.19.8 has a CPU accelerator, but neither generation of its inference
+  kernels has a build for it ("This op had not been implemented on CPU backend"), and without them
+  `deepspeed.init_inference` is transformers. nano-vllm asks for CUDA.
 
 ## When something else is the better choice
 
