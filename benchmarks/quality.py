@@ -4,9 +4,9 @@
 
 writes `quality.json` and `quality.md` into the folder of this machine's results. Each model reads
 the same texts (its own prompts, in one piece and token by token, as it decodes) in every dtype of
-weights and cache that the engine serves, and, where transformers is asked, in it. Of each position:
-the log-probability of the token that the text has there, the most probable token, and how far the
-distribution is from that in fp32.
+weights and cache that the engine serves, and in transformers, and in vLLM where `benchmarks.peers`
+has installed it. Of each position: the log-probability of the token that the text has there, the
+most probable token, and (not vLLM's) how far the distribution is from that in fp32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.compare import machine
 from benchmarks.machine_folder import machine_folder
+from benchmarks.peers import vllm_quality
+from benchmarks.peers.install import Peers
 from engine.config import EngineConfig
 from engine.kernels.batch import AttentionBatch, LayerCache
 from engine.models.hub import find_model
@@ -47,6 +49,7 @@ class Way(NamedTuple):
 
 REFERENCE = Way("fp32", "float32")
 PEER = "transformers bf16"
+VLLM = "vLLM bf16"
 WAYS = (
     Way("bf16, prompts", "bfloat16"),
     Way("bf16, decoding", "bfloat16", piece=1),
@@ -85,7 +88,7 @@ class Score:
         self.delta += float(delta.sum())
         self.greatest_delta = max(self.greatest_delta, float(delta.max()))
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float | None]:
         n = self.positions
         return {
             "positions": n,
@@ -162,7 +165,7 @@ def theirs(folder: Path, dtype: str) -> Callable[[list[int]], torch.Tensor]:
 
 def measure(
     model: str, tokens: int, ways: tuple[Way, ...] = WAYS, peer: bool = True
-) -> Iterator[tuple[str, dict[str, float]]]:
+) -> Iterator[tuple[str, dict[str, float | None]]]:
     """Yield (system and way, its means) for each way of running a model.
 
     tokens: of each text, at most.
@@ -173,7 +176,7 @@ def measure(
     asked, follow = [ids[:-1] for ids in read], [torch.tensor(ids[1:]) for ids in read]
     expected = [*map(Ours(model, REFERENCE, tokens).logits, asked)]
 
-    def score(found: Iterable[torch.Tensor]) -> dict[str, float]:
+    def score(found: Iterable[torch.Tensor]) -> dict[str, float | None]:
         total = Score()
         for logits, right, text in zip(found, expected, follow):
             total.add(logits, right, text)
@@ -184,6 +187,21 @@ def measure(
         yield way.name, score(map(Ours(model, way, tokens).logits, asked))
     if peer:
         yield PEER, score(map(theirs(folder, "bfloat16"), asked))
+        if Peers().has_vllm:
+            places = vllm_quality.asked(Peers(), str(folder), read, torch.get_num_threads())
+            yield VLLM, of_places(places, expected)
+
+
+def of_places(
+    places: list[list[vllm_quality.Place]], expected: list[torch.Tensor]
+) -> dict[str, float | None]:
+    """Return the means of what is known of places without their whole distributions."""
+    n = sum(map(len, places))
+    best = [torch.tensor([token for token, _ in text]) for text in places]
+    changed = sum(int((b != e.argmax(-1)).sum()) for b, e in zip(best, expected, strict=True))
+    nll = -sum(own for text in places for _, own in text)
+    unknown = dict.fromkeys(("tied", "kl", "delta", "greatest_delta"))
+    return {"positions": n, "nll": nll / n, "changed": changed / n, **unknown}
 
 
 def markdown(rows: Sequence[dict], where: dict) -> str:
@@ -202,9 +220,13 @@ def markdown(rows: Sequence[dict], where: dict) -> str:
     for row in rows:
         out.append(
             f"| {row['model']} | {row['way']} | {row['nll']:.5f} | {row['changed']:.2%}"
-            f" | {row['tied']:.2%} | {row['kl']:.1e} |"
+            f" | {_known(row['tied'], '.2%')} | {_known(row['kl'], '.1e')} |"
         )
     return "\n".join(out) + "\n"
+
+
+def _known(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,12 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         print(model)
         for name, m in measure(model, given.tokens, ways, not given.no_peer):
             rows.append({"model": model, "way": name, **m})
-            print(
-                f"{name:24} n={m['positions']} nll={m['nll']:.5f} changed={m['changed']:.2%}"
-                f" tied={m['tied']:.2%} kl={m['kl']:.2e} delta={m['delta']:.5f}"
-                f" max={m['greatest_delta']:.4f}",
-                flush=True,
-            )
+            said = ", ".join(f"{key} {_known(value, '.5g')}" for key, value in m.items())
+            print(f"{name:24} {said}", flush=True)
     where = machine()
     given.out.mkdir(parents=True, exist_ok=True)
     results = {"machine": where, "rows": rows}

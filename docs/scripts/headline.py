@@ -22,7 +22,7 @@ WORKLOADS = {
     "W3": "64 at once",
     "W4": "a prompt of 1,024",
 }
-WAYS = {"Glasshouse": "bf16, prompts", "transformers": "transformers bf16"}
+WAYS = {"Glasshouse": "bf16, prompts", "transformers": "transformers bf16", "vLLM": "vLLM bf16"}
 """How the quality table calls what a system computes."""
 
 
