@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.compare import machine
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers import vllm_quality
+from benchmarks.peers.in_process import WorkerFailed
 from benchmarks.peers.install import Peers
 from engine.config import EngineConfig
 from engine.kernels.batch import AttentionBatch, LayerCache
@@ -188,8 +189,12 @@ def measure(
     if peer:
         yield PEER, score(map(theirs(folder, "bfloat16"), asked))
         if Peers().has_vllm:
-            places = vllm_quality.asked(Peers(), str(folder), read, torch.get_num_threads())
-            yield VLLM, of_places(places, expected)
+            try:
+                places = vllm_quality.asked(Peers(), str(folder), read, torch.get_num_threads())
+            except WorkerFailed as error:
+                print(f"left out: {error}", flush=True)
+            else:
+                yield VLLM, of_places(places, expected)
 
 
 def of_places(
