@@ -34,8 +34,7 @@ from engine.models.formats.find import check_wanted, find_scheme
 from engine.models.formats.gguf_weights import GGUFWeights
 from engine.models.formats.scheme import QuantizedCheckpoint
 from engine.models.hub import Progress, find_model
-from engine.models.llama import LlamaModel
-from engine.models.opt import OPTModel
+from engine.models.native import NativeModel
 from engine.models.registry import NATIVE, native_class
 from engine.models.weights import Found, WeightSource
 from engine.one_line import one_line
@@ -167,7 +166,7 @@ def choose_dtype(wanted: str, description: PretrainedConfig, device: torch.devic
 
 
 def _fill_native(
-    model: LlamaModel | OPTModel,
+    model: NativeModel,
     source: WeightSource | None,
     device: torch.device,
     progress: Progress | None,

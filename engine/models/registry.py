@@ -6,13 +6,13 @@ Classes are named by text and imported on demand, so that a model costs nothing 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from engine.models.llama import LlamaModel
-    from engine.models.opt import OPTModel
+    from engine.layers.kinds import Layers
+    from engine.models.native import NativeModel
 
 NATIVE: dict[str, str] = {
     "LlamaForCausalLM": "engine.models.llama:LlamaModel",
@@ -24,7 +24,13 @@ NATIVE: dict[str, str] = {
 """`module:class` by the name that config.json gives under `architectures`."""
 
 
-def native_class(config: PretrainedConfig) -> type[LlamaModel] | type[OPTModel] | None:
+class MakeNative(Protocol):
+    """Make a native model: the class of one."""
+
+    def __call__(self, config: PretrainedConfig, layers: Layers) -> NativeModel: ...
+
+
+def native_class(config: PretrainedConfig) -> MakeNative | None:
     """Return our own class for this model, or None where the adapter has to serve it."""
     names = config.architectures or []
     place = NATIVE.get(names[0]) if names else None
