@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.server.classroom import MOST_NAMES, ClassError, Classroom, address
+from engine.server.pupils import MOST_NAMES, ClassError, Classroom, address
 from engine.trace.names import Names
 
 

@@ -1,7 +1,7 @@
 """Serve a class: the page of a phone, its questions, and the code for the teacher's screen.
 
 All of it is off unless the server was started with --classroom. A phone needs the class's code in
-place of the API key, and gets no more than `classroom.py` bounds.
+place of the API key, and gets no more than `pupils.py` bounds.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from engine.server.answering.door import checked_route
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
-from engine.server.classroom import (
+from engine.server.http.answers import json_response
+from engine.server.http.errors import ApiError
+from engine.server.pupils import (
     MOST_CHARACTERS,
     MOST_TOKENS,
     ClassError,
     Classroom,
     address,
 )
-from engine.server.http.answers import json_response
-from engine.server.http.errors import ApiError
 from engine.server.routes.chat import ChatAnswer
 from engine.server.routes.page import HEADERS, WEB
 from engine.server.service import Service
