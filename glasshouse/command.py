@@ -53,6 +53,12 @@ def plan(argv: Sequence[str], name: str) -> int:
     return main(argv, name)
 
 
+def quantize(argv: Sequence[str], name: str) -> int:
+    from engine.quantize.__main__ import main
+
+    return main(argv, name)
+
+
 def trace(argv: Sequence[str], name: str) -> int:
     from engine.trace.__main__ import main
 
@@ -71,6 +77,7 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
     "chat": (chat, "chat with a running server in the terminal"),
     "lab": (lab, "show each optimisation: predicted, run on this machine, measured, drawn"),
     "plan": (plan, "say which GPU fits a model, and why"),
+    "quantize": (quantize, "make a quantized model, and say what it costs"),
     "trace": (trace, "read a record: annotate, replay, page, perfetto, diff, life, why"),
     "bench": (bench, "measure the engine beside transformers on this machine"),
 }
@@ -78,7 +85,7 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
 
 def usage() -> str:
     """What `glasshouse --help` prints."""
-    lines = [f"  {name:8}{text}" for name, (_, text) in PROGRAMS.items()]
+    lines = [f"  {name:10}{text}" for name, (_, text) in PROGRAMS.items()]
     return "\n".join(
         [
             "usage: glasshouse COMMAND [options]",

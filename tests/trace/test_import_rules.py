@@ -30,6 +30,7 @@ BELOW = {
     "server": {"text", "core", "worker", "models.hub"},
     "config": set(),
     "fit": {"models.sizes"},
+    "quantize": {"models"},
 }
 DECLARATIONS = {
     "config",

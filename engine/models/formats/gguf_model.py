@@ -199,7 +199,7 @@ def checked_tensors(
 
     Raises `ModelError` unless the file has just the tensors that its sizes imply.
     """
-    expected = _expected(config)
+    expected = tensors_of(config)
     odd = sorted(expected.keys() ^ (tensors.keys() - {ROPE_FACTORS}))
     if odd:
         raise ModelError(f"{path} lacks the tensor {odd[0]}, or has no use for it.")
@@ -212,7 +212,7 @@ def checked_tensors(
     return expected
 
 
-def _expected(config: dict[str, Any]) -> dict[str, Tensor]:
+def tensors_of(config: dict[str, Any]) -> dict[str, Tensor]:
     """Return the tensors that the sizes imply."""
     kind = next(kind for kind in KINDS.values() if kind.model_type == _family(config))
     hidden, inner, head_dim = (

@@ -1,0 +1,132 @@
+"""Quantize a model's matrices one by one, and say what that did to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.models.errors import ModelError
+from engine.models.hub import find_model
+from engine.models.registry import NATIVE
+from engine.quantize.feedback import round_with_feedback
+from engine.quantize.own_text import inputs_of, loss, write_text
+from engine.quantize.rounding import Grid, Rounded, round_to_nearest
+
+GROUPS = (128, 64, 32)
+_BLOCK = re.compile(r"\.layers\.(\d+)\.")
+
+
+class Made(NamedTuple):
+    """Say what quantizing did to one matrix."""
+
+    layer: str
+    shape: tuple[int, int]
+    error: float  # of the weights: root of mean squares, as part of the weights' own
+    output_error: float  # the same of the outputs on the model's own text
+
+
+class Source:
+    """Hold the model to be quantized, as transformers computes it in fp32."""
+
+    def __init__(self, model: str) -> None:
+        """Load it. Raises `ModelError` where its kind can't be served quantized."""
+        self.folder = find_model(model, None, None)
+        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        architecture = (self.config.get("architectures") or ["?"])[0]
+        if architecture not in NATIVE or "quantization_config" in self.config:
+            raise ModelError(
+                f"{model} can't be quantized here: its architecture is {architecture}, and plain"
+                f" checkpoints of {', '.join(NATIVE)} are taken."
+            )
+        from transformers import AutoModelForCausalLM  # takes seconds to import
+
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        modules = self.model.named_modules()
+        self.layers = {
+            name: layer
+            for name, layer in modules
+            if isinstance(layer, torch.nn.Linear) and _BLOCK.search(name)
+        }
+        self.first = self.config.get("bos_token_id") or 0
+        self.kept = [name for name, _ in self.model.named_modules() if name.endswith("lm_head")]
+
+    def group(self, whole_rows: bool) -> int:
+        """Choose how many inputs share a scale: the most that divides all rows; 0: a row."""
+        if whole_rows:
+            return 0
+        widths = {layer.in_features for layer in self.layers.values()}
+        fitting = [group for group in GROUPS if all(width % group == 0 for width in widths)]
+        if not fitting:
+            raise ModelError(f"rows of {sorted(widths)} inputs are no whole groups of {GROUPS}.")
+        return fitting[0]
+
+    def blocks(self) -> Iterator[dict[str, torch.nn.Linear]]:
+        """Yield the layers of each block of the model, by name."""
+        by_block: dict[int, dict[str, torch.nn.Linear]] = {}
+        for name, layer in self.layers.items():
+            found = _BLOCK.search(name)
+            assert found is not None
+            by_block.setdefault(int(found[1]), {})[name] = layer
+        for _, block in sorted(by_block.items()):
+            yield block
+
+
+def quantize(
+    source: Source,
+    grid_of: Callable[[int], Grid],
+    feedback: bool,
+    take: Callable[[str, Rounded, Grid], None],
+) -> Iterator[Made]:
+    """Round all matrices, block after block, each on what the rounded ones before it give.
+
+    grid_of: for a number of inputs. take: called with each layer's name and rounded matrix. The
+    source's model has the rounded weights afterwards.
+    """
+    texts = write_text(source.model, "calibrate", source.first)
+    for block in source.blocks():
+        seen = inputs_of(source.model, dict(block), texts)
+        for name, layer in block.items():
+            weight, grid = layer.weight.data, grid_of(layer.in_features)
+            if feedback:
+                rounded = round_with_feedback(weight, seen[name], grid)
+            else:
+                rounded = round_to_nearest(weight, grid)
+            numbers = rounded.numbers()
+            take(name, rounded, grid)
+            changed = numbers - weight
+            yield Made(
+                name,
+                (layer.out_features, layer.in_features),
+                float(changed.norm() / weight.norm()),
+                _part(changed, weight, seen[name]),
+            )
+            layer.weight.data.copy_(numbers)
+
+
+def measure(source: Source, texts: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
+    """Return (loss of a token in nats, on which texts): the model's own, of before."""
+    if texts is None:
+        texts = write_text(source.model, "measure", source.first)
+    return loss(source.model, texts), texts
+
+
+def copy_beside(source: Source, out: Path) -> None:
+    """Copy the tokenizer and the like, everything but config and weights."""
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja")
+    for path in {path for kind in kinds for path in source.folder.glob(kind)}:
+        if path.name != "config.json" and not path.name.endswith(".index.json"):
+            (out / path.name).write_bytes(path.read_bytes())
+
+
+def _part(changed: torch.Tensor, weight: torch.Tensor, seen: torch.Tensor) -> float:
+    """Return the root of mean squares of the outputs' error, as part of that of the outputs."""
+
+    def squares(matrix: torch.Tensor) -> float:
+        return float(((matrix @ seen) * matrix).sum())
+
+    return (squares(changed) / max(squares(weight), 1e-30)) ** 0.5
