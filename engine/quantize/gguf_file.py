@@ -14,7 +14,7 @@ import torch
 from engine.models.errors import ModelError
 from engine.models.formats.gguf import MAGIC
 from engine.models.formats.gguf_cuts import CUTS, steps
-from engine.models.formats.gguf_model import KINDS, Kind, Tensor, tensors_of
+from engine.models.formats.gguf_model import KINDS, Architecture, Tensor, tensors_of
 from engine.models.formats.gguf_tokenizer import CONTROL
 from engine.quantize.rounding import Grid, Rounded, round_to_nearest
 
@@ -135,7 +135,7 @@ def _architecture(config: dict[str, Any]) -> str:
     return "LlamaForCausalLM" if name == "MistralForCausalLM" else name
 
 
-def _sizes(kind: Kind, config: dict[str, Any], theta: float) -> dict[str, Any]:
+def _sizes(kind: Architecture, config: dict[str, Any], theta: float) -> dict[str, Any]:
     arch = next(name for name, one in KINDS.items() if one is kind)
     said = {
         "block_count": config["num_hidden_layers"],

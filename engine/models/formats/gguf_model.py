@@ -36,7 +36,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's: what divides each of a head's frequencies."""
 
 
-class _Kind(NamedTuple):
+class Architecture(NamedTuple):
     """Describe one architecture."""
 
     architecture: str  # as transformers names it
@@ -47,9 +47,9 @@ class _Kind(NamedTuple):
 
 
 KINDS = {
-    "llama": _Kind("LlamaForCausalLM", "llama", True),
-    "qwen2": _Kind("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True),
-    "qwen3": _Kind("Qwen3ForCausalLM", "qwen3", False, head_norms=True),
+    "llama": Architecture("LlamaForCausalLM", "llama", True),
+    "qwen2": Architecture("Qwen2ForCausalLM", "qwen2", False, qkv_bias=True),
+    "qwen3": Architecture("Qwen3ForCausalLM", "qwen3", False, head_norms=True),
 }
 """By `general.architecture`."""
 
