@@ -37,6 +37,11 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
 
 
+def recorded_hashes(chain: Sequence[bytes]) -> str:
+    """Write the hashes for the record: 16 hex digits each are enough to tell them apart."""
+    return b"".join([content[:8] for content in chain]).hex()
+
+
 class BlockPool:
     """Hold `num_blocks` blocks, numbered from 0. The host pool of swapped-out blocks is one,
     too."""

@@ -204,6 +204,7 @@ class Bookkeeping:
                 num_preemptions=request.num_preemptions,
                 queued_ms=round((request.first_admitted_ns - request.queued_ns) / 1e6, 3),
                 running_ms=round((now - request.first_admitted_ns) / 1e6, 3),
+                hashes=self.scheduler.kv.output_hashes(request) if self.recorder.enabled else "",
                 why=why,
             )
         )

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from engine.config import EngineConfig
 from engine.core.admission import Admission, RequestError
+from engine.core.block_pool import recorded_hashes, root_hash
 from engine.core.bookkeeping import Bookkeeping
 from engine.core.messages import (
     CoreOutput,
@@ -113,6 +114,8 @@ class EngineCore:
                 rank=list(rank),
                 n=core.params.n,
                 queue_length=len(self.scheduler.waiting),
+                hashes=self.scheduler.kv.prompt_hashes(request) if self.recorder.enabled else "",
+                salt=recorded_hashes([root_hash(core.cache_salt)]) if core.cache_salt else "",
             )
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.core.block_pool import BlockPool, OutOfBlocks, block_hash, root_hash
+from engine.core.block_pool import BlockPool, OutOfBlocks, block_hash, recorded_hashes, root_hash
 from engine.core.core_record import CoreRecord
 from engine.core.request import Request
 from engine.trace import events
@@ -119,6 +119,21 @@ class KVManager:
             return []
         self._extend_hashes(request, (request.num_tokens - 1) // self.block_size)
         return self.pool.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
+
+    def prompt_hashes(self, request: Request) -> str:
+        """Return the hashes of the prompt's full blocks as the record has them.
+
+        Finding the prefix needs the same ones later.
+        """
+        if not self.caching:
+            return ""
+        count = request.num_prompt_tokens // self.block_size
+        self._extend_hashes(request, count)
+        return recorded_hashes(request.block_hashes[:count])
+
+    def output_hashes(self, request: Request) -> str:
+        """Return the known hashes of the full blocks after the prompt's."""
+        return recorded_hashes(request.block_hashes[request.num_prompt_tokens // self.block_size :])
 
     def attach_prefix(self, request: Request, blocks: list[int]) -> None:
         """Start the request's empty table with cached blocks, so that their tokens needn't be

@@ -66,6 +66,9 @@ class RequestQueued(Event, tag="request.queued"):
     rank: list[int] = []  # [priority (0 under fcfs), arrival number]
     n: int = 1  # sequences wanted; the request takes this many seats
     queue_length: int = 0  # waiting requests, this one included
+    # of the prompt's full blocks, chained, 16 hex digits each; "" with the prefix cache off
+    hashes: str = ""
+    salt: str = ""  # hash of the request's cache_salt, 16 hex digits; "" if it has none
 
 
 class RequestWaiting(Event, tag="request.waiting"):
@@ -151,6 +154,7 @@ class RequestFinished(Event, tag="request.finished"):
     num_preemptions: int = 0
     queued_ms: float = 0.0
     running_ms: float = 0.0  # since first admitted
+    hashes: str = ""  # as in `request.queued`, of the full blocks after those
     why: str = ""
 
 

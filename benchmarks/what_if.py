@@ -1,0 +1,221 @@
+"""Hold "what if" against reality: `python -m benchmarks.what_if [--repeats N]`.
+
+Five loads on the pocket model. Each runs with some settings and with others, in turns; the record
+of the first is asked what the second will do, and the answer stands beside what it did. All run in
+this process, over one loaded model: arrivals come by the clock, whatever the engine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from engine.config import EngineConfig
+from engine.core.engine_core import EngineCore
+from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
+from engine.sampling_params import SamplingParams
+from engine.trace import events as ev
+from engine.trace.command import run_command
+from engine.trace.events import Event
+from engine.trace.recorder import Recorder
+from engine.whatif.measures import COUNTS, measure
+from engine.whatif.rerun import what_if
+from engine.worker.model_runner import ModelRunner
+
+BLOCKS, SEATS, LONGEST = 600, 64, 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """State one request: when it comes, and its lengths; requests of one family begin alike."""
+
+    at_s: float
+    prompt: int
+    output: int
+    shared: int = 0  # tokens that it has in common with its family
+    family: int = 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """State a load, the settings of its record, and those that are asked for."""
+
+    name: str
+    asked: list[Asked]
+    first: dict[str, Any]
+    other: dict[str, Any]
+
+
+def loads(seed: int = 7) -> list[Load]:
+    """Return the five loads; arrivals are a Poisson process but for the burst."""
+    draw = random.Random(seed)
+
+    def arriving(count: int, rate: float) -> list[float]:
+        now, times = 0.0, []
+        for _ in range(count):
+            now += draw.expovariate(rate)
+            times.append(now)
+        return times
+
+    def chat(at: float) -> Asked:
+        return Asked(at, draw.randrange(20, 120), draw.randrange(16, 64))
+
+    shared = [
+        Asked(at, 120 + draw.randrange(8, 40), draw.randrange(8, 24), 112, draw.randrange(6))
+        for at in arriving(120, 60.0)
+    ]
+    mixed = [
+        Asked(at, draw.choice([16, 16, 16, 600]), draw.randrange(24, 48))
+        for at in arriving(60, 25.0)
+    ]
+    return [
+        Load("fewer seats", [chat(at) for at in arriving(100, 50.0)],
+             {"max_num_seqs": 16}, {"max_num_seqs": 4}),
+        Load("smaller pool", [chat(at) for at in arriving(100, 60.0)],
+             {"num_gpu_blocks": 300}, {"num_gpu_blocks": 36}),
+        Load("shared beginnings, smaller pool", shared,
+             {"num_gpu_blocks": 300}, {"num_gpu_blocks": 48}),
+        Load("smaller budget", mixed,
+             {"max_num_batched_tokens": 1024}, {"max_num_batched_tokens": 128}),
+        Load("burst, more seats", [chat(0.0) for _ in range(64)],
+             {"max_num_seqs": 8}, {"max_num_seqs": 32}),
+    ]  # fmt: skip
+
+
+class _Pool:
+    """Present the worker to a core that uses only some of its blocks."""
+
+    def __init__(self, runner: ModelRunner, num_blocks: int):
+        self.kv: KVShape = _smaller(runner.kv, num_blocks)
+        self._runner = runner
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        return self._runner.execute(plan)
+
+
+def _smaller(kv: KVShape, num_blocks: int) -> KVShape:
+    fields = {name: getattr(kv, name) for name in kv.__struct_fields__}
+    return KVShape(**{**fields, "num_blocks": num_blocks})
+
+
+class Bench:
+    """Hold one loaded model."""
+
+    def __init__(self) -> None:
+        self.config = EngineConfig(
+            num_gpu_blocks_override=BLOCKS, max_num_seqs=SEATS, max_model_len=LONGEST,
+            max_num_batched_tokens=1024, swap_space=0.05,
+        )  # fmt: skip
+        torch.set_num_threads(1)  # two threads wait for each other where others run
+        self.recorder = Recorder("steps")
+        self.runner = ModelRunner(self.config, self.recorder)
+        self.runner.load()
+        self.number = 0
+
+    def record(self, load: Load, settings: dict[str, Any]) -> list[Event]:
+        """Run a load, and return its record."""
+        settings = dict(settings)
+        pool = _Pool(self.runner, settings.pop("num_gpu_blocks", BLOCKS))
+        config = dataclasses.replace(self.config, **settings, async_scheduling=False)
+        events: list[Event] = []
+        self.recorder.flush()
+        self.recorder.subscribe(events.extend)
+        self.recorder.record(ev.EngineStarted(config=config.public()))
+        kv = pool.kv
+        self.recorder.record(
+            ev.EngineKvSized(
+                num_blocks=kv.num_blocks, num_host_blocks=kv.num_host_blocks,
+                block_size=kv.block_size, bytes_per_block=kv.bytes_per_block,
+                max_model_len=kv.max_model_len, swap_us_per_block=kv.swap_us_per_block,
+            )
+        )  # fmt: skip
+        core = EngineCore(config, pool, self.recorder)
+        self.number += 1
+        self._drive(core, load)
+        core.close()
+        self.recorder.flush()
+        self.recorder.unsubscribe(events.extend)
+        names = list(core.scheduler._dropped)
+        self.runner.execute(StepPlan(step=0, rows=[], dropped=names))
+        return events
+
+    def _drive(self, core: EngineCore, load: Load) -> None:
+        requests = [self._request(i, asked) for i, asked in enumerate(load.asked)]
+        started, coming = time.monotonic(), 0
+        while coming < len(requests) or core.has_work:
+            now = time.monotonic() - started
+            while coming < len(requests) and load.asked[coming].at_s <= now:
+                core.add_request(requests[coming])
+                coming += 1
+            if core.has_work:
+                core.step()
+            else:
+                time.sleep(max(0.0, min(0.001, load.asked[coming].at_s - now)))
+
+    def _request(self, index: int, asked: Asked) -> CoreRequest:
+        common = [3 + (asked.family * 37 + i * 11) % 900 for i in range(asked.shared)]
+        own = [3 + (index * 131 + i * 17) % 900 for i in range(asked.prompt - asked.shared)]
+        return CoreRequest(
+            request_id=f"{self.number}-{index}",
+            prompt_token_ids=common + own,
+            params=SamplingParams(
+                max_tokens=asked.output, ignore_eos=True, temperature=0.0, seed=0
+            ),
+        )
+
+
+def compare(bench: Bench, load: Load, repeats: int) -> list[tuple[str, float, float, float]]:
+    """Return, for each measure: recorded with the first settings, predicted for the other ones, and
+    what those really gave. Medians over the repeats."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for settings in (load.first, load.other):
+        bench.record(load, settings)  # captures what it will replay
+    for _ in range(repeats):
+        first, other = bench.record(load, load.first), bench.record(load, load.other)
+        answer = what_if(first, load.other)
+        real = measure(
+            other, {e.request_id: e.ts_ns for e in other if isinstance(e, ev.RequestQueued)}
+        )
+        predicted, recorded, happened = answer.other.rows(), answer.recorded.rows(), real.rows()
+        for name, value in predicted.items():
+            found.setdefault(name, []).append((recorded[name], value, happened[name]))
+    return [(name, *(median(column) for column in zip(*rows))) for name, rows in found.items()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one table a load; the last column is the error of the prediction."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.what_if", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args(argv).repeats
+    bench = Bench()
+    within, total = {"counts": 0, "times": 0}, {"counts": 0, "times": 0}
+    for load in loads():
+        print(f"\n{load.name}: {load.first} → {load.other}, {len(load.asked)} requests")
+        print(f"| {'':34} | recorded | predicted | happened | error |")
+        print("|---|---|---|---|---|")
+        for name, recorded, predicted, happened in compare(bench, load, repeats):
+            kind, limit = ("counts", 0.10) if name in COUNTS else ("times", 0.25)
+            error = predicted / happened - 1 if happened else (1.0 if predicted else 0.0)
+            total[kind] += 1
+            within[kind] += abs(error) <= limit
+            digits = 0 if name in COUNTS else 2
+            print(f"| {name:34} | {recorded:,.{digits}f} | {predicted:,.{digits}f}"
+                  f" | {happened:,.{digits}f} | {error:+.0%} |")  # fmt: skip
+    print(
+        f"\ncounts within 10 %: {within['counts']} of {total['counts']};"
+        f" times within 25 %: {within['times']} of {total['times']}"
+    )
+    bench.recorder.close()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
