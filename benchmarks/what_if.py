@@ -112,7 +112,7 @@ class Bench:
     def __init__(self) -> None:
         self.config = EngineConfig(
             num_gpu_blocks_override=BLOCKS, max_num_seqs=SEATS, max_model_len=LONGEST,
-            max_num_batched_tokens=1024, swap_space=0.05,
+            max_num_batched_tokens=1024, swap_space=0.05, cpu_threads=1,
         )  # fmt: skip
         torch.set_num_threads(1)  # two threads wait for each other where others run
         self.recorder = Recorder("steps")
@@ -181,9 +181,7 @@ def compare(bench: Bench, load: Load, repeats: int) -> list[tuple[str, float, fl
     for _ in range(repeats):
         first, other = bench.record(load, load.first), bench.record(load, load.other)
         answer = what_if(first, load.other)
-        real = measure(
-            other, {e.request_id: e.ts_ns for e in other if isinstance(e, ev.RequestQueued)}
-        )
+        real = measure(other)
         predicted, recorded, happened = answer.other.rows(), answer.recorded.rows(), real.rows()
         for name, value in predicted.items():
             found.setdefault(name, []).append((recorded[name], value, happened[name]))

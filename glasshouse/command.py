@@ -65,6 +65,12 @@ def trace(argv: Sequence[str], name: str) -> int:
     return main(argv, name)
 
 
+def whatif(argv: Sequence[str], name: str) -> int:
+    from engine.whatif.__main__ import main
+
+    return main(argv, name)
+
+
 def bench(argv: Sequence[str], name: str) -> int:
     from benchmarks.compare import main
 
@@ -79,6 +85,7 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
     "plan": (plan, "say which GPU fits a model, and why"),
     "quantize": (quantize, "make a quantized model, and say what it costs"),
     "trace": (trace, "read a record: annotate, replay, page, perfetto, diff, life, why"),
+    "whatif": (whatif, "run a record's requests again under other settings, on simulated time"),
     "bench": (bench, "measure the engine beside transformers on this machine"),
 }
 

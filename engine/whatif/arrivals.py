@@ -42,6 +42,7 @@ class Workload:
     arrivals: list[Arrival]
     block_size: int
     has_hashes: bool
+    has_arrivals: bool  # when requests came to the server, and not only to the core
     notes: list[str]  # what the answer can't know, for this record
 
 
@@ -54,7 +55,9 @@ def workload(events: Sequence[Event]) -> Workload:
     kept = sorted((a for a in arrivals if a is not None), key=lambda a: a.at_ns)
     if not kept:
         raise ValueError("no request of the record has drawn a token")
-    return Workload(kept, reader.block_size, reader.has_hashes, reader.notes())
+    return Workload(
+        kept, reader.block_size, reader.has_hashes, bool(reader.arrived), reader.notes()
+    )
 
 
 class _Reader:

@@ -43,8 +43,13 @@ class Measures:
         return found
 
 
-def measure(events: Sequence[Event], arrived: Mapping[str, int]) -> Measures:
-    """Measure the requests in `arrived`, which says when each came (nanoseconds)."""
+def measure(events: Sequence[Event], arrived: Mapping[str, int] | None = None) -> Measures:
+    """Measure the requests in `arrived`, which says when each came (nanoseconds).
+
+    Without it, a request comes when the core takes it, between two steps.
+    """
+    if arrived is None:
+        arrived = {e.request_id: e.ts_ns for e in events if isinstance(e, ev.RequestQueued)}
     found = Measures()
     counts, times = found.counts, found.times
     plans: dict[int, list[ev.StepRow]] = {}

@@ -55,7 +55,9 @@ def what_if(
     load = workload(events)
     times = StepTimes(events, seed)
     config, kv = recorded_settings(events)
-    arrived = {arrival.request_id: arrival.at_ns for arrival in load.arrivals}
+    arrived = None
+    if load.has_arrivals:
+        arrived = {arrival.request_id: arrival.at_ns for arrival in load.arrivals}
     again = run(load.arrivals, EngineConfig(**config), kv, times.draw_us, times.parts)
     other_config, other_kv = _changed(config, kv, changes)
     other_times = StepTimes(events, seed)  # the same luck for both

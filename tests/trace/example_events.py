@@ -66,6 +66,8 @@ EXAMPLES: list[ev.Event] = [
         rank=[1, 7, 0],
         n=2,
         queue_length=3,
+        hashes="00112233445566aa",
+        salt="8899aabbccddeeff",
     ),
     ev.RequestWaiting(
         request_id=ID,
@@ -190,6 +192,7 @@ EXAMPLES: list[ev.Event] = [
         num_preemptions=1,
         queued_ms=0.2,
         running_ms=130.0,
+        hashes="ffeeddccbbaa9988",
         why="the stop string '###' matched",
     ),
     ev.RequestAborted(request_id=ID, num_output_tokens=12, why="the client left"),

@@ -29,6 +29,7 @@ BELOW = {
     "text": {"core", "models.formats", "models.named", "models.asking"},
     "server": {"text", "core", "worker", "models.hub"},
     "config": set(),
+    "whatif": {"core"},
     "fit": {"models.sizes"},
     "quantize": {"models"},
 }
@@ -77,7 +78,7 @@ def test_imports_go_down_only(package):
             assert allowed, f"{path.relative_to(ROOT)} imports {name}: {package} stands below it"
 
 
-@pytest.mark.parametrize("package", ["trace", "core"])
+@pytest.mark.parametrize("package", ["trace", "core", "whatif"])
 def test_no_torch_here(package):
     for path in files_of(package):
         heavy = {name.split(".")[0] for name in imported(path)} & {
@@ -88,7 +89,7 @@ def test_no_torch_here(package):
         assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
 
 
-@pytest.mark.parametrize("package", ["trace", "core"])
+@pytest.mark.parametrize("package", ["trace", "core", "whatif"])
 def test_every_module_loads_where_there_is_no_torch(package):
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files_of(package)]
     blocked = (
