@@ -2,12 +2,14 @@
 
 The fit minimizes the sum of relative errors, so that one slow step among a thousand changes little;
 each shape's first step is left out, because it is captured then. Steps of the same shape differ: a
-prediction is the fit times one of the ratios seen in the record, so that slow steps occur as often.
+prediction is the fit times one of the ratios that steps of about this length had in the record, so
+that slow steps occur as often.
 """
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from statistics import median
 
@@ -16,6 +18,7 @@ from engine.trace.events import Event, StepRow
 
 ROUNDS = 30  # of reweighting
 FEWEST = 8  # steps for a fit
+ALIKE = 40  # steps of about one length, whose ratios a prediction draws from
 KNOWN = 8  # steps of one shape, from which on its own median counts
 
 Shape = tuple[int, int, int]
@@ -44,8 +47,9 @@ class StepTimes:
         for shape, us in self.steps:
             times.setdefault(shape, []).append(us)
         self.known = {s: median(all_us) for s, all_us in times.items() if len(all_us) >= KNOWN}
-        ratios = sorted(us / self.usual_us(shape) for shape, us in self.steps)
-        self.ratios = _without_ends(ratios)
+        usual = sorted((self.usual_us(shape), us) for shape, us in self.steps)
+        self._usual = [length for length, _us in usual]
+        self._ratios = [us / length for length, us in usual]
         self.random = random.Random(seed)
         self.parts = _parts(events)
 
@@ -54,8 +58,11 @@ class StepTimes:
         return self.known.get(shape) or max(1.0, _dot(self.cost, shape))
 
     def draw_us(self, shape: Shape) -> float:
-        """Return the time of one step: the usual one, as fast or slow as one of the record's."""
-        return self.usual_us(shape) * self.random.choice(self.ratios)
+        """Return the time of one step: the usual one, as fast or slow as one of its length was."""
+        usual = self.usual_us(shape)
+        nearest = bisect_left(self._usual, usual)
+        first = max(0, min(nearest - ALIKE // 2, len(self._ratios) - ALIKE))
+        return usual * self.random.choice(self._ratios[first : first + ALIKE])
 
     def _held_out_error(self) -> float:
         """Return the median relative error on every other step, fitted to the rest."""
@@ -149,12 +156,6 @@ def _solve(matrix: list[list[float]]) -> list[float]:
 
 def _dot(cost: list[float], shape: Shape) -> float:
     return cost[0] + sum(a * b for a, b in zip(cost[1:], shape, strict=True))
-
-
-def _without_ends(ratios: list[float]) -> list[float]:
-    """Leave out the slowest and fastest half percent: an interrupted machine, not a step."""
-    cut = len(ratios) // 200
-    return ratios[cut : len(ratios) - cut]
 
 
 def _parts(events: Sequence[Event]) -> tuple[float, float, float]:
