@@ -78,6 +78,7 @@ class Bookkeeping:
                 prepare_us=round(output.prepare_us, 1),
                 forward_us=round(output.forward_us, 1),
                 sample_us=round(output.sample_us, 1),
+                record_us=round(output.record_us, 1),
                 ready_us=round(ready_ns / 1e3, 1),
                 update_us=round((now - update_started) / 1e3, 1),
                 total_us=round((now - started) / 1e3, 1),

@@ -143,6 +143,7 @@ class StepOutput(msgspec.Struct, kw_only=True):
     prepare_us: float = 0.0
     forward_us: float = 0.0
     sample_us: float = 0.0
+    record_us: float = 0.0  # recording the draws, not in sample_us
     done_ns: int = 0  # of time.monotonic_ns, when the tokens were there; 0: unknown
 
 

@@ -215,6 +215,7 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     forward_us: float = 0.0  # tensors → logits
     sample_us: float = 0.0  # logits → tokens
+    record_us: float = 0.0  # making the draws' own events: the record's cost, at level full
     # the tokens waited that long: the overlapped loop was busy with the next step
     ready_us: float = 0.0
     update_us: float = 0.0  # booking the tokens

@@ -196,6 +196,7 @@ class _Trace:
         drawn = part_end = max(updated - event.ready_us, earliest)
         starts: dict[str, float] = {}
         for name, us in (
+            *([("record", event.record_us)] if event.record_us else []),
             ("sample", event.sample_us),
             ("forward", event.forward_us),
             ("prepare", event.prepare_us),

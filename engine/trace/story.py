@@ -73,6 +73,7 @@ class Run:
             "prepare_us",
             "forward_us",
             "sample_us",
+            "record_us",
             "total_us",
         ):
             setattr(self.sums, name, getattr(self.sums, name) + getattr(event, name))

@@ -33,7 +33,7 @@ class Summary:
         self.from_cache = 0
         self.finished = 0
         self.preemptions = 0
-        self.schedule_us = self.execute_us = self.sample_us = self.total_us = 0.0
+        self.schedule_us = self.execute_us = self.sample_us = self.record_us = self.total_us = 0.0
 
     def see(self, event: Event) -> None:
         """Add one event."""
@@ -47,6 +47,7 @@ class Summary:
             self.schedule_us += event.schedule_us
             self.execute_us += event.prepare_us + event.forward_us
             self.sample_us += event.sample_us
+            self.record_us += event.record_us
             self.total_us += event.total_us
         elif isinstance(event, ev.StepPlanned):
             self.last_plan = event
@@ -112,12 +113,13 @@ class Summary:
 
     def _average_step(self) -> str:
         steps = max(1, self.num_steps)
-        other = max(0.0, self.total_us - self.schedule_us - self.execute_us - self.sample_us)
         parts = {
             "schedule": self.schedule_us,
             "execute": self.execute_us,
             "sample": self.sample_us,
-            "other": other,
         }
+        if self.record_us:
+            parts["record"] = self.record_us
+        parts["other"] = max(0.0, self.total_us - sum(parts.values()))
         split = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in parts.items())
         return f"{milliseconds(self.total_us / steps)} ms = {split}"

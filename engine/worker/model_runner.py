@@ -291,13 +291,15 @@ class ModelRunner:
                     by_row[i] = [NO_TOKEN]
             tokens = inputs.in_plan_order(by_row)
             forward_us, sample_us = clock.spans_us()
+            record_us = min(sample_us, draws.record_us) if draws is not None else 0.0
             return StepOutput(
                 step=plan.step,
                 tokens=tokens,
                 details=details,
                 prepare_us=(prepared - started) / 1e3,
                 forward_us=forward_us,
-                sample_us=sample_us,
+                sample_us=sample_us - record_us,
+                record_us=record_us,
                 done_ns=done_ns,
             )
 

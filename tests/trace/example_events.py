@@ -143,6 +143,7 @@ EXAMPLES: list[ev.Event] = [
         prepare_us=60.0,
         forward_us=1900.0,
         sample_us=90.0,
+        record_us=4.5,
         ready_us=5.0,
         update_us=20.0,
         total_us=2130.0,

@@ -4,6 +4,7 @@ transformers' generate, however the work is cut up (rule 10)."""
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from engine.trace.events import (
 )
 from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
+from engine.worker.sampling import sample_step
 from tests.worker.worker_kit import BLOCK, VOCAB, make_config, new_row, plan_of, row
 
 PROMPT = [5, 99, 7, 42, 13, 77, 3, 120, 8, 61, 33, 2, 150]
@@ -337,6 +339,23 @@ def test_draws_are_recorded_only_for_those_who_ask(driver, events):
         kept = [c for c in event.candidates if c.probability > 0]
         assert len(kept) == 5 and sum(c.probability for c in kept) == pytest.approx(1)
         assert token in [c.token_id for c in kept]
+    assert out.record_us > 0 and out.sample_us >= 0
+
+
+def test_recording_the_draws_is_not_sampling(driver, monkeypatch):
+    """A slow observer is told as such; without one, nothing is."""
+    slow = sample_step.sample_drawn
+
+    def slower(*parts):
+        time.sleep(0.02)
+        return slow(*parts)
+
+    monkeypatch.setattr(sample_step, "sample_drawn", slower)
+    driver.runner.recorder.full_requests.add("a")
+    out = driver.execute([row("a", 0, 13, 1, BLOCKS, new_row(PROMPT, seed=3))])
+    assert out.record_us > 20_000 > out.sample_us
+    out = driver.execute([row("b", 0, 13, 1, range(50, 56), new_row(PROMPT, seed=3))])
+    assert out.record_us == 0
 
 
 # ------------------------------------------------------------------------------------------ loading

@@ -31,8 +31,11 @@ def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> st
 def time_split(event: ev.StepFinished, steps: int = 1) -> str:
     """Split a step's time into parts that sum up to the whole. `steps` > 1: of an average step."""
     execute = event.prepare_us + event.forward_us
-    other = max(0.0, event.total_us - event.schedule_us - execute - event.sample_us)
-    parts = (("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us))
+    told = event.schedule_us + execute + event.sample_us + event.record_us
+    other = max(0.0, event.total_us - told)
+    parts = [("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us)]
+    if event.record_us:
+        parts.append(("record", event.record_us))
     rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the previous one
     named = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in (*parts, (rest, other)))
     return f"{milliseconds(event.total_us / steps)} ms = {named}"

@@ -35,7 +35,7 @@ class Cause(NamedTuple):
 
 
 OWN_DECODE, OWN_PREFILL, AGAIN = Cause("decode"), Cause("prefill"), Cause("recompute")
-SAMPLING, LOOP = Cause("sampling"), Cause("loop")
+SAMPLING, RECORDING, LOOP = Cause("sampling"), Cause("recording"), Cause("loop")
 
 
 @dataclass
@@ -204,6 +204,7 @@ class _Breakdown:
         add(LOOP, finished.schedule_us + finished.update_us + finished.ready_us)
         add(Cause("swap", self._other(step.swaps)) if step.swaps else LOOP, finished.prepare_us)
         add(SAMPLING, finished.sample_us)
+        add(RECORDING, finished.record_us)
         forward = round(finished.forward_us * 1e3)
         for cause, share in self._forward(step, mine, forward).items():
             lengths[cause] = lengths.get(cause, 0) + share

@@ -14,6 +14,7 @@ _MEANING = {
     "prefill": "its prompt was computed",
     "decode": "its tokens were computed",
     "sampling": "tokens were drawn",
+    "recording": "draws were recorded (level full)",
     "loop": "the loop planned, booked and sent around its steps",
     "detokenizing": "its last token became text",
     "sending": "the rest of the answer was given to the network",

@@ -5,6 +5,7 @@ When the tokens have arrived on the host, they are appended to their rows.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sized
 from itertools import islice
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Draws(NamedTuple):
     ends: np.ndarray  # int64 [rows], where the tokens will stand
     tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
     next_tokens: torch.Tensor  # int64 [rows], on the device: the token each row continues with
+    record_us: float = 0.0  # what recording them took, on the host
 
 
 class SampleStep:
@@ -104,14 +106,14 @@ class SampleStep:
         else:
             metadata = self.table.metadata(seats)
         recorded = self._recorded(rows, firsts)
-        tokens, logprobs = self._draw(logits, metadata, positions, recorded, greatest)
+        tokens, logprobs, record_us = self._draw(logits, metadata, positions, recorded, greatest)
         for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         arriving = self.outbox.take(tokens)
-        return Draws(inputs.samples, firsts, seats, ends, arriving, next_tokens)
+        return Draws(inputs.samples, firsts, seats, ends, arriving, next_tokens, record_us)
 
     def book(self, draws: Draws) -> list[list[int]]:
         """Append the arrived tokens to their rows.
@@ -136,21 +138,22 @@ class SampleStep:
         positions: np.ndarray,
         recorded: list[_Recorded],
         greatest: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
+    ) -> tuple[torch.Tensor, dict[int, TokenLogprobs], float]:
         """Draw the tokens, int64 [draws], on the device.
 
-        Also return, by place, the log-probabilities of draws that want them.
+        Also return, by place, the log-probabilities of draws that want them, and the microseconds
+        that recording the draws took.
         """
         asking = metadata.logprob_rows
         told = bool(asking or recorded)
         if metadata.plain and not told:
             if greatest is None:
                 greatest = self.sampler.draw(logits, metadata, positions)
-            return greatest, {}
+            return greatest, {}, 0.0
         logits = logits.float()
         if not told:
             adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
-            return self.sampler.draw(adjusted, metadata, positions), {}
+            return self.sampler.draw(adjusted, metadata, positions), {}, 0.0
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
         adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
@@ -161,6 +164,7 @@ class SampleStep:
         named = {i: p.logprob_token_ids for i, p in enumerate(wanted) if p.logprob_token_ids}
         found = token_logprobs(raw, np.maximum(tokens[asking], 0), counts, named)
         logprobs = dict(zip(asking, found))
+        began_ns = time.perf_counter_ns()
         if recorded:
             words = metadata.words(positions)
             for draw, its_raw in zip(recorded, recorded_raw):
@@ -178,7 +182,7 @@ class SampleStep:
                 event.request_id, event.index = draw.sequence, draw.sibling
                 event.position = int(positions[place])
                 self.recorder.record(event)  # type: ignore[union-attr]
-        return drawn, logprobs
+        return drawn, logprobs, (time.perf_counter_ns() - began_ns) / 1e3
 
     def _params(self, metadata: SamplingMetadata, place: int) -> SamplingParams:
         return self.seats.new(int(metadata.seats[place])).params

@@ -2,7 +2,7 @@
 
 import { reasonAt } from "./ledger.js";
 import { chip, element, ownerColour } from "./paint.js";
-import { partColour } from "./timeline.js";
+import { partColour, PARTS } from "./timeline.js";
 import { Why } from "./why.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
@@ -11,7 +11,6 @@ const MOST_ROWS = 12;
 const UNTIMED =
   "Not timed one by one: for that, and the share of the machine's limit, start the server with --trace profile.";
 const CACHED = "More than 100 %: its data was still in the processor's caches, which are faster than memory.";
-const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
 
 export class Queues {
   constructor(room, panel) {

@@ -8,7 +8,9 @@ import { duration, number, plural } from "./words.js";
 // of labels; least, most: a row, whose label can be read; tallest: all rows
 const SIZES = { labels: 76, axis: 16, strip: 34, time: 44, font: 11, least: 12, most: 18, tallest: 300 };
 const PRESENTED = { labels: 100, axis: 26, strip: 0, time: 0, font: 18, least: 21, most: 40 };
-const PARTS = ["schedule", "prepare", "forward", "sample", "update"];
+
+/** Parts of a step's time, in order. `record` is what recording the draws took, at level full. */
+export const PARTS = ["schedule", "prepare", "forward", "sample", "record", "update"];
 
 export class Timeline {
   constructor(room, panel) {
@@ -331,5 +333,5 @@ export class Timeline {
 /** The colour of a part of a step's time: one family, from cool to warm. */
 export function partColour(index) {
   const all = colours();
-  return `oklch(${all.lightness} 0.09 ${[250, 205, 165, 95, 45][index]})`;
+  return `oklch(${all.lightness} 0.09 ${[250, 205, 165, 95, 330, 45][index]})`;
 }
