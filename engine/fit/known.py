@@ -10,6 +10,8 @@ import re
 from typing import Any
 
 _NAMED = {"smollm2": "smollm2-135m"}
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+"""What checkpoints whose names end in -AWQ are, as AutoAWQ makes them."""
 _ENDINGS = re.compile(r"(^meta-)|(-(instruct|chat|base|hf|it)(?=-|$))")
 
 
@@ -18,8 +20,11 @@ def known_config(model: str) -> dict[str, Any] | None:
 
     model: its hub id, the last part of it, or the name by which the engine fetches it.
     """
-    model = _NAMED.get(model, model)
-    return _SHAPES.get(_ENDINGS.sub("", model.rpartition("/")[2].lower()))
+    name = _NAMED.get(model, model).rpartition("/")[2].lower()
+    config = _SHAPES.get(_ENDINGS.sub("", name.removesuffix("-awq")))
+    if config is None or not name.endswith("-awq"):
+        return config
+    return {**config, "quantization_config": _AWQ}
 
 
 def known_models() -> list[str]:

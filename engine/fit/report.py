@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.fit.estimate import ALLOWANCE, GB, GIB, GPUS, Plan
-from engine.fit.shape import BYTES
+from engine.fit.shape import BYTES, Shape
 from engine.rounding import ceil_div
 
 
 def report(plan: Plan) -> str:
     """Write the plan as text, every number with its sum."""
     shape, size = plan.shape, BYTES[plan.shape.dtype]
-    lines = [f"{shape.name}: {shape.architecture}, {shape.dtype} ({size} bytes a number)", ""]
+    lines = [f"{shape.name}: {shape.architecture}, {shape.dtype} ({size} bytes a number)"]
+    lines += [f"quantized: {shape.quantized.says}"] if shape.quantized else []
+    lines += [""]
     lines += ["Weights"]
     lines += [_line(part.name, part.formula, f"{part.numbers:,}") for part in shape.parts]
     lines += [
-        _line("in all", f"{shape.parameters:,} × {size} bytes", _gib(shape.weight_bytes)),
+        *_weight_lines(shape, size),
         "",
         "KV cache" if plan.kv_cache_dtype == "auto" else f"KV cache, in {plan.kv_dtype}",
         _line(
@@ -47,6 +49,21 @@ def report(plan: Plan) -> str:
         *_verdict(plan),
     ]
     return "\n".join(lines)
+
+
+def _weight_lines(shape: Shape, size: int) -> list[str]:
+    """Write what the weights take in all, and how it comes about."""
+    quantized, in_all = shape.quantized, _gib(shape.weight_bytes)
+    if quantized is None:
+        return [_line("in all", f"{shape.parameters:,} × {size} bytes", in_all)]
+    if quantized.in_all is not None:
+        return [_line("in all", "as the file's tensors are kept", in_all)]
+    codes = f"{shape.in_matrices:,} of attention and feed-forward × ({quantized.formula}) bits"
+    rest = f"{shape.parameters - shape.in_matrices:,} × {size} bytes"
+    return [
+        _line("matrices", codes, _gib(round(shape.in_matrices * quantized.bits / 8))),
+        _line("in all", f"matrices + {rest}", in_all),
+    ]
 
 
 def _line(name: str, formula: str, result: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.config import POCKET_MODEL
 from engine.fit.known import known_config
+from engine.fit.quantized import MATRICES, Quantized, of_file, quantized
+from engine.models.errors import ModelError
+from engine.models.formats.gguf_folder import folder_of
 from engine.models.sizes import wrong_size
 from engine.one_line import one_line
 
@@ -41,14 +44,26 @@ class Shape:
     vocab: int
     positions: int  # the longest sequence, prompt and output
     parts: list[Part]  # of the parameters; they add up to the whole
+    quantized: Quantized | None = None
 
     @property
     def parameters(self) -> int:
         return sum(part.numbers for part in self.parts)
 
     @property
+    def in_matrices(self) -> int:
+        """Return how many of the parameters are quantized, in a quantized checkpoint."""
+        return sum(part.numbers for part in self.parts if part.name in MATRICES)
+
+    @property
     def weight_bytes(self) -> int:
-        return self.parameters * BYTES[self.dtype]
+        size, quantized = BYTES[self.dtype], self.quantized
+        if quantized is None:
+            return self.parameters * size
+        if quantized.in_all is not None:
+            return quantized.in_all
+        plain = (self.parameters - self.in_matrices) * size
+        return plain + round(self.in_matrices * quantized.bits / 8)
 
     @property
     def kv_numbers_per_token(self) -> int:
@@ -58,6 +73,8 @@ class Shape:
 def read_config(model: str) -> tuple[str, dict[str, Any]]:
     """Read (name, config.json) of a folder, of a well-known model, or of one on the hub."""
     folder = Path(POCKET_MODEL if model == "pocket" else model).expanduser()
+    if folder.suffix.lower() == ".gguf":
+        return _of_gguf(folder)
     if not folder.is_dir() and not model.startswith((".", "/", "~")):
         return model, known_config(model) or _from_hub(model)
     path = folder / "config.json"
@@ -67,6 +84,20 @@ def read_config(model: str) -> tuple[str, dict[str, Any]]:
         raise PlanError(f"{folder} has no config.json; name a model's folder or its id.") from None
     except ValueError:
         raise PlanError(f"{path} is not JSON; download it again.") from None
+
+
+def _of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read what a GGUF file says, in transformers' words, and what its weights take."""
+    try:
+        folder = folder_of(str(path))
+        if folder is None:
+            raise PlanError(f"{path} is not there; name a GGUF file.")
+        return path.name, {
+            **json.loads((Path(folder) / "config.json").read_text()),
+            "quantization_config": of_file(path),
+        }
+    except ModelError as error:
+        raise PlanError(str(error)) from None
 
 
 def _from_hub(model: str) -> dict[str, Any]:
@@ -102,13 +133,16 @@ def _from_hub(model: str) -> dict[str, Any]:
 def shape_of(name: str, config: dict[str, Any]) -> Shape:
     """Return the sizes that config.json states.
 
-    Raises `PlanError` for quantized and unknown ones.
+    Raises `PlanError` for unknown ones, and for a quantization that isn't served.
     """
-    if "quantization_config" in config:
-        raise PlanError(
-            f"{name} is quantized, which the engine does not serve yet; plan its unquantized"
-            " checkpoint."
-        )
+    said = config.get("quantization_config")
+    if said is not None:
+        found = said if isinstance(said, Quantized) else quantized(said)
+        if found is None:
+            method = said.get("quant_method", "no method")
+            raise PlanError(f"{name} is quantized by {method}, which the engine does not serve.")
+        plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        return replace(shape_of(name, plain), quantized=found)
     wrong = wrong_size(config.get)
     if wrong:
         raise PlanError(f"config.json of {name} says {wrong}.")

@@ -21,10 +21,12 @@ from engine.fit.known import known_config, known_models
 from engine.fit.report import report
 from engine.fit.shape import PlanError, shape_of
 from engine.fp8_formats import FP8_FORMATS
+from engine.kernels import BACKENDS, TORCH, Backend
 from engine.models.loader import load_model
+from engine.trace.recorder import Recorder
 from engine.worker.memory.kv_cache import bytes_per_block
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
-from tests.models import tiny_models
+from tests.models import quantized_files, tiny_models
 
 PUBLISHED = {  # numbers of parameters on the models' own cards and in their safetensors headers
     "facebook/opt-125m": 125_239_296,
@@ -64,7 +66,36 @@ def test_endings_and_owners_do_not_hide_a_known_shape(name):
 
 
 def test_a_quantized_variant_is_not_taken_for_the_known_model():
-    assert known_config("someone/Llama-3.1-8B-Instruct-AWQ") is None
+    assert known_config("someone/Llama-3.1-8B-Instruct-GGUF") is None
+    assert known_config("TheBloke/Llama-2-7B-AWQ")["quantization_config"]["bits"] == 4
+
+
+QUANTIZED = ["gptq", "gptq one group", "gptq 8 bits, act-order", "awq", "fp8 rows", "nf4", "mxfp4",
+             "bitsandbytes int8", "compressed-tensors W4A16", "squeezellm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", QUANTIZED)
+def test_counts_what_a_quantized_model_takes(form, tmp_path, monkeypatch):
+    """In plain torch. Tables and orders of inputs weigh much in a tiny model."""
+    monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
+    quantized_files.save(quantized_files.FORMATS[form], tmp_path)
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    config = EngineConfig(model=str(tmp_path), device="cpu")
+    load_model(config, torch.device("cpu"), recorder=recorder)
+    recorder.close()
+    plan = make_plan(str(tmp_path))
+    assert "\nquantized: " in report(plan)
+    least = {"squeezellm": 0.5, "gptq": 0.99}.get(form, 0.85)
+    assert least * events[-1].num_bytes <= plan.shape.weight_bytes <= 1.01 * events[-1].num_bytes
+
+
+def test_a_7b_in_4_bits_fits_where_it_would_not_in_16():
+    names = "meta-llama/Llama-2-7b-hf", "TheBloke/Llama-2-7B-AWQ"
+    plain, small = (make_plan(name, concurrency=3) for name in names)
+    assert small.shape.weight_bytes == pytest.approx(0.29 * plain.shape.weight_bytes, rel=0.03)
+    assert small.shape.parameters == plain.shape.parameters
+    assert small.choice().memory_gb == 20 < plain.choice().memory_gb
 
 
 @pytest.mark.parametrize("kind", [*tiny_models.NATIVE, *tiny_models.ADAPTED])
@@ -207,7 +238,8 @@ def test_exit_codes(capsys):
         (None, "has no config.json"),
         ("{", "is not JSON"),
         (json.dumps({"architectures": ["LlamaForCausalLM"]}), "does not say 'hidden_size'"),
-        (json.dumps({"quantization_config": {}}), "is quantized"),
+        (json.dumps({"quantization_config": {}}), "is quantized by no method, which the engine"),
+        (json.dumps({"quantization_config": {"quant_method": "hqq"}}), "is quantized by hqq"),
         (json.dumps({"model_type": "never-heard-of"}), "can't tell the sizes"),
     ],
 )

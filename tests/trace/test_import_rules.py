@@ -30,7 +30,7 @@ BELOW = {
     "server": {"text", "core", "worker", "models.hub"},
     "config": set(),
     "whatif": {"core"},
-    "fit": {"models.sizes"},
+    "fit": {"models.sizes", "models.errors", "models.formats"},
     "quantize": {"models"},
 }
 DECLARATIONS = {
