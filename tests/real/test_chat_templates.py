@@ -14,6 +14,8 @@ from engine.text.facts import transformers_tokenizer
 from engine.text.tokenizer import Tokenizer
 from tests.real import fetched
 
+pytestmark = pytest.mark.full  # they fetch 200 MB, once
+
 NUM_TEMPLATES = 70
 SYSTEM = {"role": "system", "content": "You are terse."}
 ASKS = {"role": "user", "content": "What is the weather in Paris?"}

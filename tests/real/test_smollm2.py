@@ -80,6 +80,7 @@ def test_it_answers_in_bf16_over_http_as_in_fp32(server):
     assert answer["finish_reason"] == "stop"
 
 
+@pytest.mark.full
 def test_eight_thousand_tokens_are_read_and_found_again(server):
     """The whole context of 8,192; the second time nearly all of it is in the prefix cache."""
     text = "\n".join(topics[name] for name in sorted(topics)[:40])

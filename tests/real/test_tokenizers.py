@@ -22,6 +22,8 @@ from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
 from tests.real import fetched
 
+pytestmark = pytest.mark.full  # they fetch 200 MB, once
+
 WITH_VECTORS = (
     *("command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe"),
     *("llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder"),
