@@ -1,16 +1,26 @@
-"""While one client sends the worst that it can, another client's stream continues undisturbed."""
+"""While one client sends the worst that it can, another client's stream continues undisturbed.
+
+`python -m tests.server.test_nobody_waits` prints the gaps of all attacks as a table.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from engine.config import EngineConfig
 from engine.server.answering.rendering import RENDER_S
+from tests.server.fake_engine import fake
+from tests.server.running_server import RunningServer
+from tests.server.tiny_tokenizer import save_tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -151,10 +161,14 @@ async def gaps(url: str, route: str, content: bytes) -> tuple[float, float, int]
     return idle, loaded, answer.status_code
 
 
+def encoded(attack: str) -> tuple[str, bytes]:
+    route, body = ATTACKS[attack]
+    return route, body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_streams_longest_gap(trusting, attack):
-    route, body = ATTACKS[attack]
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    route, content = encoded(attack)
     tries = []
     for _ in range(3):  # a busy machine makes gaps of its own: what we make comes every time
         start = time.monotonic()
@@ -165,3 +179,23 @@ def test_a_streams_longest_gap(trusting, attack):
         if loaded < idle + MOST_MORE_S:
             return
     pytest.fail(f"gaps in s (without, with): {tries}")
+
+
+def print_table() -> None:
+    """Print the longest gap of each attack, the median of three tries, in ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny_tokenizer(Path(folder))
+        config = EngineConfig(model=folder, log_format="off", trust_request_chat_template=True)
+        server = RunningServer(config, fake(step_s=0.002, num_blocks=4096))
+        server.wait()
+        server.http.post(CHAT, json=chat("{{ messages[0].content }}"))
+        print("| attack | status | gap alone | gap with it |\n|---|---|---|---|")
+        for attack in ATTACKS:
+            tries = [asyncio.run(gaps(server.url, *encoded(attack))) for _ in range(3)]
+            alone, loaded = (statistics.median(t[i] for t in tries) * 1e3 for i in range(2))
+            print(f"| {attack} | {tries[0][2]} | {alone:.0f} | {loaded:.0f} |", flush=True)
+        server.close()
+
+
+if __name__ == "__main__":
+    print_table()
