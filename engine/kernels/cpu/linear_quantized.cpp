@@ -39,10 +39,10 @@ struct QuantizedArgs {
 enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
-constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel multiplies before the next panel
-constexpr int64_t CHUNK = 128;          // places that are expanded at once
-constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
-constexpr int64_t WORDS = PANEL * 4;    // bytes of one word for each output of a panel
+constexpr int64_t AT_ONCE = 8 * ROWS;  // rows of x that a panel multiplies before the next panel
+constexpr int64_t CHUNK = 256;         // places that are expanded at once
+constexpr int64_t NEAR = 2048;         // bytes: how far ahead W is prefetched
+constexpr int64_t WORDS = PANEL * 4;   // bytes of one word for each output of a panel
 
 static INLINE bool shifted(const QuantizedArgs& a) { return a.zeros || a.zero != 0; }
 static INLINE int64_t part_size(const QuantizedArgs& a) { return a.part_type == PART_F32 ? 4 : 2; }
@@ -128,23 +128,28 @@ struct Rows {
     const float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
 };
 
-__attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, int64_t column, vec v) {
-    const int64_t lanes = a.n - column < VEC ? a.n - column : VEC;
-    if (lanes <= 0) return;
-    const bool part = lanes < VEC;
+// Write `count` rows of a panel's outputs, from `column` on. sums: [count][2].
+__attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, int64_t count, int64_t column,
+                                          const vec* sums) {
+    const int64_t lanes[2] = {a.n - column < VEC ? a.n - column : VEC, a.n - column < PANEL ? a.n - column - VEC : VEC};
+    vec bias[2] = {};
     if (a.bias) {
-        WITH_TYPE(a.bias_type, B, {
-            const B* bias = (const B*)a.bias + column;
-            v = v + (part ? load_part(bias, lanes) : load(bias));
-        });
+        WITH_TYPE(
+            a.bias_type, B, for (int h = 0; h < 2; h++) if (lanes[h] > 0) {
+                const B* from = (const B*)a.bias + column + h * VEC;
+                bias[h] = lanes[h] == VEC ? load(from) : load_part(from, lanes[h]);
+            });
     }
-    WITH_TYPE(a.y_type, Y, {
-        Y* y = (Y*)a.y + row * a.y_stride + column;
-        if (part)
-            store_part(y, v, lanes);
-        else
-            store(y, v);
-    });
+    WITH_TYPE(
+        a.y_type, Y, for (int64_t i = 0; i < count; i++) {
+            Y* y = (Y*)a.y + (row + i) * a.y_stride + column;
+            if (lanes[1] == VEC) {
+                store(y, sums[2 * i] + bias[0]);
+                store(y + VEC, sums[2 * i + 1] + bias[1]);
+            } else {
+                for (int h = 0; h < 2; h++) store_part(y + h * VEC, sums[2 * i + h] + bias[h], lanes[h]);
+            }
+        });
 }
 
 // Multiply M rows of x by P panels of W, whose codes become numbers in registers.
@@ -189,8 +194,7 @@ static INLINE void direct(const Rows<D>& rows, int64_t row, int64_t panel, const
         group += s.record;
     }
     for (int m = 0; m < M; m++)
-        for (int p = 0; p < P; p++)
-            for (int h = 0; h < 2; h++) put(a, row + m, (panel + p) * PANEL + h * VEC, totals[m][p][h]);
+        for (int p = 0; p < P; p++) put(a, row + m, 1, (panel + p) * PANEL, totals[m][p]);
 }
 
 // Describe a piece of a panel whose numbers are kept: several whole groups, or a part of one.
@@ -342,8 +346,7 @@ static void many(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel,
         }
         k += piece.groups * piece.places;
     }
-    for (int64_t i = 0; i < count; i++)
-        for (int h = 0; h < 2; h++) put(a, row + i, panel * PANEL + h * VEC, totals[2 * i + h]);
+    put(a, row, count, panel * PANEL, totals);
 }
 
 // Multiply panels [first, last) by `count` rows.
