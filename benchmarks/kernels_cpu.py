@@ -1,8 +1,9 @@
 """Measure each native CPU kernel against plain torch and against the memory of this machine.
 
-    python benchmarks/kernels_cpu.py [--threads N] [--seconds S]
+    python benchmarks/kernels_cpu.py [--threads N] [--seconds S] [--only quantized]
 
-One round times the native kernel, torch, and a plain read of as many bytes, one after the other on
+One round times the native kernel, torch (for quantized weights: our own product in bf16 of the same
+shape), and a plain read of as many bytes, one after the other on
 data that no cache holds (weights and pages rotate through more memory than the last-level cache
 has; `warm` rows reuse one set). Rounds repeat; the table shows the fastest tenth of each, and the
 JSON medians beside it: on a busy machine a median tells how often others interrupted, and the
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from benchmarks.machine_folder import machine_folder  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
+from engine.kernels.quantized import QuantizedWeight  # noqa: E402
 from engine.rounding import ceil_div  # noqa: E402
 from engine.trace.command import run_command  # noqa: E402
 
@@ -73,13 +76,14 @@ class Bench:
         num_bytes: int,
         flops: int,
         sets: int,
+        other: str = "torch",
     ) -> None:
         """Time both in turn. native(i), plain(i): one run on data set i of `sets`.
 
-        num_bytes: what one run moves.
+        num_bytes: what one run moves. other: what `plain` is.
         """
-        times: dict[str, list[float]] = {"native": [], "torch": [], "read": []}
-        runs = {"native": native, "torch": plain, "read": lambda _: self.read(num_bytes)}
+        times: dict[str, list[float]] = {"native": [], other: [], "read": []}
+        runs = {"native": native, other: plain, "read": lambda _: self.read(num_bytes)}
         for run in runs.values():
             run(0)
         started, index = time.perf_counter(), 0
@@ -97,7 +101,7 @@ class Bench:
             "cold": sets > 1,
             **{f"{name}_us": taken * 1e6 for name, taken in fast.items()},
             **{f"{name}_median_us": statistics.median(t) * 1e6 for name, t in times.items()},
-            "faster_than_torch": fast["torch"] / fast["native"],
+            f"faster_than_{other}": fast[other] / fast["native"],
             "share_of_bandwidth": fast["read"] / fast["native"],
             "gb_s": num_bytes / fast["native"] / 1e9,
             "gflop_s": flops / fast["native"] / 1e9,
@@ -106,7 +110,8 @@ class Bench:
         self.results.append(row)
         print(
             f"{kernel:10} {case:32} {row['dtype']:9} {'cold' if row['cold'] else 'warm'}"
-            f" {row['native_us']:10.1f} {row['torch_us']:10.1f} {row['faster_than_torch']:7.2f}x"
+            f" {row['native_us']:10.1f} {row[f'{other}_us']:10.1f}"
+            f" {row[f'faster_than_{other}']:7.2f}x"
             f" {row['share_of_bandwidth']:7.0%} {row['gb_s']:7.1f} {row['gflop_s']:8.1f}",
             flush=True,
         )
@@ -131,6 +136,65 @@ def linear(bench: Bench, ops: cpu.NativeOps) -> None:
                     2 * rows * outputs * inputs,
                     len(plain),
                 )
+
+
+QUANTIZED = {  # name: (bits, group, dtype of scales, zeros of groups, offsets)
+    "Q4_0": (4, 32, torch.float16, False, False),
+    "Q4_1": (4, 32, torch.float16, False, True),
+    "Q4_K": (4, 32, torch.float32, False, True),
+    "AWQ g128": (4, 128, torch.float16, True, False),
+    "Q8_0": (8, 32, torch.float16, False, False),
+}
+QUANTIZED_MATRICES = {
+    "SmolLM2 gate+up": (3072, 576),
+    "SmolLM2 down": (576, 1536),
+    "Qwen3 gate+up": (6144, 1024),
+    "Qwen3 down": (1024, 3072),
+}
+
+
+def quantized(bench: Bench, ops: cpu.NativeOps) -> None:
+    """Time products with quantized weights beside our own with the same weights in bf16."""
+    for name, (outputs, inputs) in QUANTIZED_MATRICES.items():
+        size = outputs * inputs * 2
+        first = ops.pack_weight(torch.randn(outputs, inputs).bfloat16())
+        plain = [first.clone() for _ in range(bench.cold // size)]
+        for form in QUANTIZED:
+            weight = ops.pack_quantized(quantized_weight(form, outputs, inputs))
+            assert not isinstance(weight, QuantizedWeight)
+            sets = len(plain) * size // weight.num_bytes
+            packed = [replace(weight, data=weight.data.clone()) for _ in range(sets)]
+            for rows in (1, 4, 16, 128):
+                x = torch.randn(rows, inputs).bfloat16()
+                bench.compare(
+                    "quantized",
+                    f"{name}, {form}, {rows} rows",
+                    torch.bfloat16,
+                    lambda i, x=x, w=packed: ops.quantized_linear(x, w[i], None),
+                    lambda i, x=x, w=plain: ops.linear(x, w[i % len(w)], None),
+                    weight.num_bytes + x.nbytes + rows * outputs * 2,
+                    2 * rows * outputs * inputs,
+                    sets,
+                    "bf16",
+                )
+
+
+def quantized_weight(form: str, outputs: int, inputs: int) -> QuantizedWeight:
+    """Make a weight of random codes in one of the forms above."""
+    bits, group, dtype, zeros, offsets = QUANTIZED[form]
+    groups = outputs, ceil_div(inputs, group)
+    return QuantizedWeight(
+        torch.randint(0, 256, (outputs, inputs * bits // 8), dtype=torch.uint8),
+        bits,
+        group,
+        torch.randn(groups).to(dtype),
+        torch.randint(0, 16, groups, dtype=torch.int16)
+        if zeros
+        else 0
+        if offsets
+        else 1 << bits - 1,
+        torch.randn(groups).to(dtype) if offsets else None,
+    )
 
 
 ATTENTION = {  # name: (heads, kv_heads, head_dim), (rows, tokens before, tokens now)
@@ -238,6 +302,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=0.5, help="of rounds for each line")
+    parts = {part.__name__: part for part in (linear, quantized, attention, elementwise)}
+    parser.add_argument("--only", choices=parts, help="this part of the table")
     parser.add_argument("--cold-mib", type=int, default=768, help="data is rotated through this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -251,13 +317,14 @@ def main() -> None:
         + ", ".join(f"{dtype} {rate:.0f} GFLOP/s" for dtype, rate in limits.gemm_gflop_s.items())
     )
     print(
-        f"{'kernel':10} {'case':32} {'dtype':9} data {'native µs':>10} {'torch µs':>10}"
+        f"{'kernel':10} {'case':32} {'dtype':9} data {'native µs':>10} {'beside µs':>10}"
         f" {'faster':>8} {'share':>7} {'GB/s':>7} {'GFLOP/s':>8}"
     )
     bench = Bench(options.seconds, options.cold_mib << 20)
     with torch.inference_mode():
-        for part in (linear, attention, elementwise):
-            part(bench, ops)
+        for name, part in parts.items():
+            if options.only in (None, name):
+                part(bench, ops)
     target = machine_folder() / "kernels_cpu.json"
     machine = {
         "processor": cpu_name(),
@@ -273,7 +340,8 @@ def main() -> None:
         "python": platform.python_version(),
     }
     runs = json.loads(target.read_text()) if target.exists() else {}
-    runs[f"{options.threads} threads"] = {"machine": machine, "results": bench.results}
+    only = f", {options.only}" if options.only else ""
+    runs[f"{options.threads} threads{only}"] = {"machine": machine, "results": bench.results}
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(runs, indent=1) + "\n")
 
