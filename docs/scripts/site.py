@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+from docs.scripts import browser_core
 from docs.scripts.reader import Record
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
@@ -138,6 +139,14 @@ ROOMS = (
 )
 
 
+CORE_CARD = """<article>
+<a href="core/core.html"><h2>Run the core yourself</h2></a>
+<p>The engine's own scheduler and block pool in your browser, in Python: pool, seats, budget and
+arrivals are sliders, and a policy that you write there decides who runs. Its record opens as a
+room. Some 6 MB are loaded first.</p>
+</article>"""
+
+
 def build(folder: Path) -> list[Path]:
     """Write the site into a folder, which is emptied first; return its files.
 
@@ -156,6 +165,18 @@ def build(folder: Path) -> list[Path]:
     index = folder / "index.html"
     index.write_text(_index([(room, records[room.record]) for room in ROOMS]), encoding="utf-8")
     return [index, *written]
+
+
+def add_core(folder: Path) -> list[Path]:
+    """Add the page that runs the core in the browser, and a card that leads to it.
+
+    Raises RuntimeError if npm or pip can't fetch what it needs.
+    """
+    files = browser_core.build(folder / "core")
+    index = folder / "index.html"
+    page = index.read_text(encoding="utf-8")
+    index.write_text(page.replace("</main>", f"{CORE_CARD}\n</main>"), encoding="utf-8")
+    return files
 
 
 def _names(record: Record, *ids: str) -> list[str]:
@@ -261,6 +282,12 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "site"
     for file in build(folder):
         print(f"{file}: {file.stat().st_size:,} bytes")
+    try:
+        files = add_core(folder)
+    except RuntimeError as problem:
+        print(f"without the page that runs the core in the browser: {problem}")
+    else:
+        print(f"{folder / 'core'}: {sum(file.stat().st_size for file in files):,} bytes")
     return 0
 
 

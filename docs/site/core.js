@@ -27,13 +27,15 @@ worker.onmessage = async ({ data }) => {
   status.textContent = error ?? "done: the room below shows this run";
   status.className = error ? "wrong" : "";
   if (error) return;
-  rows.replaceChildren(...Object.entries(told).map(([name, value]) => {
-    const row = document.createElement("tr");
-    for (const text of [name, format(value), before ? format(before[name]) : ""]) {
-      row.insertCell().textContent = text;
-    }
-    return row;
-  }));
+  rows.replaceChildren(
+    ...Object.entries(told).map(([name, value]) => {
+      const row = document.createElement("tr");
+      for (const text of [name, format(value), before ? format(before[name]) : ""]) {
+        row.insertCell().textContent = text;
+      }
+      return row;
+    }),
+  );
   before = told;
   document.body.dataset.steps = told.steps;
   await room.contentWindow.room?.open(record, "in your browser");

@@ -1,7 +1,7 @@
 """Fit to a record how long a step takes: a + b · prompt tokens + c · decoding rows + d · copies.
 
 The fit minimizes the sum of relative errors, so that one slow step among a thousand changes little;
-each shape's first step is left out, because it is captured then. Steps of the same shape differ: a
+steps that captured a graph are left out, for that is done once. Steps of the same shape differ: a
 prediction is the fit times one of the ratios that steps of about this length had in the record, so
 that slow steps occur as often.
 """
@@ -71,13 +71,13 @@ class StepTimes:
 
 
 def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
-    """Return the shape and time in µs of each step, without the first one of a shape.
+    """Return the shape and time in µs of each step that captured nothing.
 
     A step's time reaches from the end of the one before, if that one left work to do.
     """
     plans: dict[int, list[StepRow]] = {}
     copied: dict[int, int] = {}
-    seen: set[Shape] = set()
+    captured: set[int] = set()  # steps
     steps: list[tuple[Shape, float]] = []
     before_ns, before_rows = 0, set[str]()
     for event in events:
@@ -85,6 +85,8 @@ def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
             plans[event.step] = event.rows
         elif isinstance(event, ev.BlockSwappedIn | ev.BlockSwappedOut):
             copied[event.step] = copied.get(event.step, 0) + len(event.blocks)
+        elif isinstance(event, ev.GraphCaptured):
+            captured.add(event.step)
         elif isinstance(event, ev.StepFinished):
             rows = plans.pop(event.step, [])
             shape = shape_of(rows, copied.pop(event.step, 0))
@@ -92,9 +94,8 @@ def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
             us = event.total_us
             if before_ns and names & before_rows:
                 us = (event.ts_ns - before_ns) / 1e3
-            if shape in seen and us > 0 and rows:
+            if event.step not in captured and us > 0 and rows:
                 steps.append((shape, us))
-            seen.add(shape)
             before_ns, before_rows = event.ts_ns, names
     return steps
 
