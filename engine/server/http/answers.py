@@ -49,7 +49,11 @@ class JsonResponse(Response):
 
 def encoded(parts: Iterable[Any]) -> msgspec.Raw:
     """Encode a list entry by entry: one long call of the encoder would stop all threads."""
-    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(part) for part in parts) + b"]")
+    pieces = [b"["]
+    for part in parts:
+        pieces += (msgspec.json.encode(part), b",")
+    pieces[len(pieces) - 1 or 1 :] = [b"]"]  # in place of the last comma
+    return msgspec.Raw(b"".join(pieces))  # the only copy
 
 
 def json_response(body: Any) -> Response:
