@@ -196,6 +196,20 @@ def _verdict(field: Field, body: str) -> str:
     return verdict
 
 
+def one_group() -> str:
+    """Draw one group of weights through each quantized format."""
+    from docs.scripts import formats  # torch, which no other place needs
+
+    return formats.one_group()
+
+
+def exactness() -> str:
+    """Count how exactly each quantized format is read."""
+    from docs.scripts import formats
+
+    return formats.exactness()
+
+
 PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
     "fields": fields,
@@ -207,6 +221,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "numbers": numbers,
     "prices": prices,
     "replayed": replayed,
+    "one-group": one_group,
+    "exactness": exactness,
 }
 
 

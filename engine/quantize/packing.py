@@ -29,7 +29,7 @@ class Packing(NamedTuple):
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack codes along rows, lowest bits first. uint8 [R, C] → int32 [R, C · bits / 32]."""
     data = nibbles(codes) if bits == 4 else codes
-    return data.contiguous().view(torch.int32)
+    return data.flatten().view(torch.int32).view(len(data), -1)
 
 
 def _gptq(rounded: Rounded, grid: Grid) -> Stored:

@@ -17,7 +17,7 @@ import torch
 from engine.kernels.quantized import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
-from engine.models.formats.packed import FLOATS, WORDS, Stored, nibbles, split, wanted
+from engine.models.formats.packed import FLOATS, WORDS, Stored, as_bytes, nibbles, split, wanted
 from engine.models.formats.said import Said
 from engine.models.weights import Found
 
@@ -67,5 +67,5 @@ class AWQ:
 
 def _in_order(words: torch.Tensor) -> torch.Tensor:
     """Unpack words along the outputs: int32 [R, N / 8] → uint8 [R, N]."""
-    codes = split(words.contiguous().view(torch.uint8))
+    codes = split(as_bytes(words))
     return codes.view(len(words), -1, 8)[:, :, torch.tensor(ORDER)].flatten(1)

@@ -22,12 +22,17 @@ def split(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
 
 
+def as_bytes(words: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of rows of words. int32 [R, W] → uint8 [R, 4 W]."""
+    return words.flatten().view(torch.uint8).view(len(words), -1)
+
+
 def from_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """Read codes from words, lowest bits first. int32 [R, W] → uint8 [R, count].
 
     They are a dense stream of bits: codes of 3, 5, 6 or 7 bits reach from word to word.
     """
-    data = words.contiguous().view(torch.uint8)
+    data = as_bytes(words)
     if bits == 8:
         return data[:, :count]
     if bits == 4:
@@ -55,7 +60,7 @@ def engine_codes(words: torch.Tensor, bits: int, inputs: int) -> tuple[torch.Ten
     Returns (codes, bits) as `QuantizedWeight` has them: of 4 bits where that is enough.
     """
     if bits in (4, 8) and inputs * bits % 32 == 0:  # its bytes are in the engine's order
-        return words.contiguous().view(torch.uint8), bits
+        return as_bytes(words), bits
     codes = from_words(words, bits, inputs)
     if bits > 4 or inputs % 2:
         return codes.contiguous(), 8
