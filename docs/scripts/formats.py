@@ -53,10 +53,11 @@ def real_weights() -> torch.Tensor:
 def one_group() -> str:
     """Fill the table of one group in all formats."""
     weights = real_weights()
+    plain = weights[0].bfloat16().view(torch.uint8)
     lines = [
         "| format | first bytes of the codes | codes | scale | what is read | error | bits |",
         "|---|---|---|---|---|---|---|",
-        f"| bf16 | `{_hex(weights[0].bfloat16().view(torch.uint8))}` | | | {_numbers(weights[0])} | | 16 |",
+        f"| bf16 | `{_hex(plain)}` | | | {_numbers(weights[0])} | | 16 |",
     ]
     for name, draw in DRAWN.items():
         drawn = draw(weights)

@@ -118,7 +118,12 @@ def _on_cpu() -> Kernels:
 def on_cuda() -> Kernels:
     """Return Triton's kernels where Triton is installed; its interpreter runs them on a CPU too."""
     operations = triton.operations()
-    return TORCH if operations is None else replace(TORCH, name="triton", **operations)
+    if operations is None:
+        return TORCH
+    by_expanding = partial(
+        quantized.quantized_linear, linear=operations["linear"], logits=operations["logits"]
+    )
+    return replace(TORCH, name="triton", quantized_linear=by_expanding, **operations)
 
 
 class Backend(NamedTuple):
