@@ -118,12 +118,7 @@ def _on_cpu() -> Kernels:
 def on_cuda() -> Kernels:
     """Return Triton's kernels where Triton is installed; its interpreter runs them on a CPU too."""
     operations = triton.operations()
-    if operations is None:
-        return TORCH
-    by_expanding = partial(
-        quantized.quantized_linear, linear=operations["linear"], logits=operations["logits"]
-    )
-    return replace(TORCH, name="triton", quantized_linear=by_expanding, **operations)
+    return TORCH if operations is None else replace(TORCH, name="triton", **operations)
 
 
 class Backend(NamedTuple):

@@ -11,8 +11,9 @@ Matrix products of more than a few rows are cuBLAS's, through torch.
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from functools import lru_cache, partial
 
+from engine.kernels import quantized
 from engine.kernels.signatures import Replacements
 
 
@@ -45,6 +46,11 @@ def operations() -> Replacements | None:
         "angles": angles.angles,
         "linear": linear.linear,
         "logits": linear.logits,
+        "quantized_linear": partial(
+            quantized.quantized_linear,  # which expands the weights for each product
+            linear=linear.linear,
+            logits=linear.logits,
+        ),
         "rms_norm": norm.rms_norm,
         "add_rms_norm": norm.add_rms_norm,
         "layer_norm": norm.layer_norm,
