@@ -120,3 +120,15 @@ def low_contrast(page) -> list[str]:
 def overflow(page) -> int:
     """Pixels by which the page is wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+_SMALL_TEXTS = """(least) => [...document.querySelectorAll('body *')]
+  .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
+  .filter((e) => e.checkVisibility({ visibilityProperty: true }) && e.getBoundingClientRect().width)
+  .filter((e) => parseFloat(getComputedStyle(e).fontSize) < least)
+  .map((e) => e.outerHTML.slice(0, 100))"""
+
+
+def small_texts(page, least: int) -> list[str]:
+    """Texts that are smaller than so many px."""
+    return page.evaluate(_SMALL_TEXTS, least)

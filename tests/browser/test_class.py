@@ -10,6 +10,7 @@ import pytest
 from engine.trace.__main__ import main
 from glasshouse.command import CLASS_FLAGS
 from tests.browser.room_page import ROOT, caught_up, until
+from tests.browser.seen_by_all import small_texts
 
 RECORDS = ROOT / "docs" / "records"
 
@@ -115,14 +116,6 @@ def test_a_preempted_request_does_not_wait_for_an_old_reason(open_room, crowd_fi
     assert not re.search("use all .* tokens of the step", page.inner_text("aside"))
 
 
-# What is read from a screen: every text with its size in px, and whether it lies in the window.
-SMALL_TEXTS = """() => [...document.querySelectorAll('body *')]
-  .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
-  .filter((e) => e.checkVisibility({ visibilityProperty: true }) && e.getBoundingClientRect().width)
-  .filter((e) => parseFloat(getComputedStyle(e).fontSize) < 18)
-  .map((e) => e.outerHTML.slice(0, 100))"""
-
-
 @pytest.mark.parametrize("width, height", [(1280, 720), (853, 480)], ids=["100%", "150%"])
 def test_a_presentation_is_one_screen_in_large_type(open_room, crowd_file, width, height):
     page = open_room(crowd_file.as_uri() + "?present")
@@ -133,7 +126,7 @@ def test_a_presentation_is_one_screen_in_large_type(open_room, crowd_file, width
         assert box["y"] >= 0 and box["y"] + box["height"] <= height, panel
         assert box["x"] + box["width"] <= width and box["width"] > width / 3, panel
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
-    assert page.evaluate(SMALL_TEXTS) == []
+    assert small_texts(page, 18) == []
     assert page.evaluate("room.timeline.sizes.font") >= 18
     assert page.locator("#pipeline").is_hidden()
     before = page.evaluate("room.record.position")

@@ -12,6 +12,7 @@ from tests.browser.seen_by_all import (
     low_contrast,
     overflow,
     small_targets,
+    small_texts,
     violations,
 )
 
@@ -83,6 +84,11 @@ def test_a_lesson_in_the_presentation_is_for_everybody(open_room, classroom, axe
     page.keyboard.press("2")
     page.keyboard.press("PageDown")  # a remote sends it, and goes on to the next one
     page.wait_for_selector(".verdict", timeout=90_000)
+    assert small_texts(page, 18) == []
+    for height in (720, 480):
+        page.set_viewport_size({"width": 1280 * height // 720, "height": height})
+        box = page.locator(".figures").bounding_box()
+        assert box["y"] + box["height"] <= height
     for_everybody(page, axe)
     page.keyboard.press("PageDown")
     until(page, "document.querySelector('#lessons .caption').innerText.startsWith('3 of')")

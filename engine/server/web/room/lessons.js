@@ -46,6 +46,7 @@ export class Lessons {
   #tell() {
     this.shown = "";
     this.panel.classList.toggle("open", this.at >= 0);
+    this.panel.classList.toggle("told", this.stage === "told");
     this.room.redraw();
   }
 
