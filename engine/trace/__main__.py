@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.trace"
 
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=name, description="Read a record that --trace-file or /trace gave."
+        prog=name,
+        description="Read a record that --trace-file or /trace gave. `python -m engine.whatif` runs"
+        " its requests again under other settings.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
