@@ -122,7 +122,10 @@ def test_every_import_of_the_package_is_declared(wheel):
     own = {name.split("/")[0].removesuffix(".py") for name in wheel.namelist()}
     others = imported - own - set(sys.stdlib_module_names)
     optional = {"triton", "opentelemetry"}
-    called = {"yaml": "pyyaml"}  # where the package has another name than its module
+    called = {
+        "yaml": "pyyaml",
+        "markdown_it": "markdown_it_py",
+    }  # where the package has another name than its module
     assert {n for n in others if called.get(n, n).lower() not in declared} <= optional
 
 
