@@ -274,12 +274,12 @@ static INLINE void piece_by_rows(const typename D::number* x, int64_t stride, Fr
                     for (int h = 0; h < 2; h++) now[m][h] = now[m][h] - parts[h].zero * (of_x[m * s.groups] * times);
             }
             for (int m = 0; m < M; m++)
-                for (int h = 0; h < 2; h++)
-                    sums.totals[2 * m + h] = sums.totals[2 * m + h] + parts[h].scale * now[m][h];
+                for (int h = 0; h < 2; h++) now[m][h] = sums.totals[2 * m + h] + parts[h].scale * now[m][h];
             if (a.offsets)
                 for (int m = 0; m < M; m++)
-                    for (int h = 0; h < 2; h++)
-                        sums.totals[2 * m + h] = sums.totals[2 * m + h] + parts[h].offset * of_x[m * s.groups];
+                    for (int h = 0; h < 2; h++) now[m][h] = now[m][h] + parts[h].offset * of_x[m * s.groups];
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++) sums.totals[2 * m + h] = now[m][h];
         } else {
             for (int m = 0; m < M; m++)
                 for (int h = 0; h < 2; h++) sums.values[2 * m + h] = now[m][h];
