@@ -1369,7 +1369,13 @@ class Chat:
         "/seed": ("seed", int, -(2**63), 2**63 - 1),
     }
     TOLD = (  # by /why, in the log's own sentences
-        *("request.waiting", "request.admitted", "request.preempted", "request.resumed"),
+        *(
+            "grammar.compiled",
+            "request.waiting",
+            "request.admitted",
+            "request.preempted",
+            "request.resumed",
+        ),
         *("stop.matched", *ENDS),
     )
 
@@ -1558,6 +1564,8 @@ class Chat:
         for line in parse_json(response.text).get("story", []):
             if line.get("kind") in self.TOLD:
                 yield f"step {line['steps'][0]} {line['kind']}: {line['text']}"
+            elif (at := line.get("text", "").find("the grammar allows")) >= 0:  # a draw's line
+                yield f"step {line['steps'][0]}: {line['text'][at:]}"
 
 
 # =================================================================================== 7. Report

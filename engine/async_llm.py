@@ -23,7 +23,7 @@ from engine.engine_thread import EngineThread, Mailbox, News
 from engine.local_engine import LocalEngine
 from engine.sampling_params import SamplingParams
 from engine.text.chat_template import Message
-from engine.text.lanes import LONG, LONG_TEXT, in_lane
+from engine.text.lanes import GRAMMARS, LONG, LONG_TEXT, in_lane
 from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompt
 from engine.text.request_output import RequestOutput, request_output
@@ -160,18 +160,23 @@ class AsyncLLM(LocalEngine):
         text: RequestText | None = None
         try:
             given = await find()
+            params = params or self.get_default_sampling_params()
             request = functools.partial(
                 self._request,
                 given,
-                params or self.get_default_sampling_params(),
+                params,
                 tokenizing,
                 request_id=request_id,
                 priority=priority,
                 route=route,
             )
-            core_request = (
-                await in_lane(LONG, request) if len(given.content) > LONG_TEXT else request()
-            )
+            if params.structured_outputs is not None:
+                core_request = await in_lane(GRAMMARS, request)
+                self._engine.set_grammar_tokenizer(self._input.forms.source())
+            elif len(given.content) > LONG_TEXT:
+                core_request = await in_lane(LONG, request)
+            else:
+                core_request = request()
             text = self._output.begin(core_request, given.text)
             self._engine.add(core_request, mailbox)
             while not text.finished:

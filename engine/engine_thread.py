@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.core.engine_core import EngineCore
-from engine.core.messages import CoreOutput, CoreRequest
+from engine.core.grammar_gate import GrammarGate
+from engine.core.messages import CoreOutput, CoreRequest, GrammarTokenizer
 from engine.counts import Counts
 
 
@@ -90,6 +91,10 @@ class EngineThread:
         """
         self._order(lambda: self._add(request, mailbox))
 
+    def set_grammar_tokenizer(self, source: GrammarTokenizer) -> None:
+        """Say which tokens there are, before a request that has a grammar."""
+        self._order(lambda: self._gate.set_tokenizer(source))
+
     def finish(self, request_id: str, index: int, stop_reason: str) -> None:
         """End one sequence of a request: a stop string was found in its text."""
         self._order(lambda: self.core.finish(request_id, index, stop_reason))
@@ -134,6 +139,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             self.core, bound = self._load()
+            self._gate = GrammarGate(self.core, self._orders.put)
         except BaseException as error:
             self._load_error = error
             return
@@ -170,18 +176,20 @@ class EngineThread:
                 self._forget_loop(loop)
 
     def _add(self, request: CoreRequest, mailbox: Mailbox) -> None:
-        try:
-            self.core.add_request(request)
-        except Exception as error:  # this request is refused, the others continue
-            _tell(mailbox.loop, functools.partial(mailbox.put, [], error))
-            return
-        self._open[request.request_id] = mailbox
+        def settled(error: Exception | None) -> None:
+            if error is not None:  # this request is refused, the others continue
+                if self._open.get(request.request_id) is mailbox:
+                    del self._open[request.request_id]
+                _tell(mailbox.loop, functools.partial(mailbox.put, [], error))
+
+        self._open.setdefault(request.request_id, mailbox)
+        self._gate.add(request, settled)
 
     def _release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
         """Release only what this mailbox asked for: another request may have the id by now."""
         if self._open.get(request_id) is mailbox:
             del self._open[request_id]
-            self.core.abort(request_id, why)
+            self._gate.abort(request_id, why)
 
     def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release the requests of a closed event loop: nobody waits for their news."""
@@ -197,7 +205,7 @@ class EngineThread:
                 self._orders.get()()
         for request_id, mailbox in self._open.items():
             with contextlib.suppress(Exception):
-                self.core.abort(request_id, why)
+                self._gate.abort(request_id, why)
             failure = RuntimeError(why)
             _tell(mailbox.loop, functools.partial(mailbox.put, [], failure))
         self._open.clear()

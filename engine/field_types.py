@@ -14,6 +14,8 @@ from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
+import msgspec
+
 LONGEST_SHOWN = 80  # characters of a wrong value in a message
 
 
@@ -58,7 +60,22 @@ def _reader(hint: Any) -> tuple[Callable[[Any], Any], str]:
         return _list_of(*_reader(arguments[0]), exact=_EXACT.get(arguments[0], ()))
     if origin is dict:
         return _dict_of(_reader(arguments[0])[0], _reader(arguments[1])[0])
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return _struct(hint), f"{hint.__name__} or a dict of its fields"
     return _PLAIN[hint]
+
+
+def _struct(hint: type[msgspec.Struct]) -> Callable[[Any], Any]:
+    """Read a struct, or a dict with its fields; what the struct itself raises is not caught."""
+
+    def settle(value: Any) -> Any:
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping) or not {*value}.issubset(hint.__struct_fields__):
+            raise TypeError
+        return hint(**value)
+
+    return settle
 
 
 def _one_of(hints: tuple[Any, ...]) -> tuple[Callable[[Any], Any], str]:

@@ -148,10 +148,11 @@ class LLM(LocalEngine):
             )
             for place, prompt in enumerate(given)
         ]
+        grammars = [self._compiled(request) for request in requests]
         texts: dict[str, RequestText] = {}
         try:
-            for request, prompt in zip(requests, given):
-                self.core.add_request(request)
+            for request, prompt, grammar in zip(requests, given, grammars):
+                self.core.add_request(request, grammar)
                 texts[request.request_id] = self._output.begin(request, prompt.text)
             with progress_bar(len(texts), show_progress) as progress, self._bound:
                 self._step_until_done(texts, progress)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore, Executor, MakeScheduler
+from engine.core.grammar_gate import compiled_event
 from engine.core.messages import CoreRequest
 from engine.core.scheduler import Scheduler
 from engine.counts import Counts
@@ -145,6 +146,27 @@ class LocalEngine:
     def _check_open(self) -> None:
         if self._is_shut_down:
             raise RuntimeError(f"this {type(self).__name__} was shut down; make a new one.")
+
+    def _compiled(self, request: CoreRequest) -> Any:
+        """Compile the request's grammar, if it has one. Raises `ParameterError`."""
+        text = request.params.grammar
+        if text is None:
+            return None
+        from engine.worker.sampling.grammars import GrammarError
+
+        grammars = self.core.executor.grammars  # type: ignore[attr-defined]
+        grammars.set_tokenizer(self._input.forms.source())
+        found = grammars.known(text)
+        duration_us = 0.0
+        if found is None:
+            try:
+                found = grammars.compile(text)
+            except GrammarError as error:
+                why = f"The form can't be held: {error}."
+                raise ParameterError("structured_outputs", why) from None
+            duration_us = found.duration_us
+        self.recorder.record(compiled_event(request, duration_us))
+        return found
 
     def _request(
         self,

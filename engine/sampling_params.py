@@ -10,6 +10,7 @@ import copy
 import msgspec
 
 from engine.field_types import fields_of, wrong
+from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
 
 MAX_STOP_STRINGS = 4
 MAX_LOGPROBS = 20
@@ -65,6 +66,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     spaces_between_special_tokens: bool = True  # if the tokenizer writes any
     truncate_prompt_tokens: int | None = None  # −1 = as many as leave room for one token
     truncation_side: str = "left"  # "left" keeps the last tokens, "right" the first
+    structured_outputs: StructuredOutputsParams | None = None  # the form of the text
+    grammar: str | None = None  # filled in by `text`, from structured_outputs
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -150,6 +153,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 settled = field.settle(value)
             except TypeError:
                 raise ParameterError(field.name, wrong(field, value)) from None
+            except StructuredOutputsError as error:
+                where = f"{field.name}.{error.field}" if error.field else field.name
+                raise ParameterError(where, f"{field.name}: {error}") from None
             if settled is not value:  # a tuple becomes a list, a NumPy number one of Python's
                 setattr(self, field.name, settled)
 

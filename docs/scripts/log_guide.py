@@ -24,6 +24,7 @@ LONGEST_JSON = 400  # characters of an example; the rest is cut
 READING = {
     "request.received": "`ignored` lists fields of the body that have no effect here, so a typo is seen.",
     "request.tokenized": "`truncated` above 0 means that the model never saw the beginning.",
+    "grammar.compiled": "From now on each token of its text is one that the grammar allows.",
     "request.queued": "`clamped_from` is the number that was asked for, if the context can't hold it.",
     "request.waiting": "Compare `need` with `available`; `next_release` will end first. It is emitted"
     " when the reason changes, not in every step.",
@@ -50,7 +51,8 @@ READING = {
     "kernel.launched": "`num_bytes` and `flops` are counted from shapes; times need a profile.",
     "graph.captured": "It happens once for each size: on CUDA at the start, on a CPU at the first use.",
     "graph.replayed": "`batch_size` − `num_rows` rows are padding; with prompts, tokens up to `num_tokens`.",
-    "sample.drawn": "`rank` 1 is the most probable token; `num_kept` tokens were left by the cuts.",
+    "sample.drawn": "`rank` 1 is the most probable token; `num_kept` tokens were left by the cuts."
+    " With a grammar, `instead_of` is what the same draw gives without it.",
     "text.emitted": "It is one chunk of the stream.",
     "text.held_back": "It is sent with a later `text.emitted`, or never, if it was a stop string.",
     "stop.matched": "The core is told, and ends the sequence.",

@@ -280,6 +280,36 @@ def _token(records: Records) -> Answer:
     ]  # fmt: skip
 
 
+def _form(records: Records) -> Answer:
+    record = records["form"]
+    compiled = record.first(ev.GrammarCompiled)
+    draws = record.all(ev.SampleDrawn)
+    changed = [event for event in draws if event.instead_of >= 0]
+    kept = [event for event in draws if event.instead_of < 0]
+    texts: dict[int, str] = {}
+    for event in record.all(ev.TextTokens):
+        texts |= event.texts
+    rows = [
+        f"{token_text(texts[e.token_id]):>14}   {e.num_allowed:>7,}   {e.removed:>7.1%}"
+        f"   {token_text(texts[e.instead_of]) if e.instead_of >= 0 else 'the same'}"
+        for e in draws
+    ]
+    heading = f"{'token':>14}   {'allowed':>7}   {'removed':>7}   without the grammar"
+    text = (
+        "A request with `response_format` or `structured_outputs` gets a grammar, which says before"
+        " each draw which tokens may follow. `sample.drawn` (level `full`) has how many these were"
+        " (`num_allowed`), how much of the model's own probability lay on the others (`removed`),"
+        " and the token that the same draw gives on the model's own logits, where it is another one"
+        f" (`instead_of`). In this answer the grammar changed {len(changed)} of {len(draws)} tokens."
+    )
+    lines = [compiled, changed[0], *kept[:1]]
+    return text, [
+        ("The grammar, a token that it changed, and one that it didn't:",
+         printed([record.line_of(event) for event in lines])),
+        ("Token by token:", "\n".join([heading, *rows])),
+    ]  # fmt: skip
+
+
 def _stopped(records: Records) -> Answer:
     record = records["tour"]
     lines = []
@@ -315,5 +345,6 @@ QUESTIONS = [
     Question("Which kernel was launched, with which grid, and why that grid?", _kernels),
     Question("How close to the machine's limit was it?", _limit),
     Question("What else could this token have been?", _token),
+    Question("What did the schema forbid, and what would the model have written?", _form),
     Question("Why did it stop?", _stopped),
 ]

@@ -127,6 +127,20 @@ async def forks(client: Client) -> None:
     )
 
 
+async def form(client: Client) -> None:
+    """Ask for an answer that follows a schema."""
+    properties = {
+        "cached": {"type": "boolean"},
+        "blocks": {"type": "integer", "minimum": 1, "maximum": 64},
+        "state": {"enum": ["waiting", "running", "preempted"]},
+    }
+    schema = {"type": "object", "properties": properties, "required": list(properties),
+              "additionalProperties": False}  # fmt: skip
+    wanted = {"type": "json_schema", "json_schema": {"name": "request", "schema": schema}}
+    await client.ask("form", TOPICS[5], response_format=wanted, trace="full", temperature=1.0,
+                     seed=7)  # fmt: skip
+
+
 async def profile(client: Client) -> None:
     """Send one request, with each of its kernels timed."""
     await client.ask("timed", f"{TOPICS[5]} {COUNT}", max_tokens=4)
@@ -146,6 +160,7 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
     "shared": (("--num-gpu-blocks-override", "64", "--max-num-seqs", "8"), shared),
     "forks": (("--num-gpu-blocks-override", "96", "--max-num-seqs", "12"), forks),
+    "form": (("--num-gpu-blocks-override", "64"), form),
     "profile": (("--num-gpu-blocks-override", "128", "--trace", "profile"), profile),
     "dropped": (("--num-gpu-blocks-override", "64", "--trace-buffer", "150"), dropped),
     "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),

@@ -95,7 +95,8 @@ class Bookkeeping:
         family = [request]
         for index in range(1, count):
             rank = (*request.rank[:2], index)
-            child = Request(request.core, rank, request.seed + index, request.max_tokens, index)
+            seed, most = request.seed + index, request.max_tokens
+            child = Request(request.core, rank, seed, most, index, request.grammar)
             self.groups[request.core.request_id].append(child)
             self.scheduler.fork(request, child)
             family.append(child)
@@ -106,10 +107,10 @@ class Bookkeeping:
     ) -> CoreOutput:
         """Append one token, and end the sequence if it is the last.
 
-        Order: EOS, stop tokens, length. `NO_TOKEN`: an error.
+        Order: EOS, stop tokens, the grammar's end, length. `NO_TOKEN`: an error.
         """
         if token == NO_TOKEN:
-            return self._fail(request)
+            return self._fail(request, detail)
         token_ids = request.token_ids
         token_ids.append(token)
         num_output_tokens = len(token_ids) - request.num_prompt_tokens
@@ -134,23 +135,32 @@ class Bookkeeping:
             else:
                 output.stop_reason = token
                 self.finish(request, "stop", str(token), f"token {token} is in stop_token_ids")
+        elif detail and detail.complete and detail.complete[index]:
+            output.finish_reason = "stop"
+            output.keeps_last = token not in request.end_ids
+            self.finish(request, "stop", "", "the grammar's text is complete: nothing may follow")
         elif num_output_tokens >= request.max_tokens:
             output.finish_reason = "length"
             self.finish(request, "length", "", f"it has all of its {request.max_tokens} tokens")
         return output
 
-    def _fail(self, request: Request) -> CoreOutput:
-        """End one sequence whose logits aren't finite.
+    def _fail(self, request: Request, detail: RowDetail | None) -> CoreOutput:
+        """End one sequence for which nothing could be drawn.
 
-        Its computed values may be NaN, so its blocks must not be found in the prefix cache.
+        If its logits aren't finite, its computed values may be NaN, so its blocks must not be found
+        in the prefix cache.
         """
         position = request.num_computed_tokens
-        why = (
-            f"the model gave no finite logits for position {position}: most often numbers grew too"
-            " large for float16, or the checkpoint is broken"
-        )
         output = self._last_output(request, "error")
-        output.error = f"{why[0].upper()}{why[1:]}. Try --dtype bfloat16 or float32."
+        if detail is not None and detail.failure:
+            why, advice = f"no token could be drawn for position {position}: {detail.failure}", ""
+        else:
+            why = (
+                f"the model gave no finite logits for position {position}: most often numbers grew"
+                " too large for float16, or the checkpoint is broken"
+            )
+            advice = " Try --dtype bfloat16 or float32."
+        output.error = f"{why[0].upper()}{why[1:]}.{advice}"
         self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         self.finish(request, "error", "", why)
         return output

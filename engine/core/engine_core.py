@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.config import EngineConfig
 from engine.core.admission import Admission, RequestError
@@ -84,10 +84,10 @@ class EngineCore:
 
     # ---------------------------------------------------------------------------------- requests in
 
-    def add_request(self, core: CoreRequest) -> None:
+    def add_request(self, core: CoreRequest, grammar: Any = None) -> None:
         """Queue a request. Raises RequestError if it could never be served.
 
-        Then nothing has changed (rule 7).
+        Then nothing has changed (rule 7). `grammar`: the request's own, compiled.
         """
         try:
             max_tokens = self.admission.check(core, core.request_id in self.books.groups)
@@ -98,7 +98,7 @@ class EngineCore:
         priority = core.priority if self.config.scheduling_policy == "priority" else 0
         rank = (priority, self._arrivals, 0)
         seed = self.admission.seed(core, self._arrivals)
-        request = Request(core, rank, seed, max_tokens)
+        request = Request(core, rank, seed, max_tokens, grammar=grammar)
         self.books.groups[core.request_id] = [request]
         if core.trace_full:
             self.recorder.full_requests.add(core.request_id)

@@ -7,7 +7,7 @@ else enters or leaves the core.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,13 @@ from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
 
 # --------------------------------------------------------------------------------- front end ↔ core
+
+
+class GrammarTokenizer(msgspec.Struct, kw_only=True):
+    """Hold what grammars must know of the tokenizer, once for an engine."""
+
+    tokenizer_json: str  # as the tokenizers library writes it
+    eos_token_ids: list[int]
 
 
 class CoreRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -52,6 +59,7 @@ class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     finish_reason: str | None = None  # "stop", "length", "abort", "error"
     stop_reason: int | None = None  # the stop token id that matched
+    keeps_last: bool = False  # the token that ended it is a part of the text
     error: str = ""
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -89,6 +97,7 @@ class NewRow(msgspec.Struct, kw_only=True):
     params: SamplingParams
     seed: int  # always set
     stop_token_ids: list[int]  # ids that min_tokens masks: eos (unless ignored) and stop_token_ids
+    grammar: Any = None  # compiled, see `worker/sampling/grammars.py`; the core only hands it on
     trace_full: bool = False
 
 
@@ -129,6 +138,9 @@ class RowDetail(msgspec.Struct, kw_only=True):
     """Of this chunk: entry i belongs to the token at position start + i + 1, predicted from
     position start + i; positions from num_prompt_tokens on are left out.
     """
+    complete: list[bool] | None = None
+    """For each sampled token: it completes the text that the grammar wants; nothing may follow."""
+    failure: str = ""  # why no token could be drawn, where it isn't the model's fault
 
 
 class StepOutput(msgspec.Struct, kw_only=True):

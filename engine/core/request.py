@@ -8,6 +8,7 @@ the tokens that are not computed".
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from engine.core.messages import CoreRequest, TokenLogprobs
 from engine.trace.sequences import sequence_name
@@ -28,12 +29,21 @@ class Request:
     """Hold one sequence. A request with n > 1 starts as one and forks when its prompt is
     computed."""
 
-    def __init__(self, core: CoreRequest, rank: Rank, seed: int, max_tokens: int, index: int = 0):
+    def __init__(
+        self,
+        core: CoreRequest,
+        rank: Rank,
+        seed: int,
+        max_tokens: int,
+        index: int = 0,
+        grammar: Any = None,
+    ):
         self.core = core
         self.index = index
         self.id = sequence_name(core.request_id, index)  # its name in plans and in the record
         self.rank = rank
         self.seed = seed
+        self.grammar = grammar  # compiled; its own place in the text is kept by the worker
         self.max_tokens = max_tokens
         self.status = Status.WAITING
         self.token_ids = list(core.prompt_token_ids)  # prompt, then output

@@ -278,6 +278,7 @@ class Scheduler:
                 params=request.core.params,
                 seed=request.seed,
                 stop_token_ids=list(request.end_ids),
+                grammar=request.grammar,
                 trace_full=request.core.trace_full,
             )
             request.table_sent = 0

@@ -44,6 +44,7 @@ class Kernels:
     pack_quantized: types.PackQuantized = quantized.pack_quantized
     quantized_linear: types.QuantizedLinear = quantized.quantized_linear
     quantized_embed: types.QuantizedEmbed = quantized.quantized_embed
+    mask_logits: types.MaskLogits = torch_ops.mask_logits
     take_drawn: types.TakeDrawn = torch_ops.take_drawn
     take_inputs: types.TakeInputs = torch_ops.take_inputs
     hand_out: types.HandOut = torch_ops.hand_out
@@ -110,6 +111,7 @@ def _on_cpu() -> Kernels:
         silu_and_mul=ops.silu_and_mul,
         relu=ops.relu,
         greatest=ops.argmax,
+        mask_logits=ops.mask_logits,
         rotate=ops.rotate,
     )
 

@@ -142,6 +142,10 @@ class WantsLengths(Protocol):
     def __call__(self, lengths: Sequence[int], contexts: Sequence[int]) -> bool: ...
 
 
+class MaskLogits(Protocol):
+    def __call__(self, logits: Tensor, masks: Tensor, rows: Tensor) -> None: ...
+
+
 class Draw(Protocol):
     def __call__(
         self,
@@ -181,6 +185,7 @@ class Replacements(TypedDict, total=False):
     relu: OfOne
     greatest: OfOne
     rotate: Rotate
+    mask_logits: MaskLogits
     take_drawn: TakeDrawn
     take_inputs: TakeInputs
     hand_out: HandOut

@@ -144,6 +144,17 @@ def greatest(x: torch.Tensor) -> torch.Tensor:
     return torch.where(best.values.abs() < torch.inf, best.indices, NO_TOKEN)
 
 
+def mask_logits(logits: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor) -> None:
+    """Set the logits of forbidden tokens to −∞, in some rows, in place.
+
+    logits: fp32 [*, width]; masks: int32 [rows, words], bit t % 32 of word t // 32 is 1 where token
+    t is allowed; rows: int64 [rows], which line of logits each mask is for, none twice.
+    """
+    bits = torch.arange(32, dtype=torch.int32, device=masks.device)
+    allowed = ((masks[:, :, None] >> bits) & 1).flatten(1)[:, : logits.shape[1]].bool()
+    logits[rows] = logits[rows].masked_fill(~allowed, -torch.inf)
+
+
 def take_drawn(token_ids: torch.Tensor, drawn: torch.Tensor, places: torch.Tensor) -> None:
     """Replace each negative token by `drawn[place]`; if that is `NO_TOKEN`, by token 0.
 

@@ -32,6 +32,7 @@ from engine.server.telemetry import connect
 from engine.server.telemetry.metrics import Metrics
 from engine.text.chat_template import ChatTemplate
 from engine.text.generation_config import GenerationDefaults
+from engine.text.grammar_process import GrammarProcess
 from engine.text.input import InputProcessor
 from engine.text.loading import load_text
 from engine.text.output import OutputProcessor
@@ -87,6 +88,7 @@ class Service:
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
         self._templates = TemplateProcess()
+        self._grammars = GrammarProcess()
         self._warned: set[str] = set()
 
     # ------------------------------------------------------------------------------ life
@@ -103,6 +105,7 @@ class Service:
     async def stop(self) -> None:
         await self.client.stop()
         self._templates.close()
+        self._grammars.close()
         self.hub.close()
         if self.telemetry is not None:
             self.telemetry.close()
@@ -142,10 +145,12 @@ class Service:
                 kv.vocab_size,
                 self.recorder,
                 self.config.max_logprobs,
+                self._grammars.check,
             ),
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
         )
+        self.client.grammar_tokenizer = self.text.input.forms.source
         self.limits = Limits(
             kv.max_model_len,
             kv.vocab_size,

@@ -20,10 +20,13 @@ from engine.sampling_params import (
     SamplingParams,
     number_of_logprobs,
 )
+from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
 from engine.text.errors import TextError
-from engine.text.lanes import LONG, LONG_TEXT, in_lane
+from engine.text.forms import Check, Forms
+from engine.text.grammars import checked_grammar
+from engine.text.lanes import GRAMMARS, LONG, LONG_TEXT, in_lane
 from engine.text.tokenizer import Tokenizer
-from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
+from engine.trace.events import EngineWarning, RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
 
 Prompt = str | list[int]
@@ -45,12 +48,14 @@ class InputProcessor:
         vocab_size: int,
         recorder: Recorder,
         max_logprobs: int = MAX_LOGPROBS,
+        check: Check = checked_grammar,
     ):
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.recorder = recorder
         self.max_logprobs = max_logprobs
+        self.forms = Forms(tokenizer, check)
         # A checkpoint's files may disagree: rules may only name tokens that the model can draw.
         self._eos_token_ids = [i for i in tokenizer.eos_token_ids if 0 <= i < vocab_size]
 
@@ -94,7 +99,7 @@ class InputProcessor:
             if settled is None:
                 settled = self._settled(params)
         except (TextError, ParameterError) as error:
-            self.recorder.record(RequestRefused(request_id=request_id, why=str(error)))
+            self.recorder.record(RequestRefused(request_id=request_id, why=self._told(error)))
             raise
         return CoreRequest(
             request_id=request_id,
@@ -112,6 +117,9 @@ class InputProcessor:
     ) -> CoreRequest:
         """Run `process` for a server: work of more than a millisecond runs on a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
+        form = params.structured_outputs if options.get("settled") is None else None
+        if form is not None and not self.forms.known(form):
+            return await in_lane(GRAMMARS, call)
         words = params.bad_words if options.get("settled") is None else None
         if len(prompt) > LONG_TEXT or len(words or ()) > MANY_WORDS:
             return await in_lane(LONG, call)
@@ -127,7 +135,27 @@ class InputProcessor:
         if params.bad_words:
             sequences = self.tokenizer.bad_words(params.bad_words)
             params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
+        if params.structured_outputs is not None:
+            params = self._with_grammar(params, params.structured_outputs)
         return params
+
+    def _told(self, error: TextError | ParameterError) -> str:
+        """Return an error as the record tells it: one about a form quotes the request."""
+        quotes = error.param.startswith("structured_outputs")
+        return "its form can't be held" if quotes and not self.recorder.text else str(error)
+
+    def _with_grammar(
+        self, params: SamplingParams, form: StructuredOutputsParams
+    ) -> SamplingParams:
+        """Add the grammar of a form; what it ignores of the form goes into the record."""
+        try:
+            found = self.forms.find(form)
+        except StructuredOutputsError as error:
+            where = ".".join(filter(None, ("structured_outputs", error.field)))
+            raise ParameterError(where, f"structured_outputs: {error}") from None
+        for warning in found.warnings:
+            self.recorder.record(EngineWarning(message=f"structured_outputs: {warning}"))
+        return msgspec.structs.replace(params, grammar=found.grammar)
 
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool, request_id: str

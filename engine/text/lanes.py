@@ -22,6 +22,7 @@ LONG_TEXT = 4_000
 SHORT = ThreadPoolExecutor(2, "short text")
 LONG = ThreadPoolExecutor(2, "long text")
 FOREIGN = ThreadPoolExecutor(1, "foreign templates")  # its thread only waits for a process
+GRAMMARS = ThreadPoolExecutor(1, "grammars")  # as does this one
 
 
 def lane_for(size: int) -> ThreadPoolExecutor:

@@ -216,7 +216,8 @@ class OutputProcessor:
         params = request.params
         # The token that ended the text (end of sequence, or one of stop_token_ids) isn't part of
         # it.
-        hides_last = output.finish_reason == "stop" and not params.include_stop_str_in_output
+        ends_text = output.finish_reason == "stop" and not output.keeps_last
+        hides_last = ends_text and not params.include_stop_str_in_output
         last = len(output.token_ids) - 1
         text = ""
         num_taken = 0

@@ -2,8 +2,7 @@
 
 A template is a foreign program. Jinja's sandbox protects the machine, but doesn't prevent endless
 work; the process that started this one ends it when its time is over. Limits that are checked here
-have better error messages. The process reads jobs and writes answers, each a length in four bytes
-and JSON:
+have better error messages. A job and its answer are
 
     {"template": …, "variables": {…}, "characters": …}
     {"text": …} or {"error": …, "param": …}
@@ -11,19 +10,15 @@ and JSON:
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 from jinja2.runtime import Context
 
 from engine.text.environment import ChatEnvironment
+from engine.text.jobs import do_jobs
 from engine.text.template import not_jinja
 
-MEMORY = 512 * 2**20  # bytes of address space: templates need few
-CPU_S = 4  # for one job; the other process waits for a shorter time
 LONGEST_REPETITION = 100_000  # entries or characters
 LARGEST_NUMBER = 4_096  # bits
 
@@ -82,35 +77,5 @@ def answer(job: dict[str, Any]) -> dict[str, str]:
         return {"error": message, "param": "messages"}
 
 
-def read_message(source: BinaryIO) -> Any:
-    """Read the next message; return None at the end."""
-    head = source.read(4)
-    return json.loads(source.read(int.from_bytes(head, "big"))) if len(head) == 4 else None
-
-
-def message(content: Any) -> bytes:
-    """Encode a message."""
-    data = json.dumps(content).encode()
-    return len(data).to_bytes(4, "big") + data
-
-
-def main() -> None:
-    """Do jobs until there are no more."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    reply: dict[str, str] = {}  # the first answer says that the process is ready
-    while True:
-        sink.write(message(reply))
-        sink.flush()
-        job = read_message(source)
-        if job is None:
-            return
-        spent = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(spent.ru_utime + spent.ru_stime) + CPU_S
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-        reply = answer(job)
-
-
 if __name__ == "__main__":
-    main()
+    do_jobs(answer)

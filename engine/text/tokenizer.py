@@ -99,6 +99,10 @@ class Tokenizer:
         owner = self.hf if self._backend is None else self._backend
         return max(map(len, owner.get_vocab()), default=1)
 
+    def as_json(self) -> str | None:
+        """Return the tokenizer as a tokenizer.json; None for one without a Rust part."""
+        return None if self._backend is None else self._backend.to_str()
+
     def end_at(self, token_ids: Sequence[int]) -> None:
         """Add tokens that end a text."""
         self.eos_token_ids += [i for i in token_ids if i not in self.eos_token_ids]

@@ -56,6 +56,15 @@ class RequestTokenized(Event, tag="request.tokenized"):
     token_ids: list[int] = []  # the tokens themselves (level `full`); empty with --trace-text off
 
 
+class GrammarCompiled(Event, tag="grammar.compiled"):
+    """The form that the request's text must have is compiled to a grammar; the text follows it."""
+
+    form: str = ""  # "json", "json_object", "regex", "choice", "grammar" or "structural_tag"
+    num_bytes: int = 0  # of the grammar's source
+    duration_us: float = 0.0  # 0 if it was known
+    cached: bool = False  # an earlier request had the same
+
+
 class RequestQueued(Event, tag="request.queued"):
     """The core queued the request. Its rank orders it among all others, lowest first."""
 
@@ -375,6 +384,10 @@ class SampleDrawn(Event, tag="sample.drawn"):
     seed: int = 0
     uniform: float = 0.0  # the Philox draw in [0, 1), 0 when greedy
     num_kept: int = 0  # tokens left after top-k, top-p and min-p
+    num_allowed: int = 0  # tokens that the request's grammar allowed; 0 without one
+    removed: float = 0.0  # probability, of the model's own, that the grammar took away
+    instead_of: int = -1  # the token that the same draw gives without the grammar; −1: this one
+    instead_of_probability: float = 0.0  # of that token, by the model
     candidates: list[Candidate] = []
 
 

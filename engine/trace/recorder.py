@@ -282,6 +282,8 @@ class Recorder:
         for event in batch:
             if isinstance(event, SampleDrawn):
                 named.add(event.token_id)
+                if event.instead_of >= 0:
+                    named.add(event.instead_of)
                 named.update(candidate.token_id for candidate in event.candidates)
             elif isinstance(event, RequestTokenized):
                 named.update(event.token_ids)
@@ -319,7 +321,7 @@ def _drop_text(event: Event) -> None:
     elif isinstance(event, RequestTokenized):
         event.token_ids = []
     elif isinstance(event, SampleDrawn):
-        event.token_id = -1
+        event.token_id = event.instead_of = -1
         event.candidates = []
     elif isinstance(event, TextEmitted):
         event.text = ""

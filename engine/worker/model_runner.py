@@ -37,6 +37,7 @@ from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial
+from engine.worker.sampling.grammars import Grammars
 from engine.worker.sampling.logprobs import prompt_logprobs
 from engine.worker.sampling.sample_step import SampleStep
 from engine.worker.sampling.sampling_table import SamplingTable
@@ -148,6 +149,7 @@ class ModelRunner:
             self.device,
         )
         self.seats = Seats(num_seats, max_model_len, self.config.block_size)
+        self.grammars = Grammars(vocab)
         self.table = SamplingTable(num_seats, vocab, self.device)
         self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:
@@ -285,7 +287,9 @@ class ModelRunner:
 
         def finish() -> StepOutput:
             done_ns = clock.wait()
-            by_row = [[] for _ in plan.rows] if draws is None else self.sampling.book(draws)
+            by_row = (
+                [[] for _ in plan.rows] if draws is None else self.sampling.book(draws, details)
+            )
             for i, is_finite in zip(silent, [] if arriving is None else arriving.tolist()):
                 if not is_finite:
                     by_row[i] = [NO_TOKEN]
@@ -350,4 +354,5 @@ class ModelRunner:
                 self.table.clear(seat)
         for request_id, new in plan.new.items():
             self.table.set(self.seats.put(request_id, new), new)
+        self.table.grammars.begin()
         self.seats.update_tables(plan.tables)

@@ -91,7 +91,7 @@ def test_both_numbers_of_a_prompt_that_is_too_long(server):
         ),
         ({"echo": True}, "echo"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
     ],
 )
 def test_chat_fields(server, fields, param):

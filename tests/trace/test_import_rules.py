@@ -36,6 +36,7 @@ BELOW = {
 DECLARATIONS = {
     "config",
     "sampling_params",
+    "structured_outputs",
     "fp8_formats",
     "rounding",
     "placeholders",

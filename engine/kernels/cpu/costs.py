@@ -74,6 +74,12 @@ def quantized_embed_cost(_: None, table: Panels, out: torch.Tensor) -> Cost:
     return Cost([len(out)], read + out.nbytes, out.numel())
 
 
+def mask_cost(_: None, logits: torch.Tensor, masks: torch.Tensor) -> Cost:
+    rows = len(masks)
+    touched = 2 * rows * logits.shape[1] * logits.element_size()
+    return Cost([rows], masks.nbytes + touched, 0, why="one mask for each row with a grammar")
+
+
 def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:
     written = (k.numel() + v.numel()) * cache.k.element_size()
     return Cost([len(k)], k.nbytes + v.nbytes + written, 0)

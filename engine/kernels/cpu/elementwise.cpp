@@ -341,3 +341,26 @@ static void argmax(const ArgmaxArgs& a) {
 }
 
 EXPORT void glasshouse_argmax(const ArgmaxArgs* a) { WITH_TYPE(a->type, T, argmax<T>(*a)); }
+
+// ------------------------------------------------------------------------------- forbid tokens, by a set of bits
+
+struct MaskArgs {
+    float* logits;         // [*, width], changed: -infinity where the bit is 0
+    const int32_t* masks;  // [rows, words], bit t % 32 of word t / 32 is token t's
+    const int64_t* rows;   // [rows], which line of logits each mask is for; none twice
+    int64_t count, width, words, stride;
+};
+
+EXPORT void glasshouse_mask_logits(const MaskArgs* a) {
+#pragma omp parallel for if (a->count > 1 && a->count * a->width > ALONE)
+    for (int64_t row = 0; row < a->count; row++) {
+        float* logits = a->logits + a->rows[row] * a->stride;
+        const int32_t* mask = a->masks + row * a->words;
+        for (int64_t start = 0; start < a->width; start += 32) {
+            uint32_t word = uint32_t(mask[start / 32]);
+            int64_t n = a->width - start < 32 ? a->width - start : 32;
+            if (word == 0xFFFFFFFFu) continue;
+            for (int64_t i = 0; i < n; i++) logits[start + i] = (word >> i) & 1 ? logits[start + i] : -INFINITY;
+        }
+    }
+}

@@ -15,7 +15,7 @@ import torch
 
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import NEVER, TYPES, AttentionOps, function
-from engine.kernels.cpu.costs import elementwise_cost, embed_cost, norm_cost
+from engine.kernels.cpu.costs import elementwise_cost, embed_cost, mask_cost, norm_cost
 from engine.kernels.cpu.linear_ops import BLOCK, Layout
 from engine.kernels.cpu.quantized_ops import QuantizedOps
 from engine.kernels.launch import launch
@@ -27,6 +27,7 @@ _EMBED = Struct("9q").pack
 _ANGLES = Struct("6qd").pack
 _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
+_MASK = Struct("7q").pack
 
 
 class NativeOps(QuantizedOps, AttentionOps):
@@ -49,6 +50,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         self._angles = function(library, "angles")
         self._relu = function(library, "relu")
         self._argmax = function(library, "argmax")
+        self._mask_logits = function(library, "mask_logits")
         # through a handle that releases Python's lock: a replay takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
         self.bind_threads = function(library, "bind_threads")
@@ -201,3 +203,20 @@ class NativeOps(QuantizedOps, AttentionOps):
         packed = _ARGMAX(x.data_ptr(), out.data_ptr(), rows, width, width, TYPES[x.dtype])
         launch("argmax", "native", self._argmax, (packed,), elementwise_cost, x, out)
         return out
+
+    def mask_logits(self, logits: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor) -> None:
+        """Compute `torch_ops.mask_logits`."""
+        if logits.dtype is not torch.float32 or not logits.is_contiguous():
+            torch_ops.mask_logits(logits, masks, rows)
+            return
+        masks = masks.contiguous()
+        packed = _MASK(
+            logits.data_ptr(),
+            masks.data_ptr(),
+            rows.data_ptr(),
+            len(rows),
+            logits.shape[1],
+            masks.shape[1],
+            logits.shape[1],
+        )
+        launch("mask_logits", "native", self._mask_logits, (packed,), mask_cost, logits, masks)

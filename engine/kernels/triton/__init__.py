@@ -36,6 +36,7 @@ def operations() -> Replacements | None:
         paged_attention,
         rotary,
         take_drawn,
+        token_mask,
     )
 
     return {
@@ -57,6 +58,7 @@ def operations() -> Replacements | None:
         "add_layer_norm": norm.add_layer_norm,
         "silu_and_mul": activation.silu_and_mul,
         "greatest": greatest.greatest,
+        "mask_logits": token_mask.mask_logits,
         "take_drawn": take_drawn.take_drawn,
         "take_inputs": host_exchange.take_inputs,
         "hand_out": host_exchange.hand_out,

@@ -24,6 +24,7 @@ from engine.kernels.triton import (
     norm,
     skinny,
     take_drawn,
+    token_mask,
 )
 from engine.kernels.triton.catalogue_attention import attention_variants
 from engine.kernels.triton.variant import DTYPES, Variant
@@ -73,6 +74,7 @@ def variants() -> Iterator[Variant]:
     yield _draw("draw top_k", draw_border.top_k_kernel, 128256, draw_border.NUM_WARPS)
     yield _angles()
     yield _copy()
+    yield _mask_logits()
     yield _take_drawn()
     yield from _exchange()
 
@@ -125,6 +127,22 @@ def _exchange() -> Iterator[Variant]:
         types={"tokens_ptr": "*i64", "there": "i64", "rows": "i32"},
         constants={"BLOCK": host_exchange.PIECE},
         num_warps=host_exchange.NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _mask_logits() -> Variant:
+    return Variant(
+        name="mask_logits",
+        kernel=token_mask.mask_logits_kernel,
+        types={
+            "logits_ptr": "*fp32",
+            "masks_ptr": "*i32",
+            "rows_ptr": "*i64",
+            **dict.fromkeys(("width", "words"), "i32"),
+        },
+        constants={"BLOCK": token_mask.PIECE},
+        num_warps=token_mask.NUM_WARPS,
         num_stages=1,
     )
 

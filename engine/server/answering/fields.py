@@ -79,6 +79,14 @@ FIELDS: tuple[Field, ...] = (
              "seed stop stop_token_ids include_stop_str_in_output ignore_eos max_tokens"),
     Field("max_completion_tokens", "chat", refused="completions"),
     *_served("min_tokens logit_bias allowed_token_ids bad_words"),
+    # --------------------------------------------------------------------------------- its form
+    Field("response_format", _GENERATION, note="text, json_object, json_schema (with or without "
+          "strict, the schema is held to) or structural_tag"),
+    Field("structured_outputs", _GENERATION, note="one of json, json_object, regex, choice, "
+          "grammar and structural_tag, and how JSON may be spaced"),
+    *(Field(name, _GENERATION, note="an older name of a part of structured_outputs")
+      for name in ("structural_tag", "guided_json", "guided_regex", "guided_choice",
+                   "guided_grammar", "guided_whitespace_pattern")),
     # ------------------------------------------------------------------------------- the answer
     Field("echo", "completions", refused="chat", passes=(False,)),
     Field("logprobs", _GENERATION, note="−1 in completions: the whole vocabulary, where "
@@ -102,6 +110,7 @@ FIELDS: tuple[Field, ...] = (
     *_without_effect("no answer is kept for later", "store"),
     *_without_effect("all requests are served alike", "service_tier"),
     *_without_effect("a hint for speed", "prediction"),
+    *_without_effect("there is one backend of grammars", "guided_decoding_backend"),
     *_without_effect("no model is told of it", "verbosity"),
     *_without_effect("without tools there is nothing to call", "parallel_tool_calls"),
     *_without_effect("about images and sounds, which no model here takes",
@@ -111,9 +120,6 @@ FIELDS: tuple[Field, ...] = (
     Field("tools", refused="completions chat tokenize", passes=([],)),
     *_refused("functions", []),
     *_refused("tool_choice function_call", "none"),
-    *_refused("response_format", {"type": "text"}),
-    *_refused("structured_outputs structural_tag guided_json guided_regex guided_choice "
-              "guided_grammar guided_decoding_backend guided_whitespace_pattern"),
     *_refused("use_beam_search early_stopping", False),
     *_refused("length_penalty", 1),
     *_refused("prompt_embeds documents logits_processors", []),

@@ -158,8 +158,10 @@ class Generation:
                 client=http.client.host if http.client else "",
                 ignored=ignored,
             )
-        except (TextError, ParameterError):
+        except (TextError, ParameterError) as error:
             self._received.discard(entry.id)  # the record has its end
+            if error.param.startswith("structured_outputs") and body.form[1]:
+                error.param = body.form[1]  # as the body names it
             raise
 
     def _send(self, place: int, request: CoreRequest, prompt: str | list[int]) -> None:

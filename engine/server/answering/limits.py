@@ -18,6 +18,7 @@ from engine.server.answering.protocol import (
     TokenizeRequest,
 )
 from engine.server.http.errors import ApiError, bad_request
+from engine.structured_outputs import LARGEST, MOST_LEVELS
 
 DECLARED = frozenset[str]().union(
     *(
@@ -35,13 +36,14 @@ MOST_SEQUENCES = 1_024
 MOST_RULES = 400_000  # cost of the lists of parameters, see `RULES`, times the prompts
 MOST_LOGPROBS = 2_097_152
 """Log-probabilities in one answer, candidates included: some 150 MB of JSON."""
-MOST_LEVELS = 32
 LEAST_PROMPT_CHARACTERS = 65_536  # allowed with every model: so many take milliseconds
 LEAST_TOKENS = 131_072  # tokens that /detokenize takes with every model
 
 
 RULES = {"allowed_token_ids": 1, "stop_token_ids": 1, "logit_bias": 4, "bad_words": 4}
 """What an entry costs the engine to read, 30 ns being 1; it reads them for each prompt."""
+FORMS = ("response_format", "structured_outputs", "structural_tag", "guided_json",
+         "guided_regex", "guided_choice", "guided_grammar")  # fmt: skip
 
 
 class Bound(NamedTuple):
@@ -49,6 +51,7 @@ class Bound(NamedTuple):
 
     characters: int = 4_096  # of each string, and of each key of an object
     entries: int = 1_024  # of each list and object
+    levels: int = 32
 
 
 class Limits:
@@ -90,6 +93,7 @@ class Limits:
             "bad_words": Bound(characters=256),
             "allowed_token_ids": Bound(entries=vocab_size),
             "logit_bias": Bound(characters=18),  # a key is a token id
+            **dict.fromkeys(FORMS, Bound(LARGEST, LARGEST // 2, MOST_LEVELS + 4)),
             "tokens": Bound(entries=max(max_model_len, LEAST_TOKENS)),
         }
 
@@ -155,7 +159,9 @@ class Limits:
                 "prompt_logprobs" if of_prompts > of_answers else field,
             )
 
-    def _check(self, value: str | list[Any] | dict[str, Any], bound: Bound, path: str) -> None:
+    def _check(
+        self, value: str | list[Any] | dict[str, Any], bound: Bound, path: str, level: int = 0
+    ) -> None:
         if isinstance(value, str):
             if len(value) > bound.characters == self.prompt_characters:
                 self.check_prompt(value, path)
@@ -164,9 +170,9 @@ class Limits:
             return
         if len(value) > bound.entries:
             raise _too_long(path, len(value), "entries", bound.entries)
-        if path.count(".") >= MOST_LEVELS:
+        if level >= bound.levels:
             raise bad_request(
-                f"{path} is nested too deeply; at most {MOST_LEVELS} levels are allowed.", path
+                f"{path} is nested too deeply; at most {bound.levels} levels are allowed.", path
             )
         if isinstance(value, dict):
             for key in value:
@@ -178,7 +184,7 @@ class Limits:
         )
         for key, item in entries:
             if isinstance(item, (str, list, dict)):
-                self._check(item, bound, f"{path}.{key}")
+                self._check(item, bound, f"{path}.{key}", level + 1)
 
     def _check_sequences(self, body: dict[str, Any]) -> None:
         prompt, n = body.get("prompt"), body.get("n")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from engine.sampling_params import SamplingParams
 from engine.server.answering.fields import unknown_fields
+from engine.server.answering.forms import FormFields
 from engine.server.http.errors import bad_request
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # each id has one way to write it
@@ -91,7 +92,7 @@ class Body(NullLeftOut):
         return unknown_fields(self.kind, self.model_extra or {})
 
 
-class GenerationRequest(Body):
+class GenerationRequest(FormFields, Body):
     """Declare the fields that completions and chat share. `None` always means the default."""
 
     n: int | None = None
@@ -186,6 +187,7 @@ class GenerationRequest(Body):
         given = {name: getattr(self, name) for name in self._SAMPLING}
         return SamplingParams(
             **{name: value for name, value in given.items() if value is not None},
+            structured_outputs=self.form[0],
             max_tokens=self.token_limit,
             logprobs=self.num_logprobs,
             logprob_token_ids=self.logprob_token_ids or None,

@@ -77,6 +77,10 @@ class Channel(Generic[T]):
         except ConnectionError as error:
             raise Closed from error
 
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when a message arrives."""
+        return self._end.fileno()
+
     def receive(self, wait: bool) -> list[T] | None:
         """Return the messages that have arrived; None if the other side has closed.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from loguru import logger
 
 from engine.config import EngineConfig
-from engine.core.messages import CoreRequest, KVShape, StepStats
+from engine.core.messages import CoreRequest, GrammarTokenizer, KVShape, StepStats
 from engine.server.http.errors import ApiError, bad_request, unavailable
 from engine.server.link import wire
 from engine.server.link.channel import Frames, framed
@@ -64,6 +64,8 @@ class EngineClient:
         self._cores = OtherCores()
         self._pulse = Pulse(config.engine_timeout, lambda: cpu_seconds(self.pid or 0))
         self._heard = False  # since the last tick of the pulse
+        self.grammar_tokenizer: Callable[[], GrammarTokenizer] | None = None
+        self._told_tokenizer = False
         self._given_up = ""  # why no requests are taken any more
         self._unanswered_order = False  # one was sent, and nothing has come since
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -151,6 +153,10 @@ class EngineClient:
             order = wire.encode(wire.Add(entry.number, request))
         except (OverflowError, UnicodeError) as error:
             raise bad_request(f"The request can't be sent to the engine: {error}.") from None
+        if request.params.grammar is not None and not self._told_tokenizer:
+            assert self.grammar_tokenizer is not None
+            self._send(wire.TellTokenizer(self.grammar_tokenizer()))
+            self._told_tokenizer = True
         entry.num_sequences = request.params.n
         self._write(order)
 

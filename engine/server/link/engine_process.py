@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
+import select
 import signal
 import socket
 import sys
@@ -16,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from loguru import logger
@@ -24,6 +27,7 @@ from engine.config import EngineConfig
 from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
+from engine.core.grammar_gate import GrammarGate
 from engine.models.hub import find_model
 from engine.one_line import one_line
 from engine.server import logs
@@ -116,6 +120,10 @@ class EngineLoop:
         self.core = core
         self.server = server
         self.stopped = False
+        self._gate = GrammarGate(core, self._later)
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._woken: tuple[socket.socket, socket.socket] | None = None  # of other threads' calls
+        self._booked = wire.Booked([], [], 0)  # not told yet
 
     def run(self) -> None:
         while not self.stopped:
@@ -131,28 +139,58 @@ class EngineLoop:
 
         With `wait`, sleep until one arrives.
         """
+        if wait and self._gate:
+            self._sleep_until_called()
+            wait = False
         orders = self.server.receive(wait)
         if orders is None:
             self.stopped = True  # the server is gone
             return False
-        accepted: list[int] = []
-        refused: list[wire.Refusal] = []
         for order in orders:
             if isinstance(order, wire.Add):
-                try:
-                    self.core.add_request(order.request)
-                    accepted.append(order.number)
-                except RequestError as error:
-                    refused.append(wire.Refusal(order.number, error.param, str(error)))
+                self._gate.add(order.request, partial(self._settled, order.number))
+            elif isinstance(order, wire.TellTokenizer):
+                self._gate.set_tokenizer(order.source)
             elif isinstance(order, wire.Abort):
-                self.core.abort(order.request_id, order.why)
+                self._gate.abort(order.request_id, order.why)
             elif isinstance(order, wire.Finish):
                 self.core.finish(order.request_id, order.index, order.stop_reason)
             else:
                 self.stopped = True
-        if accepted or refused:
-            self._tell(wire.Booked(accepted, refused, self.core.num_waiting))
+        while not self._calls.empty():
+            self._calls.get()()
+        if self._booked.accepted or self._booked.refused:
+            told, self._booked = self._booked, wire.Booked([], [], 0)
+            told.num_waiting = self.core.num_waiting
+            self._tell(told)
         return bool(orders)
+
+    def _settled(self, number: int, error: Exception | None) -> None:
+        """Note what became of an order; the server is told after all orders are carried out."""
+        if error is None:
+            self._booked.accepted.append(number)
+        elif isinstance(error, RequestError):
+            self._booked.refused.append(wire.Refusal(number, error.param, str(error)))
+        else:
+            raise error
+
+    def _later(self, call: Callable[[], None]) -> None:
+        """Let the loop call `call`, and wake it; from any thread."""
+        self._calls.put(call)
+        if self._woken is not None:
+            self._woken[1].send(b"\0")
+
+    def _sleep_until_called(self) -> None:
+        """Sleep until an order arrives or another thread calls."""
+        if self._woken is None:
+            self._woken = socket.socketpair()
+        woken = self._woken[0]
+        while self._calls.empty():  # a byte may be of a call that was made long ago
+            ready = select.select([self.server.fileno(), woken.fileno()], [], [])[0]
+            if woken.fileno() in ready:
+                woken.recv(2**12)
+            if self.server.fileno() in ready:
+                return
 
     def _tell(self, news: wire.News) -> None:
         self.server.send(wire.encode(news))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.core.messages import CoreOutput, CoreRequest, KVShape, StepStats
+from engine.core.messages import CoreOutput, CoreRequest, GrammarTokenizer, KVShape, StepStats
 
 # ---------------------------------------------------------------------------------- server → engine
 
@@ -18,6 +18,12 @@ class Add(msgspec.Struct, tag="add"):
 
     number: int  # of this order: a request's id may be used again
     request: CoreRequest
+
+
+class TellTokenizer(msgspec.Struct, tag="tokenizer"):
+    """Say which tokens there are, once, before the first request that has a grammar."""
+
+    source: GrammarTokenizer
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -39,7 +45,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """Leave the loop and exit."""
 
 
-Order = Add | Abort | Finish | Stop
+Order = Add | TellTokenizer | Abort | Finish | Stop
 
 # ---------------------------------------------------------------------------------- engine → server
 

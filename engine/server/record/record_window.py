@@ -35,7 +35,8 @@ _decode = msgspec.json.Decoder(AnyEvent).decode
 
 _FACTS = (ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized)
 _BEGINNINGS = (
-    ev.RequestReceived, ev.RequestTokenized, ev.RequestQueued, ev.RequestAdmitted, ev.RequestForked
+    ev.RequestReceived, ev.RequestTokenized, ev.GrammarCompiled, ev.RequestQueued,
+    ev.RequestAdmitted, ev.RequestForked
 )  # fmt: skip
 _TURNS = (ev.RequestPreempted, ev.RequestResumed)
 _ENDINGS = (ev.RequestFinished, ev.RequestAborted, ev.RequestRefused)

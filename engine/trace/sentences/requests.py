@@ -28,6 +28,23 @@ def _tokenized(event: ev.RequestTokenized, context: Context) -> str:
     return f"its text is {tokens}, found in {duration(event.duration_us)}{cut}"
 
 
+_FORMS = {
+    "json": "a JSON Schema",
+    "json_object": "a JSON object",
+    "regex": "a regular expression",
+    "choice": "a list of choices",
+    "grammar": "a grammar",
+    "structural_tag": "a structural tag",
+}
+
+
+@words(ev.GrammarCompiled)
+def _compiled(event: ev.GrammarCompiled, context: Context) -> str:
+    how = "compiled before" if event.cached else f"compiled in {duration(event.duration_us)}"
+    form = _FORMS.get(event.form, "a form")
+    return f"its text must follow {form}: {count(event.num_bytes, 'byte')}, {how}"
+
+
 @words(ev.RequestQueued)
 def _queued(event: ev.RequestQueued, context: Context) -> str:
     asked = f" (asked for {event.clamped_from:,}: the context is full then)"

@@ -44,9 +44,21 @@ def _drawn(event: ev.SampleDrawn, context: Context) -> str:
             where,
             f"log-probability {event.logprob:.2f}",
             how,
-            f"instead of {instead}" if instead else "",
+            _grammar(event, context) or (f"instead of {instead}" if instead else ""),
         ]
     )
+
+
+def _grammar(event: ev.SampleDrawn, context: Context) -> str:
+    """Say what the grammar allowed, which share it took, what the model would have written."""
+    if not event.num_allowed:
+        return ""
+    allowed = count(event.num_allowed, "token")
+    told = f"the grammar allows {allowed} (−{event.removed:.0%})"
+    if event.instead_of < 0:
+        return told
+    free, chance = _token(event.instead_of, context), event.instead_of_probability
+    return f"{told}; else {free} (p {chance:.2f})"
 
 
 def _chance(candidate: ev.Candidate, greedy: bool) -> str:

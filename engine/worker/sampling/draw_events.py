@@ -6,13 +6,16 @@ functions that drew from it. Requests that aren't recorded at `full` don't come 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from engine.kernels import kernels_for
+from engine.placeholders import NO_TOKEN
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Candidate, SampleDrawn
-from engine.worker.sampling.exact_draw import Cuts, cut, integer_weights
+from engine.worker.sampling.exact_draw import Cuts, cut, draw, integer_weights
 from engine.worker.sampling.logprobs import most_probable, token_logprobs
-from engine.worker.sampling.sampling_table import warmth
+from engine.worker.sampling.sampling_table import LEAST_TEMPERATURE, warmth
 
 CANDIDATES = 10
 
@@ -61,7 +64,33 @@ def sample_drawn(
     )
 
 
-def _cuts(params: SamplingParams, vocab: int, device: torch.device) -> Cuts:
+def add_grammar(event: SampleDrawn, raw: torch.Tensor, mask: np.ndarray, word: int) -> None:
+    """Add to a draw's event what its grammar did.
+
+    `raw`: fp32 [vocab], the model's logits; `mask`: int32 [words], the allowed tokens' bits.
+    """
+    vocab = len(raw)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab].astype(bool)
+    allowed = torch.from_numpy(bits)
+    chances = torch.softmax(raw, dim=-1).cpu()
+    event.num_allowed = int(bits.sum())
+    event.removed = min(1.0, float(chances[~allowed].double().sum()))
+    free = _free_draw(raw, event, word)
+    if free not in (event.token_id, NO_TOKEN):
+        event.instead_of, event.instead_of_probability = free, float(chances[free])
+
+
+def _free_draw(raw: torch.Tensor, event: SampleDrawn, word: int) -> int:
+    """Return the token that the same draw gives on the model's own logits."""
+    if event.greedy:
+        return int(kernels_for(raw.device).greatest(raw[None])[0])
+    temperature = torch.tensor(event.temperature, dtype=torch.float32, device=raw.device)
+    weights = integer_weights((raw / temperature.clamp(min=LEAST_TEMPERATURE))[None])
+    cuts = _cuts(event, len(raw), raw.device)
+    return int(draw(cut(weights, cuts), torch.tensor([word], device=raw.device))[0])
+
+
+def _cuts(params: SamplingParams | SampleDrawn, vocab: int, device: torch.device) -> Cuts:
     top_k = params.top_k if 0 < params.top_k < vocab else vocab
     return Cuts(
         torch.tensor([top_k], device=device),

@@ -19,13 +19,18 @@ from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
-from engine.worker.sampling.draw_events import sample_drawn
+from engine.worker.sampling.draw_events import add_grammar, sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
 from engine.worker.sampling.sampler import Sampler
 from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
 from engine.worker.seats import Seats
 from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import Outbox, to_device
+
+NOTHING_LEFT = (
+    "allowed_token_ids names no token that its grammar allows here, or the model gave no finite"
+    " logits"
+)
 
 
 class _Recorded(NamedTuple):
@@ -40,7 +45,8 @@ class Draws(NamedTuple):
     """Hold what a step draws, on its way to the host."""
 
     counts: list[int]  # how many tokens each row of the batch draws
-    # of the rows that draw at least one:
+    rows: list[StepRow]  # those that draw at least one
+    # of these:
     firsts: np.ndarray | None  # int64 [rows], each row's first draw; None: one draw each
     seats: np.ndarray  # int64 [rows]
     ends: np.ndarray  # int64 [rows], where the tokens will stand
@@ -113,12 +119,13 @@ class SampleStep:
                 detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         arriving = self.outbox.take(tokens)
-        return Draws(inputs.samples, firsts, seats, ends, arriving, next_tokens, record_us)
+        return Draws(inputs.samples, rows, firsts, seats, ends, arriving, next_tokens, record_us)
 
-    def book(self, draws: Draws) -> list[list[int]]:
+    def book(self, draws: Draws, details: dict[str, RowDetail]) -> list[list[int]]:
         """Append the arrived tokens to their rows.
 
-        Return those of every row of the batch (`NO_TOKEN` where its logits aren't finite).
+        Return those of every row of the batch (`NO_TOKEN` where nothing could be drawn). What their
+        grammars say of them is put into `details`.
         """
         drawn = draws.tokens
         # Where nothing could be drawn the core ends the sequence. An overlapped step may compute it
@@ -126,10 +133,25 @@ class SampleStep:
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
         self.seats.append(draws.seats, draws.ends, kept)
         self.table.appended(draws.seats, kept)
+        if self.table.grammars:
+            self._advance_grammars(draws, details)
         if len(drawn) == len(draws.counts) and draws.firsts is None:
             return drawn[:, None].tolist()  # each row has one
         tokens = iter(drawn.tolist())
         return [list(islice(tokens, count)) for count in draws.counts]
+
+    def _advance_grammars(self, draws: Draws, details: dict[str, RowDetail]) -> None:
+        """Read the drawn tokens into their grammars, and begin with the masks of the next step."""
+        grammars, drawn = self.table.grammars, draws.tokens.tolist()
+        for row, seat, first in zip(draws.rows, draws.seats.tolist(), _places(drawn, draws.firsts)):
+            if seat not in grammars:
+                continue
+            tokens = drawn[first : first + row.samples]
+            detail = details.setdefault(row.request_id, RowDetail())
+            detail.complete = grammars.advance(seat, tokens)
+            if NO_TOKEN in tokens:
+                detail.failure = grammars.failure(seat) or NOTHING_LEFT
+        grammars.begin()
 
     def _draw(
         self,
@@ -179,6 +201,10 @@ class SampleStep:
                     int(metadata.seeds[place]),
                     int(words[place]),
                 )
+                seat = int(metadata.seats[place])
+                if seat in self.table.grammars:
+                    mask = self.table.grammars.masks(metadata.seats[place : place + 1])[0]
+                    add_grammar(event, its_raw, mask, int(words[place]))
                 event.request_id, event.index = draw.sequence, draw.sibling
                 event.position = int(positions[place])
                 self.recorder.record(event)  # type: ignore[union-attr]

@@ -1,9 +1,10 @@
 """Turn logits into tokens (rule 9), depending only on logits, parameters, seed and position.
 
-The order, for each row: allowed and bad words, min_tokens, logit bias (`token_rules.py`) →
-repetition, frequency, presence (`penalties.py`) → temperature (0: the greatest logit, lowest id if
-equal) → min_p, top_k, top_p, draw (`exact_draw.py`, where they are defined to the bit). Raw
-log-probabilities are taken before all this, by `logprobs.py`.
+The order, for each row: the grammar's mask (`grammar_masks.py`) → allowed and bad words,
+min_tokens, logit bias (`token_rules.py`) → repetition, frequency, presence (`penalties.py`) →
+temperature (0: the greatest logit, lowest id if equal) → min_p, top_k, top_p, draw
+(`exact_draw.py`, where they are defined to the bit). Raw log-probabilities are taken before all
+this, by `logprobs.py`.
 
 Every operation works on all rows that need it at once, and on each row alone: no row's token
 depends on its neighbours. Rows without these parameters skip the work.
@@ -39,6 +40,11 @@ class Sampler:
         `logits`: fp32 [rows, vocab]. `tokens`: int32 [seats, longest], of all seats. `positions`:
         int64 [rows], how many of its seat's tokens each row has.
         """
+        if len(metadata.grammar_rows):  # first: where nothing else is left, the grammar holds
+            masks = self.table.grammars.masks(metadata.seats[metadata.grammar_rows])
+            device = logits.device
+            held = to_device(metadata.grammar_rows, device)
+            kernels_for(device).mask_logits(logits, to_device(masks, device), held)
         if metadata.rules:
             rows = metadata.rules.rows
             seen = [tokens[metadata.seats[row], : positions[row]] for row in rows]

@@ -15,6 +15,7 @@ import torch
 from engine.core.messages import NewRow
 from engine.sampling_params import SamplingParams
 from engine.worker.sampling.exact_draw import Cuts
+from engine.worker.sampling.grammar_masks import GrammarMasks
 from engine.worker.sampling.penalties import OutputCounts
 from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.token_rules import StepRules, TokenRules
@@ -44,12 +45,14 @@ class SamplingMetadata:
     penalty_lines: torch.Tensor  # int64 [p], in OutputCounts
     penalties: torch.Tensor  # fp32 [3, p]: repetition, frequency, presence
     rules: StepRules
+    grammar_rows: np.ndarray  # int64 [g], rows whose grammar allows only some tokens
     logprob_rows: list[int]  # rows that want log-probabilities
     _first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     _ahead: np.ndarray = field(default_factory=lambda: np.zeros((0, AHEAD), np.int64))
 
     def __post_init__(self) -> None:
         some = len(self.random) or len(self.penalised) or self.rules
+        some = some or len(self.grammar_rows)
         self.plain = not some
         """Greedy rows only, without rules and penalties: only the greatest logit is needed."""
 
@@ -91,6 +94,7 @@ class SamplingTable:
         self._rules: dict[int, TokenRules] = {}
         self._no_rules = StepRules([], device)
         self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
+        self.grammars = GrammarMasks(num_seats, vocab_size)
         self._last: SamplingMetadata | None = None
         self._last_key = (b"", b"")
 
@@ -112,6 +116,7 @@ class SamplingTable:
         rules = self._rules_of(row)
         if rules is not None:
             self._rules[seat] = rules
+        self.grammars.set(seat, row)
         neutral = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
         if neutral != (1.0, 0.0, 0.0):
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
@@ -131,6 +136,7 @@ class SamplingTable:
         """Forget the sequence of a seat."""
         self._last = None
         self._rules.pop(seat, None)
+        self.grammars.clear(seat)
         if self._lines[seat] >= 0:
             self.counts.release(int(self._lines[seat]))
             self._lines[seat] = -1
@@ -139,7 +145,7 @@ class SamplingTable:
     @property
     def any_history(self) -> bool:
         """Return whether some sequence's next token depends on its tokens, besides its logits."""
-        return bool(self._rules) or self._num_penalised > 0
+        return bool(self._rules) or bool(self.grammars) or self._num_penalised > 0
 
     def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
         """Count one more token for each sequence; no seat comes twice. Both int64 [rows]."""
@@ -189,6 +195,12 @@ class SamplingTable:
             penalty_lines=place(self._lines[seats[penalised]]),
             penalties=place(floats[penalised, REPETITION:].T.astype(np.float32)),
             rules=self._step_rules(seats),
+            grammar_rows=np.array(
+                [place for place, seat in enumerate(seats.tolist()) if seat in self.grammars]
+                if self.grammars
+                else [],
+                np.int64,
+            ),
             logprob_rows=np.flatnonzero(self._logprobs[seats]).tolist(),
         )
 

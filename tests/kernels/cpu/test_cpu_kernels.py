@@ -542,6 +542,27 @@ def test_argmax(ops, seed, rows, width, dtype, ties):
     assert ops.argmax(x).tolist() == expected
 
 
+@some
+@given(seeds, st.integers(1, 4), st.sampled_from([1, 31, 32, 33, 300, 9000]))
+def test_mask_logits(ops, seed, rows, width):
+    """Some rows of more, in any order; bits beyond the vocabulary mean nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = numbers(seed, rows + 2, width)
+    lines = torch.randperm(rows + 2, generator=generator)[:rows]
+    shape = rows, -(-width // 32)
+    masks = torch.randint(-(2**31), 2**31, shape, generator=generator, dtype=torch.int32)
+    masks[0] = -1 if seed % 2 else 0
+    expected = logits.clone()
+    for line, mask in zip(lines.tolist(), masks.tolist()):  # one bit after another
+        for token in range(width):
+            if not mask[token // 32] >> (token % 32) & 1:
+                expected[line, token] = -math.inf
+    by_torch = logits.clone()
+    torch_ops.mask_logits(by_torch, masks, lines)
+    ops.mask_logits(logits, masks, lines)
+    assert torch.equal(logits, expected) and torch.equal(by_torch, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [1, 5, 37, 1024, 3000])
 def test_argmax_of_what_is_not_finite(ops, dtype, width):

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from engine.kernels import on_cuda, torch_ops
 from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
-from engine.kernels.triton import activation, copy_blocks, greatest, host_exchange, norm, take_drawn
+from engine.kernels.triton import (
+    activation,
+    copy_blocks,
+    greatest,
+    host_exchange,
+    norm,
+    take_drawn,
+    token_mask,
+)
 from engine.placeholders import NO_TOKEN
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
@@ -183,3 +191,19 @@ def test_a_launch_is_recorded_as_it_was_made(width):
     assert launch.num_bytes == 4 * 3 * 3 * width
     assert (product.name, product.backend) == ("linear", "triton")  # of three rows
     assert product.flops == 2 * 3 * 4 * 2 * width
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 31, 32, 33, 1024, 1100, 2049]), st.integers(0, 99))
+@FEW
+def test_mask_logits(rows, width, seed):
+    """Some rows of more, in any order; bits beyond the vocabulary mean nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows + 2, width, generator=generator)
+    lines = torch.randperm(rows + 2, generator=generator)[:rows]
+    words = -(-width // 32)
+    masks = torch.randint(-(2**31), 2**31, (rows, words), generator=generator, dtype=torch.int32)
+    masks[0] = -1 if seed % 2 else 0
+    expected = logits.clone()
+    torch_ops.mask_logits(expected, masks, lines)
+    token_mask.mask_logits(logits, masks, lines)
+    assert torch.equal(logits, expected)

@@ -92,6 +92,7 @@ export class Lens {
           } drew it. ${seed}`,
       ),
     );
+    if (event.num_allowed) parts.push(this.#grammar(event, name));
     const rows = candidates.map(([token, itsLogprob, after]) => ({ token, before: Math.exp(itsLogprob), after }));
     if (!rows.some(({ token }) => token === id)) rows.push({ token: id, before: Math.exp(logprob), after: null });
     const most = Math.max(0.001, ...rows.map(({ before, after }) => Math.max(before, after ?? 0)));
@@ -138,6 +139,24 @@ export class Lens {
     const strip = greedy ? null : this.#strip(event, rows, life);
     if (strip) parts.push(strip);
     return parts;
+  }
+
+  /** What the grammar allowed here, what it took, and what the model would have written. */
+  #grammar(event, name) {
+    const removed = chance(event.removed ?? 0);
+    const free = event.instead_of ?? -1;
+    return element(
+      "p.how.grammar",
+      {},
+      `The grammar allows ${plural(event.num_allowed, "token")} here and takes ${removed} of the model's probability. `,
+      ...(free < 0
+        ? ["The draw is the same without it."]
+        : [
+          "The model would have written ",
+          element("b", {}, `“${name(free)}”`),
+          `, with ${chance(event.instead_of_probability ?? 0)}.`,
+        ]),
+    );
   }
 
   /** The draw as a strip from 0 to 1: kept tokens by id, and where u fell. Only if all are recorded. */
