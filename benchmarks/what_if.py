@@ -70,16 +70,16 @@ def loads(seed: int = 7) -> list[Load]:
 
     shared = [
         Asked(at, 120 + draw.randrange(8, 40), draw.randrange(8, 24), 112, draw.randrange(6))
-        for at in arriving(120, 60.0)
+        for at in arriving(100, 50.0)
     ]
     mixed = [
         Asked(at, draw.choice([16, 16, 16, 600]), draw.randrange(24, 48))
-        for at in arriving(60, 25.0)
+        for at in arriving(40, 15.0)
     ]
     return [
-        Load("fewer seats", [chat(at) for at in arriving(100, 50.0)],
+        Load("fewer seats", [chat(at) for at in arriving(80, 30.0)],
              {"max_num_seqs": 16}, {"max_num_seqs": 4}),
-        Load("smaller pool", [chat(at) for at in arriving(100, 60.0)],
+        Load("smaller pool", [chat(at) for at in arriving(80, 50.0)],
              {"num_gpu_blocks": 300}, {"num_gpu_blocks": 36}),
         Load("shared beginnings, smaller pool", shared,
              {"num_gpu_blocks": 300}, {"num_gpu_blocks": 48}),

@@ -14,16 +14,18 @@ import msgspec
 
 from engine.trace.columns import RichPrinter
 from engine.trace.command import run_command
-from engine.trace.diff import first_difference
+from engine.trace.diff import where_they_part
 from engine.trace.events import AnyEvent
 from engine.trace.files import RecordError, read_all, read_jsonl
 from engine.trace.html_page import room_with
 from engine.trace.life import life_of, requests_of
 from engine.trace.names import Names
+from engine.trace.outcome import outcome, what_followed
 from engine.trace.perfetto import to_perfetto
 from engine.trace.printable import printable, printable_json
 from engine.trace.replay import Replay, ReplayError
 from engine.trace.sequences import request_of
+from engine.trace.side_by_side import side_by_side
 from engine.trace.story import Story
 from engine.trace.why import why_in_words, why_slow
 from engine.trace.wording import count, ranges
@@ -82,9 +84,14 @@ def _parser(name: str) -> argparse.ArgumentParser:
         "-o", "--output", type=Path, help="file to write (default: standard output)"
     )
     diff = add(
-        "diff", _diff, "Find the first decision in which two records differ; times don't count."
+        "diff",
+        _diff,
+        "Find the first decision in which two records differ, and what followed (not times).",
     )
     diff.add_argument("other", type=Path, help="the record to compare with")
+    diff.add_argument(
+        "-o", "--output", type=Path, help="folder for a page that shows both side by side"
+    )
     life = add("life", _life, "The life of one request as JSON.")
     life.add_argument("request", help="the request's id, or its short name in the log (req-7)")
     why = add("why", _why, "Why a request was slow: one cause for each part of its time.")
@@ -149,9 +156,22 @@ def _perfetto(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    difference = first_difference(read_jsonl(arguments.file), read_jsonl(arguments.other))
-    print(printable(difference or "the records make the same decisions"))
-    return 1 if difference else 0
+    one, other = read_all(arguments.file), read_all(arguments.other)
+    found = where_they_part(one, other)
+    if found is None:
+        print("the records make the same decisions")
+        return 0
+    lines = [found.text, *what_followed(outcome(one), outcome(other))]
+    print(printable("\n".join(lines)))
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        page = arguments.output / "index.html"
+        for name, content in side_by_side(
+            (one, arguments.file.name), (other, arguments.other.name), found, lines
+        ).items():
+            _write(content, arguments.output / name)
+        print(f"{page}: open it in a browser")
+    return 1
 
 
 def _life(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,8 +39,22 @@ _NUMBERED = re.compile(r"\brequest \d+")
 _NAMES = {"request_id", "parent", "for_request", "next_release"}
 
 
+class Difference(NamedTuple):
+    """Hold the first decision that differs: in words, and its step in each record (0: none)."""
+
+    text: str
+    first_step: int
+    second_step: int
+
+
 def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
     """Return two lines about the first decision in which the records differ, or ""."""
+    found = where_they_part(one, other)
+    return found.text if found is not None else ""
+
+
+def where_they_part(one: Iterable[Event], other: Iterable[Event]) -> Difference | None:
+    """Return the first decision in which the records differ; None if they make the same."""
     for number, (left, right) in enumerate(
         zip_longest(_decisions(one), _decisions(other)), start=1
     ):
@@ -48,14 +62,18 @@ def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
             longer = "second" if left is None else "first"
             seq, fields, names = left or right
             what = f"decision {number}, {_word(fields, names)} (seq {seq})"
-            return f"only the {longer} record goes on, with {what}"
+            text = f"only the {longer} record goes on, with {what}"
+            return Difference(
+                text, left[1]["step"] if left else 0, right[1]["step"] if right else 0
+            )
         if left[1] != right[1]:
-            return (
+            text = (
                 f"decision {number} differs:\n"
                 f"  first:  seq {left[0]}: {_word(_only(left[1], right[1]), left[2])}\n"
                 f"  second: seq {right[0]}: {_word(_only(right[1], left[1]), right[2])}"
             )
-    return ""
+            return Difference(text, left[1]["step"], right[1]["step"])
+    return None
 
 
 def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], dict[str, str]]]:

@@ -9,7 +9,7 @@ that slow steps occur as often.
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import median
 
@@ -47,7 +47,9 @@ class StepTimes:
         for shape, us in self.steps:
             times.setdefault(shape, []).append(us)
         self.known = {s: median(all_us) for s, all_us in times.items() if len(all_us) >= KNOWN}
-        usual = sorted((self.usual_us(shape), us) for shape, us in self.steps)
+        usual = sorted(
+            ((self.usual_us(shape), us) for shape, us in self.steps), key=lambda step: step[0]
+        )
         self._usual = [length for length, _us in usual]
         self._ratios = [us / length for length, us in usual]
         self.random = random.Random(seed)
@@ -60,9 +62,10 @@ class StepTimes:
     def draw_us(self, shape: Shape) -> float:
         """Return the time of one step: the usual one, as fast or slow as one of its length was."""
         usual = self.usual_us(shape)
-        nearest = bisect_left(self._usual, usual)
-        first = max(0, min(nearest - ALIKE // 2, len(self._ratios) - ALIKE))
-        return usual * self.random.choice(self._ratios[first : first + ALIKE])
+        first, last = bisect_left(self._usual, usual), bisect_right(self._usual, usual)
+        wider = max(0, ALIKE - (last - first) + 1) // 2  # on both sides, if too few are as long
+        first, last = max(0, first - wider), min(len(self._ratios), last + wider)
+        return usual * self._ratios[self.random.randrange(first, last)]
 
     def _held_out_error(self) -> float:
         """Return the median relative error on every other step, fitted to the rest."""
