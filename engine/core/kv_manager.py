@@ -39,7 +39,7 @@ class KVManager:
         self.record = record
 
     def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+        return -(-num_tokens // self.block_size)  # `ceil_div`, without a call for every row
 
     # -------------------------------------------------------------------------------------- growing
 

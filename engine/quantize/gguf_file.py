@@ -17,6 +17,7 @@ from engine.models.formats.gguf_cuts import CUTS, steps
 from engine.models.formats.gguf_model import KINDS, Architecture, Tensor, tensors_of
 from engine.models.formats.gguf_tokenizer import CONTROL
 from engine.quantize.rounding import Grid, Rounded, round_to_nearest
+from engine.rounding import ceil_div
 
 BLOCK = 32
 ALIGNMENT = 32
@@ -117,7 +118,7 @@ class GGUFFile:
             shape = self._tensors[name].shape[::-1]
             head += _string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
             head += struct.pack("<IQ", number, at)
-            at += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+            at += ceil_div(data.nbytes, ALIGNMENT) * ALIGNMENT
         with path.open("wb") as file:
             file.write(head + b"\0" * (-len(head) % ALIGNMENT))
             for _, data in self._data.values():

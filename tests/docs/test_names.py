@@ -50,3 +50,9 @@ def test_no_two_classes_have_one_name():
                 places[node.name].append(str(path.relative_to(ROOT)))
     twice = {name: where for name, where in places.items() if len(where) > 1}
     assert twice.keys() == SAME_CLASS, twice
+
+
+def test_division_upwards_is_written_once():
+    """`ceil_div` says what it is; `KVManager.blocks_for` runs for every row of every step."""
+    written = {path.name for path in files() if "-(-" in path.read_text()}
+    assert written == {"rounding.py", "kv_manager.py"}, "use engine.rounding.ceil_div"

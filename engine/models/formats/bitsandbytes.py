@@ -19,6 +19,7 @@ from engine.layers.slot import Filling
 from engine.models.errors import ModelError
 from engine.models.formats.packed import FLOATS, Stored, wanted
 from engine.models.weights import Found
+from engine.rounding import ceil_div
 
 STATES = (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4")
 EIGHTH = float(torch.tensor(1.0) / 127)
@@ -77,7 +78,7 @@ def _four_bits(stored: Stored, shape: tuple[int, int]) -> QuantizedWeight:
     swapped = packed.contiguous().view(torch.uint8).reshape(outputs, inputs // 2)
     codes = swapped >> 4 | swapped << 4
     table = wanted(stored, ".weight.quant_map", FLOATS, (16,)).float()
-    absmax = _absmax(stored, state, -(-count // block))
+    absmax = _absmax(stored, state, ceil_div(count, block))
     group = math.gcd(block, inputs)  # blocks may reach from row to row, groups don't
     starts = torch.arange(0, count, group) // block
     return QuantizedWeight(codes, 4, group, absmax[starts].view(outputs, -1), table=table)
@@ -92,7 +93,7 @@ def _absmax(stored: Stored, state: dict[str, Any], blocks: int) -> torch.Tensor:
     sound = type(nested) is int and nested in BLOCKS
     if not sound or not isinstance(offset, float) or not math.isfinite(offset):
         raise ModelError(f"its state says nested blocks of {nested!r}, offset {offset!r}")
-    wide = wanted(stored, ".weight.nested_absmax", FLOATS, (-(-blocks // nested),)).float()
+    wide = wanted(stored, ".weight.nested_absmax", FLOATS, (ceil_div(blocks, nested),)).float()
     table = wanted(stored, ".weight.nested_quant_map", FLOATS, (256,)).float()
     return table[codes.int()] * wide[torch.arange(blocks) // nested] + offset
 

@@ -32,6 +32,7 @@ from engine.models.formats.packed import (
     wanted,
 )
 from engine.models.weights import Found
+from engine.rounding import ceil_div
 
 FORMATS = (
     "pack-quantized",
@@ -97,7 +98,7 @@ class CompressedTensors:
     def _packed(self, stored: Stored, shape: tuple[int, int]) -> QuantizedWeight:
         outputs, inputs = shape
         words = stored[".weight_packed"].shape[-1]
-        bits = next((b for b in self.bits if -(-inputs * b // 32) == words), None)
+        bits = next((b for b in self.bits if ceil_div(inputs * b, 32) == words), None)
         if bits is None:
             raise ModelError(f"its rows have {words} words, which no {self.bits} bits of it fill")
         qweight = wanted(stored, ".weight_packed", WORDS, (outputs, words))
@@ -112,7 +113,7 @@ class CompressedTensors:
                 stored,
                 ".weight_zero_point",
                 WORDS,
-                (-(-outputs * bits // 32), scales.shape[1]),
+                (ceil_div(outputs * bits, 32), scales.shape[1]),
             )
             zero = from_words(zeros.t(), bits, outputs).t().to(torch.int16).contiguous()
         order = None
@@ -156,7 +157,7 @@ def _scales(stored: Stored, shape: tuple[int, int]) -> tuple[torch.Tensor, int]:
     scales = wanted(stored, ".weight_scale", FLOATS, shapes)
     if not 1 <= groups <= inputs:
         raise ModelError(f"its weight_scale has {groups} groups")
-    group = -(-inputs // groups)
-    if -(-inputs // group) != groups:
+    group = ceil_div(inputs, groups)
+    if ceil_div(inputs, group) != groups:
         raise ModelError(f"its {inputs} inputs can't be {groups} groups of one size")
     return scales.expand(outputs, groups).contiguous() if scales.dim() < 2 else scales, group

@@ -19,6 +19,7 @@ from engine.layers.slot import Filling
 from engine.models.errors import ModelError
 from engine.models.formats.packed import FLOATS, Stored, wanted
 from engine.models.weights import Found
+from engine.rounding import ceil_div
 
 E4M3 = torch.float8_e4m3fn
 POWERS = (torch.uint8, torch.float8_e8m0fnu)
@@ -59,7 +60,7 @@ def float_weight(
     if bool((weight.view(torch.uint8) & 127 == 127).any()):
         raise ModelError("it has codes that stand for no number")
     height, width = block
-    grid = -(-outputs // height), -(-inputs // width)
+    grid = ceil_div(outputs, height), ceil_div(inputs, width)
     shapes: list[tuple[int, ...]] = [(), (1,), (1, 1), (outputs,), (outputs, 1), grid]
     scale = powers(wanted(stored, scale_name, (*FLOATS, *POWERS), shapes))
     if scale.numel() == 1:

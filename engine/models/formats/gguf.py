@@ -21,6 +21,7 @@ import numpy as np
 
 from engine.models.errors import ModelError
 from engine.models.formats import gguf_blocks
+from engine.rounding import ceil_div
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -91,7 +92,7 @@ class GGUF:
             raise _Broken(f"its alignment is {alignment!r}; it must be a power of two")
         if alignment > LARGEST_ALIGNMENT:
             raise _Broken(f"its alignment is {alignment}; the limit is {LARGEST_ALIGNMENT}")
-        data = -(-header_end // alignment) * alignment
+        data = ceil_div(header_end, alignment) * alignment
         placed = {}
         for name, info in table.items():
             if info.start % alignment:

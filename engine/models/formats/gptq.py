@@ -29,6 +29,7 @@ from engine.models.formats.packed import (
 )
 from engine.models.formats.said import Said
 from engine.models.weights import Found
+from engine.rounding import ceil_div
 
 BITS = (2, 3, 4, 8)
 
@@ -67,14 +68,14 @@ class GPTQ:
         bits = self.bits
         if self.several and ".qweight" in stored:
             bits = len(stored[".qweight"]) * 32 // inputs
-        qweight = wanted(stored, ".qweight", WORDS, (-(-inputs * bits // 32), outputs))
+        qweight = wanted(stored, ".qweight", WORDS, (ceil_div(inputs * bits, 32), outputs))
         if bits not in BITS:
             raise ModelError(f"its codes have {bits} bits")
         group = self.group or inputs
         if self.several and ".scales" in stored:
-            group = -(-inputs // len(stored[".scales"]))
+            group = ceil_div(inputs, len(stored[".scales"]))
         group = min(group, inputs)
-        groups = -(-inputs // group)
+        groups = ceil_div(inputs, group)
         scales = wanted(stored, ".scales", FLOATS, (groups, outputs))
         codes, width = engine_codes(qweight.t(), bits, inputs)
         order = None
@@ -98,7 +99,7 @@ class GPTQ:
         middle = 1 << (bits - 1)
         if self.symmetric and ".qzeros" not in stored:
             return middle
-        words = -(-outputs * bits // 32)
+        words = ceil_div(outputs * bits, 32)
         qzeros = wanted(stored, ".qzeros", WORDS, (groups, words))
         zeros = from_words(qzeros, bits, outputs).to(torch.int16)
         first = int(zeros[0, 0])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from engine.models.errors import ModelError
+from engine.rounding import ceil_div
 
 Stored = Mapping[str, torch.Tensor]
 """The tensors of one matrix in the file, by what follows the layer's name: "qweight", …"""
@@ -41,7 +42,7 @@ def from_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         shifts = torch.arange(0, 8, 2, dtype=torch.uint8)
         return (data[:, :, None] >> shifts & 3).flatten(1)[:, :count]
     # eight codes are `bits` whole bytes
-    width = -(-count // 8) * bits
+    width = ceil_div(count, 8) * bits
     data = torch.nn.functional.pad(data, (0, max(0, width - data.shape[1])))[:, :width]
     groups = data.view(len(data), -1, bits)
     found = torch.empty(*groups.shape[:2], 8, dtype=torch.uint8)
@@ -100,7 +101,7 @@ def group_order(g_idx: torch.Tensor, group: int, inputs: int) -> torch.Tensor | 
     g_idx: int [K], the group of each input. Raises `ModelError` unless each group has `group`
     inputs, the last one the rest.
     """
-    groups = -(-inputs // group)
+    groups = ceil_div(inputs, group)
     least, most = int(g_idx.min()), int(g_idx.max())
     if least < 0 or most >= groups:
         raise ModelError(

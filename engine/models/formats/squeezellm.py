@@ -19,6 +19,7 @@ from engine.models.errors import ModelError
 from engine.models.formats.packed import FLOATS, WORDS, Stored, engine_codes, wanted
 from engine.models.formats.said import Said
 from engine.models.weights import Found
+from engine.rounding import ceil_div
 
 INTEGERS = (torch.int32, torch.int64)
 
@@ -43,7 +44,7 @@ class SqueezeLLM:
     def filling(self, layer: str, stored: Stored, shape: tuple[int, int]) -> Filling:
         """Make the matrix of a layer; see `Scheme.filling`."""
         outputs, inputs = shape
-        words = -(-inputs * self.bits // 32)
+        words = ceil_div(inputs * self.bits, 32)
         qweight = wanted(stored, ".qweight", WORDS, (words, outputs))
         entries = 1 << self.bits
         table = wanted(stored, ".lookup_table", FLOATS, (outputs, entries)).float()
