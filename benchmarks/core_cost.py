@@ -23,7 +23,7 @@ from engine.core.garbage_collection import quiet_collector
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
 from engine.sampling_params import SamplingParams
 from engine.trace.command import run_command
-from engine.trace.packing import PackingRecorder
+from engine.trace.packing_recorder import PackingRecorder
 
 REQUESTS = (64, 256)
 LEVELS = ("off", "steps", "full")

@@ -14,7 +14,7 @@ from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.files import unpack
-from engine.trace.packing import PackingRecorder
+from engine.trace.packing_recorder import PackingRecorder
 from engine.worker.model_runner import ModelRunner
 
 

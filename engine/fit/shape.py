@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from engine.config import POCKET_MODEL
 from engine.fit.known import known_config
-from engine.fit.quantized import MATRICES, Quantized, of_file, quantized
+from engine.fit.quantized_bytes import MATRICES, Quantized, of_file, quantized
 from engine.models.errors import ModelError
 from engine.models.formats.gguf_folder import folder_of
 from engine.models.sizes import wrong_size

@@ -12,7 +12,7 @@ import pytest
 
 from engine.trace import events as ev
 from engine.trace.files import bundle, pack, unpack
-from engine.trace.packing import AT_ONCE, PackingRecorder
+from engine.trace.packing_recorder import AT_ONCE, PackingRecorder
 from engine.trace.recorder import Recorder
 from engine.trace.together import BlocksCached, BlocksGrown, how_many
 from tests.trace.example_events import ID, stamped

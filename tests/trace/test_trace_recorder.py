@@ -11,7 +11,7 @@ import pytest
 
 from engine.trace import events as ev
 from engine.trace.files import unpack
-from engine.trace.packing import PackingRecorder
+from engine.trace.packing_recorder import PackingRecorder
 from engine.trace.recorder import Recorder
 from tests.trace.example_events import stamped
 

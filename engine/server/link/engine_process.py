@@ -35,7 +35,7 @@ from engine.server.link import wire
 from engine.server.link.channel import Channel, Closed
 from engine.trace.events import EngineFailed
 from engine.trace.files import unpack
-from engine.trace.packing import PackingRecorder
+from engine.trace.packing_recorder import PackingRecorder
 from engine.trace.recorder import Recorder
 
 Progress = Callable[[str], None]
