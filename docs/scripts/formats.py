@@ -23,7 +23,7 @@ from engine.models.formats.gguf_blocks import BLOCKS, dequantize
 from engine.models.formats.gguf_weights import to_weight
 from engine.quantize.gguf_file import TYPES
 from engine.quantize.packing import PACKINGS
-from engine.quantize.rounding import Grid, round_to_nearest
+from engine.quantize.weight_rounding import Grid, round_to_nearest
 from tests.models.quantized_files import FORMATS
 
 GROUP = 128

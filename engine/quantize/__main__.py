@@ -16,7 +16,7 @@ from engine.models.errors import ModelError
 from engine.quantize.gguf_file import BLOCK, TYPES, GGUFFile
 from engine.quantize.make import Made, Source, copy_beside, measure, quantize
 from engine.quantize.packing import PACKINGS
-from engine.quantize.rounding import Grid, Rounded
+from engine.quantize.weight_rounding import Grid, Rounded
 from engine.trace.command import run_command
 
 LAST_WORD = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.quantize.rounding import Grid, Rounded, choose_scales, to_codes
+from engine.quantize.weight_rounding import Grid, Rounded, choose_scales, to_codes
 
 DAMPING = 0.01
 """Part of the mean of H's diagonal that is added to it, so that it can be inverted."""

@@ -15,7 +15,7 @@ from engine.models.hub import find_model
 from engine.models.registry import NATIVE
 from engine.quantize.feedback import round_with_feedback
 from engine.quantize.own_text import inputs_of, loss, write_text
-from engine.quantize.rounding import Grid, Rounded, round_to_nearest
+from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
 
 GROUPS = (128, 64, 32)
 _BLOCK = re.compile(r"\.layers\.(\d+)\.")

@@ -9,7 +9,7 @@ import torch
 
 from engine.models.formats.awq import ORDER
 from engine.models.formats.packed import nibbles
-from engine.quantize.rounding import Grid, Rounded
+from engine.quantize.weight_rounding import Grid, Rounded
 
 Stored = dict[str, torch.Tensor]
 """The tensors of a matrix, by what follows the layer's name."""

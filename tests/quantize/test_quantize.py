@@ -16,7 +16,7 @@ from engine.quantize import own_text
 from engine.quantize.__main__ import main
 from engine.quantize.feedback import round_with_feedback
 from engine.quantize.packing import PACKINGS
-from engine.quantize.rounding import Grid, round_to_nearest
+from engine.quantize.weight_rounding import Grid, round_to_nearest
 from engine.text.loading import load_tokenizer
 from tests.models.quantized_files import CONFIG
 
