@@ -2,7 +2,9 @@
 
 Five loads on the pocket model. Each runs with some settings and with others, in turns; the record
 of the first is asked what the second will do, and the answer stands beside what it did. All run in
-this process, over one loaded model: arrivals come by the clock, whatever the engine does.
+this process, over one loaded model, on one thread. Arrivals come by the clock, whatever the engine
+does. The clock is the thread's processor time, which other programs stop but don't lengthen much;
+while there is nothing to compute it jumps to the next arrival. `--wall` takes the wall clock.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -70,16 +72,16 @@ def loads(seed: int = 7) -> list[Load]:
 
     shared = [
         Asked(at, 120 + draw.randrange(8, 40), draw.randrange(8, 24), 112, draw.randrange(6))
-        for at in arriving(100, 50.0)
+        for at in arriving(120, 200.0)
     ]
     mixed = [
         Asked(at, draw.choice([16, 16, 16, 600]), draw.randrange(24, 48))
-        for at in arriving(40, 15.0)
+        for at in arriving(60, 50.0)
     ]
     return [
-        Load("fewer seats", [chat(at) for at in arriving(80, 30.0)],
+        Load("fewer seats", [chat(at) for at in arriving(100, 120.0)],
              {"max_num_seqs": 16}, {"max_num_seqs": 4}),
-        Load("smaller pool", [chat(at) for at in arriving(80, 50.0)],
+        Load("smaller pool", [chat(at) for at in arriving(100, 120.0)],
              {"num_gpu_blocks": 300}, {"num_gpu_blocks": 36}),
         Load("shared beginnings, smaller pool", shared,
              {"num_gpu_blocks": 300}, {"num_gpu_blocks": 48}),
@@ -90,6 +92,29 @@ def loads(seed: int = 7) -> list[Load]:
     ]  # fmt: skip
 
 
+class ProcessorClock:
+    """Give this thread's processor time in nanoseconds, plus the time that was skipped."""
+
+    def __init__(self) -> None:
+        self.skipped_ns = 0
+
+    def __call__(self) -> int:
+        return time.thread_time_ns() + self.skipped_ns
+
+    def skip(self, ns: int) -> None:
+        self.skipped_ns += ns
+
+
+class WallClock:
+    """Give CLOCK_MONOTONIC in nanoseconds; what is to be skipped is slept."""
+
+    def __call__(self) -> int:
+        return time.monotonic_ns()
+
+    def skip(self, ns: int) -> None:
+        time.sleep(ns / 1e9)
+
+
 class _Pool:
     """Present the worker to a core that uses only some of its blocks."""
 
@@ -98,7 +123,9 @@ class _Pool:
         self._runner = runner
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        return self._runner.execute(plan)
+        output = self._runner.execute(plan)
+        output.done_ns = 0  # by another clock
+        return output
 
 
 def _smaller(kv: KVShape, num_blocks: int) -> KVShape:
@@ -109,13 +136,14 @@ def _smaller(kv: KVShape, num_blocks: int) -> KVShape:
 class Bench:
     """Hold one loaded model."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ProcessorClock | WallClock) -> None:
+        self.clock = clock
         self.config = EngineConfig(
             num_gpu_blocks_override=BLOCKS, max_num_seqs=SEATS, max_model_len=LONGEST,
             max_num_batched_tokens=1024, swap_space=0.05, cpu_threads=1,
         )  # fmt: skip
         torch.set_num_threads(1)  # two threads wait for each other where others run
-        self.recorder = Recorder("steps")
+        self.recorder = Recorder("steps", clock=clock, thread=False)
         self.runner = ModelRunner(self.config, self.recorder)
         self.runner.load()
         self.number = 0
@@ -149,16 +177,16 @@ class Bench:
 
     def _drive(self, core: EngineCore, load: Load) -> None:
         requests = [self._request(i, asked) for i, asked in enumerate(load.asked)]
-        started, coming = time.monotonic(), 0
+        started, coming = self.clock(), 0
         while coming < len(requests) or core.has_work:
-            now = time.monotonic() - started
-            while coming < len(requests) and load.asked[coming].at_s <= now:
+            now_s = (self.clock() - started) / 1e9
+            while coming < len(requests) and load.asked[coming].at_s <= now_s:
                 core.add_request(requests[coming])
                 coming += 1
             if core.has_work:
                 core.step()
-            else:
-                time.sleep(max(0.0, min(0.001, load.asked[coming].at_s - now)))
+            elif coming < len(requests):
+                self.clock.skip(max(0, round((load.asked[coming].at_s - now_s) * 1e9)))
 
     def _request(self, index: int, asked: Asked) -> CoreRequest:
         common = [3 + (asked.family * 37 + i * 11) % 900 for i in range(asked.shared)]
@@ -172,41 +200,63 @@ class Bench:
         )
 
 
-def compare(bench: Bench, load: Load, repeats: int) -> list[tuple[str, float, float, float]]:
-    """Return, for each measure: recorded with the first settings, predicted for the other ones, and
-    what those really gave. Medians over the repeats."""
+class Compared(NamedTuple):
+    """Hold one measure: medians over the repeats, and how far the repeats are from each other."""
+
+    name: str
+    recorded: float  # with the first settings
+    predicted: float  # for the others
+    happened: float  # with those, really
+    apart: float  # the same real run, again: median relative distance from its median
+
+    @property
+    def error(self) -> float:
+        if not self.happened:
+            return 1.0 if self.predicted else 0.0
+        return self.predicted / self.happened - 1
+
+
+def compare(bench: Bench, load: Load, repeats: int) -> list[Compared]:
+    """Run a load with both settings in turns, and ask each first record for the second."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for settings in (load.first, load.other):
         bench.record(load, settings)  # captures what it will replay
     for _ in range(repeats):
         first, other = bench.record(load, load.first), bench.record(load, load.other)
         answer = what_if(first, load.other)
-        real = measure(other)
-        predicted, recorded, happened = answer.other.rows(), answer.recorded.rows(), real.rows()
+        predicted, recorded = answer.other.rows(), answer.recorded.rows()
+        happened = measure(other).rows()
         for name, value in predicted.items():
             found.setdefault(name, []).append((recorded[name], value, happened[name]))
-    return [(name, *(median(column) for column in zip(*rows))) for name, rows in found.items()]
+    compared = []
+    for name, rows in found.items():
+        recorded_, predicted_, happened_ = (median(column) for column in zip(*rows))
+        apart = median(abs(row[2] / happened_ - 1) for row in rows) if happened_ else 0.0
+        compared.append(Compared(name, recorded_, predicted_, happened_, apart))
+    return compared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one table a load; the last column is the error of the prediction."""
+    """Print one table a load: the error of each prediction, and that of the same run again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.what_if", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args(argv).repeats
-    bench = Bench()
+    parser.add_argument("--wall", action="store_true", help="by the wall clock")
+    arguments = parser.parse_args(argv)
+    repeats = arguments.repeats
+    bench = Bench(WallClock() if arguments.wall else ProcessorClock())
     within, total = {"counts": 0, "times": 0}, {"counts": 0, "times": 0}
     for load in loads():
-        print(f"\n{load.name}: {load.first} → {load.other}, {len(load.asked)} requests")
-        print(f"| {'':34} | recorded | predicted | happened | error |")
-        print("|---|---|---|---|---|")
-        for name, recorded, predicted, happened in compare(bench, load, repeats):
-            kind, limit = ("counts", 0.10) if name in COUNTS else ("times", 0.25)
-            error = predicted / happened - 1 if happened else (1.0 if predicted else 0.0)
+        print(f"\n**{load.name}**: {load.first} → {load.other}, {len(load.asked)} requests\n")
+        print("| | recorded | predicted | happened | error | the same run again |")
+        print("|---|---|---|---|---|---|")
+        for row in compare(bench, load, repeats):
+            kind, limit = ("counts", 0.10) if row.name in COUNTS else ("times", 0.25)
             total[kind] += 1
-            within[kind] += abs(error) <= limit
-            digits = 0 if name in COUNTS else 2
-            print(f"| {name:34} | {recorded:,.{digits}f} | {predicted:,.{digits}f}"
-                  f" | {happened:,.{digits}f} | {error:+.0%} |")  # fmt: skip
+            within[kind] += abs(row.error) <= limit
+            digits = 0 if row.name in COUNTS else 2
+            numbers = (row.recorded, row.predicted, row.happened)
+            shown = " | ".join(f"{number:,.{digits}f}" for number in numbers)
+            print(f"| {row.name} | {shown} | {row.error:+.0%} | ± {row.apart:.0%} |", flush=True)
     print(
         f"\ncounts within 10 %: {within['counts']} of {total['counts']};"
         f" times within 25 %: {within['times']} of {total['times']}"

@@ -19,7 +19,7 @@ from engine.trace.events import Event
 from engine.whatif.arrivals import Workload, workload
 from engine.whatif.measures import Measures, measure
 from engine.whatif.simulator import run
-from engine.whatif.step_times import StepTimes
+from engine.whatif.step_times import StepTimes, observed
 
 SETTINGS = (
     "max_num_seqs", "max_num_batched_tokens", "scheduling_policy", "preemption_mode",
@@ -70,6 +70,13 @@ def what_if(
         notes.append(
             f"blocks of {other_kv.block_size} tokens are no multiple of the recorded"
             f" {kv.block_size}: hits in the prefix cache are too few"
+        )
+    largest = max(prompt for (prompt, _rows, _copies), _us in times.steps)
+    beyond = sum(prompt > 1.5 * largest for (prompt, _rows, _copies), _us in observed(other))
+    if beyond:
+        notes.append(
+            f"{beyond} steps compute more prompt tokens than 1.5 × any step of the record"
+            f" ({largest}): their times are extrapolated"
         )
     return WhatIf(
         recorded=measure(events, arrived),
