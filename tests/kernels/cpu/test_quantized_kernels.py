@@ -9,6 +9,7 @@ from engine.kernels import quantized
 from engine.kernels.cpu import for_variant
 from engine.kernels.cpu.build import BuildError, variants_here
 from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
+from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
 from engine.kernels.quantized import QuantizedWeight
 from engine.trace.events import KernelLaunched
@@ -226,3 +227,17 @@ def test_a_launch_counts_the_bytes_that_are_read(ops):
     assert launched.name == "linear_quantized"
     assert launched.num_bytes == laid_out.num_bytes + x.nbytes + out.nbytes
     assert launched.flops == 2 * 3 * 64 * 256
+
+
+def test_a_tape_repeats_it_without_torch_between(ops):
+    """Also with inputs in another order, which the kernel takes as they come."""
+    laid_out = packed(ops, form("gptq in another order", 96, 64, 32))
+    x = numbers(12, 2, 64)
+    tape = Tape(ops.replay, Arena())
+    with tape.recording():
+        out = ops.quantized_linear(x, laid_out, None)
+    assert (tape.num_kernels, tape.num_torch_operations) == (1, 0)
+    x.copy_(numbers(13, 2, 64))
+    expected = ops.quantized_linear(x, laid_out, None)
+    tape.play()
+    assert torch.equal(out, expected)
