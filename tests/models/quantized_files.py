@@ -301,10 +301,16 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def save(form: Format, folder: Path, seed: int = 0, keep: tuple[str, ...] = ()) -> Any:
+def save(
+    form: Format,
+    folder: Path,
+    seed: int = 0,
+    keep: tuple[str, ...] = (),
+    ends: tuple[str, ...] = ("proj.weight",),
+) -> Any:
     """Write a Llama model in that format; returns transformers' with the same numbers.
 
-    keep: parts of names of layers that stay plain.
+    keep: parts of names of layers that stay plain. ends: of names of matrices that are quantized.
     """
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
@@ -314,7 +320,7 @@ def save(form: Format, folder: Path, seed: int = 0, keep: tuple[str, ...] = ()) 
     state = model.state_dict()
     for name, weight in state.items():
         layer = name.removesuffix(".weight")
-        if not name.endswith("proj.weight") or any(part in name for part in keep):
+        if not name.endswith(ends) or any(part in name for part in keep):
             weight.copy_(weight * 3)
             tensors[name] = weight
             continue
