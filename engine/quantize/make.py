@@ -45,7 +45,9 @@ class Source:
             )
         from transformers import AutoModelForCausalLM  # takes seconds to import
 
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         modules = self.model.named_modules()
         self.layers = {
             name: layer
