@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -188,13 +189,33 @@ def _build(variant: str, sources: tuple[str, ...], path: Path) -> Path:
     except OSError:  # no home, or a read-only one: a temporary folder for this process
         path = Path(tempfile.mkdtemp(prefix="glasshouse-")) / path.name
         temporary = str(path) + ".tmp"
-    files = [str(FOLDER / name) for name in sources]
-    command = [_compiler()[0], *_flags(variant), *files, "-o", temporary]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
+    try:
+        _compile(variant, sources, temporary)
+    except BuildError:
         Path(temporary).unlink(missing_ok=True)
-        lines = [line for line in result.stderr.splitlines() if "error" in line] or ["no message"]
-        raise BuildError(f"{command[0]} could not compile the kernels: {lines[0]}")
+        raise
     _seal(temporary)
     os.replace(temporary, path)
     return path
+
+
+def _compile(variant: str, sources: tuple[str, ...], library: str) -> None:
+    """Compile the sources side by side, one a core, and link them. Raises BuildError."""
+
+    def run(*arguments: str) -> None:
+        command = [_compiler()[0], *_flags(variant), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            errors = [line for line in result.stderr.splitlines() if "error" in line]
+            raise BuildError(
+                f"{command[0]} could not compile the kernels: {[*errors, 'no message'][0]}"
+            )
+
+    with (
+        tempfile.TemporaryDirectory(prefix="glasshouse-") as folder,
+        ThreadPoolExecutor(os.cpu_count()) as workers,
+    ):
+        objects = [str(Path(folder) / f"{name}.o") for name in sources]
+        files = [str(FOLDER / name) for name in sources]
+        list(workers.map(lambda file, object_: run("-c", file, "-o", object_), files, objects))
+        run(*objects, "-o", library)
