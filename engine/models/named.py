@@ -23,6 +23,7 @@ from loguru import logger
 from engine.config import POCKET_MODEL, cache_folder
 from engine.models.download_watch import DownloadWatch, Progress
 from engine.models.errors import ModelError
+from engine.models.formats.gguf_files import gguf_files
 from engine.trace.command import run_command
 
 CONVERSION = 1
@@ -67,6 +68,8 @@ def local_folder(model: str, progress: Progress | None = None) -> str:
     packaged = PACKAGED.get(model)
     if packaged is not None:
         return str(_packaged_folder(model, packaged, progress))
+    if not gguf_files(Path(model).expanduser()):
+        return model
     from engine.models.formats.gguf_folder import folder_of  # numpy
 
     return folder_of(model) or model

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from engine.models.errors import ModelError
-from engine.models.formats.gguf import MAGIC
 from engine.models.formats.gguf_cuts import CUTS, steps
+from engine.models.formats.gguf_files import MAGIC
 from engine.models.formats.gguf_model import KINDS, Architecture, Tensor, tensors_of
 from engine.models.formats.gguf_tokenizer import CONTROL
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest

@@ -21,9 +21,9 @@ import numpy as np
 
 from engine.models.errors import ModelError
 from engine.models.formats import gguf_blocks
+from engine.models.formats.gguf_files import MAGIC
 from engine.rounding import ceil_div
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ENTRIES = 65_536  # key-values; tensors
 LEAST_KEY_VALUE, LEAST_TENSOR = 13, 33  # bytes that the shortest of each takes

@@ -149,13 +149,11 @@ export class Lens {
       "p.how.grammar",
       {},
       `The grammar allows ${plural(event.num_allowed, "token")} here and takes ${removed} of the model's probability. `,
-      ...(free < 0
-        ? ["The draw is the same without it."]
-        : [
-          "The model would have written ",
-          element("b", {}, `“${name(free)}”`),
-          `, with ${chance(event.instead_of_probability ?? 0)}.`,
-        ]),
+      ...(free < 0 ? ["The draw is the same without it."] : [
+        "The model would have written ",
+        element("b", {}, `“${name(free)}”`),
+        `, with ${chance(event.instead_of_probability ?? 0)}.`,
+      ]),
     );
   }
 
