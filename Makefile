@@ -57,7 +57,7 @@ test-fast: $(VENV)/.test ## what a change should pass before it is committed, in
 # What computes in this process. Triton's kernels run in the interpreter's, and aren't counted.
 coverage: $(VENV)/.test ## which lines of engine/ the tests reach, all but those with a browser or a lab
 	$(PYTEST) -m "not slow" --cov --cov-report=term $(FAST) tests/exercises tests/kernels \
-		tests/models tests/parity $(PYTEST_ARGS)
+		tests/models tests/parity tests/quantize tests/whatif $(PYTEST_ARGS)
 
 exercises: $(VENV)/.test ## what your exercises/ have achieved (docs/EXERCISES.md)
 	$(BIN)/python -m pytest tests/exercises -v --no-header -k yours $(PYTEST_ARGS)

@@ -235,8 +235,10 @@ def test_steps_and_their_parts_nest(perfetto, record):
            where parent.name glob 'step *' group by parent.id"""
     )
     assert [name for name, _ in parts] == steps
-    for _, names in parts:
-        assert sorted(names.split(",")) == ["forward", "prepare", "sample", "schedule", "update"]
+    timed = {f"step {e.step}" for e in record if isinstance(e, ev.StepFinished) and e.record_us}
+    for step, names in parts:
+        always = ["forward", "prepare", "sample", "schedule", "update"]
+        assert sorted(names.split(",")) == sorted([*always, *["record"] * (step in timed)])
 
 
 def test_counters_have_the_values_of_the_record(perfetto, record):

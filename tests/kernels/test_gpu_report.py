@@ -112,13 +112,16 @@ def test_a_line_for_every_row_of_the_table_and_whether_it_was_reached():
     peer = {"shape": "opt-125m", "requests": 32, "ran": True, "tokens_per_s": 10.0}
     record = {
         "device": "NVIDIA H200",
+        "limits": {"copy_gb_s": 4200.0},
         "speed": [case, {**case, "shape": "opt-125m", "wanted": None}],
         "decode_attention": [
             {"rows": 256, "context": 1024, "cache": "float16", "us": 9.0, "share_of_limit": 0.79}
         ],
         "record_cost": [{"shape": "x", "requests": 1, "cost_of_steps": 0.02, "cost_of_off": 0.004}],
         "peers": [
+            {**peer, "system": "Glasshouse"},
             {**peer, "system": "transformers, one by one", "engine_is": 7.3},
+            {**peer, "system": "of 4 requests", "requests": 4, "engine_is": 755.0},
             {**peer, "system": "transformers, continuous batching", "engine_is": 2.9},
             {**peer, "system": "transformers, static 8", "ran": False, "why": "no kernels"},
         ],
@@ -127,7 +130,8 @@ def test_a_line_for_every_row_of_the_table_and_whether_it_was_reached():
     assert [line.good for line in found] == [
         *(True, False, None),  # 60 % of the limit; 22,000 tokens/s on an H200; nothing wanted
         False,  # 80 % of bandwidth
-        *(True, False, None),  # 7.3 and 3 times transformers; one that could not run
+        *(None, None, False, None),  # ours; 7.3 and 2.9 times transformers; one that could not run
         *(True, False),  # 2 % and 0.3 %
     ]
-    assert "no kernels" in found[6].found
+    assert "no kernels" in found[7].found
+    assert "61% of the datasheet's 4.8 TB/s" in found[0].found

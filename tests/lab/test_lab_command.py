@@ -164,7 +164,7 @@ def test_tokens_are_shown_on_one_line_whatever_they_hold():
 
 
 def test_on_a_busy_machine_one_thread_computes(monkeypatch):
-    monkeypatch.setattr(limits.machine, "physical_cores", lambda: 4)
+    monkeypatch.setattr(limits.host, "physical_cores", lambda: 4)
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(limits.os, "getloadavg", lambda: (0.5, 0.0, 0.0))
     assert limits.threads() == 4

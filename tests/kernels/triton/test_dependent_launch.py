@@ -44,6 +44,7 @@ READ_BEFORE = {
     "draw narrow top_p vocabulary 256": {"top_p_ptr"},
     "draw top_p vocabulary 256": CUTS,
     "draw vocabulary 256": CUTS | {"words_ptr"},
+    "mask_logits": set(),
     "copy_blocks": set(),
     "take_drawn": set(),
     "take_inputs drawn": {"staged"},
