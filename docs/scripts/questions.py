@@ -249,13 +249,19 @@ def _limit(records: Records) -> Answer:
     ]
 
 
+def _texts(record: Record) -> dict[int, str]:
+    """Return the text of each token id that a record names."""
+    texts: dict[int, str] = {}
+    for event in record.all(ev.TextTokens):
+        texts |= event.texts
+    return texts
+
+
 def _token(records: Records) -> Answer:
     record = records["tour"]
     warm = record.first(ev.SampleDrawn, lambda e: not e.greedy)
     greedy = record.first(ev.SampleDrawn, lambda e: e.greedy)
-    texts: dict[int, str] = {}
-    for event in record.all(ev.TextTokens):
-        texts |= event.texts
+    texts = _texts(record)
     rows = [
         f"{token_text(texts[c.token_id]):>12}   {c.token_id:>9}   {c.logprob:>15.3f}"
         f"   {c.probability:>21.3f}"
@@ -286,9 +292,7 @@ def _form(records: Records) -> Answer:
     draws = record.all(ev.SampleDrawn)
     changed = [event for event in draws if event.instead_of >= 0]
     kept = [event for event in draws if event.instead_of < 0]
-    texts: dict[int, str] = {}
-    for event in record.all(ev.TextTokens):
-        texts |= event.texts
+    texts = _texts(record)
     rows = [
         f"{token_text(texts[e.token_id]):>14}   {e.num_allowed:>7,}   {e.removed:>7.1%}"
         f"   {token_text(texts[e.instead_of]) if e.instead_of >= 0 else 'the same'}"

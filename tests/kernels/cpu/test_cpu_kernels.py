@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from engine.kernels import torch_attention, torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
-from engine.kernels.cpu import for_variant
-from engine.kernels.cpu.build import BuildError, variants_here
 from engine.kernels.cpu.linear_ops import Layout
 from engine.placeholders import NO_TOKEN
 
@@ -25,23 +23,7 @@ some = settings(
 )
 
 
-@pytest.fixture(params=variants_here())
-def ops(request):
-    try:
-        return for_variant(request.param)
-    except BuildError as error:
-        if "no C++ compiler" not in str(error):
-            raise  # sources that don't compile are no reason to skip
-        pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """`torch.empty` gives not-a-number, so that a place which a kernel forgets is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32, spread: float = 1.0):

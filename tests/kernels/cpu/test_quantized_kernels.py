@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from engine.kernels import quantized
-from engine.kernels.cpu import for_variant
-from engine.kernels.cpu.build import BuildError, variants_here
 from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
@@ -22,23 +20,7 @@ than what is expanded at once."""
 ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 40)
 
 
-@pytest.fixture(params=variants_here())
-def ops(request):
-    try:
-        return for_variant(request.param)
-    except BuildError as error:
-        if "no C++ compiler" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """`torch.empty` gives not-a-number, so that a place which a kernel forgets is seen."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
