@@ -17,6 +17,15 @@ def until(page, condition: str, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
+def lies_within(selector: str, height: int) -> str:
+    """Make a condition for `until`: the element is shown, from the top to `height` pixels. Asked in
+    the page, since a live page replaces its elements between a locator's two questions."""
+    return f"""(() => {{
+        const box = document.querySelector({selector!r})?.getBoundingClientRect();
+        return box && box.height > 0 && box.top >= 0 && box.bottom <= {height};
+    }})()"""
+
+
 def caught_up(page, server=None) -> None:
     """Wait until nothing runs and the page shows it. With a `server`, wait also until it has no
     open request and the page shows its last step: records arrive late, so a page may lag behind."""

@@ -9,7 +9,7 @@ import pytest
 
 from engine.trace.__main__ import main
 from glasshouse.command import CLASS_FLAGS
-from tests.browser.room_page import ROOT, caught_up, until
+from tests.browser.room_page import ROOT, caught_up, lies_within, until
 from tests.browser.seen_by_all import small_texts
 
 RECORDS = ROOT / "docs" / "records"
@@ -122,8 +122,8 @@ def test_a_presentation_is_one_screen_in_large_type(open_room, crowd_file, width
     page.set_viewport_size({"width": width, "height": height})
     until(page, "/would help/.test(document.querySelector('#reason').innerText)")
     for panel in ("#blocks canvas", "#timeline canvas", "#reason"):
+        until(page, lies_within(panel, height))
         box = page.locator(panel).bounding_box()
-        assert box["y"] >= 0 and box["y"] + box["height"] <= height, panel
         assert box["x"] + box["width"] <= width and box["width"] > width / 3, panel
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
     assert small_texts(page, 18) == []

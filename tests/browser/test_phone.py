@@ -6,7 +6,7 @@ import pytest
 
 from glasshouse.command import CLASS_FLAGS
 from tests.browser.conftest import need
-from tests.browser.room_page import until
+from tests.browser.room_page import lies_within, until
 from tests.browser.seen_by_all import (
     axe_source,
     low_contrast,
@@ -87,8 +87,7 @@ def test_a_lesson_in_the_presentation_is_for_everybody(open_room, classroom, axe
     assert small_texts(page, 18) == []
     for height in (720, 480):
         page.set_viewport_size({"width": 1280 * height // 720, "height": height})
-        box = page.locator(".figures").bounding_box()
-        assert box["y"] + box["height"] <= height
+        until(page, lies_within(".figures", height))
     for_everybody(page, axe)
     page.keyboard.press("PageDown")
     until(page, "document.querySelector('#lessons .caption').innerText.startsWith('3 of')")
