@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.core.engine_core import EngineCore
 from engine.counts import Metric
-from engine.engine_thread import EngineThread, Mailbox, News
+from engine.engine_thread import EngineThread, News, NewsQueue
 from engine.local_engine import LocalEngine
 from engine.sampling_params import SamplingParams
 from engine.text.chat_template import Message
@@ -44,7 +44,7 @@ class AsyncLLM(LocalEngine):
             start()
             return self.core, self._bound
 
-        self._open: dict[str, Mailbox] = {}  # by request id
+        self._open: dict[str, NewsQueue] = {}  # by request id
         self._numbers = count()
         self._engine = EngineThread(load, self._counts)
         self._on_shutdown.callback(self._engine.stop, "this AsyncLLM was shut down.")
@@ -114,9 +114,9 @@ class AsyncLLM(LocalEngine):
 
         Nothing happens if no such request is open.
         """
-        mailbox = self._open.get(request_id)
-        if mailbox is not None:
-            mailbox.put([], _Aborted())
+        news_queue = self._open.get(request_id)
+        if news_queue is not None:
+            news_queue.put([], _Aborted())
 
     # ------------------------------------------------------------------------------ the engine
 
@@ -156,7 +156,7 @@ class AsyncLLM(LocalEngine):
         request_id = f"async-{next(self._numbers)}" if request_id is None else request_id
         if request_id in self._open:
             raise ValueError(f"request_id {request_id!r} is in use; choose another.")
-        mailbox = self._open[request_id] = Mailbox(asyncio.get_running_loop())
+        news_queue = self._open[request_id] = NewsQueue(asyncio.get_running_loop())
         text: RequestText | None = None
         try:
             given = await find()
@@ -178,19 +178,19 @@ class AsyncLLM(LocalEngine):
             else:
                 core_request = request()
             text = self._output.begin(core_request, given.text)
-            self._engine.add(core_request, mailbox)
+            self._engine.add(core_request, news_queue)
             while not text.finished:
-                if self._take(text, await mailbox.take()):
+                if self._take(text, await news_queue.take()):
                     yield request_output(text)
         except _Aborted:
             if text is not None:
-                self._engine.release(request_id, mailbox, "aborted by the program")
+                self._engine.release(request_id, news_queue, "aborted by the program")
                 text.end("abort")
                 yield request_output(text)
         finally:
             del self._open[request_id]
             if text is not None:
-                self._engine.release(request_id, mailbox, "the program left it")
+                self._engine.release(request_id, news_queue, "the program left it")
                 self._counts.ended(text)
 
     def _take(self, text: RequestText, news: list[News]) -> bool:

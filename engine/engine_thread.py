@@ -31,7 +31,7 @@ class News(NamedTuple):
 
 
 @dataclass(eq=False)
-class Mailbox:
+class NewsQueue:
     """Receive the news of one request. Use it only on its event loop."""
 
     loop: asyncio.AbstractEventLoop
@@ -70,7 +70,7 @@ class EngineThread:
         self._load = load
         self._counts = counts
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._open: dict[str, Mailbox] = {}  # of the thread: which mailbox gets a request's news
+        self._open: dict[str, NewsQueue] = {}  # of the thread: by request id
         self._ended = ""  # why the thread takes no more orders
         self._lock = threading.Lock()  # guards the end: no order may arrive after it unnoticed
         self._loaded = threading.Event()
@@ -84,12 +84,12 @@ class EngineThread:
 
     # ------------------------------------------------------------------------------ from outside
 
-    def add(self, request: CoreRequest, mailbox: Mailbox) -> None:
-        """Serve a request; a refusal comes as the mailbox's failure.
+    def add(self, request: CoreRequest, news_queue: NewsQueue) -> None:
+        """Serve a request; a refusal comes as the failure of its queue.
 
         Raises `RuntimeError` after the thread's end.
         """
-        self._order(lambda: self._add(request, mailbox))
+        self._order(lambda: self._add(request, news_queue))
 
     def set_grammar_tokenizer(self, source: GrammarTokenizer) -> None:
         """Say which tokens there are, before a request that has a grammar."""
@@ -99,10 +99,10 @@ class EngineThread:
         """End one sequence of a request: a stop string was found in its text."""
         self._order(lambda: self.core.finish(request_id, index, stop_reason))
 
-    def release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
+    def release(self, request_id: str, news_queue: NewsQueue, why: str) -> None:
         """Release a request, however it ended; what still runs of it is aborted."""
         with contextlib.suppress(RuntimeError):  # the thread has ended, and released all
-            self._order(lambda: self._release(request_id, mailbox, why))
+            self._order(lambda: self._release(request_id, news_queue, why))
 
     async def ask(self, question: Callable[[EngineCore], Any]) -> Any:
         """Return the answer to a question that only the thread can ask.
@@ -165,37 +165,37 @@ class EngineThread:
         outputs = self.core.step()
         self._counts.stepped(self.core.stats())
         now = time.monotonic_ns()
-        by_loop: dict[asyncio.AbstractEventLoop, dict[Mailbox, list[News]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, dict[NewsQueue, list[News]]] = {}
         for output in outputs:
-            mailbox = self._open.get(output.request_id)
-            if mailbox is not None:
-                boxes = by_loop.setdefault(mailbox.loop, {})
-                boxes.setdefault(mailbox, []).append(News(output, now))
-        for loop, boxes in by_loop.items():
-            if not _tell(loop, functools.partial(_deliver, boxes)):
+            news_queue = self._open.get(output.request_id)
+            if news_queue is not None:
+                queues = by_loop.setdefault(news_queue.loop, {})
+                queues.setdefault(news_queue, []).append(News(output, now))
+        for loop, queues in by_loop.items():
+            if not _tell(loop, functools.partial(_deliver, queues)):
                 self._forget_loop(loop)
 
-    def _add(self, request: CoreRequest, mailbox: Mailbox) -> None:
+    def _add(self, request: CoreRequest, news_queue: NewsQueue) -> None:
         def settled(error: Exception | None) -> None:
             if error is not None:  # this request is refused, the others continue
-                if self._open.get(request.request_id) is mailbox:
+                if self._open.get(request.request_id) is news_queue:
                     del self._open[request.request_id]
-                _tell(mailbox.loop, functools.partial(mailbox.put, [], error))
+                _tell(news_queue.loop, functools.partial(news_queue.put, [], error))
 
-        self._open.setdefault(request.request_id, mailbox)
+        self._open.setdefault(request.request_id, news_queue)
         self._gate.add(request, settled)
 
-    def _release(self, request_id: str, mailbox: Mailbox, why: str) -> None:
-        """Release only what this mailbox asked for: another request may have the id by now."""
-        if self._open.get(request_id) is mailbox:
+    def _release(self, request_id: str, news_queue: NewsQueue, why: str) -> None:
+        """Release only what this queue asked for: another request may have the id by now."""
+        if self._open.get(request_id) is news_queue:
             del self._open[request_id]
             self._gate.abort(request_id, why)
 
     def _forget_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Release the requests of a closed event loop: nobody waits for their news."""
-        for request_id, mailbox in list(self._open.items()):
-            if mailbox.loop is loop:
-                self._release(request_id, mailbox, "its event loop was closed")
+        for request_id, news_queue in list(self._open.items()):
+            if news_queue.loop is loop:
+                self._release(request_id, news_queue, "its event loop was closed")
 
     def _end(self, why: str) -> None:
         with self._lock:
@@ -203,17 +203,17 @@ class EngineThread:
         while not self._orders.empty():  # answer the orders that are left: somebody waits for each
             with contextlib.suppress(Exception):
                 self._orders.get()()
-        for request_id, mailbox in self._open.items():
+        for request_id, news_queue in self._open.items():
             with contextlib.suppress(Exception):
                 self._gate.abort(request_id, why)
             failure = RuntimeError(why)
-            _tell(mailbox.loop, functools.partial(mailbox.put, [], failure))
+            _tell(news_queue.loop, functools.partial(news_queue.put, [], failure))
         self._open.clear()
 
 
-def _deliver(boxes: dict[Mailbox, list[News]]) -> None:
-    for mailbox, news in boxes.items():
-        mailbox.put(news)
+def _deliver(queues: dict[NewsQueue, list[News]]) -> None:
+    for news_queue, news in queues.items():
+        news_queue.put(news)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> bool:

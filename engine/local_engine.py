@@ -152,7 +152,7 @@ class LocalEngine:
         text = request.params.grammar
         if text is None:
             return None
-        from engine.worker.sampling.grammars import GrammarError
+        from engine.worker.sampling.grammar_compiler import GrammarError
 
         grammars = self.core.executor.grammars  # type: ignore[attr-defined]
         grammars.set_tokenizer(self._input.forms.source())

@@ -1,7 +1,7 @@
 """State what form one request's text must have (StructuredOutputsParams).
 
-Only the declaration is here. `text/grammars.py` turns it into a grammar, the worker holds each
-token to that.
+Only the declaration is here. `text/form_to_grammar.py` turns it into a grammar, the worker holds
+each token to that.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class NewRow(msgspec.Struct, kw_only=True):
     params: SamplingParams
     seed: int  # always set
     stop_token_ids: list[int]  # ids that min_tokens masks: eos (unless ignored) and stop_token_ids
-    grammar: Any = None  # compiled, see `worker/sampling/grammars.py`; the core only hands it on
+    grammar: Any = None  # compiled by `worker/sampling/grammar_compiler.py`; the core passes it on
     trace_full: bool = False
 
 

@@ -41,7 +41,7 @@ ANSWER = "answer.json"
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
-class Answer(NamedTuple):
+class Answered(NamedTuple):
     """Hold what transformers says: values, and the bytes of files by name."""
 
     values: dict[str, Any]
@@ -52,7 +52,7 @@ class AskingError(RuntimeError):
     """Report that transformers could not be asked. The message says why."""
 
 
-def ask(question: str, arguments: dict[str, Any], depends_on: Iterable[Path] | None) -> Answer:
+def ask(question: str, arguments: dict[str, Any], depends_on: Iterable[Path] | None) -> Answered:
     """Answer a question: from memory, here if transformers is imported, else in another process.
 
     depends_on: the files that the answer depends on; None: unknown, so that it can't be kept.
@@ -94,9 +94,9 @@ def small_files(folder: Path) -> list[Path]:
 # --------------------------------------------------------------------------------------- details
 
 
-def _answer(question: str, arguments: dict[str, Any]) -> Answer:
+def _answer(question: str, arguments: dict[str, Any]) -> Answered:
     module, _, function = question.partition(":")
-    return Answer(*getattr(import_module(module), function)(arguments))
+    return Answered(*getattr(import_module(module), function)(arguments))
 
 
 def _cache() -> Path:
@@ -118,7 +118,7 @@ def _key(question: str, arguments: dict[str, Any], files: Iterable[Path]) -> str
     return digest.hexdigest()[:32]
 
 
-def _read(folder: Path) -> Answer | None:
+def _read(folder: Path) -> Answered | None:
     """Read the answer in a folder; None if there is none, or if it is incomplete."""
     try:
         said = json.loads((folder / ANSWER).read_bytes())
@@ -127,7 +127,7 @@ def _read(folder: Path) -> Answer | None:
         return None
     if any(_digest(files[name]) != digest for name, digest in said["digests"].items()):
         return None
-    return Answer(said["values"], files)
+    return Answered(said["values"], files)
 
 
 def _digest(data: bytes) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
-from engine.text.grammars import Checked, checked_grammar
+from engine.text.form_to_grammar import Checked, checked_grammar
 from engine.text.jobs import do_jobs
 from engine.text.sandbox_process import SandboxProcess
 

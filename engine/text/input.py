@@ -22,8 +22,8 @@ from engine.sampling_params import (
 )
 from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
 from engine.text.errors import TextError
-from engine.text.forms import Check, Forms
-from engine.text.grammars import checked_grammar
+from engine.text.form_cache import Check, FormCache
+from engine.text.form_to_grammar import checked_grammar
 from engine.text.lanes import GRAMMARS, LONG, LONG_TEXT, in_lane
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineWarning, RequestReceived, RequestRefused, RequestTokenized
@@ -55,7 +55,7 @@ class InputProcessor:
         self.vocab_size = vocab_size
         self.recorder = recorder
         self.max_logprobs = max_logprobs
-        self.forms = Forms(tokenizer, check)
+        self.forms = FormCache(tokenizer, check)
         # A checkpoint's files may disagree: rules may only name tokens that the model can draw.
         self._eos_token_ids = [i for i in tokenizer.eos_token_ids if 0 <= i < vocab_size]
 

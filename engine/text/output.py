@@ -44,7 +44,7 @@ class PositionLogprobs(msgspec.Struct):
     top: list[Logprob]
 
 
-class Usage(msgspec.Struct, kw_only=True):
+class TokenUsage(msgspec.Struct, kw_only=True):
     """Count the tokens of one request, for all its `n` outputs together."""
 
     prompt_tokens: int
@@ -148,8 +148,8 @@ class RequestText:
             sequence.finish_reason = sequence.finish_reason or reason
 
     @property
-    def usage(self) -> Usage:
-        return Usage(
+    def usage(self) -> TokenUsage:
+        return TokenUsage(
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=sum(len(sequence.token_ids) for sequence in self.sequences),
             cached_tokens=self.num_cached_tokens,

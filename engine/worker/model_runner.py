@@ -37,7 +37,7 @@ from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial
-from engine.worker.sampling.grammars import Grammars
+from engine.worker.sampling.grammar_compiler import GrammarCompiler
 from engine.worker.sampling.logprobs import prompt_logprobs
 from engine.worker.sampling.sample_step import SampleStep
 from engine.worker.sampling.sampling_table import SamplingTable
@@ -149,7 +149,7 @@ class ModelRunner:
             self.device,
         )
         self.seats = Seats(num_seats, max_model_len, self.config.block_size)
-        self.grammars = Grammars(vocab)
+        self.grammars = GrammarCompiler(vocab)
         self.table = SamplingTable(num_seats, vocab, self.device)
         self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:

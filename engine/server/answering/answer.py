@@ -14,7 +14,7 @@ from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import ChunkWriter, encoded
 from engine.text.lanes import LONG, in_lane
-from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, Usage
+from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, TokenUsage
 
 LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 NOTHING: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
     return lambda token_id, text: text
 
 
-def usage_json(usage: Usage) -> dict[str, Any]:
+def usage_json(usage: TokenUsage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -24,7 +24,7 @@ from engine.server.link.open_requests import IdInUse, OpenRequest
 from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.errors import TextError
-from engine.text.output import RequestText, TextDelta, Usage
+from engine.text.output import RequestText, TextDelta, TokenUsage
 from engine.trace.events import RequestAnswered, RequestRefused
 from engine.trace.sequences import prompt_name
 
@@ -215,10 +215,10 @@ class Generation:
                     await asyncio.sleep(0)
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Count the tokens so far, of all prompts and answers."""
         parts = [request.usage for request in self.requests]
-        return Usage(
+        return TokenUsage(
             prompt_tokens=sum(part.prompt_tokens for part in parts),
             completion_tokens=sum(part.completion_tokens for part in parts),
             cached_tokens=sum(part.cached_tokens for part in parts),

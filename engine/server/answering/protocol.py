@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from engine.sampling_params import SamplingParams
 from engine.server.answering.fields import unknown_fields
-from engine.server.answering.forms import FormFields
+from engine.server.answering.form_fields import FormFields
 from engine.server.http.errors import bad_request
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # each id has one way to write it

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.core.messages import NewRow
 from engine.rounding import ceil_div
-from engine.worker.sampling.grammars import reason_of
+from engine.worker.sampling.grammar_compiler import reason_of
 
 BITS = 32
 

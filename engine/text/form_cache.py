@@ -10,7 +10,7 @@ import msgspec
 
 from engine.core.messages import GrammarTokenizer
 from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
-from engine.text.grammars import Checked, checked_grammar
+from engine.text.form_to_grammar import Checked, checked_grammar
 from engine.text.tokenizer import Tokenizer
 
 MOST_KEPT = 256
@@ -18,7 +18,7 @@ Check = Callable[[StructuredOutputsParams, Mapping[str, int]], Checked]
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-class Forms:
+class FormCache:
     """Keep checked forms for one tokenizer. `check`: checks one; the server's does so in a process
     that it can kill."""
 

@@ -16,8 +16,8 @@ from engine.structured_outputs import (
     StructuredOutputsError,
     StructuredOutputsParams,
 )
+from engine.text.form_to_grammar import checked_grammar
 from engine.text.grammar_process import GrammarProcess
-from engine.text.grammars import checked_grammar
 from tests.support.schemas import SCHEMAS, UNSERVED
 
 Form = StructuredOutputsParams

@@ -1,7 +1,7 @@
 """Compile grammars for the worker, each once, on a thread of its own.
 
-`text/grammars.py` has written and checked them. A compiled grammar is a template: a sequence's own
-matcher is a copy of it, which takes a microsecond (`grammar_masks.py`).
+`text/form_to_grammar.py` has written and checked them. A compiled grammar is a template: a
+sequence's own matcher is a copy of it, which takes a microsecond (`grammar_masks.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CompiledGrammar:
         return matcher
 
 
-class Grammars:
+class GrammarCompiler:
     """Compile grammars for one model. `vocab_size`: the width of its logits."""
 
     def __init__(self, vocab_size: int):
