@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: class site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth quality gpu pocket clients docs image-check exercises clean
+.PHONY: class site deploy-links help demo real serve installed test test-fast coverage lint format lab bench bench-peers bench-growth quality gpu pocket clients docs image-check grade clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
@@ -59,8 +59,8 @@ coverage: $(VENV)/.test ## which lines of engine/ the tests reach, all but those
 	$(PYTEST) -m "not slow" --cov --cov-report=term $(FAST) tests/exercises tests/kernels \
 		tests/models tests/parity tests/quantize tests/whatif $(PYTEST_ARGS)
 
-exercises: $(VENV)/.test ## what your exercises/ have achieved (docs/EXERCISES.md)
-	$(BIN)/python -m pytest tests/exercises -v --no-header -k yours $(PYTEST_ARGS)
+grade: $(VENV)/.run ## what your exercises/ have achieved, of 100 points (docs/EXERCISES.md; STEP=… for hints)
+	@$(BIN)/python -m course $(STEP)
 
 CPP := engine/kernels/cpu/*.cpp engine/kernels/cpu/*.h
 

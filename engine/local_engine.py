@@ -17,7 +17,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore, Executor, MakeScheduler
 from engine.core.grammar_gate import compiled_event
 from engine.core.messages import CoreRequest
-from engine.core.scheduler import Scheduler
+from engine.core.named_scheduler import named_scheduler
 from engine.counts import Counts
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.chat_template import ChatTemplate
@@ -47,14 +47,14 @@ class LocalEngine:
         self,
         model: str | None = None,
         *,
-        scheduler: MakeScheduler = Scheduler,
+        scheduler: MakeScheduler | None = None,
         sample_step: MakeSampleStep | None = None,
         **options: Any,
     ):
         if model is not None:
             options["model"] = model
         self.config = EngineConfig.from_options(options)
-        self._make_scheduler = scheduler
+        self._make_scheduler = scheduler or named_scheduler(self.config.scheduler_cls)
         self._make_sample_step = sample_step
         self._bound: AbstractContextManager[None] = contextlib.nullcontext()
         self._is_shut_down = False

@@ -10,9 +10,11 @@ typed.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from clients.table import clients_table
 from docs.scripts.figures import blocks_figure, seats_figure
@@ -177,6 +179,26 @@ def replayed() -> str:
     return f"```text\n{output}\n```"
 
 
+def grade() -> str:
+    """Return what `make grade` prints of a folder with three steps done and a fourth begun."""
+    from course.catalogue import COURSE
+    from course.grade import begin, told
+    from course.grade import grade as graded
+
+    solutions = ROOT / "tests" / "exercises" / "solutions"
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "exercises"
+        begin(folder)
+        for name in ("reading", "slots", "pool"):
+            (folder / f"{name}.py").write_bytes((solutions / f"{name}.py").read_bytes())
+        waste = (solutions / "waste.py").read_text(encoding="utf-8")
+        counted_twice = waste.replace("max(inside, tokens", "(inside + tokens")
+        (folder / "waste.py").write_text(counted_twice, encoding="utf-8")
+        lines = told(graded(folder, COURSE), folder)
+    output = "\n".join(lines).replace(os.path.relpath(folder), "exercises")
+    return f"```text\n{output}\n```"
+
+
 def fields() -> str:
     """List what is done with each field of a request, by body."""
     lines = [
@@ -221,6 +243,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "numbers": numbers,
     "prices": prices,
     "replayed": replayed,
+    "grade": grade,
     "one-group": one_group,
     "exactness": exactness,
 }

@@ -164,6 +164,11 @@ class Options:
     scheduling_policy: Literal["fcfs", "priority"] = _option(
         "fcfs", "first come first served, or by each request's priority"
     )
+    scheduler_cls: str | None = _option(
+        None,
+        "a scheduler of your own, MODULE:CLASS (docs/EXERCISES.md); MODULE is imported from the"
+        " current folder",
+    )
     preemption_mode: Literal["recompute", "swap", "auto"] = _option(
         "auto",
         "how a preempted request's K/V come back; auto: what is cheaper, as measured here",

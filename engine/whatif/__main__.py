@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.config import ConfigError
-from engine.core.scheduler import Scheduler
+from engine.core.named_scheduler import named_scheduler
 from engine.trace.command import run_command
 from engine.trace.files import RecordError, read_all, to_jsonl
 from engine.trace.printable import printable
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.whatif
         if value is not None and key not in ("file", "policy", "output", "json", "seed")
     }
     try:
-        scheduler = named_scheduler(arguments.policy) if arguments.policy else Scheduler
+        scheduler = named_scheduler(arguments.policy)
         answer = what_if(read_all(arguments.file), changes, scheduler, arguments.seed)
         if arguments.output is not None:
             arguments.output.write_bytes(to_jsonl(answer.events))
@@ -44,22 +43,6 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.whatif
     else:
         print("\n".join(told(answer)))
     return 0
-
-
-def named_scheduler(name: str) -> type[Scheduler]:
-    """Return the scheduler that "module:Class" names. Raises ValueError."""
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ValueError(f"{name!r} names no class: write MODULE:CLASS, such as mine:Shortest")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a file in the current folder
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"{name} can't be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, Scheduler)):
-        raise ValueError(f"{name} is no subclass of engine.core.scheduler.Scheduler")
-    return found
 
 
 def told(answer: WhatIf) -> list[str]:

@@ -32,6 +32,7 @@ FLAGS_OF_VLLM = [
     "--preemption-mode",
     "--swap-space",
     "--scheduling-policy",
+    "--scheduler-cls",
     "--max-num-queued-reqs",
     "--tensor-parallel-size",
     "--quantization",

@@ -71,7 +71,7 @@ def test_the_files_beside_the_rooms():
     assert not (found := complaints(sorted(ENGINE.glob("*.py")))), "\n".join(found)
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "clients", "examples", "lab", "pocket"])
+@pytest.mark.parametrize("folder", ["benchmarks", "clients", "course", "examples", "lab", "pocket"])
 def test_a_folder_beside_the_engine(folder):
     assert not (found := complaints(sorted((ROOT / folder).rglob("*.py")))), "\n".join(found)
 

@@ -8,12 +8,13 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape
+from engine.core.named_scheduler import named_scheduler
 from engine.core.scheduler import Scheduler
 from engine.trace import events as ev
 from engine.trace.diff import first_difference
 from engine.trace.files import read_all, to_jsonl
 from engine.trace.replay import Replay
-from engine.whatif.__main__ import main, named_scheduler
+from engine.whatif.__main__ import main
 from engine.whatif.arrivals import Arrival, workload
 from engine.whatif.measures import measure
 from engine.whatif.rerun import what_if

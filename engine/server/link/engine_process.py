@@ -28,6 +28,7 @@ from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
 from engine.core.grammar_gate import GrammarGate
+from engine.core.named_scheduler import named_scheduler
 from engine.models.hub import find_model
 from engine.one_line import one_line
 from engine.server import logs
@@ -92,8 +93,11 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
     recorder = PackingRecorder(events.send, config.trace, text=config.trace_text == "on")
     failed = False
     try:
+        scheduler = named_scheduler(
+            config.scheduler_cls
+        )  # before the model: a typo is told at once
         executor = load(config, recorder, Stages(server))
-        core = EngineCore(config, executor, recorder)
+        core = EngineCore(config, executor, recorder, scheduler)
         cores = getattr(executor, "cores", None)
         server.send(wire.encode(wire.Ready(executor.kv, cores.own_cpus if cores else [])))
         with quiet_collector():

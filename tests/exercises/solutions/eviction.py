@@ -1,4 +1,4 @@
-"""One solution of exercise 4: at each allocation, blocks that were hit move to the back."""
+"""One solution of step 8: at each allocation, blocks that were hit move to the back."""
 
 from __future__ import annotations
 

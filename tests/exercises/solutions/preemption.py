@@ -1,4 +1,4 @@
-"""One solution of exercise 5."""
+"""One solution of step 9."""
 
 from __future__ import annotations
 

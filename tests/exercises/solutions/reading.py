@@ -1,4 +1,4 @@
-"""One solution of exercise 1."""
+"""One solution of step 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One solution of exercise 3."""
+"""One solution of step 6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One solution of exercise 2."""
+"""One solution of step 4."""
 
 from __future__ import annotations
 
