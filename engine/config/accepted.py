@@ -54,6 +54,9 @@ ACCEPTED = (
     Accepted("task", ("auto", "generate"), _TEXT),
     Accepted("language-model-only", SWITCH, _TEXT),
     Accepted("chat-template-content-format", ("auto", "string"), _TEXT),
+    Accepted(
+        "enable-auto-tool-choice", SWITCH, "a model with a known format may always call tools"
+    ),
     Accepted("response-role", ("assistant",), "answers are the assistant's"),
     Accepted("config-format", ("auto", "hf"), _HF),
     Accepted("tokenizer-mode", ("auto", "hf"), _HF),

@@ -124,6 +124,14 @@ class Options:
     default_chat_template_kwargs: dict[str, Any] = _option(
         dict, "variables of the chat template; those of a request win over them"
     )
+    tool_call_parser: str = _option(
+        "auto",
+        "how the model writes calls of tools; auto: as its chat template does; none: as text",
+    )
+    reasoning_parser: str = _option(
+        "auto",
+        "how the model writes its reasoning; auto: as its chat template does; none: it is content",
+    )
     seed: int = _option(0, "seeds the requests that bring no seed of their own")
 
     # -- the machine

@@ -35,6 +35,7 @@ from engine.text.generation_config import GenerationDefaults
 from engine.text.grammar_process import GrammarProcess
 from engine.text.input import InputProcessor
 from engine.text.loading import load_text
+from engine.text.messages.found import MessageFormats, find_formats
 from engine.text.output import OutputProcessor
 from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ class Text:
     input: InputProcessor
     output: OutputProcessor
     chat: ChatTemplate
+    formats: MessageFormats
 
 
 class Service:
@@ -121,6 +123,9 @@ class Service:
                 self._render_foreign,
                 config.default_chat_template_kwargs,
             )
+            self._formats = find_formats(
+                self._chat, config.tool_call_parser, config.reasoning_parser
+            )
             self._tokenizer = tokenizer
             if not tokenizer.facts.fast:
                 logger.info("The tokenizer is written in Python: transformers is imported for it.")
@@ -149,6 +154,7 @@ class Service:
             ),
             OutputProcessor(tokenizer, self.recorder),
             self._chat,
+            self._formats,
         )
         self.client.grammar_tokenizer = self.text.input.forms.source
         self.limits = Limits(
@@ -167,6 +173,8 @@ class Service:
             kv.block_size,
             kv.max_model_len,
         )
+        if self._formats.why:
+            logger.info("Answers are taken apart: {}.", self._formats.why)
         if self.defaults.sampling:
             logger.info("{}", self.defaults.in_words())
 

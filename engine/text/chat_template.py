@@ -59,6 +59,11 @@ class ChatTemplate:
         self._default_kwargs = dict(default_kwargs or {})
         self._check_kwargs("--default-chat-template-kwargs", self._default_kwargs)
 
+    @property
+    def text(self) -> str:
+        """Return the template's own text; all of them if the model has several."""
+        return self._text
+
     def render(
         self,
         messages: Sequence[Message],

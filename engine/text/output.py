@@ -14,6 +14,9 @@ import msgspec
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.text.detokenizer import answer_detokenizer
+from engine.text.messages.parser import MessageParser
+from engine.text.messages.pieces import ContentPiece, Message, Piece
+from engine.text.messages.rules import MessageRules
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
@@ -50,6 +53,7 @@ class TokenUsage(msgspec.Struct, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # of the prompt, found in the prefix cache
+    reasoning_tokens: int | None = None  # of the completion; None: not told apart
 
     @property
     def total_tokens(self) -> int:
@@ -59,9 +63,18 @@ class TokenUsage(msgspec.Struct, kw_only=True):
 class SequenceText:
     """Hold one of a request's `n` outputs, as far as it is known."""
 
-    def __init__(self, index: int, request: CoreRequest, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        index: int,
+        request: CoreRequest,
+        tokenizer: Tokenizer,
+        rules: MessageRules | None = None,
+    ):
         params = request.params
         self.index = index
+        self.parser: MessageParser | None = None  # None: all of the text is content
+        if rules is not None:
+            self.parser = rules.parser(tokenizer, request.prompt_token_ids, params)
         self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] | None = None if params.logprobs is None else []
         self.candidates_ranked = params.logprob_token_ids is None
@@ -76,6 +89,11 @@ class SequenceText:
     def text(self) -> str:
         """Return the text sent so far."""
         return "".join(self._pieces)
+
+    @property
+    def message(self) -> Message:
+        """Return the text sent so far, taken apart."""
+        return Message(content=self.text) if self.parser is None else self.parser.message
 
     def add_token(self, token_id: int, params: SamplingParams, hidden: bool) -> str:
         """Book one token; return the text that may be sent. A `hidden` token is only counted."""
@@ -99,13 +117,21 @@ class SequenceText:
 class RequestText:
     """Hold one request: its prompt, and its outputs so far."""
 
-    def __init__(self, request: CoreRequest, prompt: str | None, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        request: CoreRequest,
+        prompt: str | None,
+        tokenizer: Tokenizer,
+        rules: MessageRules | None = None,
+    ):
         self.request_id = request.request_id
         self.params = request.params
         self.prompt = prompt  # None if it was given as token ids
         self.prompt_token_ids = request.prompt_token_ids
         self.prompt_entries: list[TokenLogprobs | None] | None = None  # as the core sent them
-        self.sequences = [SequenceText(i, request, tokenizer) for i in range(request.params.n)]
+        self.sequences = [
+            SequenceText(i, request, tokenizer, rules) for i in range(request.params.n)
+        ]
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.queued_ns = 0
@@ -153,7 +179,13 @@ class RequestText:
             prompt_tokens=len(self.prompt_token_ids),
             completion_tokens=sum(len(sequence.token_ids) for sequence in self.sequences),
             cached_tokens=self.num_cached_tokens,
+            reasoning_tokens=self._num_reasoning_tokens,
         )
+
+    @property
+    def _num_reasoning_tokens(self) -> int | None:
+        parsers = [sequence.parser for sequence in self.sequences if sequence.parser is not None]
+        return sum(parser.num_reasoning_tokens for parser in parsers) if parsers else None
 
 
 class TextDelta(msgspec.Struct, kw_only=True):
@@ -172,6 +204,14 @@ class TextDelta(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None  # "stop", "length", "abort", "error"; set exactly once
     stop_reason: int | str | None = None
     finish_in_core: bool = False  # a stop string matched: end the sequence in the core
+    pieces: list[Piece] | None = None  # of the message; None: all of the text is content
+
+    @property
+    def message_pieces(self) -> list[Piece]:
+        """Return what is new of the message."""
+        if self.pieces is not None:
+            return self.pieces
+        return [ContentPiece(self.text)] if self.text else []
 
 
 class OutputProcessor:
@@ -184,9 +224,14 @@ class OutputProcessor:
         self.tokenizer = tokenizer
         self.recorder = recorder
 
-    def begin(self, request: CoreRequest, prompt: str | None = None) -> RequestText:
-        """Make the text of a request. It grows as outputs are processed."""
-        return RequestText(request, prompt, self.tokenizer)
+    def begin(
+        self, request: CoreRequest, prompt: str | None = None, rules: MessageRules | None = None
+    ) -> RequestText:
+        """Make the text of a request. It grows as outputs are processed.
+
+        `rules`: how its answers are taken apart; None if they are plain text.
+        """
+        return RequestText(request, prompt, self.tokenizer, rules)
 
     def process(self, request: RequestText, output: CoreOutput) -> TextDelta | None:
         """Take one output of the core. Return None if its sequence has ended."""
@@ -240,7 +285,19 @@ class OutputProcessor:
         else:
             delta.finish_reason = sequence.finish_reason = output.finish_reason
             delta.stop_reason = sequence.stop_reason = output.stop_reason
+        if sequence.parser is not None:
+            self._parse(sequence, sequence.parser, delta)
         return delta
+
+    @staticmethod
+    def _parse(sequence: SequenceText, parser: MessageParser, delta: TextDelta) -> None:
+        """Take new text apart. The text ends behind the one call that may come."""
+        delta.pieces = parser.feed(delta.text, delta.token_ids)
+        if delta.finish_reason is None and parser.is_complete:
+            delta.finish_reason = sequence.finish_reason = "stop"
+            delta.finish_in_core = True
+        if delta.finish_reason is not None:
+            delta.pieces += parser.end(delta.finish_reason)
 
     def _stop_matched(
         self, request: RequestText, sequence: SequenceText, output: CoreOutput, delta: TextDelta

@@ -140,7 +140,7 @@ def test_what_asks_nothing_is_taken(server, fields):
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        ("tokenize", {"tools": [{"type": "function"}]}),
+        ("completions", {"tools": [{"type": "function"}]}),
         ("completions", {"repetition_detection": {"max_pattern_size": 4, "min_count": 3}}),
         ("completions", {"watermarking": True}),
         ("chat", {"return_prompt_text": True}),

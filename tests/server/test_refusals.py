@@ -7,6 +7,8 @@ import pytest
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
 
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -90,7 +92,15 @@ def test_both_numbers_of_a_prompt_that_is_too_long(server):
             "continue_final_message",
         ),
         ({"echo": True}, "echo"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [TOOL]}, "tools"),  # the template has no place for them
+        ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
+        ({"tools": [TOOL] * 300}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
     ],
 )

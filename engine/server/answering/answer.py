@@ -119,12 +119,15 @@ def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
 
 
 def usage_json(usage: TokenUsage) -> dict[str, Any]:
-    return {
+    told: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens is not None:
+        told["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return told
 
 
 def prompt_logprobs_json(

@@ -37,11 +37,16 @@ class CachedTokens(Schema):
     cached_tokens: int
 
 
+class CompletionDetails(Schema):
+    reasoning_tokens: int
+
+
 class Usage(Schema):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: CompletionDetails | None = None
 
 
 class PromptLogprob(Schema):
@@ -106,9 +111,37 @@ class ChatLogprobs(Schema):
     content: list[ChosenLogprob]
 
 
+class CalledFunction(Schema):
+    name: str
+    arguments: str
+
+
+class CalledTool(Schema):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class FunctionDelta(Schema):
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Schema):
+    """Declare new text of a call; id, type and name come once."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(Schema):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChatPart(Schema):
@@ -122,7 +155,10 @@ class ChatPart(Schema):
 
 class Message(Schema):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CalledTool] | None = None
 
 
 class ChatChoice(Schema):

@@ -67,6 +67,11 @@ FIELDS: tuple[Field, ...] = (
              "chat tokenize"),
     Field("reasoning_effort", "chat", "completions", note="a variable of the chat template, and "
           "`enable_thinking` beside it (false for none)"),
+    Field("tools", "chat tokenize", refused="completions", passes=([],), note="of type function"),
+    Field("tool_choice", "chat tokenize", refused="completions", passes=("none",), note="none, "
+          "auto, required, a function by its name, or allowed_tools"),
+    Field("parallel_tool_calls", "chat tokenize", "completions", note="false: an answer ends "
+          "behind its first call"),
     Field("add_special_tokens", "completions chat tokenize"),
     Field("truncate_prompt_tokens", _GENERATION, note="−1: what the context leaves"),
     Field("truncation_side", _GENERATION, note="left (the default) keeps the last tokens, right "
@@ -112,14 +117,12 @@ FIELDS: tuple[Field, ...] = (
     *_without_effect("a hint for speed", "prediction"),
     *_without_effect("there is one backend of grammars", "guided_decoding_backend"),
     *_without_effect("no model is told of it", "verbosity"),
-    *_without_effect("without tools there is nothing to call", "parallel_tool_calls"),
     *_without_effect("about images and sounds, which no model here takes",
                      "mm_payload return_mm_kwargs"),
     # ---------------------------------------------------------------------------------- refused
     *_refused("suffix", ""),
-    Field("tools", refused="completions chat tokenize", passes=([],)),
-    *_refused("functions", []),
-    *_refused("tool_choice function_call", "none"),
+    *_refused("functions", [], note="the older form of tools"),
+    *_refused("function_call", "none", note="the older form of tool_choice"),
     *_refused("use_beam_search early_stopping", False),
     *_refused("length_penalty", 1),
     *_refused("prompt_embeds documents logits_processors", []),

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 
+import msgspec
 from fastapi import Request
 
 from engine.core.messages import CoreOutput, CoreRequest
@@ -24,6 +25,7 @@ from engine.server.link.open_requests import IdInUse, OpenRequest
 from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.errors import TextError
+from engine.text.messages.rules import MessageRules
 from engine.text.output import RequestText, TextDelta, TokenUsage
 from engine.trace.events import RequestAnswered, RequestRefused
 from engine.trace.sequences import prompt_name
@@ -80,6 +82,9 @@ class Generation:
         params = body.sampling_params()  # finds wrong ones before anything else is done
         if body.num_logprobs is not None:
             self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
+        rules = body.message_rules(self.text.formats, prompts)
+        if rules is not None:  # marks may be special tokens, so the text must show them
+            params = msgspec.structs.replace(params, skip_special_tokens=False)
         self.service.warn_of_unknown(ignored)
         self._claim(http, body, prefix, len(prompts))
         requests: list[CoreRequest] = []
@@ -96,7 +101,7 @@ class Generation:
         for place, (request, prompt) in enumerate(zip(requests, prompts)):
             if place % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
-            self._send(place, request, prompt)
+            self._send(place, request, prompt, rules)
         for entry in self._entries:
             await entry.until_booked()
 
@@ -164,10 +169,16 @@ class Generation:
                 error.param = body.form[1]  # as the body names it
             raise
 
-    def _send(self, place: int, request: CoreRequest, prompt: str | list[int]) -> None:
+    def _send(
+        self,
+        place: int,
+        request: CoreRequest,
+        prompt: str | list[int],
+        rules: MessageRules | None,
+    ) -> None:
         """Send one prompt to the core."""
         entry = self._entries[place]
-        text = self.text.output.begin(request, prompt if isinstance(prompt, str) else None)
+        text = self.text.output.begin(request, prompt if isinstance(prompt, str) else None, rules)
         clock = RequestClock(self.service.metrics, request, text)
         self._parts[entry.id] = _Part(place, entry, text, clock)
         self._unanswered.add(entry.id)
@@ -199,7 +210,7 @@ class Generation:
                 if delta.finish_reason == "error":
                     raise ApiError(500, output.error or "The engine failed at this request.")
                 if delta.finish_in_core:
-                    stop = str(delta.stop_reason)
+                    stop = "a call" if delta.stop_reason is None else str(delta.stop_reason)
                     self.service.client.finish(part.entry, delta.index, stop)
                 if part.text.finished:
                     part.complete_ns = time.monotonic_ns()
@@ -218,10 +229,12 @@ class Generation:
     def usage(self) -> TokenUsage:
         """Count the tokens so far, of all prompts and answers."""
         parts = [request.usage for request in self.requests]
+        reasoning = [part.reasoning_tokens for part in parts if part.reasoning_tokens is not None]
         return TokenUsage(
             prompt_tokens=sum(part.prompt_tokens for part in parts),
             completion_tokens=sum(part.completion_tokens for part in parts),
             cached_tokens=sum(part.cached_tokens for part in parts),
+            reasoning_tokens=sum(reasoning) if reasoning else None,
         )
 
     def sent(self) -> None:

@@ -17,8 +17,9 @@ from engine.server.answering.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from engine.server.answering.tools import LARGEST_TOOLS
 from engine.server.http.errors import ApiError, bad_request
-from engine.structured_outputs import LARGEST, MOST_LEVELS
+from engine.structured_outputs import LARGEST, MOST_ENTRIES, MOST_LEVELS
 
 DECLARED = frozenset[str]().union(
     *(
@@ -85,7 +86,7 @@ class Limits:
         self._bounds = {
             "prompt": Bound(characters, max(max_model_len, LEAST_TOKENS)),
             "messages": Bound(characters, MOST_MESSAGES),
-            "tools": Bound(characters),
+            "tools": Bound(LARGEST_TOOLS, MOST_ENTRIES, MOST_LEVELS + 4),
             "documents": Bound(characters),
             "chat_template": Bound(characters=262_144),
             "chat_template_kwargs": Bound(characters=65_536),

@@ -8,7 +8,7 @@ field out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
@@ -16,7 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from engine.sampling_params import SamplingParams
 from engine.server.answering.fields import unknown_fields
 from engine.server.answering.form_fields import FormFields
+from engine.server.answering.taking_apart import rules_for
+from engine.server.answering.tools import ToolFields
 from engine.server.http.errors import bad_request
+from engine.text.messages.found import MessageFormats
+from engine.text.messages.rules import MessageRules
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # each id has one way to write it
 _MOST_NAMED = 10
@@ -182,6 +186,12 @@ class GenerationRequest(FormFields, Body):
             self.stream_options and self.stream_options.continuous_usage_stats
         )
 
+    def message_rules(
+        self, formats: MessageFormats, prompts: Sequence[str | list[int]]
+    ) -> MessageRules | None:
+        """Return how the answers are taken apart; None if they are plain text."""
+        return None
+
     def sampling_params(self) -> SamplingParams:
         """Make sampling parameters, new ones for each prompt. Raises `ParameterError`."""
         given = {name: getattr(self, name) for name in self._SAMPLING}
@@ -244,7 +254,7 @@ class CompletionRequest(GenerationRequest):
         return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-class Conversation(Body):
+class Conversation(ToolFields, Body):
     """Declare the fields that turn messages into a prompt. /tokenize takes them, too."""
 
     messages: list[dict[str, Any]]
@@ -263,10 +273,13 @@ class Conversation(Body):
     @property
     def template_variables(self) -> dict[str, Any]:
         """Return the variables that the template gets beside the messages."""
-        return self.chat_template_kwargs or {}
+        given = self.chat_template_kwargs or {}
+        return {"tools": self.choice.tools, **given} if self.choice.may_call else given
 
     def check_messages(self) -> None:
-        """Raise `ApiError` for known parts of messages that would have no effect here."""
+        """Raise `ApiError` for tools that can't be read, and for known parts of messages that
+        would have no effect here."""
+        _ = self.choice
         for place, message in enumerate(self.messages):
             for name in ("function_call", "audio"):
                 if message.get(name):
@@ -297,6 +310,18 @@ class ChatRequest(Conversation, GenerationRequest):
             raise bad_request("top_logprobs needs logprobs: true.", "top_logprobs")
         self.check_messages()
         return unknown
+
+    def message_rules(
+        self, formats: MessageFormats, prompts: Sequence[str | list[int]]
+    ) -> MessageRules | None:
+        return rules_for(
+            self.choice,
+            formats,
+            self.messages,
+            prompts[0],
+            one_call=self.parallel_tool_calls is False or self.choice.kind == "named",
+            skip_special_tokens=self.skip_special_tokens is not False,
+        )
 
     @property
     def token_limit(self) -> int | None:

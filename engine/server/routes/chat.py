@@ -14,11 +14,15 @@ from engine.server.answering.answer import NOTHING, Answer, prompt_logprobs_json
 from engine.server.answering.answer_schemas import ChatCompletion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
+from engine.server.answering.message_json import delta_json, finish_reason, message_json
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
 from engine.server.service import Service
 from engine.text.output import Logprob, PositionLogprobs, SequenceText, TextDelta
+
+NOTHING_MORE: dict[str, Any] = {"logprobs": None, "finish_reason": None}
+"""What a chunk has beside its text if another one of the same step follows."""
 
 
 def router(service: Service) -> APIRouter:
@@ -59,26 +63,31 @@ class ChatAnswer(Answer):
 
     def whole_choices(self) -> Iterator[dict[str, Any]]:
         for sequence in self.request.sequences:
-            message = {"role": "assistant", "content": sequence.text}
+            message = {"role": "assistant", **message_json(sequence)}
             yield {"index": sequence.index, "message": message, **self._rest(sequence)}
 
     def begins(self, place: int, delta: TextDelta) -> bool:
         return not self.started[delta.index] and (
-            bool(delta.text) or delta.finish_reason is not None
+            bool(delta.text if delta.pieces is None else delta.pieces)
+            or delta.finish_reason is not None
         )
 
     def write(self, place: int, delta: TextDelta, pieces: list[bytes]) -> None:
         # Tokens whose text is held back are sent with the next text.
-        if not delta.text and delta.finish_reason is None:
+        new = delta.text if delta.pieces is None else delta.pieces
+        if not new and delta.finish_reason is None:
             return
         usage = self.body.continuous_usage
         if not self.started[delta.index]:
             extras = NOTHING if any(self.started) else self.prompt_extras
             self.started[delta.index] = True
             pieces.append(self.chunk([self._opening(delta.index)], usage, extras))
-        content = {"content": delta.text} if delta.text else {}
+        written = delta_json(delta)
         rest = self._rest(self.request.sequences[delta.index])
-        pieces.append(self.chunk([{"index": delta.index, "delta": content, **rest}], usage))
+        for content in written[:-1]:
+            choice = {"index": delta.index, "delta": content, **NOTHING_MORE}
+            pieces.append(self.chunk([choice], usage))
+        pieces.append(self.chunk([{"index": delta.index, "delta": written[-1], **rest}], usage))
 
     def make(self, place: int) -> None:
         _ = self.prompt_extras
@@ -94,7 +103,7 @@ class ChatAnswer(Answer):
     @staticmethod
     def _opening(index: int) -> dict[str, Any]:
         delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return {"index": index, "delta": delta, **NOTHING_MORE}
 
     def _rest(self, sequence: SequenceText) -> dict[str, Any]:
         """Return what a chunk has beside its text.
@@ -109,7 +118,7 @@ class ChatAnswer(Answer):
             logprobs = {"content": [self._position_json(position) for position in new]}
         rest: dict[str, Any] = {
             "logprobs": logprobs,
-            "finish_reason": sequence.finish_reason,
+            "finish_reason": finish_reason(sequence, self.body.choice.kind),
             "stop_reason": sequence.stop_reason,
             "token_ids": sequence.token_ids[written:] if self.body.return_token_ids else None,
         }

@@ -1,0 +1,1 @@
+"""Take apart what a model writes: reasoning, content, and calls of tools."""

@@ -1,0 +1,87 @@
+"""Define the parts of an assistant's message, whole and as they come while it is written."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ContentPiece(msgspec.Struct, frozen=True):
+    """Hold new text for the user."""
+
+    text: str
+
+
+class ReasoningPiece(msgspec.Struct, frozen=True):
+    """Hold new text of what the model thinks before it answers."""
+
+    text: str
+
+
+class ToolCallBegun(msgspec.Struct, frozen=True):
+    """Say that the model calls a tool. Comes once for each call, before its arguments."""
+
+    index: int  # which call of this message, from 0
+    id: str
+    name: str
+
+
+class ToolCallArguments(msgspec.Struct, frozen=True):
+    """Hold new text of a call's arguments, which are JSON as far as the model wrote it."""
+
+    index: int
+    text: str
+
+
+Piece = ContentPiece | ReasoningPiece | ToolCallBegun | ToolCallArguments
+
+
+class ToolCall(msgspec.Struct):
+    """Hold one call of a tool."""
+
+    id: str
+    name: str
+    arguments: str  # JSON, as far as the model wrote it
+
+
+class Message(msgspec.Struct):
+    """Hold an assistant's message, as far as it is known."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+
+
+class MessageBuilder:
+    """Join pieces to a message."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[ToolCallBegun, list[str]]] = []
+
+    def add(self, piece: Piece) -> None:
+        """Add the next piece."""
+        if isinstance(piece, ContentPiece):
+            self._content.append(piece.text)
+        elif isinstance(piece, ReasoningPiece):
+            self._reasoning.append(piece.text)
+        elif isinstance(piece, ToolCallBegun):
+            self._calls.append((piece, []))
+        else:
+            self._calls[piece.index][1].append(piece.text)
+
+    @property
+    def num_calls(self) -> int:
+        return len(self._calls)
+
+    @property
+    def message(self) -> Message:
+        """Return the message so far."""
+        return Message(
+            content="".join(self._content),
+            reasoning="".join(self._reasoning),
+            tool_calls=[
+                ToolCall(id=call.id, name=call.name, arguments="".join(texts))
+                for call, texts in self._calls
+            ],
+        )
