@@ -14,8 +14,8 @@ import msgspec
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.text.detokenizer import answer_detokenizer
+from engine.text.messages.message_pieces import AssistantMessage, ContentPiece, Piece
 from engine.text.messages.parser import MessageParser
-from engine.text.messages.pieces import ContentPiece, Message, Piece
 from engine.text.messages.rules import MessageRules
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
@@ -91,9 +91,9 @@ class SequenceText:
         return "".join(self._pieces)
 
     @property
-    def message(self) -> Message:
+    def message(self) -> AssistantMessage:
         """Return the text sent so far, taken apart."""
-        return Message(content=self.text) if self.parser is None else self.parser.message
+        return AssistantMessage(content=self.text) if self.parser is None else self.parser.message
 
     def add_token(self, token_id: int, params: SamplingParams, hidden: bool) -> str:
         """Book one token; return the text that may be sent. A `hidden` token is only counted."""

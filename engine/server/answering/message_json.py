@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.text.messages.pieces import ContentPiece, Piece, ReasoningPiece, ToolCallBegun
+from engine.text.messages.message_pieces import ContentPiece, Piece, ReasoningPiece, ToolCallBegun
 from engine.text.output import SequenceText, TextDelta
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.server.answering.tools import Choice
+from engine.server.answering.tools import ToolChoice
 from engine.server.http.errors import bad_request
 from engine.text.messages.formats import CallFormat
 from engine.text.messages.found import MessageFormats
 from engine.text.messages.rules import MessageRules
 
 
-def calls_of(choice: Choice, formats: MessageFormats) -> CallFormat | None:
+def calls_of(choice: ToolChoice, formats: MessageFormats) -> CallFormat | None:
     """Return how calls are written; None if there are none. Raises `ApiError` 400 if it isn't
     known."""
     if not choice.may_call:
@@ -36,7 +36,7 @@ def calls_of(choice: Choice, formats: MessageFormats) -> CallFormat | None:
 
 
 def rules_for(
-    choice: Choice,
+    choice: ToolChoice,
     formats: MessageFormats,
     messages: Sequence[dict[str, Any]],
     prompt: str | list[int],

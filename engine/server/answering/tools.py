@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KINDS = ("none", "auto", "required")
 
 
-class Choice(NamedTuple):
+class ToolChoice(NamedTuple):
     """Hold the tools that may be called, and whether one must be. `field`: what asked for it."""
 
     tools: list[dict[str, Any]]
@@ -47,7 +47,7 @@ class ToolFields(BaseModel):
     parallel_tool_calls: bool | None = None
 
     @functools.cached_property
-    def choice(self) -> Choice:
+    def choice(self) -> ToolChoice:
         """Return which tools may be called. Raises `ApiError` 400 for what can't be read."""
         tools = [_checked(tool, place) for place, tool in enumerate(self.tools or ())]
         _check_all(tools)
@@ -63,13 +63,13 @@ class ToolFields(BaseModel):
             )
         if kind == "required" and not tools:
             raise bad_request("tool_choice is required, but there are no tools.", "tool_choice")
-        return Choice(tools if kind != "none" else [], kind)
+        return ToolChoice(tools if kind != "none" else [], kind)
 
 
-def _of_object(given: dict[str, Any], tools: list[dict[str, Any]]) -> Choice:
+def _of_object(given: dict[str, Any], tools: list[dict[str, Any]]) -> ToolChoice:
     kind = given.get("type")
     if kind == "function":
-        return Choice([_named(given, tools, "tool_choice")], "named")
+        return ToolChoice([_named(given, tools, "tool_choice")], "named")
     if kind == "allowed_tools":
         allowed = given.get("allowed_tools")
         allowed = allowed if isinstance(allowed, dict) else given
@@ -80,7 +80,7 @@ def _of_object(given: dict[str, Any], tools: list[dict[str, Any]]) -> Choice:
                 "tool_choice",
             )
         chosen = [_named(one, tools, "tool_choice.allowed_tools") for one in named]
-        return Choice([tool for tool in tools if tool in chosen], mode)
+        return ToolChoice([tool for tool in tools if tool in chosen], mode)
     raise bad_request(
         f"tool_choice.type is {kind!r:.40}; it must be function or allowed_tools.", "tool_choice"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from engine.text.messages.bodies import CallBody
+from engine.text.messages.call_body import CallBody
 from engine.text.messages.json_calls import JsonCalls
 
 Schemas = Mapping[str, Any]

@@ -20,8 +20,8 @@ from engine.text.messages.formats import (
     ReasoningFormat,
 )
 from engine.text.messages.marks import PlainText
+from engine.text.messages.message_pieces import AssistantMessage
 from engine.text.messages.parser import MessageParser
-from engine.text.messages.pieces import Message
 
 AUTO = "auto"
 _NAME, _KEY, _VALUE = "probe_tool", "probe_key", "probe value"
@@ -90,7 +90,7 @@ def reads(made: CallFormat, written: str) -> bool:
     ]
 
 
-def read(made: CallFormat, written: str, schemas: Mapping[str, Any]) -> Message:
+def read(made: CallFormat, written: str, schemas: Mapping[str, Any]) -> AssistantMessage:
     """Read a text in which every mark is written out."""
     parser = MessageParser(PlainText(), made, None, (), schemas=schemas)
     parser.feed(written, ())

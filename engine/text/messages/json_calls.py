@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Container, Iterator
 
-from engine.text.messages.bodies import Arguments, Began, CallEvent
+from engine.text.messages.call_body import Arguments, Began, CallEvent
 
 NAMES = ("name", "tool_name", "function_name")
 ARGUMENTS = ("arguments", "parameters", "args")

@@ -13,12 +13,12 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from engine.text.messages.bodies import Began, CallBody
+from engine.text.messages.call_body import Began, CallBody
 from engine.text.messages.formats import CallFormat, ReasoningFormat
 from engine.text.messages.marks import Finder, Mark
-from engine.text.messages.pieces import (
+from engine.text.messages.message_pieces import (
+    AssistantMessage,
     ContentPiece,
-    Message,
     MessageBuilder,
     Piece,
     ReasoningPiece,
@@ -69,7 +69,7 @@ class MessageParser:
             self._begin("reasoning")
 
     @property
-    def message(self) -> Message:
+    def message(self) -> AssistantMessage:
         """Return the message so far."""
         return self._built.message
 

@@ -43,7 +43,7 @@ class ToolCall(msgspec.Struct):
     arguments: str  # JSON, as far as the model wrote it
 
 
-class Message(msgspec.Struct):
+class AssistantMessage(msgspec.Struct):
     """Hold an assistant's message, as far as it is known."""
 
     content: str = ""
@@ -75,9 +75,9 @@ class MessageBuilder:
         return len(self._calls)
 
     @property
-    def message(self) -> Message:
+    def message(self) -> AssistantMessage:
         """Return the message so far."""
-        return Message(
+        return AssistantMessage(
             content="".join(self._content),
             reasoning="".join(self._reasoning),
             tool_calls=[
