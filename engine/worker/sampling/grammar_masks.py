@@ -1,9 +1,16 @@
 """Know which tokens the grammar of each sequence allows next: a set of bits for each seat.
 
-Token t is bit t % 32 of word t // 32. Masks are computed on a thread of their own as soon as a
-token is known, while the core books the step and the worker computes the next one. A matcher is a
-function of its grammar and the tokens drawn, so a sequence that comes back after a preemption, and
-one that forks, gets its state from its tokens.
+Token t is bit t % 32 of word t // 32. A matcher is a function of its grammar and the tokens drawn,
+so a sequence that comes back after a preemption, and one that forks, gets its state from its
+tokens.
+
+Where the grammar forces the next bytes, llguidance names the tokens that spell them, and the mask
+of each of these states has only that token. Such a run costs one call in place of one for each
+token, two or three for each mask. `tests/worker/test_grammar_masks.py` holds the masks equal.
+
+A device that computes by itself is not kept waiting: masks are made on a thread of their own while
+it computes the next step. On a CPU that thread would share the cores of the kernels, and wait for
+Python's lock after each mask: there they are made when they are needed.
 """
 
 from __future__ import annotations
@@ -21,36 +28,78 @@ from engine.worker.sampling.grammar_compiler import reason_of
 BITS = 32
 
 
-class GrammarMasks:
-    """Hold the matchers of all seats, and the mask of each. Use it from the worker's thread."""
+class _Held:
+    """Hold the matcher of one sequence, and the tokens that it forces next."""
 
-    def __init__(self, num_seats: int, vocab_size: int):
+    __slots__ = ("drawn", "forced", "matcher")
+
+    def __init__(self, matcher: Any):
+        self.matcher = matcher
+        self.forced: list[int] = []  # from the matcher's state on; empty: unknown, or none
+        self.drawn = 0  # how many of these are drawn; the matcher reads them together
+
+    def next(self) -> int:
+        """Return the only token that may come now; −1 if there are others."""
+        if not self.forced:
+            self.forced = self.matcher.compute_ff_tokens()
+        return self.forced[self.drawn] if self.forced else -1
+
+    def read(self, token: int) -> bool:
+        """Read a drawn token; return whether the text is complete with it."""
+        if self.forced and token == self.forced[self.drawn]:
+            self.drawn += 1
+            if self.drawn < len(self.forced):
+                return False  # more is forced to follow
+            self.settle()
+        else:
+            self.settle()
+            if token < 0 or self.matcher.is_stopped():
+                return False  # nothing was drawn, or a step in flight at the end
+            self.matcher.consume_token(token)
+        return self.matcher.is_stopped() and not self.matcher.is_error()
+
+    def settle(self) -> None:
+        """Let the matcher read all that is drawn."""
+        if self.drawn:
+            self.matcher.consume_tokens(self.forced[: self.drawn])
+        self.forced, self.drawn = [], 0
+
+
+class GrammarMasks:
+    """Hold the matchers of all seats, and the mask of each. Use it from the worker's thread.
+
+    `ahead`: masks are computed while the device computes.
+    """
+
+    def __init__(self, num_seats: int, vocab_size: int, ahead: bool):
         self._shape = num_seats, ceil_div(vocab_size, BITS)
+        self._ahead = ahead
         self._masks: np.ndarray | None = None  # int32 [seats, words], from the first grammar on
-        self._matchers: dict[int, Any] = {}  # by seat
+        self._held: dict[int, _Held] = {}  # by seat
         self._stale: set[int] = set()  # seats whose mask is of an earlier state
         self._thread: ThreadPoolExecutor | None = None
+        self._together: Any = None  # llguidance's LLExecutor
         self._running: Future[None] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._matchers)
+        return bool(self._held)
 
     def __contains__(self, seat: int) -> bool:
-        return seat in self._matchers
+        return seat in self._held
 
     def set(self, seat: int, row: NewRow) -> None:
         """Take a sequence, if it has a grammar."""
         if row.grammar is None:
             return
         self._wait()
-        self._matchers[seat] = row.grammar.matcher(row.token_ids[row.num_prompt_tokens :])
+        self._held[seat] = _Held(row.grammar.matcher(row.token_ids[row.num_prompt_tokens :]))
         self._stale.add(seat)
 
     def clear(self, seat: int) -> None:
         """Forget the sequence of a seat."""
-        if seat in self._matchers:
+        if seat in self._held:
             self._wait()
-            del self._matchers[seat]
+            del self._held[seat]
             self._stale.discard(seat)
 
     def advance(self, seat: int, tokens: Sequence[int]) -> list[bool]:
@@ -59,27 +108,31 @@ class GrammarMasks:
         The sequence in the seat continues with the first; others are of siblings that fork from it.
         """
         self._wait()
-        matcher = self._matchers[seat]
-        forks = [matcher.deep_copy() for _ in tokens[1:]]
+        held = self._held[seat]
         self._stale.add(seat)
-        return [_completes(one, token) for one, token in zip([matcher, *forks], tokens)]
+        if len(tokens) == 1:
+            return [held.read(tokens[0])]
+        held.settle()
+        forks = [_Held(held.matcher.deep_copy()) for _ in tokens[1:]]
+        return [one.read(token) for one, token in zip([held, *forks], tokens)]
 
     def failure(self, seat: int) -> str:
         """Return why the matcher of a seat failed; "" if it hasn't."""
-        matcher = self._matchers[seat]
+        matcher = self._held[seat].matcher
         return f"its grammar failed: {reason_of(matcher)}" if matcher.is_error() else ""
 
     def begin(self) -> None:
-        """Begin to compute the masks of all seats whose state has changed."""
-        if not self._stale:
+        """Begin to compute the masks of all changed states, if that is done ahead."""
+        if not self._ahead or not self._stale:
             return
         self._wait()
-        if self._masks is None:
-            self._masks = np.zeros(self._shape, np.int32)
+        if self._thread is None:
+            from llguidance import LLExecutor
+
             self._thread = ThreadPoolExecutor(1, "grammar masks")
-        assert self._thread is not None
-        self._running = self._thread.submit(self._fill, sorted(self._stale))
-        self._stale.clear()
+            self._together = LLExecutor(1)
+        seats = self._take_stale()
+        self._running = self._thread.submit(self._fill, seats)
 
     def masks(self, seats: np.ndarray) -> np.ndarray:
         """Return the masks of seats that have a grammar, int32 [rows, words].
@@ -88,8 +141,17 @@ class GrammarMasks:
         """
         self.begin()
         self._wait()
+        if self._stale:
+            self._fill(self._take_stale())
         assert self._masks is not None
         return self._masks[seats]
+
+    def _take_stale(self) -> list[int]:
+        if self._masks is None:
+            self._masks = np.zeros(self._shape, np.int32)
+        seats = sorted(self._stale)
+        self._stale.clear()
+        return seats
 
     def _wait(self) -> None:
         running, self._running = self._running, None
@@ -97,16 +159,31 @@ class GrammarMasks:
             running.result()
 
     def _fill(self, seats: list[int]) -> None:
-        assert self._masks is not None
+        masks = self._masks
+        assert masks is not None
+        single, forced, open_ = [], [], []
         for seat in seats:
-            matcher, mask = self._matchers[seat], self._masks[seat]
-            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            token = self._held[seat].next()
+            if token < 0:
+                open_.append((self._held[seat].matcher, seat))
+            else:
+                single.append(seat)
+                forced.append(token)
+        if single:
+            tokens = np.array(forced, np.uint32)
+            masks[single] = 0
+            masks[single, tokens // BITS] = (np.uint32(1) << tokens % BITS).view(np.int32)
+        if open_:
+            self._compute(open_, masks)
+        for matcher, seat in open_:
             if matcher.is_error():  # it allows the end then, as if the text were complete
-                mask[:] = 0
+                masks[seat] = 0
 
-
-def _completes(matcher: Any, token: int) -> bool:
-    if token < 0 or matcher.is_stopped():  # nothing was drawn, or a step in flight at the end
-        return False
-    matcher.consume_token(token)
-    return matcher.is_stopped() and not matcher.is_error()
+    def _compute(self, open_: list[tuple[Any, int]], masks: np.ndarray) -> None:
+        """Compute the masks of matchers, each into the line of its seat."""
+        base, size = masks.ctypes.data, masks.strides[0]
+        if self._together is not None:  # without Python's lock, which the loop holds meanwhile
+            self._together.unsafe_compute_mask_ptr(open_, base, size, len(masks))
+            return
+        for matcher, seat in open_:
+            matcher.unsafe_compute_mask_ptr(base + seat * size, size)

@@ -147,10 +147,12 @@ class SampleStep:
             if seat not in grammars:
                 continue
             tokens = drawn[first : first + row.samples]
-            detail = details.setdefault(row.request_id, RowDetail())
-            detail.complete = grammars.advance(seat, tokens)
-            if NO_TOKEN in tokens:
-                detail.failure = grammars.failure(seat) or NOTHING_LEFT
+            complete, failed = grammars.advance(seat, tokens), NO_TOKEN in tokens
+            if failed or True in complete:  # most steps have nothing to tell
+                detail = details.setdefault(row.request_id, RowDetail())
+                detail.complete = complete
+                if failed:
+                    detail.failure = grammars.failure(seat) or NOTHING_LEFT
         grammars.begin()
 
     def _draw(

@@ -94,7 +94,7 @@ class SamplingTable:
         self._rules: dict[int, TokenRules] = {}
         self._no_rules = StepRules([], device)
         self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
-        self.grammars = GrammarMasks(num_seats, vocab_size)
+        self.grammars = GrammarMasks(num_seats, vocab_size, ahead=device.type != "cpu")
         self._last: SamplingMetadata | None = None
         self._last_key = (b"", b"")
 
