@@ -22,6 +22,7 @@ from engine.fit.report import report
 from engine.fit.shape import PlanError, shape_of
 from engine.fp8_formats import FP8_FORMATS
 from engine.kernels import BACKENDS, TORCH, Backend
+from engine.models.formats.find import SCHEMES
 from engine.models.loader import load_model
 from engine.trace.recorder import Recorder
 from engine.worker.memory.kv_cache import bytes_per_block
@@ -72,6 +73,11 @@ def test_a_quantized_variant_is_not_taken_for_the_known_model():
 
 QUANTIZED = ["gptq", "gptq one group", "gptq 8 bits, act-order", "awq", "fp8 rows", "nf4", "mxfp4",
              "bitsandbytes int8", "compressed-tensors W4A16", "squeezellm"]  # fmt: skip
+
+
+def test_a_format_that_is_served_is_counted():
+    methods = {quantized_files.FORMATS[form].config["quant_method"] for form in QUANTIZED}
+    assert methods == SCHEMES.keys() - {"fbgemm_fp8"}  # as "fp8 rows"
 
 
 @pytest.mark.parametrize("form", QUANTIZED)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from engine.models.description import Description, read_config
 from engine.models.errors import ModelError
@@ -51,12 +52,11 @@ AS_WRITTEN = {
         "quantization_config": {"quant_method": "x", "kv_cache_scheme": {"num_bits": 8}},
     },
 }
-CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "opt": "OPT"}
 
 
 def written(config) -> str:
     """config.json as a model that is saved has it."""
-    architectures = [f"{CLASSES[config.model_type]}ForCausalLM"]
+    architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     return json.dumps({**config.to_dict(), "architectures": architectures})
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
+from engine.config.options import Options
 from engine.kernels import BACKENDS, TORCH, Backend
 from engine.models.errors import ModelError
+from engine.models.formats.find import SAME, SCHEMES
 from engine.models.loader import load_model
 from engine.trace.annotate import describe
 from engine.trace.context import Context
@@ -41,6 +44,11 @@ def test_the_numbers_are_equal_to_the_bit(served, monkeypatch):
     ours = dict(plain(folder, monkeypatch).weight_targets())
     for name, wanted in reference.state_dict().items():
         assert torch.equal(ours[name], wanted), name
+
+
+def test_a_format_that_is_served_may_be_asked_for():
+    wanted = get_args(get_args(get_type_hints(Options)["quantization"])[0])
+    assert set(wanted) == SCHEMES.keys() | SAME.keys() | {"gguf", "none"}
 
 
 def test_greedy_equals_transformers(served):
