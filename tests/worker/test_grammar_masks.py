@@ -14,9 +14,9 @@ from engine.config import POCKET_MODEL
 from engine.core.messages import GrammarTokenizer
 from engine.placeholders import NO_TOKEN
 from engine.structured_outputs import StructuredOutputsParams
-from engine.text.grammars import checked_grammar
+from engine.text.form_to_grammar import checked_grammar
+from engine.worker.sampling.grammar_compiler import CompiledGrammar, GrammarCompiler
 from engine.worker.sampling.grammar_masks import GrammarMasks
-from engine.worker.sampling.grammars import CompiledGrammar, Grammars
 from tests.support.schemas import SCHEMAS
 
 VOCAB = 2048
@@ -27,14 +27,14 @@ COMPACT = {"disable_any_whitespace": True}
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    made = Grammars(VOCAB)
+def grammars() -> GrammarCompiler:
+    made = GrammarCompiler(VOCAB)
     source = (Path(POCKET_MODEL) / "tokenizer.json").read_text()
     made.set_tokenizer(GrammarTokenizer(tokenizer_json=source, eos_token_ids=[EOS]))
     return made
 
 
-def compiled(grammars: Grammars, schema: Any, **options: Any) -> CompiledGrammar:
+def compiled(grammars: GrammarCompiler, schema: Any, **options: Any) -> CompiledGrammar:
     form = StructuredOutputsParams(json=schema, **options)
     return grammars.compile(checked_grammar(form, {}).grammar)
 
