@@ -27,7 +27,8 @@ from docs.scripts.record import LENGTHS
 from docs.scripts.server import ROOT
 from engine.config.table import options_table
 from engine.fit.estimate import GIB, Plan, make_plan
-from engine.server.answering.fields import BODIES, FIELDS, REFUSED, Field
+from engine.server.answering.field import REFUSED, Field
+from engine.server.answering.fields import ROUTES, TABLES
 from engine.trace import events as ev
 from engine.trace.command import run_command
 from engine.trace.wording import ranges, size
@@ -200,15 +201,18 @@ def grade() -> str:
 
 
 def fields() -> str:
-    """List what is done with each field of a request, by body."""
-    lines = [
-        "| field | /v1/completions | /v1/chat/completions | /tokenize | /detokenize | |",
-        "|---|---|---|---|---|---|",
-    ]
-    for field in FIELDS:
-        cells = " | ".join(_verdict(field, body) for body in BODIES)
-        lines.append(f"| `{field.name}` | {cells} | {field.note} |")
-    return "\n".join(lines)
+    """List what is done with each field of a request, by body, a table for each API."""
+    return "\n\n".join(_fields(bodies, table) for bodies, table in TABLES)
+
+
+def _fields(bodies: tuple[str, ...], table: tuple[Field, ...]) -> str:
+    heads = [f"| field | {' | '.join(ROUTES[body] for body in bodies)} | |"]
+    heads.append("|---" * (len(bodies) + 2) + "|")
+    rows = (
+        f"| `{field.name}` | {' | '.join(_verdict(field, body) for body in bodies)} | {field.note} |"
+        for field in table
+    )
+    return "\n".join([*heads, *rows])
 
 
 def _verdict(field: Field, body: str) -> str:

@@ -12,12 +12,13 @@ from starlette.types import ASGIApp
 from engine import __version__
 from engine.config import EngineConfig
 from engine.server import openapi
-from engine.server.http import errors
+from engine.server.http import failures
 from engine.server.http.auth import ApiKey
 from engine.server.http.bodies import BodyLimit
 from engine.server.http.exchange import Exchange
 from engine.server.routes import (
     absent,
+    anthropic,
     chat,
     classroom,
     completions,
@@ -50,9 +51,10 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
         docs_url=None,
         redoc_url=None,
     )
-    for part in (completions, chat, tokenize, models, status, record, page, classroom, absent):
+    serving = (completions, chat, anthropic, tokenize, models)
+    for part in (*serving, status, record, page, classroom, absent):
         app.include_router(part.router(service))
-    errors.install(app)
+    failures.install(app)
     openapi.install(app, needs_key=bool(service.config.api_key))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if service.config.api_key:

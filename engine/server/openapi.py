@@ -13,11 +13,14 @@ from pydantic import BaseModel
 
 from engine.server.answering.answer_schemas import ChatChunk, CompletionChunk, Error
 from engine.server.http.auth import is_open
+from engine.server.http.shapes import MESSAGES
+from engine.server.messages.message_schemas import AnthropicError, MessageEvent
 
 SCHEME = "key"
 STREAMS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionChunk,
     "/v1/chat/completions": ChatChunk,
+    "/v1/messages": MessageEvent,
 }
 OTHER_THAN_JSON = {
     "/metrics": "text/plain",
@@ -51,7 +54,7 @@ def _described(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     schemas = components.setdefault("schemas", {})
     for name in _VALIDATION:
         schemas.pop(name, None)
-    models: list[type[BaseModel]] = [Error, *STREAMS.values()]
+    models: list[type[BaseModel]] = [Error, AnthropicError, *STREAMS.values()]
     for model in models:
         _add(schemas, model)
     components["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
@@ -82,9 +85,13 @@ def _describe(operation: dict[str, Any], path: str, method: str, guarded: bool) 
         content["text/event-stream"] = {"schema": _reference(STREAMS[path])}
     if path in OTHER_THAN_JSON:
         responses["200"]["content"] = {OTHER_THAN_JSON[path]: {"schema": {"type": "string"}}}
-    failure = {"application/json": {"schema": _reference(Error)}}
+    failure = {"application/json": {"schema": _reference(_failure(path))}}
     for status in sorted(statuses):
         responses[status] = {"description": FAILURES[status], "content": failure}
+
+
+def _failure(path: str) -> type[BaseModel]:
+    return AnthropicError if path.startswith(MESSAGES) else Error
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

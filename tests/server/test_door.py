@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from engine.server.answering import door
-from engine.server.answering.door import read_body
+from engine.server.answering.door import FOR_THE_MODEL, read_body
 from engine.server.answering.limits import DECLARED, Bound, Limits
 from engine.server.http.errors import ApiError
+from engine.server.http.shapes import failure_response
 
 pytestmark = pytest.mark.slow
 
 CHAT = "/v1/chat/completions"
 HALF = "\ud83d"
+SCOPE = {"type": "http", "path": "/v1/completions", "root_path": "", "headers": []}
 HI = [{"role": "user", "content": "hi"}]
 LIMITS = Limits(max_model_len=512, vocab_size=261, longest_token=13, max_prompts=64)
 TOO_MUCH = "a" * (300 * 1024)
@@ -70,18 +72,18 @@ def test_text_for_the_model_is_mended(body, mended):
     assert read(body) == mended
 
 
-@pytest.mark.parametrize("name", [*sorted(DECLARED - {"prompt", "messages"}), "colour"])
+@pytest.mark.parametrize("name", [*sorted(DECLARED - FOR_THE_MODEL), "colour"])
 @pytest.mark.parametrize("wrap", [lambda half: half, lambda half: [half], lambda half: {half: 1}])
 def test_half_characters_elsewhere_are_refused_by_the_name_of_the_field(name, wrap):
     error = refused({name: wrap(HALF)})
     assert name in error.message and "\\ud83d" in error.message
     assert (error.param or "").startswith(name)
-    error.response()  # its own text can be sent
+    failure_response(error, SCOPE)  # its own text can be sent
 
 
 def test_half_characters_in_names_are_refused():
     for body in ({HALF: 1}, {"messages": [{HALF: 1}]}):
-        refused(body).response()
+        failure_response(refused(body), SCOPE)
 
 
 @pytest.mark.parametrize(

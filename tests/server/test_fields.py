@@ -6,51 +6,60 @@ import json
 
 import pytest
 
-from engine.server.answering.fields import BODIES, FIELDS, NO_EFFECT, REFUSED, SERVED
-from engine.server.answering.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from engine.server.answering.field import NO_EFFECT, REFUSED, SERVED
+from engine.server.answering.fields import BODIES, FIELDS, ROUTES, TABLES
+from engine.server.answering.limits import REQUESTS
 from tests.server.client_fields import VLLM
 
-CLASSES = {c.kind: c for c in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)}
+CLASSES = {request.kind: request for request in REQUESTS}
 HI = [{"role": "user", "content": "hi"}]
-ROUTES = {
-    "completions": ("/v1/completions", {"prompt": "a", "max_tokens": 1}),
-    "chat": ("/v1/chat/completions", {"messages": HI, "max_tokens": 1}),
-    "tokenize": ("/tokenize", {"messages": HI}),
-    "detokenize": ("/detokenize", {"tokens": [65]}),
+TABLE_OF = {body: table for bodies, table in TABLES for body in bodies}
+NEEDED = {
+    "completions": {"prompt": "a", "max_tokens": 1},
+    "chat": {"messages": HI, "max_tokens": 1},
+    "tokenize": {"messages": HI},
+    "detokenize": {"tokens": [65]},
+    "messages": {"messages": HI, "max_tokens": 1},
+    "count_tokens": {"messages": HI},
 }
 
 
 def of(verdict):
     return [
         pytest.param(field, body, id=f"{body}-{field.name}")
-        for field in FIELDS
-        for body in BODIES
+        for body, table in TABLE_OF.items()
+        for field in table
         if field.verdict(body) == verdict
     ]
 
 
+def told(answer) -> str:
+    """What an error is about: the field, where its API has a place for it, or the message."""
+    error = answer.json()["error"]
+    return error.get("param") or error["message"]
+
+
 def post(server, body, **fields):
-    route, needed = ROUTES[body]
-    return server.http.post(route, json={**needed, **fields})
+    return server.http.post(ROUTES[body], json={**NEEDED[body], **fields})
 
 
-def test_each_field_stands_once_and_is_one_thing_in_a_body():
-    names = [field.name for field in FIELDS]
+@pytest.mark.parametrize(("of_api", "table"), TABLES)
+def test_each_field_stands_once_and_is_one_thing_in_a_body(of_api, table):
+    names = [field.name for field in table]
     assert len(names) == len(set(names))
-    for field in FIELDS:
+    for field in table:
         bodies = f"{field.served} {field.no_effect} {field.refused}".split()
-        assert bodies and len(bodies) == len(set(bodies)) and set(bodies) <= set(BODIES)
+        assert bodies and len(bodies) == len(set(bodies)) and set(bodies) <= set(of_api)
         assert field.refused or not field.passes
 
 
-@pytest.mark.parametrize("body", BODIES)
+def test_each_body_has_a_table_a_class_and_a_route():
+    assert set(TABLE_OF) == set(CLASSES) == set(ROUTES) == set(NEEDED)
+
+
+@pytest.mark.parametrize("body", TABLE_OF)
 def test_what_the_table_calls_served_is_what_the_class_declares(body):
-    served = {field.name for field in FIELDS if field.verdict(body) == SERVED}
+    served = {field.name for field in TABLE_OF[body] if field.verdict(body) == SERVED}
     assert served == set(CLASSES[body].model_fields)
 
 
@@ -71,12 +80,23 @@ def test_no_field_of_openai_is_unknown():
         assert not names - known
 
 
+def test_no_field_of_anthropic_is_unknown():
+    pytest.importorskip("anthropic")
+    from anthropic.types import message_count_tokens_params
+    from anthropic.types.beta import message_create_params
+
+    for body, names in (
+        ("messages", message_create_params.MessageCreateParamsBase.__annotations__),
+        ("count_tokens", message_count_tokens_params.MessageCountTokensParams.__annotations__),
+    ):
+        assert not set(names) - {f.name for f in TABLE_OF[body] if f.verdict(body)}
+
+
 @pytest.mark.parametrize(("field", "body"), of(REFUSED))
 def test_a_refused_field_is_named_unless_it_asks_for_nothing(server, field, body):
     answer = post(server, body, **{field.name: {"some": "thing"}})
-    error = answer.json()["error"]
-    assert answer.status_code == 400 and error["param"] == field.name
-    assert field.name in error["message"]
+    assert answer.status_code == 400 and told(answer).startswith(field.name)
+    assert field.name in answer.json()["error"]["message"]
     for value in (*field.passes, None):
         answer = post(server, body, **{field.name: value})
         assert answer.status_code == 200, (value, answer.text)
@@ -90,23 +110,23 @@ def test_a_field_without_effect_passes_whatever_it_says(server, field, body):
     assert f"'{field.name}'" not in server.http.get("/trace").text  # no warning of it either
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", TABLE_OF)
 def test_null_is_the_same_as_leaving_a_field_out(server, body):
-    needed = {"prompt", "messages", "tokens"}
+    needed = {n for n, f in CLASSES[body].model_fields.items() if f.is_required()}
+    needed |= set(NEEDED[body]) - {"max_tokens"}
     nothing = {name: None for name in CLASSES[body].model_fields if name not in needed}
-    expected = ROUTES[body][1].get("max_tokens")
+    expected = NEEDED[body].get("max_tokens")
     answer = post(server, body, **{**nothing, **({"max_tokens": expected} if expected else {})})
     assert answer.status_code == 200, answer.text
     options = {"include_usage": None, "continuous_usage_stats": None}
-    if "stream" in nothing:
+    if "stream_options" in nothing:
         assert post(server, body, stream=True, stream_options=options).status_code == 200
-    for name in needed & set(ROUTES[body][1]):
-        route = ROUTES[body][0]
-        error = server.refusal(route, **{name: None})
-        assert error["param"] in (name, None) and error["message"]
+    for name in needed:
+        answer = post(server, body, **{name: None})
+        assert answer.status_code == 400 and told(answer)
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", TABLE_OF)
 def test_an_unknown_field_is_accepted_and_warned_of_once(server, body):
     name = f"colour_of_{body}"
     for _ in range(2):

@@ -13,6 +13,8 @@ import pytest
 from loguru import logger
 
 from engine.server.answering import protocol
+from engine.server.http.shapes import ANTHROPIC_TYPES
+from engine.server.messages.messages_body import CountTokensRequest, MessagesRequest
 from tests.server.hostile_values import VALUES, bodies
 
 pytestmark = pytest.mark.slow
@@ -27,6 +29,9 @@ ROUTES: list[tuple[str, type, dict[str, Any]]] = [
     ("/tokenize", protocol.TokenizeRequest, {"prompt": "a"}),
     ("/tokenize", protocol.TokenizeRequest, {"messages": HI}),
     ("/detokenize", protocol.DetokenizeRequest, {"tokens": [1]}),
+    ("/v1/messages", MessagesRequest, {"messages": HI, "max_tokens": 1}),
+    ("/v1/messages", MessagesRequest, {"messages": HI, **STREAM}),
+    ("/v1/messages/count_tokens", CountTokensRequest, {"messages": HI}),
 ]  # fmt: skip
 ADDRESSES = [
     "/trace?request_id={}", "/trace/state?step={}", "/trace/requests/{}", "/trace/tokens?ids={}",
@@ -112,10 +117,16 @@ def assert_honest(answer: Answer | httpx.Response, what: str) -> None:
     assert answer.status_code < 500, f"{what[:300]}: {answer.text[:300]}"
     if answer.status_code >= 400:
         error = json.loads(answer.text)["error"]
-        assert error["code"] == answer.status_code and error["message"], what[:300]
+        assert error["message"], what[:300]
+        if "code" in error:
+            assert error["code"] == answer.status_code, what[:300]
+        else:
+            others = "invalid_request_error"
+            assert error["type"] == ANTHROPIC_TYPES.get(answer.status_code, others), what[:300]
         assert len(error["message"]) < 2_000, what[:300]
     elif answer.headers.get("content-type", "").startswith("text/event-stream"):
-        assert '"code":5' not in answer.text, f"{what[:300]}: {answer.text[-300:]}"
+        for failure in ('"code":5', "event: error"):
+            assert failure not in answer.text, f"{what[:300]}: {answer.text[-300:]}"
 
 
 def recorded(server, kind: str) -> int:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 MOST_MORE_S = 0.25
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+MESSAGES = "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
 WORDS = [f"word{i}" for i in range(100_000)]
 MANY_KEYS = {f"k{i}": i for i in range(900_000)}
@@ -101,6 +102,26 @@ ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
         COMPLETIONS, {"prompt": "a", "max_tokens": 1, "x": "a" * 16_000_000},
     ),
     "a text to count": ("/tokenize", {"prompt": "a b" * 21_000, "return_token_strs": True}),
+    "50,000 messages of Anthropic's": (MESSAGES, {"messages": HI * 50_000, "max_tokens": 1}),
+    "8,192 messages of Anthropic's": (MESSAGES, {"messages": HI * 8_192, "max_tokens": 1}),
+    "20,000 blocks": (
+        MESSAGES,
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 8_000}] * 3,
+            "max_tokens": 1,
+        },
+    ),
+    "a system prompt of 8.4 MB": (
+        MESSAGES, {"messages": HI, "max_tokens": 1, "system": "a" * 8_400_000},
+    ),
+    "1,024 tools of 8 kB": (
+        MESSAGES,
+        {
+            "messages": HI,
+            "max_tokens": 1,
+            "tools": [{"name": "f", "description": "a" * 8_000, "input_schema": {}}] * 1_024,
+        },
+    ),
     "tokens to read": ("/detokenize", {"tokens": [65] * 131_072}),
 }  # fmt: skip
 

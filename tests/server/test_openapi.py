@@ -8,6 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from engine.server.answering import answer_schemas
+from engine.server.messages import message_schemas as messages
 
 HI = [{"role": "user", "content": "hi"}]
 EVERYTHING = {
@@ -26,6 +27,8 @@ ASKED = {
         {"messages": HI, "max_tokens": 1},
         {"messages": HI, "logprobs": True, "top_logprobs": 2, **EVERYTHING},
     ],
+    "/v1/messages": [{"messages": HI, "max_tokens": 2}],
+    "/v1/messages/count_tokens": [{"messages": HI}],
     "/tokenize": [{"prompt": "a"}, {"messages": HI, "return_token_strs": True}],
     "/detokenize": [{"tokens": [65]}],
     "/v1/models": [None],
@@ -34,6 +37,8 @@ ASKED = {
 SHAPES = {
     "/v1/completions": answer_schemas.Completion,
     "/v1/chat/completions": answer_schemas.ChatCompletion,
+    "/v1/messages": messages.AnthropicMessage,
+    "/v1/messages/count_tokens": messages.TokenCount,
     "/tokenize": answer_schemas.Tokenized,
     "/detokenize": answer_schemas.Detokenized,
     "/v1/models": answer_schemas.ModelList,
@@ -42,7 +47,9 @@ SHAPES = {
 CHUNKS = {
     "/v1/completions": answer_schemas.CompletionChunk,
     "/v1/chat/completions": answer_schemas.ChatChunk,
+    "/v1/messages": messages.MessageEvent,
 }
+FAILURES = {"/v1/messages": messages.AnthropicError}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,9 @@ def test_an_answer_has_its_shape(server, document, route, body):
 @pytest.mark.parametrize(("route", "body"), [(r, b) for r in CHUNKS for b in ASKED[r]])
 def test_a_chunk_has_its_shape(server, document, route, body):
     for options in (None, USAGE):
-        asked = {**body, "stream": True, "stream_options": options}
+        asked = {**body, "stream": True}
+        if route.endswith("completions"):
+            asked["stream_options"] = options
         text = server.http.post(route, json=asked).text
         events = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
         assert events
@@ -85,13 +94,16 @@ def test_a_failure_has_its_shape(server, document):
         (404, server.http.post("/v1/completions", json={"prompt": "a", "model": "other"})),
         (404, server.http.get("/v1/models/other")),
         (413, server.http.post("/tokenize", content=b" " * (16 * 2**20 + 1))),
+        (400, server.http.post("/v1/messages", json={})),
+        (413, server.http.post("/v1/messages", content=b" " * (16 * 2**20 + 1))),
     ):
         assert answer.status_code == status
-        fits(answer_schemas.Error, answer.text)
+        shape = FAILURES.get(answer.request.url.path, answer_schemas.Error)
+        fits(shape, answer.text)
         path = answer.request.url.path.replace("other", "{name}")
         responses = document["paths"][path][answer.request.method.lower()]["responses"]
         schema = responses[str(status)]["content"]["application/json"]["schema"]
-        assert schema == {"$ref": "#/components/schemas/Error"}
+        assert schema == {"$ref": f"#/components/schemas/{shape.__name__}"}
 
 
 def test_nothing_is_said_of_422(document):

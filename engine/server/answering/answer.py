@@ -13,6 +13,7 @@ import msgspec
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import ChunkWriter, encoded
+from engine.server.http.sse import DATA_ALONE
 from engine.text.lanes import LONG, in_lane
 from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, TokenUsage
 
@@ -22,6 +23,8 @@ NOTHING: dict[str, Any] = {}
 
 class Answer:
     """Write what a generation brings, in one body or in chunks."""
+
+    framing = DATA_ALONE
 
     def __init__(self, generation: Generation, body: GenerationRequest, kind: str, **more: str):
         """Begin the answer to `body`. kind: its name in the API. more: further keys."""

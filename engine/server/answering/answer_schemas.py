@@ -213,7 +213,10 @@ class Detokenized(Schema):
 class ModelCard(Schema):
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
     created: int
+    created_at: str
     owned_by: str
     root: str
     parent: str | None
@@ -223,3 +226,6 @@ class ModelCard(Schema):
 class ModelList(Schema):
     object: Literal["list"]
     data: list[ModelCard]
+    has_more: bool
+    first_id: str
+    last_id: str

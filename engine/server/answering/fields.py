@@ -1,46 +1,31 @@
 """List the fields that clients of such APIs send, each once: served, without effect, or refused.
 
-`unknown_fields` applies this table, docs/API_FIELDS.md shows it, and a test compares it with the
-classes of `protocol.py` and with the request classes of vLLM 0.33 and of OpenAI's client.
+`unknown_fields` applies this table and those of `newer_fields.py`, docs/API_FIELDS.md shows them,
+and a test compares them with the classes of the bodies, and with the request classes of vLLM 0.33
+and of the clients of OpenAI and Anthropic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from engine.server.answering.field import REFUSED, Field
+from engine.server.answering.newer_fields import MESSAGES
 from engine.server.http.errors import bad_request
 
 BODIES = ("completions", "chat", "tokenize", "detokenize")
-"""POST /v1/completions, /v1/chat/completions, /tokenize, /detokenize."""
+ROUTES = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+    "messages": "/v1/messages",
+    "count_tokens": "/v1/messages/count_tokens",
+}
+"""Where each body is sent."""
 
-SERVED, NO_EFFECT, REFUSED = "served", "no effect", "refused"
 _GENERATION = "completions chat"
-
-
-class Field(NamedTuple):
-    """Describe a field by name. `served`, `no_effect`, `refused`: the bodies in which it is that.
-
-    `passes`: values that ask for nothing; a refused field may have them. null always passes.
-    """
-
-    name: str
-    served: str = ""
-    no_effect: str = ""
-    refused: str = ""
-    passes: tuple[Any, ...] = ()
-    note: str = ""
-
-    def verdict(self, body: str) -> str | None:
-        """Return what is done with the field in a body; None if it is unknown there."""
-        for verdict, bodies in (
-            (SERVED, self.served),
-            (NO_EFFECT, self.no_effect),
-            (REFUSED, self.refused),
-        ):
-            if body in bodies.split():
-                return verdict
-        return None
 
 
 def _served(names: str, bodies: str = _GENERATION) -> tuple[Field, ...]:
@@ -141,7 +126,17 @@ FIELDS: tuple[Field, ...] = (
     *_refused("routed_experts_prompt_start", 0),
 )  # fmt: skip
 
-_KNOWN = {body: {f.name: f for f in FIELDS if f.verdict(body)} for body in BODIES}
+TABLES: tuple[tuple[tuple[str, ...], tuple[Field, ...]], ...] = (
+    (BODIES, FIELDS),
+    (("messages", "count_tokens"), MESSAGES),
+)
+"""The bodies of an API, and their table."""
+
+_KNOWN = {
+    body: {field.name: field for field in table if field.verdict(body)}
+    for bodies, table in TABLES
+    for body in bodies
+}
 
 
 def unknown_fields(body: str, extra: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from engine.core.messages import CoreRequest
 from engine.sampling_params import MAX_LOGPROBS, WHOLE_VOCABULARY
 from engine.server.answering.protocol import (
+    Body,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -19,14 +20,18 @@ from engine.server.answering.protocol import (
 )
 from engine.server.answering.tools import LARGEST_TOOLS
 from engine.server.http.errors import ApiError, bad_request
+from engine.server.messages.messages_body import CountTokensRequest, MessagesRequest
 from engine.structured_outputs import LARGEST, MOST_ENTRIES, MOST_LEVELS
 
-DECLARED = frozenset[str]().union(
-    *(
-        request.model_fields
-        for request in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-    )
+REQUESTS: tuple[type[Body], ...] = (
+    CompletionRequest,
+    ChatRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    MessagesRequest,
+    CountTokensRequest,
 )
+DECLARED = frozenset[str]().union(*(request.model_fields for request in REQUESTS))
 """The fields that act. All others are refused by name, or have no effect."""
 
 MOST_FIELDS = 256
@@ -44,7 +49,7 @@ LEAST_TOKENS = 131_072  # tokens that /detokenize takes with every model
 RULES = {"allowed_token_ids": 1, "stop_token_ids": 1, "logit_bias": 4, "bad_words": 4}
 """What an entry costs the engine to read, 30 ns being 1; it reads them for each prompt."""
 FORMS = ("response_format", "structured_outputs", "structural_tag", "guided_json",
-         "guided_regex", "guided_choice", "guided_grammar")  # fmt: skip
+         "guided_regex", "guided_choice", "guided_grammar", "output_config")  # fmt: skip
 
 
 class Bound(NamedTuple):
@@ -90,7 +95,9 @@ class Limits:
             "documents": Bound(characters),
             "chat_template": Bound(characters=262_144),
             "chat_template_kwargs": Bound(characters=65_536),
+            "system": Bound(characters, MOST_MESSAGES),
             "stop": Bound(characters=1_024),
+            "stop_sequences": Bound(characters=1_024),
             "bad_words": Bound(characters=256),
             "allowed_token_ids": Bound(entries=vocab_size),
             "logit_bias": Bound(characters=18),  # a key is a token id

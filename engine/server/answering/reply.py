@@ -6,23 +6,33 @@ ends, something fails) also ends the generation, so it has an owner at every mom
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.sampling_params import ParameterError
-from engine.server.answering.answer import Answer
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import json_response
 from engine.server.http.errors import ApiError
-from engine.server.http.sse import EventStream, unless_left
+from engine.server.http.sse import EventStream, Framing, unless_left
 from engine.server.service import Service
 from engine.text.errors import TextError
 from engine.text.lanes import LONG, in_lane
 from engine.text.output import MANY_LOGPROBS
+
+
+class Writer(Protocol):
+    """Write the answer to a generation: in one body, or in chunks as `framing` takes them."""
+
+    framing: Framing
+
+    def whole(self) -> dict[str, Any]: ...
+
+    def chunks(self) -> AsyncIterator[list[Any]]: ...
 
 
 class Reply(Response):
@@ -41,7 +51,7 @@ class Reply(Response):
         *,
         prefix: str,
         add_special_tokens: bool,
-        write: Callable[[Generation], Answer],
+        write: Callable[[Generation], Writer],
     ):
         self.service = service
         self.http = http
@@ -58,7 +68,8 @@ class Reply(Response):
             await unless_left(receive, self._start(generation))
             answer = self.write(generation)
             if self.generation_body.stream:
-                await EventStream(answer.chunks(), self.service.heartbeat_s)(scope, receive, send)
+                stream = EventStream(answer.chunks(), self.service.heartbeat_s, answer.framing)
+                await stream(scope, receive, send)
             else:
                 await unless_left(receive, generation.run())
                 response = await self._written(generation, answer)
@@ -72,7 +83,7 @@ class Reply(Response):
             generation.close()
 
     @staticmethod
-    async def _written(generation: Generation, answer: Answer) -> Response:
+    async def _written(generation: Generation, answer: Writer) -> Response:
         """Write the answer; a long one not on the event loop."""
         if sum(request.num_logprobs for request in generation.requests) > MANY_LOGPROBS:
             return await in_lane(LONG, lambda: json_response(answer.whole()))

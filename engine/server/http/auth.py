@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.server.http.errors import ApiError
+from engine.server.http.shapes import failure_response
 
 OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/class", "/class/ask", "/class/life"})
 """Paths that need no key: they show no text and cost no computation; or they are a class's, which
@@ -24,7 +25,10 @@ OPEN_FOLDERS = ("/room/", "/guide/")
 
 
 class ApiKey:
-    """Pass a request that carries one of the keys as `Authorization: Bearer …`; else answer 401."""
+    """Pass a request that carries one of the keys; else answer 401.
+
+    As `Authorization: Bearer …`, or as `x-api-key`, where some of Anthropic's clients have it.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app = app
@@ -36,17 +40,30 @@ class ApiKey:
             return
         error = ApiError(
             401,
-            "The API key is missing or wrong. Send it in the header `Authorization: Bearer KEY`.",
+            "The API key is missing or wrong. Send it in the header `Authorization: Bearer KEY`, "
+            "or in `x-api-key`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
+        await failure_response(error, scope)(scope, receive, send)
 
     def _is_known(self, scope: Scope) -> bool:
-        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        text = given.strip().encode()
+        known = [self._is_key(given) for given in given_keys(scope)]
+        return any(known)
+
+    def _is_key(self, given: bytes) -> bool:
         # All keys are compared, so that the time doesn't tell which one nearly matched.
-        same = [hmac.compare_digest(text, key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(same)
+        same = [hmac.compare_digest(given, key) for key in self.keys]
+        return any(same)
+
+
+def given_keys(scope: Scope) -> list[bytes]:
+    """Return the keys that a request carries, of any worth."""
+    headers = Headers(scope=scope)
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = [token.strip()] if scheme.lower() == "bearer" else []
+    if "x-api-key" in headers:
+        given.append(headers["x-api-key"].strip())
+    return [text.encode() for text in given]
 
 
 def is_open(path: str) -> bool:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.server.http.errors import ApiError
+from engine.server.http.shapes import failure_response
 
 PIECE_BYTES = 2**20
 """Bytes unpacked at once, in a millisecond or two; between pieces other requests get a turn."""
@@ -36,14 +37,14 @@ class BodyLimit:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > self.max_bytes):
-            await self._error(int(length[:18])).response()(scope, receive, send)
+            await failure_response(self._error(int(length[:18])), scope)(scope, receive, send)
             return
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding in ("gzip", "x-gzip"):
             receive = Unpacked(receive)
         elif coding not in ("identity", ""):
             message = f"Content-Encoding is {coding!r}; this server reads gzip, and plain bodies."
-            await ApiError(415, message).response()(scope, receive, send)
+            await failure_response(ApiError(415, message), scope)(scope, receive, send)
             return
         received = 0
 

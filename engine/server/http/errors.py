@@ -1,24 +1,11 @@
-"""Report every failure of a request in the one shape that clients of this API know.
-
-{"error": {"message": …, "type": …, "param": …, "code": <the HTTP status>}}
-"""
+"""Declare the failures of requests: an HTTP status, a message for the client, and the field."""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from loguru import logger
-from starlette.exceptions import HTTPException
-
-from engine.sampling_params import ParameterError
 from engine.text.characters import mended
-from engine.text.errors import TextError
 
 TYPES = {
     400: "BadRequestError",
@@ -44,7 +31,7 @@ def _clipped(text: str, most: int) -> str:
 
 class ApiError(Exception):
     """Fail a request. `status` and `message` are for the client, `param` is the field's dotted
-    path."""
+    path, `details` what Anthropic's clients read beside the message."""
 
     def __init__(
         self,
@@ -52,14 +39,17 @@ class ApiError(Exception):
         message: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        details: dict[str, Any] | None = None,
     ):
         super().__init__(message)
         self.status = status
         self.message = _clipped(message, MOST_OF_A_MESSAGE)
         self.param = None if param is None else _clipped(param, MOST_OF_A_PATH)
         self.headers = dict(headers or {})
+        self.details = details
 
     def body(self) -> dict[str, Any]:
+        """Write the failure as OpenAI's API does."""
         return {
             "error": {
                 "message": self.message,
@@ -68,14 +58,6 @@ class ApiError(Exception):
                 "code": self.status,
             }
         }
-
-    def response(self) -> Response:
-        return Response(
-            msgspec.json.encode(self.body()),
-            status_code=self.status,
-            headers=self.headers,
-            media_type="application/json",
-        )
 
 
 class ClientLeft(Exception):
@@ -109,43 +91,3 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "missing":
         message = "this field is required"
     return bad_request(f"{path}: {message}.".replace("..", "."), path)
-
-
-def install(app: FastAPI) -> None:
-    """Register handlers, so that every failure of a route has the one shape."""
-
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return error.response()
-
-    async def parameter_error(request: Request, error: ParameterError | TextError) -> Response:
-        return bad_request(str(error), error.param).response()
-
-    async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return from_validation(error.errors()).response()
-
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        message = {
-            404: f"There is no route {request.url.path}.",
-            405: f"{request.method} is not allowed for {request.url.path}.",
-        }.get(error.status_code, str(error.detail))
-        return ApiError(error.status_code, message, headers=error.headers).response()
-
-    async def client_left(request: Request, error: ClientLeft) -> Response:
-        return Response(status_code=499)  # the status that proxies log for it
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        # The text of the exception may contain people's text: log it, don't send it.
-        logger.error("{} failed:\n{}", request.url.path, "".join(traceback.format_exception(error)))
-        return ApiError(500, "The server failed at this request; its log says why.").response()
-
-    handlers: dict[type[Exception], Any] = {
-        ApiError: api_error,
-        ParameterError: parameter_error,
-        TextError: parameter_error,
-        RequestValidationError: validation_error,
-        HTTPException: http_error,
-        ClientLeft: client_left,
-        Exception: unexpected,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)

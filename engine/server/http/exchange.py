@@ -1,7 +1,7 @@
 """Do what every request and its answer need, whichever route it is for, and whether it fails.
 
 - Each answer has an `X-Request-Id`: as the client sent it, or one made here, from which generations
-  take their own id.
+  take their own id. Anthropic's clients get it as `request-id`, too.
 - HEAD is answered as GET is, without the body.
 - Each answer is counted, by its route, method and status.
 """
@@ -15,7 +15,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.server.http.shapes import speaks_anthropic
+
 HEADER = b"x-request-id"
+ANTHROPIC_HEADER = b"request-id"
 NO_ROUTE = "none"
 
 Observe = Callable[[str, str, int, float], None]
@@ -39,6 +42,9 @@ class Exchange:
             return
         started = time.monotonic()
         inner, request_id = _with_request_id(scope)
+        own_headers = [(HEADER, request_id)]
+        if speaks_anthropic(scope):
+            own_headers.append((ANTHROPIC_HEADER, request_id))
         inner["root_path"] = self.root_path
         if scope["method"] == "HEAD":
             inner["method"] = "GET"
@@ -51,7 +57,7 @@ class Exchange:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [pair for pair in message["headers"] if pair[0].lower() != HEADER]
-                message = {**message, "headers": [*headers, (HEADER, request_id)]}
+                message = {**message, "headers": [*headers, *own_headers]}
             return send(message)
 
         try:

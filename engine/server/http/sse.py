@@ -1,8 +1,8 @@
 """Send a stream of JSON chunks over HTTP as server-sent events, and keep it alive.
 
-    data: {json}\\n\\n   for each chunk
+    data: {json}\\n\\n   for each chunk; in newer APIs `event: NAME\\n` stands before it
     : waiting\\n\\n      a comment, when nothing was sent for a while, also before the first chunk
-    data: [DONE]\\n\\n   always last, after an error chunk too
+    data: [DONE]\\n\\n   always last, after an error chunk too; newer APIs have a last event
 
 Proxies end connections that are silent for too long (100 s were seen): hence the comments.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from loguru import logger
@@ -42,8 +42,24 @@ def frame(chunks: Iterable[bytes]) -> bytes:
     return events
 
 
+def named_frame(events: Iterable[tuple[str, bytes]]) -> bytes:
+    """Frame JSON documents as events with names, in one piece."""
+    return b"".join([b"event: " + name.encode() + b"\n" + frame([chunk]) for name, chunk in events])
+
+
+class Framing(NamedTuple):
+    """Say how an API's stream is written: its chunks, a failure in the middle, and its end."""
+
+    join: Callable[[Iterable[Any]], bytes]
+    failure: Callable[[ApiError], list[Any]]  # its chunks
+    end: bytes
+
+
+DATA_ALONE = Framing(frame, lambda error: [msgspec.json.encode(error.body())], DONE)
+
+
 class EventStream(Response):
-    """Send what `batches` yields (each a list of JSON documents) as it comes.
+    """Send what `batches` yields (each a list of chunks, as `framing` takes them) as it comes.
 
     Its call returns at the end, when the client disconnects, and on an error.
     """
@@ -52,11 +68,13 @@ class EventStream(Response):
 
     def __init__(
         self,
-        batches: AsyncIterator[list[bytes]],
+        batches: AsyncIterator[list[Any]],
         heartbeat_s: float = HEARTBEAT_S,
+        framing: Framing = DATA_ALONE,
     ):
         self.batches = batches
         self.heartbeat_s = heartbeat_s
+        self.framing = framing
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -79,20 +97,22 @@ class EventStream(Response):
             beating.cancel()
             if sending.done():
                 sending.result()
-                await send({"type": "http.response.body", "body": DONE, "more_body": False})
+                end = {"type": "http.response.body", "body": self.framing.end, "more_body": False}
+                await send(end)
         finally:
             await _cancelled(sending, watching, beating)
 
     async def _send_all(self, send: Send) -> None:
+        join, failure = self.framing.join, self.framing.failure
         try:
             async for chunks in self.batches:
-                await self._send(send, frame(chunks))
+                await self._send(send, join(chunks))
         except ApiError as error:
-            await self._send(send, frame([msgspec.json.encode(error.body())]))
+            await self._send(send, join(failure(error)))
         except Exception as error:
             logger.error("A stream failed:\n{}", "".join(traceback.format_exception(error)))
-            failure = ApiError(500, "The server failed at this request; its log says why.")
-            await self._send(send, frame([msgspec.json.encode(failure.body())]))
+            told = ApiError(500, "The server failed at this request; its log says why.")
+            await self._send(send, join(failure(told)))
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -16,8 +16,6 @@ TEXT = "It makes text from text, at /v1/chat/completions and /v1/completions."
 
 ABSENT = {
     "/v1/responses": CHAT,
-    "/v1/messages": CHAT,
-    "/v1/messages/count_tokens": "Use /tokenize.",
     "/v1/embeddings": TEXT,
     "/v1/moderations": TEXT,
     "/v1/audio/speech": TEXT,

@@ -1,0 +1,105 @@
+"""Write the one message of a generation, piece by piece, for APIs that have named events.
+
+The same steps write a whole answer and a stream: a stream sends the events, a whole answer is what
+they have built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from engine.server.answering.generation import Generation
+from engine.server.answering.passed import InnerRequest
+from engine.server.http.errors import ApiError
+from engine.server.http.sse import Framing, named_frame
+from engine.text.messages.message_pieces import (
+    ContentPiece,
+    Piece,
+    ReasoningPiece,
+    ToolCallArguments,
+    ToolCallBegun,
+)
+from engine.text.output import SequenceText
+
+NamedEvent = tuple[str, bytes]
+"""Its name, and its JSON."""
+
+
+class PieceAnswer:
+    """Write the message that answers `inner`."""
+
+    begins_at_once = False  # before the first token, of which some need a figure
+
+    def __init__(self, generation: Generation, inner: InnerRequest):
+        self.generation = generation
+        self.inner = inner
+        self.framing = Framing(named_frame, self.failed, b"")
+        self.sequence: SequenceText = generation.requests[0].sequences[0]
+        self.events: list[NamedEvent] = []  # not sent yet
+
+    # ------------------------------------------------------------------- what each API does itself
+
+    def begin(self) -> None:
+        """Emit the first events."""
+        raise NotImplementedError
+
+    def take(self, piece: Piece) -> None:
+        """Take the next piece of the message."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End the message, and emit the last events."""
+        raise NotImplementedError
+
+    def failed(self, error: ApiError) -> list[NamedEvent]:
+        """Return the events for a failure in the middle."""
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Any]:
+        """Write the one body of an answer that isn't streamed."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------- what they share
+
+    def emit(self, name: str, **fields: Any) -> None:
+        """Add an event; its JSON says its name, too."""
+        self.events.append((name, msgspec.json.encode({"type": name, **fields})))
+
+    async def chunks(self) -> AsyncIterator[list[NamedEvent]]:
+        """Yield events as text comes; those of a step together."""
+        begun = self.begins_at_once
+        if begun:
+            self.begin()
+            yield self._unsent()
+        async for deltas in self.generation.arrivals():
+            for _, delta in deltas:
+                if not begun:
+                    begun = True
+                    self.begin()
+                for piece in delta.message_pieces:
+                    self.take(piece)
+                if delta.finish_reason is not None:
+                    self.end()
+            if self.events:
+                yield self._unsent()
+
+    def _unsent(self) -> list[NamedEvent]:
+        sent, self.events = self.events, []
+        return sent
+
+    def build(self) -> None:
+        """Build the whole message, once it is complete."""
+        self.begin()
+        message = self.sequence.message
+        if message.reasoning:
+            self.take(ReasoningPiece(message.reasoning))
+        if message.content:
+            self.take(ContentPiece(message.content))
+        for place, call in enumerate(message.tool_calls):
+            self.take(ToolCallBegun(place, call.id, call.name))
+            self.take(ToolCallArguments(place, call.arguments))
+        self.end()
+        self.events.clear()
