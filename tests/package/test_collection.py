@@ -1,4 +1,4 @@
-"""Folders of tests that need neither torch nor transformers are collected without them."""
+"""What holds of the tests themselves: what they import when collected, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def test_light_folders_are_collected_without_torch():
         [sys.executable, "-c", COLLECT, *folders], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_no_test_turns_coverage_off():
+    """A trace function is put back: without one, nothing that this worker runs later is counted."""
+    turns_off = "settrace(" + "None)"
+    found = [p.name for p in (ROOT / "tests").rglob("*.py") if turns_off in p.read_text()]
+    assert found == [], "set what sys.gettrace() returned before"

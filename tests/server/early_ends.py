@@ -83,11 +83,12 @@ class Fault:
         self.where = ""
 
     def __enter__(self) -> Fault:
+        self._before = sys.gettrace()  # coverage's
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _trace(self, frame, event, argument):
         code = frame.f_code
