@@ -1,4 +1,4 @@
-"""What holds of the tests themselves: what they import when collected, and what they leave alone."""
+"""What holds of the tests themselves: what they import at collection, and what they leave alone."""
 
 from __future__ import annotations
 
