@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Start a real server, send real requests, and show what the engine did for each answer.
 
-`make demo` starts `koyeb_api_server.py` with the embedded pocket model, asks it in four scenes (one
-question as a stream, six at once, a shared beginning, three answers to one prompt), prints the
-engine's own record after each, and leaves the server up until Ctrl-C. With `--once`, or without a
-terminal, it stops the server and ends.
+`make demo` starts `koyeb_api_server.py` with the embedded pocket model, asks it in five scenes (one
+question as a stream, six at once, a shared beginning, three answers to one prompt, an answer as
+JSON), prints the engine's own record after each, and leaves the server up until Ctrl-C. With
+`--once`, or without a terminal, it stops the server and ends.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import queue
 import re
 import signal
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,10 +40,11 @@ from engine.trace.events import (
     Event,
     RequestQueued,
     RequestReceived,
+    SampleDrawn,
     StepFinished,
     StepPlanned,
 )
-from engine.trace.story import Story
+from engine.trace.story import Line, Story
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
@@ -61,6 +63,21 @@ SYSTEM = (
     "You are the guide of a small museum. Your visitors want to know how a language model is"
     " served. Answer in two or three plain sentences, and say so when you do not know something."
 )
+
+
+CARD = {  # a JSON Schema
+    "type": "object",
+    "properties": {
+        "topic": {"type": "string", "maxLength": 24},
+        "holds": {"enum": ["keys and values", "weights", "prompts"]},
+        "in_memory": {"type": "boolean"},
+        "tokens_in_a_block": {"type": "integer", "minimum": 1, "maximum": 64},
+    },
+    "required": ["topic", "holds", "in_memory", "tokens_in_a_block"],
+    "additionalProperties": False,
+}
+CORRECTED = 4  # draws shown: those for which the model had most wanted another token
+TOLD = ("grammar.compiled", "request.queued", "request.finished", "request.answered")
 
 
 class Server:
@@ -139,12 +156,25 @@ class Record:
         self.story = Story(with_summaries=False)
         self.printer = RichPrinter(sys.stdout)
 
-    def tell(self) -> list[Event]:
-        """Print the story of what is new; returns its events."""
+    def tell(
+        self, choose: Callable[[list[Event], list[Line]], list[Line]] | None = None
+    ) -> list[Event]:
+        """Print the story of what is new, or the lines that are chosen; returns its events."""
         time.sleep(RECORD_DELAY_S)
         events = [self.decoder.decode(line) for line in self.file.read().split(b"\n") if line]
-        self.printer(self.story.tell(events))
+        lines = list(self.story.tell(events))
+        self.printer(choose(events, lines) if choose else lines)
         return events
+
+
+def what_the_grammar_corrected(events: list[Event], lines: list[Line]) -> list[Line]:
+    """Choose the request's own lines, and the draws that the model had most wanted otherwise."""
+    draws = [event for event in events if isinstance(event, SampleDrawn)]
+    wanted = [draw.instead_of_probability for draw in draws]
+    taken = sorted(range(len(draws)), key=wanted.__getitem__, reverse=True)[:CORRECTED]
+    of_draws = [line for line in lines if line.kind == "sample.drawn"]
+    shown = {id(of_draws[place]) for place in taken}
+    return [line for line in lines if line.kind in TOLD or id(line) in shown]
 
 
 def way_of_the_first_piece(events: list[Event], asked_ns: int, came_ns: int) -> str:
@@ -203,7 +233,7 @@ def user(text: str) -> list[dict]:
 
 
 class Demo:
-    """Play the four scenes."""
+    """Play the five scenes."""
 
     def __init__(self, client: httpx.AsyncClient, record: Record, console: Console):
         self.client, self.record, self.console = client, record, console
@@ -212,9 +242,11 @@ class Demo:
         self.console.print()
         self.console.print(Panel(text, title=f"{number}. {title}", title_align="left", width=100))
 
-    def engine_says(self) -> list[Event]:
+    def engine_says(
+        self, choose: Callable[[list[Event], list[Line]], list[Line]] | None = None
+    ) -> list[Event]:
         self.console.print("[bold]What the engine recorded[/] (time, step, request, what and why)")
-        return self.record.tell()
+        return self.record.tell(choose)
 
     async def one(self) -> None:
         question = "What is PagedAttention?"
@@ -291,6 +323,39 @@ class Demo:
         self.console.print()
         self.engine_says()
 
+    async def form(self) -> None:
+        self.scene(
+            5,
+            "An answer that follows a form",
+            "The model was never taught JSON. A grammar made of the schema forbids every token that"
+            " would break it, so that any text it can write is right.",
+        )
+        fields = CARD["properties"].items()
+        for name, schema in fields:
+            self.console.print(f"[dim]{name}: {json.dumps(schema)}[/]", soft_wrap=True)
+        question = "What is a KV cache?"
+        self.console.print(f"[bold cyan]{question}[/]")
+        schema = {"name": "card", "schema": CARD}
+        answer = await ask(
+            self.client,
+            "card",
+            messages=user(question),
+            response_format={"type": "json_schema", "json_schema": schema},
+            trace="full",
+        )
+        card = json.loads(answer["choices"][0]["message"]["content"])
+        self.console.print_json(data=card)
+        self.console.print()
+        events = self.engine_says(what_the_grammar_corrected)
+        draws = [event for event in events if isinstance(event, SampleDrawn)]
+        took = sum(draw.removed for draw in draws) / len(draws)
+        other = sum(draw.instead_of >= 0 for draw in draws)
+        self.console.print(
+            f"[dim]Of {len(draws)} tokens the model would have drawn {other} otherwise; the grammar"
+            f" took {took:.0%} of its probability on average. Above: the {CORRECTED} that it was"
+            " surest of.[/]"
+        )
+
     def table(self, questions: list[str], answers: list[dict]) -> None:
         table = Table(width=100, show_lines=False, header_style="bold")
         table.add_column("question", style="cyan", ratio=3)
@@ -338,6 +403,7 @@ async def scenes(console: Console, server: Server) -> None:
         await demo.several()
         await demo.shared()
         await demo.siblings()
+        await demo.form()
 
 
 def stay(console: Console, server: Server) -> None:

@@ -153,7 +153,9 @@ class Bookkeeping:
         position = request.num_computed_tokens
         output = self._last_output(request, "error")
         if detail is not None and detail.failure:
-            why, advice = f"no token could be drawn for position {position}: {detail.failure}", ""
+            why = f"no token could be drawn for position {position}: {detail.failure}"
+            advice = " Send a simpler form." if detail.failed_param == "structured_outputs" else ""
+            output.error_param = detail.failed_param
         else:
             why = (
                 f"the model gave no finite logits for position {position}: most often numbers grew"

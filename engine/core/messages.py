@@ -61,6 +61,7 @@ class CoreOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     stop_reason: int | None = None  # the stop token id that matched
     keeps_last: bool = False  # the token that ended it is a part of the text
     error: str = ""
+    error_param: str = ""  # the parameter that can't be held to, where the request is at fault
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     queued_ns: int = 0  # waiting time before its first admission; set on the first output
@@ -141,6 +142,7 @@ class RowDetail(msgspec.Struct, kw_only=True):
     complete: list[bool] | None = None
     """For each sampled token: it completes the text that the grammar wants; nothing may follow."""
     failure: str = ""  # why no token could be drawn, where it isn't the model's fault
+    failed_param: str = ""  # which parameter leaves none
 
 
 class StepOutput(msgspec.Struct, kw_only=True):

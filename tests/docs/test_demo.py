@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 
 from docs.scripts.reader import Record
 from docs.scripts.server import ROOT, environment
 from engine.trace import events as ev
-from examples.demo import way_of_the_first_piece
+from examples.demo import CARD, way_of_the_first_piece
 
 
 def test_the_parts_of_the_first_piece_add_up():
@@ -40,4 +42,9 @@ def test_it_ends_where_nobody_can_end_it():
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     assert "/health says: " in ended.stdout
     assert re.search(r"Of the \d+ ms until the first piece: \d+ ms to connect", ended.stdout)
+    card = re.search(r"^\{\n.*?^\}$", ended.stdout, re.DOTALL | re.MULTILINE)
+    assert card, ended.stdout[-3000:]
+    jsonschema.validate(json.loads(card.group()), CARD)
+    assert re.search(r"the grammar allows \d+ tokens? \(−\d+%\)", ended.stdout)
+    assert re.search(r"the grammar took \d+% of its probability", ended.stdout)
     assert "exited with code 0" in ended.stdout

@@ -30,6 +30,7 @@ from engine.text.output import RequestText, TextDelta, TokenUsage
 from engine.trace.events import RequestAnswered, RequestRefused
 from engine.trace.sequences import prompt_name
 
+FORM = "structured_outputs"
 AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -63,6 +64,7 @@ class Generation:
         self._unanswered: set[str] = set()  # requests in the core that have more to come
         self._received: set[str] = set()  # ids in the record whose end nobody else would record
         self._closed = False
+        self._form = ""  # the field of the body that holds the form of the text
         service.open.add(self)
 
     async def start(
@@ -82,6 +84,7 @@ class Generation:
         params = body.sampling_params()  # finds wrong ones before anything else is done
         if body.num_logprobs is not None:
             self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
+        self._form = body.form[1]
         rules = body.message_rules(self.text.formats, prompts)
         if rules is not None:  # marks may be special tokens, so the text must show them
             params = msgspec.structs.replace(params, skip_special_tokens=False)
@@ -208,7 +211,7 @@ class Generation:
             if delta.finish_reason is not None:
                 part.clock.finished(delta.index, delta.finish_reason)
                 if delta.finish_reason == "error":
-                    raise ApiError(500, output.error or "The engine failed at this request.")
+                    raise self._failure(output)
                 if delta.finish_in_core:
                     stop = "a call" if delta.stop_reason is None else str(delta.stop_reason)
                     self.service.client.finish(part.entry, delta.index, stop)
@@ -217,6 +220,17 @@ class Generation:
                     self._unanswered.discard(output.request_id)
                     self.finished = not self._unanswered
             yield part.place, delta
+
+    def _failure(self, output: CoreOutput) -> ApiError:
+        """Make the error that ends the request.
+
+        A form or a list of tokens that leaves nothing to draw is the request's own: a client that
+        repeats what failed with 500 would fail again.
+        """
+        if not output.error_param:
+            return ApiError(500, output.error or "The engine failed at this request.")
+        own = output.error_param
+        return bad_request(output.error, self._form if own == FORM and self._form else own)
 
     async def run(self) -> None:
         """Wait until every answer is complete."""

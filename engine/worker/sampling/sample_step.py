@@ -27,10 +27,7 @@ from engine.worker.seats import Seats
 from engine.worker.step_inputs import StepInputs
 from engine.worker.transfers import Outbox, to_device
 
-NOTHING_LEFT = (
-    "allowed_token_ids names no token that its grammar allows here, or the model gave no finite"
-    " logits"
-)
+NOTHING_LEFT = "allowed_token_ids names no token that its grammar allows here"
 
 
 class _Recorded(NamedTuple):
@@ -152,8 +149,16 @@ class SampleStep:
                 detail = details.setdefault(row.request_id, RowDetail())
                 detail.complete = complete
                 if failed:
-                    detail.failure = grammars.failure(seat) or NOTHING_LEFT
+                    self._explain(seat, detail)
         grammars.begin()
+
+    def _explain(self, seat: int, detail: RowDetail) -> None:
+        """Say why nothing could be drawn, if it is the request's own doing."""
+        detail.failure = self.table.grammars.failure(seat)
+        if detail.failure:
+            detail.failed_param = "structured_outputs"
+        elif self.table.allows_few(seat):
+            detail.failure, detail.failed_param = NOTHING_LEFT, "allowed_token_ids"
 
     def _draw(
         self,

@@ -147,6 +147,10 @@ class SamplingTable:
         """Return whether some sequence's next token depends on its tokens, besides its logits."""
         return bool(self._rules) or bool(self.grammars) or self._num_penalised > 0
 
+    def allows_few(self, seat: int) -> bool:
+        """Return whether a sequence may draw only the tokens that it names."""
+        return seat in self._rules and self._rules[seat].allowed is not None
+
     def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
         """Count one more token for each sequence; no seat comes twice. Both int64 [rows]."""
         if not self._num_penalised:
