@@ -5,6 +5,7 @@ from __future__ import annotations
 from lab import (
     attention,
     batching,
+    grammars,
     graphs,
     kv_cache,
     loading,
@@ -22,7 +23,7 @@ CHAPTERS: tuple[Chapter, ...] = tuple(
     module.CHAPTER
     for module in (
         machine, loading, tokens, kv_cache, paging, batching, prefix, attention, preemption,
-        sampling, graphs, whole,
+        sampling, grammars, graphs, whole,
     )
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ def _num_draws(bench: Workbench) -> int:
 
 def _prompt(bench: Workbench) -> list[int]:
     """Return a question, and its most probable answer up to the most open choice."""
-    prompt = _question(bench)
+    prompt = question(bench)
     room = bench.kv.max_model_len - len(prompt) - 2
     run = bench.run([[Job("look-ahead", prompt, min(LOOK_AHEAD, room), in_full=True)]])
     draws = run.of(SampleDrawn)
@@ -39,7 +39,8 @@ def _prompt(bench: Workbench) -> list[int]:
     return prompt + run.tokens["look-ahead"][:open_place]
 
 
-def _question(bench: Workbench) -> list[int]:
+def question(bench: Workbench) -> list[int]:
+    """Return the tokens of a question to a chat model, or a beginning for another."""
     tokenizer = bench.tokenizer
     if tokenizer.facts.chat_template:
         text = ChatTemplate(tokenizer).render([{"role": "user", "content": QUESTION}])

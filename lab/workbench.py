@@ -32,6 +32,7 @@ from engine.trace.events import EngineKvSized, EngineModelLoaded, Event, StepFin
 from engine.trace.recorder import Recorder
 from engine.worker import host
 from engine.worker.model_runner import ModelRunner
+from engine.worker.sampling.grammar_compiler import CompiledGrammar
 from lab.limits import Limits, measure_limits, threads
 
 SEATS = 64
@@ -49,6 +50,7 @@ class Job:
     num_output: int
     params: SamplingParams | None = None
     in_full: bool = False  # record every draw of it
+    grammar: CompiledGrammar | None = None  # which its text follows
 
     def request(self) -> CoreRequest:
         params = self.params or SamplingParams(
@@ -230,7 +232,7 @@ class Workbench:
     def _run_batch(self, core: EngineCore, batch: list[Job], run: Run, started: float) -> None:
         handed_over = time.perf_counter()
         for job in batch:
-            core.add_request(job.request())
+            core.add_request(job.request(), job.grammar)
         while core.has_work:
             for output in core.step():
                 now = time.perf_counter()

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from lab.chapter import CannotShow
 from lab.chapters import CHAPTERS
 from lab.drawings import Lines
+from lab.grammars import EXAMPLE, fits
 from lab.workbench import Job, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,7 @@ EXACT = [
     ("prefix", "cached computed"),
     ("attention", "memory"),
     ("preemption", "tokens bytes"),
+    ("grammars", "fitting"),
     ("whole", "padding"),
 ]
 
@@ -97,6 +99,20 @@ def test_draws_follow_their_parameters(ran):
     assert drawn["temperature 0"] == 1
     assert 1 < drawn["top-k 5"] <= 5
     assert drawn["temperature 0.7"] <= drawn["temperature 1.5"]
+
+
+def test_a_grammar_removes_what_was_predicted(ran):
+    expected, outcome = ran("grammars")
+    assert outcome.measured["removed"] == pytest.approx(expected["removed"].value, abs=1e-4)
+    assert 0 < outcome.measured["removed"] < 1 and 0.2 < outcome.measured["single"] < 1
+    assert outcome.findings[0].startswith('with seed 0: {"title":"')
+
+
+def test_what_does_not_follow_the_schema_is_not_counted():
+    assert fits(EXAMPLE)
+    changes = [("3", "30"), ("story", "x"), ("old", "very very old"), ("false", "0"), ("}", "")]
+    for wrong in ("[]", *(EXAMPLE.replace(part, other) for part, other in changes)):
+        assert not fits(wrong), wrong
 
 
 def test_preemption_and_caching_change_no_answer(ran):
