@@ -13,13 +13,25 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from clients.table import clients_table
 from docs.scripts.figures import blocks_figure, seats_figure
+from docs.scripts.glossary import cited
+from docs.scripts.glossary_terms import PAPERS
 from docs.scripts.headline import readme_lines
 from docs.scripts.koyeb_reference import PRICES
+from docs.scripts.overview_memory import growth_figure, slots_figure, tables_figure
+from docs.scripts.overview_steps import (
+    chunks_figure,
+    curve_figure,
+    draw_figure,
+    kernels_figure,
+    lanes_figure,
+    overlap_figure,
+)
 from docs.scripts.performance import RESULTS
 from docs.scripts.questions import reserving
 from docs.scripts.reader import Record, trace_output
@@ -236,6 +248,28 @@ def exactness() -> str:
     return formats.exactness()
 
 
+PAPERS_OF = {
+    "prefill": ("attention", "scaling"),
+    "memory": ("paged",),
+    "batching": ("orca",),
+    "chunks": ("sarathi", "sarathi-serve"),
+    "load": ("distserve", "tail"),
+    "preemption": ("paged", "fastserve"),
+    "prefix": ("sglang",),
+    "sampling": ("top-k", "top-p", "min-p", "philox"),
+    "forms": ("outlines",),
+    "kernels": ("flash", "online-softmax", "roofline", "triton"),
+    "bits": ("gptq", "awq", "fp8"),
+    "many": ("megatron", "gpipe", "splitwise"),
+}
+"""Which papers a section of ARCHITECTURE_OVERVIEW names: keys of the glossary's PAPERS."""
+
+
+def papers(section: str) -> str:
+    """Cite the papers of a section."""
+    return "\n".join(f"- {cited(PAPERS[key])}" for key in PAPERS_OF[section])
+
+
 PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
     "fields": fields,
@@ -246,6 +280,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "batching": batching,
     "numbers": numbers,
     "prices": prices,
+    **{f"papers-{section}": partial(papers, section) for section in PAPERS_OF},
     "replayed": replayed,
     "grade": grade,
     "one-group": one_group,
@@ -260,10 +295,28 @@ def filled(text: str) -> str:
 
 def figures() -> dict[Path, str]:
     """Return the figures: file → SVG."""
-    return {
-        IMAGES / "blocks.svg": blocks_figure(Record("crowd")),
-        IMAGES / "seats.svg": seats_figure(Record("seats")),
+    crowd, forks, overlap, shared, tour = map(
+        Record, ("crowd", "forks", "overlap", "shared", "tour")
+    )
+    budgets = {name: Record(name) for name in ("whole", "chunked")}
+    lanes = "Eight requests on a pool of 20 blocks: who waits, who is preempted"
+    found = "After prefix hits: the tables of five requests with one long instruction"
+    forked = "After a fork: four answers to one prompt, each writes into a block of its own"
+    drawn = {
+        "blocks": blocks_figure(crowd),
+        "seats": seats_figure(Record("seats")),
+        "growth": growth_figure(tour, "six-0"),
+        "slots": slots_figure(crowd, 20, "crowd-0"),
+        "chunks": chunks_figure(budgets, "reads", "long"),
+        "lanes": lanes_figure(crowd, lanes),
+        "prefix": tables_figure(shared, shared.all(ev.BlockShared)[-1].step, found),
+        "forks": tables_figure(forks, forks.first(ev.BlockCopied).step, forked),
+        "draw": draw_figure(tour, "warm"),
+        "curve": curve_figure(crowd),
+        "kernels": kernels_figure(Record("profile"), 3),
+        "overlap": overlap_figure(overlap, 12, 19),
     }
+    return {IMAGES / f"{name}.svg": svg for name, svg in drawn.items()}
 
 
 def main() -> int:

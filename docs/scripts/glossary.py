@@ -192,7 +192,7 @@ def _entry(term: Term, known: dict[str, str]) -> list[str]:
     if term.place:
         facts.append(f"in the code: {_place(term)}")
     if term.paper:
-        facts.append(f"paper: {_cited(PAPERS[term.paper])}")
+        facts.append(f"paper: {cited(PAPERS[term.paper])}")
     lines = [f"## {term.name}", "", known[term.question], ""]
     if term.drawing:
         source = DRAWINGS[term.drawing][0]
@@ -208,7 +208,8 @@ def _place(term: Term) -> str:
     return f"[{path}](../{path})" + (f", `{name}`" if name else "")
 
 
-def _cited(paper: Paper) -> str:
+def cited(paper: Paper) -> str:
+    """Write a paper as pages cite it."""
     cited = f"{paper.authors}, *{paper.title}*, {paper.year}"
     if paper.where.startswith("https://"):
         return f"{cited}, [arXiv:{paper.where.rsplit('/', 1)[1]}]({paper.where})"

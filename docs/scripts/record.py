@@ -127,6 +127,28 @@ async def forks(client: Client) -> None:
     )
 
 
+async def bystander(client: Client) -> None:
+    """Let somebody read a stream while a long prompt comes."""
+    await client.ask("before", f"{COUNT} " * 60, max_tokens=4)  # memory is touched, code is loaded
+    body = {"model": "pocket", "request_id": "reads", "stream": True, "ignore_eos": True}
+    body |= {"messages": [{"role": "user", "content": TOPICS[0]}], "max_tokens": 120}
+    async with client.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.aiter_lines()
+        for _ in range(60):
+            await anext(lines)
+        long = asyncio.create_task(client.ask("long", f"{GUIDE} " * 12 + TOPICS[3], max_tokens=4))
+        async for _line in lines:
+            pass
+    await long
+
+
+async def overlapped(client: Client) -> None:
+    """Ask for two answers while the next step is planned before this one has ended."""
+    await asyncio.gather(
+        *(client.ask(f"two-{i}", TOPICS[i], max_tokens=24, ignore_eos=True) for i in range(2))
+    )
+
+
 async def form(client: Client) -> None:
     """Ask for an answer that follows a schema."""
     properties = {
@@ -160,6 +182,9 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "crowd": ((*SMALL, "--preemption-mode", "auto"), crowd),
     "shared": (("--num-gpu-blocks-override", "64", "--max-num-seqs", "8"), shared),
     "forks": (("--num-gpu-blocks-override", "96", "--max-num-seqs", "12"), forks),
+    "whole": (("--num-gpu-blocks-override", "160"), bystander),
+    "chunked": (("--num-gpu-blocks-override", "160", "--max-num-batched-tokens", "64"), bystander),
+    "overlap": (("--num-gpu-blocks-override", "64", "--async-scheduling"), overlapped),
     "form": (("--num-gpu-blocks-override", "64"), form),
     "profile": (("--num-gpu-blocks-override", "128", "--trace", "profile"), profile),
     "dropped": (("--num-gpu-blocks-override", "64", "--trace-buffer", "150"), dropped),
