@@ -295,10 +295,8 @@ def filled(text: str) -> str:
 
 def figures() -> dict[Path, str]:
     """Return the figures: file → SVG."""
-    crowd, forks, overlap, shared, tour = map(
-        Record, ("crowd", "forks", "overlap", "shared", "tour")
-    )
-    budgets = {name: Record(name) for name in ("whole", "chunked")}
+    crowd, forks, overlap, shared, tour = map(Record, ("crowd", "forks", "async", "shared", "tour"))
+    budgets = {name: Record(name.replace(" ", "-")) for name in ("at once", "chunks")}
     lanes = "Eight requests on a pool of 20 blocks: who waits, who is preempted"
     found = "After prefix hits: the tables of five requests with one long instruction"
     forked = "After a fork: four answers to one prompt, each writes into a block of its own"

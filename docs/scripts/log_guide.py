@@ -70,7 +70,6 @@ NO_EXAMPLE = {
     "graph.replayed": "It needs a CUDA device: on a CPU, steps that are recorded in full are computed"
     " launch by launch. The records here are from a CPU.",
     "engine.failed": "No record here has one: these engines did not fail.",
-    "request.answered": "The records here are older than this kind.",
 }
 
 INTRO = """\

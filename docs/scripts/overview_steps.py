@@ -32,7 +32,7 @@ def chunks_figure(records: dict[str, Record], reader: str, prompt: str) -> str:
     for name, steps in parts.items():
         x, gap = float(LEFT), max(a + b for a, b in steps)
         budget = records[name].first(ev.StepPlanned).budget
-        out.append(text(LEFT, y + 8, f"{name}: a budget of {budget:,} tokens a step", "small"))
+        out.append(text(LEFT, y + 8, f"{name}, with a budget of {budget:,} tokens a step", "small"))
         out.append(text(LEFT - 8, y + 32, "the stream", "small", "end"))
         out.append(text(LEFT - 8, y + 58, "the prompt", "small", "end"))
         for _mine, its in steps:
