@@ -128,12 +128,13 @@ def _resumed(event: ev.RequestResumed, context: Context) -> str:
 @words(ev.RequestFinished)
 def _finished(event: ev.RequestFinished, context: Context) -> str:
     rate = event.num_output_tokens / event.running_ms * 1e3 if event.running_ms else 0.0
+    pace = f" ({count(round(rate), 'token')}/s)" if rate else ""
     cached = f", {event.num_cached_tokens:,} from the cache" if event.num_cached_tokens else ""
     return joined(
         [
             f"finished ({event.reason}): {context.plain(event.why)}",
             f"{event.num_output_tokens:,} out, {event.num_prompt_tokens:,} in{cached}",
-            f"{duration(event.running_ms * 1e3)}{f' ({rate:,.0f} tokens/s)' if rate else ''}",
+            f"{duration(event.running_ms * 1e3)}{pace}",
             f"queued {duration(event.queued_ms * 1e3)}",
             f"preempted {event.num_preemptions} ×" if event.num_preemptions else "",
         ],
