@@ -31,6 +31,7 @@ TITLES = {
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
+    "token_cost": "What a streamed token costs the server",
     "triton_aot": "Triton kernels, compiled ahead of time for six kinds of GPU",
 }
 CHARTS = {"peers": "Tokens a second of each system, by model shape and workload"}

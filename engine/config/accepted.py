@@ -65,7 +65,6 @@ ACCEPTED = (
     Accepted("cpu-offload-gb", ("0",), "weights stay on their device"),
     Accepted("enable-chunked-prefill", SWITCH, "long prompts are always computed in chunks"),
     Accepted("max-num-partial-prefills", ("1",), "long prompts are computed in order"),
-    Accepted("stream-interval", ("1",), "each token is sent when it is there"),
     Accepted("logprobs-mode", ("raw_logprobs",), "log-probabilities are those of the raw logits"),
     Accepted("disable-custom-all-reduce", SWITCH, "one device needs no all-reduce"),
     Accepted("no-enable-lora", SWITCH, "there are no adapters"),

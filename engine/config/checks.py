@@ -12,7 +12,7 @@ from engine.sampling_params import WHOLE_VOCABULARY
 AT_LEAST_ONE = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
-    "max_num_queued_reqs", "trace_buffer",
+    "max_num_queued_reqs", "trace_buffer", "stream_interval",
 )  # fmt: skip
 NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout")
 

@@ -207,6 +207,9 @@ class Options:
     api_key: list[str] = _option(
         list, "keys, of which clients must send one as a bearer token", secret=True
     )
+    stream_interval: int = _option(
+        1, "tokens of a choice that a stream sends together; the first and the last go at once"
+    )
     classroom: bool = _option(
         False, "let phones ask at /class, with a code that the live page shows (at most 60 names)"
     )

@@ -83,17 +83,22 @@ class ByteDetokenizer:
 
     def __init__(self, table: TokenBytes, context: Sequence[int], skipped: frozenset[int]):
         self._table = table
+        self._ascii_texts = table.ascii_texts
         self._skipped = skipped
         self._decoder = _UTF8_DECODER(errors="replace")
         self._at_start = table.strips_first_space and not context
         # A prompt given as token ids may end within a character, which the first token may
         # complete.
         self._decoder.decode(b"".join(map(table.bytes_of, context)))
-        self._prompt_rest = self.holds_back
+        self._prompt_rest = self._within = self.holds_back
 
     def feed(self, token_id: int) -> str:
         if token_id in self._skipped:
             return ""
+        if not self._within and not self._at_start:
+            known = self._ascii_texts.get(token_id)
+            if known is not None:
+                return known
         data = self._table.bytes_of(token_id)
         if self._at_start and data:
             data = data.removeprefix(b" ")
@@ -103,11 +108,14 @@ class ByteDetokenizer:
             if data[0] & 0xC0 != 0x80:
                 self._decoder.reset()
             self._prompt_rest = False
-        return self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        self._within = self.holds_back
+        return text
 
     def flush(self) -> str:
         if self._prompt_rest:
             return ""
+        self._within = False
         return self._decoder.decode(b"", final=True)
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.text.detokenizer import answer_detokenizer
-from engine.text.messages.message_pieces import AssistantMessage, ContentPiece, Piece
+from engine.text.messages.message_pieces import AssistantMessage, ContentPiece, Piece, merged
 from engine.text.messages.parser import MessageParser
 from engine.text.messages.rules import MessageRules
 from engine.text.stop import StopMatcher
@@ -83,6 +83,8 @@ class SequenceText:
         self.stop_reason: int | str | None = None  # token id or stop string
         self.detokenizer = answer_detokenizer(tokenizer, request.prompt_token_ids, params)
         self.stops = StopMatcher(params.stop or (), params.include_stop_str_in_output)
+        # Whether a token that ends nothing is text, and nothing more is told of it.
+        self.only_text = self.logprobs is None and self.parser is None and not params.stop
         self._pieces: list[str] = []
 
     @property
@@ -102,6 +104,14 @@ class SequenceText:
             return ""
         armed = len(self.token_ids) > params.min_tokens  # the core treats stop tokens alike
         return self._keep(self.stops.feed(self.detokenizer.feed(token_id), armed))
+
+    def add_text(self, token_id: int) -> str:
+        """Do what `add_token` does, where there are no stop strings and the token is shown."""
+        self.token_ids.append(token_id)
+        text = self.detokenizer.feed(token_id)
+        if text:
+            self._pieces.append(text)
+        return text
 
     def end(self) -> str:
         """Return what was held back, because no more tokens come. It may complete a stop string."""
@@ -213,6 +223,16 @@ class TextDelta(msgspec.Struct, kw_only=True):
             return self.pieces
         return [ContentPiece(self.text)] if self.text else []
 
+    def join(self, earlier: TextDelta) -> None:
+        """Put what came before it in front. Nothing had ended by then."""
+        self.text = earlier.text + self.text
+        self.token_ids = earlier.token_ids + self.token_ids
+        if self.logprobs is not None or earlier.logprobs is not None:
+            self.logprobs = [*(earlier.logprobs or ()), *(self.logprobs or ())]
+        if self.pieces is not None or earlier.pieces is not None:
+            self.pieces = merged(earlier.message_pieces + self.message_pieces)
+        self.has_prompt_logprobs |= earlier.has_prompt_logprobs
+
 
 class OutputProcessor:
     """Make text of the core's outputs.
@@ -238,12 +258,28 @@ class OutputProcessor:
         sequence = request.sequences[output.index]
         if sequence.finish_reason is not None:
             return None
-        self._book_request(request, output)
-        delta = self._add_tokens(request, sequence, output)
+        if (
+            output.first_scheduled_ns
+            or output.num_cached_tokens > request.num_cached_tokens
+            or output.num_preemptions > request.num_preemptions
+            or output.error
+        ):
+            self._book_request(request, output)
+        if sequence.only_text and output.finish_reason is None and len(output.token_ids) == 1:
+            delta = TextDelta(
+                request=request,
+                index=output.index,
+                text=sequence.add_text(output.token_ids[0]),
+                token_ids=output.token_ids,
+                logprobs=None,
+            )
+        else:
+            delta = self._add_tokens(request, sequence, output)
         if output.prompt_logprobs is not None:
             request.prompt_entries = output.prompt_logprobs
             delta.has_prompt_logprobs = True
-        self._record_text(request, sequence, delta)
+        if self.recorder.wants_full(request.request_id):
+            self._record_text(request, sequence, delta)
         return delta
 
     # ------------------------------------------------------------------------------ details
@@ -327,8 +363,6 @@ class OutputProcessor:
         return new
 
     def _record_text(self, request: RequestText, sequence: SequenceText, delta: TextDelta) -> None:
-        if not self.recorder.wants_full(request.request_id):
-            return
         request_id, index = request.request_id, sequence.index
         if delta.text:
             self.recorder.record(

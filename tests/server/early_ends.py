@@ -74,7 +74,8 @@ class Injected(Exception):
 
 class Fault:
     """`with fault:` call number `at` of a function of ours raises, unless it is made to let go of a
-    request, or outside of the tasks of requests (`tasks`): news of the engine are no request's."""
+    request, or outside of the tasks of requests (`wanted`): news of the engine are no request's
+    until they are passed on to its connection."""
 
     def __init__(self, at: int, wanted: Callable[[], bool]):
         self.at = at
@@ -94,13 +95,12 @@ class Fault:
         code = frame.f_code
         if event != "call" or code.co_filename not in OURS + ROUTES or _goes_on(frame):
             return None
-        if not self.wanted():
-            return None
-        outer = frame
+        callers, outer = set(), frame
         while outer is not None:
-            if outer.f_code.co_name in ("close", "_release"):
-                return None
+            callers.add(outer.f_code.co_name)
             outer = outer.f_back
+        if not (self.wanted() or "_pass_on" in callers) or callers & {"close", "_release"}:
+            return None
         self.count += 1
         if self.count == self.at:
             self.where = f"{Path(code.co_filename).name}:{code.co_name}"

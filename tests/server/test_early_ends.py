@@ -14,6 +14,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.server.app import create_app
+from engine.server.http.connection import BODY
 from engine.server.service import Service
 from engine.text.lanes import SHORT, in_lane_within
 from tests.server.early_ends import Fault, Injected, Points
@@ -30,6 +31,17 @@ REQUESTS = [
     ("/v1/chat/completions", CHAT),
 ]
 MOST_POINTS = 400
+
+
+class Straight:
+    """Stands for a connection that takes two pieces, then none until something was sent."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def write(self, data):
+        self.parts.append(data)
+        return len(self.parts) % 2 == 0
 
 
 class Called:
@@ -76,6 +88,7 @@ class Called:
             "scheme": "http", "path": route, "raw_path": route.encode(), "query_string": b"",
             "root_path": "", "headers": [(b"content-type", b"application/json"), (b"host", b"a")],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {},
+            BODY: Straight(parts),
         }  # fmt: skip
         await self.app(scope, receive, send)
         return status, b"".join(parts)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import time
 
 import msgspec
@@ -141,3 +142,71 @@ def test_characters_that_some_clients_take_for_line_ends_are_escaped():
     event = frame([msgspec.json.encode({"text": text})]).decode()
     assert len(event.splitlines()) == 2 and "é" in event
     assert json.loads(event.removeprefix("data: ")) == {"text": text}
+
+
+def test_a_client_that_does_not_read_delays_nobody_and_takes_bounded_memory(run_server):
+    body = {"prompt": "hello", "n": 16, "max_tokens": 400, "stream": True, "return_token_ids": True}
+    with run_server(num_blocks=2048) as quick, socket.socket() as lazy:
+        # The server's side of a connection has the buffer of the socket that it came to.
+        quick.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**14)
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(quick.listener.getsockname())
+        data = json.dumps(body).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        lazy.sendall(
+            f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        )
+        open_ = wait_for(lambda: connection_of(quick, lazy.getsockname()))
+        wait_for(lambda: open_.flow.write_paused)
+        assert stream(quick, prompt="hello", max_tokens=400)[0]
+        waiting = open_.transport.get_write_buffer_size()
+        assert open_.flow.write_paused and waiting < 2**20, waiting
+        received = b""
+        while piece := lazy.recv(2**16):
+            received += piece
+    texts = dict.fromkeys(range(16), "")
+    for line in b"".join(received.split(b"\r\n")).split(b"data: ")[1:-1]:
+        choice = json.loads(line.rpartition(b"}")[0] + b"}")["choices"][0]
+        texts[choice["index"]] += choice["text"]
+    assert set(texts.values()) == {expected_text(b"hello", 400)}
+
+
+def connection_of(server, client):
+    """The server's side of a client's connection."""
+    open_ = list(server.server.server_state.connections)
+    return next((connection for connection in open_ if connection.client == client), None)
+
+
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def wait_for(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", CHAT])
+def test_tokens_are_told_together_at_an_interval(run_server, route):
+    asked = {"prompt": "hello"} if route == "/v1/completions" else {"messages": HI}
+    asked |= {"max_tokens": 11, "return_token_ids": True, "logprobs": 1}
+    if route == CHAT:
+        asked |= {"logprobs": True, "top_logprobs": 1}
+    with run_server(stream_interval=4) as running:
+        whole = running.http.post(route, json=asked).json()["choices"][0]
+        chunks, _ = stream(running, route, **asked)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    told = [choice for choice in choices if choice.get("token_ids")]  # chat begins with the role
+    assert [len(choice["token_ids"]) for choice in told] == [1, 4, 4, 2]
+    assert joined(choice["token_ids"] for choice in told) == whole["token_ids"]
+    if route == CHAT:
+        text = "".join(choice["delta"]["content"] for choice in told)
+        assert text == whole["message"]["content"]
+        logprobs = joined(choice["logprobs"]["content"] for choice in told)
+        assert logprobs == whole["logprobs"]["content"]
+    else:
+        assert "".join(choice["text"] for choice in told) == whole["text"]
+        assert joined(c["logprobs"]["tokens"] for c in told) == whole["logprobs"]["tokens"]

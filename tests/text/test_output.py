@@ -4,7 +4,13 @@ import pytest
 
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
-from engine.text.output import OutputProcessor
+from engine.text.messages.message_pieces import (
+    ContentPiece,
+    ReasoningPiece,
+    ToolCallArguments,
+    ToolCallBegun,
+)
+from engine.text.output import OutputProcessor, TextDelta
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
 from engine.trace.recorder import Recorder
 
@@ -265,3 +271,29 @@ def test_no_text_events_at_level_steps(byte_level):
     feed(processor, ids_of(processor, TEXT), finish_reason="length")
     recorder.close()
     assert seen == []
+
+
+def test_deltas_join_and_so_do_their_pieces():
+    def delta(text, token, pieces):
+        return TextDelta(
+            request=None, index=0, text=text, token_ids=[token], logprobs=None, pieces=pieces
+        )
+
+    first = delta("a", 1, [ReasoningPiece("a")])
+    second = delta("bc", 2, [ReasoningPiece("b"), ContentPiece("c")])
+    third = delta("", 3, [ToolCallBegun(0, "id", "f"), ToolCallArguments(0, "{")])
+    fourth = delta("", 4, [ToolCallArguments(0, "}"), ToolCallArguments(1, "[")])
+    second.join(first)
+    third.join(second)
+    fourth.join(third)
+    assert (fourth.text, fourth.token_ids) == ("abc", [1, 2, 3, 4])
+    assert fourth.pieces == [
+        ReasoningPiece("ab"),
+        ContentPiece("c"),
+        ToolCallBegun(0, "id", "f"),
+        ToolCallArguments(0, "{}"),
+        ToolCallArguments(1, "["),
+    ]
+    plain = delta("y", 2, None)
+    plain.join(delta("x", 1, None))
+    assert plain.pieces is None and plain.text == "xy"

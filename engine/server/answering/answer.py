@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from engine.core.messages import CoreOutput
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import ChunkWriter, encoded
-from engine.server.http.sse import DATA_ALONE
+from engine.server.http.sse import DATA_ALONE, Push
 from engine.text.lanes import LONG, in_lane
 from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, TokenUsage
 
@@ -39,6 +40,8 @@ class Answer:
         }
         self.token_name = token_name(body.return_tokens_as_token_ids)
         self.writer = ChunkWriter(self.head)
+        self.tells_usage, self.counts_on = body.include_usage, body.continuous_usage
+        self.only_text = not self.counts_on and not body.return_token_ids
 
     # ------------------------------------------------------------ what the two APIs do differently
 
@@ -70,8 +73,11 @@ class Answer:
         choices, usage = encoded(self.whole_choices()), usage_json(self.generation.usage)
         return {**self.head, "choices": choices, "usage": usage, **self.prompt_extras}
 
-    async def chunks(self) -> AsyncIterator[list[bytes]]:
-        """Yield JSON chunks as text comes; the chunks of a step together."""
+    async def chunks(self, push: Push | None) -> AsyncIterator[list[bytes]]:
+        """Yield JSON chunks as text comes; the chunks of a step together.
+
+        Where there is `push`, most are given to it instead, where the engine's news arrive.
+        """
         write, requests = self.write, self.generation.requests
         not_begun = sum(len(request.sequences) for request in requests)
         async for deltas in self.generation.arrivals():
@@ -91,8 +97,17 @@ class Answer:
                 await asyncio.sleep(0)  # other requests get a turn before the next choice
             if pieces:
                 yield pieces
-        if self.body.include_usage:
+            if push is not None and not not_begun:
+                await self.generation.flow(partial(self._pass_on, push))
+        if self.tells_usage:
             yield [self.chunk([], with_usage=True)]
+
+    def _pass_on(self, push: Push, outputs: list[CoreOutput]) -> bool:
+        """Push the chunks of some outputs; return whether more may be pushed."""
+        pieces: list[bytes] = []
+        for place, delta in self.generation.deltas(outputs):
+            self.write(place, delta, pieces)
+        return (not pieces or push(pieces)) and not self.generation.finished
 
     def chunk(
         self, choices: list[dict[str, Any]], with_usage: bool, extras: dict[str, Any] = NOTHING
@@ -101,7 +116,7 @@ class Answer:
         chunk: dict[str, Any] = {"choices": choices, **extras}
         if with_usage:
             chunk["usage"] = usage_json(self.generation.usage)
-        elif self.body.include_usage:
+        elif self.tells_usage:
             chunk["usage"] = None
         return self.writer.chunk(chunk)
 

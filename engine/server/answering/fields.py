@@ -121,7 +121,7 @@ FIELDS: tuple[Field, ...] = (
     *_refused("watermarking", False),
     *_refused("thinking_token_budget", -1),
     *_refused("include_reasoning", True, note="reasoning isn't told from the answer"),
-    *_refused("stream_interval", 1, note="each step's text goes out at once"),
+    *_refused("stream_interval", 1, note="the server's is `--stream-interval`"),
     *_refused("return_prompt_text return_token_offsets return_weight_versions", False),
     *_refused("routed_experts_prompt_start", 0),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -43,6 +43,7 @@ class _Part:
         self.entry = entry
         self.text = text
         self.clock = clock
+        self.gathered: dict[int, TextDelta] = {}  # by sequence: new, but not to be told yet
         self.complete_ns = 0  # when its last text was known, CLOCK_MONOTONIC
 
 
@@ -57,6 +58,7 @@ class Generation:
         self.text = service.ready_text()
         self.id = ""
         self.requests: list[RequestText] = []  # one for each prompt; they grow as tokens come
+        self.interval = 1  # new tokens of a sequence that are told together
         self.finished = False  # every answer is complete
         self._mailbox = Mailbox()
         self._entries: list[OpenRequest] = []  # one for each prompt
@@ -80,6 +82,7 @@ class Generation:
         Raises `ApiError`, `ParameterError`, `TextError`.
         """
         ignored = body.check()
+        self.interval = self.service.config.stream_interval if body.stream else 1
         body.take_defaults(self.service.defaults.sampling)
         params = body.sampling_params()  # finds wrong ones before anything else is done
         if body.num_logprobs is not None:
@@ -196,18 +199,26 @@ class Generation:
         them the sequences are as the first one left them. Raises `ApiError` when the engine fails.
         """
         while not self.finished:
-            yield self._deltas(await self._mailbox.take())
+            yield self.deltas(await self._mailbox.take())
 
-    def _deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
+    async def flow(self, take: Callable[[list[CoreOutput]], bool]) -> None:
+        """Have `take` called with what comes, until it returns False; it reads the `deltas` of it.
+
+        It is called where the engine's news arrive, without a task switch. May return earlier.
+        """
+        if not self.finished:
+            await self._mailbox.flow(take)
+
+    def deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
         """Yield the deltas of some outputs, each with the index of its prompt."""
-        process = self.text.output.process
+        process, now = self.text.output.process, time.monotonic()
         for output in outputs:
             part = self._parts[output.request_id]
             delta = process(part.text, output)
             if delta is None:
                 continue
             if delta.token_ids:
-                part.clock.tokens(delta.index, len(delta.token_ids))
+                part.clock.tokens(delta.index, len(delta.token_ids), now)
             if delta.finish_reason is not None:
                 part.clock.finished(delta.index, delta.finish_reason)
                 if delta.finish_reason == "error":
@@ -219,7 +230,23 @@ class Generation:
                     part.complete_ns = time.monotonic_ns()
                     self._unanswered.discard(output.request_id)
                     self.finished = not self._unanswered
-            yield part.place, delta
+            if self.interval == 1 or (delta := self._gathered(part, delta)) is not None:
+                yield part.place, delta
+
+    def _gathered(self, part: _Part, delta: TextDelta) -> TextDelta | None:
+        """Return what is to be told of a sequence now, None if it is to be told later.
+
+        Told immediately: the first tokens, and all that is left at the end.
+        """
+        earlier = part.gathered.pop(delta.index, None)
+        if earlier is not None:
+            delta.join(earlier)
+        num_tokens = len(delta.token_ids)
+        is_first = num_tokens == len(part.text.sequences[delta.index].token_ids)
+        if is_first or num_tokens >= self.interval or delta.finish_reason is not None:
+            return delta
+        part.gathered[delta.index] = delta
+        return None
 
     def _failure(self, output: CoreOutput) -> ApiError:
         """Make the error that ends the request.

@@ -6,15 +6,17 @@ they have built.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from engine.core.messages import CoreOutput
 from engine.server.answering.generation import Generation
 from engine.server.answering.passed import InnerRequest
 from engine.server.http.errors import ApiError
-from engine.server.http.sse import Framing, named_frame
+from engine.server.http.sse import Framing, Push, named_frame
 from engine.text.messages.message_pieces import (
     ContentPiece,
     Piece,
@@ -22,7 +24,7 @@ from engine.text.messages.message_pieces import (
     ToolCallArguments,
     ToolCallBegun,
 )
-from engine.text.output import SequenceText
+from engine.text.output import SequenceText, TextDelta
 
 NamedEvent = tuple[str, bytes]
 """Its name, and its JSON."""
@@ -39,6 +41,7 @@ class PieceAnswer:
         self.framing = Framing(named_frame, self.failed, b"")
         self.sequence: SequenceText = generation.requests[0].sequences[0]
         self.events: list[NamedEvent] = []  # not sent yet
+        self._begun = False
 
     # ------------------------------------------------------------------- what each API does itself
 
@@ -68,23 +71,36 @@ class PieceAnswer:
         """Add an event; its JSON says its name, too."""
         self.events.append((name, msgspec.json.encode({"type": name, **fields})))
 
-    async def chunks(self) -> AsyncIterator[list[NamedEvent]]:
-        """Yield events as text comes; those of a step together."""
-        begun = self.begins_at_once
-        if begun:
+    async def chunks(self, push: Push | None) -> AsyncIterator[list[NamedEvent]]:
+        """Yield events as text comes; those of a step together.
+
+        Where there is `push`, most are given to it instead, where the engine's news arrive.
+        """
+        if self.begins_at_once:
+            self._begun = True
             self.begin()
             yield self._unsent()
         async for deltas in self.generation.arrivals():
-            for _, delta in deltas:
-                if not begun:
-                    begun = True
-                    self.begin()
-                for piece in delta.message_pieces:
-                    self.take(piece)
-                if delta.finish_reason is not None:
-                    self.end()
+            self._take_all(deltas)
             if self.events:
                 yield self._unsent()
+            if push is not None:
+                await self.generation.flow(partial(self._pass_on, push))
+
+    def _pass_on(self, push: Push, outputs: list[CoreOutput]) -> bool:
+        """Push the events of some outputs; return whether more may be pushed."""
+        self._take_all(self.generation.deltas(outputs))
+        return (not self.events or push(self._unsent())) and not self.generation.finished
+
+    def _take_all(self, deltas: Iterator[tuple[int, TextDelta]]) -> None:
+        for _, delta in deltas:
+            if not self._begun:
+                self._begun = True
+                self.begin()
+            for piece in delta.message_pieces:
+                self.take(piece)
+            if delta.finish_reason is not None:
+                self.end()
 
     def _unsent(self) -> list[NamedEvent]:
         sent, self.events = self.events, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE_BYTES = 2**20
+_encode = msgspec.json.Encoder().encode
 
 
 class ChunkWriter:
@@ -22,6 +23,21 @@ class ChunkWriter:
     def chunk(self, rest: dict[str, Any]) -> bytes:
         """Return `head` with the keys of `rest`, which has at least one."""
         return self._head + msgspec.json.encode(rest)[1:]
+
+
+class TextChunk:
+    """Write chunks that differ in one text only; what stands around it is encoded once.
+
+    `make` writes a chunk with any text.
+    """
+
+    HOLE = "\0"
+
+    def __init__(self, make: Callable[[str], bytes]):
+        self._before, self._after = make(self.HOLE).rsplit(msgspec.json.encode(self.HOLE), 1)
+
+    def chunk(self, text: str) -> bytes:
+        return self._before + _encode(text) + self._after
 
 
 class JsonResponse(Response):

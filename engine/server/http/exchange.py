@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.server.http.connection import BODY
 from engine.server.http.shapes import speaks_anthropic
 
 HEADER = b"x-request-id"
@@ -48,6 +49,7 @@ class Exchange:
         inner["root_path"] = self.root_path
         if scope["method"] == "HEAD":
             inner["method"] = "GET"
+            inner.pop(BODY, None)  # none of it is sent
             send, receive = _without_body(receive, send)
         status = 0  # nothing has been sent
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -19,9 +19,13 @@ from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from engine.server.http.connection import BODY
 from engine.server.http.errors import ApiError, ClientLeft
 
 T = TypeVar("T")
+Push = Callable[[list[Any]], bool]
+"""Sends chunks at once; returns whether the connection takes more now."""
+Batches = Callable[[Push | None], AsyncIterator[list[Any]]]
 
 HEARTBEAT_S = 10.0
 HEARTBEAT = b": waiting\n\n"
@@ -29,13 +33,13 @@ DONE = b"data: [DONE]\n\n"
 _LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 
 
-def frame(chunks: Iterable[bytes]) -> bytes:
-    """Frame JSON documents as events, in one piece.
+def frame(chunks: Sequence[bytes]) -> bytes:
+    """Frame JSON documents, at least one, as events in one piece.
 
     Many clients split a stream with a function that knows more line ends than SSE does; U+0085,
     U+2028 and U+2029 within a text would cut its JSON in two, so they are written as escapes.
     """
-    events = b"".join([b"data: " + chunk + b"\n\n" for chunk in chunks])
+    events = b"data: " + b"\n\ndata: ".join(chunks) + b"\n\n"
     if not events.isascii():
         for raw, escaped in _LINE_ENDS:
             events = events.replace(raw, escaped)
@@ -50,7 +54,7 @@ def named_frame(events: Iterable[tuple[str, bytes]]) -> bytes:
 class Framing(NamedTuple):
     """Say how an API's stream is written: its chunks, a failure in the middle, and its end."""
 
-    join: Callable[[Iterable[Any]], bytes]
+    join: Callable[[Sequence[Any]], bytes]
     failure: Callable[[ApiError], list[Any]]  # its chunks
     end: bytes
 
@@ -61,14 +65,16 @@ DATA_ALONE = Framing(frame, lambda error: [msgspec.json.encode(error.body())], D
 class EventStream(Response):
     """Send what `batches` yields (each a list of chunks, as `framing` takes them) as it comes.
 
-    Its call returns at the end, when the client disconnects, and on an error.
+    `batches` is called with a function that sends a list immediately and returns whether the
+    connection takes more now, or with None where there is no such way; both ways may be used in
+    turn. The call of a stream returns at the end, when the client disconnects, and on an error.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        batches: AsyncIterator[list[Any]],
+        batches: Batches,
         heartbeat_s: float = HEARTBEAT_S,
         framing: Framing = DATA_ALONE,
     ):
@@ -87,6 +93,7 @@ class EventStream(Response):
                 "headers": self.raw_headers,
             }
         )
+        self._body = scope.get(BODY)
         self._loop = asyncio.get_running_loop()
         self._last_sent = self._loop.time()
         sending = asyncio.create_task(self._send_all(send))
@@ -105,7 +112,7 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         join, failure = self.framing.join, self.framing.failure
         try:
-            async for chunks in self.batches:
+            async for chunks in self.batches(None if self._body is None else self._push):
                 await self._send(send, join(chunks))
         except ApiError as error:
             await self._send(send, join(failure(error)))
@@ -113,6 +120,12 @@ class EventStream(Response):
             logger.error("A stream failed:\n{}", "".join(traceback.format_exception(error)))
             told = ApiError(500, "The server failed at this request; its log says why.")
             await self._send(send, join(failure(told)))
+
+    def _push(self, chunks: list[Any]) -> bool:
+        """Write chunks to the connection itself: nothing between here and there changes them."""
+        assert self._body is not None
+        self._last_sent = self._loop.time()
+        return self._body.write(self.framing.join(chunks))
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})

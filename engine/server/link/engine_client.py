@@ -31,6 +31,7 @@ from engine.server.link.pulse import Pulse, cpu_seconds
 
 RETRY_AFTER_S = 5
 EXIT_TIMEOUT_S = 3.0
+AT_ONCE = 64  # readers that get their news before other work of the event loop has a turn
 
 
 class EngineClient:
@@ -68,6 +69,7 @@ class EngineClient:
         self._told_tokenizer = False
         self._given_up = ""  # why no requests are taken any more
         self._unanswered_order = False  # one was sent, and nothing has come since
+        self._fresh: dict[Mailbox, None] = {}  # those with news that their readers don't have yet
         self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
@@ -196,10 +198,21 @@ class EngineClient:
             entry = self.requests.get(output.request_id)
             if entry is not None:
                 entry.deliver(output)
+                self._fresh[entry.mailbox] = None
                 if output.finish_reason is not None:
                     self._forget_if_finished(entry)
         self.stats = news.stats
         self._on_step(news.stats)
+
+    def _hand_over(self) -> None:
+        """Give each reader its news, all that came together at once; some readers a turn."""
+        fresh = list(self._fresh)
+        self._fresh.clear()
+        if len(fresh) > AT_ONCE:  # new requests and other connections get a turn between
+            self._fresh.update(dict.fromkeys(fresh[AT_ONCE:]))
+            self._loop.call_soon(self._hand_over)
+        for mailbox in fresh[:AT_ONCE]:
+            mailbox.hand_over()
 
     def _take_booked(self, news: wire.Booked) -> None:
         self.stats.num_waiting = news.num_waiting
@@ -296,6 +309,7 @@ class _News(asyncio.Protocol):
         self.client._heard, self.client._unanswered_order = True, False
         for message in self._frames.feed(data):
             self.client._take(wire.decode_news(message))
+        self.client._hand_over()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.client._disconnected()

@@ -64,6 +64,7 @@ class OpenRequests:
 
     def __init__(self) -> None:
         self._by_id: dict[str, OpenRequest] = {}
+        self.get = self._by_id.get  # the open request with an id, None if there is none
         self._unbooked: dict[int, OpenRequest] = {}  # by number: those the core hasn't answered
         self._last_number = 0
 
@@ -80,10 +81,6 @@ class OpenRequests:
     def num_unbooked(self) -> int:
         """Count the requests that the core hasn't taken yet."""
         return len(self._unbooked)
-
-    def get(self, request_id: str) -> OpenRequest | None:
-        """Return the open request with this id, None if there is none."""
-        return self._by_id.get(request_id)
 
     def claim(self, request_ids: Sequence[str], mailbox: Mailbox) -> list[OpenRequest]:
         """Claim these ids, all or none. Raises `IdInUse`."""

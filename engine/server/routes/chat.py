@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,6 +18,7 @@ from engine.server.answering.message_json import delta_json, finish_reason, mess
 from engine.server.answering.protocol import ChatRequest
 from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
+from engine.server.http.answers import TextChunk
 from engine.server.service import Service
 from engine.text.output import Logprob, PositionLogprobs, SequenceText, TextDelta
 
@@ -58,6 +59,8 @@ class ChatAnswer(Answer):
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__(generation, body, kind, system_fingerprint=f"glasshouse-{__version__}")
         self.request = generation.requests[0]
+        self.only_text = self.only_text and self.request.params.logprobs is None
+        self.text_chunks: dict[int, TextChunk] = {}  # by choice
         self.num_written = [0] * len(self.request.sequences)  # tokens, by choice
         self.started = [False] * len(self.request.sequences)
 
@@ -77,7 +80,15 @@ class ChatAnswer(Answer):
         new = delta.text if delta.pieces is None else delta.pieces
         if not new and delta.finish_reason is None:
             return
-        usage = self.body.continuous_usage
+        plain = self.only_text and delta.pieces is None and delta.finish_reason is None
+        if plain and self.started[delta.index]:
+            text_chunk = self.text_chunks.get(delta.index)
+            if text_chunk is None:
+                text_chunk = TextChunk(partial(self._text_chunk, delta.index))
+                self.text_chunks[delta.index] = text_chunk
+            pieces.append(text_chunk.chunk(delta.text))
+            return
+        usage = self.counts_on
         if not self.started[delta.index]:
             extras = NOTHING if any(self.started) else self.prompt_extras
             self.started[delta.index] = True
@@ -88,6 +99,10 @@ class ChatAnswer(Answer):
             choice = {"index": delta.index, "delta": content, **NOTHING_MORE}
             pieces.append(self.chunk([choice], usage))
         pieces.append(self.chunk([{"index": delta.index, "delta": written[-1], **rest}], usage))
+
+    def _text_chunk(self, index: int, text: str) -> bytes:
+        rest = self._rest(self.request.sequences[index])
+        return self.chunk([{"index": index, "delta": {"content": text}, **rest}], False)
 
     def make(self, place: int) -> None:
         _ = self.prompt_extras

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import CompletionRequest
 from engine.server.answering.reply import Reply
+from engine.server.http.answers import TextChunk
 from engine.server.service import Service
 from engine.text.detokenizer import answer_detokenizer
 from engine.text.offsets import TextOffsets, prompt_offsets
@@ -123,6 +124,7 @@ class Choice:
         self.sequence = part.request.sequences[sequence]
         self.number = place * (body.n or 1) + sequence
         self.started = False
+        self.text_chunk: TextChunk | None = None  # for later pieces that are only text
         self.num_tokens = 0  # tokens written so far
         self.offsets: TextOffsets | None = None  # of the tokens, once some are written
 
@@ -178,6 +180,7 @@ class CompletionAnswer(Answer):
 
     def __init__(self, generation: Generation, body: CompletionRequest):
         super().__init__(generation, body, "text_completion")
+        self.only_text = self.only_text and body.logprobs is None
         self.tokenizer = generation.text.tokenizer
         self.parts = [PromptPart(self, place) for place in range(len(generation.requests))]
         self.choices = {
@@ -208,9 +211,18 @@ class CompletionAnswer(Answer):
 
     def write(self, place: int, delta: TextDelta, pieces: list[bytes]) -> None:
         choice, body = self.choices[place, delta.index], self.body
+        if self.only_text and choice.started and delta.finish_reason is None:
+            if delta.text:
+                if choice.text_chunk is None:
+                    choice.text_chunk = TextChunk(partial(self._text_chunk, choice))
+                pieces.append(choice.text_chunk.chunk(delta.text))
+            return
         # Tokens whose text is held back are sent with the next text.
         if delta.text or delta.finish_reason or (body.echo and not choice.started):
-            pieces.append(self.chunk([choice.write(delta.text)], body.continuous_usage))
+            pieces.append(self.chunk([choice.write(delta.text)], self.counts_on))
+
+    def _text_chunk(self, choice: Choice, text: str) -> bytes:
+        return self.chunk([choice.write(text)], False)
 
     def make(self, place: int) -> None:
         self.parts[place].make()

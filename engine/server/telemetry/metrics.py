@@ -225,12 +225,12 @@ class RequestClock:
         if request.params.max_tokens is not None:
             metrics.params_max_tokens.observe(request.params.max_tokens)
 
-    def tokens(self, index: int, number: int) -> None:
-        """Book `number` arrived tokens of a sequence."""
-        now = time.monotonic()
+    def tokens(self, index: int, number: int, now: float) -> None:
+        """Book `number` tokens of a sequence, arrived `now` (`time.monotonic`)."""
         metrics = self.metrics
         metrics.generation_tokens.inc(number)
-        if index not in self.first_s:
+        last = self.last_s.get(index)
+        if last is None:
             self.first_s[index] = now
             metrics.ttft.observe(now - self.arrival_s)
             if index == 0:
@@ -239,7 +239,7 @@ class RequestClock:
                 metrics.queue_time.observe(self.text.queued_ns / 1e9)
                 metrics.prefill.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
         else:
-            metrics.inter_token.observe(now - self.last_s[index])
+            metrics.inter_token.observe(now - last)
         self.last_s[index] = now
 
     def finished(self, index: int, reason: str) -> None:

@@ -35,6 +35,26 @@ class ToolCallArguments(msgspec.Struct, frozen=True):
 Piece = ContentPiece | ReasoningPiece | ToolCallBegun | ToolCallArguments
 
 
+def merged(pieces: list[Piece]) -> list[Piece]:
+    """Join the text of pieces that follow one another and are of one kind."""
+    out: list[Piece] = []
+    for piece in pieces:
+        last = out[-1] if out else None
+        if isinstance(piece, ContentPiece) and isinstance(last, ContentPiece):
+            out[-1] = ContentPiece(last.text + piece.text)
+        elif isinstance(piece, ReasoningPiece) and isinstance(last, ReasoningPiece):
+            out[-1] = ReasoningPiece(last.text + piece.text)
+        elif (
+            isinstance(piece, ToolCallArguments)
+            and isinstance(last, ToolCallArguments)
+            and piece.index == last.index
+        ):
+            out[-1] = ToolCallArguments(piece.index, last.text + piece.text)
+        else:
+            out.append(piece)
+    return out
+
+
 class ToolCall(msgspec.Struct):
     """Hold one call of a tool."""
 

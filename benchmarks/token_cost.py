@@ -1,0 +1,236 @@
+"""Measure what a streamed token costs the server: CPU time between the engine and the sockets.
+
+    python -m benchmarks.token_cost     writes benchmarks/results/<machine>/token_cost.{json,md}
+
+The engine process is ours, with a worker that computes nothing: it draws a token for every row and
+sleeps until its step is over. 1, 16 and 64 clients read streams of the pocket model's tokenizer.
+CPU time of all threads of the server's processes counts, the record's included; the engine and the
+clients are other processes. A server that is slower than the engine's steps writes several tokens
+together, which is cheaper: "tokens an event" shows it. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import selectors
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from benchmarks.footprint import processes
+from benchmarks.machine import cpu_name
+from benchmarks.machine_folder import machine_folder
+from engine.config import POCKET_MODEL, EngineConfig
+from engine.core.messages import KVShape, StepOutput, StepPlan
+from engine.trace.command import run_command
+
+STEP_S = {1: 0.002, 16: 0.004, 64: 0.012}
+"""Seconds of a step, by streams: longer than the server needs for its tokens."""
+ROUTES = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+MEASURED_S = 2.0
+REPEATS = 5
+LETTERS = range(300, 900)  # ids of the pocket model that are parts of words
+READY_S = 60
+PIECE = 2**16
+
+
+class Letters:
+    """Draw the next of LETTERS for every row, after a pause, in place of a worker."""
+
+    def __init__(self, step_s: float):
+        self.step_s = step_s
+        self.kv = KVShape(
+            num_blocks=64 * 512,
+            num_host_blocks=0,
+            block_size=16,
+            bytes_per_block=0,
+            max_model_len=8192,
+            vocab_size=2048,
+        )
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        time.sleep(self.step_s)
+        token = LETTERS[plan.step % len(LETTERS)]
+        return StepOutput(step=plan.step, tokens=[[token] * row.samples for row in plan.rows])
+
+
+def load_letters(step_s: float, *_: object) -> Letters:
+    """Stand in for `load_worker`."""
+    return Letters(step_s)
+
+
+def run_server(port: int, step_s: float, options: dict[str, Any]) -> None:
+    """Run our server on that engine, until SIGTERM."""
+    from engine.server.lifecycle import serve
+
+    config = EngineConfig(
+        model=POCKET_MODEL,
+        host="127.0.0.1",
+        port=port,
+        log_format="off",
+        max_num_seqs=64,
+        enable_prefix_caching=False,
+        **options,
+    )
+    serve(config, partial(load_letters, step_s))
+
+
+@contextmanager
+def server(step_s: float, **options: Any) -> Iterator[tuple[int, int]]:
+    """Start it; yield its port and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_server, args=(port, step_s, options)
+    )
+    process.start()
+    try:
+        deadline = time.monotonic() + READY_S
+        while b" 200 " not in _asked(port, b"GET /health HTTP/1.0\r\nHost: x\r\n\r\n"):
+            if time.monotonic() > deadline or not process.is_alive():
+                raise RuntimeError("the server was not ready in time")
+            time.sleep(0.1)
+        assert process.pid is not None
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _asked(port: int, request: bytes) -> bytes:
+    """Return the beginning of an answer, nothing if nobody listens yet."""
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(request)
+            return connection.recv(PIECE)
+    except ConnectionError:
+        return b""
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a server's processes but its engine's, of all their threads."""
+    total = 0
+    for number, role in processes(pid).items():
+        if role == "engine":
+            continue
+        for thread in os.listdir(f"/proc/{number}/task"):
+            with open(f"/proc/{number}/task/{thread}/schedstat") as file:
+                total += int(file.read().split()[0])
+    return total / 1e9
+
+
+class Streams:
+    """Read streams, one a connection, and count their events and tokens."""
+
+    def __init__(self, port: int, route: str, num: int):
+        body: dict[str, Any] = {"max_tokens": 8000, "ignore_eos": True, "stream": True}
+        if route == "chat":
+            body["messages"] = [{"role": "user", "content": "Tell me a story."}]
+        else:
+            body["prompt"] = "Once upon a time"
+        data = json.dumps(body).encode()
+        head = f"POST {ROUTES[route]} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self.events = 0
+        self.reads = 0
+        self._selector = selectors.DefaultSelector()
+        self._connections = []
+        for _ in range(num):
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            self._selector.register(connection, selectors.EVENT_READ)
+            self._connections.append(connection)
+
+    def read(self, seconds: float) -> None:
+        """Read for this time. Raises `RuntimeError` when a stream ends."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                data = key.fileobj.recv(PIECE)  # type: ignore[union-attr]
+                if not data:
+                    raise RuntimeError("a stream ended")
+                self.events += data.count(b"data: ")
+                self.reads += 1
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._selector.close()
+
+
+def token_cost(port: int, pid: int, route: str, num: int) -> dict[str, float]:
+    """Return microseconds of CPU a token, and tokens a second, of `num` streams at once."""
+    streams = Streams(port, route, num)
+    try:
+        streams.read(1.0)
+        events, reads, cpu, began = streams.events, streams.reads, cpu_s(pid), time.monotonic()
+        streams.read(MEASURED_S)
+        cpu, took = cpu_s(pid) - cpu, time.monotonic() - began
+        events, reads = streams.events - events, streams.reads - reads
+    finally:
+        streams.close()
+    return {
+        "us": 1e6 * cpu / events,
+        "tokens_per_s": events / took,
+        "tokens_a_read": events / reads,
+    }
+
+
+def measure(repeats: int, streams: list[int]) -> list[dict[str, Any]]:
+    """Return one row for each route and number of streams, over interleaved repeats."""
+    rows = []
+    for num in streams:
+        seen: dict[str, list[dict[str, float]]] = {route: [] for route in ROUTES}
+        with server(STEP_S[num]) as (port, pid):
+            for _ in range(repeats):
+                for route, runs in seen.items():
+                    runs.append(token_cost(port, pid, route, num))
+        rows += [{"streams": num, "route": route, "runs": runs} for route, runs in seen.items()]
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"Measured on {cpu_name()}, Python {platform.python_version()},"
+        f" {time.strftime('%Y-%m-%d')}: µs of CPU of the server's process for each streamed token,"
+        " with an engine that computes nothing.",
+        "",
+        "| route | streams | tokens/s | tokens a read | least µs | median µs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        us, pace, read = (
+            [run[key] for run in row["runs"]] for key in ("us", "tokens_per_s", "tokens_a_read")
+        )
+        lines.append(
+            f"| {row['route']} | {row['streams']} | {statistics.median(pace):,.0f}"
+            f" | {statistics.median(read):.2f} | {min(us):.1f} | {statistics.median(us):.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, write the machine's files, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--streams", type=int, nargs="+", choices=STEP_S, default=list(STEP_S))
+    given = parser.parse_args()
+    rows, folder = measure(given.repeats, given.streams), machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "token_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "token_cost.md").write_text(markdown(rows))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    run_command(main)
