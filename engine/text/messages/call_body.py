@@ -25,7 +25,9 @@ CallEvent = Began | Arguments
 class CallBody(Protocol):
     """Read the text between two marks."""
 
-    broken: bool  # it isn't written as the format wants it
+    @property
+    def broken(self) -> bool:
+        """Return whether it isn't written as the format wants it."""
 
     @property
     def in_string(self) -> bool:

@@ -1,25 +1,34 @@
-"""List how models write calls of tools, and their reasoning."""
+"""List how models write calls of tools, and their reasoning.
+
+Each format is a few marks and one of four ways to write what stands between them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from engine.text.messages.call_body import CallBody
 from engine.text.messages.json_calls import JsonCalls
+from engine.text.messages.named_calls import EitherCalls, NamedCalls
+from engine.text.messages.python_calls import PythonCalls
+from engine.text.messages.tagged_calls import TaggedCalls, Tags
 
 Schemas = Mapping[str, Any]
 """The parameters' schema of each tool, by its name."""
+Body = Callable[[Schemas], CallBody]
 
 
 class CallFormat(NamedTuple):
     """Describe how calls are written: marks, and what reads the text between them.
 
-    Without `begin`, an answer that begins with one of `starts` is a call.
+    Without `begin`, an answer that begins with one of `starts` is a call. `kept`: the mark is also
+    the beginning of what stands between.
     """
 
     name: str
-    body: Callable[[Schemas], CallBody]
+    body: Body
     begin: tuple[str, ...] = ()
     end: tuple[str, ...] = ()
     around: tuple[str, ...] = ()  # marks around all calls, which say nothing
@@ -44,16 +53,92 @@ def _json_of_known(schemas: Schemas) -> CallBody:
     return JsonCalls(schemas)  # without a mark, an answer in JSON would be a call
 
 
+def _python_of_known(schemas: Schemas) -> CallBody:
+    return PythonCalls(schemas)
+
+
+def _tagged(tags: Tags) -> Body:
+    return lambda schemas: TaggedCalls(tags, schemas)
+
+
+def _named(head: str) -> Body:
+    pattern = re.compile(head, re.DOTALL)
+    return lambda schemas: NamedCalls(pattern)
+
+
+_MISTRAL = re.compile(r"(?P<name>[^\[\s]+)(\[CALL_ID\](?P<id>[A-Za-z0-9]+))?(\[ARGS\])?")
+_QWEN = Tags("<function=", ">", "<parameter=", ">", "", "</parameter>", "</function>")
+_GLM = Tags("", "\n", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "")
+_INVOKE = Tags('<invoke name="', ">", '<parameter name="', ">", "", "</parameter>", "</invoke>")
+_DSML = Tags(
+    '<｜DSML｜invoke name="', ">", '<｜DSML｜parameter name="', ">", "", "</｜DSML｜parameter>",
+    "</｜DSML｜invoke>",
+)  # fmt: skip
+_DEEPSEEK = r"(function<｜tool▁sep｜>)?(?P<name>[^\s<]+)(<｜tool▁sep｜>|\s*```json)?\s*"
+_KIMI = r"(?P<id>functions\.(?P<name>[^:\s]+):\d+)\s*(<\|tool_call_argument_begin\|>)?"
+_SOLAR = r"(?P<id>[^<\s]+)<\|tool_call:name\|>(?P<name>[^<\s]+)<\|tool_call:args\|>"
+
 HERMES = CallFormat("hermes", _json, ("<tool_call>",), ("</tool_call>",))
+QWEN3_XML = CallFormat("qwen3_xml", _tagged(_QWEN), ("<tool_call>",), ("</tool_call>",))
+GLM = CallFormat("glm45", _tagged(_GLM), ("<tool_call>",), ("</tool_call>",))
+MISTRAL = CallFormat(
+    "mistral", lambda schemas: EitherCalls(_MISTRAL), ("[TOOL_CALLS]",),
+    inner=("[ARGS]", "[CALL_ID]"), new_id="nine",
+)  # fmt: skip
 JSON = CallFormat("llama3_json", _json_of_known, starts="{", around=("<|python_tag|>",))
+PYTHONIC = CallFormat(
+    "pythonic", _python_of_known, starts="[", around=("<|python_start|>", "<|python_end|>")
+)
+FORMATS = (
+    CallFormat("seed_oss", _tagged(_QWEN), ("<seed:tool_call>",), ("</seed:tool_call>",)),
+    CallFormat("minimax_m2", _tagged(_INVOKE), ("<minimax:tool_call>",), ("</minimax:tool_call>",)),
+    CallFormat("deepseek_v32", _tagged(_DSML), ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"),
+               ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"),
+               inner=("｜DSML｜",)),
+    CallFormat("deepseek_v3", _named(_DEEPSEEK), ("<｜tool▁call▁begin｜>",),
+               ("<｜tool▁call▁end｜>",), inner=("<｜tool▁sep｜>",),
+               around=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")),
+    CallFormat("kimi_k2", _named(_KIMI), ("<|tool_call_begin|>",), ("<|tool_call_end|>",),
+               inner=("<|tool_call_argument_begin|>",), new_id="numbered",
+               around=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")),
+    CallFormat("solar", _named(_SOLAR), ("<|tool_call:begin|>",), ("<|tool_call:end|>",),
+               inner=("<|tool_call:name|>", "<|tool_call:args|>"), around=("<|tool_calls|>",)),
+    MISTRAL,
+    GLM,
+    QWEN3_XML,
+    HERMES,
+    CallFormat("functionary_v3", _named(r"(?P<name>[^>\s]+)>"), ("<function=",), ("</function>",)),
+    CallFormat("lfm2", lambda schemas: PythonCalls(), ("<|tool_call_start|>",),
+               ("<|tool_call_end|>",)),
+    CallFormat("minimax", _json, ("<tool_calls>",), ("</tool_calls>",)),
+    CallFormat("nemotron", _json, ("<TOOLCALL>",), ("</TOOLCALL>",)),
+    CallFormat("cohere", _json, ("<|START_ACTION|>",), ("<|END_ACTION|>",)),
+    CallFormat("gigachat", _json, ("<|function_call|>",), ("<|message_sep|>",)),
+    CallFormat("granite", _json, ("<|tool_call|>",)),
+    CallFormat("phi4_mini_json", _json, ("functools",)),
+    JSON,
+    PYTHONIC,
+)  # fmt: skip
+"""In the order in which they are tried on what a template writes."""
 ANY_MODEL = JSON
 """What a call is written as that a grammar forces, if the model's own way isn't known."""
 
-CALL_FORMATS = {made.name: made for made in (HERMES, JSON)}
+_SAME = {"qwen3_coder": QWEN3_XML, "glm47": GLM, "llama4_json": JSON, "llama4_pythonic": PYTHONIC}
+CALL_FORMATS = {**{made.name: made for made in FORMATS}, **_SAME}
 """By their names for --tool-call-parser."""
-TRIED = (HERMES, JSON)
-"""In the order in which they are tried on what a template writes."""
 
-THINK = ReasoningFormat("think", "<think>", "</think>")
-REASONING_FORMATS = {"think": THINK, **dict.fromkeys(("deepseek_r1", "qwen3"), THINK)}
+_THINK = ReasoningFormat("think", "<think>", "</think>")
+REASONING = (
+    ReasoningFormat("seed_oss", "<seed:think>", "</seed:think>"),
+    ReasoningFormat("minimax_m3", "<mm:think>", "</mm:think>"),
+    ReasoningFormat("mistral", "[THINK]", "[/THINK]"),
+    ReasoningFormat("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
+    _THINK,
+)
+"""In the order in which a template is searched for them."""
+_THINKERS = "deepseek_r1 deepseek_v3 qwen3 glm45 granite kimi_k2 minimax_m2 nemotron_v3 step3p5"
+REASONING_FORMATS = {
+    **{made.name: made for made in REASONING},
+    **dict.fromkeys(_THINKERS.split(), _THINK),
+}
 """By their names for --reasoning-parser."""

@@ -14,8 +14,9 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.messages.formats import (
     CALL_FORMATS,
+    FORMATS,
+    REASONING,
     REASONING_FORMATS,
-    TRIED,
     CallFormat,
     ReasoningFormat,
 )
@@ -75,11 +76,10 @@ def _calls_of(chat: ChatTemplate, before: str | None) -> CallFormat | None:
     text = _rendered(chat, [_ASKS, answer], _TOOLS, begins_answer=False)
     if text is None:
         return None
-    written = text[_common(text, before or "") :]
-    for made in TRIED:
-        if reads(made, written):
-            return made
-    return None
+    asked = _rendered(chat, [_ASKS], _TOOLS, begins_answer=False)
+    # A mark may share its first letters with the beginning of an answer: cut before that, too.
+    cuts = dict.fromkeys(_common(text, other) for other in (before, asked) if other is not None)
+    return next((made for made in FORMATS for cut in cuts if reads(made, text[cut:])), None)
 
 
 def reads(made: CallFormat, written: str) -> bool:
@@ -99,9 +99,8 @@ def read(made: CallFormat, written: str, schemas: Mapping[str, Any]) -> Assistan
 
 
 def _reasoning_of(chat: ChatTemplate) -> ReasoningFormat | None:
-    text = chat.text
     return next(
-        (made for made in dict.fromkeys(REASONING_FORMATS.values()) if made.end in text), None
+        (made for made in REASONING if made.begin in chat.text and made.end in chat.text), None
     )
 
 

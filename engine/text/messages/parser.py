@@ -116,15 +116,15 @@ class MessageParser:
 
     def _take_token(self, mark: Mark) -> None:
         """Take an added token: a mark, or text, or nothing."""
-        self._take_held()
-        if self._is_mark(mark.text, by_token=True) or mark.special:
-            self._pass(mark.text, counts=False)
-        if self._is_mark(mark.text, by_token=True):
-            self._take_mark(mark.text)
-        elif self._state == "call" and self._calls is not None and mark.text in self._calls.inner:
-            self._in_call(mark.text)
-        elif not mark.special:
+        reads = self._calls is not None and mark.text in self._calls.inner
+        is_mark = self._is_mark(mark.text, by_token=True)
+        if not is_mark and (reads or not mark.special):
             self._take_text(mark.text)
+            return
+        self._take_held()
+        self._pass(mark.text, counts=False)
+        if is_mark:
+            self._take_mark(mark.text)
 
     def _take_text(self, text: str) -> None:
         """Take text that isn't an added token; marks may be written in it."""
