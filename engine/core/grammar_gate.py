@@ -99,7 +99,7 @@ def compiled_event(request: CoreRequest, duration_us: float) -> GrammarCompiled:
     form = request.params.structured_outputs
     return GrammarCompiled(
         request_id=request.request_id,
-        form="" if form is None else form.form,
+        form="tools" if form is None else form.form,
         num_bytes=len((request.params.grammar or "").encode()),
         duration_us=round(duration_us, 1),
         cached=not duration_us,

@@ -25,7 +25,8 @@ class FormCache:
     def __init__(self, tokenizer: Tokenizer, check: Check = checked_grammar):
         self._tokenizer = tokenizer
         self._check = check
-        self._special = {text: i for i, text in tokenizer.added_texts.items()}
+        # the ids of the added tokens, by their text
+        self.added = {text: i for i, text in tokenizer.added_texts.items()}
         self._known: OrderedDict[bytes, Checked] = OrderedDict()
         self._source: GrammarTokenizer | None = None
         self._lock = threading.Lock()
@@ -46,7 +47,7 @@ class FormCache:
                 self._known.move_to_end(key)
                 return found
         self.source()
-        found = self._check(form, self._special)
+        found = self._check(form, self.added)
         with self._lock:
             self._known[key] = found
             while len(self._known) > MOST_KEPT:

@@ -25,6 +25,10 @@ from engine.text.errors import TextError
 from engine.text.form_cache import Check, FormCache
 from engine.text.form_to_grammar import checked_grammar
 from engine.text.lanes import GRAMMARS, LONG, LONG_TEXT, in_lane
+from engine.text.messages.call_grammar import call_grammar
+from engine.text.messages.formats import CallFormat
+from engine.text.messages.held_grammar import held_grammar
+from engine.text.messages.rules import MessageRules
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineWarning, RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
@@ -73,12 +77,14 @@ class InputProcessor:
         client: str = "",
         ignored: Sequence[str] = (),
         settled: SamplingParams | None = None,
+        rules: MessageRules | None = None,
     ) -> CoreRequest:
         """Make the request for the core. Safe to call from several threads.
 
         Chat prompts come with `add_special_tokens=False`: their template wrote them. `route`,
         `client` and `ignored` (unknown fields of the body) go into the record. `settled`: what an
-        earlier call made of the same `params`; several prompts share it.
+        earlier call made of the same `params`; several prompts share it. `rules`: how the answer is
+        taken apart, which a grammar must agree with.
 
         Raises `TextError` for the prompt, `ParameterError` for the parameters.
         """
@@ -97,7 +103,7 @@ class InputProcessor:
         try:
             token_ids = self._tokenize(prompt, params, add_special_tokens, request_id)
             if settled is None:
-                settled = self._settled(params)
+                settled = self._settled(params, rules)
         except (TextError, ParameterError) as error:
             self.recorder.record(RequestRefused(request_id=request_id, why=self._told(error)))
             raise
@@ -118,14 +124,16 @@ class InputProcessor:
         """Run `process` for a server: work of more than a millisecond runs on a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
         form = params.structured_outputs if options.get("settled") is None else None
-        if form is not None and not self.forms.known(form):
+        rules = options.get("rules")
+        forced = isinstance(rules, MessageRules) and rules.must_call
+        if forced or (form is not None and (rules is not None or not self.forms.known(form))):
             return await in_lane(GRAMMARS, call)
         words = params.bad_words if options.get("settled") is None else None
         if len(prompt) > LONG_TEXT or len(words or ()) > MANY_WORDS:
             return await in_lane(LONG, call)
         return call()
 
-    def _settled(self, params: SamplingParams) -> SamplingParams:
+    def _settled(self, params: SamplingParams, rules: MessageRules | None) -> SamplingParams:
         """Check the parameters against the model, and add the tokens that their words stand for.
 
         Raises `ParameterError`.
@@ -135,19 +143,27 @@ class InputProcessor:
         if params.bad_words:
             sequences = self.tokenizer.bad_words(params.bad_words)
             params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
-        if params.structured_outputs is not None:
-            params = self._with_grammar(params, params.structured_outputs)
-        return params
+        form = params.structured_outputs
+        grammars = []
+        if rules is not None and rules.calls is not None and (rules.must_call or form is not None):
+            grammars.append(self._of_calls(rules, rules.calls))
+        if form is not None and not (rules is not None and rules.must_call):
+            grammars.append(self._of_form(form))
+        if not grammars:
+            return params
+        reasoning, inside = None, False
+        if rules is not None:
+            reasoning, inside = rules.reasoning, rules.begins_reasoning
+        grammar = held_grammar(grammars, reasoning, inside, self.forms.added)
+        return msgspec.structs.replace(params, grammar=grammar)
 
     def _told(self, error: TextError | ParameterError) -> str:
         """Return an error as the record tells it: one about a form quotes the request."""
         quotes = error.param.startswith("structured_outputs")
         return "its form can't be held" if quotes and not self.recorder.text else str(error)
 
-    def _with_grammar(
-        self, params: SamplingParams, form: StructuredOutputsParams
-    ) -> SamplingParams:
-        """Add the grammar of a form; what it ignores of the form goes into the record."""
+    def _of_form(self, form: StructuredOutputsParams) -> str:
+        """Return the grammar of a form; what it ignores of the form goes into the record."""
         try:
             found = self.forms.find(form)
         except StructuredOutputsError as error:
@@ -155,7 +171,17 @@ class InputProcessor:
             raise ParameterError(where, f"structured_outputs: {error}") from None
         for warning in found.warnings:
             self.recorder.record(EngineWarning(message=f"structured_outputs: {warning}"))
-        return msgspec.structs.replace(params, grammar=found.grammar)
+        return found.grammar
+
+    def _of_calls(self, rules: MessageRules, calls: CallFormat) -> str:
+        """Return the grammar of calls."""
+        try:
+            text = call_grammar(calls, rules.schemas, rules.one_call, self.forms.added)
+            return self.forms.find(StructuredOutputsParams(grammar=text)).grammar
+        except StructuredOutputsError as error:
+            raise ParameterError(
+                "tools", f"A call of these tools can't be forced: {error}"
+            ) from None
 
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool, request_id: str

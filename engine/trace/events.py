@@ -59,7 +59,7 @@ class RequestTokenized(Event, tag="request.tokenized"):
 class GrammarCompiled(Event, tag="grammar.compiled"):
     """The form that the request's text must have is compiled to a grammar; the text follows it."""
 
-    form: str = ""  # "json", "json_object", "regex", "choice", "grammar" or "structural_tag"
+    form: str = ""  # json, json_object, regex, choice, grammar, structural_tag or tools
     num_bytes: int = 0  # of the grammar's source
     duration_us: float = 0.0  # 0 if it was known
     cached: bool = False  # an earlier request had the same

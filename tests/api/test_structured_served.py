@@ -216,3 +216,37 @@ def test_nobody_waits_for_a_hostile_form(server, name):
         if beside <= quiet + MOST_MORE_S:
             break
     assert beside <= quiet + MOST_MORE_S
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "person", "parameters": PERSON}},
+    {"type": "function", "function": {"name": "clock"}},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_can_be_forced(server, stream):
+    """The pocket model was never taught to call: the grammar makes it."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    named = {"type": "function", "function": {"name": "person"}}
+    for choice, reason in ((named, "stop"), ("required", "tool_calls")):
+        given: dict[str, Any] = {
+            "model": "pocket", "messages": HI, "tools": TOOLS, "tool_choice": choice,
+            "temperature": 1.5, "seed": 3, "max_tokens": 90,
+        }  # fmt: skip
+        if stream:
+            with client.chat.completions.stream(**given) as events:
+                for _ in events:
+                    pass
+                answer = events.get_final_completion().choices[0]
+        else:
+            answer = client.chat.completions.create(**given).choices[0]
+        (call,) = answer.message.tool_calls
+        assert answer.finish_reason == reason and not answer.message.content
+        assert call.function.name in ("person", "clock")
+        wanted = PERSON if call.function.name == "person" else {"maxProperties": 0}
+        jsonschema.validate(json.loads(call.function.arguments), wanted)
+    refused = server.http.post(
+        "/v1/chat/completions", json={"messages": HI, "tools": TOOLS, "tool_choice": "auto"}
+    )
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -11,6 +13,7 @@ from engine.config import POCKET_MODEL
 from engine.text.chat_template import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.facts import transformers_tokenizer
+from engine.text.messages.found import answers_written, find_formats, read
 from engine.text.tokenizer import Tokenizer
 from tests.real import fetched
 
@@ -155,3 +158,58 @@ def test_text_parts(role):
         compare(name, mine, parts if reads else joined)
         compare(name, ours(text, talks[1]), plain)
     assert len(readers) > 20
+
+
+UNREAD = {
+    *("Apertus-8B-Instruct", "GigaChat3-10B-A1.8B", "Kimi-K3", "MiniMax-M3", "muse-glimmer"),
+    *("google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "openai-gpt-oss-120b"),
+    *("LFM2-8B-A1B", "LFM2.5-Instruct"),  # they write no call at all
+    *("meetkai-functionary-medium-v3.2", "openbmb-MiniCPM5-1B", "tencent-Hy3"),
+}
+"""Templates that write calls in a way that no parser here reads."""
+NO_TOOLS = {  # they have no place for the definitions of tools
+    *("CohereForAI-c4ai-command-r-plus-tool_use", "HuggingFaceTB-SmolLM3-3B"),
+    *("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"),
+    *("deepseek-ai-DeepSeek-V3.1", "fireworks-ai-llama-3-firefunction-v2", "google-gemma-2-2b-it"),
+    *("llama-cpp-deepseek-r1", "llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct"),
+}
+WRITES = {
+    "hermes": 10, "glm45": 7, "qwen3_xml": 4, "mistral": 4, "deepseek_v32": 3, "llama3_json": 3,
+    "kimi_k2": 3, "minimax": 3, "lfm2": 1, "cohere": 2, "gigachat": 1, "seed_oss": 1, "solar": 1,
+    "granite": 1, "minimax_m2": 1, "nemotron": 1, "functionary_v3": 1,
+}  # fmt: skip
+
+
+def test_formats_are_found():
+    """Each template's own call is read; what it writes says which format that is."""
+    found = {name: find_formats(ChatTemplate(tokenizer(), text))
+             for name, text in templates().items()}  # fmt: skip
+    assert {name for name, formats in found.items() if not formats.takes_tools} == NO_TOOLS
+    useful = {n: f.calls for n, f in found.items() if f.takes_tools}
+    assert {name for name, calls in useful.items() if calls is None} == UNREAD
+    assert Counter(calls.name for calls in useful.values() if calls is not None) == WRITES
+    thinkers = {name for name, formats in found.items() if formats.reasoning is not None}
+    assert len(thinkers) > 30 and "Qwen-Qwen3-0.6B" in thinkers
+
+
+def test_two_calls_are_read():
+    """What a template writes of calls is read as them, whatever their values look like."""
+    schemas = {"weather": FUNCTION["parameters"]}
+    for name, text in templates().items():
+        chat = ChatTemplate(tokenizer(), text)
+        calls = find_formats(chat).calls
+        if calls is None or name in NO_TOOLS:
+            continue
+        for value in ("Paris", 'Å "b"\nc', "7", '{"a": 1}'):
+            asked = [called({"city": one}, None)["tool_calls"][0] for one in (value, "Oslo")]
+            asked[1]["id"] = "call12346"
+            texts = answers_written(chat, [ASKS], asked, TOOLS)
+            texts = texts or answers_written(chat, [ASKS], asked[:1], TOOLS)  # it takes one
+            read_ = [
+                [
+                    json.loads(call.arguments)["city"]
+                    for call in read(calls, one, schemas).tool_calls
+                ]
+                for one in texts
+            ]
+            assert not texts or [value, "Oslo"] in read_ or [value] in read_, (name, texts)

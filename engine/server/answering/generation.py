@@ -100,7 +100,7 @@ class Generation:
             settled = requests[0].params if requests else None  # made once for all prompts
             requests.append(
                 await self._tokenize(
-                    http, body, entry, prompt, params, settled, add_special_tokens, ignored
+                    http, body, entry, prompt, params, settled, add_special_tokens, ignored, rules
                 )
             )
         self.service.limits.check_logprobs(requests, body.LOGPROBS, body.times_prompt_logprobs)
@@ -148,6 +148,7 @@ class Generation:
         settled: SamplingParams | None,
         add_special_tokens: bool,
         ignored: list[str],
+        rules: MessageRules | None,
     ) -> CoreRequest:
         """Make one prompt's request for the core."""
         if self.service.telemetry is not None:
@@ -168,6 +169,7 @@ class Generation:
                 route=http.url.path,
                 client=http.client.host if http.client else "",
                 ignored=ignored,
+                rules=rules,
             )
         except (TextError, ParameterError) as error:
             self._received.discard(entry.id)  # the record has its end

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.server.answering.tools import ToolChoice
 from engine.server.http.errors import bad_request
+from engine.text.messages.call_grammar import forced_format
 from engine.text.messages.formats import CallFormat
 from engine.text.messages.found import MessageFormats
 from engine.text.messages.rules import MessageRules
@@ -18,18 +19,17 @@ def calls_of(choice: ToolChoice, formats: MessageFormats) -> CallFormat | None:
     if not choice.may_call:
         return None
     if choice.must_call:
-        raise bad_request(
-            "tool_choice can't force a call on this server; send auto.", "tool_choice"
-        )
+        return forced_format(formats.calls)
     if not formats.takes_tools:
         raise bad_request(
             "tools would not reach the model: its chat template has no place for them. Leave them"
-            " out, or start the server with --chat-template.",
+            " out, start the server with --chat-template, or force a call with tool_choice.",
             "tools",
         )
     if formats.calls is None:
         raise bad_request(
-            "It isn't known how this model writes calls. Start the server with --tool-call-parser.",
+            "It isn't known how this model writes calls. Start the server with --tool-call-parser,"
+            " or force a call with tool_choice.",
             "tools",
         )
     return formats.calls
@@ -56,6 +56,7 @@ def rules_for(
         and prompt.rstrip().endswith(reasoning.begin),
         schemas=choice.schemas,
         num_earlier_calls=sum(len(message.get("tool_calls") or ()) for message in messages),
+        must_call=choice.must_call,
         one_call=calls is not None and one_call,
         skip_special_tokens=skip_special_tokens,
     )

@@ -34,6 +34,7 @@ class CallFormat(NamedTuple):
     around: tuple[str, ...] = ()  # marks around all calls, which say nothing
     inner: tuple[str, ...] = ()  # tokens that the body reads as their text
     starts: str = ""
+    hint: str = ""  # what else stands in a template that speaks of this format, but writes none
     new_id: str = "call"  # how ids look: "call", "nine" (Mistral's), "numbered" (Kimi's)
 
 
@@ -79,8 +80,10 @@ _KIMI = r"(?P<id>functions\.(?P<name>[^:\s]+):\d+)\s*(<\|tool_call_argument_begi
 _SOLAR = r"(?P<id>[^<\s]+)<\|tool_call:name\|>(?P<name>[^<\s]+)<\|tool_call:args\|>"
 
 HERMES = CallFormat("hermes", _json, ("<tool_call>",), ("</tool_call>",))
-QWEN3_XML = CallFormat("qwen3_xml", _tagged(_QWEN), ("<tool_call>",), ("</tool_call>",))
-GLM = CallFormat("glm45", _tagged(_GLM), ("<tool_call>",), ("</tool_call>",))
+QWEN3_XML = CallFormat(
+    "qwen3_xml", _tagged(_QWEN), ("<tool_call>",), ("</tool_call>",), hint="<function="
+)
+GLM = CallFormat("glm45", _tagged(_GLM), ("<tool_call>",), ("</tool_call>",), hint="<arg_key>")
 MISTRAL = CallFormat(
     "mistral", lambda schemas: EitherCalls(_MISTRAL), ("[TOOL_CALLS]",),
     inner=("[ARGS]", "[CALL_ID]"), new_id="nine",

@@ -55,7 +55,7 @@ def find_formats(chat: ChatTemplate, calls: str = AUTO, reasoning: str = AUTO) -
     if found is not None:
         reasons.append(f"calls as {calls}, by --tool-call-parser")
     elif calls == AUTO:
-        found = _calls_of(chat, with_tools)
+        found = _calls_of(chat)
         if found is not None:
             reasons.append(f"calls as {found.name}, as the chat template writes them")
     thinks = REASONING_FORMATS.get(reasoning)
@@ -69,17 +69,38 @@ def find_formats(chat: ChatTemplate, calls: str = AUTO, reasoning: str = AUTO) -
     return MessageFormats(found, thinks, takes_tools, "; ".join(reasons))
 
 
-def _calls_of(chat: ChatTemplate, before: str | None) -> CallFormat | None:
+def _calls_of(chat: ChatTemplate) -> CallFormat | None:
     call = {"name": _NAME, "arguments": {_KEY: _VALUE}}
     calls = [{"id": "probe0001", "type": "function", "function": call}]
+    texts = answers_written(chat, [_ASKS], calls, _TOOLS)
+    if not texts:
+        return _named_in(chat.text)
+    return next((made for made in FORMATS for text in texts if reads(made, text)), None)
+
+
+def answers_written(
+    chat: ChatTemplate, messages: list[dict[str, Any]], calls: list[dict[str, Any]], tools: Any
+) -> list[str]:
+    """Return what the template writes of an answer with calls; several texts if its beginning
+    isn't certain, none if it writes none.
+
+    The answer's mark may share its first letters with what a prompt ends with.
+    """
     answer = {"role": "assistant", "content": None, "tool_calls": calls}
-    text = _rendered(chat, [_ASKS, answer], _TOOLS, begins_answer=False)
+    text = _rendered(chat, [*messages, answer], tools, begins_answer=False)
     if text is None:
-        return None
-    asked = _rendered(chat, [_ASKS], _TOOLS, begins_answer=False)
-    # A mark may share its first letters with the beginning of an answer: cut before that, too.
-    cuts = dict.fromkeys(_common(text, other) for other in (before, asked) if other is not None)
-    return next((made for made in FORMATS for cut in cuts if reads(made, text[cut:])), None)
+        return []
+    before = [_rendered(chat, messages, tools, begins) for begins in (True, False)]
+    cuts = dict.fromkeys(_common(text, other) for other in before if other is not None)
+    return [text[cut:] for cut in cuts]
+
+
+def _named_in(template: str) -> CallFormat | None:
+    """Return the format whose marks stand in the text of a template that renders no call."""
+    for made in FORMATS:
+        if made.hint in template and any(mark in template for mark in made.begin):
+            return made
+    return None
 
 
 def reads(made: CallFormat, written: str) -> bool:

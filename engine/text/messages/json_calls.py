@@ -216,7 +216,7 @@ class ArgumentsText:
 
     def end(self, cut: bool) -> Iterator[CallEvent]:
         """Yield the rest. A call without arguments has an empty object, unless it was cut."""
-        if self._pending:
+        if self._pending and (self._kind == "{" or not cut):
             yield from self._tell()
         if not self._told and not cut:
             self._told = True

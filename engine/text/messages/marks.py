@@ -99,3 +99,9 @@ class MarkFinder:
         given, self._text = self._text[:length], self._text[length:]
         self._num_split += length
         return given
+
+
+def overlap(text: str, mark: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a mark."""
+    most = min(len(text), len(mark) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.text.messages.call_body import Began, CallBody
 from engine.text.messages.formats import CallFormat, ReasoningFormat
-from engine.text.messages.marks import Finder, Mark
+from engine.text.messages.marks import Finder, Mark, overlap
 from engine.text.messages.message_pieces import (
     AssistantMessage,
     ContentPiece,
@@ -137,7 +137,7 @@ class MessageParser:
                 default=(-1, ""),
             )
             if at < 0:
-                keep = max((_overlap(self._held, mark) for mark in marks), default=0)
+                keep = max((overlap(self._held, mark) for mark in marks), default=0)
                 certain = self._held[: len(self._held) - keep]
                 self._held = self._held[len(certain) :]
                 self._consume(certain)
@@ -293,9 +293,3 @@ class MessageParser:
     def _taken(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []
         return pieces
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Return how many characters at the end of a text may be the beginning of a mark."""
-    most = min(len(text), len(mark) - 1)
-    return next((n for n in range(most, 0, -1) if text.endswith(mark[:n])), 0)

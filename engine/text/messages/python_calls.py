@@ -24,9 +24,12 @@ class PythonCalls:
         self.broken = False
         self._known = known
         self._written = ""  # of the call so far
+        self._source = ""  # the same as Python
+        self._opening = ""  # before the first call
         self._depth = 0
         self._quote = ""
         self._escaped = False
+        self._told = False
         self._listed = False
         self._ended = False
 
@@ -36,7 +39,7 @@ class PythonCalls:
 
     @property
     def unread(self) -> str:
-        return self._written
+        return self._opening + self._written
 
     def feed(self, text: str) -> Iterator[CallEvent]:
         for place, character in enumerate(text):
@@ -44,8 +47,11 @@ class PythonCalls:
                 self._written += text[place:]
                 return
             if not self._written and not self._depth and self._between(character):
+                self._opening += character if not self._told else ""
                 continue
             self._written += character
+            # Models write lines into strings as they are, which Python doesn't allow.
+            self._source += "\\n" if self._quote and character == "\n" else character
             if len(self._written) > _LONGEST:
                 self.broken = True
             elif self._closes(character):
@@ -85,7 +91,7 @@ class PythonCalls:
 
     def _call(self) -> Iterator[CallEvent]:
         try:
-            name, arguments = _read(self._written)
+            name, arguments = _read(self._source)
             written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             self.broken = True
@@ -93,7 +99,8 @@ class PythonCalls:
         if self._known is not None and name not in self._known:
             self.broken = True
             return
-        self._written = ""
+        self._written = self._source = self._opening = ""
+        self._told = True
         yield Began(name)
         yield Arguments(written)
 

@@ -23,6 +23,7 @@ class MessageRules(msgspec.Struct, kw_only=True, frozen=True):
     begins_reasoning: bool = False  # the prompt ends with the mark that begins it
     schemas: Mapping[str, Any] = {}  # the parameters of each tool, by its name
     num_earlier_calls: int = 0  # in the conversation
+    must_call: bool = False
     one_call: bool = False  # what comes behind the first call is dropped
     skip_special_tokens: bool = True
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from engine.text.messages.call_body import Arguments, Began, CallEvent
+from engine.text.messages.marks import overlap
 
 _PYTHONS = {"True": "true", "False": "false", "None": "null"}
 _TYPES: dict[type, str] = {
@@ -74,6 +75,8 @@ class TaggedCalls:
             yield from self._begin(name)
         if self._state == "value":
             text, self._text = self._text, ""
+            if cut:  # it may be the beginning of a tag
+                text = text[: len(text) - max(overlap(text, tag) for tag in self._value_ends())]
             yield from self._value(text)
             if not cut:
                 yield from self._end_value()
@@ -164,9 +167,7 @@ class TaggedCalls:
 
     def _in_value(self) -> Iterator[CallEvent]:
         """Read on, to the end tag, or to what must follow one that the model left out."""
-        tags = self._tags
-        ends = [tags.value_end, f"\n{tags.parameter}"]
-        ends += [f"\n{tags.function_end}"] if tags.function_end else []
+        tags, ends = self._tags, self._value_ends()
         found = [(at, tag) for tag in ends if (at := self._text.find(tag)) >= 0]
         if found:
             at, _ = min(found)
@@ -179,6 +180,11 @@ class TaggedCalls:
         certain = self._text[: max(0, len(self._text) - keep)]
         self._text = self._text[len(certain) :]
         yield from self._value(certain)
+
+    def _value_ends(self) -> list[str]:
+        tags = self._tags
+        ends = [tags.value_end, f"\n{tags.parameter}"]
+        return [*ends, f"\n{tags.function_end}"] if tags.function_end else ends
 
     def _value(self, text: str) -> Iterator[CallEvent]:
         if self._fresh and text:
