@@ -87,8 +87,8 @@ class Generation:
         params = body.sampling_params()  # finds wrong ones before anything else is done
         if body.num_logprobs is not None:
             self.text.input.check_logprobs(body.LOGPROBS, body.num_logprobs)
-        self._form = body.form[1]
         rules = body.message_rules(self.text.formats, prompts)
+        self._form = body.form[1] or ("tools" if rules is not None and rules.must_call else "")
         if rules is not None:  # marks may be special tokens, so the text must show them
             params = msgspec.structs.replace(params, skip_special_tokens=False)
         self.service.warn_of_unknown(ignored)
