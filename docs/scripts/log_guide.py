@@ -39,6 +39,7 @@ READING = {
     "request.answered": "What lies between `request.finished` and it, less `sending_us`, made text of the last"
     " token.",
     "step.planned": "`budget_used` of `budget` tokens; the blocks add up to the whole pool.",
+    "spec.verified": "More right ones mean fewer steps; with many requests in a step none are proposed.",
     "step.finished": "The parts add up to `total_us`, except for bookkeeping, shown as “other”.",
     "block.allocated": "`index` × block size is the first token that goes into these blocks.",
     "block.shared": "Nothing was computed and nothing copied: the table points to them.",

@@ -163,6 +163,12 @@ async def form(client: Client) -> None:
                      seed=7)  # fmt: skip
 
 
+async def repeats(client: Client) -> None:
+    """Ask for a text that repeats its prompt; tokens are proposed."""
+    words = "one two three four five six seven eight nine ten eleven twelve. "
+    await client.ask("repeats", words * 4, max_tokens=60, ignore_eos=True)
+
+
 async def profile(client: Client) -> None:
     """Send one request, with each of its kernels timed."""
     await client.ask("timed", f"{TOPICS[5]} {COUNT}", max_tokens=4)
@@ -176,6 +182,7 @@ async def dropped(client: Client) -> None:
 
 
 SMALL = ("--num-gpu-blocks-override", "20", "--max-num-seqs", "5", "--max-num-batched-tokens", "64")
+LOOKUP = '{"method": "ngram", "num_speculative_tokens": 4}'
 RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "tour": (("--num-gpu-blocks-override", "256", "--max-num-seqs", "8"), tour),
     "seats": (("--num-gpu-blocks-override", "128", "--max-num-seqs", "3"), seats),
@@ -186,6 +193,7 @@ RUNS: dict[str, tuple[tuple[str, ...], Callable[[Client], Awaitable[None]]]] = {
     "chunks": (("--num-gpu-blocks-override", "160", "--max-num-batched-tokens", "64"), bystander),
     "async": (("--num-gpu-blocks-override", "64", "--async-scheduling"), overlapped),
     "form": (("--num-gpu-blocks-override", "64"), form),
+    "repeats": (("--num-gpu-blocks-override", "64", "--speculative-config", LOOKUP), repeats),
     "profile": (("--num-gpu-blocks-override", "128", "--trace", "profile"), profile),
     "dropped": (("--num-gpu-blocks-override", "64", "--trace-buffer", "150"), dropped),
     "crowd-recompute": ((*SMALL, "--preemption-mode", "recompute"), crowd),

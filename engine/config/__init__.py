@@ -4,6 +4,7 @@
 - option_types.py: which values an option's type takes, and how text becomes such a value
 - checks.py: which values, and which combinations of them, are possible
 - accepted.py: flags of vLLM that ask for what this engine does anyway
+- speculative.py: what `--speculative-config` may say
 - sources.py: flags, a file and the environment, and which of them wins
 - engine_config.py: `EngineConfig`, from which all other code reads its options
 - table.py: the options as a table for the docs (`python -m engine.config`)

@@ -7,6 +7,7 @@ import ssl
 
 from engine.config.option_types import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
+from engine.config.speculative import speculation
 from engine.sampling_params import WHOLE_VOCABULARY
 
 AT_LEAST_ONE = (
@@ -41,6 +42,7 @@ def check(options: Options) -> None:
         raise ConfigError(
             f"--max-logprobs is {options.max_logprobs}; it must be -1 (no limit), 0 or more."
         )
+    speculation(options.speculative_config)
     _check_memory(options)
     _check_machine(options)
     _check_server(options)

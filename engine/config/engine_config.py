@@ -12,6 +12,7 @@ from engine.config.accepted import passes
 from engine.config.checks import check, settle_types
 from engine.config.option_types import ConfigError
 from engine.config.options import FIELDS, POCKET_MODEL, Options
+from engine.config.speculative import SPECULATIVE_ROWS, Speculation, speculation
 
 
 @dataclass
@@ -30,6 +31,20 @@ class EngineConfig(Options):
     def model_name(self) -> str:
         """Return the name of the model in answers, metrics and the log."""
         return self.served_model_name[0]
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """Return how tokens are proposed; None: they aren't."""
+        return speculation(self.speculative_config)
+
+    @property
+    def max_step_rows(self) -> int:
+        """Return the most rows of a step: one for each seat, and those of proposed tokens."""
+        asked = self.speculation
+        if asked is None:
+            return self.max_num_seqs
+        with_proposed = self.max_num_seqs * (1 + asked.num_speculative_tokens)
+        return max(self.max_num_seqs, min(SPECULATIVE_ROWS, with_proposed))
 
     def public(self) -> dict[str, Any]:
         """Return all options by name, with secrets replaced by "***": safe to log, record and

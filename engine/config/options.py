@@ -177,6 +177,12 @@ class Options:
         "a scheduler of your own, MODULE:CLASS (docs/EXERCISES.md); MODULE is imported from the"
         " current folder",
     )
+    speculative_config: dict[str, Any] = _option(
+        dict,
+        "propose tokens and let one step check several; the text stays the same. JSON:"
+        ' {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_min": 2,'
+        ' "prompt_lookup_max": 4}',
+    )
     preemption_mode: Literal["recompute", "swap", "auto"] = _option(
         "auto",
         "how a preempted request's K/V come back; auto: what is cheaper, as measured here",

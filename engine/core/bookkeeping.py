@@ -7,6 +7,7 @@ import sys
 from engine.core.messages import CoreOutput, RowDetail, StepOutput, StepPlan, TokenLogprobs
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
+from engine.core.verification import Verification
 from engine.placeholders import NO_TOKEN
 from engine.trace import events
 from engine.trace.recorder import Recorder
@@ -23,13 +24,15 @@ class Bookkeeping:
         self.groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
         self.told_step = 0  # the last step whose outputs were sent
         self.tokens_told = 0  # of that step, see `StepStats.tokens_told`
+        self.verification = Verification(scheduler)
 
     def book(
         self, plan: StepPlan, requests: list[Request], output: StepOutput, started: int, loop: str
     ) -> list[CoreOutput]:
         """Book the result of a step: append, finish, fork, free.
 
-        `requests[i]` has row i of the plan. `started`: when the step was, by the record's clock.
+        `requests[i]` has row i of the plan; rows of proposals follow. `started`: when the step was,
+        by the record's clock.
         """
         update_started = self.clock()
         news: list[CoreOutput] = []
@@ -38,12 +41,19 @@ class Bookkeeping:
         finished = Status.FINISHED  # looked up once, not for every row
         block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
         detail = None
-        for row, request, tokens in zip(plan.rows, requests, output.tokens, strict=True):
+        rows, drawn, verified = plan.rows, output.tokens, None
+        if plan.proposed:
+            rows, drawn = rows[: len(requests)], drawn[: len(requests)]
+            verified = self.verification.verify(plan, requests, output)
+        for row, request, tokens in zip(rows, requests, drawn, strict=True):
             computed = request.num_computed_tokens = request.num_computed_tokens + row.num_tokens
             if request.status is finished:
                 # it ended while this step was in flight: discard its token
                 if not request.tokens_in_flight:
                     self.leave(request, "its last step in flight is back")
+                continue
+            if verified and request in verified:
+                news.append(self._append_verified(request, verified[request], details))
                 continue
             if computed >= (request.num_cached_blocks + 1) * block_size and NO_TOKEN not in tokens:
                 kv.cache_full_blocks(request)
@@ -61,9 +71,13 @@ class Bookkeeping:
                     news.append(self._last_output(request, "length"))
                     news[-1].index = index
                 self.finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
-        self.told_step, self.tokens_told = plan.step, self.tokens_told + len(news)
+        accepted = sum(self.verification.accepted) if verified else 0
+        self.told_step, self.tokens_told = plan.step, self.tokens_told + len(news) + accepted
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
+        if self.scheduler.speculator is not None and num_tokens == num_rows:
+            took_us = output.prepare_us + output.forward_us + output.sample_us
+            self.scheduler.speculator.costs.observe(num_rows, took_us)
         now = self.clock()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.record(
@@ -73,7 +87,7 @@ class Bookkeeping:
                 num_decode_tokens=num_rows
                 if num_tokens == num_rows
                 else sum(row.num_tokens == 1 for row in plan.rows),
-                num_sampled=sum(map(len, output.tokens)),
+                num_sampled=sum(map(len, drawn)) + accepted,
                 schedule_us=round(plan.schedule_us, 1),
                 prepare_us=round(output.prepare_us, 1),
                 forward_us=round(output.forward_us, 1),
@@ -86,6 +100,20 @@ class Bookkeeping:
             )
         )
         return news
+
+    def _append_verified(
+        self, request: Request, tokens: list[int], details: dict[str, RowDetail]
+    ) -> CoreOutput:
+        """Append the tokens that a step with proposals drew; only the last may end the sequence."""
+        request.token_ids += tokens[:-1]
+        if NO_TOKEN not in tokens:
+            self.scheduler.kv.cache_full_blocks(request)
+        detail = details.get(request.id)
+        output = self._append(request, tokens[-1], detail, len(tokens) - 1)
+        output.token_ids = tokens[:-1] + output.token_ids
+        if detail is not None and detail.logprobs:
+            output.logprobs = detail.logprobs[: len(output.token_ids)]
+        return output
 
     def _with_siblings(self, request: Request, count: int) -> list[Request]:
         """Return the request, and the siblings that fork from it now.

@@ -167,6 +167,7 @@ class EngineCore:
         stats.blocks_cached_free = scheduler.kv.pool.num_cached_free
         stats.host_blocks_used = scheduler.kv.host_pool.num_used
         stats.told_step, stats.tokens_told = self.books.told_step, self.books.tokens_told
+        self.books.verification.count(stats)
         return stats
 
     def close(self) -> None:

@@ -107,6 +107,19 @@ class KVManager:
             )
         return copied
 
+    def give_back(self, request: Request) -> list[int]:
+        """Free the blocks behind the planned tokens, last first, and return them.
+
+        They were for proposals that were wrong. No other request has them and none has a hash.
+        """
+        kept = self.blocks_for(request.num_planned_tokens)
+        blocks = request.block_table[kept:][::-1]
+        if blocks:
+            self.pool.free(blocks)
+            del request.block_table[kept:]
+            request.table_sent = min(request.table_sent, kept)
+        return blocks
+
     # --------------------------------------------------------------------------------- prefix cache
 
     def find_prefix(self, request: Request) -> list[int]:

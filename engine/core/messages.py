@@ -83,6 +83,9 @@ class StepStats(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_preemptions: int = 0  # in this step
     prefix_queries: int = 0  # tokens looked up in the prefix cache in this step
     prefix_hits: int = 0  # found, of the queried
+    num_drafts: int = 0  # sequences of the told step for which tokens were proposed
+    num_proposed: int = 0  # tokens
+    accepted: list[int] = []  # [i]: how often at least i + 1 of a draft's tokens were right
     told_step: int = 0  # step of the outputs sent with this; an earlier one in the overlapped loop
     tokens_told: int = 0  # tokens drawn in it, plus the computed tokens of prompts it completed
 
@@ -124,6 +127,10 @@ class StepPlan(msgspec.Struct, kw_only=True):
     new: dict[str, NewRow] = {}  # by sequence
     tables: dict[str, NewBlocks] = {}  # by sequence
     num_tokens: int = 0  # to compute, in all rows
+    proposed: dict[str, list[int]] = {}
+    """By sequence, proposals for the tokens after its next one. Each has a row of its own, which
+    draws the token that follows the proposal; these rows are the last, in this order.
+    """
     dropped: list[str] = []  # sequences whose rows the worker forgets
     swap_out: list[tuple[int, int]] = []  # (device block, host block)
     swap_in: list[tuple[int, int]] = []  # (host block, device block)

@@ -61,6 +61,8 @@ class Request:
         # loop, two of the overlapped one.
         self.num_planned_tokens = 0  # computed
         self.num_expected_tokens = self.num_prompt_tokens  # known: drawn tokens count
+        # Planned beyond these: proposals, of which the step in flight says how many were right.
+        self.num_proposed_tokens = 0
         self.most_tokens = self.num_prompt_tokens + max(1, max_tokens)  # no more are drawn
 
         self.block_table: list[int] = []
@@ -107,6 +109,8 @@ class Request:
             return 0  # the token in flight is its last
         if self.siblings_to_fork and self.num_expected_tokens > len(self.token_ids):
             return 0  # its siblings must fork first
+        if self.num_proposed_tokens:
+            return 0  # how many tokens it has depends on the step in flight
         return self.num_expected_tokens - self.num_planned_tokens
 
     def set_computed(self, num_tokens: int) -> None:

@@ -13,13 +13,16 @@ from bisect import insort
 from collections.abc import Callable
 
 from engine.config import BUDGET, EngineConfig
+from engine.config.speculative import Speculation
 from engine.core.block_pool import BlockPool, OutOfBlocks
 from engine.core.core_record import CoreRecord
 from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
+from engine.core.proposer import Proposer, make_proposer
 from engine.core.request import Request, Status
+from engine.core.speculator import Speculator
 from engine.core.waiting_queue import WaitingQueue
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
@@ -29,7 +32,8 @@ from engine.trace.wording import count, duration, free
 class Scheduler:
     """Hold queues, seats and the pool. `schedule()` plans a step, `release()` removes a request.
 
-    `pool` (of that many blocks) and `costs` (of swapping a block, in µs) can be replaced.
+    `pool` (of that many blocks), `costs` (of swapping a block, in µs) and `proposer` can be
+    replaced.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Scheduler:
         *,
         pool: Callable[[int], BlockPool] = BlockPool,
         costs: Callable[[float], PreemptionCosts] = PreemptionCosts,
+        proposer: Callable[[Speculation], Proposer] = make_proposer,
     ):
         self.budget = config.max_num_batched_tokens or BUDGET
         self.max_num_seqs = config.max_num_seqs
@@ -57,6 +62,11 @@ class Scheduler:
             pool,
         )
         self.costs = costs(kv.swap_us_per_block)
+        asked = config.speculation
+        self.speculator: Speculator | None = None
+        if asked is not None:
+            rows, most = config.max_step_rows, asked.num_speculative_tokens
+            self.speculator = Speculator(self.kv, proposer(asked), most, rows)
         self.explain = Explainer(self.record)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank
@@ -65,7 +75,8 @@ class Scheduler:
         self.seats_taken = 0
         self.step_number = 0
         self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
-        self.planned: list[Request] = []  # of the last plan: whose its rows are
+        # Of the last plan: whose its rows are, without those of proposed tokens.
+        self.planned: list[Request] = []
         # Orders for the worker that the next plan carries.
         self._dropped: list[str] = []
         self._swap_out: list[tuple[int, int]] = []
@@ -120,9 +131,12 @@ class Scheduler:
         """Plan the next step. Return None if there is nothing to compute, or if it must wait.
 
         It must wait if only a preemption would help: that isn't allowed while a step is in flight
-        (rule 8).
+        (rule 8). It also waits for a step in flight before it proposes: proposals follow known
+        tokens.
         """
         started = self.clock()
+        if self.speculator is not None and self._in_flight():
+            return None
         if not self._all_running_fit():
             return None
         self.step_number += 1
@@ -135,6 +149,9 @@ class Scheduler:
             self.explain.wait(self, self.waiting.head(), "preemption", 0, 0)
         else:
             budget_left = self._admit_waiting(plan, budget_left)
+            if self.speculator is not None:
+                # Last: proposals get only what nobody else wants.
+                budget_left = self._plan_proposals(plan, budget_left)
         plan.num_tokens = self.budget - budget_left
         plan.swap_out, self._swap_out = self._swap_out, []
         if not plan.rows and not plan.swap_out:
@@ -155,7 +172,7 @@ class Scheduler:
         most = 2 * len(self.running) + self.budget // self.kv.block_size
         if most <= self.kv.pool.num_free:
             return True
-        if not any(request.tokens_in_flight for request in self.running):
+        if not self._in_flight():
             return True
         budget, wanted = self.budget, 0
         for request in self.running:
@@ -164,6 +181,10 @@ class Scheduler:
             if num_tokens:
                 wanted += self.kv.blocks_to_grow(request, num_tokens)
         return wanted <= self.kv.pool.num_free
+
+    def _in_flight(self) -> bool:
+        """Return whether a step in flight computes for a running request."""
+        return any(request.tokens_in_flight for request in self.running)
 
     def _plan_running(self, plan: StepPlan, budget: int) -> int:
         """Plan slots and a row for each running request within the budget; return the rest of
@@ -268,6 +289,30 @@ class Scheduler:
         if request.table_sent < len(request.block_table):
             self._tell_worker(plan, request)
 
+    def _plan_proposals(self, plan: StepPlan, budget: int) -> int:
+        """Add rows for proposed tokens of decoding requests; return the rest of the
+        budget."""
+        assert self.speculator is not None
+        decoding = [
+            request
+            for row, request in zip(plan.rows, self.planned)
+            if row.num_tokens == 1 and row.samples == 1 and request.num_output_tokens
+        ]
+        for request, token_ids in self.speculator.choose(decoding, len(plan.rows), budget):
+            copied = self.kv.grow(request, len(token_ids))
+            assert copied is None, "the row before the proposals has copied what others read"
+            plan.proposed[request.id] = token_ids
+            for start in range(
+                request.num_planned_tokens, request.num_planned_tokens + len(token_ids)
+            ):
+                plan.rows.append(StepRow(request.id, start, 1, 1))
+            request.num_planned_tokens += len(token_ids)
+            request.num_proposed_tokens = len(token_ids)
+            budget -= len(token_ids)
+            if request.table_sent < len(request.block_table):
+                self._tell_worker(plan, request)
+        return budget
+
     def _tell_worker(self, plan: StepPlan, request: Request) -> None:
         """Add the blocks that the worker doesn't know yet to the plan, and for a new row everything
         else."""
@@ -282,7 +327,8 @@ class Scheduler:
                 trace_full=request.core.trace_full,
             )
             request.table_sent = 0
-        sent = request.table_sent
+        told = plan.tables.get(request.id)
+        sent = request.table_sent if told is None else told.start
         plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
         request.table_sent = len(request.block_table)
 
@@ -358,7 +404,10 @@ class Scheduler:
         for r in self.running:
             assert r.status is Status.RUNNING and not r.host_blocks
             assert r.num_computed_tokens < r.num_tokens, f"{r.id}: rule 1"
-            assert r.num_computed_tokens <= r.num_planned_tokens <= r.num_expected_tokens, r.id
+            assert r.num_computed_tokens <= r.num_planned_tokens, r.id
+            known = r.num_expected_tokens + r.num_proposed_tokens
+            assert r.num_planned_tokens <= known, f"{r.id}: {known} tokens are known or proposed"
+            assert r.tokens_in_flight or not r.num_proposed_tokens, f"{r.id}: proposals, but where?"
             assert r.num_expected_tokens - r.num_tokens in (0, 1), f"{r.id}: drawn, but where?"
             blocks = self.kv.blocks_for(r.num_planned_tokens)
             assert len(r.block_table) == blocks, (

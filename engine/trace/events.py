@@ -232,6 +232,20 @@ class StepFinished(Event, tag="step.finished"):
     loop: str = ""  # "plain" or "overlapped"
 
 
+class SpecVerified(Event, tag="spec.verified"):
+    """A step checked proposals for tokens of a sequence; it has the right ones and one token more.
+
+    The rows of the wrong ones count as not computed; blocks that only they needed are free again.
+    """
+
+    position: int = 0  # of the first proposal in the sequence
+    num_proposed: int = 0  # proposals
+    num_accepted: int = 0  # right ones, up to the first that was wrong
+    source: int = -1  # position from which they were copied; −1: from elsewhere
+    blocks: list[int] = []  # given back, last first
+    why: str = ""  # why not more were accepted
+
+
 # ------------------------------------------------------------------------------------------- blocks
 
 

@@ -50,6 +50,7 @@ class _Sequence:
         self.spans: list[dict[str, Any]] = []
         self.computed: list[dict[str, Any]] = []  # prompts, chunks and resumptions
         self.decode: dict[str, Any] = {"steps": 0, "first_step": 0, "last_step": 0}
+        self.proposals = {"proposed": 0, "right": 0}
         self.blocks = {"allocated": 0, "shared": 0, "copied": 0, "cached": 0}
         self.table: list[int] = []  # current blocks; at the end, the last table that wasn't empty
         self.drawn: list[dict[str, Any]] = []  # at level full
@@ -76,8 +77,9 @@ class _Life:
             if rows:
                 self._plans[event.step] = rows
         elif isinstance(event, ev.StepFinished):
-            for row in self._plans.pop(event.step, ()):
-                self._computed(row, event)
+            rows = self._plans.pop(event.step, [])
+            for row in {row.request_id: row for row in reversed(rows)}.values():
+                self._computed(row, event)  # the first of each sequence: proposals have more rows
         elif self._is_mine(event.request_id):
             self._happened(event)
 
@@ -92,6 +94,7 @@ class _Life:
                     "spans": part.spans,
                     "computed": part.computed,
                     "decode": part.decode,
+                    "proposals": part.proposals,
                     "blocks": {**part.blocks, "table": part.table},
                     "drawn": part.drawn,
                     **part.end,
@@ -175,7 +178,12 @@ class _Life:
     def _block_or_token(self, event: Event) -> None:
         if not isinstance(
             event,
-            ev.BlockAllocated | ev.BlockShared | ev.BlockCopied | ev.BlockCached | ev.SampleDrawn,
+            ev.BlockAllocated
+            | ev.BlockShared
+            | ev.BlockCopied
+            | ev.BlockCached
+            | ev.SampleDrawn
+            | ev.SpecVerified,
         ):
             return
         part = self._of(event)
@@ -190,6 +198,11 @@ class _Life:
             part.table[event.index] = event.dst_block
         elif isinstance(event, ev.BlockCached):
             part.blocks["cached"] += len(event.blocks)
+        elif isinstance(event, ev.SpecVerified):
+            part.proposals["proposed"] += event.num_proposed
+            part.proposals["right"] += event.num_accepted
+            if event.blocks:
+                del part.table[-len(event.blocks) :]
         else:
             part.drawn.append(
                 {

@@ -58,6 +58,7 @@ class _Trace:
         self._open: dict[str, tuple[str, float]] = {}  # sequence → (state, since)
         self._ends: dict[tuple[int, int], float] = {}  # (process, track) → end of its last slice
         self._ended: dict[str, float] = {}  # sequence → its end, during a step in flight
+        self._verified: dict[str, ev.SpecVerified] = {}  # of the step in flight
         self._overlapped = False
         self._swapped = False  # some block was in host memory
         self._drawn = 0.0  # when the previous step's tokens were drawn
@@ -84,6 +85,8 @@ class _Trace:
             self._change(event.request_id, f"preempted ({event.mode})")
         elif isinstance(event, ev.StepPlanned):
             self._count(event)
+        elif isinstance(event, ev.SpecVerified):
+            self._verified[event.request_id] = event
         elif isinstance(event, ev.StepFinished):
             self._step(event)
         elif isinstance(event, ev.KernelLaunched):
@@ -156,6 +159,10 @@ class _Trace:
         self._ends[REQUESTS, track] = end
         what = "decode" if row.num_tokens == 1 else f"{row.num_tokens} tokens"
         args = {"step": step, "start": row.start, "num_tokens": row.num_tokens}
+        verified = self._verified.pop(row.request_id, None)
+        if verified is not None:
+            what = f"decode {1 + verified.num_accepted}"
+            args["proposals"], args["right"] = verified.num_proposed, verified.num_accepted
         self._slice(REQUESTS, track, what, start, end, args)
         self._flows += 1
         flow = {"name": "computed in", "cat": "step", "id": self._flows}

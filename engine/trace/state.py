@@ -236,6 +236,22 @@ class EngineState:
             if sequence is not None and sequence.status == "running":
                 sequence.num_computed_tokens = row.start + row.num_tokens
 
+    def _verified(self, event: ev.SpecVerified) -> None:
+        # Rows of wrong proposals computed nothing that counts; the plan's own list stays as it is.
+        end = event.position + event.num_accepted
+        self.planned[event.step] = [
+            row
+            for row in self.planned[event.step]
+            if row.request_id != event.request_id or row.start < end
+        ]
+        if event.blocks:
+            table = self.tables[event.request_id]
+            if table[: -len(event.blocks) - 1 : -1] != event.blocks:
+                raise _Contradiction(f"its table is {table}")
+            del table[-len(event.blocks) :]
+        for block in event.blocks:
+            self._drop(block)
+
     # ------------------------------------------------------------------------------ blocks
 
     def _take(self, block: int) -> None:
@@ -353,6 +369,7 @@ _FOLDS: dict[type[Event], Callable[[EngineState, Any], None]] = {
     ev.RequestAborted: EngineState._ended,
     ev.RequestRefused: EngineState._refused,
     ev.StepPlanned: EngineState._step_planned,
+    ev.SpecVerified: EngineState._verified,
     ev.StepFinished: EngineState._step_finished,
     ev.BlockAllocated: EngineState._allocated,
     ev.BlockShared: EngineState._shared,

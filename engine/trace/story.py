@@ -30,8 +30,8 @@ LONGEST_RUN_S = 5.0  # a run of decode steps gets a line at least this often
 _AT_ONCE = (ev.RequestQueued, ev.RequestRefused, ev.EngineWarning, ev.EngineFailed)
 """Lines written immediately; other events of the core wait for the end of the step in flight."""
 
-_GROWTH = (ev.BlockAllocated, ev.BlockCached, ev.BlockEvicted)
-"""Frequent block events of decoding: part of the run's line."""
+_GROWTH = (ev.BlockAllocated, ev.BlockCached, ev.BlockEvicted, ev.SpecVerified)
+"""Frequent events of decoding: part of the run's line."""
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Run:
     """Collect consecutive decode steps of the same requests."""
 
     def __init__(self, first: ev.StepFinished, rows: list[ev.StepRow]) -> None:
-        self.ids = [row.request_id for row in rows]
+        self.ids = _names(rows)
         self.first = first
         self.last = first
         self.steps = 0
@@ -59,16 +59,19 @@ class Run:
         self.taken: list[int] = []
         self.num_cached = 0
         self.num_evicted = 0
+        self.num_proposals = 0
+        self.num_right = 0
 
     def continues(self, event: ev.StepFinished, rows: list[ev.StepRow]) -> bool:
         young = event.ts_ns - self.first.ts_ns < LONGEST_RUN_S * 1e9
-        return young and [row.request_id for row in rows] == self.ids
+        return young and _names(rows) == self.ids
 
     def add(self, event: ev.StepFinished, growth: list[Event]) -> None:
         self.last = event
         self.steps += 1
         for name in (
             "num_tokens",
+            "num_sampled",
             "schedule_us",
             "prepare_us",
             "forward_us",
@@ -82,19 +85,28 @@ class Run:
                 self.taken += happened.blocks
             elif isinstance(happened, ev.BlockCached):
                 self.num_cached += len(happened.blocks)
+            elif isinstance(happened, ev.SpecVerified):
+                self.num_proposals += happened.num_proposed
+                self.num_right += happened.num_accepted
             else:
                 self.num_evicted += 1
 
     def line(self, context: Context) -> Line:
         alone = len(self.ids) == 1
-        tokens = count(self.sums.num_tokens, "token")
+        tokens = count(
+            self.sums.num_sampled if self.num_proposals else self.sums.num_tokens, "token"
+        )
         each = "" if self.steps == 1 else ", one a step" if alone else ", one each a step"
+        if self.num_proposals:
+            each = f" in {count(self.steps, 'step')}"
+        proposals = count(self.num_proposals, "proposed token")
         who = "decodes" if alone else f"{len(self.ids)} requests decode"
         took = blocks(self.taken) if len(self.taken) <= 8 else count(len(self.taken), "block")
         text = joined(
             [
                 f"{who} {tokens}{each}",
                 self._time(),
+                f"{self.num_right} of {proposals} right" if self.num_proposals else "",
                 f"takes {took}" if self.taken else "",
                 f"{self.num_cached} cached" if self.num_cached else "",
                 f"{self.num_evicted} evicted" if self.num_evicted else "",
@@ -117,6 +129,11 @@ class Run:
             interval = (self.last.ts_ns - self.first.ts_ns) / 1e3 / (self.steps - 1)
             return f"a step every {duration(interval)}"
         return f"{'a step ' if self.steps > 1 else ''}{time_split(self.sums, self.steps)}"
+
+
+def _names(rows: list[ev.StepRow]) -> list[str]:
+    """Return the sequences of a step; one with proposals has several rows."""
+    return list(dict.fromkeys(row.request_id for row in rows))
 
 
 class Story:

@@ -150,7 +150,8 @@ class ModelRunner:
         )
         self.seats = Seats(num_seats, max_model_len, self.config.block_size)
         self.grammars = GrammarCompiler(vocab)
-        self.table = SamplingTable(num_seats, vocab, self.device)
+        most_rows = self.config.max_step_rows
+        self.table = SamplingTable(num_seats, vocab, self.device, most_rows)
         self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:
             self.drawn = DrawnTokens(num_seats)
@@ -169,8 +170,8 @@ class ModelRunner:
             add_dummy(plan, f"profile {i}", length, list(range(first, first + pages[i])))
         yield Trial(
             compute=lambda: self.execute(plan),
-            # raw, adjusted, softmax and weights of every seat, [seats, vocab] × 4 bytes each
-            draw_bytes=self.config.max_num_seqs * self.model.vocab_size * 16,
+            # raw, adjusted, softmax and weights of every row, [rows, vocab] × 4 bytes each
+            draw_bytes=self.config.max_step_rows * self.model.vocab_size * 16,
             graph_shape=self.graph_shape() if self._graphs_wanted() else None,
         )
         del self.cache, self.seats, self.table, self.sampling
@@ -196,7 +197,7 @@ class ModelRunner:
         return GraphShape(
             model=self.model,
             caches=self.cache.layers,
-            max_rows=self.config.max_num_seqs,
+            max_rows=self.config.max_step_rows,
             table_width=self.seats.block_table.shape[1],
             block_size=self.config.block_size,
             budget=self.budget,
@@ -251,6 +252,8 @@ class ModelRunner:
         if not plan.rows:
             self._last = before
             return InFlight.done(StepOutput(step=plan.step, tokens=[]))
+        if plan.proposed:
+            self.seats.write_proposals(plan)
         inputs = self.seats.gather(plan)
         self.cache.settle()
         prepared = time.monotonic_ns()
@@ -279,7 +282,7 @@ class ModelRunner:
                 before.result()
             with recording(self.recorder, device=self.device.type):
                 draws = self.sampling.run(inputs, drawing, logits, details, greatest)
-            if self.drawn is not None:
+            if self.drawn is not None and not plan.proposed:  # no step follows proposals unbooked
                 self.drawn.keep(draws.seats, draws.next_tokens)
                 self.seats.expect(draws.seats, draws.ends)
         arriving = None if finite is None else to_host(finite)

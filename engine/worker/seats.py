@@ -101,6 +101,13 @@ class Seats:
         """Write the tokens that were drawn. All int64 [rows]."""
         self.tokens[seats, positions] = token_ids
 
+    def write_proposals(self, plan: StepPlan) -> None:
+        """Write a plan's proposals behind the tokens of their sequences."""
+        rows = plan.rows[-sum(map(len, plan.proposed.values())) :]
+        proposals = [token for token_ids in plan.proposed.values() for token in token_ids]
+        seats = [self._seats[row.request_id] for row in rows]
+        self.tokens[seats, [row.start for row in rows]] = proposals
+
     def gather(self, plan: StepPlan) -> StepInputs:
         """Gather the numbers of a step from the rows of its plan (at least one)."""
         rows, order, count = plan.rows, None, len(plan.rows)
@@ -141,4 +148,5 @@ class Seats:
             table_version=self._table_version,
             block_size=size,
             all_tables=self.block_table,
+            proposed=plan.proposed,
         )

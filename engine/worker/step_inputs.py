@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ class StepInputs:
     table_version: int  # if it differs from the last one, some block table may have changed
     block_size: int
     all_tables: np.ndarray  # int32 [seats, width], the tables of all sequences
+    proposed: dict[str, list[int]] = field(default_factory=dict)  # see `StepPlan`
 
     @property
     def num_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""The ten rules of the core, one by one, on a worker that finds mistakes in block management."""
+"""Rules 1 to 8 of the core, one by one, on a worker that finds mistakes in block management."""
 
 from __future__ import annotations
 

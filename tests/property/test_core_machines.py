@@ -26,6 +26,7 @@ from engine.trace.state import EngineState
 from tests.support.cases import cases
 from tests.support.core_harness import Harness
 from tests.support.paged_oracle import VOCAB_SIZE
+from tests.support.proposing import proposals, proposing_scheduler
 
 MINIMUM_OPERATIONS = cases(100_000)
 operations: Counter[str] = Counter()
@@ -221,8 +222,20 @@ class CoreMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.booleans(),
         overlapped=st.booleans(),
+        proposed=st.sampled_from([0, 1, 3, 7]),
     )
-    def start(self, num_blocks, num_host_blocks, mode, budget, seats, policy, caching, overlapped):
+    def start(
+        self,
+        num_blocks,
+        num_host_blocks,
+        mode,
+        budget,
+        seats,
+        policy,
+        caching,
+        overlapped,
+        proposed,
+    ):
         self.h = Harness(
             num_blocks,
             num_host_blocks,
@@ -234,7 +247,9 @@ class CoreMachine(RuleBasedStateMachine):
                 scheduling_policy=policy,
                 enable_prefix_caching=caching,
                 async_scheduling=overlapped,
+                speculative_config=proposals(proposed),
             ),
+            scheduler=proposing_scheduler,
         )
         self.replay = ReplayWatch(self.h)
         self.aborted: list[str] = []

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
-from engine.core.engine_core import EngineCore
+from engine.core.engine_core import EngineCore, MakeScheduler
 from engine.core.messages import CoreOutput, CoreRequest
+from engine.core.scheduler import Scheduler
 from engine.sampling_params import SamplingParams
 from engine.trace.events import Event
 from engine.trace.recorder import Recorder
@@ -27,19 +28,21 @@ class TokenEngine:
         model: Path,
         sample_step: MakeSampleStep = SampleStep,
         launches_ahead: bool = False,
+        scheduler: MakeScheduler = Scheduler,
+        level: str = "steps",
         **options,
     ):
         """launches_ahead: as on CUDA, no step is booked before the next one has been launched."""
         defaults = {"dtype": "float32", "device": "cpu", "swap_space": 0.01, "cpu_threads": 1}
         self.config = EngineConfig(model=str(model), **{**defaults, **options})
-        self.recorder = Recorder(level="steps")
+        self.recorder = Recorder(level=level)
         self.events: list[Event] = []
         self.recorder.subscribe(self.events.extend)
         runner = ModelRunner(self.config, self.recorder, sample_step)
         runner.load()
         if launches_ahead:
             runner.drawn = DrawnTokens(self.config.max_num_seqs)
-        self.core = EngineCore(self.config, runner, self.recorder)
+        self.core = EngineCore(self.config, runner, self.recorder, scheduler)
         self.outputs: dict[str, list[CoreOutput]] = {}
 
     def run(

@@ -81,12 +81,18 @@ class PagedOracle:
         assert len(self.tokens) <= self.num_seats, "more rows than seats"
         for request_id, (start, blocks) in plan.tables.items():
             self.tables[request_id][start:] = blocks
+        for request_id, proposals in plan.proposed.items():
+            self.tokens[request_id] += proposals
         written: set[tuple[int, int]] = set()
         for row in plan.rows:
             self._write(row, written)
+        for request_id, proposals in plan.proposed.items():
+            del self.tokens[request_id][-len(proposals) :]
+        tokens = [self._sample(row) for row in plan.rows]
+        self._append(plan, tokens)
         return StepOutput(
             step=plan.step,
-            tokens=[self._sample(row) for row in plan.rows],
+            tokens=tokens,
             forward_us=10.0 * plan.num_tokens,
         )
 
@@ -116,6 +122,18 @@ class PagedOracle:
             )
             seen.append(content[0])
         seed = self.seeds[row.request_id]
-        drawn = [next_token(seen, seed + i) for i in range(row.samples)]
-        self.tokens[row.request_id].append(drawn[0])
-        return drawn
+        return [next_token(seen, seed + i) for i in range(row.samples)]
+
+    def _append(self, plan: StepPlan, tokens: list[list[int]]) -> None:
+        """Append what each sequence drew; after a wrong proposal nothing counts."""
+        proposals = {request_id: list(ids) for request_id, ids in plan.proposed.items()}
+        started, wrong = set(), set()
+        for row, drawn in zip(plan.rows, tokens):
+            name = row.request_id
+            if not drawn or name in wrong:
+                continue
+            if name in started and self.tokens[name][-1] != proposals[name].pop(0):
+                wrong.add(name)
+                continue
+            started.add(name)
+            self.tokens[name].append(drawn[0])

@@ -93,6 +93,16 @@ EXAMPLES: list[ev.Event] = [
     ),
     ev.BlockShared(request_id=ID, blocks=[4], num_tokens=16, why="in the prefix cache"),
     ev.BlockEvicted(block=9, hash="9f3ac0", why=f"{ID} needs one"),
+    ev.SpecVerified(
+        request_id=ID,
+        step=41,
+        position=60,
+        num_proposed=7,
+        num_accepted=3,
+        source=24,
+        blocks=[12],
+        why="another token was drawn for position 63",
+    ),
     ev.BlockAllocated(request_id=ID, blocks=[9, 10], index=1, why="tokens 16 to 22 need 2 blocks"),
     ev.StepPlanned(
         step=3,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from engine.trace import events as ev
 from engine.trace.context import Context
 from engine.trace.sentences import words
-from engine.trace.wording import count, joined, milliseconds, span
+from engine.trace.wording import blocks, count, joined, milliseconds, span
 
 
 def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> str:
     """Describe what a step computes: prompts and chunks by request, decoding ones together."""
     long = [row for row in rows if row.num_tokens > 1]
     decoding = [row for row in rows if row.num_tokens == 1]
+    names = list(dict.fromkeys(row.request_id for row in decoding))
+    proposals = len(decoding) - len(names)  # rows behind a sequence's first
     parts = [
         f"{context.name(row.request_id)} tokens {span(row.start, row.num_tokens)}"
         f"{'' if row.samples else ' (more to come)'}"
@@ -21,10 +23,11 @@ def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> st
         rest = sum(row.num_tokens for row in long[most:])
         others = count(len(long) - most, "more request")
         parts.append(f"{others} {count(rest, 'token')}")
-    if len(decoding) == 1:
-        parts.append(f"{context.name(decoding[0].request_id)} decodes 1")
-    elif decoding:
-        parts.append(f"{len(decoding)} requests decode 1 each")
+    checks = f" and {'checks' if len(names) == 1 else 'check'} {count(proposals, 'proposed token')}"
+    if len(names) == 1:
+        parts.append(f"{context.name(names[0])} decodes 1{checks if proposals else ''}")
+    elif names:
+        parts.append(f"{len(names)} requests decode 1 each{checks if proposals else ''}")
     return joined(parts) or "nothing to compute"
 
 
@@ -58,3 +61,14 @@ def _step_finished(event: ev.StepFinished, context: Context) -> str:
     work = f": {rows_in_words(rows, context, most=2)}" if rows else ""
     tokens = f"computed {count(event.num_tokens, 'token')}, drew {event.num_sampled:,}"
     return f"{tokens}{work}; {time_split(event)}"
+
+
+@words(ev.SpecVerified)
+def _spec_verified(event: ev.SpecVerified, context: Context) -> str:
+    proposals = count(event.num_proposed, "proposed token")
+    source = f", copied from position {event.source}" if event.source >= 0 else ""
+    back = f"; gives back {blocks(event.blocks)}" if event.blocks else ""
+    return (
+        f"{event.num_accepted} of {proposals} at the tokens from {event.position} on{source}:"
+        f" {event.why}{back}"
+    )

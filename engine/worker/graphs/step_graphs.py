@@ -20,7 +20,7 @@ class GraphShape:
 
     model: CausalLM
     caches: list[LayerCache]
-    max_rows: int  # sequences of a step, at most
+    max_rows: int  # of a step, at most
     table_width: int  # blocks of the longest sequence
     block_size: int  # tokens
     budget: int  # tokens of a step, at most

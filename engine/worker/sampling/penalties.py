@@ -33,8 +33,9 @@ class OutputCounts:
 
     @torch.inference_mode()
     def count(self, lines: torch.Tensor, token_ids: torch.Tensor) -> None:
-        """Count one more output token for each of `lines`, int64 [rows], no line twice."""
-        self.table[lines, token_ids] += 1
+        """Count one more output token for each of `lines`; both int64 [rows]."""
+        one = self.table.new_ones(())
+        self.table.index_put_((lines, token_ids), one, accumulate=True)  # a line may come again
 
     def _grow(self) -> None:
         lines, vocab = self.table.shape

@@ -21,6 +21,7 @@ from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
 from engine.worker.sampling.draw_events import add_grammar, sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
+from engine.worker.sampling.proposals import StepProposals
 from engine.worker.sampling.sampler import Sampler
 from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
 from engine.worker.seats import Seats
@@ -50,6 +51,7 @@ class Draws(NamedTuple):
     tokens: np.ndarray  # int64 [draws], on the host; there when the device is done
     next_tokens: torch.Tensor  # int64 [rows], on the device: the token each row continues with
     record_us: float = 0.0  # what recording them took, on the host
+    proposals: StepProposals | None = None  # None: every draw counts
 
 
 class SampleStep:
@@ -69,7 +71,7 @@ class SampleStep:
         self.seats = seats
         self.table = table
         self.sampler = Sampler(table)
-        self.outbox = Outbox(table.num_seats, table.device)
+        self.outbox = Outbox(table.most_draws, table.device)
         self.recorder = recorder
 
     @property
@@ -109,14 +111,22 @@ class SampleStep:
         else:
             metadata = self.table.metadata(seats)
         recorded = self._recorded(rows, firsts)
-        tokens, logprobs, record_us = self._draw(logits, metadata, positions, recorded, greatest)
+        proposals = None
+        if inputs.proposed:
+            proposals = StepProposals(rows, _places(rows, firsts), len(positions), inputs.proposed)
+        tokens, logprobs, record_us = self._draw(
+            logits, metadata, positions, recorded, greatest, proposals
+        )
         for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
-                detail.logprobs = [logprobs[first + i] for i in range(row.samples)]
+                its = [logprobs[first + i] for i in range(row.samples)]
+                detail.logprobs = its if detail.logprobs is None else detail.logprobs + its
         next_tokens = tokens if firsts is None else tokens[to_device(firsts, tokens.device)]
         arriving = self.outbox.take(tokens)
-        return Draws(inputs.samples, rows, firsts, seats, ends, arriving, next_tokens, record_us)
+        return Draws(
+            inputs.samples, rows, firsts, seats, ends, arriving, next_tokens, record_us, proposals
+        )
 
     def book(self, draws: Draws, details: dict[str, RowDetail]) -> list[list[int]]:
         """Append the arrived tokens to their rows.
@@ -128,8 +138,13 @@ class SampleStep:
         # Where nothing could be drawn the core ends the sequence. An overlapped step may compute it
         # once more before that, so it needs a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
-        self.seats.append(draws.seats, draws.ends, kept)
-        self.table.appended(draws.seats, kept)
+        seats, ends = draws.seats, draws.ends
+        if draws.proposals is not None:
+            counts = draws.proposals.counts(drawn)
+            counts = counts if draws.firsts is None else counts[draws.firsts]
+            seats, ends, kept = seats[counts], ends[counts], kept[counts]
+        self.seats.append(seats, ends, kept)
+        self.table.appended(seats, kept)
         if self.table.grammars:
             self._advance_grammars(draws, details)
         if len(drawn) == len(draws.counts) and draws.firsts is None:
@@ -167,6 +182,7 @@ class SampleStep:
         positions: np.ndarray,
         recorded: list[_Recorded],
         greatest: torch.Tensor | None,
+        proposals: StepProposals | None,
     ) -> tuple[torch.Tensor, dict[int, TokenLogprobs], float]:
         """Draw the tokens, int64 [draws], on the device.
 
@@ -180,12 +196,13 @@ class SampleStep:
                 greatest = self.sampler.draw(logits, metadata, positions)
             return greatest, {}, 0.0
         logits = logits.float()
+        ahead = None if proposals is None else proposals.ahead
         if not told:
-            adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
+            adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions, ahead)
             return self.sampler.draw(adjusted, metadata, positions), {}, 0.0
         # copies: `adjust` changes the logits in place
         raw, recorded_raw = logits[asking], logits[[draw.place for draw in recorded]]
-        adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions)
+        adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions, ahead)
         drawn = self.sampler.draw(adjusted, metadata, positions)
         tokens = drawn.cpu().numpy()
         wanted = [self._params(metadata, place) for place in asking]
@@ -196,9 +213,10 @@ class SampleStep:
         began_ns = time.perf_counter_ns()
         if recorded:
             words = metadata.words(positions)
+            counts_draw = None if proposals is None else proposals.counts(tokens)
             for draw, its_raw in zip(recorded, recorded_raw):
                 place = draw.place
-                if tokens[place] == NO_TOKEN:
+                if tokens[place] == NO_TOKEN or not (counts_draw is None or counts_draw[place]):
                     continue
                 event = sample_drawn(
                     its_raw,

@@ -34,11 +34,13 @@ class Sampler:
         metadata: SamplingMetadata,
         tokens: np.ndarray,
         positions: np.ndarray,
+        ahead: np.ndarray | None = None,
     ) -> torch.Tensor:
         """Apply rules and penalties, everything before the temperature. Changes `logits` in place.
 
         `logits`: fp32 [rows, vocab]. `tokens`: int32 [seats, longest], of all seats. `positions`:
-        int64 [rows], how many of its seat's tokens each row has.
+        int64 [rows], how many of its seat's tokens each row has. `ahead`: int64 [rows], how many of
+        these, the last ones, are proposals, which aren't counted yet; None: none in any row.
         """
         if len(metadata.grammar_rows):  # first: where nothing else is left, the grammar holds
             masks = self.table.grammars.masks(metadata.seats[metadata.grammar_rows])
@@ -50,7 +52,7 @@ class Sampler:
             seen = [tokens[metadata.seats[row], : positions[row]] for row in rows]
             metadata.rules.apply(logits, seen)
         if len(metadata.penalised):
-            self._penalise(logits, metadata, tokens, positions)
+            self._penalise(logits, metadata, tokens, positions, ahead)
         return logits
 
     def _penalise(
@@ -59,6 +61,7 @@ class Sampler:
         metadata: SamplingMetadata,
         tokens: np.ndarray,
         positions: np.ndarray,
+        ahead: np.ndarray | None,
     ) -> None:
         some = metadata.penalised
         ends = positions[some, None]
@@ -67,6 +70,8 @@ class Sampler:
         seen[beyond] = np.broadcast_to(seen[:, :1], seen.shape)[beyond]  # its first token, again
         ids = to_device(seen, logits.device)
         counts = self.table.counts.table[metadata.penalty_lines[:, None], ids]
+        if ahead is not None:
+            counts += to_device(_counted(seen, positions[some], ahead[some]), logits.device)
         rows = to_device(some, logits.device)
         penalise(logits, rows, ids, counts, metadata.penalties)
 
@@ -121,3 +126,16 @@ class Sampler:
         if metadata.free_min_p:
             weights = keep_min_p(weights, metadata.cuts.min_p[metadata.free])
         return draw(weights, words)
+
+
+def _counted(seen: np.ndarray, ends: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+    """Count each row's proposals: how often each token that it has is one of them.
+
+    seen: int64 [rows, longest], its tokens. ends, ahead: int64 [rows]; the proposals are the last
+    tokens before the end. Returns fp32 [rows, longest].
+    """
+    counts = np.zeros(seen.shape, np.float32)
+    for row, (end, number) in enumerate(zip(ends.tolist(), ahead.tolist())):
+        for proposal in seen[row, end - number : end]:
+            counts[row] += seen[row] == proposal
+    return counts

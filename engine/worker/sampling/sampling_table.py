@@ -63,9 +63,9 @@ class SamplingMetadata:
         too.
         """
         if len(self._first):
-            step = int(positions[0] - self._first[0])
-            if 0 <= step < AHEAD and bool((positions - self._first == step).all()):
-                return self._ahead[:, step]
+            steps = positions - self._first  # not all alike where proposals were right
+            if bool((steps >= 0).all() and (steps < AHEAD).all()):
+                return self._ahead[np.arange(len(steps)), steps]
         places = (positions[:, None] + np.arange(AHEAD)).ravel()
         self._first = positions.copy()
         self._ahead = random_words(np.repeat(self.seeds, AHEAD), places).reshape(-1, AHEAD)
@@ -80,8 +80,12 @@ def warmth(params: SamplingParams) -> float:
 class SamplingTable:
     """Hold parameters by seat: `set` and `clear` follow the rows, `metadata` gathers."""
 
-    def __init__(self, num_seats: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, num_seats: int, vocab_size: int, device: torch.device, most_draws: int = 0
+    ) -> None:
+        """Make an empty table. most_draws: of a step; 0: one for each seat."""
         self.num_seats = num_seats
+        self.most_draws = most_draws or num_seats
         self.vocab_size = vocab_size
         self.device = device
         self.counts = OutputCounts(vocab_size, device)
@@ -152,7 +156,10 @@ class SamplingTable:
         return seat in self._rules and self._rules[seat].allowed is not None
 
     def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
-        """Count one more token for each sequence; no seat comes twice. Both int64 [rows]."""
+        """Count one more token for each of these sequences. Both int64 [rows].
+
+        A sequence may come several times, once for each of its tokens.
+        """
         if not self._num_penalised:
             return
         lines = self._lines[seats]

@@ -190,9 +190,11 @@ const SEEN = {
   "step.finished"(ledger, event, at) {
     const step = ledger.step(event.step, at);
     step.finished = event;
+    const seen = new Set(); // a sequence with proposals has several rows
     for (const [name, , , samples] of step.plan?.rows ?? []) {
-      const life = samples && ledger.sequences.get(name);
+      const life = samples && !seen.has(name) && ledger.sequences.get(name);
       if (!life) continue;
+      seen.add(name);
       if (life.lastNs) life.gaps.push({ us: (event.ts_ns - life.lastNs) / 1e3, step: event.step, at });
       else life.first = { step: event.step, ns: event.ts_ns, at };
       life.lastNs = event.ts_ns;

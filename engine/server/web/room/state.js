@@ -281,6 +281,16 @@ const FOLDS = {
   "step.planned"({ step, rows = [] }) {
     this.planned.set(step, rows);
   },
+  "spec.verified"(event) {
+    const { step, request_id: name, position = 0, num_accepted: right = 0, blocks = [] } = event;
+    const counts = ([of, start]) => of !== name || start < position + right;
+    this.planned.set(step, (this.planned.get(step) ?? []).filter(counts));
+    const table = this.tables.get(name);
+    for (const block of blocks) {
+      if (table?.pop() !== block) throw new Contradiction(`block ${block} isn't the last of its table`);
+      this.drop(block);
+    }
+  },
   "step.finished"({ step }) {
     const rows = this.planned.get(step);
     if (!rows) throw new Contradiction(`step ${step} was not planned`);

@@ -1,0 +1,56 @@
+"""Learn how the time of a step depends on its rows, from the steps themselves.
+
+Only steps in which every row computes one token count. Other programs make single steps slow, so
+the time of a number of rows is the shortest of its last steps.
+"""
+
+from __future__ import annotations
+
+AGING = 1.01
+"""A time grows by this with each step that took longer, so that it follows longer contexts."""
+FIRST_SHARE = 0.1
+"""What a row is thought to add to a step, as a share of it, until steps of two sizes are known."""
+
+
+class StepCosts:
+    """Keep the times of steps by their number of rows."""
+
+    def __init__(self) -> None:
+        self._us: dict[int, float] = {}  # by number of rows; 0.0: came once
+        self._lines: dict[int, tuple[float, float]] = {}  # made of these times
+
+    def observe(self, num_rows: int, us: float) -> None:
+        """Take the time of a step. The first with a number of rows may capture it: not counted."""
+        known = self._us.get(num_rows)
+        if known is None:
+            self._us[num_rows] = 0.0
+            return
+        self._us[num_rows] = min(known * AGING, us) if known else us
+        self._lines.clear()
+
+    def line(self, num_rows: int) -> tuple[float, float]:
+        """Return µs (fixed, for each row) of steps with about this number of rows.
+
+        They are fitted to the times of half as many rows to twice as many and eight.
+        """
+        line = self._lines.get(num_rows)
+        if line is None:
+            line = self._lines[num_rows] = self._fitted(num_rows)
+        return line
+
+    def _fitted(self, num_rows: int) -> tuple[float, float]:
+        known = [(rows, us) for rows, us in self._us.items() if us]
+        near = [(r, us) for r, us in known if num_rows <= 2 * r and r <= 2 * num_rows + 8]
+        if len(near) < 2:
+            near = known
+        if len(near) < 2:
+            us = near[0][1] if near else 1.0
+            rows = near[0][0] if near else num_rows
+            each = us * FIRST_SHARE / (1 + FIRST_SHARE * (rows - 1))
+            return us - each * rows, each
+        mean_rows = sum(rows for rows, _ in near) / len(near)
+        mean_us = sum(us for _, us in near) / len(near)
+        covariance = sum((rows - mean_rows) * (us - mean_us) for rows, us in near)
+        variance = sum((rows - mean_rows) ** 2 for rows, _ in near)
+        each = max(0.0, covariance / variance)
+        return mean_us - each * mean_rows, each

@@ -1,0 +1,49 @@
+"""Tell which draws of a step count, where rows compute proposals for a sequence's next tokens.
+
+The core decides that for the text (`core/verification.py`); the worker needs the same for its own
+rows, counts and events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from engine.trace.events import StepRow
+
+
+class StepProposals:
+    """Hold the proposals of a step, and the places of their draws among the step's.
+
+    A sequence's first row has a known token; each row behind it has one more proposal.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[StepRow],
+        places: Iterable[int],
+        num_draws: int,
+        proposed: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Sort the draws by sequence. rows: those that draw. places: of each row's first draw."""
+        found: dict[str, list[int]] = {name: [] for name in proposed}
+        for place, row in zip(places, rows):
+            if row.request_id in found:
+                found[row.request_id].append(place)
+        self._draws = [(its, proposed[name]) for name, its in found.items()]
+        self.ahead = np.zeros(num_draws, np.int64)
+        """For each draw, how many of the tokens that it follows are proposals."""
+        for its, _ in self._draws:
+            self.ahead[its] = np.arange(len(its))
+
+    def counts(self, drawn: np.ndarray) -> np.ndarray:
+        """Return which draws count, bool [draws]: those with only right proposals before them.
+
+        drawn: int64 [draws].
+        """
+        counts = np.ones(len(drawn), bool)
+        for places, proposals in self._draws:
+            for before, place, proposal in zip(places, places[1:], proposals):
+                counts[place] = counts[before] and drawn[before] == proposal
+        return counts

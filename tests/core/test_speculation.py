@@ -1,0 +1,250 @@
+"""Rule 11: proposals change nothing but the number of steps, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.core.block_pool import block_hash, root_hash
+from engine.core.messages import CoreRequest
+from engine.core.proposer import NgramProposer
+from engine.core.request import Request
+from engine.core.verification import num_right
+from engine.sampling_params import SamplingParams
+from engine.trace import events
+from tests.support.core_harness import Harness
+from tests.support.paged_oracle import next_token, solo_answer
+from tests.support.proposing import proposals, proposing_scheduler
+
+LOOPS = pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
+
+
+@pytest.fixture
+def engine():
+    made: list[Harness] = []
+
+    def make(most=5, num_blocks=40, **options) -> Harness:
+        host_blocks = options.pop("num_host_blocks", 0)
+        options["speculative_config"] = proposals(most)
+        made.append(
+            Harness(num_blocks, host_blocks, options=options, scheduler=proposing_scheduler)
+        )
+        return made[-1]
+
+    yield make
+    for harness in made:
+        harness.close()
+
+
+def prompt(length: int, start: int = 0) -> list[int]:
+    return [(start + i) % 50 for i in range(length)]
+
+
+def steps(harness: Harness) -> int:
+    return len(harness.recorded(events.StepFinished))
+
+
+@LOOPS
+@pytest.mark.parametrize("most", [1, 2, 5, 20])
+def test_the_same_text_in_fewer_steps(engine, overlapped, most):
+    h = engine(most, async_scheduling=overlapped)
+    h.add("a", prompt(10), max_tokens=40)
+    h.run()
+    h.expect_solo_answers()
+    assert steps(h) < 40
+    verified = h.recorded(events.SpecVerified)
+    assert sum(e.num_accepted for e in verified) == 40 - steps(h)
+    assert {e.num_accepted < e.num_proposed for e in verified} == {True, False}
+
+
+@LOOPS
+@pytest.mark.parametrize("mode", ["recompute", "swap"])
+def test_with_too_few_blocks_proposals_go_first(engine, overlapped, mode):
+    """Preemptions happen where they happen without proposals: never for a proposal."""
+    told = []
+    for most in (0, 5):
+        h = engine(most, 9, num_host_blocks=20, preemption_mode=mode, async_scheduling=overlapped)
+        h.add("old", prompt(12), max_tokens=20)
+        h.add("young", prompt(12, 20), max_tokens=20)
+        h.run()
+        h.expect_solo_answers()
+        told.append(h.recorded(events.RequestPreempted))
+    without, with_proposals = told
+    assert without and {e.request_id for e in with_proposals} <= {"young"}
+    assert all(e.need <= 2 for e in with_proposals), (
+        "room for a token and a copy, not for proposals"
+    )
+
+
+def test_wrong_proposals_are_never_cached(engine):
+    """The prefix cache has the blocks of the texts, with their own tokens in the pages."""
+    h = engine(7, 70)
+    for i in range(6):
+        h.add(f"r{i}", prompt(9, 8 * i), max_tokens=30, seed=i)
+    h.run()
+    expected = {}
+    for i in range(6):
+        parent, text = root_hash(""), prompt(9, 8 * i) + solo_answer(prompt(9, 8 * i), i, 30)
+        for first in range(0, len(text) - 4, 4):  # the last token isn't computed
+            tokens = text[first : first + 4]
+            parent = block_hash(parent, tokens)
+            expected[parent] = [(token, first + place) for place, token in enumerate(tokens)]
+    cached = h.core.scheduler.kv.pool.cached
+    assert {hash: h.worker.pages[block] for hash, block in cached.items()} == expected
+    assert any(e.num_accepted < e.num_proposed for e in h.recorded(events.SpecVerified))
+
+
+def test_a_later_prompt_may_find_what_was_proposed(engine):
+    h = engine(7)
+    h.add("a", prompt(9), max_tokens=30)
+    h.run()
+    answer = h.answers["a", 0]
+    h.add("b", prompt(9) + answer, max_tokens=9, seed=4)
+    h.run()
+    h.expect_solo_answers()
+    admitted = h.recorded(events.RequestAdmitted)[-1]
+    assert admitted.num_cached_tokens == (9 + 30 - 1) // 4 * 4
+
+
+@LOOPS
+def test_forks_speculate_and_copy_before_they_write(engine, overlapped):
+    h = engine(6, 80, async_scheduling=overlapped)
+    h.add("a", prompt(10), n=4, max_tokens=25)
+    h.run()
+    h.expect_solo_answers()
+    assert {e.request_id for e in h.recorded(events.SpecVerified)} == {"a", "a.1", "a.2", "a.3"}
+    assert h.recorded(events.BlockCopied)
+
+
+@LOOPS
+def test_the_text_ends_where_it_would_have(engine, overlapped):
+    """At the stop token, though proposals behind it were right; never beyond max_tokens."""
+    answer = solo_answer(prompt(10), 0, 40)
+    for place in range(1, 30):
+        h = engine(8, async_scheduling=overlapped)
+        h.add("a", prompt(10), max_tokens=place, eos_token_ids=[answer[17]])
+        h.run()
+        h.expect_solo_answers()
+        first = answer.index(answer[17]) + 1
+        assert h.finish_reasons["a", 0] == ("stop" if place >= first else "length")
+
+
+def test_the_last_token_of_the_context(engine):
+    h = engine(8)
+    h.add("a", prompt(50), max_tokens=None)
+    h.run()
+    h.expect_solo_answers()
+    assert len(h.answers["a", 0]) == 64 - 50
+
+
+@LOOPS
+@pytest.mark.parametrize("budget", [1, 2, 7])
+def test_proposals_take_what_the_budget_leaves(engine, overlapped, budget):
+    h = engine(5, max_num_batched_tokens=budget, async_scheduling=overlapped)
+    for i in range(3):
+        h.add(f"r{i}", prompt(5 + 4 * i, i), max_tokens=12)
+    h.run()
+    h.expect_solo_answers()
+    planned = h.recorded(events.StepPlanned)
+    assert max(e.budget_used for e in planned) <= budget
+    for event in planned:  # who runs gets its token first
+        names = [row.request_id for row in event.rows]
+        assert len(set(names)) == min(event.num_running, budget) or event.num_running > len(names)
+
+
+def test_proposals_leave_room_for_those_who_wait(engine):
+    h = engine(5, 60, max_num_batched_tokens=8)
+    h.add("a", prompt(4), max_tokens=30)
+    h.step()
+    h.step()
+    h.add("b", prompt(20, 7), max_tokens=2)
+    h.step()
+    rows = h.recorded(events.StepPlanned)[-1].rows
+    assert [(r.request_id, r.num_tokens) for r in rows] == [("a", 1), ("b", 7)]
+    h.run()
+    h.expect_solo_answers()
+
+
+@LOOPS
+def test_an_abort_right_after_proposals_leaves_nothing(engine, overlapped):
+    for when in range(1, 12):
+        h = engine(5, async_scheduling=overlapped)
+        h.add("a", prompt(10), n=2, max_tokens=40)
+        h.add("b", prompt(10), max_tokens=20)
+        for _ in range(when):
+            h.step()
+        h.core.abort("a", "test")
+        h.run()
+        h.expect_solo_answers("b")
+
+
+def test_counts_of_a_step(engine):
+    h = engine(5)
+    h.add("a", prompt(10), max_tokens=30)
+    drafts = proposed = told = 0
+    accepted: list[int] = [0] * 5
+    while h.core.has_work:
+        tokens = sum(len(output.token_ids) for output in h.step())
+        stats = h.core.stats()
+        drafts, proposed = drafts + stats.num_drafts, proposed + stats.num_proposed
+        for place, count in enumerate(stats.accepted):
+            accepted[place] += count
+        told += stats.tokens_told - (10 if tokens and not told else 0)
+    verified = h.recorded(events.SpecVerified)
+    assert told == 30
+    assert drafts == len(verified)
+    assert proposed == sum(e.num_proposed for e in verified)
+    assert sum(accepted) == sum(e.num_accepted for e in verified) > 0
+    assert accepted[0] == sum(e.num_accepted > 0 for e in verified)
+    sampled = sum(e.num_sampled for e in h.recorded(events.StepFinished))
+    assert sampled == 30, "wrong proposals' draws aren't tokens"
+
+
+@pytest.mark.parametrize(
+    ("proposed", "drawn", "right"),
+    [([], [4], 0), ([4], [4, 5], 1), ([5], [4, 5], 0), ([4, 5, 6], [4, 5, 7, 6], 2)],
+)
+def test_num_right(proposed, drawn, right):
+    assert num_right(proposed, drawn) == right
+
+
+def sequence(token_ids: list[int]) -> Request:
+    core = CoreRequest(request_id="a", prompt_token_ids=token_ids, params=SamplingParams())
+    return Request(core, (0, 0, 0), 0, 100)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "most", "found", "source"),
+    [
+        ([1, 2, 3, 9, 1, 2], 2, [3, 9], 2),
+        ([1, 2, 3, 9, 1, 2], 9, [3, 9, 1, 2, 3, 9, 1, 2, 3], 2),  # it goes on to repeat
+        ([1, 2, 7, 1, 2, 8, 1, 2], 1, [8], 5),  # the last place
+        ([5, 1, 2, 7, 1, 2, 8, 5, 1, 2], 1, [7], 3),  # a longer match wins
+        ([3, 3, 3], 4, [3, 3, 3, 3], 2),
+        ([1, 2, 3, 4], 4, [], -1),
+        ([1], 4, [], -1),
+        ([256, 1, 2, 65536, 256], 1, [], -1),  # equal bytes, but not at the start of a token
+    ],
+)
+def test_prompt_lookup(token_ids, most, found, source):
+    proposal = NgramProposer(2, 4).propose(sequence(token_ids), most)
+    assert list(proposal.token_ids) == found
+    assert proposal.source == source or not found
+
+
+def test_prompt_lookup_follows_the_text():
+    """It finds what a search of the whole text finds, at every length of a growing text."""
+    request, proposer = sequence([next_token([], 0) % 3]), NgramProposer(1, 3)
+    for _ in range(200):
+        tokens = request.token_ids
+        expected: list[int] = []
+        for length in (3, 2, 1):
+            places = [
+                place
+                for place in range(len(tokens) - length)
+                if tokens[place : place + length] == tokens[-length:]
+            ]
+            if places:
+                expected = tokens[places[-1] + length :][:2]
+                break
+        assert proposer.propose(request, len(expected) or 1).token_ids == expected
+        tokens.append(next_token(tokens, 1) % 3)
