@@ -15,6 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from tests.api.conftest import ServerProcess
+from tests.support.api_schemas import API_SCHEMAS
+from tests.support.cases import FULL
 from tests.support.schemas import SCHEMAS, obj
 
 HI = [{"role": "user", "content": "What is a KV cache?"}]
@@ -61,18 +63,21 @@ def test_every_way_to_ask_gives_the_same_text(server):
     jsonschema.validate(json.loads(texts["strict"]), PERSON)
 
 
-def test_streamed_it_is_the_same_text(server):
-    fields = {"response_format": format_of(PERSON), "n": 3}
+@pytest.mark.parametrize("name", [None, *list(API_SCHEMAS)[2 :: 1 if FULL else 67]])
+def test_streamed_it_is_the_same_text(server, name):
+    schema = PERSON if name is None else API_SCHEMAS[name]
+    form = {"json": schema, "disable_any_whitespace": True}
+    fields = {"structured_outputs": form, "n": 4, "max_tokens": 180}
     whole = [c["message"]["content"] for c in chat(server, **fields).json()["choices"]]
-    pieces, reasons = ["", "", ""], []
+    pieces, reasons = [""] * 4, []
     for line in chat(server, **fields, stream=True).text.splitlines():
         if line.startswith("data: {"):
             for choice in json.loads(line[6:])["choices"]:
                 pieces[choice["index"]] += choice["delta"].get("content") or ""
                 reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
-    assert pieces == whole and reasons == ["stop"] * 3
+    assert pieces == whole and reasons == ["stop"] * 4
     for text in whole:
-        jsonschema.validate(json.loads(text), PERSON)
+        jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fetch what real models bring, by pip and npm: vocabularies, chat templates, tokenizers.
+"""Fetch what others bring, by pip and npm: models' vocabularies, chat templates, test suites.
 
 All is pinned by hash and kept in the user's cache, beside the models; nothing of it is in the
 repository. Where it can't be had, the tests that want it are skipped, with the reason.
@@ -25,6 +25,10 @@ SDIST = "llama-cpp-python==0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 SDIST_PARTS = ("vendor/llama.cpp/models/ggml-vocab-", "vendor/llama.cpp/models/templates/")
 
+SUITE = "jsonschema==4.26.0"  # its source distribution has the JSON-Schema-Test-Suite
+SUITE_SHA256 = "0c26707e2efad8aa1bfc5b7ce170f3fccc2e4918ff85989ba9ffa9facb2be326"
+SUITE_PARTS = ("json/tests/draft2020-12/",)
+
 NPM_VERSION = "3.7.2"
 NPM_SHA512 = {  # as the registry states it ("integrity")
     "qwen3": "5rqQ7FyKhoWNbgzaqEM+3fOi/7LUEEPeIxgATi/Dzga61ByBla3VvYUy20ZiOrjj"
@@ -46,7 +50,18 @@ class NotFetched(Exception):
 
 def llama_cpp() -> Path:
     """Return a folder with llama.cpp's vocabularies, and its chat templates in `templates/`."""
-    return _kept(SDIST.replace("==", "-"), _unpack_sdist)
+    return _kept(
+        SDIST.replace("==", "-"),
+        lambda place, made: _unpack_sdist(SDIST, SDIST_SHA256, SDIST_PARTS, place, made),
+    )
+
+
+def json_schema_suite() -> Path:
+    """Return a folder with the JSON-Schema-Test-Suite's files for draft 2020-12."""
+    return _kept(
+        f"suite-{SUITE.replace('==', '-')}",
+        lambda place, made: _unpack_sdist(SUITE, SUITE_SHA256, SUITE_PARTS, place, made),
+    )
 
 
 def npm_tokenizer(name: str) -> Path:
@@ -80,14 +95,15 @@ _failed: dict[str, str] = {}
 """What couldn't be had, and why: no test after the first one waits for it."""
 
 
-def _unpack_sdist(place: Path, made: Path) -> None:
+def _unpack_sdist(name: str, sha256: str, parts: tuple[str, ...], place: Path, made: Path) -> None:
     wanted = place / "wanted.txt"
-    wanted.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
+    wanted.write_text(f"{name} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(wanted)]
+    package = name.partition("==")[0]
+    command += ["--no-binary", package, "--require-hashes", "-r", str(wanted)]
     _run([*command, "--disable-pip-version-check", "--retries", "1", "--dest", str(place)])
     (archive,) = place.glob("*.tar.gz")
-    _unpack(archive, made, SDIST_PARTS)
+    _unpack(archive, made, parts)
 
 
 def _unpack_npm(name: str, place: Path, made: Path) -> None:

@@ -1,0 +1,67 @@
+"""Texts of the pocket model follow schemas as APIs have them: 8 of the 200, all with `--full`."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from engine import LLM, SamplingParams
+from engine.trace.events import RequestPreempted, StepPlanned
+from tests.support.api_schemas import API_SCHEMAS
+from tests.support.cases import FULL
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "What is a KV cache?"
+N = 4
+assert len(API_SCHEMAS) == 200
+CHOSEN = list(API_SCHEMAS.items())[:: 1 if FULL else 27]  # of all four shapes
+OPTIONS = {"cpu_threads": 1, "device": "cpu", "block_size": 8, "max_model_len": 200}
+WAYS = {
+    "plain": {},
+    "overlapped": {"async_scheduling": True},
+    "recompute": {"num_gpu_blocks_override": 50, "preemption_mode": "recompute"},
+    "swap": {"num_gpu_blocks_override": 50, "preemption_mode": "swap", "swap_space": 0.01},
+    "chunked": {"max_num_batched_tokens": 7, "enable_prefix_caching": False},
+}
+
+
+def params(place: int) -> SamplingParams:
+    schema = CHOSEN[place][1]
+    form = {"json": schema, "disable_any_whitespace": True}
+    return SamplingParams(structured_outputs=form, temperature=1.5, seed=place, max_tokens=180, n=N)
+
+
+def texts_of(llm: LLM, places: list[int]) -> list[list[tuple[str, str | None]]]:
+    outputs = llm.generate([PROMPT] * len(places), [params(i) for i in places], use_tqdm=False)
+    return [[(one.text, one.finish_reason) for one in output.outputs] for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[tuple[str, str | None]]]:
+    """What each schema's request answers with no other beside it, n = 4."""
+    with LLM("pocket", **OPTIONS) as llm:
+        return [texts_of(llm, [place])[0] for place in range(len(CHOSEN))]
+
+
+def test_every_text_is_an_instance_of_its_schema(alone):
+    for (name, schema), texts in zip(CHOSEN, alone):
+        for text, reason in texts:
+            assert reason == "stop", (name, text)
+            instance = json.loads(text)
+            checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+            jsonschema.Draft202012Validator(schema, format_checker=checker).validate(instance)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_texts_in_company_and_however_they_are_computed(alone, way):
+    with LLM("pocket", trace="steps", **{**OPTIONS, "max_num_seqs": 24, **WAYS[way]}) as llm:
+        assert texts_of(llm, list(range(len(CHOSEN)))) == alone
+        record = llm.record()
+    preempted = {event.mode for event in record if isinstance(event, RequestPreempted)}
+    assert preempted == ({way} if way in ("recompute", "swap") else set())
+    if way == "chunked":
+        rows = [row for event in record if isinstance(event, StepPlanned) for row in event.rows]
+        assert any(not row.samples for row in rows)
