@@ -10,7 +10,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from docs.scripts import browser_core
-from engine.trace.replay import Replay
 from engine.whatif.playground import play
 
 
@@ -72,21 +71,3 @@ def test_sliders_run_the_core_and_the_room_shows_it(site, browser):
     assert all(url.startswith((site, "data:")) for url in asked), "it asked another server"
     assert not problems
     page.close()
-
-
-def test_the_playground_gives_a_record_that_replays(tmp_path):
-    from engine.trace.files import read_all
-
-    answer = json.loads(play('{"blocks": 16, "requests": 12, "shared": 16}'))
-    path = tmp_path / "record.jsonl"
-    path.write_text(answer["record"])
-    events = read_all(path)
-    Replay.of(events).check()
-    assert answer["rows"]["preemptions"] > 0 and answer["rows"]["tokens from the cache"] > 0
-    for wrong, said in (
-        ("{", "DecodeError"),
-        ('{"block": 1}', "block"),
-        ('{"seats": 0}', "--max-num-seqs"),
-    ):
-        assert said in json.loads(play(wrong))["error"]
-    assert "no class Policy" in json.loads(play("{}", "x = 1"))["error"]

@@ -13,12 +13,16 @@ from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from engine.config import EngineConfig
+from engine.fit.estimate import make_plan
+from engine.fit.report import report
+from engine.kernels import BACKENDS, TORCH, Backend
 from engine.models.errors import ModelError
 from engine.models.formats.gguf_blocks import BLOCKS
 from engine.models.formats.gguf_model import IN_A_LAYER, LLAMA3_LENGTH, NORMS_OF_HEADS, OUTSIDE
 from engine.models.loader import load_model
 from engine.models.named import local_folder
 from engine.text.loading import load_text
+from engine.trace.recorder import Recorder
 from tests.models.gguf_files import Blocks, file, random_blocks
 from tests.support.engine_on_tokens import TokenEngine
 
@@ -209,6 +213,19 @@ def test_greedy_equals_transformers(served, backend):
     with TokenEngine(path, block_size=4, max_model_len=64, enforce_eager=eager) as engine:
         found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
     assert found == answers_of(model, PROMPTS)
+
+
+def test_the_plan_counts_what_is_loaded(served, monkeypatch):
+    """In plain torch: packed for a kernel, weights may be padded."""
+    path, _ = served
+    monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    load_model(EngineConfig(model=str(path), device="cpu"), torch.device("cpu"), recorder=recorder)
+    recorder.close()
+    plan = make_plan(str(path))
+    assert "\nquantized: GGUF, " in report(plan)
+    assert plan.shape.weight_bytes == pytest.approx(events[-1].num_bytes, rel=0.01)
 
 
 def test_its_tokenizer_and_template_come_from_the_file(served):

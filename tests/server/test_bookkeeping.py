@@ -131,6 +131,7 @@ def test_an_id_that_became_free_brings_no_other_requests_text(slow):
     expect_idle(slow)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_a_soak_with_aborts(run_server):
     with run_server(step_s=0.002, num_blocks=40, max_num_seqs=6) as busy:
         chance = random.Random(14)

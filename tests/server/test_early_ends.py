@@ -179,7 +179,10 @@ def test_a_request_may_end_at_every_await(called, route, body, how):
     assert called.loop.run_until_complete(everywhere()) > 8
 
 
-@pytest.mark.parametrize(("route", "body"), REQUESTS)
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [REQUESTS[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in REQUESTS[1:])],
+)
 def test_every_call_may_raise(called, route, body):
     async def everywhere():
         await called.call(route, body, asyncio.Event())  # starts the threads that it needs

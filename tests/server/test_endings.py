@@ -221,6 +221,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_signals", [1, 2])
 def test_a_second_signal_ends_every_answer_and_the_exit_code_says_so(
     tmp_path, tokenizer_folder, num_signals

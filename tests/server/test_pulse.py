@@ -131,6 +131,7 @@ def load_busy(config, recorder, progress):
     return Busy(2.0, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [load_busy, fake(load_s=1.5)])
 def test_a_long_step_a_long_load_and_idling_are_no_hanging(run_server, load):
     with run_server(load=load, engine_timeout=0.6) as server:

@@ -78,7 +78,10 @@ def test_every_text_is_an_instance_of_its_schema(alone):
     assert complete > 1.9 * len(NAMES)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[] if way == "recompute" else pytest.mark.slow) for way in WAYS],
+)
 def test_the_same_text_in_company_and_however_it_is_computed(alone, way):
     """Rule 9 with grammars: others beside it, both loops, both preemptions, chunks, forks."""
     with LLM("pocket", **{**OPTIONS, "max_num_seqs": 24, **WAYS[way]}) as llm:

@@ -81,7 +81,9 @@ READERS = {  # what people pipe into `head`
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "lab" else []) for n in READERS]
+)
 def test_a_reader_that_has_seen_enough_is_no_error(record, name):
     """As with `… | head`: the reader of the output is gone."""
     arguments = [str(record) if part == "RECORD" else part for part in READERS[name]]
@@ -104,7 +106,7 @@ def test_every_program_ends_by_run_command():
         "test_client.py",  # one file that works without this repository
         # for other programs, not for people
         "engine/config.py", "engine/text/sandbox.py", "engine/text/grammar_process.py",
-            "engine/models/asking.py",
+            "engine/models/asking.py", "course/judge.py",
         "glasshouse/__main__.py",  # glasshouse.command.main, which does
         "benchmarks/peers/convert.py", "benchmarks/peers/install.py", "benchmarks/peers/worker.py",
         "benchmarks/peers/vllm_quality.py",

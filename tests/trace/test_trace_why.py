@@ -102,7 +102,9 @@ def random_run(seed: int) -> list[ev.Event]:
     return run.events  # cut off
 
 
-@pytest.mark.parametrize("first", range(0, RUNS, PART))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(PART, RUNS, PART))]
+)
 def test_the_parts_sum_to_the_whole(first):
     causes: Counter[str] = Counter()
     for seed in range(first, first + PART):

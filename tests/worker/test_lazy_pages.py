@@ -41,6 +41,7 @@ print(json.dumps({"held": held, "zeros": zeros, "made": made - before, "read": r
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_pages_cost_memory_when_written_and_not_when_made():
     result = subprocess.run(
