@@ -210,7 +210,6 @@ ATTENTION = {  # name: (heads, kv_heads, head_dim), (rows, tokens before, tokens
 
 
 def attention(bench: Bench, ops: cpu.NativeOps) -> None:
-    ops.torch_chunks = dict.fromkeys(ops.torch_chunks, 1 << 30)  # the kernel itself, always
     for name, ((heads, kv_heads, dim), (rows, before, now)) in ATTENTION.items():
         for dtype in (torch.float32, torch.bfloat16):
             context, spec = before + now, AttentionSpec(heads, kv_heads, dim, dim**-0.5)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from engine.kernels.cpu.build import BuildError, cpu_flags, load
+from engine.kernels.cpu.build import BuildError, load
 from engine.kernels.cpu.choice import choose
 from engine.kernels.cpu.ops import NativeOps
 
@@ -50,7 +50,7 @@ def for_variant(variant: str) -> NativeOps:
 
     Raises BuildError.
     """
-    return NativeOps(load(variant), variant, "amx_bf16" in cpu_flags())
+    return NativeOps(load(variant), variant)
 
 
 def forget() -> None:

@@ -24,11 +24,6 @@ _ROTATE = Struct("18qd").pack
 _WRITE = Struct("12q").pack
 _ATTENTION = Struct("20q2d").pack
 
-NEVER = 1 << 30
-TORCH_CHUNKS = {torch.float32: 512, torch.bfloat16: 64}
-"""On CPUs with AMX: from chunks of this many tokens on torch's attention is faster than ours
-without matrix tiles. Elsewhere ours always computes: a token's sums depend on its own row alone."""
-
 
 def function(
     library: ctypes.CDLL, name: str, returns: type | None = None
@@ -42,10 +37,9 @@ def function(
 class AttentionOps:
     """Compute what lies between a layer's two projections, by one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, amx: bool) -> None:
-        """Bind the library. amx: torch computes bf16 in AMX tiles."""
-        self.torch_chunks = dict(TORCH_CHUNKS) if amx else dict.fromkeys(TYPES, NEVER)
-        self.tiles = False  # whether our own kernels may use matrix tiles
+    def __init__(self, library: ctypes.PyDLL, tiles: bool) -> None:
+        """Bind the library. tiles: whether matrix tiles may be used."""
+        self.tiles = tiles
         self._rotate = function(library, "rotate")
         self._write = function(library, "write_kv")
         self._attention = function(library, "attention", ctypes.c_int64)
@@ -97,55 +91,37 @@ class AttentionOps:
     ) -> torch.Tensor:
         """Attend with q whose tokens are `q_stride` apart, heads side by side.
 
-        The result is in `dtype`, of q's shape. Long chunks go to torch where it is faster.
+        The result is in `dtype`, of q's shape.
         """
         out = torch.empty(q.shape, dtype=dtype)
         step = batch.scratch.get("native") or _step(batch)
-        rows = step.rows
-        if step.longest >= self.torch_chunks[cache.k.dtype]:
-            rows = batch.num_decode_rows
-        if rows:
-            sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
-            packed = _ATTENTION(
-                q.data_ptr(),
-                cache.k.data_ptr(),
-                cache.v.data_ptr(),
-                out.data_ptr(),
-                step.tables.data_ptr(),
-                step.query_start.data_ptr(),
-                step.context_lens.data_ptr(),
-                0 if sinks is None else sinks.data_ptr(),
-                rows,
-                step.width,
-                spec.num_heads,
-                spec.num_kv_heads,
-                spec.head_dim,
-                batch.block_size,
-                q_stride,
-                TYPES[q.dtype],
-                TYPES[cache.k.dtype],
-                TYPES[dtype],
-                spec.sliding_window or 0,
-                self.tiles,
-                spec.scale,
-                spec.soft_cap or 0.0,
-            )
-            run, facts = self._attention, (q, cache, batch, spec, range(rows), self.tiles)
-            launch("paged_attention", "native", run, (packed,), attention_cost, *facts)
-        first = rows
-        for row in range(rows, step.rows):
-            last = first + batch.query_lens[row]
-            part = q[first:last].view(last - first, spec.num_heads, spec.head_dim)
-            made = launch(
-                "paged_attention",
-                "torch",
-                torch_attention.chunk_attention,
-                (part.to(cache.k.dtype), cache, batch, spec, row),
-                attention_cost,
-                *(q, cache, batch, spec, range(row, row + 1)),
-            )
-            out[first:last] = made.view(out[first:last].shape)
-            first = last
+        sinks = None if spec.sinks is None else spec.sinks.float().contiguous()
+        packed = _ATTENTION(
+            q.data_ptr(),
+            cache.k.data_ptr(),
+            cache.v.data_ptr(),
+            out.data_ptr(),
+            step.tables.data_ptr(),
+            step.query_start.data_ptr(),
+            step.context_lens.data_ptr(),
+            0 if sinks is None else sinks.data_ptr(),
+            step.rows,
+            step.width,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            batch.block_size,
+            q_stride,
+            TYPES[q.dtype],
+            TYPES[cache.k.dtype],
+            TYPES[dtype],
+            spec.sliding_window or 0,
+            self.tiles,
+            spec.scale,
+            spec.soft_cap or 0.0,
+        )
+        run, facts = self._attention, (q, cache, batch, spec, range(step.rows), self.tiles)
+        launch("paged_attention", "native", run, (packed,), attention_cost, *facts)
         return out
 
     def qkv_attention(
@@ -238,7 +214,6 @@ class _Step(NamedTuple):
     context_lens: torch.Tensor
     rows: int
     width: int  # of tables
-    longest: int  # query tokens of a row
 
 
 def _step(batch: AttentionBatch) -> _Step:
@@ -248,7 +223,7 @@ def _step(batch: AttentionBatch) -> _Step:
         for tensor in (batch.block_tables, batch.query_start, batch.context_lens)
     )
     rows, width = tables.shape
-    step = _Step(tables, query_start, context_lens, rows, width, max(batch.query_lens))
+    step = _Step(tables, query_start, context_lens, rows, width)
     batch.scratch["native"] = step
     return step
 

@@ -86,27 +86,23 @@ def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> 
 
 
 def attention_cost(
-    result: int | torch.Tensor,
+    tasks: int,
     q: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,
     rows: range,
-    tiles: bool = False,
+    tiles: bool,
 ) -> Cost:
     """Count the cost of attention.
 
-    result: the number of tasks that the kernel cut the rows into, or torch's tensor. tiles: chunks
-    are multiplied on matrix tiles, in bf16.
+    tasks: how many the kernel cut the rows into. tiles: bf16 is multiplied on matrix tiles.
     """
     work = attention_work(q, cache, batch, spec, rows)
-    if isinstance(result, torch.Tensor):
-        dtype, why = str(cache.k.dtype).removeprefix("torch."), f"a chunk of {work.tokens} tokens"
-        return Cost([len(rows)], work.num_bytes, work.flops, dtype, why)
-    why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {result} tasks"
-    in_bf16 = tiles and work.tokens > len(rows) and cache.k.dtype is torch.bfloat16
+    why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks"
+    in_bf16 = tiles and cache.k.dtype is torch.bfloat16
     dtype = "bfloat16" if in_bf16 else "float32"
-    return Cost([result], work.num_bytes, work.flops, dtype, why)
+    return Cost([tasks], work.num_bytes, work.flops, dtype, why)
 
 
 def norm_cost(_: None, x: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> Cost:

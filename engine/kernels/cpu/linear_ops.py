@@ -20,22 +20,14 @@ from engine.kernels.launch import launch
 LINEAR = Struct("12q").pack
 """PanelArgs and AmxLinearArgs: addresses of x, w, bias, y; sizes; strides; types of x, w, y."""
 
-LINEAR_ROWS = {
-    ("amx", torch.bfloat16): 8,
-    ("amx", torch.float32): 16,
-    ("portable", torch.bfloat16): 1,
-    ("portable", torch.float32): 1,
-}
-"""Up to this many rows of x a product with a plain weight is ours, by variant and dtype of weights;
-with more it is torch's, whose sums depend on the number of rows. Other variants: always ours."""
-LINEAR_ROWS_BESIDE_AMX = 8
-"""The same for weights in bf16 that aren't packed, on CPUs where torch has matrix tiles."""
-# Both: benchmarks/kernels_cpu.py and docs/archive/NOTES.md
+PORTABLE_ROWS = 1
+"""Up to this many rows of x the portable variant multiplies; more are torch's, whose sums depend on
+the number of rows (docs/archive/NOTES.md). Other variants multiply any number."""
 BLOCK = 32
 """A weight on matrix tiles has a multiple of this many outputs, and of inputs."""
-PANEL = {"avx512_bf16": 32, "avx512": 32, "avx2": 16}
+PANEL = {"amx": 32, "avx512_bf16": 32, "avx512": 32, "avx2": 16}
 """A weight in panels has a multiple of this many outputs: two vectors."""
-PAIRED = {"avx512_bf16"}
+PAIRED = {"amx", "avx512_bf16"}
 """Variants whose products take bf16 weights by pairs of places: these lie side by side."""
 
 
@@ -54,50 +46,46 @@ class Layout(IntEnum):
 class LinearOps:
     """Compute y = x Wᵀ + b by one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
-        """Bind the library.
-
-        variant: what it was compiled for. amx: torch computes bf16 in AMX tiles.
-        """
+    def __init__(self, library: ctypes.PyDLL, variant: str) -> None:
+        """Bind the library. variant: what it was compiled for."""
         self.variant = variant
-        self.max_linear_rows = {
-            dtype: LINEAR_ROWS.get((variant, dtype), 1 << 30) for dtype in TYPES
-        }
-        if amx:
-            rows = min(self.max_linear_rows[torch.bfloat16], LINEAR_ROWS_BESIDE_AMX)
-            self.max_linear_rows[torch.bfloat16] = rows
+        self.max_linear_rows = PORTABLE_ROWS if variant == "portable" else 1 << 30
         self.panel = PANEL.get(variant, 0)
-        self.layout = Layout.PANELS if self.panel else Layout.PLAIN
-        """The layout that weights get here, where their shape and dtype allow it."""
-        if variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0:
-            self.layout = Layout.TILES
+        self.tiles = variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0
+        """Whether matrix tiles may be used."""
+        if self.tiles:
             self._linear_amx = function(library, "linear_amx")
         self._linear = function(library, "linear")
         self._linear_panels = function(library, "linear_panels")
 
-    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Lay out weight [N, K] as `linear` reads it fastest, for `linear` and `embed`.
+    def layout_of(self, weight: torch.Tensor) -> Layout:
+        """Return the layout that a weight [N, K] gets here.
 
-        Tiles take bf16 only. Weights whose N (on tiles, or K) isn't a multiple of the layout's stay
-        unchanged.
+        Tiles take bf16 whose N and K are whole blocks, panels whole panels of N (and pairs of K,
+        where pairs are multiplied). Others stay as they are.
         """
         outputs, inputs = weight.shape
-        if self.layout is Layout.TILES:
-            if weight.dtype is not torch.bfloat16 or outputs % BLOCK or inputs % BLOCK:
-                return weight
+        bf16 = weight.dtype is torch.bfloat16
+        if self.tiles and bf16 and outputs % BLOCK == 0 and inputs % BLOCK == 0:
+            return Layout.TILES
+        if not self.panel or weight.dtype not in TYPES or outputs % self.panel:
+            return Layout.PLAIN
+        odd = bf16 and self.variant in PAIRED and inputs % 2
+        return Layout.PLAIN if odd else Layout.PANELS
+
+    def pack_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Lay out weight [N, K] as `linear` reads it fastest, for `linear` and `embed`."""
+        layout = self.layout_of(weight)
+        if layout is Layout.PLAIN:
+            return weight
+        outputs, inputs = weight.shape
+        if layout is Layout.TILES:
             tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
             return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
-        if self.layout is Layout.PANELS and weight.dtype in TYPES and outputs % self.panel == 0:
-            return self._in_panels(weight)
-        return weight
-
-    def _in_panels(self, weight: torch.Tensor) -> torch.Tensor:
-        inputs, panel = weight.shape[1], self.panel
+        panel = self.panel
         if weight.dtype is torch.float32:
             return weight.view(-1, panel, inputs).transpose(1, 2).contiguous()
         if self.variant in PAIRED:
-            if inputs % 2:
-                return weight
             words = weight.view(-1, panel, inputs // 2, 2).permute(0, 2, 1, 3)
         else:  # output i beside output i + panel / 2: the halves of a word
             words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
@@ -111,7 +99,7 @@ class LinearOps:
         For few rows the time is that of reading the weights once.
         """
         if Layout.of(weight) is Layout.PLAIN and (
-            not self._takes(x, weight) or len(x) > self.max_linear_rows[weight.dtype]
+            not self._takes(x, weight) or len(x) > self.max_linear_rows
         ):
             return torch_ops.linear(x, weight, bias)
         return self.product(x, weight, bias)

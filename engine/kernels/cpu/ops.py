@@ -14,7 +14,7 @@ from struct import Struct
 import torch
 
 from engine.kernels import torch_ops
-from engine.kernels.cpu.attention_ops import NEVER, TYPES, AttentionOps, function
+from engine.kernels.cpu.attention_ops import TYPES, AttentionOps, function
 from engine.kernels.cpu.costs import elementwise_cost, embed_cost, mask_cost, norm_cost
 from engine.kernels.cpu.linear_ops import BLOCK, Layout
 from engine.kernels.cpu.quantized_ops import QuantizedOps
@@ -33,17 +33,10 @@ _MASK = Struct("7q").pack
 class NativeOps(QuantizedOps, AttentionOps):
     """Hold the operations of one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
-        """Bind the functions of the library.
-
-        variant: what it was compiled for. amx: torch computes bf16 in AMX tiles.
-        """
-        QuantizedOps.__init__(self, library, variant, amx)
-        AttentionOps.__init__(self, library, amx)
-        if self.layout is Layout.TILES:
-            self.tiles = True
-            self.torch_chunks[torch.bfloat16] = NEVER
-
+    def __init__(self, library: ctypes.PyDLL, variant: str) -> None:
+        """Bind the functions of the library. variant: what it was compiled for."""
+        QuantizedOps.__init__(self, library, variant)
+        AttentionOps.__init__(self, library, self.tiles)
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")
         self._embed = function(library, "embed")

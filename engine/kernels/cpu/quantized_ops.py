@@ -77,9 +77,9 @@ class PackedPanels:
 class QuantizedOps(LinearOps):
     """Compute y = x Wᵀ + b with a quantized W by one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, variant: str, amx: bool) -> None:
+    def __init__(self, library: ctypes.PyDLL, variant: str) -> None:
         """Bind the library; see `LinearOps`."""
-        super().__init__(library, variant, amx)
+        super().__init__(library, variant)
         self._vector = VECTOR[variant]
         self._linear_quantized = function(library, "linear_quantized")
         self._embed_quantized = function(library, "embed_quantized")

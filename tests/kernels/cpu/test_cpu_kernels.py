@@ -73,10 +73,8 @@ def test_linear(ops, seed, rows, outputs, inputs, with_bias, types):
 def test_linear_with_a_packed_weight(ops, seed, rows, blocks, steps, odd, with_bias, types):
     """On tiles x is bf16; panels take any even number of inputs, some take odd ones."""
     x_type, w_type = types
-    outputs, inputs = 32 * blocks, 32 * steps
-    if ops.layout is Layout.PANELS:
-        outputs, inputs = ops.panel * blocks, inputs + 2 * odd
-    else:
+    outputs, inputs = (ops.panel or 32) * blocks, 32 * steps + 2 * odd
+    if ops.layout_of(torch.empty(outputs, inputs, dtype=w_type)) is Layout.TILES:
         x_type = w_type
     x = numbers(seed, rows, inputs, dtype=x_type)
     weight = numbers(seed + 1, outputs, inputs, dtype=w_type)
@@ -101,7 +99,7 @@ def test_logits_are_in_fp32_of_any_layout(ops, seed, rows, blocks, inputs, even,
     weight = numbers(seed + 1, outputs, inputs, dtype=w_type)
     expected = x.double() @ weight.double().T
     layouts = [weight]
-    if ops.layout is Layout.PLAIN or x_type is w_type:  # as models have them
+    if ops.layout_of(weight) is not Layout.TILES or x_type is w_type:  # as models have them
         layouts.append(ops.pack_weight(weight))
     for laid_out in layouts:
         found = ops.logits(x, laid_out)
@@ -112,10 +110,10 @@ def test_logits_are_in_fp32_of_any_layout(ops, seed, rows, blocks, inputs, even,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("company", [1, 2, 5, 8, 9, 16, 17, 64])
 def test_a_row_of_logits_is_the_same_in_any_company(ops, company, dtype):
-    """In fp32 torch multiplies many plain rows; in bf16 every row is ours."""
+    """In fp32 torch multiplies many plain rows of the portable variant; others are ours."""
     x, weight = numbers(1, 64, 96, dtype=dtype), numbers(2, 640, 96, dtype=dtype)
     weight = ops.pack_weight(weight)
-    if dtype is torch.float32 and company > ops.max_linear_rows[dtype] and weight.dim() == 2:
+    if dtype is torch.float32 and company > ops.max_linear_rows:
         pytest.skip("torch's product")
     alone = torch.cat([ops.logits(row, weight) for row in x.split(1)])
     assert torch.equal(ops.logits(x[:company], weight), alone[:company])
@@ -182,10 +180,11 @@ def test_linear_of_a_whole_layer_uses_all_threads(ops):
     assert_near(ops.product(x, weight, None), x.double() @ weight.double().T, 1e-5)
 
 
-def test_many_rows_of_a_plain_weight_are_the_same_in_any_company_or_go_to_torch(ops):
-    x, weight = numbers(1, 257, 32), numbers(2, 8, 32)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows_of_a_plain_weight_are_the_same_in_any_company_or_go_to_torch(ops, dtype):
+    x, weight = numbers(1, 257, 32, dtype=dtype), numbers(2, 8, 32, dtype=dtype)
     found = ops.linear(x, weight, None)
-    if ops.layout is Layout.PANELS:
+    if ops.variant != "portable":
         assert torch.equal(found, torch.cat([ops.linear(row, weight, None) for row in x.split(1)]))
     else:
         assert torch.equal(found, torch_ops.linear(x, weight, None))
@@ -340,9 +339,7 @@ def test_long_chunks_beside_decode_rows(ops, dtype):
     spec = AttentionSpec(4, 2, 32, 0.2, sliding_window=80)
     q = numbers(1, 158, 6, 32, dtype=dtype)[:, :4]
     expected = exact_attention(q, cache, batch, spec)
-    for limit in (64, 1000):  # long chunks by torch, or all by the kernel
-        ops.torch_chunks = {dtype: limit}
-        assert_near(ops.paged_attention(q, cache, batch, spec), expected, TOLERANCE[dtype])
+    assert_near(ops.paged_attention(q, cache, batch, spec), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("window", [None, 300])
