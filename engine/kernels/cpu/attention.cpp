@@ -19,7 +19,8 @@
 //
 // A query's sums have a fixed order: a score is summed over the head's dimensions lane by lane, weights and values over
 // blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are
-// joined one after another. How tasks are cut and queries combined, for speed, changes no bit of a query's result.
+// joined one after another. On matrix tiles, where bf16 is multiplied, the order is another one (attention_tiles.h), for
+// decoding rows too. How tasks are cut and queries combined, for speed, changes no bit of a query's result.
 #include <vector>
 
 #include "tiles.h"
@@ -38,9 +39,10 @@ struct AttentionArgs {
 };
 
 constexpr int KEYS = VEC >= 16 ? 64 : 32, PART = 256, QUERIES = 128, MAX_DIM = 256;
-constexpr int FEW = 32;     // queries of a task that decodes: q, scores and o stay in the first cache
-constexpr int CHUNK = FEW;  // the same of a chunk, without matrix tiles
-constexpr int TILE = 4;     // queries that attention_staged.h computes together; QUERIES is a multiple
+constexpr int FEW = 32;          // queries of a task that decodes: q, scores and o stay in the first cache
+constexpr int CHUNK = FEW;       // the same of a chunk, without matrix tiles
+constexpr int FEW_ON_TILES = 8;  // queries of a key head that attention_tiles_few.h takes
+constexpr int TILE = 4;          // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head, kv_heads;
@@ -177,9 +179,9 @@ static void join(View y, View part, const AttentionArgs& a, const Task& t) {
         if (m == -INFINITY) return;
         float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
         y.m[i] = m;
-        y.l[i] = y.l[i] * mine + part.l[i] * theirs;
+        y.l[i] = fused(y.l[i], mine, part.l[i] * theirs);
         for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC)
-            store(y.o + d, load(y.o + d) * mine + load(part.o + d) * theirs);
+            store(y.o + d, fused(load(y.o + d), vec{} + mine, load(part.o + d) * theirs));
     });
 }
 
@@ -202,10 +204,12 @@ static INLINE void begin_block(Scratch& x, const AttentionArgs& a, const Task& t
 #include "attention_staged.h"
 #if defined(__AMX_BF16__)
 #include "attention_tiles.h"
+//
+#include "attention_tiles_few.h"
 static bool on_tiles(const AttentionArgs& a) { return a.tiles && a.kv_type == BF16 && a.dim % 32 == 0; }
 #else
 static bool on_tiles(const AttentionArgs&) { return false; }
-static void attend_tiles(Scratch&, const AttentionArgs&, const Task&) {}
+static void attend_tiles(Scratch&, const AttentionArgs&, const Task&, int64_t) {}
 #endif
 
 template <class KV>
@@ -222,7 +226,7 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     });
     x.state = &x.states[0];
     clear(x, t, padded);
-    if (t.tokens > 1 && queries >= 16 && on_tiles(a)) return attend_tiles(x, a, t);
+    if (on_tiles(a)) return attend_tiles(x, a, t, padded);
     const bool halves = in_halves((const KV*)nullptr, a.dim);
     for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, split);
     const int64_t in_place = t.tokens == 1 && a.dim % (2 * VEC) == 0 ? t.heads : 0;
@@ -278,7 +282,8 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part,
                        : on_tiles(a) ? QUERIES
                                      : CHUNK,
                 heads = group < most ? group : most, tokens = most / heads;
-        int64_t room = most / padded_queries(heads), many = length > 1 ? 1 : side_by_side < room ? side_by_side : room;
+        int64_t room = most / padded_queries(heads), many = side_by_side < room ? side_by_side : room;
+        if (length > 1 || (on_tiles(a) && heads > FEW_ON_TILES)) many = 1;
         for (int64_t token = (length - 1) / tokens * tokens; token >= 0; token -= tokens) {
             int64_t count = length - token < tokens ? length - token : tokens, high = start + token + count;
             int64_t low = a.window && start + token >= a.window ? (start + token - a.window + 1) / KEYS * KEYS : 0;

@@ -1,4 +1,4 @@
-// Attend for a chunk of a prompt on matrix tiles: see attention.cpp for the task, tiles.h for A, B and C.
+// Attend on matrix tiles: see attention.cpp for the task, tiles.h for A, B and C.
 //
 // Scores and weighted values are products of matrices here: up to QUERIES rows of q with KEYS positions at a time. A vector
 // holds one number of each of 16 queries, so that the softmax never has to add or compare within a vector:
@@ -6,18 +6,24 @@
 //   scores  C[16 keys, 16 queries]  +=  A: K, 16 positions in place   x  B: q, transposed once for the task
 //   softmax over the keys, one vector after another
 //   values  C[16 dims, 16 queries]  +=  A: V, transposed              x  B: the weights of two keys side by side, in bf16
+//
+// A chunk's queries and a decoding row's (attention_tiles_few.h) get the same bits: an instruction adds the products of even
+// places and those of odd places, then both sums to C, whichever operand is A; the softmax is one function for both; 16 sums
+// of every 16th key's weight are added by halves; parts are joined as `join` does.
 #pragma once
 
 constexpr int GROUP = 16, GROUPS = QUERIES / GROUP, WORDS = 256;  // queries of a vector; words of a tile
 
+struct alignas(64) Group {                         // what is known of 16 queries
+    float m[GROUP], l[GROUP], o[MAX_DIM * GROUP];  // o: [dim, queries]
+};
 struct Tiles {
     alignas(64) bf16 k[KEYS * MAX_DIM];              // [position, dim]
     alignas(64) uint32_t v[KEYS / 2 * MAX_DIM];      // tiles: for each 32 positions, for each 16 dimensions
     alignas(64) uint32_t q[QUERIES / 2 * MAX_DIM];   // tiles: for each 16 queries, for each 32 dimensions
     alignas(64) uint32_t weights[KEYS / 2 * GROUP];  // [pairs of positions, queries]
     alignas(64) float s[2][KEYS * GROUP];            // [position, queries], of this group and the next
-    alignas(64) float o[GROUPS][MAX_DIM * GROUP];    // [dim, queries]
-    vec m[GROUPS], l[GROUPS];
+    Group groups[2][GROUPS];                         // of the first part, joined by others, and of the part at work
 };
 
 // Pack two vectors of numbers as bf16: the first into the lower halves of the words.
@@ -32,20 +38,35 @@ static INLINE __m512i beside(vec low, vec high) {
 // isn't subnormal: subnormal numbers take a hundred times as long, and beside any weight both count as 0.
 constexpr float LOG2 = 1.44269504f;
 static INLINE vec weight_of(vec x, vec scaled) {
-    __m512 t = _mm512_max_ps((__m512)(x * LOG2 - scaled), _mm512_set1_ps(-126.0f));
+    const vec none = {};
+    __m512 t = _mm512_max_ps((__m512)fused(x, none + LOG2, -scaled), _mm512_set1_ps(-126.0f));
     vec r = (vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    vec p = r * 0.0136703095f + 0.0517449978f;
-    p = p * r + 0.241604357f;
-    p = p * r + 0.692972922f;
-    p = p * r + 1.00000349f;
+    vec p = fused(r, none + 0.0136703095f, none + 0.0517449978f);
+    p = fused(p, r, none + 0.241604357f);
+    p = fused(p, r, none + 0.692972922f);
+    p = fused(p, r, none + 1.00000349f);
     return (vec)_mm512_scalef_ps((__m512)p, t);
 }
 
-// Load queries from x.q, m and l from x.state, padding included.
+// Reset groups that have seen no key.
+static INLINE void clear(Group* groups, int64_t count, int64_t dim) {
+    for (int64_t g = 0; g < count; g++) {
+        store(groups[g].m, vec{} - INFINITY), store(groups[g].l, vec{});
+        memset(groups[g].o, 0, dim * GROUP * sizeof(float));
+    }
+}
+
+// Join one part's m, l and o with those of the parts before it.
+static void join(Group& y, const Group& part, int64_t dim) {
+    const vec mine = load(y.m), theirs = load(part.m), m = vmax(mine, theirs);
+    const vec old = m == -INFINITY ? vec{} : exp(mine - m), now = m == -INFINITY ? vec{} : exp(theirs - m);
+    store(y.m, m), store(y.l, fused(load(y.l), old, load(part.l) * now));
+    for (int64_t d = 0; d < dim * GROUP; d += GROUP) store(y.o + d, fused(load(y.o + d), old, load(part.o + d) * now));
+}
+
+// Load queries from x.q, padding included.
 static void take_queries(Tiles& y, const Scratch& x, int64_t rows, int64_t dim) {
     for (int64_t g = 0; g < rows / GROUP; g++) {
-        y.m[g] = load(x.state->m + g * GROUP), y.l[g] = load(x.state->l + g * GROUP);
-        memset(y.o[g], 0, dim * GROUP * sizeof(float));
         for (int64_t d = 0; d < dim; d += 32) {
             __m512i pairs[16];
             for (int64_t i = 0; i < 16; i++) {
@@ -100,45 +121,97 @@ static INLINE void score_tiles(Tiles& y, int64_t g, int64_t dim) {
     _tile_stored(3, y.s[g % 2] + 48 * GROUP, 64);
 }
 
-// Turn scores into weights, and update m, l and o. position: of each query, counted from the block's first key.
-static INLINE void softmax_of_group(Tiles& y, int64_t g, const AttentionArgs& a, int64_t keys, vec position) {
+// Return the largest number (the sum) of each query's lanes, on all of them: with Q queries they are Q apart.
+template <int Q, int H = GROUP / 2>
+static INLINE vec largest_of_query(vec v) {
+    if constexpr (H >= Q) return largest_of_query<Q, H / 2>(vmax(v, swapped<H>(v, Lanes())));
+    return v;
+}
+template <int Q, int H = GROUP / 2>
+static INLINE vec sum_of_query(vec v) {
+    if constexpr (H >= Q) return sum_of_query<Q, H / 2>(v + swapped<H>(v, Lanes()));
+    return v;
+}
+// Repeat Q numbers on all lanes, and give each lane's key within a vector.
+template <int Q>
+static INLINE vec repeated(const float* p) {
+    if constexpr (Q == 16) return load(p);
+    if constexpr (Q == 8) return (vec)_mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+    if constexpr (Q == 4) return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    return vec{} + *p;
+}
+template <int Q, int... L>
+static INLINE vec keys_of_lanes(std::integer_sequence<int, L...>) {
+    return vec{float(L / Q)...};
+}
+
+// Turn scores of Q queries [KEYS, Q] into weights, and update m and l. Call put(i, low, high) with the weights of vectors i
+// and i + 1; a vector holds 16 / Q keys of each query. Return by what o shrinks. position: of each query, counted from the
+// block's first key; they grow.
+template <int Q, class Put>
+static INLINE vec softmax_on_tiles(float* s, float* m, float* l, const AttentionArgs& a, int64_t keys,
+                                   const float* positions, Put put) {
+    constexpr int K = GROUP / Q, VECTORS = KEYS / K;
     const float soft_cap = float(a.soft_cap), window = float(a.window);
-    bool all = keys == KEYS && position[0] >= KEYS - 1 && (!a.window || position[GROUP - 1] < window);
-    float* s = y.s[g % 2];
-    vec tops[4] = {y.m[g], y.m[g], y.m[g], y.m[g]};  // four at once: each waits only for its own last comparison
-    for (int64_t j = 0; j < KEYS; j += 4)
+    const bool all = keys == KEYS && positions[0] >= KEYS - 1 && (!a.window || positions[Q - 1] < window);
+    const vec position = repeated<Q>(positions), key = keys_of_lanes<Q>(Lanes()), was = repeated<Q>(m);
+    vec tops[4] = {was, was, was, was};  // four at once: each waits only for its own last comparison
+    for (int64_t j = 0; j < VECTORS; j += 4)
         for (int64_t i = j; i < j + 4; i++) {
             vec score = load(s + i * GROUP);
             if (soft_cap > 0) score = soft_cap * (1.0f - 2.0f / (exp(score * (2 / soft_cap)) + 1.0f));
             if (!all) {
-                vec behind = position - float(i);
-                ivec seen = behind >= 0.0f;
+                const vec place = key + float(i * K), behind = position - place;
+                ivec seen = (behind >= 0.0f) & (place < float(keys));
                 if (a.window) seen &= behind < window;
-                score = i < keys ? (seen ? score : vec{} - INFINITY) : vec{} - INFINITY;
+                score = seen ? score : vec{} - INFINITY;
             }
             if (soft_cap > 0 || !all) store(s + i * GROUP, score);
             tops[i - j] = vmax(score, tops[i - j]);
         }
-    vec top = vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3]));
-    vec from = top == -INFINITY ? vec{} : top;  // it has seen no key yet: all weights are nearly 0
-    const vec scaled = from * LOG2, shrink = y.m[g] == top ? vec{} + 1.0f : weight_of(y.m[g], scaled);
-    y.m[g] = top;
-    vec totals[4] = {y.l[g] * shrink};
-    for (int64_t j = 0; j < KEYS; j += 4)
-        for (int64_t i = 0; i < 4; i += 2) {
-            vec low = weight_of(load(s + (j + i) * GROUP), scaled),
-                high = weight_of(load(s + (j + i + 1) * GROUP), scaled);
-            totals[i] = totals[i] + low, totals[i + 1] = totals[i + 1] + high;
-            _mm512_store_si512(y.weights + (j + i) / 2 * GROUP, beside(low, high));
-        }
-    y.l[g] = totals[0] + totals[1] + totals[2] + totals[3];
-    if (_mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1.0f)))
-        for (int64_t d = 0; d < a.dim; d++) store(y.o[g] + d * GROUP, load(y.o[g] + d * GROUP) * shrink);
+    const vec top = largest_of_query<Q>(vmax(vmax(tops[0], tops[1]), vmax(tops[2], tops[3])));
+    const vec from = top == -INFINITY ? vec{} : top;  // it has seen no key yet: all weights are 0
+    const vec scaled = from * LOG2, shrink = was == top ? vec{} + 1.0f : weight_of(was, scaled);
+    vec totals[Q] = {};
+    auto weights = [&](auto masked) INLINE_LAMBDA {
+        for (int64_t j = 0; j < VECTORS; j += Q > 1 ? Q : 2)
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < (Q > 1 ? Q : 2); i += 2) {
+                const vec scores[2] = {load(s + (j + i) * GROUP), load(s + (j + i + 1) * GROUP)};
+                vec two[2];
+                for (int h = 0; h < 2; h++) {
+                    two[h] = weight_of(scores[h], scaled);
+                    if (masked()) two[h] = scores[h] == -INFINITY ? vec{} : two[h];
+                    totals[(i + h) % Q] = totals[(i + h) % Q] + two[h];
+                }
+                put(j + i, two[0], two[1]);
+            }
+    };
+    all ? weights([] { return false; }) : weights([] { return true; });
+#pragma GCC unroll 4
+    for (int h = Q / 2; h; h /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < h; i++) totals[i] = totals[i] + totals[i + h];
+    const vec sum = fused(repeated<Q>(l), shrink, sum_of_query<Q>(totals[0]));
+    _mm512_mask_storeu_ps(m, __mmask16((1 << Q) - 1), (__m512)top);
+    _mm512_mask_storeu_ps(l, __mmask16((1 << Q) - 1), (__m512)sum);
+    return shrink;
+}
+static INLINE bool shrinks(vec shrink) { return _mm512_cmpneq_ps_mask((__m512)shrink, _mm512_set1_ps(1.0f)); }
+
+// Turn scores of 16 queries into weights.
+static INLINE void softmax_of_group(Tiles& y, Group& group, int64_t g, const AttentionArgs& a, int64_t keys,
+                                    const float* positions) {
+    auto put = [&](int64_t i, vec low, vec high)
+                   INLINE_LAMBDA { _mm512_store_si512(y.weights + i / 2 * GROUP, beside(low, high)); };
+    const vec shrink = softmax_on_tiles<GROUP>(y.s[g % 2], group.m, group.l, a, keys, positions, put);
+    if (shrinks(shrink))
+        for (int64_t d = 0; d < a.dim; d++) store(group.o + d * GROUP, load(group.o + d * GROUP) * shrink);
 }
 
-static INLINE void value_tiles(Tiles& y, int64_t g, int64_t dim) {
+static INLINE void value_tiles(const Tiles& y, Group& group, int64_t dim) {
     for (int64_t d = 0; d < dim; d += 32) {
-        float* o = y.o[g] + d * GROUP;
+        float* o = group.o + d * GROUP;
         _tile_loadd(0, o, 64);
         _tile_loadd(1, o + 16 * GROUP, 64);
         for (int64_t j = 0; j < KEYS; j += 32) {
@@ -155,47 +228,59 @@ static INLINE void value_tiles(Tiles& y, int64_t g, int64_t dim) {
 }
 
 // Store m, l and o in x.state, o row by row.
-static void give_state(Scratch& x, const Tiles& y, int64_t rows, int64_t dim) {
+static void give_state(Scratch& x, const Group* from, int64_t rows, int64_t dim) {
     alignas(64) uint32_t turned[WORDS];
     for (int64_t g = 0; g < rows / GROUP; g++) {
-        store(x.state->m + g * GROUP, y.m[g]), store(x.state->l + g * GROUP, y.l[g]);
+        store(x.state->m + g * GROUP, load(from[g].m)), store(x.state->l + g * GROUP, load(from[g].l));
         for (int64_t d = 0; d < dim; d += 16) {
             __m512i numbers[16];
-            for (int64_t i = 0; i < 16; i++) numbers[i] = _mm512_load_si512(y.o[g] + (d + i) * GROUP);
+            for (int64_t i = 0; i < 16; i++) numbers[i] = _mm512_load_si512(from[g].o + (d + i) * GROUP);
             turn(numbers, turned);
             for (int64_t i = 0; i < 16; i++) memcpy(x.state->o + (g * GROUP + i) * dim + d, turned + i * 16, 64);
         }
     }
 }
 
-// Attend to a block of keys. Queries (in x.q, times scale), m and l are as `attend` has made them.
-static void attend_tiles(Scratch& x, const AttentionArgs& a, const Task& t) {
-    static thread_local Tiles tiles;
-    Tiles& y = tiles;
-    const int64_t queries = t.tokens * t.heads, rows = (queries + GROUP - 1) / GROUP * GROUP;
+static Tiles& tiles() {
+    static thread_local Tiles y;
+    return y;
+}
+
+// Attend for many queries of one key head. They are in x.q, times scale.
+static void attend_tiles_many(Scratch& x, const AttentionArgs& a, const Task& t) {
+    Tiles& y = tiles();
+    const int64_t queries = t.tokens * t.heads, groups = (queries + GROUP - 1) / GROUP, rows = groups * GROUP;
     const int64_t start = a.context_lens[t.row] - (a.query_start[t.row + 1] - a.query_start[t.row]) + t.token;
     memset(x.q + queries * a.dim, 0, (rows - queries) * a.dim * sizeof(float));
-    for (int64_t i = queries; i < rows; i++) x.state->m[i] = x.state->l[i] = 0;  // padding: any finite state
     take_queries(y, x, rows, a.dim);
-    alignas(64) float positions[QUERIES];
-    for (int64_t i = 0; i < rows; i++) positions[i] = float(start + (i < queries ? i : queries - 1) / t.heads);
+    Group* now = y.groups[0];
+    clear(now, groups, a.dim);
+    float positions[QUERIES];  // counted from the present block
+    for (int64_t i = 0; i < rows; i++)
+        positions[i] = float(start + (i < queries ? i : queries - 1) / t.heads - t.first);
     Ahead<bf16> here;
     here.k = (const bf16*)a.k, here.v = (const bf16*)a.v, here.numbers = a.dim;
     configure_tiles();
     for (int64_t first = t.first; first < t.last; first += KEYS) {
-        here.find(a, t, first);
-        take_keys(y, here, a.dim);
         // Group by group, so that scores and weights stay in the first cache. The next group's scores are started before this
         // one's softmax, which needn't wait for them. A group that sees none of these keys is skipped.
-        int64_t g = 0, groups = rows / GROUP;
-        while (g < groups && positions[g * GROUP + GROUP - 1] < first) g++;
+        int64_t g = 0;
+        while (g < groups && positions[g * GROUP + GROUP - 1] < 0) g++;
+        if (first % PART == 0 && first != t.first) {  // as begin_block
+            for (int64_t i = 0; i < groups && now != y.groups[0]; i++) join(y.groups[0][i], now[i], a.dim);
+            clear(now = y.groups[1], groups, a.dim);
+        }
+        here.find(a, t, first);
+        take_keys(y, here, a.dim);
         if (g < groups) score_tiles(y, g, a.dim);
         for (; g < groups; g++) {
             if (g + 1 < groups) score_tiles(y, g + 1, a.dim);
-            softmax_of_group(y, g, a, here.keys, load(positions + g * GROUP) - float(first));
-            value_tiles(y, g, a.dim);
+            softmax_of_group(y, now[g], g, a, here.keys, positions + g * GROUP);
+            value_tiles(y, now[g], a.dim);
         }
+        for (int64_t i = 0; i < rows; i++) positions[i] -= KEYS;
     }
     _tile_release();
-    give_state(x, y, rows, a.dim);
+    for (int64_t i = 0; i < groups && now != y.groups[0]; i++) join(y.groups[0][i], now[i], a.dim);
+    give_state(x, y.groups[0], rows, a.dim);
 }

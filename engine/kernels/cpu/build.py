@@ -40,6 +40,7 @@ HEADERS = (
     "attention_in_place.h",
     "attention_staged.h",
     "attention_tiles.h",
+    "attention_tiles_few.h",
 )
 FOLDER = Path(__file__).parent
 HASH_BYTES = 32  # of SHA-256

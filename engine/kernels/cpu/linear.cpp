@@ -35,7 +35,7 @@ struct Dot {
     static INLINE vec get_part(const T* p, int64_t n) {
         return load_part(p, n);
     }
-    static INLINE vec add(vec acc, vec x, vec w) { return acc + x * w; }
+    static INLINE vec add(vec acc, vec x, vec w) { return fused(x, w, acc); }
 };
 #if defined(__AVX512BF16__)
 // One instruction multiplies 32 pairs of bf16 and adds them, two by two, to 16 fp32: half the loads, no conversion.

@@ -163,6 +163,7 @@ static void block(const AmxLinearArgs& a, int64_t b, int64_t from, int64_t to, f
 
 EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
+    if (!a.m) return;
     const int64_t tiles = (a.m + TILE - 1) / TILE, blocks = a.n / OUTPUTS;
     // As many tiles of x at once as stay in a core's cache while W is read; then W is read again for the next ones.
     const int64_t most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))),

@@ -12,6 +12,8 @@
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -103,6 +105,27 @@ INLINE void store(bf16* p, float x) { p->bits = to_bf16(vec{} + x)[0]; }
 INLINE float round_like(float x, const float*) { return x; }
 INLINE vec round_like(vec x, const float*) { return x; }
 INLINE vec round_like(vec x, const bf16*) { return (vec)(widen(to_bf16(x)) << 16); }
+
+// Compute a * b + c, rounded once where the CPU can. The compiler would do so as well, but not everywhere: say it where two
+// pieces of code must give the same bits.
+INLINE vec fused(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+INLINE float fused(float a, float b, float c) {
+#if defined(__AVX2__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 // Reorder lanes of two vectors: numbers below VEC choose from `a`, the others from `b`.

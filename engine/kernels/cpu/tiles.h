@@ -8,21 +8,26 @@
 #include "simd.h"
 
 #if defined(__AMX_BF16__)
-// Configure all eight at their full size, or with `rows` < 16 those of x (4 and 5) and of their sums (0 to 3).
-// The setting belongs to the thread: release it after use, because torch makes its own.
-static void configure_tiles(int64_t rows = 16) {
+// Configure the eight registers: rows, and bytes of a row. The setting belongs to the thread: release it after use, because
+// torch makes its own.
+static INLINE void configure_tiles(const uint8_t (&rows)[8], const uint16_t (&bytes)[8]) {
     struct alignas(64) {
         uint8_t palette, start, unused[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } all = {};
     all.palette = 1;
-    for (int i = 0; i < 8; i++) all.row_bytes[i] = 64, all.rows[i] = i < 6 ? rows : 16;
+    for (int i = 0; i < 8; i++) all.row_bytes[i] = bytes[i], all.rows[i] = rows[i];
     asm volatile(""
                  :
                  : "r"(&all)
                  : "memory");  // GCC believes that the next line reads 8 bytes only, and may drop the rest
     _tile_loadconfig(&all);
+}
+// At their full size, or with less than 16 rows those of x (4 and 5) and of their sums (0 to 3).
+static INLINE void configure_tiles(int64_t rows = 16) {
+    const uint8_t m = uint8_t(rows);
+    configure_tiles({m, m, m, m, m, m, 16, 16}, {64, 64, 64, 64, 64, 64, 64, 64});
 }
 
 // Transpose 16 rows of 16 pairs in registers: out[p][i] = rows[i][p].
