@@ -56,6 +56,10 @@ READING = {
     " With a grammar, `instead_of` is what the same draw gives without it.",
     "text.emitted": "It is one chunk of the stream.",
     "text.held_back": "It is sent with a later `text.emitted`, or never, if it was a stop string.",
+    "tool.called": "The client gets it as a call, whose result comes with its next request.",
+    "tool.unreadable": "The client gets it as text. A model that often does this needs another"
+    " --tool-call-parser, or tool_choice “required”.",
+    "engine.formats_found": "--tool-call-parser and --reasoning-parser say it otherwise.",
     "stop.matched": "The core is told, and ends the sequence.",
     "text.tokens": "Tools put the text in place of an id: `draws “·cache” (token 1288)`.",
     "engine.snapshot": "Replay continues from `state` and `planned`; `standing` holds events as they"
@@ -70,6 +74,9 @@ READING = {
 NO_EXAMPLE = {
     "graph.replayed": "It needs a CUDA device: on a CPU, steps that are recorded in full are computed"
     " launch by launch. The records here are from a CPU.",
+    "tool.called": "No record here has one: the pocket model calls no tools.",
+    "tool.unreadable": "No record here has one: the pocket model calls no tools.",
+    "engine.formats_found": "No record here has one: the pocket model writes neither.",
     "engine.failed": "No record here has one: these engines did not fail.",
 }
 

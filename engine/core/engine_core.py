@@ -134,14 +134,14 @@ class EngineCore:
             self.books.leave(request, why)
 
     def finish(self, request_id: str, index: int, stop_reason: str) -> None:
-        """End one sequence because a stop string matched in its text. Ignored if it has already
-        ended.
+        """End one sequence because its text is complete: a stop string matched, if one is given.
+
+        Ignored if it has already ended.
         """
+        why = f"the stop string {stop_reason!r} matched" if stop_reason else "its call is complete"
         for request in list(self.books.groups.get(request_id, ())):
             if request.index == index:
-                self.books.finish(
-                    request, "stop", stop_reason, f"the stop string {stop_reason!r} matched"
-                )
+                self.books.finish(request, "stop", stop_reason, why)
 
     def reset_prefix_cache(self) -> int:
         """Stop later requests from finding a block that is cached now.

@@ -175,6 +175,7 @@ class Service:
         )
         if self._formats.why:
             logger.info("Answers are taken apart: {}.", self._formats.why)
+            self.recorder.record(self._formats.event())
         if self.defaults.sampling:
             logger.info("{}", self.defaults.in_words())
 

@@ -14,12 +14,18 @@ import msgspec
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
 from engine.text.detokenizer import answer_detokenizer
-from engine.text.messages.message_pieces import AssistantMessage, ContentPiece, Piece, merged
+from engine.text.messages.message_pieces import (
+    AssistantMessage,
+    CallRead,
+    ContentPiece,
+    Piece,
+    merged,
+)
 from engine.text.messages.parser import MessageParser
 from engine.text.messages.rules import MessageRules
 from engine.text.stop import StopMatcher
 from engine.text.tokenizer import Tokenizer
-from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
+from engine.trace.events import StopMatched, TextEmitted, TextHeldBack, ToolCalled, ToolUnreadable
 from engine.trace.recorder import Recorder
 
 MANY_LOGPROBS = 1_000
@@ -150,6 +156,7 @@ class RequestText:
         self.first_token_ns = 0  # set by the taker of the core's outputs, if wanted
         self.last_token_ns = 0
         self.error = ""
+        self.forced = rules is not None and rules.must_call  # a call of a tool
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None
 
@@ -322,11 +329,16 @@ class OutputProcessor:
             delta.finish_reason = sequence.finish_reason = output.finish_reason
             delta.stop_reason = sequence.stop_reason = output.stop_reason
         if sequence.parser is not None:
-            self._parse(sequence, sequence.parser, delta)
+            self._parse(request, sequence, sequence.parser, delta)
         return delta
 
-    @staticmethod
-    def _parse(sequence: SequenceText, parser: MessageParser, delta: TextDelta) -> None:
+    def _parse(
+        self,
+        request: RequestText,
+        sequence: SequenceText,
+        parser: MessageParser,
+        delta: TextDelta,
+    ) -> None:
         """Take new text apart. The text ends behind the one call that may come."""
         delta.pieces = parser.feed(delta.text, delta.token_ids)
         if delta.finish_reason is None and parser.is_complete:
@@ -334,6 +346,29 @@ class OutputProcessor:
             delta.finish_in_core = True
         if delta.finish_reason is not None:
             delta.pieces += parser.end(delta.finish_reason)
+        if parser.noted:
+            self._record_calls(request, sequence.index, parser)
+
+    def _record_calls(self, request: RequestText, index: int, parser: MessageParser) -> None:
+        request_id = request.request_id
+        for noted in parser.noted:
+            event: ToolCalled | ToolUnreadable
+            if isinstance(noted, CallRead):
+                call = parser.call(noted.call)
+                event = ToolCalled(
+                    request_id=request_id,
+                    index=index,
+                    call=noted.call,
+                    tool=call.name,
+                    num_chars=len(call.arguments),
+                    forced=request.forced,
+                )
+            else:
+                event = ToolUnreadable(
+                    request_id=request_id, index=index, num_chars=noted.num_chars, why=noted.why
+                )
+            self.recorder.record(event)
+        parser.noted.clear()
 
     def _stop_matched(
         self, request: RequestText, sequence: SequenceText, output: CoreOutput, delta: TextDelta

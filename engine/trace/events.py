@@ -437,6 +437,26 @@ class StopMatched(Event, tag="stop.matched", kw_only=True):
     num_output_tokens: int = 0
 
 
+class ToolCalled(Event, tag="tool.called", kw_only=True):
+    """A call of a tool was read in the text, to its end."""
+
+    src: str = "server"
+    index: int = 0
+    call: int = 0  # which call of this answer, from 0
+    tool: str = ""  # its name
+    num_chars: int = 0  # of its arguments
+    forced: bool = False  # the request's tool_choice wants a call; a grammar wrote its form
+
+
+class ToolUnreadable(Event, tag="tool.unreadable", kw_only=True):
+    """Text began like a call of a tool, and isn't written as one."""
+
+    src: str = "server"
+    index: int = 0
+    num_chars: int = 0  # that are content instead; 0: a call was told, and ends too early
+    why: str = ""
+
+
 class TextTokens(Event, tag="text.tokens", kw_only=True):
     """The texts of token ids.
 
@@ -508,6 +528,15 @@ class EngineSnapshot(Event, tag="engine.snapshot"):
     num_named: int = 0  # short names given out so far
     texts: dict[int, str] = {}  # as in `text.tokens`
     standing: list[AnyEvent] = []  # facts of the engine; how living requests began
+
+
+class EngineFormatsFound(Event, tag="engine.formats_found", kw_only=True):
+    """How the model writes calls of tools and reasoning is known, so answers are taken apart."""
+
+    src: str = "server"
+    calls: str = ""  # the format's name; "": calls are text
+    reasoning: str = ""  # the format's name; "": reasoning is text
+    why: str = ""
 
 
 class EngineWarning(Event, tag="engine.warning"):

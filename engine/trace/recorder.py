@@ -28,6 +28,7 @@ from engine.trace.events import (
     StopMatched,
     TextEmitted,
     TextTokens,
+    ToolCalled,
 )
 from engine.trace.sequences import request_of
 from engine.trace.together import TOGETHER, how_many, one_by_one
@@ -327,6 +328,8 @@ def _drop_text(event: Event) -> None:
         event.text = ""
     elif isinstance(event, StopMatched):
         event.stop = ""
+    elif isinstance(event, ToolCalled):
+        event.tool = ""
     elif isinstance(event, RequestFinished) and event.stop_reason:
         event.stop_reason = ""
         event.why = "a stop string or stop token of its own (withheld)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import msgspec
 
 from engine.core.messages import StepOutput, StepPlan
 from tests.server.fake_engine import FakeExecutor
@@ -35,6 +35,7 @@ def script(prompt: list[int]) -> list[int]:
 class ScriptedExecutor(FakeExecutor):
     def __init__(self):
         super().__init__(step_s=0.0, num_blocks=512)
+        self.kv = msgspec.structs.replace(self.kv, max_model_len=4096)
         self.scripts: dict[str, list[int]] = {}
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -53,6 +54,3 @@ class ScriptedExecutor(FakeExecutor):
 
 def load_scripted(config, recorder, progress):
     return ScriptedExecutor()
-
-
-scripted = partial(load_scripted)

@@ -38,7 +38,20 @@ def chat(template: str) -> dict[str, Any]:
     return {"messages": HI, "chat_template": template, "max_tokens": 1}
 
 
+def tool(number: int, description: str) -> dict[str, Any]:
+    properties = {f"p{place}": {"type": "string"} for place in range(8)}
+    parameters = {"type": "object", "properties": properties}
+    function = {"name": f"t{number}", "description": description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
 ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
+    "tools of 8 MB": (CHAT, {"messages": HI, "tools": [tool(i, "x" * 32_000) for i in range(250)]}),
+    "a forced call of 256 tools": (
+        CHAT,
+        {"messages": HI, "tools": [tool(i, "x" * 400) for i in range(256)],
+         "tool_choice": "required", "max_tokens": 1},
+    ),
     "3,000 bad words": (COMPLETIONS, {"prompt": "a", "bad_words": WORDS[:3_000]}),
     "100,000 bad words": (COMPLETIONS, {"prompt": "a", "bad_words": WORDS}),
     "as many bad words as are allowed": (

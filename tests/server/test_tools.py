@@ -114,3 +114,103 @@ def test_tool_choice_none_leaves_tools_out(server):
         for more in ({}, {"tool_choice": "none"}, {"tools": None})
     ]
     assert counts[0] > counts[1] == counts[2]
+
+
+def events_of(server, kind):
+    lines = map(json.loads, server.http.get("/trace").text.splitlines())
+    return [event for event in lines if event["kind"] == kind]
+
+
+def test_the_record_says_what_was_called_and_what_could_not_be_read(server):
+    (found,) = events_of(server, "engine.formats_found")
+    assert (found["calls"], found["reasoning"]) == ("hermes", "think")
+    for text, told in (
+        (CALL, ["tool.called"]),
+        (CALL * 2, ["tool.called"] * 2),
+        ("<tool_call>no</tool_call>", ["tool.unreadable"]),
+        (CALL[:60], ["tool.unreadable"]),
+        ("nothing", []),
+    ):
+        name = f"r{len(text)}"
+        whole(server, text, request_id=name)
+        kinds = [
+            event["kind"]
+            for kind in ("tool.called", "tool.unreadable")
+            for event in events_of(server, kind)
+            if event["request_id"] == f"chatcmpl-{name}"
+        ]
+        assert kinds == told, text
+    called = events_of(server, "tool.called")[-1]
+    assert called["tool"] == "weather" and called["num_chars"] == len('{"city": "Zürich 🌧"}')
+
+
+def test_a_stream_has_id_type_and_name_once(client):
+    text = f"Hm. {CALL}\n{CALL}"
+    stream = client.chat.completions.create(
+        model="tiny", messages=say(text), tools=[TOOL], stream=True, n=1
+    )
+    deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert [call.index for call in calls] == sorted(call.index for call in calls)
+    begun = [call for call in calls if call.id]
+    assert [(c.index, c.type, c.function.name, c.function.arguments) for c in begun] == [
+        (0, "function", "weather", ""),
+        (1, "function", "weather", ""),
+    ]
+    assert all(c.type is None and c.function.name is None for c in calls if not c.id)
+    assert len(calls) > 20  # arguments come in pieces
+    for index in (0, 1):
+        written = "".join(c.function.arguments for c in calls if c.index == index)
+        assert json.loads(written) == ARGUMENTS
+    first = next(i for i, delta in enumerate(deltas) if delta.tool_calls)
+    assert "".join(delta.content or "" for delta in deltas[:first]) == "Hm."
+    assert not any(delta.content for delta in deltas[first:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"), [({"max_tokens": 45}, "length"), ({"stop": "Zür"}, "stop")]
+)
+def test_a_cut_call_is_not_finished(server, client, fields, reason):
+    choice = whole(server, CALL, **fields)
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather" and choice["finish_reason"] == reason
+    arguments = call["function"]["arguments"]
+    assert '{"city": "Zürich 🌧"}'.startswith(arguments) and not arguments.endswith("}")
+    stream = client.chat.completions.create(
+        model="tiny", messages=say(CALL), tools=[TOOL], stream=True, **fields
+    )
+    choices = [chunk.choices[0] for chunk in stream if chunk.choices]
+    told = [call.function.arguments for c in choices for call in c.delta.tool_calls or ()]
+    assert "".join(told) == arguments and choices[-1].finish_reason == reason
+
+
+def test_an_agents_loop(server, client):
+    """Until the model calls no more: each result goes back with the call that asked for it."""
+    second = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+    results = iter([f"SAY:One more.{second}", "SAY:It rains everywhere."])
+    messages, calls = say(CALL), []
+    while True:
+        answer = client.chat.completions.create(model="tiny", messages=messages, tools=[TOOL])
+        message = answer.choices[0].message
+        messages.append(message.model_dump(exclude_none=True))
+        if not message.tool_calls:
+            break
+        for call in message.tool_calls:
+            calls.append(json.loads(call.function.arguments)["city"])
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": next(results)})
+    assert message.content == "It rains everywhere." and answer.choices[0].finish_reason == "stop"
+    assert calls == ["Zürich 🌧", "Bern"]
+
+
+def test_each_of_several_answers_is_taken_apart(client):
+    stream = client.chat.completions.create(
+        model="tiny", messages=say(CALL), tools=[TOOL], stream=True, n=3, temperature=1.0,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    written, reasons = ["", "", ""], []
+    for chunk in stream:
+        for choice in chunk.choices:
+            for call in choice.delta.tool_calls or ():
+                written[choice.index] += call.function.arguments
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    assert [json.loads(one) for one in written] == [ARGUMENTS] * 3 and reasons == ["tool_calls"] * 3

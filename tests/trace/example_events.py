@@ -179,6 +179,11 @@ EXAMPLES: list[ev.Event] = [
     ev.TextEmitted(src="server", request_id=ID, index=1, text=" It holds", num_tokens=2),
     ev.TextHeldBack(src="server", request_id=ID, index=1, num_chars=3, why="“###” may follow"),
     ev.StopMatched(src="server", request_id=ID, index=1, stop="###", num_output_tokens=12),
+    ev.ToolCalled(request_id=ID, index=1, call=0, tool="clock", num_chars=2, forced=True),
+    ev.ToolUnreadable(request_id=ID, index=1, num_chars=31, why="it isn't JSON"),
+    ev.EngineFormatsFound(
+        calls="hermes", reasoning="think", why="calls as hermes, as the chat template writes them"
+    ),
     ev.TextTokens(texts={17: " the", 18: "\n"}),
     ev.RequestPreempted(
         request_id=ID,

@@ -154,18 +154,19 @@ def test_without_text_no_field_spells_any(recorder_of):
         ev.SampleDrawn(token_id=77777, candidates=[ev.Candidate(77777, -1.0, 0.5)]),
         ev.TextEmitted(text=secret),
         ev.StopMatched(stop=secret),
+        ev.ToolCalled(tool=secret),
         ev.RequestFinished(reason="stop", stop_reason=secret, why=f"stop string {secret} matched"),
     ]:
         recorder.record(event)
     recorder.flush()
     written = msgspec.json.encode(got).decode()
-    assert len(got) == 5 and secret not in written and "77777" not in written
+    assert len(got) == 6 and secret not in written and "77777" not in written
     assert got[0].params == {"max_tokens": 4}
 
 
 def test_every_text_field_is_known_to_the_privacy_test():
     """A new field for text must be blanked, too: this test fails until it is listed."""
-    named = {"text", "stop", "stop_reason", "token_id", "candidates", "params"}
+    named = {"text", "stop", "stop_reason", "token_id", "candidates", "params", "tool"}
     found = {
         (ev.kind(event), name)
         for event in ev.ALL_EVENTS
@@ -180,6 +181,7 @@ def test_every_text_field_is_known_to_the_privacy_test():
         ("sample.drawn", "candidates"),
         ("text.emitted", "text"),
         ("stop.matched", "stop"),
+        ("tool.called", "tool"),
     }
 
 

@@ -226,7 +226,7 @@ class Generation:
                 if delta.finish_reason == "error":
                     raise self._failure(output)
                 if delta.finish_in_core:
-                    stop = "a call" if delta.stop_reason is None else str(delta.stop_reason)
+                    stop = "" if delta.stop_reason is None else str(delta.stop_reason)
                     self.service.client.finish(part.entry, delta.index, stop)
                 if part.text.finished:
                     part.complete_ns = time.monotonic_ns()

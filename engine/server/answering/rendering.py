@@ -18,6 +18,7 @@ from engine.text.template_process import RENDER_S
 FEW_MESSAGES = 64
 FEWEST_MESSAGES = 16
 SHORT_CHARACTERS = 1_000
+CHARACTERS_OF_A_TOOL = 1_000  # templates write its definition as JSON
 QUICK_S = 0.002
 """A short conversation is rendered on the event loop if the last one of the model's template took
 no longer than this: a thread costs more than such a template does."""
@@ -86,7 +87,7 @@ def _lane(body: Conversation) -> ThreadPoolExecutor:
     if len(body.messages) > FEW_MESSAGES:
         return LONG
     sizes = (_size(message.get("content")) for message in body.messages)
-    return lane_for(sum(sizes))
+    return lane_for(sum(sizes) + CHARACTERS_OF_A_TOOL * len(body.tools or ()))
 
 
 def _size(content: Any) -> int:

@@ -23,6 +23,7 @@ from engine.text.messages.formats import (
 from engine.text.messages.marks import PlainText
 from engine.text.messages.message_pieces import AssistantMessage
 from engine.text.messages.parser import MessageParser
+from engine.trace.events import EngineFormatsFound
 
 AUTO = "auto"
 _NAME, _KEY, _VALUE = "probe_tool", "probe_key", "probe value"
@@ -44,6 +45,11 @@ class MessageFormats(NamedTuple):
     reasoning: ReasoningFormat | None = None
     takes_tools: bool = False  # the template writes tools into the prompt
     why: str = ""
+
+    def event(self) -> EngineFormatsFound:
+        """Make the event that says what was found."""
+        names = [made.name if made is not None else "" for made in (self.calls, self.reasoning)]
+        return EngineFormatsFound(calls=names[0], reasoning=names[1], why=self.why)
 
 
 def find_formats(chat: ChatTemplate, calls: str = AUTO, reasoning: str = AUTO) -> MessageFormats:

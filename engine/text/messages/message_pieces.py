@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 
@@ -71,6 +73,19 @@ class AssistantMessage(msgspec.Struct):
     tool_calls: list[ToolCall] = []
 
 
+class CallRead(NamedTuple):
+    """Report that a call was read to its end. call: which one, from 0."""
+
+    call: int
+
+
+class CallUnreadable(NamedTuple):
+    """Report text that began like a call. num_chars: that are content; 0 if a call was told."""
+
+    num_chars: int
+    why: str
+
+
 class MessageBuilder:
     """Join pieces to a message."""
 
@@ -90,6 +105,11 @@ class MessageBuilder:
         else:
             self._calls[piece.index][1].append(piece.text)
 
+    def call(self, index: int) -> ToolCall:
+        """Return a call, as far as it is known."""
+        call, texts = self._calls[index]
+        return ToolCall(id=call.id, name=call.name, arguments="".join(texts))
+
     @property
     def num_calls(self) -> int:
         return len(self._calls)
@@ -100,8 +120,5 @@ class MessageBuilder:
         return AssistantMessage(
             content="".join(self._content),
             reasoning="".join(self._reasoning),
-            tool_calls=[
-                ToolCall(id=call.id, name=call.name, arguments="".join(texts))
-                for call, texts in self._calls
-            ],
+            tool_calls=[self.call(index) for index in range(len(self._calls))],
         )

@@ -13,15 +13,18 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from engine.text.messages.call_body import Began, CallBody
+from engine.text.messages.call_body import Began, CallBody, CallEvent
 from engine.text.messages.formats import CallFormat, ReasoningFormat
 from engine.text.messages.marks import Finder, Mark, overlap
 from engine.text.messages.message_pieces import (
     AssistantMessage,
+    CallRead,
+    CallUnreadable,
     ContentPiece,
     MessageBuilder,
     Piece,
     ReasoningPiece,
+    ToolCall,
     ToolCallArguments,
     ToolCallBegun,
 )
@@ -48,7 +51,7 @@ class MessageParser:
         one_call: bool = False,
     ):
         self.num_reasoning_tokens = 0
-        self.num_unreadable = 0  # calls that aren't written as their format wants it
+        self.noted: list[CallRead | CallUnreadable] = []  # for the record, whose reader empties it
         self._finder = finder
         self._calls = calls
         self._reasoning = reasoning
@@ -60,6 +63,7 @@ class MessageParser:
         self._body: CallBody | None = None
         self._opening = ""  # what began this call
         self._told_here = 0  # calls since that
+        self._surplus = False  # this call comes behind the one that may come
         self._held = ""  # may be the beginning of a mark
         self._space = ""  # at the end of what was told
         self._trims = False  # leaves out space at the beginning of a part
@@ -73,6 +77,10 @@ class MessageParser:
         """Return the message so far."""
         return self._built.message
 
+    def call(self, index: int) -> ToolCall:
+        """Return a call, as far as it is known."""
+        return self._built.call(index)
+
     @property
     def num_calls(self) -> int:
         return self._built.num_calls
@@ -84,7 +92,7 @@ class MessageParser:
     @property
     def is_complete(self) -> bool:
         """Return whether the one call is there that may come."""
-        return self._one_call and self.num_calls > 0 and not self.in_call
+        return self._surplus or (self._one_call and self.num_calls > 0 and not self.in_call)
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Piece]:
         """Take new tokens and the text that is released; return what is certain now."""
@@ -240,34 +248,42 @@ class MessageParser:
         body = self._body
         assert body is not None
         for event in body.feed(text):
-            if isinstance(event, Began):
-                self._told_here += 1
-                self._space = ""
-                self._tell(ToolCallBegun(self.num_calls, self._id(event), event.name))
-            else:
-                self._tell(ToolCallArguments(self.num_calls - 1, event.text))
+            self._take_event(event)
         if body.broken and not self._opening:  # no mark will say where it ends
             self._end_call("", cut=True)
 
+    def _take_event(self, event: CallEvent) -> None:
+        if not isinstance(event, Began):
+            if not self._surplus:
+                self._tell(ToolCallArguments(self.num_calls - 1, event.text))
+            return
+        if self._told_here and not self._surplus:
+            self.noted.append(CallRead(self.num_calls - 1))
+        self._told_here += 1
+        self._space = ""
+        self._surplus = self._one_call and self.num_calls > 0
+        if not self._surplus:
+            self._tell(ToolCallBegun(self.num_calls, self._id(event), event.name))
+
     def _end_call(self, mark: str, cut: bool) -> None:
-        body = self._body
+        body, space = self._body, self._space
         assert body is not None
         for event in body.end(cut):
-            if isinstance(event, Began):
-                self._told_here += 1
-                self._tell(ToolCallBegun(self.num_calls, self._id(event), event.name))
-            else:
-                self._tell(ToolCallArguments(self.num_calls - 1, event.text))
+            self._take_event(event)
         self._begin("content")
         self._body = None
         if not self._told_here:
-            self.num_unreadable += 1
             self._trims = False
-            self._tell(ContentPiece(self._opening + body.unread + mark))
+            text = space + self._opening + body.unread + mark
+            self.noted.append(CallUnreadable(len(text), "it isn't written as one"))
+            self._tell(ContentPiece(text))
         elif body.broken:
-            self.num_unreadable += 1
+            why = "what follows is no call" if body.unread else "its arguments have no end"
+            self.noted.append(CallUnreadable(len(body.unread), why))
             if body.unread:
                 self._tell_text(body.unread)
+        elif not self._surplus:
+            self.noted.append(CallRead(self.num_calls - 1))
 
     def _id(self, began: Began) -> str:
         if began.id:
@@ -279,16 +295,10 @@ class MessageParser:
         return letters if kind == "nine" else f"call_{letters}"
 
     def _tell(self, piece: Piece) -> None:
-        if self._one_call and self._surplus(piece):
-            return
+        if self._one_call and self.num_calls and isinstance(piece, ContentPiece):
+            return  # the one call ends the answer
         self._built.add(piece)
         self._pieces.append(piece)
-
-    def _surplus(self, piece: Piece) -> bool:
-        """Return whether a piece comes behind the one call that may come."""
-        if isinstance(piece, ToolCallArguments):
-            return self._told_here > 1 or piece.index > 0
-        return self.num_calls > 0
 
     def _taken(self) -> list[Piece]:
         pieces, self._pieces = self._pieces, []

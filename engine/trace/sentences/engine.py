@@ -53,6 +53,11 @@ def _snapshot(event: ev.EngineSnapshot, context: Context) -> str:
     )
 
 
+@words(ev.EngineFormatsFound)
+def _formats_found(event: ev.EngineFormatsFound, context: Context) -> str:
+    return f"answers are taken apart: {context.plain(event.why)}"
+
+
 @words(ev.EngineWarning)
 def _warning(event: ev.EngineWarning, context: Context) -> str:
     return f"warning: {context.plain(event.message)}"

@@ -93,3 +93,18 @@ def _held_back(event: ev.TextHeldBack, context: Context) -> str:
 def _stop_matched(event: ev.StopMatched, context: Context) -> str:
     stop = quoted(event.stop) if event.stop else "(withheld)"
     return f"the stop string {stop} appeared after {count(event.num_output_tokens, 'token')}"
+
+
+@words(ev.ToolCalled)
+def _tool_called(event: ev.ToolCalled, context: Context) -> str:
+    tool = quoted(event.tool) if event.tool else "(withheld)"
+    forced = ", as tool_choice wants" if event.forced else ""
+    return f"calls the tool {tool} with {count(event.num_chars, 'character')} of arguments{forced}"
+
+
+@words(ev.ToolUnreadable)
+def _tool_unreadable(event: ev.ToolUnreadable, context: Context) -> str:
+    what = "a call ends too early"
+    if event.num_chars:
+        what = f"{count(event.num_chars, 'character')} that begin like a call are content"
+    return joined([what, context.plain(event.why)], ": ")
