@@ -35,6 +35,7 @@ class Outcome:
     findings: list[str] = field(default_factory=list)  # sentences, with their own figures
     drawings: list[Drawing] = field(default_factory=list)
     not_shown: list[str] = field(default_factory=list)  # what this machine can't show, and why
+    tries: dict[str, list[float]] = field(default_factory=dict)  # of a figure measured repeatedly
 
 
 @dataclass(frozen=True)

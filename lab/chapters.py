@@ -5,6 +5,7 @@ from __future__ import annotations
 from lab import (
     attention,
     batching,
+    chunking,
     grammars,
     graphs,
     kv_cache,
@@ -14,6 +15,7 @@ from lab import (
     preemption,
     prefix,
     sampling,
+    throughput,
     tokens,
     whole,
 )
@@ -22,8 +24,8 @@ from lab.chapter import Chapter
 CHAPTERS: tuple[Chapter, ...] = tuple(
     module.CHAPTER
     for module in (
-        machine, loading, tokens, kv_cache, paging, batching, prefix, attention, preemption,
-        sampling, grammars, graphs, whole,
+        machine, loading, tokens, kv_cache, paging, batching, chunking, throughput, prefix,
+        attention, preemption, sampling, grammars, graphs, whole,
     )
 )  # fmt: skip
 

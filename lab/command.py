@@ -49,7 +49,8 @@ def _show(options: argparse.Namespace) -> None:
         raise Refused(str(error)) from None
     terminal = Terminal()
     try:
-        terminal.title(_shown(options.model), options.quick, len(chapters))
+        machine = describe_machine(bench.device)
+        terminal.title(_shown(options.model), options.quick, len(chapters), machine)
         sections = [
             _run(chapter, number, bench, terminal) for number, chapter in enumerate(chapters, 1)
         ]
@@ -58,9 +59,10 @@ def _show(options: argparse.Namespace) -> None:
     finally:
         bench.close()
     if target is not None:
-        title = [f"Model: {_shown(options.model)}", *describe_machine(bench.device)]
+        title = [f"Model: {_shown(options.model)}", *machine]
         title.append(time.strftime("%Y-%m-%d %H:%M") + (", --quick" if options.quick else ""))
-        target.write_text(report(title, sections), encoding="utf-8")
+        page = report(title, sections, target.absolute().parent)
+        target.write_text(page, encoding="utf-8")
     terminal.end(time.perf_counter() - started, str(target or ""))
 
 

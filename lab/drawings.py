@@ -30,10 +30,16 @@ class Bar:
     label: str
     parts: list[tuple[float, int]]  # (value, colour)
     text: str = ""  # behind the bar; default: the sum, in the drawing's unit
+    spread: tuple[float, float] | None = None  # lowest and highest try, drawn as whiskers
 
     @property
     def total(self) -> float:
         return sum(value for value, _ in self.parts)
+
+    @property
+    def reach(self) -> float:
+        """Return how far the bar and its whiskers go."""
+        return max(self.total, self.spread[1] if self.spread else 0.0)
 
 
 @dataclass
@@ -67,11 +73,15 @@ class Lines:
 
     def range(self, axis: int) -> tuple[float, float]:
         """Return the smallest and largest value of x (0) or y (1); a linear y axis starts at 0."""
-        values = [point[axis] for line in self.series for point in line.points]
+        values = self.values(axis)
         low = min(values)
         if axis == 1 and not self.log_y:
             low = min(0.0, low)
         return low, max(values)
+
+    def values(self, axis: int) -> list[float]:
+        """Return all values of x (0) or y (1)."""
+        return [point[axis] for line in self.series for point in line.points]
 
 
 @dataclass

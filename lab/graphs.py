@@ -1,7 +1,8 @@
-"""Measure kernel fusion, and CUDA graphs where there is a GPU (a chapter)."""
+"""Measure kernel fusion, and steps that are replayed: tapes on a CPU, CUDA graphs (a chapter)."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -9,13 +10,16 @@ import torch
 
 from engine.kernels import TORCH, kernels_for
 from engine.trace.events import GraphCaptured
+from engine.worker.graphs.step_graphs import StepGraphs
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, Lines, Series
 from lab.limits import best_seconds
 from lab.operations import operations_of
-from lab.workbench import Workbench
+from lab.spread import compared
+from lab.workbench import Job, Run, Workbench
 
 REPEAT = 200  # calls that are timed together: one alone is shorter than the clock can measure
+STEPS = 24  # decode steps of a run
 CHAIN = 100  # kernels in a row, for the graph
 EPS = 1e-5
 
@@ -48,7 +52,8 @@ def _fused(bench: Workbench) -> bool:
 
 
 def predict(bench: Workbench) -> list[Expectation]:
-    if not _fused(bench) and bench.device.type != "cuda":
+    replays = bench.runner.graphs is not None
+    if not _fused(bench) and not replays and bench.device.type != "cuda":
         raise CannotShow("no fused kernels could be built here, and there is no GPU")
     call = _call_seconds(bench)
     rows, width = _rows(bench)[-1], _width(bench)
@@ -72,6 +77,16 @@ def predict(bench: Workbench) -> list[Expectation]:
                 f" {quantity(fused_bytes, 'B')}",
             ),
         ]  # fmt: skip
+    if replays:
+        num_bytes = bench.loaded.num_bytes
+        expectations.append(
+            Expectation(
+                "replayed", "a decode step, replayed: time, at least",
+                bench.limits.least_s(num_bytes, 2 * bench.loaded.num_parameters), "s",
+                f"all weights are read once, {quantity(num_bytes, 'B')} at"
+                f" {quantity(bench.limits.read_gb_s, 'GB/s')}; from caches it may take less",
+            )
+        )  # fmt: skip
     if bench.device.type == "cuda":
         expectations.append(
             Expectation(
@@ -89,14 +104,51 @@ def run(bench: Workbench) -> Outcome:
         _run_fusion(bench, outcome)
     else:
         outcome.not_shown.append("fusion: this device computes with torch's own operations")
+    if bench.runner.graphs is not None:
+        _run_replay(bench, outcome)
+    else:
+        outcome.not_shown.append("steps that are replayed: this model's can't be captured here")
     if bench.device.type == "cuda":
         _run_graph(bench, outcome)
-    else:
-        outcome.not_shown.append(
-            "CUDA graphs: they replay the launches of a GPU's kernels, and this machine has no CUDA"
-            " device"
-        )
     return outcome
+
+
+def _run_replay(bench: Workbench, outcome: Outcome) -> None:
+    """Decode with each kernel launched from Python, and with the step replayed, in turns."""
+    runner, graphs = bench.runner, bench.runner.graphs
+    job = Job("replay", bench.prompt(16), STEPS)
+
+    def way(used: StepGraphs | None) -> Run:
+        runner.graphs = used
+        try:
+            return bench.run([[job]])
+        finally:
+            runner.graphs = graphs
+
+    way(graphs)  # captures what later runs replay
+    tries = bench.tries({"launched": partial(way, None), "replayed": partial(way, graphs)})
+    seconds = {name: [_step_seconds(run) for run in runs] for name, runs in tries.items()}
+    launched, replayed = seconds.values()
+    outcome.measured["replayed"] = statistics.median(replayed)
+    outcome.tries["replayed"] = replayed
+    name = "as a CUDA graph" if bench.device.type == "cuda" else "from a tape"
+    outcome.findings.append(
+        "a decode step of this model: "
+        + compared("each kernel launched from Python", launched, name, replayed)
+    )
+    outcome.drawings.append(
+        Bars(
+            "A decode step of one request, with the lowest and the highest try", "s",
+            [
+                Bar(label, [(statistics.median(values), i)], spread=(min(values), max(values)))
+                for i, (label, values) in enumerate((("launched", launched), (name, replayed)))
+            ],
+        )
+    )  # fmt: skip
+
+
+def _step_seconds(run: Run) -> float:
+    return statistics.median(step.finished.total_us for step in run.steps[1:]) / 1e6
 
 
 def _run_fusion(bench: Workbench, outcome: Outcome) -> None:
@@ -167,10 +219,11 @@ def _run_graph(bench: Workbench, outcome: Outcome) -> None:
 
 CHAPTER = Chapter(
     "graphs",
-    "Fusion and CUDA graphs: fewer, larger calls",
+    "Fusion and replayed steps: fewer, larger calls",
     "A small model spends much of a step not on computing but on telling the device what to do."
-    " A fused kernel does in one call, and in fewer passes over memory, what took several. A CUDA"
-    " graph records all calls of a step once and replays them as one.",
+    " A fused kernel does in one call, and in fewer passes over memory, what took several. A step's"
+    " calls are also the same each time, so they are captured once and replayed as one: a tape on a"
+    " CPU, a CUDA graph on a GPU.",
     predict,
     run,
     "engine/kernels/__init__.py",

@@ -13,7 +13,7 @@ from engine.kernels import kernels_for
 from engine.kernels.machine_limits import BUFFER_BYTES
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.drawings import Lines, Series
-from lab.limits import best_seconds, describe_machine
+from lab.limits import best_seconds
 from lab.workbench import Workbench
 
 WIDTH = 4096
@@ -77,7 +77,6 @@ def run(bench: Workbench) -> Outcome:
     return Outcome(
         {"few": seconds[FEW], "many": seconds[many]},
         [
-            *describe_machine(bench.device),
             f"memory {quantity(limits.read_gb_s, 'GB/s')} (read), a large product"
             f" {quantity(limits.gemm_gflop_s, 'GFLOP/s')} in"
             f" {str(bench.dtype).removeprefix('torch.')}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.svg import figure
@@ -38,7 +40,9 @@ margin:22px 0}
 table{border-collapse:collapse;width:100%;margin:16px 0;font-size:.93rem}
 th{font-weight:500;color:var(--quiet);text-align:left;border-bottom:1px solid var(--edge)}
 th,td{padding:6px 10px 6px 0;vertical-align:top}
-td+td,th+th{text-align:right;white-space:nowrap}td.why,th.why{text-align:left;white-space:normal;
+td+td,th+th{text-align:right;white-space:nowrap}td small{display:block;font-weight:400;
+color:var(--quiet)}.whisker{stroke:var(--ink);stroke-width:1.4;fill:none}
+td.why,th.why{text-align:left;white-space:normal;
 color:var(--quiet)}td.measured{font-weight:650}
 figure{margin:22px 0 6px}figcaption{font-weight:600;margin-bottom:8px}
 svg{width:100%;height:auto;display:block}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
@@ -56,7 +60,12 @@ nav li{min-height:24px}.wide{overflow-x:auto}.wide table{overflow-wrap:normal}
 @media(max-width:640px){figure{overflow-x:auto}figure svg{min-width:560px}
 body{padding:20px 12px 60px}section{padding:18px 14px}nav ol{columns:1}
 .pieces p{flex-wrap:wrap}.pieces code{flex-basis:100%;order:1}th,td{padding-right:8px}
-td+td,th+th{white-space:normal}td.why,th.why{min-width:11em}}
+thead{display:none}
+tr{display:grid;grid-template-columns:auto auto 1fr;gap:0 18px;padding:8px 0;
+border-bottom:1px solid var(--edge)}
+td{padding:0}td+td{text-align:left;white-space:normal}td:first-child,td.why{grid-column:1/-1}
+td:nth-child(n+2)::before{content:attr(data-is);display:block;font-weight:400;font-size:.8rem;
+color:var(--quiet)}}
 """
 
 
@@ -64,8 +73,11 @@ td+td,th+th{white-space:normal}td.why,th.why{min-width:11em}}
 TABLE = '<div class="wide" tabindex="0" role="group" aria-label="figures"><table>'
 
 
-def report(title: list[str], sections: list[Section]) -> str:
-    """Write the report. `title`: lines about the model and the run."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def report(title: list[str], sections: list[Section], folder: Path = ROOT) -> str:
+    """Write the report. `title`: lines about the run; `folder`: where the report will lie."""
     links = "".join(
         f'<li><a href="#{s.chapter.name}">{escape(s.chapter.title)}</a></li>' for s in sections
     )
@@ -75,13 +87,13 @@ def report(title: list[str], sections: list[Section]) -> str:
         f"<title>Glasshouse: the lab</title><style>{STYLE}</style></head><body>"
         f"<header><h1>The lab</h1><p>{'<br>'.join(map(escape, title))}</p></header>"
         f"<nav><ol>{links}</ol></nav>"
-        + "\n".join(_section(number, s) for number, s in enumerate(sections, 1))
+        + "\n".join(_section(number, s, folder) for number, s in enumerate(sections, 1))
         + "<footer>Every figure here was measured while this report was made.</footer>"
         "</body></html>\n"
     )
 
 
-def _section(number: int, section: Section) -> str:
+def _section(number: int, section: Section, folder: Path) -> str:
     chapter, outcome = section.chapter, section.outcome
     parts = [
         f'<section id="{chapter.name}"><h2><span>{number}</span>{escape(chapter.title)}</h2>',
@@ -89,40 +101,37 @@ def _section(number: int, section: Section) -> str:
     ]
     missing = [section.reason] if section.reason else outcome.not_shown
     if section.expectations:
-        parts.append(_predictions(section.expectations))
-    rows = comparison(section.expectations, outcome)
-    if rows:
-        parts.append(_measurements(rows))
+        parts.append(_figures(section.expectations, outcome))
     if outcome.findings:
         parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in outcome.findings)}</ul>")
     parts += [f'<p class="missing">Not shown here: {escape(text)}</p>' for text in missing]
     parts += [figure(drawing) for drawing in outcome.drawings]
+    source = Path(os.path.relpath(ROOT / chapter.read_next, folder)).as_posix()
     parts.append(
-        f'<p class="quiet">Read next: <code>{escape(chapter.read_next)}</code>,'
+        f'<p class="quiet">Read next: <a href="{escape(source)}">{escape(chapter.read_next)}</a>,'
         f" {escape(chapter.read_for)} ({quantity(section.seconds, 's')})</p></section>"
     )
     return "\n".join(parts)
 
 
-def _predictions(expectations: list[Expectation]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(item.what)}</td><td>{escape(quantity(item.value, item.unit))}</td>"
-        f'<td class="why">{escape(item.why)}</td></tr>'
-        for item in expectations
-    )
+def _figures(expectations: list[Expectation], outcome: Outcome) -> str:
+    """Write one table: what was expected, beside what was measured, and why it was expected."""
+    rows = ""
+    for item in expectations:
+        cells = ["–", ""]
+        if item.key in outcome.measured:
+            ((_what, _expected, measured, ratio, tries),) = comparison([item], outcome)
+            cells = [escape(measured), ratio]
+            cells[0] += f"<small>{escape(tries)}</small>" if tries else ""
+        rows += (
+            f"<tr><td>{escape(item.what)}</td>"
+            f'<td data-is="expected">{escape(quantity(item.value, item.unit))}</td>'
+            f'<td data-is="measured" class="measured">{cells[0]}</td>'
+            f'<td data-is="÷">{cells[1]}</td>'
+            f'<td data-is="because" class="why">{escape(item.why)}</td></tr>'
+        )
     return (
-        f"{TABLE}<thead><tr><th>The prediction</th><th>expected</th>"
-        f'<th class="why">because</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-
-
-def _measurements(rows: list[list[str]]) -> str:
-    body = "".join(
-        f"<tr><td>{escape(what)}</td><td>{escape(expected)}</td>"
-        f'<td class="measured">{escape(measured)}</td><td>{escape(ratio)}</td></tr>'
-        for what, expected, measured, ratio in rows
-    )
-    return (
-        f"{TABLE}<thead><tr><th>Measured on this machine</th><th>expected</th><th>measured</th>"
-        f"<th>÷</th></tr></thead><tbody>{body}</tbody></table></div>"
+        f"{TABLE}<thead><tr><th>Predicted, then measured</th><th>expected</th><th>measured</th>"
+        f'<th>÷</th><th class="why">expected because</th></tr></thead><tbody>{rows}</tbody></table>'
+        "</div>"
     )

@@ -72,7 +72,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", quiet: bool = Fa
 
 
 def _bars(drawing: Bars) -> str:
-    longest = max((bar.total for bar in drawing.bars), default=0.0) or 1.0
+    longest = max((bar.reach for bar in drawing.bars), default=0.0) or 1.0
     room, height, parts = WIDTH - LABEL - 170, 26, []
     for i, bar in enumerate(drawing.bars):
         x, y = float(LABEL), i * height + 4.0
@@ -81,6 +81,11 @@ def _bars(drawing: Bars) -> str:
             width = value / longest * room
             parts.append(_rect(x, y, width, 18, colour, quantity(value, drawing.unit)))
             x += width
+        if bar.spread is not None:
+            low, high = (LABEL + value / longest * room for value in bar.spread)
+            parts.append(f'<path class="whisker" d="M{low:.1f} {y + 9} H{high:.1f}"/>')
+            parts += [f'<path class="whisker" d="M{end:.1f} {y + 4} v10"/>' for end in (low, high)]
+            x = max(x, high)
         parts.append(_text(x + 8, y + 14, bar.text or quantity(bar.total, drawing.unit)))
     return _svg(len(drawing.bars) * height + 6, parts, drawing.title)
 
@@ -125,17 +130,20 @@ def _lines(drawing: Lines) -> str:
     y_axis = Axis(*drawing.range(1), drawing.log_y)
     unit = {"seconds": "s"}.get(drawing.y_name, "")
     parts = [_text(left, 12, drawing.y_name, quiet=True)]
-    for i in range(5):
-        y = top + height * (1 - i / 4)
+    for mark in y_axis.ticks():
+        y = top + height * (1 - y_axis.place(mark))
         parts.append(
             f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{left + width}" y2="{y:.1f}"/>'
         )
-        parts.append(_text(left - 8, y + 4, quantity(y_axis.value(i / 4), unit), "end", True))
-        x = left + width * i / 4
-        anchor = "start" if i == 0 else "end" if i == 4 else "middle"
-        value = x_axis.value(i / 4)
-        shown = f"{value:,.0f}" if value >= 10 else quantity(value, "")
-        parts.append(_text(x, top + height + 18, shown, anchor, True))
+        parts.append(_text(left - 8, y + 4, quantity(mark, unit), "end", True))
+    x_unit = {"seconds": "s"}.get(drawing.x_name, "")
+    for mark in x_axis.ticks(drawing.values(0)):
+        x = left + width * x_axis.place(mark)
+        shown = f"{mark:,.0f}" if mark >= 10 and not x_unit else quantity(mark, x_unit)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{top + height}"/>'
+        )
+        parts.append(_text(x, top + height + 18, shown, "middle", True))
     parts.append(_text(left + width / 2, top + height + 36, drawing.x_name, "middle", True))
     for i, series in enumerate(drawing.series):
         places = [

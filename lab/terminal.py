@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.chapter import Chapter, Expectation, Outcome, quantity
+from lab.spread import shown
 from lab.terminal_drawings import draw
 
 WIDTH = 100
@@ -19,12 +20,14 @@ class Terminal:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(width=WIDTH, highlight=False)
 
-    def title(self, model: str, quick: bool, number: int) -> None:
+    def title(self, model: str, quick: bool, number: int, machine: list[str]) -> None:
         chapters = "1 chapter" if number == 1 else f"{number} chapters"
         text = Text.assemble(
             ("The lab", "bold"), f"   {chapters}{', quick' if quick else ''}   model ", model
         )
         self.console.print(text, overflow="fold")
+        for line in machine:
+            self.console.print(Text(line, style="dim"))
 
     def open(self, number: int, chapter: Chapter) -> None:
         """Show the idea, before anything is measured."""
@@ -57,8 +60,10 @@ class Terminal:
         console = self.console
         if any(item.key in outcome.measured for item in expectations):
             table = _table("measured on this machine, now", "expected", "measured", "÷")
-            for row in comparison(expectations, outcome):
-                table.add_row(*row)
+            for what, expected, measured, ratio, tries in comparison(expectations, outcome):
+                table.add_row(what, expected, measured, ratio)
+                if tries:
+                    table.add_row("", "", Text(tries, style="dim"), "")
             console.print()
             console.print(table)
         console.print()
@@ -87,16 +92,18 @@ class Terminal:
 
 
 def comparison(expectations: list[Expectation], outcome: Outcome) -> list[list[str]]:
-    """Return [what, expected, measured, measured ÷ expected] of each figure that was measured."""
+    """Return [what, expected, measured, ratio, range of tries] of each measured figure."""
     rows = []
     for item in expectations:
         if item.key in outcome.measured:
             value = outcome.measured[item.key]
             ratio = f"{value / item.value:.2f}" if item.value else ""
             exact = "=" if value == item.value else ratio
+            tries = shown(outcome.tries.get(item.key, ()), item.unit)
             rows.append(
-                [item.what, quantity(item.value, item.unit), quantity(value, item.unit), exact]
-            )
+                [item.what, quantity(item.value, item.unit), quantity(value, item.unit), exact,
+                 tries]
+            )  # fmt: skip
     return rows
 
 
@@ -113,7 +120,12 @@ def _table(first: str, *others: str) -> Table:
             table.add_column(name, ratio=1)
         else:
             style = "bold" if name == "measured" else ""
-            table.add_column(name, justify="right", width=14 if name != "÷" else 6, style=style)
+            table.add_column(
+                name,
+                justify="right",
+                width={"expected": 14, "measured": 24}.get(name, 6),
+                style=style,
+            )
     return table
 
 

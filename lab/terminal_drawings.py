@@ -21,6 +21,7 @@ from lab.drawings import (
     Pieces,
     printable,
 )
+from lab.spread import shown
 
 LABEL = 26  # columns of a label
 BAR = 46  # columns of the longest bar
@@ -59,7 +60,7 @@ def _label(text: str) -> Text:
 
 
 def _bars(drawing: Bars) -> list[Text]:
-    longest = max((bar.total for bar in drawing.bars), default=0.0) or 1.0
+    longest = max((bar.reach for bar in drawing.bars), default=0.0) or 1.0
     lines = []
     for bar in drawing.bars:
         line, end, drawn = _label(bar.label), 0.0, 0
@@ -72,6 +73,8 @@ def _bars(drawing: Bars) -> list[Text]:
                 line.append(EIGHTHS[eighth], _style(colour))
             drawn = whole
         line.append(f" {bar.text or quantity(bar.total, drawing.unit)}")
+        if bar.spread is not None:
+            line.append(f" ({shown(bar.spread, drawing.unit)})", "dim")
         lines.append(line)
     return lines
 

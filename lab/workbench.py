@@ -37,7 +37,7 @@ from lab.limits import Limits, measure_limits, threads
 
 SEATS = 64
 TURNS = 3
-PATIENCE_S = 5.0  # no further turn after so long
+PATIENCE_S = 5.0  # no third turn after so long: two show how far tries lie apart
 CUDA_SHARE = 0.5  # of the GPU's memory: the last chapter loads transformers' model beside ours
 
 
@@ -50,6 +50,7 @@ class Job:
     num_output: int
     params: SamplingParams | None = None
     in_full: bool = False  # record every draw of it
+    after_steps: int = 0  # handed over when its batch has had so many steps
     grammar: CompiledGrammar | None = None  # which its text follows
 
     def request(self) -> CoreRequest:
@@ -231,9 +232,13 @@ class Workbench:
 
     def _run_batch(self, core: EngineCore, batch: list[Job], run: Run, started: float) -> None:
         handed_over = time.perf_counter()
-        for job in batch:
-            core.add_request(job.request(), job.grammar)
-        while core.has_work:
+        later = sorted(batch, key=lambda job: job.after_steps)
+        steps = 0
+        while core.has_work or later:
+            while later and later[0].after_steps <= steps:
+                job = later.pop(0)
+                core.add_request(job.request(), job.grammar)
+            steps += 1
             for output in core.step():
                 now = time.perf_counter()
                 run.tokens.setdefault(output.request_id, []).extend(output.token_ids)
@@ -242,18 +247,23 @@ class Workbench:
                     run.end_s[output.request_id] = now - started
 
     def in_turns(self, ways: dict[str, Callable[[], Run]]) -> dict[str, Run]:
-        """Run each way several times, in turns, and return the fastest run of each.
+        """Return the fastest of several runs of each way; see `tries`."""
+        tries = self.tries(ways)
+        return {name: min(runs, key=lambda run: run.seconds) for name, runs in tries.items()}
 
-        So whatever else the machine does affects all of them.
+    def tries(self, ways: dict[str, Callable[[], Run]]) -> dict[str, list[Run]]:
+        """Run each way several times, in turns, and return all runs.
+
+        So whatever else the machine does affects all ways.
         """
         runs: dict[str, list[Run]] = {name: [] for name in ways}
         started = time.perf_counter()
         for turn in range(TURNS):
-            if turn and time.perf_counter() - started > PATIENCE_S:
+            if turn > 1 and time.perf_counter() - started > PATIENCE_S:
                 break
             for name, way in ways.items():
                 runs[name].append(way())
-        return {name: min(tries, key=lambda run: run.seconds) for name, tries in runs.items()}
+        return runs
 
     @torch.inference_mode()
     def next_logits(self, prompt: list[int]) -> torch.Tensor:
@@ -275,7 +285,7 @@ class Workbench:
         steps = 12
         self._decode_seconds(2, steps)
         one, many = self._decode_seconds(1, steps), self._decode_seconds(8, steps)
-        row = max(0.0, (many - one) / 7)
+        row = min(max(0.0, (many - one) / 7), one)  # noise must not make a step cost less than 0
         some, more = self._prefill_seconds(short), self._prefill_seconds(long)
         return StepCost(one - row, row, max(0.0, (more - some) / (long - short)))
 

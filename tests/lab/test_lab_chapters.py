@@ -64,6 +64,7 @@ EXACT = [
     ("kv-cache", "computed recomputed"),
     ("paging", "together_reserved"),
     ("batching", "static continuous"),
+    ("chunking", "steps"),
     ("prefix", "cached computed"),
     ("attention", "memory"),
     ("preemption", "tokens bytes"),
@@ -94,6 +95,21 @@ def test_relations_that_the_chapters_are_about(ran, bench):
     assert whole["padding"] < whole["memory"] <= 1
 
 
+def test_a_job_is_handed_over_later(bench):
+    jobs = [Job("early", bench.prompt(8), 6), Job("later", bench.prompt(9), 2, after_steps=3)]
+    run = bench.run([jobs])
+    names = [[row.request_id for row in step.planned.rows] for step in run.steps]
+    assert names == [["early"]] * 3 + [["early", "later"]] * 2 + [["early"]]
+
+
+def test_a_chapter_that_compares_says_how_far_tries_lie_apart(ran):
+    for name in ("batching", "chunking", "graphs", "prefix", "preemption", "throughput"):
+        outcome = ran(name)[1]
+        assert outcome.tries and outcome.tries.keys() <= outcome.measured.keys()
+        for key, tries in outcome.tries.items():
+            assert min(tries) <= outcome.measured[key] <= max(tries), (name, key)
+
+
 def test_draws_follow_their_parameters(ran):
     drawn = ran("sampling")[1].measured
     assert drawn["temperature 0"] == 1
@@ -116,9 +132,10 @@ def test_what_does_not_follow_the_schema_is_not_counted():
 
 
 def test_preemption_and_caching_change_no_answer(ran):
-    assert "all answers are those of a run with enough memory" in ran("preemption")[1].findings[1]
-    assert "the answers are those of a run without" in ran("prefix")[1].findings[1]
+    assert "all answers are those of a run with enough memory" in ran("preemption")[1].findings[-1]
+    assert "the answers are those of a run without" in ran("prefix")[1].findings[-1]
     assert "both ways gave the same tokens" in ran("kv-cache")[1].findings[0]
+    assert "all answers are the same" in ran("chunking")[1].findings[-1]
     assert "12 of 12 answers equal those of transformers" in ran("whole")[1].findings[-1]
 
 

@@ -21,19 +21,21 @@ from lab.command import main
 from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series, printable
 from lab.operations import operations_of
 from lab.report import Section, report
+from lab.spread import compared
 from lab.whole import percentile
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 DRAWINGS = [
     Bars("bars <&>", "s", [Bar("a", [(1.0, 0), (2.0, 1)]), Bar("none", [(0.0, 2)])], [("x", 0)]),
+    Bars("whiskers", "s", [Bar("a", [(2.0, 0)], spread=(1.5, 9.0)), Bar("b", [(3.0, 1)])]),
     Lines("lines", "x", "seconds", [Series("a", [(1, 2.0), (10, 3.0)])], log_x=True, log_y=True),
     Lines("flat", "x", "y", [Series("one point", [(1, 2.0)]), Series("two", [(0, 0), (2, 4)])]),
     Cells("cells", [("0", [0, 1, EMPTY] * 30)], [("free", EMPTY)]),
     Lanes("lanes", "step", [("seat", [(0, 3, 1), (3, 4, EMPTY)])], [("waits", EMPTY)]),
     Pieces("pieces", [("text", ["a", " b", "\n", "\x1b", "bytes:\\xe2"] * 40)]),
 ]
-VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
+VOID = {"meta", "br", "rect", "line", "circle", "polyline", "path"}
 
 
 class Balanced(HTMLParser):
@@ -71,7 +73,7 @@ def test_a_report_has_every_chapter_and_loads_nothing():
         Section(
             chapter,
             [Expectation("k", "what <b>", 2.0, "s", "why & how")],
-            Outcome({"k": 4.0}, ["found <i>"], DRAWINGS, ["no GPU"]),
+            Outcome({"k": 4.0}, ["found <i>"], DRAWINGS, ["no GPU"], {"k": [4.0, 3.0, 5.0]}),
         )
         for chapter in CHAPTERS
     ]
@@ -79,10 +81,15 @@ def test_a_report_has_every_chapter_and_loads_nothing():
     reader = parsed(page)
     names = [chapter.name for chapter in CHAPTERS]
     assert reader.ids == names
-    assert reader.loads == [f"#{name}" for name in names]
+    sources = [chapter.read_next for chapter in CHAPTERS]
+    assert reader.loads == [f"#{name}" for name in names] + sources
+    assert all((ROOT / source).is_file() for source in sources)
     assert "http" not in page and "<script" not in page and "url(" not in page
-    assert page.count("what &lt;b&gt;") == 2 * len(names)
+    assert page.count("what &lt;b&gt;") == len(names)  # one table a chapter
     assert page.count(">2.00</td>") == len(names)  # 4 s is twice 2 s
+    assert page.count("<small>3 s – 5 s</small>") == len(names)
+    elsewhere = report(["Model"], sections[:1], ROOT / "docs" / "images")
+    assert parsed(elsewhere).loads[-1] == f"../../{CHAPTERS[0].read_next}"
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.title)
@@ -178,6 +185,30 @@ def test_an_axis_goes_there_and_back():
         for place in (0.0, 0.25, 1.0):
             assert axis.place(axis.value(place)) == pytest.approx(place)
     assert Axis(5, 5).place(5) == 0.0
+
+
+def test_an_axis_is_marked_at_values_that_exist():
+    counts = Axis(1, 64, log=True)
+    assert counts.ticks([64, 1, 2, 4, 16, 4]) == [1, 2, 4, 16, 64]
+    assert counts.ticks([60, 61, 64]) == counts.ticks()  # they would touch
+    assert counts.ticks() == [1, 2, 5, 10, 20, 50]
+    assert Axis(0.00002, 3, log=True).ticks() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1])
+    assert Axis(0, 9_600).ticks([0.5, 9_600]) == [0, 2000, 4000, 6000, 8000]
+    assert Axis(-0.3, 0.9).ticks() == pytest.approx([-0.2, 0, 0.2, 0.4, 0.6, 0.8])
+    assert Axis(2, 2).ticks() and len(Axis(3.1, 3.2, log=True).ticks()) == 2
+    for low, high in ((1e-6, 3e-6), (0.7, 12), (5, 5.5), (1, 1e9)):
+        for log in (True, False):
+            marks = Axis(low, high, log).ticks()
+            assert 2 <= len(marks) <= 12 and marks == sorted(marks)
+
+
+def test_noise_that_exceeds_the_effect_is_said():
+    clear = compared("a", [1.0, 1.1, 1.2], "b", [2.0, 2.4, 2.2])
+    assert "a takes less, in every try, b 2× as much" in clear
+    assert "b takes less" in compared("a", [3.0, 3.0], "b", [1.0, 2.0])
+    noisy = compared("a", [1.0, 1.1, 2.1], "b", [2.0, 2.4, 2.2])
+    assert "exceeds the effect" in noisy and "1 s – 2.10 s" in noisy and "takes less" not in noisy
+    assert "in one try each" in compared("a", [1.0], "b", [2.0])
 
 
 def test_percentiles_are_nearest_ranks():
