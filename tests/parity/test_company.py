@@ -42,6 +42,7 @@ WAYS = {
 }
 
 
+VARIANTS = [*EXACT[:1], *(pytest.param(v, marks=pytest.mark.full) for v in EXACT[1:])]
 KINDS = [(v, dtype) for dtype in ("bfloat16", "float32") for v in EXACT]
 SAMPLED = [*KINDS[:1], *(pytest.param(kind, marks=pytest.mark.full) for kind in KINDS[1:])]
 
