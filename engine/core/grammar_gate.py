@@ -14,7 +14,7 @@ from engine.core.messages import CoreRequest, GrammarTokenizer
 from engine.trace.events import GrammarCompiled, RequestAborted, RequestRefused
 
 Settled = Callable[[Exception | None], None]
-"""Is told that the core has a request (None), or why it is refused."""
+"""Called with None when the core has the request, or with the error that refuses it."""
 
 
 class GrammarGate:

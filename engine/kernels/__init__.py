@@ -149,6 +149,6 @@ def asynchronous(device: torch.device) -> bool:
 
 
 def forget() -> None:
-    """Let the next call choose the CPU's kernels anew, for tests."""
+    """Clear the choice of the CPU's kernels, so that the next call chooses again. For tests."""
     cpu.forget()
     _on_cpu.cache_clear()

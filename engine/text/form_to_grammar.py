@@ -22,7 +22,7 @@ from engine.structured_outputs import (
 from engine.text.tag_grammar import tag_grammar
 
 WHITESPACE = r"( |\n {0,20})?"
-"""Between JSON's parts: compact, with spaces, or indented. Unbounded, a model could go on for ever.
+"""Between JSON's parts: compact, with spaces, or indented. Without a bound a model might never end.
 """
 MOST_OF_A_REASON = 500  # characters
 MOST_PLACES = 2_000  # subschemas that are tried for the place of an error

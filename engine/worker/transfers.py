@@ -51,8 +51,7 @@ class Outbox:
     def take(self, tokens: torch.Tensor) -> np.ndarray:
         """Copy the tokens, int64 [draws], to the host's memory.
 
-        Read them when the device has passed a later event, and before the next step but one is
-        launched.
+        Read them after the device has passed a later event, and before two more steps are launched.
         """
         if not self._pieces:
             return to_host(tokens)

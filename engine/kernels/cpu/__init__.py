@@ -54,5 +54,5 @@ def for_variant(variant: str) -> NativeOps:
 
 
 def forget() -> None:
-    """Make the next call choose anew, for tests."""
+    """Clear the choice of a variant, so that the next call chooses again. For tests."""
     _load.cache_clear()

@@ -53,8 +53,8 @@ def low_at(lows_ptr, SEARCH: tl.constexpr, level, row):
 def reach_at(reach_ptr, SEARCH: tl.constexpr, level, WHAT: tl.constexpr, row, pieces):
     """Return the address of a row's [pieces, 32] in the `reach` array.
 
-    It is int32 [2 searches, 2, 2: counts and masses, rows, pieces, 32]. A level reads what the one
-    before it wrote, and writes beside it.
+    It is int32 [2 searches, 2, 2: counts and masses, rows, pieces, 32]. Levels alternate
+    between two halves: each reads what the level before it wrote, and writes the other half.
     """
     place = ((SEARCH * 2 + level % 2) * 2 + WHAT) * tl.num_programs(0) + row.to(tl.int64)
     return reach_ptr + place * pieces * COLUMNS

@@ -58,7 +58,10 @@ class Answer:
         raise NotImplementedError
 
     def make(self, place: int) -> None:
-        """Make what is told of a prompt, once. A long one's isn't made on the event loop."""
+        """Prepare the part of the answer that is about a prompt, before it is written.
+
+        For a long prompt this is called outside the event loop.
+        """
         raise NotImplementedError
 
     @cached_property

@@ -58,9 +58,9 @@ def _inner(
 
 
 def _continued(messages: list[dict[str, Any]], places: list[str]) -> dict[str, Any]:
-    """Return the fields with which a last message of the assistant is gone on with.
+    """Return the fields that make the answer continue the assistant's last message.
 
-    An empty one is removed: the answer begins with it as it would without.
+    An empty last message is removed, since it changes nothing.
     """
     while messages and _is_empty_answer(messages[-1]):
         messages.pop()

@@ -23,7 +23,7 @@ from engine.server.service import Service
 from engine.text.output import Logprob, PositionLogprobs, SequenceText, TextDelta
 
 NOTHING_MORE: dict[str, Any] = {"logprobs": None, "finish_reason": None}
-"""What a chunk has beside its text if another one of the same step follows."""
+"""The other fields of a chunk's choice if another chunk of the same step follows."""
 
 
 def router(service: Service) -> APIRouter:
@@ -121,7 +121,7 @@ class ChatAnswer(Answer):
         return {"index": index, "delta": delta, **NOTHING_MORE}
 
     def _rest(self, sequence: SequenceText) -> dict[str, Any]:
-        """Return what a chunk has beside its text.
+        """Return the fields of a chunk other than its text.
 
         Log-probabilities and ids of the tokens since the last chunk, and the finish reason.
         """

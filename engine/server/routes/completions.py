@@ -47,7 +47,7 @@ def router(service: Service) -> APIRouter:
 
 
 class Tokens(NamedTuple):
-    """Hold what this API tells of some tokens, a list for each column."""
+    """Hold the log-probabilities of some tokens as this API writes them, a list a column."""
 
     names: list[str]
     values: list[float | None]
@@ -155,8 +155,10 @@ class Choice:
         return choice
 
     def _logprobs(self, first: bool) -> dict[str, Any]:
-        """Return what is told of the tokens since the last piece; before them come those of an
-        echoed prompt."""
+        """Return the log-probabilities of the tokens since the last piece.
+
+        Those of an echoed prompt come first.
+        """
         part, request = self.part, self.part.request
         new = (self.sequence.logprobs or [])[self.num_tokens :]
         if self.offsets is None:
