@@ -33,7 +33,6 @@ WAYS = {
 OPTIONS = {
     "cpu_threads": 1,
     "device": "cpu",
-    "dtype": "float32",  # bf16, the default on AMX, rounds a chunked prompt differently
     "block_size": 8,
     "max_model_len": 104,
 }
