@@ -15,7 +15,9 @@ AT_LEAST_ONE = (
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
     "max_num_queued_reqs", "trace_buffer", "stream_interval",
 )  # fmt: skip
-NOT_NEGATIVE = ("swap_space", "cpu_threads", "shutdown_timeout")
+NOT_NEGATIVE = (
+    "swap_space", "cpu_threads", "shutdown_timeout", "response_store_bytes", "response_store_ttl",
+)  # fmt: skip
 
 
 def settle_types(options: Options) -> None:

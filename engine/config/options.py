@@ -188,6 +188,10 @@ class Options:
         "how a preempted request's K/V come back; auto: what is cheaper, as measured here",
     )
     max_num_queued_reqs: int = _option(1024, "waiting requests before the server answers 503")
+    response_store_bytes: int = _option(
+        64 * 2**20, "bytes of answers of /v1/responses that are kept to go on from; 0: none"
+    )
+    response_store_ttl: float = _option(3600.0, "seconds for which each of them is kept")
     max_logprobs: int = _option(
         MAX_LOGPROBS, "log-probabilities that a request may have beside each token; -1: no limit"
     )

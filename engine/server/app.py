@@ -25,6 +25,7 @@ from engine.server.routes import (
     models,
     page,
     record,
+    responses,
     status,
     tokenize,
 )
@@ -51,7 +52,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
         docs_url=None,
         redoc_url=None,
     )
-    serving = (completions, chat, anthropic, tokenize, models)
+    serving = (completions, chat, responses, anthropic, tokenize, models)
     for part in (*serving, status, record, page, classroom, absent):
         app.include_router(part.router(service))
     failures.install(app)

@@ -15,12 +15,14 @@ from engine.server.answering.answer_schemas import ChatChunk, CompletionChunk, E
 from engine.server.http.auth import is_open
 from engine.server.http.shapes import MESSAGES
 from engine.server.messages.message_schemas import AnthropicError, MessageEvent
+from engine.server.responses.response_schemas import ResponseEvent
 
 SCHEME = "key"
 STREAMS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionChunk,
     "/v1/chat/completions": ChatChunk,
     "/v1/messages": MessageEvent,
+    "/v1/responses": ResponseEvent,
 }
 OTHER_THAN_JSON = {
     "/metrics": "text/plain",

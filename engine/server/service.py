@@ -28,6 +28,7 @@ from engine.server.http.sse import HEARTBEAT_S
 from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
 from engine.server.link.engine_process import Load, load_worker
 from engine.server.record.trace_hub import TraceHub
+from engine.server.responses.response_store import ResponseStore
 from engine.server.telemetry import connect
 from engine.server.telemetry.metrics import Metrics
 from engine.text.chat_template import ChatTemplate
@@ -83,6 +84,7 @@ class Service:
         )
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
+        self.responses = ResponseStore(config.response_store_bytes, config.response_store_ttl)
         self.draining = False
         self.open: set[object] = set()  # each generation that is being answered
         self.on_failure: Callable[[str], None] = lambda message: None

@@ -21,6 +21,8 @@ NEEDED = {
     "detokenize": {"tokens": [65]},
     "messages": {"messages": HI, "max_tokens": 1},
     "count_tokens": {"messages": HI},
+    "responses": {"input": "a", "max_output_tokens": 1},
+    "input_tokens": {"input": "a"},
 }
 
 
@@ -73,10 +75,16 @@ def test_no_field_of_openai_is_unknown():
     pytest.importorskip("openai")
     from openai.types import completion_create_params
     from openai.types.chat import completion_create_params as chat_create_params
+    from openai.types.responses import input_token_count_params, response_create_params
 
-    for body, module in (("completions", completion_create_params), ("chat", chat_create_params)):
-        names = set(module.CompletionCreateParamsBase.__annotations__) | {"stream"}
-        known = {field.name for field in FIELDS if field.verdict(body)}
+    for body, params in (
+        ("completions", completion_create_params.CompletionCreateParamsBase),
+        ("chat", chat_create_params.CompletionCreateParamsBase),
+        ("responses", response_create_params.ResponseCreateParamsBase),
+        ("input_tokens", input_token_count_params.InputTokenCountParams),
+    ):
+        names = set(params.__annotations__) | ({"stream"} if body != "input_tokens" else set())
+        known = {field.name for field in TABLE_OF[body] if field.verdict(body)}
         assert not names - known
 
 
@@ -113,13 +121,13 @@ def test_a_field_without_effect_passes_whatever_it_says(server, field, body):
 @pytest.mark.parametrize("body", TABLE_OF)
 def test_null_is_the_same_as_leaving_a_field_out(server, body):
     needed = {n for n, f in CLASSES[body].model_fields.items() if f.is_required()}
-    needed |= set(NEEDED[body]) - {"max_tokens"}
+    needed |= set(NEEDED[body]) - {"max_tokens", "max_output_tokens"}
     nothing = {name: None for name in CLASSES[body].model_fields if name not in needed}
-    expected = NEEDED[body].get("max_tokens")
-    answer = post(server, body, **{**nothing, **({"max_tokens": expected} if expected else {})})
+    limits = {name: value for name, value in NEEDED[body].items() if name.startswith("max_")}
+    answer = post(server, body, **{**nothing, **limits})
     assert answer.status_code == 200, answer.text
     options = {"include_usage": None, "continuous_usage_stats": None}
-    if "stream_options" in nothing:
+    if "stream_options" in nothing and body in BODIES:
         assert post(server, body, stream=True, stream_options=options).status_code == 200
     for name in needed:
         answer = post(server, body, **{name: None})

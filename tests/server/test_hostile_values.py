@@ -15,6 +15,7 @@ from loguru import logger
 from engine.server.answering import protocol
 from engine.server.http.shapes import ANTHROPIC_TYPES
 from engine.server.messages.messages_body import CountTokensRequest, MessagesRequest
+from engine.server.responses.responses_body import InputTokensRequest, ResponsesRequest
 from tests.server.hostile_values import VALUES, bodies
 
 pytestmark = pytest.mark.slow
@@ -32,11 +33,17 @@ ROUTES: list[tuple[str, type, dict[str, Any]]] = [
     ("/v1/messages", MessagesRequest, {"messages": HI, "max_tokens": 1}),
     ("/v1/messages", MessagesRequest, {"messages": HI, **STREAM}),
     ("/v1/messages/count_tokens", CountTokensRequest, {"messages": HI}),
+    ("/v1/responses", ResponsesRequest, {"input": "a", "max_output_tokens": 1}),
+    ("/v1/responses", ResponsesRequest, {"input": "a", "max_output_tokens": 1, "stream": True}),
+    ("/v1/responses/input_tokens", InputTokensRequest, {"input": HI}),
 ]  # fmt: skip
 ADDRESSES = [
     "/trace?request_id={}", "/trace/state?step={}", "/trace/requests/{}", "/trace/tokens?ids={}",
     "/v1/models/{}", "/metrics?x={}", "/health?x={}", "/load?x={}", "/version?x={}", "/{}",
-    "/trace/requests?x={}", "/trace/perfetto?x={}", "/trace/viewers?x={}", "/room/{}", "/guide/{}",
+    "/trace/requests?x={}", "/trace/perfetto?x={}", "/v1/responses/{}",
+    "/v1/responses/{}/input_items", "/v1/responses/a/input_items?after={}",
+    "/v1/responses/a/input_items?limit={}", "/v1/responses/a?stream={}",
+    "/trace/viewers?x={}", "/room/{}", "/guide/{}",
 ]  # fmt: skip
 IN_ADDRESSES = [
     "", "a", "%00", "%ED%A0%BD", "%FF", "-1", "9" * 20, "9" * 5000, "1.5", "%F0%9F%98%80", "%1B[2J",

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 MOST_MORE_S = 0.25
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-MESSAGES = "/v1/messages"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 HI = [{"role": "user", "content": "hi"}]
 WORDS = [f"word{i}" for i in range(100_000)]
 MANY_KEYS = {f"k{i}": i for i in range(900_000)}
@@ -135,6 +135,14 @@ ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
             "tools": [{"name": "f", "description": "a" * 8_000, "input_schema": {}}] * 1_024,
         },
     ),
+    "50,000 items": (RESPONSES, {"input": HI * 50_000}),
+    "8,192 items": (RESPONSES, {"input": HI * 8_192}),
+    "8,192 items to truncate": (RESPONSES, {"input": HI * 8_192, "truncation": "auto"}),
+    "8,000 items of half a megabyte to truncate": (
+        RESPONSES,
+        {"input": [{"role": "user", "content": "a b " * 16}] * 8_000, "truncation": "auto"},
+    ),
+    "an input of 8.4 MB": (RESPONSES, {"input": "a" * 8_400_000}),
     "tokens to read": ("/detokenize", {"tokens": [65] * 131_072}),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from engine.server.answering import answer_schemas
 from engine.server.messages import message_schemas as messages
+from engine.server.responses import response_schemas as responses
 
 HI = [{"role": "user", "content": "hi"}]
 EVERYTHING = {
@@ -29,6 +30,11 @@ ASKED = {
     ],
     "/v1/messages": [{"messages": HI, "max_tokens": 2}],
     "/v1/messages/count_tokens": [{"messages": HI}],
+    "/v1/responses": [
+        {"input": "a", "max_output_tokens": 2},
+        {"input": HI, "include": ["message.output_text.logprobs"], "max_output_tokens": 2},
+    ],
+    "/v1/responses/input_tokens": [{"input": "a"}],
     "/tokenize": [{"prompt": "a"}, {"messages": HI, "return_token_strs": True}],
     "/detokenize": [{"tokens": [65]}],
     "/v1/models": [None],
@@ -39,6 +45,8 @@ SHAPES = {
     "/v1/chat/completions": answer_schemas.ChatCompletion,
     "/v1/messages": messages.AnthropicMessage,
     "/v1/messages/count_tokens": messages.TokenCount,
+    "/v1/responses": responses.ResponseObject,
+    "/v1/responses/input_tokens": responses.InputTokens,
     "/tokenize": answer_schemas.Tokenized,
     "/detokenize": answer_schemas.Detokenized,
     "/v1/models": answer_schemas.ModelList,
@@ -48,6 +56,7 @@ CHUNKS = {
     "/v1/completions": answer_schemas.CompletionChunk,
     "/v1/chat/completions": answer_schemas.ChatChunk,
     "/v1/messages": messages.MessageEvent,
+    "/v1/responses": responses.ResponseEvent,
 }
 FAILURES = {"/v1/messages": messages.AnthropicError}
 

@@ -16,7 +16,7 @@ from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import ChunkWriter, encoded
 from engine.server.http.sse import DATA_ALONE, Push
 from engine.text.lanes import LONG, in_lane
-from engine.text.output import MANY_LOGPROBS, PositionLogprobs, TextDelta, TokenUsage
+from engine.text.output import MANY_LOGPROBS, Logprob, PositionLogprobs, TextDelta, TokenUsage
 
 LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 NOTHING: dict[str, Any] = {}
@@ -137,6 +137,19 @@ def token_name(as_token_id: bool | None) -> Callable[[int, str], str]:
     if as_token_id:
         return lambda token_id, text: f"token_id:{token_id}"
     return lambda token_id, text: text
+
+
+def position_json(position: PositionLogprobs, name: Callable[[int, str], str]) -> dict[str, Any]:
+    """Write the log-probabilities at a position as chats have them. `name`: of a token."""
+
+    def told(token: Logprob) -> dict[str, Any]:
+        return {
+            "token": name(token.token_id, token.decoded_token),
+            "logprob": visible_logprob(token.logprob),
+            "bytes": list(token.bytes),
+        }
+
+    return {**told(position.chosen), "top_logprobs": [told(token) for token in position.top]}
 
 
 def usage_json(usage: TokenUsage) -> dict[str, Any]:

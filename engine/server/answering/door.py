@@ -30,7 +30,9 @@ MOST_BRACKETS = 100_000
 """A parser can't be interrupted and lets no other thread run, so what it makes is counted before it
 starts. A number costs it some 30 ns, a key some 500 ns."""
 
-FOR_THE_MODEL = frozenset({"prompt", "messages", "system", "tools", "documents"})
+FOR_THE_MODEL = frozenset(
+    {"prompt", "messages", "system", "input", "instructions", "tools", "documents"}
+)
 LARGEST_INTEGER = 2**63 - 1
 _DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
 _LONG_NUMBER = b"0" * 19  # the shortest number that may exceed 64 bits

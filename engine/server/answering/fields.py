@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.server.answering.field import REFUSED, Field
-from engine.server.answering.newer_fields import MESSAGES
+from engine.server.answering.newer_fields import MESSAGES, RESPONSES
 from engine.server.http.errors import bad_request
 
 BODIES = ("completions", "chat", "tokenize", "detokenize")
@@ -22,6 +22,8 @@ ROUTES = {
     "detokenize": "/detokenize",
     "messages": "/v1/messages",
     "count_tokens": "/v1/messages/count_tokens",
+    "responses": "/v1/responses",
+    "input_tokens": "/v1/responses/input_tokens",
 }
 """Where each body is sent."""
 
@@ -129,6 +131,7 @@ FIELDS: tuple[Field, ...] = (
 TABLES: tuple[tuple[tuple[str, ...], tuple[Field, ...]], ...] = (
     (BODIES, FIELDS),
     (("messages", "count_tokens"), MESSAGES),
+    (("responses", "input_tokens"), RESPONSES),
 )
 """The bodies of an API, and their table."""
 

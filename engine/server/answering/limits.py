@@ -21,6 +21,7 @@ from engine.server.answering.protocol import (
 from engine.server.answering.tools import LARGEST_TOOLS
 from engine.server.http.errors import ApiError, bad_request
 from engine.server.messages.messages_body import CountTokensRequest, MessagesRequest
+from engine.server.responses.responses_body import InputTokensRequest, ResponsesRequest
 from engine.structured_outputs import LARGEST, MOST_ENTRIES, MOST_LEVELS
 
 REQUESTS: tuple[type[Body], ...] = (
@@ -30,6 +31,8 @@ REQUESTS: tuple[type[Body], ...] = (
     DetokenizeRequest,
     MessagesRequest,
     CountTokensRequest,
+    ResponsesRequest,
+    InputTokensRequest,
 )
 DECLARED = frozenset[str]().union(*(request.model_fields for request in REQUESTS))
 """The fields that act. All others are refused by name, or have no effect."""
@@ -49,7 +52,7 @@ LEAST_TOKENS = 131_072  # tokens that /detokenize takes with every model
 RULES = {"allowed_token_ids": 1, "stop_token_ids": 1, "logit_bias": 4, "bad_words": 4}
 """What an entry costs the engine to read, 30 ns being 1; it reads them for each prompt."""
 FORMS = ("response_format", "structured_outputs", "structural_tag", "guided_json",
-         "guided_regex", "guided_choice", "guided_grammar", "output_config")  # fmt: skip
+         "guided_regex", "guided_choice", "guided_grammar", "output_config", "text")  # fmt: skip
 
 
 class Bound(NamedTuple):
@@ -96,6 +99,9 @@ class Limits:
             "chat_template": Bound(characters=262_144),
             "chat_template_kwargs": Bound(characters=65_536),
             "system": Bound(characters, MOST_MESSAGES),
+            "input": Bound(characters, MOST_MESSAGES),
+            "instructions": Bound(characters),
+            "metadata": Bound(characters=512, entries=16, levels=1),
             "stop": Bound(characters=1_024),
             "stop_sequences": Bound(characters=1_024),
             "bad_words": Bound(characters=256),

@@ -61,3 +61,40 @@ MESSAGES: tuple[Field, ...] = (
     *_refused("thread", _BOTH, note="in the form after which the client's tool runner sends the "
               "whole conversation"),
 )  # fmt: skip
+
+# ------------------------------------------------------------------------- OpenAI's Responses API
+_RESPONSE, _ALSO = "responses", "responses input_tokens"
+RESPONSES: tuple[Field, ...] = (
+    Field("model", _ALSO, note='"" means the one that is served'),
+    Field("input", _ALSO, note="text, or items: messages of text, function_call, "
+          "function_call_output, reasoning, item_reference"),
+    Field("instructions", _ALSO, note="of this request alone"),
+    Field("previous_response_id", _ALSO, note="404 where that answer isn't kept"),
+    Field("tools", _ALSO, note="functions; other types are refused by name"),
+    *_served("tool_choice parallel_tool_calls", _ALSO),
+    Field("reasoning", _ALSO, note="effort is a variable of the chat template, and "
+          "`enable_thinking` beside it; with summary, thoughts come in its place"),
+    Field("text", _ALSO, note="format: text, json_object or json_schema; no model is told of "
+          "verbosity"),
+    Field("truncation", _ALSO, note="auto leaves out the oldest turns"),
+    *_served("max_output_tokens temperature top_p top_logprobs stream stream_options metadata",
+             _RESPONSE),
+    Field("include", _RESPONSE, note="message.output_text.logprobs; the rest is of tools that "
+          "aren't here, or is there anyway"),
+    Field("store", _RESPONSE, note="true (the default) keeps the answer for a while"),
+    Field("stop", _RESPONSE, note=_OWN_NOTE),
+    *_served("top_k min_p repetition_penalty frequency_penalty presence_penalty seed min_tokens "
+             "ignore_eos truncate_prompt_tokens truncation_side priority cache_salt request_id "
+             "trace", _RESPONSE, _OWN_NOTE),
+    *_served("chat_template_kwargs", _ALSO, _OWN_NOTE),
+    *_without_effect(_CALLER, "user safety_identifier", _ALSO),
+    *_without_effect(_ALIKE, "service_tier access_programs", _ALSO),
+    *_without_effect(_PREFIX, "prompt_cache_key prompt_cache_retention prompt_cache_options",
+                     _ALSO),
+    *_without_effect("about tools of OpenAI's own, which aren't here", "max_tool_calls", _ALSO),
+    *_without_effect("no model is told of it", "personality", _ALSO),
+    *_refused("background", _ALSO, False),
+    *_refused("conversation prompt background_options", _ALSO),
+    *_refused("context_management", _ALSO, []),
+    *_refused("moderation image", _ALSO, {}),
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import PrivateAttr
@@ -89,6 +90,11 @@ class InnerRequest(ChatRequest):
 
     def check(self) -> list[str]:
         return [*super().check(), *self._ignored]
+
+    def keep_messages(self, kept: Sequence[int]) -> None:
+        """Remove all messages but those at these places."""
+        self.messages = [self.messages[place] for place in kept]
+        self._places = [self._places[place] for place in kept]
 
     def told(self, error: Failure) -> ApiError:
         """Return an error as the outer request's: with its own names of fields and places."""

@@ -67,7 +67,7 @@ class PieceAnswer:
 
     # ----------------------------------------------------------------------------- what they share
 
-    def emit(self, name: str, **fields: Any) -> None:
+    def emit(self, name: str, /, **fields: Any) -> None:
         """Add an event; its JSON says its name, too."""
         self.events.append((name, msgspec.json.encode({"type": name, **fields})))
 

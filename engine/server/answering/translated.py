@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
@@ -16,6 +17,23 @@ from engine.server.answering.reply import Reply
 from engine.server.http.errors import ApiError
 from engine.server.service import Service
 from engine.text.errors import TextError
+from engine.text.lanes import LONG, in_lane
+
+T = TypeVar("T")
+
+
+FEW_PARTS = 64
+
+
+def count_parts(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count messages or items, and the parts of their contents."""
+    contents = (message.get("content") for message in messages)
+    return len(messages) + sum(len(each) for each in contents if isinstance(each, list))
+
+
+async def translated(is_long: bool, translate: Callable[[], T]) -> T:
+    """Translate a request, a long one not on the event loop."""
+    return await in_lane(LONG, translate) if is_long else translate()
 
 
 class TranslatedReply(Reply):
@@ -29,10 +47,14 @@ class TranslatedReply(Reply):
         *,
         prefix: str,
         write: Callable[[Generation], PieceAnswer],
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ):
+        """Begin the answer. prepare: what is done to `inner` before it is rendered."""
         self.inner = inner
 
         async def prompts() -> list[str]:
+            if prepare is not None:
+                await prepare()
             return [await render(service, inner)]
 
         super().__init__(

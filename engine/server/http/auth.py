@@ -24,6 +24,9 @@ OPEN_FOLDERS = ("/room/", "/guide/")
 """The live page's files and guides; what the page shows comes from routes that need the key."""
 
 
+KEY_PLACE = "glasshouse.key_place"
+
+
 class ApiKey:
     """Pass a request that carries one of the keys; else answer 401.
 
@@ -35,7 +38,12 @@ class ApiKey:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(get_route_path(scope)) or self._is_known(scope):
+        if scope["type"] != "http" or is_open(get_route_path(scope)):
+            await self.app(scope, receive, send)
+            return
+        known = self._place(scope)
+        if known is not None:
+            scope[KEY_PLACE] = known
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -46,14 +54,19 @@ class ApiKey:
         )
         await failure_response(error, scope)(scope, receive, send)
 
-    def _is_known(self, scope: Scope) -> bool:
-        known = [self._is_key(given) for given in given_keys(scope)]
-        return any(known)
+    def _place(self, scope: Scope) -> int | None:
+        """Return which of the keys a request carries."""
+        # All are compared, so that the time doesn't tell which one nearly matched.
+        same = [
+            [hmac.compare_digest(given, key) for key in self.keys] for given in given_keys(scope)
+        ]
+        places = [row.index(True) for row in same if any(row)]
+        return places[0] if places else None
 
-    def _is_key(self, given: bytes) -> bool:
-        # All keys are compared, so that the time doesn't tell which one nearly matched.
-        same = [hmac.compare_digest(given, key) for key in self.keys]
-        return any(same)
+
+def key_place(scope: Scope) -> int:
+    """Return which of the server's keys a request came with: what belongs to whom."""
+    return scope.get(KEY_PLACE, 0)
 
 
 def given_keys(scope: Scope) -> list[bytes]:

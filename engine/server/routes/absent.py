@@ -15,7 +15,6 @@ CHAT = "Use /v1/chat/completions."
 TEXT = "It makes text from text, at /v1/chat/completions and /v1/completions."
 
 ABSENT = {
-    "/v1/responses": CHAT,
     "/v1/embeddings": TEXT,
     "/v1/moderations": TEXT,
     "/v1/audio/speech": TEXT,

@@ -8,7 +8,12 @@ from starlette.responses import Response
 from engine.sampling_params import ParameterError
 from engine.server.answering.door import checked_route
 from engine.server.answering.rendering import render
-from engine.server.answering.translated import TranslatedReply
+from engine.server.answering.translated import (
+    FEW_PARTS,
+    TranslatedReply,
+    count_parts,
+    translated,
+)
 from engine.server.http.answers import json_response
 from engine.server.http.errors import ApiError
 from engine.server.messages.message_schemas import AnthropicMessage, TokenCount
@@ -26,7 +31,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/messages", response_model=AnthropicMessage)
     async def messages(body: MessagesRequest, http: Request) -> Response:
         service.check_model(body.model)
-        inner = inner_request(body, body.check())
+        unknown = body.check()
+        is_long = count_parts(body.messages) > FEW_PARTS
+        inner = await translated(is_long, lambda: inner_request(body, unknown))
         request_id = http.headers.get("x-request-id", "")
         return TranslatedReply(
             service,
@@ -39,7 +46,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/messages/count_tokens", response_model=TokenCount)
     async def count_tokens(body: CountTokensRequest) -> Response:
         service.check_model(body.model)
-        inner = inner_count(body, body.check())
+        unknown = body.check()
+        is_long = count_parts(body.messages) > FEW_PARTS
+        inner = await translated(is_long, lambda: inner_count(body, unknown))
         try:
             service.warn_of_unknown(inner.check())
             prompt = await render(service, inner)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from engine import __version__
-from engine.server.answering.answer import NOTHING, Answer, prompt_logprobs_json, visible_logprob
+from engine.server.answering.answer import NOTHING, Answer, position_json, prompt_logprobs_json
 from engine.server.answering.answer_schemas import ChatCompletion
 from engine.server.answering.door import checked_route
 from engine.server.answering.generation import Generation
@@ -20,7 +20,7 @@ from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import TextChunk
 from engine.server.service import Service
-from engine.text.output import Logprob, PositionLogprobs, SequenceText, TextDelta
+from engine.text.output import SequenceText, TextDelta
 
 NOTHING_MORE: dict[str, Any] = {"logprobs": None, "finish_reason": None}
 """The other fields of a chunk's choice if another chunk of the same step follows."""
@@ -130,7 +130,7 @@ class ChatAnswer(Answer):
         logprobs = None
         if sequence.logprobs is not None:
             new = sequence.logprobs[written:]
-            logprobs = {"content": [self._position_json(position) for position in new]}
+            logprobs = {"content": [position_json(position, self.token_name) for position in new]}
         rest: dict[str, Any] = {
             "logprobs": logprobs,
             "finish_reason": finish_reason(sequence, self.body.choice.kind),
@@ -138,16 +138,3 @@ class ChatAnswer(Answer):
             "token_ids": sequence.token_ids[written:] if self.body.return_token_ids else None,
         }
         return rest
-
-    def _position_json(self, position: PositionLogprobs) -> dict[str, Any]:
-        return {
-            **self._token_json(position.chosen),
-            "top_logprobs": [self._token_json(candidate) for candidate in position.top],
-        }
-
-    def _token_json(self, token: Logprob) -> dict[str, Any]:
-        return {
-            "token": self.token_name(token.token_id, token.decoded_token),
-            "logprob": visible_logprob(token.logprob),
-            "bytes": list(token.bytes),
-        }
