@@ -20,7 +20,6 @@ assert len(API_SCHEMAS) == 200
 CHOSEN = list(API_SCHEMAS.items())[:: 1 if FULL else 27]  # of all four shapes
 OPTIONS = {"cpu_threads": 1, "device": "cpu", "block_size": 8, "max_model_len": 200}
 WAYS = {
-    "plain": {},
     "overlapped": {"async_scheduling": True},
     "recompute": {"num_gpu_blocks_override": 50, "preemption_mode": "recompute"},
     "swap": {"num_gpu_blocks_override": 50, "preemption_mode": "swap", "swap_space": 0.01},
@@ -40,14 +39,14 @@ def texts_of(llm: LLM, places: list[int]) -> list[list[tuple[str, str | None]]]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[list[tuple[str, str | None]]]:
-    """What each schema's request answers with no other beside it, n = 4."""
-    with LLM("pocket", **OPTIONS) as llm:
-        return [texts_of(llm, [place])[0] for place in range(len(CHOSEN))]
+def together() -> list[list[tuple[str, str | None]]]:
+    """What all requests answer at once, n = 4 each."""
+    with LLM("pocket", **OPTIONS, max_num_seqs=24) as llm:
+        return texts_of(llm, list(range(len(CHOSEN))))
 
 
-def test_every_text_is_an_instance_of_its_schema(alone):
-    for (name, schema), texts in zip(CHOSEN, alone):
+def test_every_text_is_an_instance_of_its_schema(together):
+    for (name, schema), texts in zip(CHOSEN, together):
         for text, reason in texts:
             assert reason == "stop", (name, text)
             instance = json.loads(text)
@@ -55,10 +54,16 @@ def test_every_text_is_an_instance_of_its_schema(alone):
             jsonschema.Draft202012Validator(schema, format_checker=checker).validate(instance)
 
 
+def test_each_request_answers_the_same_alone(together):
+    with LLM("pocket", **OPTIONS) as llm:
+        for place in range(0, len(CHOSEN), 4):
+            assert texts_of(llm, [place])[0] == together[place], CHOSEN[place][0]
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_texts_in_company_and_however_they_are_computed(alone, way):
+def test_the_same_texts_however_they_are_computed(together, way):
     with LLM("pocket", trace="steps", **{**OPTIONS, "max_num_seqs": 24, **WAYS[way]}) as llm:
-        assert texts_of(llm, list(range(len(CHOSEN)))) == alone
+        assert texts_of(llm, list(range(len(CHOSEN)))) == together
         record = llm.record()
     preempted = {event.mode for event in record if isinstance(event, RequestPreempted)}
     assert preempted == ({way} if way in ("recompute", "swap") else set())
