@@ -148,6 +148,7 @@ class RowDetail(msgspec.Struct, kw_only=True):
     """
     complete: list[bool] | None = None
     """For each sampled token: it completes the text that the grammar wants; nothing may follow."""
+    forced: list[int] = []  # tokens that the grammar forces next, another follows; if asked for
     failure: str = ""  # why no token could be drawn, where it isn't the model's fault
     failed_param: str = ""  # which parameter leaves none
 

@@ -44,6 +44,7 @@ class Request:
         self.rank = rank
         self.seed = seed
         self.grammar = grammar  # compiled; its own place in the text is kept by the worker
+        self.forced_tokens: list[int] = []  # the only ones that it allows after all of token_ids
         self.max_tokens = max_tokens
         self.status = Status.WAITING
         self.token_ids = list(core.prompt_token_ids)  # prompt, then output

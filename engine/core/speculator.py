@@ -9,6 +9,8 @@ The most probable proposals are added first, until the next one wouldn't pay. Bo
 measured: the times of steps by their rows (`step_costs.py`), and how often the proposals of a
 sequence were right. Where many sequences share a step, a row costs what a token is worth, and none
 is added.
+
+A sequence with a grammar is proposed what the grammar forces, which is always right (q = 1).
 """
 
 from __future__ import annotations
@@ -86,11 +88,13 @@ class Speculator:
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
         for request in decoding:
-            hits = self._hits.get(request)
-            share = known if hits is None else hits.share(known)
-            if share <= least:
-                (hits or self.everyone).fade()
-                continue
+            share = 1.0  # of tokens that a grammar forces
+            if request.grammar is None:
+                hits = self._hits.get(request)
+                share = known if hits is None else hits.share(known)
+                if share <= least:
+                    (hits or self.everyone).fade()
+                    continue
             token_ids = self._proposals(request, room)
             if token_ids:
                 found[request] = token_ids
@@ -100,6 +104,8 @@ class Speculator:
 
     def verified(self, request: Request, num_proposed: int, right: int) -> int:
         """Learn how many proposals were right. Returns where they came from (`Proposed.source`)."""
+        if request.grammar is not None:
+            return -1
         hits = self._hits.get(request)
         if hits is None:
             hits = self._hits[request] = Hits()
@@ -110,9 +116,12 @@ class Speculator:
     def _proposals(self, request: Request, room: int) -> list[int]:
         """Return proposals that the sequence has room for, up to one that would end it."""
         most = min(self.most, room, request.most_tokens - request.num_tokens - 1)
-        if most <= 0 or request.grammar is not None:
+        if most <= 0:
             return []
-        token_ids, self._sources[request] = self.proposer.propose(request, most)
+        if request.grammar is not None:  # its masks are known ahead where tokens are forced
+            token_ids = request.forced_tokens[:most]
+        else:
+            token_ids, self._sources[request] = self.proposer.propose(request, most)
         for place, token in enumerate(token_ids):
             if token in request.end_ids:
                 return token_ids[:place]

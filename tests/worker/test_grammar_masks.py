@@ -165,3 +165,24 @@ def test_a_text_that_is_complete_reads_no_more(grammars):
     masks.masks(np.array([0]))
     assert masks.advance(0, [walk[-1]]) == [True]
     assert masks.advance(0, [EOS]) == [False] and masks.failure(0) == ""
+
+
+def test_masks_of_a_run_are_known_ahead(grammars):
+    """What follows proposed tokens of a run, from each place of it, beside one without."""
+    grammar = compiled(grammars, FORCED, **COMPACT)
+    walk = states(grammar, 0)
+    tokens = [token for _, token in walk]
+    several = 0
+    for place in range(len(walk) - 1):
+        masks = holding(grammar, tokens[:place], [])
+        forced = masks.forced(0)
+        assert forced == tokens[place : place + len(forced)]
+        several += len(forced) > 1
+        seats, ahead = np.array([0] * (len(forced) + 1) + [1]), [*range(len(forced) + 1), 0]
+        found = masks.masks(seats, np.array(ahead))
+        for count, mask in enumerate(found[:-1]):
+            assert (mask == walk[place + count][0]).all()
+        assert (found[-1] == walk[0][0]).all()
+        assert (masks.masks(np.array([0]))[0] == walk[place][0]).all()  # they aren't kept
+    assert several > 3
+    assert holding(grammar, tokens[:-1]).forced(0) == []  # the last may end the text

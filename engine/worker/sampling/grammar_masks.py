@@ -116,6 +116,12 @@ class GrammarMasks:
         forks = [_Held(held.matcher.deep_copy()) for _ in tokens[1:]]
         return [one.read(token) for one, token in zip([held, *forks], tokens)]
 
+    def forced(self, seat: int) -> list[int]:
+        """Return the tokens that must come next, but the last of them: another may follow that."""
+        self._wait()
+        held = self._held[seat]
+        return held.forced[held.drawn : -1] if held.next() >= 0 else []
+
     def failure(self, seat: int) -> str:
         """Return why the matcher of a seat failed; "" if it hasn't."""
         matcher = self._held[seat].matcher
@@ -134,17 +140,24 @@ class GrammarMasks:
         seats = self._take_stale()
         self._running = self._thread.submit(self._fill, seats)
 
-    def masks(self, seats: np.ndarray) -> np.ndarray:
+    def masks(self, seats: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
         """Return the masks of seats that have a grammar, int32 [rows, words].
 
-        A failed matcher allows nothing. `seats`: int64 [rows].
+        A failed matcher allows nothing. `seats`: int64 [rows]. `ahead`: int64 [rows], how many
+        tokens of `forced` come before the one that the mask is for; None: none in any row.
         """
         self.begin()
         self._wait()
         if self._stale:
             self._fill(self._take_stale())
         assert self._masks is not None
-        return self._masks[seats]
+        found = self._masks[seats]
+        if ahead is not None:
+            for place in np.flatnonzero(ahead).tolist():
+                held = self._held[int(seats[place])]
+                token = held.forced[held.drawn + int(ahead[place])]
+                _allow_only(found[place : place + 1], [token])
+        return found
 
     def _take_stale(self) -> list[int]:
         if self._masks is None:
@@ -161,7 +174,9 @@ class GrammarMasks:
     def _fill(self, seats: list[int]) -> None:
         masks = self._masks
         assert masks is not None
-        single, forced, open_ = [], [], []
+        single: list[int] = []
+        forced: list[int] = []
+        open_: list[tuple[Any, int]] = []
         for seat in seats:
             token = self._held[seat].next()
             if token < 0:
@@ -170,9 +185,9 @@ class GrammarMasks:
                 single.append(seat)
                 forced.append(token)
         if single:
-            tokens = np.array(forced, np.uint32)
-            masks[single] = 0
-            masks[single, tokens // BITS] = (np.uint32(1) << tokens % BITS).view(np.int32)
+            lines = np.zeros((len(single), masks.shape[1]), np.int32)
+            _allow_only(lines, forced)
+            masks[single] = lines
         if open_:
             self._compute(open_, masks)
         for matcher, seat in open_:
@@ -187,3 +202,10 @@ class GrammarMasks:
             return
         for matcher, seat in open_:
             matcher.unsafe_compute_mask_ptr(base + seat * size, size)
+
+
+def _allow_only(masks: np.ndarray, tokens: list[int]) -> None:
+    """Write masks, int32 [rows, words], of which each allows the token of its row."""
+    ids = np.array(tokens, np.uint32)
+    masks[:] = 0
+    masks[np.arange(len(ids)), ids // BITS] = (np.uint32(1) << ids % BITS).view(np.int32)

@@ -155,14 +155,20 @@ class SampleStep:
     def _advance_grammars(self, draws: Draws, details: dict[str, RowDetail]) -> None:
         """Read the drawn tokens into their grammars, and begin with the masks of the next step."""
         grammars, drawn = self.table.grammars, draws.tokens.tolist()
+        counts = None if draws.proposals is None else draws.proposals.counts(draws.tokens)
         for row, seat, first in zip(draws.rows, draws.seats.tolist(), _places(drawn, draws.firsts)):
-            if seat not in grammars:
+            if seat not in grammars or not (counts is None or counts[first]):
                 continue
             tokens = drawn[first : first + row.samples]
             complete, failed = grammars.advance(seat, tokens), NO_TOKEN in tokens
-            if failed or True in complete:  # most steps have nothing to tell
+            forced = []
+            if self.table.proposes and not failed and complete == [False]:
+                forced = grammars.forced(seat)
+            if failed or True in complete or forced or counts is not None:
+                # most steps have nothing to tell
                 detail = details.setdefault(row.request_id, RowDetail())
-                detail.complete = complete
+                detail.complete = (detail.complete or []) + complete
+                detail.forced = forced
                 if failed:
                     self._explain(seat, detail)
         grammars.begin()
@@ -228,7 +234,8 @@ class SampleStep:
                 )
                 seat = int(metadata.seats[place])
                 if seat in self.table.grammars:
-                    mask = self.table.grammars.masks(metadata.seats[place : place + 1])[0]
+                    before = None if ahead is None else ahead[place : place + 1]
+                    mask = self.table.grammars.masks(metadata.seats[place : place + 1], before)[0]
                     add_grammar(event, its_raw, mask, int(words[place]))
                 event.request_id, event.index = draw.sequence, draw.sibling
                 event.position = int(positions[place])

@@ -43,9 +43,11 @@ class Sampler:
         these, the last ones, are proposals, which aren't counted yet; None: none in any row.
         """
         if len(metadata.grammar_rows):  # first: where nothing else is left, the grammar holds
-            masks = self.table.grammars.masks(metadata.seats[metadata.grammar_rows])
+            some = metadata.grammar_rows
+            before = None if ahead is None else ahead[some]
+            masks = self.table.grammars.masks(metadata.seats[some], before)
             device = logits.device
-            held = to_device(metadata.grammar_rows, device)
+            held = to_device(some, device)
             kernels_for(device).mask_logits(logits, to_device(masks, device), held)
         if metadata.rules:
             rows = metadata.rules.rows

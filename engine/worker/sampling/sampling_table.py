@@ -86,6 +86,7 @@ class SamplingTable:
         """Make an empty table. most_draws: of a step; 0: one for each seat."""
         self.num_seats = num_seats
         self.most_draws = most_draws or num_seats
+        self.proposes = False  # the core wants to know which tokens grammars force
         self.vocab_size = vocab_size
         self.device = device
         self.counts = OutputCounts(vocab_size, device)
