@@ -28,7 +28,7 @@ class RunningServer:
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=30)
 
     def wait(self, state: str = "ready") -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120  # a busy machine imports slowly
         while self.http.get("/health").json()["status"] != state:
             if time.monotonic() > deadline:
                 raise TimeoutError(self.http.get("/health").text)
