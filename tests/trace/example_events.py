@@ -93,17 +93,9 @@ EXAMPLES: list[ev.Event] = [
     ),
     ev.BlockShared(request_id=ID, blocks=[4], num_tokens=16, why="in the prefix cache"),
     ev.BlockEvicted(block=9, hash="9f3ac0", why=f"{ID} needs one"),
-    ev.SpecVerified(
-        request_id=ID,
-        step=41,
-        position=60,
-        num_proposed=7,
-        num_accepted=3,
-        source=24,
-        blocks=[12],
-        why="another token was drawn for position 63",
+    ev.BlockAllocated(
+        request_id=ID, blocks=[9, 10, 12], index=1, why="tokens 16 to 48 need 3 blocks"
     ),
-    ev.BlockAllocated(request_id=ID, blocks=[9, 10], index=1, why="tokens 16 to 22 need 2 blocks"),
     ev.StepPlanned(
         step=3,
         rows=[ev.StepRow(ID, 16, 7, 1), ev.StepRow("req-3", 40, 1, 1)],
@@ -170,6 +162,16 @@ EXAMPLES: list[ev.Event] = [
         total_us=2130.0,
         loop="plain",
     ),
+    ev.SpecVerified(
+        request_id=ID,
+        step=41,
+        position=60,
+        num_proposed=7,
+        num_accepted=3,
+        source=24,
+        blocks=[12],
+        why="another token was drawn for position 63",
+    ),
     ev.RequestForked(
         request_id=f"{ID}.1", parent=ID, index=1, num_computed_tokens=23, why="sibling 2 of 2"
     ),
@@ -179,7 +181,7 @@ EXAMPLES: list[ev.Event] = [
     ev.TextEmitted(src="server", request_id=ID, index=1, text=" It holds", num_tokens=2),
     ev.TextHeldBack(src="server", request_id=ID, index=1, num_chars=3, why="“###” may follow"),
     ev.StopMatched(src="server", request_id=ID, index=1, stop="###", num_output_tokens=12),
-    ev.ToolCalled(request_id=ID, index=1, call=0, tool="clock", num_chars=2, forced=True),
+    ev.ToolCalled(request_id=ID, index=1, call=1, tool="clock", num_chars=2, forced=True),
     ev.ToolUnreadable(request_id=ID, index=1, num_chars=31, why="it isn't JSON"),
     ev.EngineFormatsFound(
         calls="hermes", reasoning="think", why="calls as hermes, as the chat template writes them"
