@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from clients.table import clients_table
+from docs.scripts import learner_questions
 from docs.scripts.figures import blocks_figure, seats_figure
 from docs.scripts.glossary import cited
 from docs.scripts.glossary_terms import PAPERS
@@ -283,6 +284,7 @@ PLACES: dict[str, Callable[[], str]] = {
     **{f"papers-{section}": partial(papers, section) for section in PAPERS_OF},
     "replayed": replayed,
     "grade": grade,
+    "twenty": learner_questions.table,
     "one-group": one_group,
     "exactness": exactness,
 }
