@@ -27,13 +27,12 @@ def compile_kernels() -> list[str]:
 
     Raises `BuildError`.
     """
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    variants = [name for name in build.VARIANTS if x86 or name == "portable"]
+    variants = build.variants_of(platform.machine())
     for variant in variants:
         build.compiled(variant)
-        if variant != "portable":
+        if variant != "portable" and len(variants) > 2:
             build.compiled(variant, PROBE)
-    return variants
+    return list(variants)
 
 
 def read_model(model: str) -> None:

@@ -1,6 +1,6 @@
 """Build a loaded library from C++ source: once per machine, in a few seconds, then from the cache.
 
-The source is compiled for one *variant*: a kind of x86 CPU, or "portable" for any other. The name
+The source is compiled for one *variant*: a kind of x86 or ARM CPU, or "portable" for any. The name
 of the cached file holds a hash of all that shaped it (sources, flags, compiler), so that a stale
 one is never used; nothing in it depends on the rest of the machine. It is written under a temporary
 name, flushed to the disk, and renamed, so that two processes may build at once. Its last bytes are
@@ -63,10 +63,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "avx512_bf16": (*_AVX512, "avx512_bf16"),
     "avx512": _AVX512,
     "avx2": ("avx2", "fma", "f16c"),
+    "neon": ("neon",),
     "portable": (),
 }
-"""Best first: name → flags of /proc/cpuinfo that the CPU must have."""
+"""Best first: name → flags that the CPU must have: of /proc/cpuinfo, or NEON for 64-bit ARM."""
 COMPILER_NAMES = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
+ARM = frozenset({"neon"})  # each 64-bit ARM has it, and compilers use it unasked
 
 
 class BuildError(RuntimeError):
@@ -75,7 +77,9 @@ class BuildError(RuntimeError):
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Return what this x86 CPU can do, as /proc/cpuinfo names it; empty on others."""
+    """Return what this CPU can do, x86 as /proc/cpuinfo names it; empty if neither x86 nor ARM."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return ARM
     if platform.machine() in ("x86_64", "AMD64"):
         try:
             for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -89,6 +93,16 @@ def cpu_flags() -> frozenset[str]:
 def variants_here() -> tuple[str, ...]:
     """Return the variants that this CPU can run, best first."""
     return tuple(name for name, needs in VARIANTS.items() if cpu_flags().issuperset(needs))
+
+
+def variants_of(machine: str) -> tuple[str, ...]:
+    """Return the variants for all CPUs of a kind, as `platform.machine()` names it, best first."""
+    x86, arm = machine in ("x86_64", "AMD64"), machine in ("aarch64", "arm64")
+    return tuple(
+        name
+        for name, needs in VARIANTS.items()
+        if not needs or (arm if ARM.issuperset(needs) else x86)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -137,7 +151,8 @@ def _compiler() -> tuple[str, str]:
 
 
 def _flags(variant: str) -> tuple[str, ...]:
-    machine = tuple(f"-m{COMPILER_NAMES.get(flag, flag)}" for flag in VARIANTS[variant])
+    flags = (flag for flag in VARIANTS[variant] if flag not in ARM)
+    machine = tuple(f"-m{COMPILER_NAMES.get(flag, flag)}" for flag in flags)
     return FLAGS + machine
 
 

@@ -115,7 +115,7 @@ static void linear(const LinearArgs& a) {
                 case 3:
                     rows<3, X, W, Y>(x, y, first, last, a);
                     break;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
                 case 4:
                     rows<4, X, W, Y>(x, y, first, last, a);
                     break;

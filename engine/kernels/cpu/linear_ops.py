@@ -25,7 +25,7 @@ PORTABLE_ROWS = 1
 the number of rows (docs/archive/NOTES.md). Other variants multiply any number."""
 BLOCK = 32
 """A weight on matrix tiles has a multiple of this many outputs, and of inputs."""
-PANEL = {"amx": 32, "avx512_bf16": 32, "avx512": 32, "avx2": 16}
+PANEL = {"amx": 32, "avx512_bf16": 32, "avx512": 32, "avx2": 16, "neon": 8}
 """A weight in panels has a multiple of this many outputs: two vectors."""
 PAIRED = {"amx", "avx512_bf16"}
 """Variants whose products take bf16 weights by pairs of places: these lie side by side."""

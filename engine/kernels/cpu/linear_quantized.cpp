@@ -54,7 +54,7 @@ static INLINE vec load_part_of(const char* p, int64_t type, int64_t i) {
 #elif defined(__F16C__)
     return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)((const uint16_t*)p + i)));
 #else
-    return vec{};  // pack_quantized widens them for the portable variant
+    return vec{};  // pack_quantized widens them for vectors of 4
 #endif
 }
 
@@ -295,7 +295,7 @@ static INLINE void piece_by(std::integer_sequence<int, M, OTHERS...>, int64_t he
     piece_by_rows<D, M>(rest...);
 }
 // For the first pass there are fewer heights to compile: of more than 8 rows, even ones.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 typedef std::integer_sequence<int, 12, 10, 8, 7, 6, 5> FirstHeights;
 typedef std::integer_sequence<int, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1> Heights;
 #else

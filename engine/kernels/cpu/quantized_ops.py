@@ -23,7 +23,7 @@ from engine.rounding import ceil_div
 _LINEAR = Struct("19qd").pack  # QuantizedArgs
 _EMBED = Struct("22qd").pack  # QuantizedEmbedArgs
 
-VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
+VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
 """Outputs in a vector: VEC in simd.h. A panel has two."""
 PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """enum PartType: what scales, zeros and offsets are stored in."""
@@ -315,7 +315,7 @@ def _parts(
         offsets = None if offsets is None else offsets.float() * weight.factor
     same = offsets is None or offsets.dtype is scales.dtype
     dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
-    if dtype is torch.float16 and variant == "portable":
+    if dtype is torch.float16 and VECTOR[variant] == 4:
         dtype = torch.float32
     zero = weight.zero  # whole numbers up to 256
     zeros = (zero - shift).to(dtype) if isinstance(zero, torch.Tensor) else None

@@ -1,7 +1,7 @@
 // Define what all kernels use: a vector of floats, bfloat16, and conversions between them.
 //
 // The same source is compiled once for each kind of CPU (see build.py); only the width of `vec` differs: 16 floats with
-// AVX-512, 8 with AVX2, 4 elsewhere. The compiler turns `a * b + c` on vectors into one fused multiply-add.
+// AVX-512, 8 with AVX2, 4 elsewhere (NEON of 64-bit ARM among them). The compiler turns `a * b + c` on vectors into one fused multiply-add.
 // Everything is computed in fp32; bf16 is only the format in memory.
 #pragma once
 #include <math.h>
@@ -20,6 +20,8 @@
 constexpr int VEC = 16, REGISTERS = 32;
 #elif defined(__AVX2__)
 constexpr int VEC = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int VEC = 4, REGISTERS = 32;
 #else
 constexpr int VEC = 4, REGISTERS = 16;
 #endif

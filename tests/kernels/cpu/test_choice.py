@@ -58,7 +58,7 @@ def test_a_spoiled_file_is_measured_again(several, kept):
 def test_a_name_decides(several, monkeypatch):
     monkeypatch.setenv(choice.FORCE, "portable")
     assert choice.choose() == ("portable", f"as {choice.FORCE} says")
-    for name, said in (("amx", "not for this CPU"), ("neon", "unknown")):
+    for name, said in (("amx", "not for this CPU"), ("sse2", "unknown")):
         monkeypatch.setenv(choice.FORCE, name)
         with pytest.raises(BuildError, match=f"{name} is {said}; choose one of avx512"):
             choice.choose()
