@@ -33,6 +33,7 @@ def run(pieces, stops, include=False, armed_from=0):
     return [*out, matcher.flush()], None
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.text(ALPHABET, max_size=4), max_size=20), STOPS, st.booleans())
 def test_any_pieces_end_where_the_whole_text_would(pieces, stops, include):

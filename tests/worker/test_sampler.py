@@ -145,6 +145,7 @@ def rows_and_tokens(draw_from) -> tuple[NewRow, list[int]]:
     return row, prompt + output
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows_and_tokens(), min_size=1, max_size=6), st.integers(0, 10_000), st.booleans())
 def test_every_mixture_of_parameters(cases, seed, coarse):
