@@ -136,6 +136,11 @@ def curve_figure(record: Record) -> str:
     """Draw throughput against the gap between tokens, by the cost that the record's steps have."""
     times = StepTimes(record.events)
     step, _token, row, _block = times.cost
+    if not (step > 0 and row > 0):
+        raise LookupError(
+            f"{record.name} has steps that cost {step:.0f} + {row:.1f} · n µs: its times are noise;"
+            " record it again on a quiet machine."
+        )
     most = max(shape[1] for shape, _us in times.steps)
     counts = (1, 2, 4, 8, 16, 32, 64)
     points = [(n, step + row * n, 1e6 * n / (step + row * n)) for n in counts]
