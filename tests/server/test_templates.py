@@ -92,9 +92,9 @@ def test_only_a_quick_template_renders_short_conversations_on_the_loop(run_serve
         threads.append(threading.current_thread().name.rpartition("_")[0])
         return real(self, *args, **options)
 
-    monkeypatch.setattr(ChatTemplate, "render", render)
     long = [{"role": "user", "content": "a" * 300}] * 3 + HI * 14
     with run_server() as server:
+        monkeypatch.setattr(ChatTemplate, "render", render)  # after the start, which renders too
         monkeypatch.setattr(rendering, "QUICK_S", 10.0)
         for messages in (HI, HI, long, HI):
             server.http.post("/tokenize", json={"messages": messages})
