@@ -148,8 +148,6 @@ def test_in_fp32(tiny, way, most):
     tiny.check(most, **WAYS[way])
 
 
-@pytest.mark.parametrize("way", ["plain", "overlapped", "eager"])
+@pytest.mark.parametrize("way", WAYS)
 def test_in_bf16(pocket, way):
-    """One request at a time: the rows of a step are all of one sequence, up to eight."""
-    options = {**WAYS[way], "max_num_seqs": 1} if way in WAYS else {"max_num_seqs": 1}
-    pocket.check(7, cpu_threads=2, enable_prefix_caching=False, **options)
+    pocket.check(7, cpu_threads=2, **WAYS[way])

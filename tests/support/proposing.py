@@ -55,3 +55,17 @@ proposing_scheduler = partial(EagerScheduler, proposer=HalfRight)
 def proposals(most: int) -> dict:
     """Return the option for so many proposals; none for 0."""
     return {"method": "ngram", "num_speculative_tokens": most} if most else {}
+
+
+class Replay:
+    """Propose how known texts went on."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[int]] = []
+
+    def propose(self, request: Request, most: int) -> Proposed:
+        count = request.num_tokens
+        for text in self.texts:
+            if text[:count] == request.token_ids:
+                return Proposed(text[count : count + most], count)
+        return Proposed([])

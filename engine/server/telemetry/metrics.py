@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
 from engine.server.telemetry.process import ProcessSeries
 from engine.server.telemetry.series import Histogram, Numbers, SeriesSet
+from engine.server.telemetry.spec_decode import SpecDecodeSeries
 from engine.text.output import RequestText
 
 _SECONDS = (
@@ -124,6 +125,10 @@ class Metrics:
             "Tokens generated in a step, and the computed ones of prompts that it completed.",
             _STEP_TOKENS,
         )
+        asked = config.speculation
+        self.spec_decode = (
+            SpecDecodeSeries(self.series, asked.num_speculative_tokens) if asked else None
+        )
 
     def text(self) -> bytes:
         self._set_gauges(self._stats)
@@ -161,6 +166,8 @@ class Metrics:
             self._told_step = stats.told_step
             if stats.tokens_told:
                 self.step_tokens.observe(stats.tokens_told)
+            if self.spec_decode is not None:
+                self.spec_decode.observe(stats)
         if stats.step == self._last_step:
             return
         self._last_step = stats.step

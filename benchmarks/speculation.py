@@ -1,0 +1,209 @@
+"""Measure what proposed tokens gain, by kind of text: one request at a time, and 64 at once.
+
+    python -m benchmarks.speculation    writes benchmarks/results/<machine>/speculation.{json,md}
+
+SmolLM2 with its real weights answers in this process, with `--speculative-config` and without, in
+turn. Each prompt's time is the shortest of the rounds, because other programs make single ones
+slow; its beginning is in the prefix cache from the second round on, so that decoding is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pydoc_data.topics import topics
+
+from benchmarks.machine import cpu_name
+from benchmarks.machine_folder import machine_folder
+from engine import LLM, SamplingParams
+from engine.trace import events as ev
+from engine.trace.command import run_command
+
+MODEL = "smollm2"
+LOOKUP = {"method": "ngram", "num_speculative_tokens": 7}
+TOGETHER = 64
+PASSAGE = 1200  # characters
+
+PLACES = ["Lyon", "Porto", "Graz", "Turku", "Bergen", "Ghent", "Split", "Leeds"]
+
+
+def summaries() -> list[str]:
+    passages = [topics[name][:PASSAGE] for name in ("assert", "del", "import", "with", "raise")]
+    return [f"Summarize this text, quoting its own words:\n\n{one}" for one in passages]
+
+
+def edits() -> list[str]:
+    functions: list[Callable] = [
+        textwrap.shorten, inspect.cleandoc, textwrap.indent, inspect.unwrap, json.dumps
+    ]  # fmt: skip
+    sources = [inspect.getsource(one)[:PASSAGE] for one in functions]
+    return [f"Write this Python function again, with comments:\n\n{one}" for one in sources]
+
+
+def records() -> list[str]:
+    lists = []
+    for first in range(5):
+        rows = [
+            f"{place}, {7 * i + first} rooms, open from {1900 + 13 * i}"
+            for i, place in enumerate(PLACES[first:])
+        ]
+        lists.append("Write these lines as a JSON list of objects:\n\n" + "\n".join(rows))
+    return lists
+
+
+def stories() -> list[str]:
+    subjects = ["a lighthouse", "a lost key", "two rivers", "a clockmaker", "the last train"]
+    return [f"Tell me a story about {one}." for one in subjects]
+
+
+KINDS = {"summary": summaries, "edit of code": edits, "JSON": records, "free text": stories}
+SAMPLED = {
+    "greedy": SamplingParams(temperature=0.0, ignore_eos=True),
+    "temperature 0.8": SamplingParams(temperature=0.8, top_p=0.95, seed=3, ignore_eos=True),
+}
+
+
+@dataclass
+class Case:
+    """Hold one prompt's figures: without proposals and with them."""
+
+    kind: str
+    sampled: str
+    requests: int
+    plain_s: float = float("inf")
+    proposing_s: float = float("inf")
+    tokens: int = 0
+    steps: int = 0  # with proposals
+    proposed: int = 0
+    accepted: int = 0
+    same: bool = True  # token for token
+
+    @property
+    def gain(self) -> float:
+        return self.plain_s / self.proposing_s
+
+
+class Counted:
+    """Count steps and proposals of an engine, from its record."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self.seen: list[ev.Event] = []
+        llm.recorder.subscribe(self.seen.extend)
+
+    def since_last(self) -> tuple[int, int, int]:
+        self.llm.recorder.flush()
+        verified = [event for event in self.seen if isinstance(event, ev.SpecVerified)]
+        steps = sum(isinstance(event, ev.StepFinished) for event in self.seen)
+        self.seen.clear()
+        return (
+            steps,
+            sum(event.num_proposed for event in verified),
+            sum(event.num_accepted for event in verified),
+        )
+
+
+def measure(num_prompts: int, num_tokens: int, rounds: int) -> list[Case]:
+    """Return a case for each kind, way of sampling and prompt, and for many requests at once."""
+    options = {"dtype": "bfloat16", "log_format": "off", "max_model_len": 2048}
+    with ExitStack() as stack:
+        plain = stack.enter_context(LLM(MODEL, **options))
+        proposing = stack.enter_context(LLM(MODEL, speculative_config=LOOKUP, **options))
+        counted = Counted(proposing)
+        cases = []
+        for case, talks, params in _cases(num_prompts, num_tokens):
+            for turn in range(rounds):
+                plain_s, expected = _timed(plain, talks, params)
+                proposing_s, answers = _timed(proposing, talks, params)
+                figures = counted.since_last()
+                if turn:  # the first fills the caches, and tapes steps
+                    case.plain_s = min(case.plain_s, plain_s)
+                    case.proposing_s = min(case.proposing_s, proposing_s)
+                    case.steps, case.proposed, case.accepted = figures
+                case.same = case.same and answers == expected
+                case.tokens = sum(map(len, answers))
+            cases.append(case)
+    return cases
+
+
+def _cases(num_prompts: int, num_tokens: int) -> Iterator[tuple[Case, list, SamplingParams]]:
+    for kind, prompts in KINDS.items():
+        for sampled, base in SAMPLED.items():
+            params = base.clone()
+            params.max_tokens = num_tokens
+            for prompt in prompts()[:num_prompts]:
+                yield Case(kind, sampled, 1), [_talk(prompt)], params
+    every = [_talk(prompt) for prompts in KINDS.values() for prompt in prompts()[:num_prompts]]
+    params = SAMPLED["greedy"].clone()
+    params.max_tokens = num_tokens // 2
+    together = (every * TOGETHER)[:TOGETHER]
+    yield Case("all kinds", "greedy", TOGETHER), together, params
+
+
+def _talk(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _timed(llm: LLM, talks: list, params: SamplingParams) -> tuple[float, list[list[int]]]:
+    started = time.perf_counter()
+    answers = llm.chat(talks, params, use_tqdm=False)
+    taken = time.perf_counter() - started
+    return taken, [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def markdown(cases: list[Case], num_tokens: int, rounds: int) -> str:
+    """Return the table: a line for each kind and way of sampling."""
+    lines = [
+        f"Measured on {cpu_name()}, {time.strftime('%Y-%m-%d')}: SmolLM2-135M-Instruct in bf16,"
+        f" {num_tokens} tokens a request, with `--speculative-config '{json.dumps(LOOKUP)}'` beside"
+        f" without, in turn; each prompt's shortest of {rounds - 1} times. Other programs ran too."
+        " Made by `python -m benchmarks.speculation`.",
+        "",
+        "| text | sampled | requests at once | accepted of proposed | tokens a step | tokens/s"
+        " without | with | gain | same text |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, int], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.kind, case.sampled, case.requests), []).append(case)
+    for (kind, sampled, requests), its in groups.items():
+        tokens = sum(case.tokens for case in its)
+        plain, proposing = (
+            sum(getattr(c, f"{way}_s") for c in its) for way in ("plain", "proposing")
+        )
+        proposed = sum(case.proposed for case in its)
+        share = f"{sum(case.accepted for case in its) / proposed:.0%} of {proposed:,}"
+        lines.append(
+            f"| {kind} | {sampled} | {requests} | {share if proposed else 'none proposed'}"
+            f" | {tokens / sum(case.steps for case in its):.2f} | {tokens / plain:,.0f}"
+            f" | {tokens / proposing:,.0f} | {plain / proposing:.2f} ×"
+            f" | {sum(case.same for case in its)} of {len(its)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, write the machine's files, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--prompts", type=int, default=5, help="of each kind, at most 5")
+    parser.add_argument("--tokens", type=int, default=160, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=4, help="of which the first doesn't count")
+    args = parser.parse_args()
+    cases, folder = measure(args.prompts, args.tokens, args.rounds), machine_folder()
+    table = markdown(cases, args.tokens, args.rounds)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "speculation.json").write_text(
+        json.dumps([asdict(c) for c in cases], indent=1) + "\n"
+    )
+    (folder / "speculation.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)
