@@ -16,10 +16,11 @@ from engine.core.messages import CoreOutput
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.models import tiny_models
-from tests.parity.test_company import VARIANTS
+from tests.parity.test_company import EXACT
 from tests.support.engine_on_tokens import TokenEngine
 from tests.support.proposing import EagerScheduler
 
+VARIANTS = [*EXACT[:1], *(pytest.param(v, marks=pytest.mark.full) for v in EXACT[1:])]
 KINDS = [
     {"temperature": 0.0},
     {"temperature": 0.0, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
