@@ -68,9 +68,8 @@ class Speculator:
         self.costs = StepCosts()
         self.everyone = Hits()
         self._hits: WeakKeyDictionary[Request, Hits] = WeakKeyDictionary()
-        self._sources: WeakKeyDictionary[Request, int] = (
-            WeakKeyDictionary()
-        )  # of the last proposals
+        # Where the last proposals came from.
+        self._sources: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
 
     def choose(
         self, decoding: Iterable[Request], num_rows: int, budget: int
@@ -87,18 +86,23 @@ class Speculator:
         known = self.everyone.share(0.5)
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
+        left_out = False
         for request in decoding:
             share = 1.0  # of tokens that a grammar forces
             if request.grammar is None:
                 hits = self._hits.get(request)
                 share = known if hits is None else hits.share(known)
                 if share <= least:
-                    (hits or self.everyone).fade()
+                    left_out = True
+                    if hits is not None:
+                        hits.fade()
                     continue
             token_ids = self._proposals(request, room)
             if token_ids:
                 found[request] = token_ids
                 shares.append(share)
+        if left_out:
+            self.everyone.fade()
         counts = self._worth(shares, [len(ids) for ids in found.values()], num_rows, room)
         return self._that_fit(found, counts)
 

@@ -8,6 +8,8 @@ from engine.core.block_pool import block_hash, root_hash
 from engine.core.messages import CoreRequest
 from engine.core.proposer import NgramProposer
 from engine.core.request import Request
+from engine.core.speculator import Speculator
+from engine.core.step_costs import StepCosts
 from engine.core.verification import num_right
 from engine.sampling_params import SamplingParams
 from engine.trace import events
@@ -248,3 +250,69 @@ def test_prompt_lookup_follows_the_text():
                 break
         assert proposer.propose(request, len(expected) or 1).token_ids == expected
         tokens.append(next_token(tokens, 1) % 3)
+
+
+def speculator(fixed: float, each: float, most: int = 7) -> Speculator:
+    """Return one that knows how long steps take: `fixed + each · rows`."""
+    harness = Harness(60, options={"speculative_config": proposals(most)})
+    harness.close()
+    made = harness.core.scheduler.speculator
+    assert made is not None
+    for rows in range(1, 129):
+        for _ in range(2):  # the first with a number of rows doesn't count
+            made.costs.observe(rows, fixed + each * rows)
+    return made
+
+
+def decoding(count: int) -> list[Request]:
+    """Return requests whose last tokens stood before."""
+    return [sequence([1, 2, 3, 4, 5, 6, 7, 8, 9] * 2) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "requests", "proposed"),
+    [
+        (100.0, 0.0, 1, 7),  # rows cost nothing
+        (100.0, 5.0, 1, 3),  # half are right: 0.5, 0.25, 0.125 pay, 0.06 doesn't
+        (0.0, 100.0, 1, 0),  # a row costs a step
+        (100.0, 5.0, 64, 0),  # a full batch: a row costs what a token is worth
+    ],
+)
+def test_what_pays_is_proposed(fixed, each, requests, proposed):
+    chosen = speculator(fixed, each).choose(decoding(requests), requests, 2000)
+    assert sum(len(token_ids) for _, token_ids in chosen) == proposed
+
+
+def test_the_number_adapts_to_what_was_right():
+    made, (request,) = speculator(100.0, 5.0), decoding(1)
+    [(_, usual)] = made.choose([request], 1, 2000)
+    for _ in range(10):
+        made.choose([request], 1, 2000)
+        made.verified(request, 7, 7)
+    [(_, more)] = made.choose([request], 1, 2000)
+    assert len(more) == 7 > len(usual) == 3
+    for _ in range(80):
+        if made.choose([request], 1, 2000):
+            made.verified(request, 1, 0)
+    tried = 0
+    for _ in range(200):
+        if made.choose([request], 1, 2000):
+            made.verified(request, 1, 0)
+            tried += 1
+    assert 5 < tried < 50, "what was wrong is tried again, but seldom: a row costs a 20th of a step"
+
+
+def test_costs_follow_the_shortest_of_the_last_steps():
+    costs = StepCosts()
+    assert costs.line(1)[1] > 0, "a row costs something before any step is known"
+    for _ in range(50):
+        for rows in (1, 2, 4, 8):
+            costs.observe(rows, 100 + 10 * rows + (900 if rows == 4 else 0))
+            costs.observe(rows, 100 + 10 * rows)
+    fixed, each = costs.line(1)
+    assert abs(fixed - 100) < 5 and abs(each - 10) < 1
+    for _ in range(300):  # a longer context: all steps take longer
+        for rows in (1, 2, 4, 8):
+            costs.observe(rows, 500 + 20 * rows)
+    fixed, each = costs.line(1)
+    assert abs(fixed - 500) < 25 and abs(each - 20) < 2
