@@ -18,17 +18,27 @@ def admitted(server) -> list[str]:
     return [line for line in lines if '"request.admitted"' in line]
 
 
+def wait_until(server, running: int, waiting: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        load = server.http.get("/load").json()
+        if (load["num_requests_running"], load["num_requests_waiting"]) == (running, waiting):
+            return
+        assert time.monotonic() < deadline, load
+        time.sleep(0.01)
+
+
 def test_it_decides_who_runs_next(run_server):
     with run_server(scheduler_cls=f"{OWN}:Shortest", max_num_seqs=1, step_s=0.02) as server:
         lengths = (40, 30, 6, 18)  # the first one runs while the others wait
         threads = []
         for number, length in enumerate(lengths):
-            fields = {"max_tokens": 20 if number == 0 else 2}
+            fields = {"max_tokens": 100 if number == 0 else 2}
             threads.append(
                 threading.Thread(target=server.complete, args=("a" * length,), kwargs=fields)
             )
             threads[-1].start()
-            time.sleep(0.05)
+            wait_until(server, running=1, waiting=number)
         for thread in threads:
             thread.join(timeout=20)
         sizes = [int(line.split('"num_tokens":')[1].split(",")[0]) for line in admitted(server)]
