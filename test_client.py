@@ -29,6 +29,7 @@ Contents, in reading order
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import contextlib
 import functools
@@ -36,6 +37,7 @@ import importlib
 import itertools
 import json
 import math
+import operator
 import os
 import platform
 import random
@@ -161,12 +163,18 @@ def printable(text: str) -> str:
 # ================================================================================== 2. Answers
 
 
+class Thought(str):
+    """Text of what a model thinks before it answers."""
+
+
 @dataclass
 class Answer:
     """One answer (its first choice), gathered from one body or from the chunks of a stream."""
 
     id: str = ""
     text: str = ""
+    reasoning: str = ""
+    calls: list[dict] = field(default_factory=list)  # of tools, as a message has them
     finish: list[str] = field(default_factory=list)  # every finish_reason that was sent
     usage: dict | None = None
     usage_alone: bool = False  # usage came in a chunk of its own, with `choices: []`
@@ -196,6 +204,9 @@ class Answer:
                 raise BadAnswer("an entry of `choices` isn't an object")
             message = choice.get("delta") or choice.get("message") or {}
             text = choice.get("text") or message.get("content") or ""
+            thought = message.get("reasoning_content") or message.get("reasoning") or ""
+            for call in message.get("tool_calls") or ():
+                self._take_call(call)
             if message.get("role"):
                 self.roles.append(message["role"])
             if choice.get("finish_reason"):
@@ -204,11 +215,27 @@ class Answer:
                 self.logprobs = choice["logprobs"]
             if isinstance(choice.get("token_ids"), list):
                 self.token_ids = (self.token_ids or []) + choice["token_ids"]
-            if text:
-                self.text += text
+            self.reasoning += thought
+            self.text += text
+            for part in filter(None, (Thought(thought), text)):
                 self.arrivals.append(now)
                 if on_text:
-                    on_text(text)
+                    on_text(part)
+
+    def _take_call(self, new: Any) -> None:
+        """Add a call, or what is new of one; a whole body's calls have no index."""
+        if not isinstance(new, dict) or not isinstance(new.get("function"), dict):
+            raise BadAnswer("an entry of `tool_calls` isn't a call")
+        place = new.get("index", len(self.calls))
+        if place == len(self.calls):
+            function = {"name": "", "arguments": ""}
+            self.calls.append({"id": "", "type": "function", "function": function})
+        elif place not in range(len(self.calls)):
+            raise BadAnswer(f"call {place} comes before call {len(self.calls)}")
+        call = self.calls[place]
+        call["id"] += new.get("id") or ""
+        for name in ("name", "arguments"):
+            call["function"][name] += new["function"].get(name) or ""
 
     def count(self, name: str) -> int:
         """`prompt_tokens`, `completion_tokens` or `total_tokens` of its usage."""
@@ -1322,6 +1349,7 @@ HELP = """\
 /top_p X     draw from the most probable tokens that make up this share, 0 < X ≤ 1
 /seed N      repeat a draw
 /system T    system message: what the assistant is told before the chat
+/tools       let the model call a clock and a calculator, which run here; again: no more
 /stats       times of this chat, load of the server
 /blocks      KV blocks of the last answer
 /why         what the last answer's time went to; when it began to run, why it stopped
@@ -1360,6 +1388,56 @@ class WordWrap:
             self.column += cell_len(part) if part != "\n" else 0
 
 
+def _tool(name: str, does: str, **parameters: str) -> dict:
+    properties = {key: {"type": "string", "description": told} for key, told in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    function = {"name": name, "description": does, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+TOOLS = [
+    _tool("clock", "Say what day it is, and the time."),
+    _tool("calculator", "Work out an arithmetic expression.", expression="for example 2 * (3 + 4)"),
+]
+MOST_ROUNDS = 8  # answers that call tools, to one question
+OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
+}  # fmt: skip
+
+
+def calculate(expression: str) -> float:
+    """Work out numbers with + - * / // % and brackets. Raises `ValueError` for anything else."""
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
+            return OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError("only numbers, + - * / // % and brackets")
+
+    try:
+        return value(ast.parse(expression[:1000], mode="eval").body)
+    except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from None
+
+
+def use_tool(name: str, arguments: str) -> str:
+    """What a tool says; also what is wrong with the call, so that the model can mend it."""
+    try:
+        given = json.loads(arguments or "{}")
+        if name == "clock":
+            return time.strftime("%A, %Y-%m-%d %H:%M:%S")
+        if name == "calculator":
+            result = calculate(str(given["expression"]))
+            return f"{result:.12g}" if isinstance(result, float) else str(result)
+        return f"error: there is no tool {name!r}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"error: {type(error).__name__}: {error}"
+
+
 class Chat:
     """A conversation in the terminal, or over a pipe: one line in, one answer out."""
 
@@ -1376,7 +1454,7 @@ class Chat:
             "request.preempted",
             "request.resumed",
         ),
-        *("stop.matched", *ENDS),
+        *("tool.called", "tool.unreadable", "stop.matched", *ENDS),
     )
 
     def __init__(
@@ -1388,6 +1466,7 @@ class Chat:
         self.history: list[dict] = []
         self.answers: list[Answer] = []
         self.write: Callable[[str], Any] = console.file.write  # of pieces of an answer
+        self.thinks = False  # what was shown last is reasoning
         self.as_text = False  # no chat template: the conversation goes as plain text
 
     def run(self) -> int:
@@ -1423,23 +1502,43 @@ class Chat:
 
     def _say(self, text: str) -> bool:
         """Ask, show the answer while it comes, then its times. False if it failed."""
-        answer, said, good = Answer(), "", True
         if self.console.is_terminal:
             self.write = WordWrap(self.console.file.write, self.console.width - 1)
+        before = len(self.history)
         self.history.append({"role": "user", "content": text})
-        try:
-            interruptible(self.loop, self._answer(answer))
-        except KeyboardInterrupt:
-            said = "cancelled; "
-        except (Failed, Unreachable) as error:
-            said, good = f"failed: {error}; ", False
-        if answer.text:
-            self.history.append({"role": "assistant", "content": answer.text})
-            self.answers.append(answer)
-        else:
-            self.history.pop()  # nothing was said in return: as if not asked
-        self._print(f"\n[{said}{self._times(answer)}]")
+        for _ in range(MOST_ROUNDS):
+            answer, said, good = Answer(), "", True
+            self.thinks = False
+            try:
+                interruptible(self.loop, self._answer(answer))
+            except KeyboardInterrupt:
+                said = "cancelled; "
+            except (Failed, Unreachable) as error:
+                said, good = f"failed: {error}; ", False
+            calls = answer.calls if good and not said else []
+            if answer.text or calls:
+                self.history.append(self._message(answer, calls))
+                self.answers.append(answer)
+            elif self.history[-1]["role"] == "user":
+                del self.history[before:]  # nothing was said in return: as if not asked
+            self._print(f"\n[{said}{self._times(answer)}]")
+            for call in calls:
+                self._use(call)
+            if not calls:
+                break
         return good
+
+    @staticmethod
+    def _message(answer: Answer, calls: list[dict]) -> dict:
+        message = {"role": "assistant", "content": answer.text}
+        return {**message, "tool_calls": calls} if calls else message
+
+    def _use(self, call: dict) -> None:
+        """Run a tool; its result goes to the model with the next request."""
+        function = call["function"]
+        result = use_tool(function["name"], function["arguments"])
+        self._print(f"[{function['name']} {function['arguments']} → {result}]")
+        self.history.append({"role": "tool", "tool_call_id": call["id"], "content": result})
 
     async def _answer(self, answer: Answer) -> None:
         how = {"stream": True, "whole": False, "into": answer, "on_text": self._show}
@@ -1459,6 +1558,10 @@ class Chat:
         await self.server.ask(text, stop=["\nUser:"], **how, **self.settings)
 
     def _show(self, text: str) -> None:
+        thinks = isinstance(text, Thought)
+        if thinks is not self.thinks:
+            self.write("[it thinks] " if thinks else "\n\n")
+            self.thinks = thinks
         self.write(printable(text))
         self.console.file.flush()
 
@@ -1492,6 +1595,11 @@ class Chat:
             if rest:
                 self.system = "" if rest == "off" else rest
             return f"system message: {self.system or 'none'}"
+        if name == "/tools":
+            if self.settings.pop("tools", None) is None:
+                self.settings["tools"] = TOOLS
+            on = "tools" in self.settings
+            return "tools: " + (", ".join(t["function"]["name"] for t in TOOLS) if on else "none")
         if name == "/clear":
             self.history, self.answers = [], []
             return "forgotten"

@@ -77,17 +77,21 @@ class LLM(LocalEngine):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
         priority: int | Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of a list.
 
-        See `ChatTemplate.render` and `generate` for the options.
+        See `ChatTemplate.render` and `generate` for the options. `tools`: definitions as OpenAI's
+        API has them, or Python functions; the text has calls as the model writes them.
         """
         self._check_open()
         single = not messages or isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Sequence[Message]]", [messages] if single else messages)
         tokenizing = Tokenizing.of(tokenization_kwargs, add_special_tokens=False)
+        if tools is not None:
+            chat_template_kwargs = {"tools": list(tools), **(chat_template_kwargs or {})}
         given = [
             GivenPrompt(
                 self.chat_template.render(

@@ -1,4 +1,4 @@
-"""An executor that writes what its prompt asks for: all behind the last "SAY:", up to <|end|>."""
+"""An executor that writes what its prompt asks for: what the last message has behind "SAY:"."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 from engine.core.messages import StepOutput, StepPlan
 from tests.server.fake_engine import FakeExecutor
-from tests.server.tiny_tokenizer import END
+from tests.server.tiny_tokenizer import END, USER
 
 SAY = [*b"SAY:"]
 TOOLS_TEMPLATE = (
@@ -25,7 +25,8 @@ TOOLS_TEMPLATE = (
 
 
 def script(prompt: list[int]) -> list[int]:
-    starts = [at for at in range(len(prompt)) if prompt[at : at + len(SAY)] == SAY]
+    last = len(prompt) - 1 - prompt[::-1].index(USER)
+    starts = [at for at in range(last, len(prompt)) if prompt[at : at + len(SAY)] == SAY]
     if not starts:
         return [*b"ok", END]
     told = prompt[starts[-1] + len(SAY) :]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
 import openai
 import pytest
@@ -214,3 +217,29 @@ def test_each_of_several_answers_is_taken_apart(client):
                 written[choice.index] += call.function.arguments
             reasons += [choice.finish_reason] if choice.finish_reason else []
     assert [json.loads(one) for one in written] == [ARGUMENTS] * 3 and reasons == ["tool_calls"] * 3
+
+
+def test_the_client_runs_tools_and_shows_reasoning_apart(server):
+    named = '<tool_call>{"name": "calculator", "arguments": {"expression": "%s"}}</tool_call>'
+    call, wrong = named % "6 * (3 + 4) / 4", named % "open(1)"
+    clock = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    lines = ["/tools", f"SAY:I count.{call}", f"SAY:{wrong}", f"SAY:{clock}", "/tools"]
+    lines.append("SAY:<think>It may rain.</think>Go home.")
+    ran = subprocess.run(
+        [sys.executable, "test_client.py", "--interactive", "--url", server.url],
+        input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    said = ran.stdout
+    assert ran.returncode == 0, said + ran.stderr
+    assert "tools: clock, calculator" in said and "tools: none" in said
+    assert '[calculator {"expression": "6 * (3 + 4) / 4"} → 10.5]' in said
+    assert "→ error: ValueError: only numbers" in said
+    assert re.search(r"\[clock \{\} → \w+, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\]", said)
+    assert said.count("\nok") == 3  # what it says to a result
+    assert "[it thinks] It may rain.\n\nGo home." in said
+
+
+def test_reasoning_can_be_left_out(server):
+    text = "<think>Hm.</think>Yes."
+    message = whole(server, text, include_reasoning=False)["message"]
+    assert message == {"role": "assistant", "content": "Yes."}

@@ -59,6 +59,8 @@ FIELDS: tuple[Field, ...] = (
           "auto, required, a function by its name, or allowed_tools"),
     Field("parallel_tool_calls", "chat tokenize", "completions", note="false: an answer ends "
           "behind its first call"),
+    Field("include_reasoning", "chat", refused="completions", passes=(True,), note="false: "
+          "reasoning is left out; otherwise it is `reasoning_content`, and `reasoning` alike"),
     Field("add_special_tokens", "completions chat tokenize"),
     Field("truncate_prompt_tokens", _GENERATION, note="−1: what the context leaves"),
     Field("truncation_side", _GENERATION, note="left (the default) keeps the last tokens, right "
@@ -122,7 +124,6 @@ FIELDS: tuple[Field, ...] = (
     *_refused("repetition_detection", {}),
     *_refused("watermarking", False),
     *_refused("thinking_token_budget", -1),
-    *_refused("include_reasoning", True, note="reasoning isn't told from the answer"),
     *_refused("stream_interval", 1, note="the server's is `--stream-interval`"),
     *_refused("return_prompt_text return_token_offsets return_weight_versions", False),
     *_refused("routed_experts_prompt_start", 0),

@@ -295,6 +295,7 @@ class ChatRequest(Conversation, GenerationRequest):
     kind = "chat"
     LOGPROBS = "top_logprobs"
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -321,6 +322,7 @@ class ChatRequest(Conversation, GenerationRequest):
             prompts[0],
             one_call=self.parallel_tool_calls is False or self.choice.kind == "named",
             skip_special_tokens=self.skip_special_tokens is not False,
+            hides_reasoning=self.include_reasoning is False,
         )
 
     @property

@@ -43,6 +43,7 @@ def rules_for(
     *,
     one_call: bool,
     skip_special_tokens: bool,
+    hides_reasoning: bool = False,
 ) -> MessageRules | None:
     """Return how the answers are taken apart; None if all of their text is content."""
     calls, reasoning = calls_of(choice, formats), formats.reasoning
@@ -59,4 +60,5 @@ def rules_for(
         must_call=choice.must_call,
         one_call=calls is not None and one_call,
         skip_special_tokens=skip_special_tokens,
+        hides_reasoning=hides_reasoning,
     )

@@ -49,6 +49,7 @@ class MessageParser:
         begins_reasoning: bool = False,
         num_earlier_calls: int = 0,
         one_call: bool = False,
+        hides_reasoning: bool = False,
     ):
         self.num_reasoning_tokens = 0
         self.noted: list[CallRead | CallUnreadable] = []  # for the record, whose reader empties it
@@ -59,6 +60,7 @@ class MessageParser:
         self._schemas = schemas
         self._num_earlier_calls = num_earlier_calls
         self._one_call = one_call
+        self._hides_reasoning = hides_reasoning
         self._state = "first"  # first, reasoning, content, call
         self._body: CallBody | None = None
         self._opening = ""  # what began this call
@@ -297,6 +299,8 @@ class MessageParser:
     def _tell(self, piece: Piece) -> None:
         if self._one_call and self.num_calls and isinstance(piece, ContentPiece):
             return  # the one call ends the answer
+        if self._hides_reasoning and isinstance(piece, ReasoningPiece):
+            return
         self._built.add(piece)
         self._pieces.append(piece)
 

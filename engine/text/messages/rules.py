@@ -26,6 +26,7 @@ class MessageRules(msgspec.Struct, kw_only=True, frozen=True):
     must_call: bool = False
     one_call: bool = False  # what comes behind the first call is dropped
     skip_special_tokens: bool = True
+    hides_reasoning: bool = False
 
     def parser(
         self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], params: SamplingParams
@@ -46,4 +47,5 @@ class MessageRules(msgspec.Struct, kw_only=True, frozen=True):
             begins_reasoning=self.begins_reasoning,
             num_earlier_calls=self.num_earlier_calls,
             one_call=self.one_call,
+            hides_reasoning=self.hides_reasoning,
         )
