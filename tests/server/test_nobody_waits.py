@@ -45,7 +45,7 @@ def tool(number: int, description: str) -> dict[str, Any]:
 
 
 ATTACKS: dict[str, tuple[str, dict[str, Any] | bytes]] = {
-    "tools of 8 MB": (CHAT, {"messages": HI, "tools": [tool(i, "x" * 32_000) for i in range(250)]}),
+    "tools of 4 MB": (CHAT, {"messages": HI, "tools": [tool(i, "x" * 16_000) for i in range(250)]}),
     "a forced call of 256 tools": (
         CHAT,
         {"messages": HI, "tools": [tool(i, "x" * 400) for i in range(256)],
