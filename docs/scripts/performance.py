@@ -29,6 +29,7 @@ TITLES = {
     "growth": "What more work costs",
     "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
+    "speculation": "What proposed tokens gain, by kind of text",
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
     "token_cost": "What a streamed token costs the server",

@@ -67,6 +67,7 @@ class _Reader:
         self.ends: dict[str, ev.RequestFinished | ev.RequestAborted] = {}
         self.drawn: Counter[str] = Counter()
         self.block_size = 16
+        self.has_proposals = False
         self.hidden = 0  # living requests of a snapshot
         plans: dict[int, list[ev.StepRow]] = {}
         for event in events:
@@ -81,6 +82,9 @@ class _Reader:
             elif isinstance(event, ev.EngineSnapshot) and event.state is not None:
                 self.hidden = len({request_of(name) for name in event.state["status"]})
                 self.block_size = event.state["block_size"] or self.block_size
+            elif isinstance(event, ev.SpecVerified):
+                self.has_proposals = True
+                self.drawn[event.request_id] -= event.num_proposed - event.num_accepted
             elif isinstance(event, ev.StepPlanned):
                 plans[event.step] = event.rows
             elif isinstance(event, ev.StepFinished):
@@ -139,6 +143,8 @@ class _Reader:
         ]
         if not self.has_hashes:
             found.append("the record has no hashes of prompts: no hit in the prefix cache is seen")
+        if self.has_proposals:
+            found.append("tokens were proposed in the record: here each step draws one a sequence")
         if aborted:
             found.append(f"{aborted} sequences were aborted: here they end with as many tokens")
         if self.left_out:

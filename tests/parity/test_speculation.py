@@ -143,12 +143,17 @@ def pocket(variant):
     return Workload(POCKET_MODEL, "bfloat16", 120, requests(2000, 290, 30))
 
 
-@pytest.mark.parametrize("most", [4, pytest.param(1, marks=pytest.mark.full), 11])
+@pytest.mark.parametrize("most", [4, *(pytest.param(k, marks=pytest.mark.full) for k in (1, 11))])
 @pytest.mark.parametrize("way", WAYS)
 def test_in_fp32(tiny, way, most):
     tiny.check(most, **WAYS[way])
 
 
-@pytest.mark.parametrize("way", WAYS)
+SELDOM = [way for way in WAYS if way not in ("together", "swapped")]
+
+
+@pytest.mark.parametrize(
+    "way", ["together", "swapped", *(pytest.param(w, marks=pytest.mark.full) for w in SELDOM)]
+)
 def test_in_bf16(pocket, way):
     pocket.check(7, cpu_threads=2, **WAYS[way])

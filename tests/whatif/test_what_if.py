@@ -157,3 +157,14 @@ def test_a_real_record_says_what_it_cannot_know():
     answer = what_if(events, {"num_gpu_blocks": 40})
     assert answer.recorded.counts["preemptions"] == 2 > answer.other.counts["preemptions"]
     assert any("no hashes" in note for note in answer.notes)
+
+
+def test_wrong_proposals_of_a_record_are_no_tokens():
+    from tests.trace.test_import_rules import ROOT
+
+    events = read_all(ROOT / "docs" / "records" / "repeats.jsonl")
+    unfinished = [event for event in events if not isinstance(event, ev.RequestFinished)]
+    sampled = sum(e.num_sampled for e in events if isinstance(e, ev.StepFinished))
+    load = workload(unfinished)
+    assert load.arrivals[0].outputs == [sampled]
+    assert any("proposed" in note for note in load.notes)
