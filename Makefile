@@ -92,6 +92,7 @@ bench-peers: $(VENV)/.test ## beside vLLM and llama.cpp too, got into .peers/ (5
 bench-growth: $(VENV)/.test ## what a step costs as requests, context and the pool grow; the record; HTTP; the core alone; memory
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.core_cost
+	$(BIN)/python -m benchmarks.structured
 	$(BIN)/python -m benchmarks.footprint
 
 quality: $(VENV)/.test ## what bf16 and an fp8 cache keep of a real model's answers, beside fp32 and transformers

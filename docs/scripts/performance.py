@@ -30,6 +30,7 @@ TITLES = {
     "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "speculation": "What proposed tokens gain, by kind of text",
+    "structured": "What a grammar costs",
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
     "token_cost": "What a streamed token costs the server",

@@ -1,0 +1,247 @@
+"""Measure what a grammar costs: the same requests with a schema and without one.
+
+    python -m benchmarks.structured [--shapes pocket smollm2-135m] [--requests 1 16] [--threads 1]
+
+Three ways decode as many tokens, in turn: without a schema, with it, and with it where the tokens
+that it forces are proposed (`--speculative-config`). Each turn gives ratios. The form is a long
+list of small records with texts, numbers and choices, which never ends before the requests' last
+token. On a busy machine only the CPU time with one thread means anything: waiting threads spin, and
+count. Writes `structured.json` and `structured.md` into the machine's folder of `results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.machine import busy_cores, cpu_name
+from benchmarks.machine_folder import machine_folder
+from benchmarks.run_engine import Engine
+from benchmarks.shapes import shape, weights_for
+from engine.config import EngineConfig
+from engine.core.messages import CoreRequest
+from engine.sampling_params import SamplingParams
+from engine.structured_outputs import StructuredOutputsParams
+from engine.text.form_cache import FormCache
+from engine.text.loading import load_text
+from engine.trace.command import run_command
+from engine.trace.events import SampleDrawn, StepFinished
+
+PROMPT = 32
+WARM_UP = 20  # steps of a run, from its first, that aren't counted
+SHAPES = ("pocket", "smollm2-135m")
+TEMPERATURE = 0.8
+WITHOUT, WITH, AHEAD = "without", "with", "ahead"
+PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
+SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "kind", "size", "open", "tags"],
+        "properties": {
+            "name": {"type": "string", "minLength": 10, "maxLength": 40},
+            "kind": {"enum": ["circle", "square", "triangle"]},
+            "size": {"type": "integer", "minimum": 0, "maximum": 9999},
+            "open": {"type": "boolean"},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
+        },
+    },
+}
+
+
+class Measured(NamedTuple):
+    """Hold one run: its steps from the first warm one on, and its CPU seconds a token."""
+
+    steps: list[StepFinished]
+    cpu_s: float
+
+    @property
+    def tokens(self) -> int:
+        return sum(step.num_sampled for step in self.steps)
+
+    @property
+    def us_a_token(self) -> float:
+        return sum(step.total_us for step in self.steps) / self.tokens
+
+
+class Case:
+    """Hold one engine, and the schema compiled for its model."""
+
+    def __init__(self, name: str, path: str, output: int, **options: Any):
+        self.engine = Engine(path, "bfloat16", **options)
+        self.output, self.requests = output, 1
+        forms = FormCache(load_text(EngineConfig(model=path))[0])
+        form = StructuredOutputsParams(json=SCHEMA)
+        grammars = self.engine.core.executor.grammars  # type: ignore[attr-defined]
+        grammars.set_tokenizer(forms.source())
+        self.compiled = grammars.compile(forms.find(form).grammar)
+        self.vocab_size = shape(name).vocab_size
+        self._runs = 0
+
+    def _compute(self, held: bool, full: bool = False) -> None:
+        """Compute all requests once, with the schema or without."""
+        core, draw = self.engine.core, random.Random(0)
+        self._runs += 1
+        for i in range(self.requests):
+            params = SamplingParams(
+                temperature=TEMPERATURE, max_tokens=self.output, ignore_eos=True, seed=i
+            )
+            request = CoreRequest(
+                request_id=f"{self._runs}-{i}",
+                prompt_token_ids=[draw.randrange(10, self.vocab_size) for _ in range(PROMPT)],
+                params=params,
+                trace_full=full,
+            )
+            core.add_request(request, self.compiled if held else None)
+        with self.engine.looping():
+            while core.has_work:
+                core.step()
+
+    def run(self, held: bool) -> Measured:
+        self.engine.events()
+        began = time.process_time()
+        self._compute(held)
+        cpu_s = time.process_time() - began
+        steps = [e for e in self.engine.events() if isinstance(e, StepFinished)]
+        return Measured(steps[WARM_UP:], cpu_s / sum(step.num_sampled for step in steps))
+
+    def forbidden(self) -> dict[str, float]:
+        """Return what the grammar allows and takes, per draw."""
+        self.engine.events()
+        self._compute(True, full=True)
+        draws = [e for e in self.engine.events() if isinstance(e, SampleDrawn)]
+        return {
+            "allowed": statistics.median(draw.num_allowed for draw in draws),
+            "only_one": sum(draw.num_allowed == 1 for draw in draws) / len(draws),
+            "removed": statistics.mean(draw.removed for draw in draws),
+        }
+
+
+def described(runs: list[Measured]) -> dict[str, float]:
+    """Describe runs of one way by medians."""
+    steps = [step for run in runs for step in run.steps]
+    times = sorted(step.total_us for step in steps)
+    parts = {part: statistics.median(getattr(step, part) for step in steps) for part in PARTS}
+    return {
+        **parts,
+        "total_us": statistics.median(times),
+        "p99_us": times[int(len(times) * 0.99)],
+        "tokens_s": statistics.median(1e6 / run.us_a_token for run in runs),
+        "cpu_us_a_token": statistics.median(run.cpu_s for run in runs) * 1e6,
+        "tokens_a_step": sum(run.tokens for run in runs) / len(steps),
+    }
+
+
+def compare(plain: Case, ahead: Case, pairs: int) -> dict[str, Any]:
+    """Run the three ways in turn, `pairs` times after one that warms up."""
+    ways = {WITHOUT: (plain, False), WITH: (plain, True), AHEAD: (ahead, True)}
+    runs: dict[str, list[Measured]] = {way: [] for way in ways}
+    for pair in range(pairs + 1):
+        for way in list(ways)[:: 1 if pair % 2 else -1]:
+            case, held = ways[way]
+            measured = case.run(held)
+            if pair:
+                runs[way].append(measured)
+    found: dict[str, Any] = {way: described(of) for way, of in runs.items()}
+    for way in (WITH, AHEAD):
+        both = list(zip(runs[WITHOUT], runs[way]))
+        found[f"{way}_ratio"] = statistics.median(a.us_a_token / b.us_a_token for a, b in both)
+        found[f"{way}_cpu_ratio"] = statistics.median(a.cpu_s / b.cpu_s for a, b in both)
+    return found
+
+
+def measure(
+    names: list[str], requests: list[int], pairs: int, output: int, threads: int
+) -> list[dict[str, Any]]:
+    """Return one line for each shape and number of requests."""
+    lines = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            path = weights_for(name, Path(folder), torch.bfloat16)
+            proposing = {"method": "ngram"}
+            plain = Case(name, path, output, cpu_threads=threads)
+            ahead = Case(name, path, output, cpu_threads=threads, speculative_config=proposing)
+            for plain.requests in requests:
+                ahead.requests = plain.requests
+                given = {"shape": name, "requests": plain.requests, "threads": threads}
+                found = {**plain.forbidden(), **compare(plain, ahead, pairs)}
+                lines.append({**given, "output": output, "busy": busy_cores(), **found})
+                print(json.dumps(lines[-1]), flush=True)
+            plain.engine.close()
+            ahead.engine.close()
+    return lines
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """Write the tables of docs/performance/."""
+    out = [
+        f"Measured on {cpu_name()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+        f" by `python -m benchmarks.structured`: requests at temperature {TEMPERATURE}"
+        f" in bf16, in turn without a schema, with one, and with one whose forced tokens are"
+        " proposed (`--speculative-config`). Ratios are tokens for the same time, against without:"
+        " the median over turns, on the clock and in CPU time. Where other programs kept cores"
+        " busy, only CPU time with one thread says something.",
+        "",
+        "| shape | requests | threads | cores busy afterwards | schema | tokens/s | on the clock"
+        " | CPU time | µs of CPU a token | tokens a step | p99 of a step, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        for way in (WITHOUT, WITH, AHEAD):
+            one, clock, cpu = line[way], "", ""
+            if way != WITHOUT:
+                clock, cpu = f"{line[f'{way}_ratio']:.2f}", f"{line[f'{way}_cpu_ratio']:.2f}"
+            out.append(
+                f"| {line['shape']} | {line['requests']} | {line['threads'] or 'all'}"
+                f" | {line['busy']:.1f} | {way}"
+                f" | {one['tokens_s']:,.0f} | {clock} | {cpu} | {one['cpu_us_a_token']:,.0f}"
+                f" | {one['tokens_a_step']:.1f} | {one['p99_us'] / 1e3:.1f} |"
+            )
+    out += ["", "What the grammar does, and where the time of a step goes (median µs):", ""]
+    out += [
+        "| shape | requests | allowed tokens, median | only one | probability removed | schema"
+        " | schedule | prepare | forward | sample | book | whole step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        for way in (WITHOUT, WITH, AHEAD):
+            cells = " | ".join(f"{line[way][part]:,.0f}" for part in (*PARTS, "total_us"))
+            does = (
+                " |  | " if way == WITHOUT else f"{line['allowed']:,.0f} | {line['only_one']:.0%}"
+            )
+            does += "" if way == WITHOUT else f" | {line['removed']:.0%}"
+            out.append(f"| {line['shape']} | {line['requests']} | {does} | {way} | {cells} |")
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--requests", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--output", type=int, default=160, help="tokens of each request")
+    parser.add_argument("--threads", type=int, default=0, help="of the kernels; 0: one for a core")
+    options = parser.parse_args()
+    lines = measure(
+        options.shapes, options.requests, options.pairs, options.output, options.threads
+    )
+    folder = machine_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "structured.json").write_text(json.dumps(lines, indent=1) + "\n")
+    (folder / "structured.md").write_text(markdown(lines))
+    print(markdown(lines))
+
+
+if __name__ == "__main__":
+    run_command(main)
