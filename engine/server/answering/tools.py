@@ -49,7 +49,12 @@ class ToolFields(BaseModel):
     @functools.cached_property
     def choice(self) -> ToolChoice:
         """Return which tools may be called. Raises `ApiError` 400 for what can't be read."""
-        tools = [_checked(tool, place) for place, tool in enumerate(self.tools or ())]
+        given_tools = self.tools or []
+        if len(given_tools) > MOST_TOOLS:
+            raise bad_request(
+                f"tools has {len(given_tools):,} entries; at most {MOST_TOOLS} are taken.", "tools"
+            )
+        tools = [_checked(tool, place) for place, tool in enumerate(given_tools)]
         _check_all(tools)
         given = self.tool_choice
         if isinstance(given, dict):
@@ -124,8 +129,6 @@ def _checked(tool: dict[str, Any], place: int) -> dict[str, Any]:
 
 
 def _check_all(tools: list[dict[str, Any]]) -> None:
-    if len(tools) > MOST_TOOLS:
-        raise bad_request(f"tools has {len(tools):,} entries; at most {MOST_TOOLS}.", "tools")
     size = len(msgspec.json.encode(tools)) if tools else 0
     if size > LARGEST_TOOLS:
         raise bad_request(
