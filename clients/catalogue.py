@@ -35,6 +35,8 @@ class Client:
 CLIENTS = (
     Client("openai-python", ("openai",), "use_openai.py"),
     Client("openai-node", ("openai",), "use_openai.mjs"),
+    Client("openai-agents", ("openai-agents",), "use_openai_agents.py"),
+    Client("anthropic", ("anthropic",), "use_anthropic.py"),
     Client("vercel-ai", ("ai", "@ai-sdk/openai-compatible"), "use_vercel_ai.mjs"),
     Client("langchain", ("langchain-openai",), "use_langchain.py"),
     Client("llama-index", ("llama-index-llms-openai-like",), "use_llama_index.py"),

@@ -11,11 +11,15 @@ from starlette.responses import Response
 
 from engine.server.http.errors import bad_request
 
-CHAT = "Use /v1/chat/completions."
+EMBEDDINGS = (
+    "The hidden states of a model that writes text are no embeddings: those come from models that "
+    "are trained for it, such as sentence-transformers', and this engine runs none. Use a server "
+    "for them."
+)
 TEXT = "It makes text from text, at /v1/chat/completions and /v1/completions."
 
 ABSENT = {
-    "/v1/embeddings": TEXT,
+    "/v1/embeddings": EMBEDDINGS,
     "/v1/moderations": TEXT,
     "/v1/audio/speech": TEXT,
     "/v1/audio/transcriptions": TEXT,
