@@ -11,17 +11,31 @@ AGING = 1.01
 FIRST_SHARE = 0.1
 """What a row is thought to add to a step, as a share of it, until steps of two sizes are known."""
 
+ENOUGH = 8
+"""Steps with a number of rows from which on their shortest counts: that of two is too long."""
+LASTING = 256
+"""Steps after which a number of rows that came no more is unknown again, as the machine may be
+less busy now: else what once seemed dear would never be tried again."""
+
 
 class StepCosts:
     """Keep the times of steps by their number of rows."""
 
     def __init__(self) -> None:
         self._us: dict[int, float] = {}  # by number of rows; 0.0: came once
+        self._counts: dict[int, int] = {}
+        self._last: dict[int, int] = {}  # when each number came last
+        self._steps = 0
         self._lines: dict[int, tuple[float, float]] = {}  # made of these times
 
     def observe(self, num_rows: int, us: float) -> None:
         """Take the time of a step. The first with a number of rows may capture it: not counted."""
         known = self._us.get(num_rows)
+        self._steps += 1
+        if self._steps - self._last.get(num_rows, self._steps) > LASTING:
+            known, self._counts[num_rows] = 0.0, 0
+        self._last[num_rows] = self._steps
+        self._counts[num_rows] = self._counts.get(num_rows, 0) + 1
         if known is None:
             self._us[num_rows] = 0.0
             return
@@ -39,7 +53,11 @@ class StepCosts:
         return line
 
     def _fitted(self, num_rows: int) -> tuple[float, float]:
-        known = [(rows, us) for rows, us in self._us.items() if us]
+        known = [
+            (rows, us)
+            for rows, us in self._us.items()
+            if self._counts[rows] > ENOUGH and self._steps - self._last[rows] <= LASTING
+        ]
         near = [(r, us) for r, us in known if num_rows <= 2 * r and r <= 2 * num_rows + 8]
         if len(near) < 2:
             near = known
