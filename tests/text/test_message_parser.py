@@ -6,6 +6,7 @@ import json
 import random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from engine.text.messages.message_pieces import (
 )
 from engine.text.messages.parser import MessageParser
 from engine.text.messages.rules import MessageRules
+from engine.text.messages.tagged_calls import types_of
 from engine.text.tokenizer import Tokenizer
 
 STRING, NUMBER = {"type": "string"}, {"type": "integer"}
@@ -183,6 +185,62 @@ def test_hostile_text_never_raises(name, scraps, inside, one, chance, finish):
         size = chance.randint(1, 4)
         parts, rest = [*parts, rest[:size]], rest[size:]
     assert message(plain_parser(name, **made), parts, finish) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(FORMATS), st.lists(SCRAPS, max_size=12), st.data())
+@example(CALL_FORMATS["hermes"], ["<tool_call>", "\n", "<tool_call>", "x"], None)
+@example(CALL_FORMATS["glm45"], ["<tool_call>", '"', "x", "</tool_call>"], None)
+@example(CALL_FORMATS["qwen3_xml"], ["<tool_call>", "<function=", ">", "x", ">"], None)
+def test_text_that_is_no_call_is_there_once(made, scraps, data):
+    own = [*made.begin, *made.end, *made.inner]
+    if own and data is not None:
+        scraps = scraps + data.draw(st.lists(st.sampled_from(own) | SCRAPS, max_size=8))
+    text = "".join(scrap for scrap in scraps if scrap not in made.around)
+    content, _, calls = message(plain_parser(made.name), [text])
+    for mark in made.around:  # scraps may have joined to one
+        text = text.replace(mark, "")
+    assert calls or "".join(content.split()) == "".join(text.split())
+
+
+HALF = r'"\ud800"'
+INNER = json.dumps(f'{{"city": {json.dumps(chr(0xD800), ensure_ascii=False)}}}')
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hermes", f'<tool_call>{{"name": {HALF}, "id": {HALF}}}</tool_call>'),
+        ("hermes", f'<tool_call>{{"name": "get_w", "arguments": {INNER}}}</tool_call>'),
+        ("pythonic", f"[get_w(city={HALF})]"),
+        ("qwen3_xml", "<tool_call><function=get_w><parameter=tags>" + f"[{HALF}]</parameter>"
+         "</function></tool_call>"),
+    ],
+)  # fmt: skip
+def test_half_characters_of_escapes_can_be_written(name, text):
+    parser = plain_parser(name)
+    pieces = [*parser.feed(text, ()), *parser.end("stop")]
+    (call,) = parser.message.tool_calls
+    assert "\ufffd" in call.name + call.arguments
+    msgspec.json.encode([pieces, parser.message])
+
+
+def test_another_objects_entries_are_no_literal():
+    text = "[clock(a={**{'b': 1}, 'c': 2})]"
+    assert message(plain_parser("pythonic"), [text]) == (text, "", [])
+
+
+@pytest.mark.parametrize(
+    ("schema", "types"),
+    [
+        ({"enum": 5}, {"string"}),
+        ({"enum": ["a", 1]}, {"string", "integer"}),
+        ({"type": [{"a": 1}, "integer"]}, {"integer"}),
+        ({"type": {"a": 1}}, {"string"}),
+    ],
+)
+def test_a_schema_of_any_shape_names_types(schema, types):
+    assert types_of(schema) == types
 
 
 def test_reasoning():

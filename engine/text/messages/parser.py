@@ -13,6 +13,7 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from engine.text.characters import mended
 from engine.text.messages.call_body import Began, CallBody, CallEvent
 from engine.text.messages.formats import CallFormat, ReasoningFormat
 from engine.text.messages.marks import Finder, Mark, overlap
@@ -185,15 +186,16 @@ class MessageParser:
         return text in self._marks() or (by_token and self._state == "reasoning" and begins)
 
     def _take_mark(self, mark: str) -> None:
+        begins = self._calls is not None and mark in self._calls.begin
         if self._state == "call":
-            self._end_call(mark, cut=False)
+            self._end_call("" if begins else mark, cut=False)
         elif self._reasoning is not None and mark == self._reasoning.end:
             self._begin("content")
             return
         elif self._reasoning is not None and mark == self._reasoning.begin:
             self._begin("reasoning")
             return
-        if self._calls is not None and mark in self._calls.begin:
+        if begins:
             self._begin_call(mark)
 
     def _begin(self, state: str) -> None:
@@ -255,10 +257,12 @@ class MessageParser:
             self._end_call("", cut=True)
 
     def _take_event(self, event: CallEvent) -> None:
+        # Escapes that were read may name half characters, which nothing could write as UTF-8.
         if not isinstance(event, Began):
             if not self._surplus:
-                self._tell(ToolCallArguments(self.num_calls - 1, event.text))
+                self._tell(ToolCallArguments(self.num_calls - 1, mended(event.text)))
             return
+        event = Began(mended(event.name), event.id and mended(event.id))
         if self._told_here and not self._surplus:
             self.noted.append(CallRead(self.num_calls - 1))
         self._told_here += 1

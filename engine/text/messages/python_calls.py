@@ -124,6 +124,11 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     if isinstance(node, ast.Dict):
-        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
-        return {str(key): _value(value) for key, value in zip(keys, node.values)}
+        return {str(_key(key)): _value(value) for key, value in zip(node.keys, node.values)}
+    return ast.literal_eval(node)
+
+
+def _key(node: ast.expr | None) -> Any:
+    if node is None:  # another object's entries: **this
+        raise ValueError("not a literal")
     return ast.literal_eval(node)

@@ -71,8 +71,8 @@ class TaggedCalls:
     def end(self, cut: bool) -> Iterator[CallEvent]:
         if self._state == "name" and not self._tags.function and not cut:
             # nothing but a name: the function takes no parameters
-            name, self._text = self._text.strip(), ""
-            yield from self._begin(name)
+            taken, self._text = self._text, ""
+            yield from self._begin(taken, taken)
         if self._state == "value":
             text, self._text = self._text, ""
             if cut:  # it may be the beginning of a tag
@@ -137,13 +137,15 @@ class TaggedCalls:
         if not ends:
             return
         name, rest = text[: min(ends)], text[min(ends) :]
-        self._text = rest.removeprefix(tags.name_end)
-        yield from self._begin(name)
+        before, self._text = self._text, rest.removeprefix(tags.name_end)
+        yield from self._begin(name, before[: len(before) - len(self._text)])
 
-    def _begin(self, name: str) -> Iterator[CallEvent]:
+    def _begin(self, name: str, taken: str) -> Iterator[CallEvent]:
+        """Begin a call. `taken`: the text that has its name; without a name it stays unread."""
         name = name.partition('"')[0].strip()
         if not name:
-            self.broken = True
+            self.broken, self._state = True, "unnamed"
+            self._seen += taken
             return
         self._state, self._name, self._num_values = "inside", name, 0
         self._begun, self._seen = True, ""
@@ -225,13 +227,15 @@ def types_of(schema: Any) -> frozenset[str]:
         return frozenset({"string"})
     found: set[str] = set()
     kind = schema.get("type")
-    found.update([kind] if isinstance(kind, str) else kind if isinstance(kind, list) else ())
+    kinds = kind if isinstance(kind, list) else [kind]
+    found.update(each for each in kinds if isinstance(each, str))
     for name in ("anyOf", "oneOf", "allOf"):
         parts = schema.get(name)
         for part in parts if isinstance(parts, list) else ():
             found |= types_of(part) if isinstance(part, dict) and len(found) < 8 else set()
     values = schema.get("enum")
-    found.update(_TYPES.get(type(value), "null") for value in values or () if not kind)
+    if isinstance(values, list) and not kind:
+        found.update(_TYPES.get(type(value), "null") for value in values)
     if not found and ("$ref" in schema or "properties" in schema or "items" in schema):
         found = {"object", "array"}
     return frozenset(found) or frozenset({"string"})
