@@ -10,6 +10,8 @@ import signal
 import httpx
 import pytest
 
+from engine.server.http.errors import ApiError
+from engine.server.responses.referred_items import ReferredItems
 from engine.server.responses.response_store import LARGEST_BYTES, OVERHEAD_BYTES, ResponseStore
 from tests.server.tiny_tokenizer import ASSISTANT, END, SYSTEM, USER
 
@@ -202,6 +204,12 @@ def test_an_answer_goes_on_from_an_earlier_one_without_its_instructions(server):
     reference = {"type": "item_reference", "id": first["output"][0]["id"]}
     told = prompt(server, [reference, USER_HI])
     assert told["text"].startswith(f"<|assistant|>{said}<|end|>")
+    second = respond(server, [reference, USER_HI])  # it keeps the reference, not the item
+    for given in ({"input": [reference, USER_HI]}, {"input": "more"}):
+        if given["input"] == "more":
+            given["previous_response_id"] = second["id"]
+        told = prompt(server, given.pop("input"), **given)
+        assert told["text"].startswith(f"<|assistant|>{said}<|end|>")
 
 
 def test_truncation_leaves_out_the_oldest_turns(server):
@@ -327,11 +335,11 @@ def test_the_store_is_bounded_in_bytes_and_the_longest_unused_goes_first():
     assert kept[0] == "a" and kept[1:] == list("abcdefgh")[-len(kept) + 1 :] and len(kept) < 8
     assert not store.keep(0, answer("huge", "x" * 20_000), [], [])
     assert store.get(0, "huge") is None and [n for n in "abcdefgh" if store.get(0, n)] == kept
-    assert store.item(0, "msg_a")["id"] == "msg_a" and store.item(0, "msg_b") is None
-    assert store.item(1, "msg_a") is None
+    assert store.items_beside(0, "msg_a")["msg_a"] and not store.items_beside(0, "msg_b")
+    assert not store.items_beside(1, "msg_a")
     for name in kept:
         assert store.remove(0, name) and not store.remove(0, name)
-    assert store.num_bytes == 0 and len(store) == 0 and store.item(0, "msg_a") is None
+    assert store.num_bytes == 0 and len(store) == 0 and not store.items_beside(0, "msg_a")
 
 
 def test_one_answer_takes_a_part_of_the_store_at_most():
@@ -350,10 +358,26 @@ def test_the_store_forgets_after_a_while():
     now[0] = 9.0
     assert store.get(0, "a") is not None
     now[0] = 10.0
-    assert store.get(0, "a") is None and store.item(0, "i") is None
+    assert store.get(0, "a") is None and not store.items_beside(0, "i")
     assert store.get(0, "b") is not None and len(store) == 1
     store.keep(0, answer("b"), [], [])  # again: younger
     now[0] = 17.0
     assert store.get(0, "b") is not None
     now[0] = 20.0
     assert store.get(0, "b") is None and store.num_bytes == 0
+
+
+def test_references_read_an_answer_once_and_are_bounded(monkeypatch):
+    store = ResponseStore(10 * LARGEST_BYTES, 100.0)
+    given = [{"type": "message", "id": f"i{place}", "text": "x" * 1_000} for place in range(1_000)]
+    store.keep(0, answer("a"), given, [])
+    store.keep(0, answer("b"), [{"type": "item_reference", "id": "i0"}], [])
+    reads = []
+    items_beside = store.items_beside
+    monkeypatch.setattr(store, "items_beside", lambda *own: reads.append(own) or items_beside(*own))
+    referred = ReferredItems(store, 0)
+    assert [referred.find(item["id"]) for item in given] == given and len(reads) == 1
+    assert referred.find("msg_a")["id"] == "msg_a" and referred.find("none") is None
+    with pytest.raises(ApiError, match="refers to"):
+        for _ in range(LARGEST_BYTES // 1_000):
+            referred.find("i0")

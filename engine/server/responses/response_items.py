@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.server.answering.passed import ChatMessages
 from engine.server.http.errors import ApiError, bad_request
+from engine.server.responses.response_store import REFERENCE
 
 Item = Mapping[str, Any]
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -44,7 +45,7 @@ class ItemTranslation:
 
     def _item(self, path: str, item: Item) -> None:
         kind = item.get("type", "message")
-        if kind == "item_reference":
+        if kind == REFERENCE:
             name = item.get("id")
             found = self._find(name) if isinstance(name, str) else None
             if found is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+REFERENCE = "item_reference"
 OVERHEAD_BYTES = 1_024
 """What an answer takes beside its texts: the entries that find it and its items, estimated."""
 OVERHEAD_OF_ITEM_BYTES = 256
@@ -35,7 +36,7 @@ class KeptResponse:
         self.response = msgspec.json.encode(response)
         self._given = msgspec.json.encode(given)
         self._before = msgspec.json.encode(before)
-        self.item_ids = [item["id"] for item in (*given, *response["output"]) if "id" in item]
+        self.item_ids = list(_by_id([*given, *response["output"]]))
         self.born = now
 
     @property
@@ -56,10 +57,9 @@ class KeptResponse:
         """Return all items that a next request goes on from."""
         return [*msgspec.json.decode(self._before), *self.given(), *self.made()]
 
-    def item(self, name: str) -> dict[str, Any] | None:
-        """Return an item of the request or of the answer, by its id."""
-        items = (*self.given(), *self.made())
-        return next((item for item in items if item.get("id") == name), None)
+    def items(self) -> dict[str, dict[str, Any]]:
+        """Return the items of the request and of the answer, by their ids."""
+        return _by_id([*self.given(), *self.made()])
 
 
 class ResponseStore:
@@ -112,10 +112,11 @@ class ResponseStore:
                 self._kept.move_to_end((owner, response_id))
             return kept
 
-    def item(self, owner: int, item_id: str) -> dict[str, Any] | None:
-        """Return an item by its id, of any answer of this owner."""
+    def items_beside(self, owner: int, item_id: str) -> dict[str, dict[str, Any]]:
+        """Return an item of this owner and those of the same answer, by their ids; none if it isn't
+        there."""
         kept = self.get(owner, self._of_item.get((owner, item_id), ""))
-        return None if kept is None else kept.item(item_id)
+        return {} if kept is None else kept.items()
 
     def remove(self, owner: int, response_id: str) -> bool:
         """Forget an answer; return whether it was there."""
@@ -137,3 +138,8 @@ class ResponseStore:
             if self._by_birth[oldest] > limit:
                 return
             self.remove(*oldest)
+
+
+def _by_id(items: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return items by their ids, without references: they have ids of items kept elsewhere."""
+    return {i["id"]: i for i in items if "id" in i and i.get("type") != REFERENCE}

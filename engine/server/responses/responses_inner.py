@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from engine.server.answering.passed import InnerRequest
 from engine.server.http.errors import ApiError, bad_request
+from engine.server.responses.referred_items import ReferredItems
 from engine.server.responses.response_items import ItemTranslation, shown
 from engine.server.responses.response_store import ResponseStore
 from engine.server.responses.responses_body import InputTokensRequest, ResponsesRequest
@@ -104,7 +105,7 @@ def _inner(
     owner: int,
     ignored: list[str],
 ) -> InnerRequest:
-    translation = ItemTranslation(lambda name: store.item(owner, name))
+    translation = ItemTranslation(ReferredItems(store, owner).find)
     placed = [("previous_response_id", item) for item in items.before]
     placed += [(f"input.{place}", item) for place, item in enumerate(items.given)]
     messages, places = translation.translate(body.instructions, placed)

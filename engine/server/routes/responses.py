@@ -26,7 +26,7 @@ from engine.server.responses.response_schemas import (
     ItemList,
     ResponseObject,
 )
-from engine.server.responses.response_store import KeptResponse
+from engine.server.responses.response_store import REFERENCE, KeptResponse
 from engine.server.responses.responses_answer import ResponsesAnswer
 from engine.server.responses.responses_body import InputFields, InputTokensRequest, ResponsesRequest
 from engine.server.responses.responses_inner import (
@@ -153,4 +153,5 @@ def _is_long(body: InputFields) -> bool:
     """Return whether a translation may take more than a millisecond or two."""
     if body.previous_response_id is not None or isinstance(body.input, str):
         return body.previous_response_id is not None
-    return count_parts(body.input) > FEW_PARTS
+    refers = any(item.get("type") == REFERENCE for item in body.input)
+    return refers or count_parts(body.input) > FEW_PARTS
