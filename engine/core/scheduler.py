@@ -298,7 +298,10 @@ class Scheduler:
             for row, request in zip(plan.rows, self.planned)
             if row.num_tokens == 1 and row.samples == 1 and request.num_output_tokens
         ]
-        for request, token_ids in self.speculator.choose(decoding, len(plan.rows), budget):
+        # A row that forks draws several tokens; the worker has room for as many draws as rows.
+        siblings = sum(row.samples - 1 for row in plan.rows if row.samples)
+        room = min(budget, self.speculator.max_rows - len(plan.rows) - siblings)
+        for request, token_ids in self.speculator.choose(decoding, len(plan.rows), room):
             copied = self.kv.grow(request, len(token_ids))
             assert copied is None, "the row before the proposals has copied what others read"
             plan.proposed[request.id] = token_ids

@@ -117,6 +117,23 @@ def test_forks_speculate_and_copy_before_they_write(engine, overlapped):
     assert h.recorded(events.BlockCopied)
 
 
+def test_a_step_draws_no_more_than_it_may_have_rows(engine):
+    """The worker keeps memory for so many draws, and a prompt with n > 1 draws n of them."""
+    h = engine(7, 900, max_num_seqs=64, enable_prefix_caching=False)
+    for i in range(30):
+        h.add(f"r{i}", prompt(4, i), max_tokens=20)
+    h.step()
+    h.add("a", prompt(4, 40), n=34, max_tokens=2)
+    h.run()
+    h.expect_solo_answers()
+    planned = h.recorded(events.StepPlanned)
+    most = h.config.max_step_rows
+    assert max(len(e.rows) for e in planned) == most == 128
+    assert max(sum(row.samples for row in e.rows) for e in planned) == most
+    forking = next(e for e in planned if any(row.samples == 34 for row in e.rows))
+    assert len(forking.rows) > 31, "what room there is is used"
+
+
 @LOOPS
 def test_the_text_ends_where_it_would_have(engine, overlapped):
     """At the stop token, though proposals behind it were right; never beyond max_tokens."""
