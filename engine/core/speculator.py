@@ -82,7 +82,7 @@ class Speculator:
         if room <= 0:
             return []
         fixed, each = self.costs.line(num_rows)
-        least = each * num_rows / (fixed + each * num_rows)  # of the first proposal
+        time = fixed + each * num_rows
         known = self.everyone.share(0.5)
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
@@ -92,7 +92,7 @@ class Speculator:
             if request.grammar is None:
                 hits = self._hits.get(request)
                 share = known if hits is None else hits.share(known)
-                if share <= least:
+                if share * time <= each * num_rows:  # not even the first pays
                     left_out = True
                     if hits is not None:
                         hits.fade()

@@ -293,6 +293,7 @@ def decoding(count: int) -> list[Request]:
         (100.0, 5.0, 1, 3),  # half are right: 0.5, 0.25, 0.125 pay, 0.06 doesn't
         (0.0, 100.0, 1, 0),  # a row costs a step
         (100.0, 5.0, 64, 0),  # a full batch: a row costs what a token is worth
+        (0.0, 0.0, 1, 0),  # no time was measured: nothing is known
     ],
 )
 def test_what_pays_is_proposed(fixed, each, requests, proposed):
