@@ -301,6 +301,8 @@ class OutputProcessor:
     def _add_tokens(
         self, request: RequestText, sequence: SequenceText, output: CoreOutput
     ) -> TextDelta:
+        if sequence.parser is not None and len(output.token_ids) > 1:
+            return self._add_one_by_one(request, sequence, output)
         params = request.params
         # The token that ended the text (end of sequence, or one of stop_token_ids) isn't part of
         # it.
@@ -330,6 +332,26 @@ class OutputProcessor:
             delta.stop_reason = sequence.stop_reason = output.stop_reason
         if sequence.parser is not None:
             self._parse(request, sequence, sequence.parser, delta)
+        return delta
+
+    def _add_one_by_one(
+        self, request: RequestText, sequence: SequenceText, output: CoreOutput
+    ) -> TextDelta:
+        """Add several tokens as if each had come alone: a message may end behind any of them."""
+        delta = None
+        for place, token_id in enumerate(output.token_ids):
+            part = CoreOutput(request_id=output.request_id, index=output.index)
+            if place == len(output.token_ids) - 1:
+                part = msgspec.structs.replace(output)
+            part.token_ids = [token_id]
+            part.logprobs = output.logprobs and output.logprobs[place : place + 1]
+            earlier, delta = delta, self._add_tokens(request, sequence, part)
+            if earlier is not None:
+                delta.join(earlier)
+            if delta.finish_reason is not None:
+                break
+        assert delta is not None
+        delta.finish_in_core &= output.finish_reason is None
         return delta
 
     def _parse(

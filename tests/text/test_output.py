@@ -4,12 +4,14 @@ import pytest
 
 from engine.core.messages import CoreOutput, CoreRequest, TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.text.messages.formats import CALL_FORMATS
 from engine.text.messages.message_pieces import (
     ContentPiece,
     ReasoningPiece,
     ToolCallArguments,
     ToolCallBegun,
 )
+from engine.text.messages.rules import MessageRules
 from engine.text.output import OutputProcessor, TextDelta
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
 from engine.trace.recorder import Recorder
@@ -20,8 +22,8 @@ TEXT = "Hello, world! It's a café 😀 stop here"
 class OneRequest(OutputProcessor):
     """Processes the outputs of the request that was begun last."""
 
-    def begin(self, request, prompt=None):
-        self.request = super().begin(request, prompt)
+    def begin(self, request, prompt=None, rules=None):
+        self.request = super().begin(request, prompt, rules)
         return self.request
 
     def process(self, output):
@@ -33,7 +35,7 @@ def processor(byte_level, recorder):
     return OneRequest(byte_level, recorder)
 
 
-def start(processor, **params):
+def start(processor, rules=None, **params):
     prompt = processor.tokenizer.encode("hello", add_special_tokens=False)
     request = CoreRequest(
         request_id="r",
@@ -41,7 +43,7 @@ def start(processor, **params):
         params=SamplingParams(**params),
         eos_token_ids=[2],
     )
-    return processor.begin(request, "hello")
+    return processor.begin(request, "hello", rules)
 
 
 def feed(processor, ids, index=0, **last):
@@ -119,6 +121,35 @@ def test_several_tokens_in_one_output(processor):
     assert delta.text == "Hello, " and delta.finish_in_core
     assert len(delta.token_ids) < len(ids)
     assert len(delta.logprobs) == len(delta.token_ids) == len(request.sequences[0].logprobs)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_message_ends_behind_its_one_call_however_many_tokens_come_together(processor, size):
+    """What was proposed behind it isn't counted, and the core's own end is later."""
+    rules = MessageRules(calls=CALL_FORMATS["hermes"], one_call=True)
+    request = start(processor, rules, logprobs=0)
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    ids = ids_of(processor, f"So: {call} and more, and more")
+    deltas = []
+    for first in range(0, len(ids), size):
+        some = ids[first : first + size]
+        output = CoreOutput(
+            request_id="r",
+            token_ids=some,
+            logprobs=[TokenLogprobs(i, -1.0, 1, [], []) for i in some],
+            finish_reason="length" if first + size >= len(ids) else None,
+        )
+        deltas += [delta for delta in [processor.process(output)] if delta is not None]
+    (sequence,) = request.sequences
+    taken = next(
+        n for n in range(len(ids)) if "</tool_call>" in processor.tokenizer.decode(ids[:n])
+    )
+    told = [token_id for delta in deltas for token_id in delta.token_ids]
+    assert sequence.token_ids == told == ids[:taken]
+    assert len(sequence.logprobs) == sum(len(delta.logprobs) for delta in deltas) == taken
+    assert sequence.finish_reason == deltas[-1].finish_reason == "stop"
+    assert deltas[-1].finish_in_core is (size < 1000)
+    assert sequence.message.content.strip() == "So:" and len(sequence.message.tool_calls) == 1
 
 
 def test_a_stop_string_and_length_at_once(processor):
