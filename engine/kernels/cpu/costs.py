@@ -96,11 +96,13 @@ def attention_cost(
 ) -> Cost:
     """Count the cost of attention.
 
-    tasks: how many the kernel cut the rows into. tiles: bf16 is multiplied on matrix tiles.
+    tasks: how many the kernel cut the rows into. tiles: bf16 is multiplied on matrix tiles, where
+    heads fill them.
     """
     work = attention_work(q, cache, batch, spec, rows)
     why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks"
-    in_bf16 = tiles and cache.k.dtype is torch.bfloat16
+    # `on_tiles` in attention.cpp
+    in_bf16 = tiles and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
     dtype = "bfloat16" if in_bf16 else "float32"
     return Cost([tasks], work.num_bytes, work.flops, dtype, why)
 

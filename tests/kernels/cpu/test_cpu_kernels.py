@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.kernels import torch_attention, torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
+from engine.kernels.cpu.costs import attention_cost
 from engine.kernels.cpu.linear_ops import Layout
 from engine.placeholders import NO_TOKEN
 
@@ -401,6 +402,22 @@ def test_a_group_larger_than_a_task(ops):
     assert_near(
         ops.paged_attention(q, cache, batch, spec), exact_attention(q, cache, batch, spec), 1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "dim, dtype, tiles, said",
+    [
+        (64, torch.bfloat16, True, "bfloat16"),
+        (80, torch.bfloat16, True, "float32"),  # such heads don't fill tiles
+        (64, torch.float32, True, "float32"),
+        (64, torch.bfloat16, False, "float32"),
+    ],
+)
+def test_a_cost_names_the_dtype_of_the_products(dim, dtype, tiles, said):
+    cache, batch = paged(3, [(40, 1), (0, 9)], 4, 2, dim, 16, dtype)
+    spec = AttentionSpec(4, 2, dim, 1.0)
+    cost = attention_cost(3, numbers(1, 10, 4, dim), cache, batch, spec, range(2), tiles)
+    assert cost.flops_type == said and cost.grid == [3]
 
 
 def test_large_scores_stay_finite(ops):
