@@ -30,24 +30,23 @@ class FormCache:
         self._known: OrderedDict[bytes, Checked] = OrderedDict()
         self._source: GrammarTokenizer | None = None
         self._lock = threading.Lock()
+        self._checking = threading.Lock()  # the server's check is one process
 
     def known(self, form: StructuredOutputsParams) -> bool:
         """Return whether finding this form's grammar takes no time."""
         return _encode(form) in self._known
 
     def find(self, form: StructuredOutputsParams) -> Checked:
-        """Return the form's grammar. Raises `StructuredOutputsError`.
-
-        From one thread at a time, unless it is known.
-        """
+        """Return the form's grammar. Raises `StructuredOutputsError`."""
         key = _encode(form)
         with self._lock:
             found = self._known.get(key)
             if found is not None:
                 self._known.move_to_end(key)
                 return found
-        self.source()
-        found = self._check(form, self.added)
+        with self._checking:
+            self.source()
+            found = self._check(form, self.added)
         with self._lock:
             self._known[key] = found
             while len(self._known) > MOST_KEPT:

@@ -123,15 +123,37 @@ class InputProcessor:
     ) -> CoreRequest:
         """Run `process` for a server: work of more than a millisecond runs on a thread."""
         call = functools.partial(self.process, prompt, params, **options)  # type: ignore[arg-type]
-        form = params.structured_outputs if options.get("settled") is None else None
+        if options.get("settled") is not None:
+            return await in_lane(LONG, call) if len(prompt) > LONG_TEXT else call()
         rules = options.get("rules")
-        forced = isinstance(rules, MessageRules) and rules.must_call
-        if forced or (form is not None and (rules is not None or not self.forms.known(form))):
+        if isinstance(rules, MessageRules) and self._calls_are_held(rules, params):
+            known = await in_lane(LONG, functools.partial(self._knows, params, rules))
+            return await in_lane(LONG if known else GRAMMARS, call)
+        if not self._knows(params, None):
             return await in_lane(GRAMMARS, call)
-        words = params.bad_words if options.get("settled") is None else None
-        if len(prompt) > LONG_TEXT or len(words or ()) > MANY_WORDS:
+        joined = rules is not None and params.structured_outputs is not None
+        if joined or len(prompt) > LONG_TEXT or len(params.bad_words or ()) > MANY_WORDS:
             return await in_lane(LONG, call)
         return call()
+
+    def _knows(self, params: SamplingParams, rules: MessageRules | None) -> bool:
+        """Return whether no grammar that the request needs has yet to be checked, which takes up to
+        seconds. `rules`: they hold calls."""
+        form = None if rules is not None and rules.must_call else params.structured_outputs
+        if form is not None and not self.forms.known(form):
+            return False
+        if rules is None or rules.calls is None:
+            return True
+        try:
+            return self.forms.known(self._form_of_calls(rules, rules.calls))
+        except StructuredOutputsError:
+            return True  # what can't be written takes no time; `process` tells it
+
+    @staticmethod
+    def _calls_are_held(rules: MessageRules, params: SamplingParams) -> bool:
+        return rules.calls is not None and (
+            rules.must_call or params.structured_outputs is not None
+        )
 
     def _settled(self, params: SamplingParams, rules: MessageRules | None) -> SamplingParams:
         """Check the parameters against the model, and add the tokens that their words stand for.
@@ -145,7 +167,7 @@ class InputProcessor:
             params = msgspec.structs.replace(params, bad_words_token_ids=sequences)
         form = params.structured_outputs
         grammars = []
-        if rules is not None and rules.calls is not None and (rules.must_call or form is not None):
+        if rules is not None and rules.calls is not None and self._calls_are_held(rules, params):
             grammars.append(self._of_calls(rules, rules.calls))
         if form is not None and not (rules is not None and rules.must_call):
             grammars.append(self._of_form(form))
@@ -176,12 +198,15 @@ class InputProcessor:
     def _of_calls(self, rules: MessageRules, calls: CallFormat) -> str:
         """Return the grammar of calls."""
         try:
-            text = call_grammar(calls, rules.schemas, rules.one_call, self.forms.added)
-            return self.forms.find(StructuredOutputsParams(grammar=text)).grammar
+            return self.forms.find(self._form_of_calls(rules, calls)).grammar
         except StructuredOutputsError as error:
             raise ParameterError(
                 "tools", f"A call of these tools can't be forced: {error}"
             ) from None
+
+    def _form_of_calls(self, rules: MessageRules, calls: CallFormat) -> StructuredOutputsParams:
+        text = call_grammar(calls, rules.schemas, rules.one_call, self.forms.added)
+        return StructuredOutputsParams(grammar=text)
 
     def _tokenize(
         self, prompt: Prompt, params: SamplingParams, add_special_tokens: bool, request_id: str

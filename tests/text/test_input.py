@@ -7,8 +7,12 @@ import pytest
 from tokenizers import processors
 
 from engine.sampling_params import ParameterError, SamplingParams
+from engine.structured_outputs import StructuredOutputsParams
 from engine.text.errors import TextError
+from engine.text.form_to_grammar import checked_grammar
 from engine.text.input import LONG_TEXT, InputProcessor
+from engine.text.messages.formats import HERMES, ReasoningFormat
+from engine.text.messages.rules import MessageRules
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import RequestReceived, RequestRefused, RequestTokenized
 from engine.trace.recorder import Recorder
@@ -202,3 +206,43 @@ def test_candidates_of_the_whole_vocabulary(byte_level, recorder):
         with pytest.raises(ParameterError, match="at most 20") as caught:
             few.process([5], SamplingParams(**{name: -1}), request_id="r")
         assert caught.value.param == name
+
+
+def test_known_grammars_do_not_wait_for_one_that_is_checked(byte_level, recorder):
+    """Nobody waits for another's grammar: a form, calls, and a form behind reasoning."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def check(form, special):
+        if form.regex == "slow":
+            begun.set()
+            assert go_on.wait(30)
+        return checked_grammar(form, special)
+
+    processor = InputProcessor(byte_level, 32, 620, recorder, check=check)
+    form = SamplingParams(structured_outputs=StructuredOutputsParams(json={"type": "boolean"}))
+    slow = SamplingParams(structured_outputs=StructuredOutputsParams(regex="slow"))
+    thinks = ReasoningFormat("thinks", "<think>", "</think>")
+    calls = MessageRules(calls=HERMES, schemas={"now": {"type": "object"}}, must_call=True)
+    known = [
+        (form, None),
+        (form, MessageRules(reasoning=thinks)),
+        (SamplingParams(), calls),
+    ]
+
+    async def ask(params, rules):
+        return await processor.process_async("hello", params, request_id="r", rules=rules)
+
+    async def all_of_them():
+        for params, rules in known:
+            await ask(params, rules)
+        first = asyncio.create_task(ask(slow, None))
+        await asyncio.to_thread(begun.wait, 30)
+        try:
+            for params, rules in known:
+                await asyncio.wait_for(ask(params, rules), 10)
+            assert not first.done()
+        finally:
+            go_on.set()
+        await first
+
+    asyncio.run(all_of_them())
