@@ -1,8 +1,9 @@
 """Run other people's clients against a real server: `python -m clients [NAME …]` (`make clients`).
 
 Each is installed into an environment of its own and asks a server process with the pocket model and
-a key. What each did, and with which version, goes into clients/results.json, from which
-`python -m docs.scripts.fill` writes the table of the docs. The exit code is 1 if one failed.
+a key; for agents' loops it asks a second one, whose model follows a script. What each did, and with
+which version, goes into clients/results.json, from which `python -m docs.scripts.fill` writes the
+table of the docs. The exit code is 1 if one failed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import httpx
 from clients import environments
 from clients.catalogue import CLIENTS, Client
 from clients.environments import ROOT, NotInstalled
+from clients.scripted import scripted_server
 from clients.table import RESULTS
 from docs.scripts.server import LocalServer
 from engine.trace.command import run_command
@@ -32,12 +34,13 @@ DID = re.compile(r"^did: (.+)$", re.MULTILINE)
 NO_ROUTE = re.compile(r'^http_requests_total\{handler="none",.*\} (\S+)$', re.MULTILINE)
 
 
-def run(client: Client, url: str) -> dict[str, Any]:
-    """Ask the server with one client: its version, what it did, what went wrong ("" nothing)."""
+def run(client: Client, url: str, scripted_url: str = "") -> dict[str, Any]:
+    """Ask the servers with one client: its version, what it did, what went wrong ("" nothing)."""
     missing = _num_without_route(url)
     variables = {
         **os.environ,
         "SERVER_URL": url,
+        "SCRIPTED_URL": scripted_url,
         "SERVER_KEY": KEY,
         "SERVER_MODEL": MODEL,
         "SERVER_TOKENIZER": str(ROOT / "pocket" / "model"),
@@ -82,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     failed = []
     flags = ("--api-key", KEY, "--served-model-name", MODEL, "--log-format", "off")
-    with LocalServer(*flags) as server:
+    with LocalServer(*flags) as server, scripted_server(KEY, MODEL) as scripted_url:
         for client in chosen:
             print(f"{client.name}: ", end="", flush=True)
             try:
                 environments.install(client, INSTALL_S)
-                result = run(client, server.url)
+                result = run(client, server.url, scripted_url)
             except NotInstalled as error:
                 result = {"version": "", "did": [], "problem": str(error)}
             results[client.name] = {"package": client.shown, **result}

@@ -32,16 +32,24 @@ class Client:
         return f"{name} (npm)" if self.is_node else name
 
 
+VERCEL = ("ai", "@ai-sdk/openai-compatible", "@ai-sdk/openai", "@ai-sdk/anthropic", "zod")
+
 CLIENTS = (
     Client("openai-python", ("openai",), "use_openai.py"),
-    Client("openai-node", ("openai",), "use_openai.mjs"),
-    Client("openai-agents", ("openai-agents",), "use_openai_agents.py"),
+    Client("openai-node", ("openai", "zod"), "use_openai.mjs"),
     Client("anthropic", ("anthropic",), "use_anthropic.py"),
-    Client("vercel-ai", ("ai", "@ai-sdk/openai-compatible"), "use_vercel_ai.mjs"),
-    Client("langchain", ("langchain-openai",), "use_langchain.py"),
+    Client("anthropic-node", ("@anthropic-ai/sdk", "zod"), "use_anthropic.mjs"),
+    Client("openai-agents", ("openai-agents",), "use_openai_agents.py"),
+    Client("pydantic-ai", ("pydantic-ai-slim[openai]",), "use_pydantic_ai.py"),
+    Client("instructor", ("instructor",), "use_instructor.py"),
+    Client("vercel-ai", VERCEL, "use_vercel_ai.mjs"),
+    Client("langchain", ("langchain-openai", "langchain"), "use_langchain.py"),
     Client("llama-index", ("llama-index-llms-openai-like",), "use_llama_index.py"),
     Client("litellm", ("litellm",), "use_litellm.py"),
     Client("litellm-proxy", ("litellm[proxy]",), "use_litellm_proxy.py"),
+    Client("outlines", ("outlines", "openai"), "use_outlines.py"),
+    Client("smolagents", ("smolagents[openai]",), "use_smolagents.py"),
+    Client("dspy", ("dspy",), "use_dspy.py"),
     Client("llm", ("llm",), "use_llm.py"),
     Client("lm-eval", ("lm_eval[api,hf]", TORCH), "use_lm_eval.py"),
     Client("guidellm", ("guidellm", TORCH), "use_guidellm.py"),

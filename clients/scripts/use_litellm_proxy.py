@@ -1,4 +1,4 @@
-"""Use litellm's proxy before this server, as a deployment that must not go into cool-down."""
+"""Use litellm's proxy before this server, whose deployments must not go into cool-down."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from asked import BASE, HELLO, KEY, MODEL, did
+from asked import BASE, CALL, HELLO, KEY, MODEL, SCRIPTED, SERVER, did
 
 MASTER = "sk-master"
 
@@ -45,17 +45,43 @@ def started(url: str, process: subprocess.Popen) -> bool:
     return False
 
 
+def calls(answer: dict) -> list[tuple[str, dict]]:
+    """Return the calls of an answer of either API: names and arguments."""
+    items = answer.get("output") or answer["content"]
+    return [
+        (item["name"], item.get("input") or json.loads(item["arguments"]))
+        for item in items
+        if item["type"] in ("function_call", "tool_use")
+    ]
+
+
+def arguments(stream: str) -> str:
+    """Return what a stream of either API says of a call's arguments, joined."""
+    lines = [line[6:] for line in stream.splitlines() if line.startswith("data: {")]
+    pieces = []
+    for event in map(json.loads, lines):
+        if event["type"] == "response.function_call_arguments.delta":
+            pieces.append(event["delta"])
+        elif event["type"] == "content_block_delta":
+            pieces.append(event["delta"].get("partial_json", ""))
+    return "".join(pieces)
+
+
 folder = Path(tempfile.mkdtemp())
 models = [
     {
         "model_name": name,
-        "litellm_params": {"model": f"{way}/{MODEL}", "api_base": BASE, "api_key": KEY},
+        "litellm_params": {"model": f"{way}/{MODEL}", "api_base": base, "api_key": KEY},
     }
-    for name, way in (
-        ("openai-way", "openai"),
-        ("vllm-way", "hosted_vllm"),
-        ("both", "openai"),  # only where there are several is one of them left alone
-        ("both", "hosted_vllm"),
+    for name, way, base in (
+        ("openai-way", "openai", BASE),
+        ("vllm-way", "hosted_vllm", BASE),
+        ("anthropic-way", "anthropic", SERVER),
+        ("both", "openai", BASE),  # only where there are several is one of them left alone
+        ("both", "hosted_vllm", BASE),
+        ("openai-tools", "openai", f"{SCRIPTED}/v1"),
+        ("vllm-tools", "hosted_vllm", f"{SCRIPTED}/v1"),
+        ("anthropic-tools", "anthropic", SCRIPTED),
     )
 ]
 settings = {
@@ -86,11 +112,32 @@ try:
         assert status == 200 and json.loads(text)["choices"][0]["message"]["content"], text
         status, text = chat(name, stream=True)
         assert status == 200 and text.rstrip().endswith("data: [DONE]"), text
-    did("chat and streams through both providers")
+    did("chat and streams through its three providers")
 
     health = json.loads(ask(url, "/health")[1])
-    assert health["healthy_count"] == 4 and not health["unhealthy_endpoints"], health
+    assert health["healthy_count"] == len(models) and not health["unhealthy_endpoints"], health
     did("its own health check")
+
+    said = [{"role": "user", "content": f"SAY:{CALL}"}]
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    spoken = {"name": "weather", "description": "Tell the weather."}
+    apis = (
+        ("/v1/responses", {"input": said, "max_output_tokens": 200},
+         [{"type": "function", **spoken, "parameters": schema}], "response.completed"),
+        ("/v1/messages", {"messages": said, "max_tokens": 200},
+         [{**spoken, "input_schema": schema}], "message_stop"),
+    )  # fmt: skip
+    for path, body, tools, last in apis:
+        for name in ("openai-tools", "vllm-tools", "anthropic-tools"):
+            fields = {"model": name, **body, "tools": tools}
+            status, text = ask(url, path, fields)
+            assert status == 200 and calls(json.loads(text)) == [("weather", {"city": "Zurich"})], (
+                text
+            )
+            status, text = ask(url, path, {**fields, "stream": True})
+            assert status == 200 and last in text, text
+            assert json.loads(arguments(text)) == {"city": "Zurich"}, text
+        did(f"{path} with a tool, whole and streamed, through its three providers")
 
     # What this server doesn't do is reported as the request's fault, and no reason to avoid the
     # server.
@@ -99,8 +146,6 @@ try:
         ("/v1/rerank", {"query": "a", "documents": ["a", "b"]}),
         ("/v1/audio/speech", {"input": "a", "voice": "b"}),
         ("/v1/images/generations", {"prompt": "a"}),
-        ("/v1/responses", {"input": "Hello!", "max_output_tokens": 8}),
-        ("/v1/messages", {"messages": HELLO, "max_tokens": 8}),
     )
     for name in names:
         for path, body in others:

@@ -1,9 +1,11 @@
-"""Use openai-python: models, completions, chat, streams, errors, also asynchronous."""
+"""Use openai-python: completions, chat, streams, errors, forms and tools, also asynchronous."""
 
 import asyncio
+import json
 
 import openai
-from asked import BASE, HELLO, KEY, MODEL, did
+from asked import BASE, HELLO, KEY, MODEL, SAY_CALL, SAY_RAIN, SCRIPTED, did
+from forms import ASKED, Weather
 
 client = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
 
@@ -63,3 +65,56 @@ async def both() -> list[str]:
 
 assert asyncio.run(both()) == [whole] * 4
 did("four at once, asynchronous")
+
+messages = [{"role": "user", "content": ASKED}]
+weather = openai.pydantic_function_tool(Weather, name="weather")
+
+chat = client.chat.completions.parse(
+    model=MODEL, messages=messages, response_format=Weather, max_tokens=200
+)
+assert isinstance(chat.choices[0].message.parsed, Weather)
+with client.chat.completions.stream(
+    model=MODEL, messages=messages, response_format=Weather, max_tokens=200
+) as stream:
+    kinds = {event.type for event in stream}
+    assert "content.done" in kinds, kinds
+    assert isinstance(stream.get_final_completion().choices[0].message.parsed, Weather)
+did("chat.completions.parse, whole and streamed")
+
+response = client.responses.parse(
+    model=MODEL, input=ASKED, text_format=Weather, max_output_tokens=200
+)
+assert isinstance(response.output_parsed, Weather)
+with client.responses.stream(
+    model=MODEL, input=ASKED, text_format=Weather, max_output_tokens=200
+) as stream:
+    assert "response.output_text.delta" in {event.type for event in stream}
+    assert isinstance(stream.get_final_response().output_parsed, Weather)
+did("responses.parse, whole and streamed")
+
+for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+    asked = {"model": MODEL, "messages": messages, "tools": [weather], "tool_choice": choice,
+             "parallel_tool_calls": False, "max_tokens": 200}  # fmt: skip
+    [call] = client.chat.completions.parse(**asked).choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Weather)
+    with client.chat.completions.stream(**asked) as stream:
+        assert "tool_calls.function.arguments.done" in {event.type for event in stream}
+        [call] = stream.get_final_completion().choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Weather)
+did("a tool that is required or named, parsed, whole and streamed")
+
+scripted = openai.OpenAI(base_url=f"{SCRIPTED}/v1", api_key=KEY, max_retries=0)
+tool = {"type": "function", "function": {
+    "name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}}  # fmt: skip
+history = [{"role": "user", "content": SAY_CALL}]
+with scripted.chat.completions.stream(model=MODEL, messages=history, tools=[tool]) as stream:
+    list(stream)
+    choice = stream.get_final_completion().choices[0]
+[call] = choice.message.tool_calls
+assert choice.finish_reason == "tool_calls"
+assert json.loads(call.function.arguments) == {"city": "Zurich"}
+history += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": SAY_RAIN}]
+end = scripted.chat.completions.create(model=MODEL, messages=history, tools=[tool])
+assert end.choices[0].message.content == "It rains."
+did("a tool that the model chose, streamed, and its result")

@@ -1,7 +1,10 @@
-// Vercel's ai: a text whole, and the same as a stream.
+// Vercel's ai: texts, forms and tools, whole and as streams, by three of its providers.
 import assert from "node:assert";
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
+import { z } from "zod";
 
 const provider = createOpenAICompatible({
   name: "glasshouse", baseURL: `${process.env.SERVER_URL}/v1`, apiKey: process.env.SERVER_KEY,
@@ -29,3 +32,46 @@ const completion = await generateText({
 });
 assert.ok(completion.text);
 did("a completion model");
+
+const apiKey = process.env.SERVER_KEY;
+const makers = {
+  "openai-compatible": (url) =>
+    createOpenAICompatible({
+      name: "glasshouse", baseURL: `${url}/v1`, apiKey, supportsStructuredOutputs: true,
+    }),
+  "openai, chat": (url) => createOpenAI({ baseURL: `${url}/v1`, apiKey }).chat,
+  "openai, responses": (url) => createOpenAI({ baseURL: `${url}/v1`, apiKey }),
+  "anthropic": (url) => createAnthropic({ baseURL: `${url}/v1`, apiKey }),
+};
+const schema = z.object({
+  city: z.enum(["Zurich", "Bern"]), sky: z.enum(["clear", "grey"]),
+});
+const call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zurich"}}\n</tool_call>';
+for (const [name, make] of Object.entries(makers)) {
+  const form = {
+    model: make(process.env.SERVER_URL)(process.env.SERVER_MODEL), schema, maxRetries: 0,
+    prompt: "How is the weather in Zurich?", maxOutputTokens: 200,
+  };
+  assert.ok(schema.parse((await generateObject(form)).object));
+  const parts = streamObject(form);
+  for await (const part of parts.partialObjectStream) assert.ok(part);
+  assert.ok(schema.parse(await parts.object));
+  did(`${name}: generateObject, streamObject`);
+
+  const cities = [];
+  const weather = tool({
+    description: "Tell the weather of a city.", inputSchema: z.object({ city: z.string() }),
+    execute: ({ city }) => {
+      cities.push(city);
+      return "SAY:It rains.";
+    },
+  });
+  const loop = {
+    model: make(process.env.SCRIPTED_URL)(process.env.SERVER_MODEL), tools: { weather },
+    stopWhen: stepCountIs(3), prompt: `SAY:${call}`, maxRetries: 0, maxOutputTokens: 200,
+  };
+  assert.equal((await generateText(loop)).text, "It rains.");
+  assert.equal(await streamText(loop).text, "It rains.");
+  assert.deepEqual(cities, ["Zurich", "Zurich"]);
+  did(`${name}: a loop with a tool, whole and streamed`);
+}

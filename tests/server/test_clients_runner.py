@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import sys
 
+import httpx
 import pytest
 
 from clients import __main__ as runner
 from clients import environments
 from clients.catalogue import CLIENTS, SCRIPTS, Client
+from clients.scripted import scripted_server
 from clients.table import RESULTS, clients_table
 
 ASKS = """
@@ -25,6 +27,8 @@ for path in ("/v1/models", "/v1/nothing"):
     except urllib.error.HTTPError as error:
         print(error.code)
 """
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zurich"}}\n</tool_call>'
 
 
 def test_every_client_has_its_script_and_every_script_its_client():
@@ -75,3 +79,24 @@ def test_what_cant_be_installed(client):
     python.write_text("#!/bin/sh\nexit 0\n")
     environments.install(made, 10)
     assert environments.is_installed(made)
+
+
+@pytest.mark.slow
+def test_a_scripted_model_calls_and_then_answers():
+    weather = {"type": "function", "function": {"name": "weather"}}
+    asked = [{"role": "user", "content": f"SAY:{CALL}"}]
+    with scripted_server("key", "scripted") as url:
+
+        def say(messages):
+            response = httpx.post(
+                f"{url}/v1/chat/completions",
+                headers={"Authorization": "Bearer key"},
+                json={"model": "scripted", "messages": messages, "tools": [weather]},
+            )
+            return response.json()["choices"][0]["message"]
+
+        message = say(asked)
+        [call] = message["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": "Zurich"}
+        result = {"role": "tool", "tool_call_id": call["id"], "content": "SAY:It rains."}
+        assert say([*asked, message, result])["content"] == "It rains."

@@ -1,0 +1,46 @@
+"""Use instructor: the modes that it has for OpenAI's clients."""
+
+from collections.abc import Iterable
+
+import instructor
+import openai
+from asked import BASE, KEY, MODEL, SCRIPTED, did
+from forms import ASKED, Weather
+from instructor import Mode
+
+pocket = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
+scripted = openai.OpenAI(base_url=f"{SCRIPTED}/v1", api_key=KEY, max_retries=0)
+asked = {"model": MODEL, "response_model": Weather, "max_retries": 0}
+question = [{"role": "user", "content": ASKED}]
+
+for mode in (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON_SCHEMA):
+    client = instructor.from_openai(pocket, mode=mode)
+    form = client.chat.completions.create(**asked, messages=question, max_tokens=200)
+    assert isinstance(form, Weather)
+    *_, last = client.chat.completions.create_partial(**asked, messages=question, max_tokens=200)
+    assert Weather.model_validate(last.model_dump())
+    did(f"{mode.name}, whole and in parts")
+
+# What these modes ask for is JSON, and only the prompt says of which form: that takes a model that
+# follows it.
+said = '{"city":"Bern","degrees":5,"sky":"grey"}'
+for mode, text in ((Mode.JSON, said), (Mode.MD_JSON, f"Here:\n```json\n{said}\n```")):
+    client = instructor.from_openai(scripted, mode=mode)
+    form = client.chat.completions.create(
+        **asked, messages=[{"role": "user", "content": f"SAY:{text}"}]
+    )
+    assert form.model_dump_json() == said
+    did(f"{mode.name}, of a scripted model")
+
+call = f'<tool_call>\n{{"name": "Weather", "arguments": {said}}}\n</tool_call>'
+client = instructor.from_openai(scripted, mode=Mode.PARALLEL_TOOLS)
+several = client.chat.completions.create(
+    model=MODEL, response_model=Iterable[Weather], max_retries=0,
+    messages=[{"role": "user", "content": f"SAY:{call}\n{call}"}],
+)  # fmt: skip
+assert [form.model_dump_json() for form in several] == [said] * 2
+did("PARALLEL_TOOLS, of a scripted model")
+
+client = instructor.from_openai(pocket, mode=Mode.RESPONSES_TOOLS)
+assert isinstance(client.responses.create(**asked, input=ASKED), Weather)
+did("RESPONSES_TOOLS")
