@@ -1,10 +1,11 @@
-"""Use instructor: the modes that it has for OpenAI's clients."""
+"""Use instructor: the modes that it has for OpenAI's and Anthropic's clients."""
 
 from collections.abc import Iterable
 
+import anthropic
 import instructor
 import openai
-from asked import BASE, KEY, MODEL, SCRIPTED, did
+from asked import BASE, KEY, MODEL, SCRIPTED, SERVER, did
 from forms import ASKED, Weather
 from instructor import Mode
 
@@ -44,3 +45,23 @@ did("PARALLEL_TOOLS, of a scripted model")
 client = instructor.from_openai(pocket, mode=Mode.RESPONSES_TOOLS)
 assert isinstance(client.responses.create(**asked, input=ASKED), Weather)
 did("RESPONSES_TOOLS")
+
+client = instructor.from_anthropic(
+    anthropic.Anthropic(base_url=SERVER, api_key=KEY, max_retries=0), mode=Mode.ANTHROPIC_TOOLS
+)
+assert isinstance(client.messages.create(**asked, messages=question, max_tokens=200), Weather)
+did("ANTHROPIC_TOOLS")
+scripted = anthropic.Anthropic(base_url=SCRIPTED, api_key=KEY, max_retries=0)
+client = instructor.from_anthropic(scripted, mode=Mode.ANTHROPIC_JSON)
+form = client.messages.create(
+    **asked, messages=[{"role": "user", "content": f"SAY:{said}"}], max_tokens=200
+)
+assert form.model_dump_json() == said
+did("ANTHROPIC_JSON, of a scripted model")
+client = instructor.from_anthropic(scripted, mode=Mode.ANTHROPIC_PARALLEL_TOOLS)
+several = client.messages.create(
+    model=MODEL, response_model=Iterable[Weather], max_retries=0, max_tokens=400,
+    messages=[{"role": "user", "content": f"SAY:{call}\n{call}"}],
+)  # fmt: skip
+assert [form.model_dump_json() for form in several] == [said] * 2
+did("ANTHROPIC_PARALLEL_TOOLS, of a scripted model")
