@@ -32,6 +32,7 @@ class Client:
         return f"{name} (npm)" if self.is_node else name
 
 
+LANGCHAIN = ("langchain-openai", "langchain-anthropic", "langchain")
 VERCEL = ("ai", "@ai-sdk/openai-compatible", "@ai-sdk/openai", "@ai-sdk/anthropic", "zod")
 
 CLIENTS = (
@@ -43,7 +44,7 @@ CLIENTS = (
     Client("pydantic-ai", ("pydantic-ai-slim[openai,anthropic]",), "use_pydantic_ai.py"),
     Client("instructor", ("instructor", "anthropic"), "use_instructor.py"),
     Client("vercel-ai", VERCEL, "use_vercel_ai.mjs"),
-    Client("langchain", ("langchain-openai", "langchain"), "use_langchain.py"),
+    Client("langchain", LANGCHAIN, "use_langchain.py"),
     Client("llama-index", ("llama-index-llms-openai-like",), "use_llama_index.py"),
     Client("litellm", ("litellm",), "use_litellm.py"),
     Client("litellm-proxy", ("litellm[proxy]",), "use_litellm_proxy.py"),

@@ -14,7 +14,7 @@ scripted = openai.OpenAI(base_url=f"{SCRIPTED}/v1", api_key=KEY, max_retries=0)
 asked = {"model": MODEL, "response_model": Weather, "max_retries": 0}
 question = [{"role": "user", "content": ASKED}]
 
-for mode in (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON_SCHEMA):
+for mode in (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON_SCHEMA, Mode.FUNCTIONS):
     client = instructor.from_openai(pocket, mode=mode)
     form = client.chat.completions.create(**asked, messages=question, max_tokens=200)
     assert isinstance(form, Weather)
@@ -25,7 +25,11 @@ for mode in (Mode.TOOLS, Mode.TOOLS_STRICT, Mode.JSON_SCHEMA):
 # What these modes ask for is JSON, and only the prompt says of which form: that takes a model that
 # follows it.
 said = '{"city":"Bern","degrees":5,"sky":"grey"}'
-for mode, text in ((Mode.JSON, said), (Mode.MD_JSON, f"Here:\n```json\n{said}\n```")):
+for mode, text in (
+    (Mode.JSON, said),
+    (Mode.JSON_O1, said),
+    (Mode.MD_JSON, f"Here:\n```json\n{said}\n```"),
+):
     client = instructor.from_openai(scripted, mode=mode)
     form = client.chat.completions.create(
         **asked, messages=[{"role": "user", "content": f"SAY:{text}"}]
@@ -42,9 +46,10 @@ several = client.chat.completions.create(
 assert [form.model_dump_json() for form in several] == [said] * 2
 did("PARALLEL_TOOLS, of a scripted model")
 
-client = instructor.from_openai(pocket, mode=Mode.RESPONSES_TOOLS)
-assert isinstance(client.responses.create(**asked, input=ASKED), Weather)
-did("RESPONSES_TOOLS")
+for mode in (Mode.RESPONSES_TOOLS, Mode.RESPONSES_TOOLS_WITH_INBUILT_TOOLS):
+    client = instructor.from_openai(pocket, mode=mode)
+    assert isinstance(client.responses.create(**asked, input=ASKED), Weather)
+    did(mode.name)
 
 client = instructor.from_anthropic(
     anthropic.Anthropic(base_url=SERVER, api_key=KEY, max_retries=0), mode=Mode.ANTHROPIC_TOOLS
@@ -65,3 +70,10 @@ several = client.messages.create(
 )  # fmt: skip
 assert [form.model_dump_json() for form in several] == [said] * 2
 did("ANTHROPIC_PARALLEL_TOOLS, of a scripted model")
+client = instructor.from_anthropic(scripted, mode=Mode.ANTHROPIC_REASONING_TOOLS)
+form = client.messages.create(
+    **asked, messages=[{"role": "user", "content": f"SAY:<think>\nHm.\n</think>\n\n{call}"}],
+    max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1024},
+)  # fmt: skip
+assert form.model_dump_json() == said
+did("ANTHROPIC_REASONING_TOOLS, of a scripted model")

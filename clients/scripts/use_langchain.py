@@ -3,9 +3,10 @@
 import functools
 import operator
 
-from asked import BASE, KEY, MODEL, SAY_CALL, SAY_RAIN, SCRIPTED, did
+from asked import BASE, KEY, MODEL, SAY_CALL, SAY_RAIN, SCRIPTED, SERVER, did
 from forms import ASKED, Weather
 from langchain.agents import create_agent
+from langchain_anthropic import ChatAnthropic
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 
@@ -54,12 +55,25 @@ def weather(city: str) -> str:
     return SAY_RAIN
 
 
+def loop(model) -> str:
+    """Run an agent until it answers."""
+    cities.clear()
+    asked = {"messages": [{"role": "user", "content": SAY_CALL}]}
+    told = create_agent(model, tools=[weather]).invoke(asked)["messages"][-1].text
+    assert cities == ["Zurich"]
+    return told
+
+
 for api in (False, True):
-    scripted = ChatOpenAI(
-        **{**options, "base_url": f"{SCRIPTED}/v1"}, use_responses_api=api, streaming=api
-    )
-    agent = create_agent(scripted, tools=[weather])
-    told = agent.invoke({"messages": [{"role": "user", "content": SAY_CALL}]})["messages"]
-    assert told[-1].text == "It rains."
-assert cities == ["Zurich"] * 2
+    scripted = {**options, "base_url": f"{SCRIPTED}/v1"}
+    assert loop(ChatOpenAI(**scripted, use_responses_api=api, streaming=api)) == "It rains."
 did("create_agent with a tool, by chat and by responses")
+
+messages = ChatAnthropic(**{**options, "base_url": SERVER})
+assert "".join(piece.text for piece in messages.stream("Hello!"))
+for method in ("json_schema", "function_calling"):
+    form = messages.with_structured_output(Weather, method=method)
+    assert isinstance(form.invoke(ASKED), Weather)
+did("langchain-anthropic: a stream, forms")
+assert loop(ChatAnthropic(**{**options, "base_url": SCRIPTED})) == "It rains."
+did("langchain-anthropic: create_agent with a tool")
