@@ -19,6 +19,7 @@ from engine.config import ConfigError, EngineConfig
 from engine.server import lifecycle
 from engine.server.app import MAX_BODY_BYTES
 from engine.server.lifecycle import Server, bind_unix
+from engine.server.openapi import STREAMS
 from engine.server.routes.absent import ABSENT
 from engine.server.service import Service
 from tests.server.fake_engine import fake
@@ -325,6 +326,9 @@ def test_a_route_that_is_known_and_not_served_is_the_requests_fault(server, path
     assert answer.status_code == 400  # of a 404 a proxy would think that the server is gone
     error = answer.json()["error"]
     assert path in error["message"] and error["type"] == "BadRequestError"
+    if path != "/v1/embeddings":  # what the server does is said whole, and is true
+        assert set(re.findall(r"/v\d/[a-z/]+", error["message"])) - {path} == STREAMS.keys()
+        assert STREAMS.keys() <= server.http.get("/openapi.json").json()["paths"].keys()
 
 
 def test_variables_of_the_template_have_defaults(run_server, tmp_path):

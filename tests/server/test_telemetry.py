@@ -18,11 +18,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from engine.config import EngineConfig
+from engine.server.openapi import STREAMS
 from engine.server.telemetry import connect
 from engine.server.telemetry import spans as spans_module
 from engine.server.telemetry.spans import RequestSpans
 from engine.trace import events as ev
 
+HELLO = [{"role": "user", "content": "hello"}]
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
@@ -121,6 +123,26 @@ def test_chat_and_several_sequences_and_the_prefix_cache(observed, collected):
         assert span.attributes["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
         assert span.attributes["gen_ai.usage.output_tokens"] == usage["completion_tokens"] == 8
         assert (span.attributes["gen_ai.usage.cache_read.input_tokens"] > 0) is cached
+
+
+@pytest.mark.parametrize("route", sorted(STREAMS))
+def test_every_route_that_writes_text_has_its_operation(observed, collected, route):
+    """The field's names: a prompt is completed, all others are chats."""
+    before = collected.by_id().keys()
+    body = {
+        "/v1/completions": {"prompt": "hello"},
+        "/v1/responses": {"input": "hello", "max_output_tokens": 16},
+    }.get(route, {"messages": HELLO, "max_tokens": 2})
+    answer = observed.http.post(route, json={"model": "tiny", **body})
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + 10
+    while not (new := collected.by_id().keys() - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [span] = (collected.by_id()[name] for name in new)
+    operation = "text_completion" if route == "/v1/completions" else "chat"
+    assert span.attributes["gen_ai.operation.name"] == operation
+    assert span.name == f"{operation} tiny"
 
 
 def test_one_token_has_a_first_token_too(observed, collected):

@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from engine.server.http.errors import bad_request
+from engine.server.openapi import STREAMS
 
 EMBEDDINGS = (
     "The hidden states of a model that writes text are no embeddings: those come from models that "
     "are trained for it, such as sentence-transformers', and this engine runs none. Use a server "
     "for them."
 )
-TEXT = "It makes text from text, at /v1/chat/completions and /v1/completions."
+TEXT = f"It makes text from text, at {', '.join(STREAMS)}."
 
 ABSENT = {
     "/v1/embeddings": EMBEDDINGS,

@@ -28,7 +28,12 @@ MOST_OPEN = 4096
 """Most open requests: one whose end never comes must not be kept for ever."""
 
 _DEFAULTS = SamplingParams()
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/messages": "chat",
+    "/v1/responses": "chat",
+}
 _PARAMETERS = {
     "temperature": "temperature",
     "top_p": "top_p",
