@@ -20,7 +20,8 @@ from tests.parity.test_company import EXACT
 from tests.support.engine_on_tokens import TokenEngine
 from tests.support.proposing import EagerScheduler
 
-VARIANTS = [*EXACT[:1], *(pytest.param(v, marks=pytest.mark.full) for v in EXACT[1:])]
+VARIANTS = EXACT[:1]
+"""That rows don't change each other is held for each variant by `test_company.py`."""
 KINDS = [
     {"temperature": 0.0},
     {"temperature": 0.0, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
@@ -87,10 +88,10 @@ def answers(engine: TokenEngine, prompts, params) -> list[dict]:
     return [told(engine.outputs[f"r{i}"]) for i in range(len(prompts))]
 
 
-def check_that_proposals_were_made(engine: TokenEngine) -> None:
+def check_that_proposals_were_made(engine: TokenEngine, fewest: int) -> None:
     verified = engine.recorded(events.SpecVerified)
-    assert sum(e.num_accepted for e in verified) > 20, "proposals hit"
-    assert sum(e.num_accepted < e.num_proposed for e in verified) > 20, "proposals miss"
+    assert sum(e.num_accepted for e in verified) >= fewest, "proposals hit"
+    assert sum(e.num_accepted < e.num_proposed for e in verified) >= fewest, "proposals miss"
 
 
 class Workload:
@@ -116,7 +117,8 @@ class Workload:
         lookup = {"method": "ngram", "num_speculative_tokens": most, "prompt_lookup_min": 1}
         with self.start(speculative_config=lookup, **options) as engine:
             assert answers(engine, self.prompts, self.params) == self.alone
-            check_that_proposals_were_made(engine)
+            chunked = "max_num_batched_tokens" in options  # prompts leave proposals little room
+            check_that_proposals_were_made(engine, 3 if chunked else 20)
             if options.get("small"):
                 modes = {e.mode for e in engine.recorded(events.RequestPreempted)}
                 assert modes == {options["preemption_mode"]}
