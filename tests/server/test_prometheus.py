@@ -98,6 +98,8 @@ class Prometheus:
 
     def ask(self, query: str) -> list:
         answer = self.http.get("/api/v1/query", params={"query": query})
+        if answer.status_code == 503:  # it has begun to listen, and isn't ready yet
+            return []
         assert answer.json()["status"] == "success", answer.text
         found = answer.json()["data"]["result"]
         return [one for one in found if one["value"][1] != "NaN"]
