@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import signal
 import time
@@ -11,12 +9,12 @@ import time
 import httpx
 import pytest
 
+from tests.server.newer_apis import parsed, prompt_of
 from tests.server.tiny_tokenizer import ASSISTANT, END, SYSTEM, USER
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "hi"}]
 TEXT = {"type": "text", "text": "hi"}
-NUMBERS = itertools.count()
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "clock", "input": {"zone": "CET"}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1"}
 
@@ -36,15 +34,6 @@ def events(server, messages=HI, **fields):
     return parsed(answer.text)
 
 
-def parsed(text):
-    found = []
-    for event in text.split("\n\n"):
-        if event and not event.startswith(":"):
-            name, data = event.split("\n")
-            found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
-
-
 def refused(server, route=MESSAGES, status=400, **fields):
     answer = server.http.post(route, json={"messages": HI, "max_tokens": 6, **fields})
     assert answer.status_code == status, answer.text
@@ -54,12 +43,10 @@ def refused(server, route=MESSAGES, status=400, **fields):
 
 
 def prompt(server, messages, **fields):
-    """The prompt that messages become: the record has it."""
-    name = f"prompt-{next(NUMBERS)}"
-    message(server, messages, request_id=name, **fields)
-    lines = map(json.loads, server.http.get("/trace").text.splitlines())
-    received = [line for line in lines if line["kind"] == "request.received"]
-    return next(line for line in received if line["request_id"] == f"msg_{name}")
+    """The prompt that messages become."""
+    return prompt_of(
+        server, lambda name: message(server, messages, request_id=name, **fields), "msg_"
+    )
 
 
 # ------------------------------------------------------------------------------------- the answer

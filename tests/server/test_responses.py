@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import signal
 
@@ -13,10 +11,10 @@ import pytest
 from engine.server.http.errors import ApiError
 from engine.server.responses.referred_items import ReferredItems
 from engine.server.responses.response_store import LARGEST_BYTES, OVERHEAD_BYTES, ResponseStore
+from tests.server.newer_apis import parsed, prompt_of
 from tests.server.tiny_tokenizer import ASSISTANT, END, SYSTEM, USER
 
 RESPONSES, COUNT = "/v1/responses", "/v1/responses/input_tokens"
-NUMBERS = itertools.count()
 CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": '{"zone": "CET"}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "12"}
 USER_HI = {"role": "user", "content": "hi"}
@@ -29,27 +27,16 @@ def respond(server, given="hi", **fields):
     return answer.json()
 
 
-def parsed(text):
-    found = []
-    for event in text.split("\n\n"):
-        if event and not event.startswith(":"):
-            name, data = event.split("\n")
-            found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
-
-
 def events(server, given="hi", **fields):
     body = {"input": given, "max_output_tokens": 6, "stream": True, **fields}
     return parsed(server.http.post(RESPONSES, json=body).text)
 
 
 def prompt(server, given, **fields):
-    """The prompt that a request becomes: the record has it."""
-    name = f"prompt-{next(NUMBERS)}"
-    respond(server, given, request_id=name, **fields)
-    lines = map(json.loads, server.http.get("/trace").text.splitlines())
-    received = [line for line in lines if line["kind"] == "request.received"]
-    return next(line for line in received if line["request_id"] == f"resp_{name}")
+    """The prompt that a request becomes."""
+    return prompt_of(
+        server, lambda name: respond(server, given, request_id=name, **fields), "resp_"
+    )
 
 
 # ------------------------------------------------------------------------------------- the answer

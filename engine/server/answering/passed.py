@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import PrivateAttr
 
@@ -46,17 +46,11 @@ class PassedFields(Body):
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
 
-    PASSED: ClassVar[tuple[str, ...]] = (
-        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
-        "presence_penalty", "seed", "min_tokens", "ignore_eos", "stream", "chat_template_kwargs",
-        "priority", "cache_salt", "request_id", "trace", "truncate_prompt_tokens",
-        "truncation_side",
-    )  # fmt: skip
-
     @property
     def passed(self) -> dict[str, Any]:
         """Return these fields, without those that are left out."""
-        given = {name: getattr(self, name) for name in self.PASSED}
+        own = [name for name in PassedFields.model_fields if name not in Body.model_fields]
+        given = {name: getattr(self, name) for name in own}
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.server.answering.passed import ChatMessages
-from engine.server.http.errors import ApiError, bad_request
+from engine.server.answering.refused_kinds import not_taken, shown
+from engine.server.http.errors import bad_request
 
 BILLING = "x-anthropic-billing-header"
 """Begins a system block that has another text in each request, so no prefix could be found again.
@@ -61,7 +62,7 @@ class BlockTranslation:
             self._assistant(content, path)
         else:
             raise bad_request(
-                f"{path}.role is {_shown(role)}; it must be user, assistant or system.",
+                f"{path}.role is {shown(role)}; it must be user, assistant or system.",
                 f"{path}.role",
             )
 
@@ -74,7 +75,7 @@ class BlockTranslation:
             elif kind == "tool_result":
                 self._tool_result(block, place)
             else:
-                raise _not_taken(kind, place)
+                raise not_taken(kind, place)
         if len(texts) == 1:
             self._add(path, "user", content=texts[0])
         elif texts:
@@ -108,7 +109,7 @@ class BlockTranslation:
             elif kind == "tool_use":
                 calls.append(self._tool_use(block, place))
             elif kind != "redacted_thinking":  # nobody but its maker can read it
-                raise _not_taken(kind, place)
+                raise not_taken(kind, place)
         fields: dict[str, Any] = {"content": "".join(texts)}
         if thoughts:
             fields["reasoning_content"] = "\n".join(thoughts)
@@ -132,7 +133,7 @@ class BlockTranslation:
         """Yield each text of a content that has texts alone, and where it stands."""
         for place, block in _blocks(content, path):
             if block.get("type") != "text":
-                raise _not_taken(block.get("type"), place)
+                raise not_taken(block.get("type"), place)
             yield place, _text(block, place)
 
 
@@ -155,15 +156,3 @@ def _text(block: Mapping[str, Any], path: str) -> str:
     if not isinstance(text, str):
         raise bad_request(f"{path}.text must be a string.", f"{path}.text")
     return text
-
-
-def _not_taken(kind: Any, path: str) -> ApiError:
-    return bad_request(
-        f"{path} is of type {_shown(kind)}, which this server doesn't take: it makes text from "
-        "text.",
-        path,
-    )
-
-
-def _shown(value: Any) -> str:
-    return repr(value)[:40]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.server.answering.passed import ChatMessages
-from engine.server.http.errors import ApiError, bad_request
+from engine.server.answering.refused_kinds import not_taken, shown
+from engine.server.http.errors import bad_request
 from engine.server.responses.response_store import REFERENCE
 
 Item = Mapping[str, Any]
@@ -122,11 +123,6 @@ class ItemTranslation:
         return messages[-1]
 
 
-def shown(value: Any) -> str:
-    """Return a value as an error shows it."""
-    return repr(value)[:40]
-
-
 def _list(value: Any, path: str) -> list[Any]:
     if value is None:
         return []
@@ -148,16 +144,8 @@ def _text(part: Any, path: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     name = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if name is None:
-        raise _not_taken(kind, path)
+        raise not_taken(kind, path)
     text = part.get(name)
     if not isinstance(text, str):
         raise bad_request(f"{path}.{name} must be a string.", f"{path}.{name}")
     return text
-
-
-def _not_taken(kind: Any, path: str) -> ApiError:
-    return bad_request(
-        f"{path} is of type {shown(kind)}, which this server doesn't take: it makes text from "
-        "text.",
-        path,
-    )

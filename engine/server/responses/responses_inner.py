@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from engine.server.answering.passed import InnerRequest
+from engine.server.answering.refused_kinds import shown
 from engine.server.http.errors import ApiError, bad_request
 from engine.server.responses.referred_items import ReferredItems
-from engine.server.responses.response_items import ItemTranslation, shown
+from engine.server.responses.response_items import ItemTranslation
 from engine.server.responses.response_store import ResponseStore
 from engine.server.responses.responses_body import InputTokensRequest, ResponsesRequest
 

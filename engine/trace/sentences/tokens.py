@@ -25,7 +25,8 @@ def _drawn(event: ev.SampleDrawn, context: Context) -> str:
         token += f" (token {event.token_id})"
     where = f"draws {token} at position {event.position}, rank {event.rank:,}"
     if event.greedy:
-        how = "greedy: the most probable one"
+        allowed = "allowed " if event.num_allowed else ""
+        how = f"greedy: the most probable {allowed}one"
     else:
         limits = [
             f"temperature {event.temperature:g}",
