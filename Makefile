@@ -52,7 +52,10 @@ test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_A
 FAST := $(addprefix tests/,config container core docs fit layers package server text trace worker)
 
 test-fast: $(VENV)/.test ## what a change should pass before it is committed, in a minute
-	$(PYTEST) -m "not slow" $(FAST) $(PYTEST_ARGS)
+	$(PYTEST) -m "not (slow or lengthy)" $(FAST) $(PYTEST_ARGS)
+
+lengthy-tests: $(VENV)/.test ## measure which tests test-fast leaves out, on a machine that does nothing else
+	$(PYTEST) -m "not slow" $(FAST) --write-lengthy
 
 # What computes in this process; pyproject.toml says how much it must be. tests/parity reaches three
 # lines more.

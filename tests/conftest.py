@@ -1,4 +1,4 @@
-"""What holds for all tests: `--full`, and which of them run in one worker of xdist."""
+"""What holds for all tests: `--full`, `lengthy`, and which of them run in one worker of xdist."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 
+from tests.support import lengthy
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="run what is marked `full`, too: every case of a matrix"
+    )
+    parser.addoption(
+        "--write-lengthy",
+        action="store_true",
+        help="write which tests are: tests/support/lengthy.txt",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--full"):
         os.environ["TESTS_FULL"] = "1"  # tests/support/cases.py, also in processes of tests
+    if config.getoption("--write-lengthy") and not os.environ.get("PYTEST_XDIST_WORKER"):
+        config.pluginmanager.register(lengthy.Durations())
 
 
 ONE_BY_ONE = ("tests/kernels/triton/test_in_the_interpreter.py",)
@@ -26,8 +35,13 @@ FIRST = (*ONE_BY_ONE, "tests/kernels/triton/", "tests/browser/", "tests/docs/", 
 """What is long comes first, so that no worker is left with it alone at the end."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `full` tests out unless they are asked for; put long files first for the workers."""
+    """Mark what is lengthy, leave `full` out unless it is asked for, put long files first."""
+    listed = lengthy.listed()
+    for item in items:
+        if lengthy.function(item.nodeid) in listed:
+            item.add_marker(pytest.mark.lengthy)
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import lengthy
+
 ROOT = Path(__file__).resolve().parents[2]
 LIGHT = ("browser", "client", "config", "container", "core", "docs", "property", "server", "trace")
 COLLECT = """
@@ -31,3 +33,10 @@ def test_no_test_turns_coverage_off():
     turns_off = "settrace(" + "None)"
     found = [p.name for p in (ROOT / "tests").rglob("*.py") if turns_off in p.read_text()]
     assert found == [], "set what sys.gettrace() returned before"
+
+
+def test_what_is_called_lengthy_exists():
+    """A test that got another name would be left out no more, or another one by mistake."""
+    for name in lengthy.listed():
+        path, function = name.split("::")
+        assert f"def {function}(" in (ROOT / path).read_text(), name
