@@ -221,7 +221,9 @@ class Options:
         1, "tokens of a choice that a stream sends together; the first and the last go at once"
     )
     classroom: bool = _option(
-        False, "let phones ask at /class, with a code that the live page shows (at most 60 names)"
+        False,
+        "let phones ask at /class, and vote on a lesson's prediction, with a code that the live page"
+        " shows (at most 60 names)",
     )
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"

@@ -91,3 +91,48 @@ def test_a_lesson_in_the_presentation_is_for_everybody(open_room, classroom, axe
     for_everybody(page, axe)
     page.keyboard.press("PageDown")
     until(page, "document.querySelector('#lessons .caption').innerText.startsWith('3 of')")
+
+
+def test_the_class_votes_on_a_lesson_and_sees_it_at_the_reveal(open_room, classroom, axe):
+    """Bars on the teacher's screen as votes come; a phone votes once, and not after the end."""
+    teacher = open_room("?present", server=classroom)
+    teacher.set_viewport_size({"width": 1280, "height": 720})
+    teacher.wait_for_selector("#class .code")
+    phones = [
+        open_room(f"class#{teacher.inner_text('#class .code')}", server=classroom) for _ in range(3)
+    ]
+    teacher.evaluate("room.lessons.open(0)")
+    teacher.wait_for_selector(".class-vote")
+    assert teacher.locator(".lesson-go").is_disabled()
+    assert phones[0].locator("#vote").is_hidden()
+    teacher.keyboard.press("PageDown")  # a remote's key opens the vote
+    for phone, choice in zip(phones, (0, 0, 1), strict=True):
+        phone.set_viewport_size(PHONE)
+        phone.wait_for_selector("#vote .choice")
+        if choice:  # one votes later, so that bars are seen to move
+            until(teacher, "room.lessons.vote.total === 2")
+            assert teacher.locator(".votes").all_inner_texts() == ["2 votes", "0 votes", "0 votes"]
+        phone.locator("#vote .choice").nth(choice).click()
+        until(phone, "/counts/.test(document.querySelector('#vote .told').innerText)")
+        assert phone.locator("#vote .choice:enabled").count() == 0
+        assert phone.locator("#vote .votes").count() == 0  # nobody sees the others' before the end
+    phones[0].reload()  # and is the same phone still
+    phones[0].wait_for_selector("#vote .choice[aria-pressed=true]:disabled")
+    until(teacher, "document.querySelectorAll('.votes')[1]?.innerText === '1 vote'")
+    shares = "[...document.querySelectorAll('.choice')].map((c) => parseInt(c.style.cssText.slice(8)))"
+    assert teacher.evaluate(shares) == [66, 33, 0]
+    assert small_texts(teacher, 18) == []
+    for_everybody(teacher, axe)
+    for_everybody(phones[2], axe)
+    teacher.keyboard.press("PageDown")  # the votes are the prediction
+    teacher.wait_for_selector(".verdict", timeout=90_000)
+    assert "So said 2 of 3 votes" in teacher.inner_text(".verdict")
+    until(teacher, lies_within(".figures", 720))
+    for phone, said in zip(phones, ("As you", "As you", "Not as you"), strict=True):
+        until(phone, f"document.querySelector('#vote .told').innerText.startsWith({said!r})")
+        assert phone.locator("#vote .votes").all_inner_texts() == ["2", "1", "0"]
+        assert overflow(phone) <= 0
+    for_everybody(phones[0], axe)
+    teacher.keyboard.press("PageDown")  # the next lesson has no votes
+    teacher.wait_for_selector(".class-vote")
+    assert teacher.locator(".votes").count() == 0

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.server.http.errors import ApiError
 from engine.server.http.shapes import failure_response
 
-OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/class", "/class/ask", "/class/life"})
+OF_PHONES = frozenset(f"/class{part}" for part in ("", "/ask", "/life", "/question", "/choose"))
+
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"}) | OF_PHONES
 """Paths that need no key: they show no text and cost no computation; or they are a class's, which
 has a code of its own."""
 

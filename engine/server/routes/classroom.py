@@ -30,6 +30,7 @@ from engine.server.pupils import (
     address,
 )
 from engine.server.routes.chat import ChatAnswer
+from engine.server.routes.class_votes import add_votes
 from engine.server.routes.page import HEADERS, WEB
 from engine.server.service import Service
 
@@ -125,6 +126,7 @@ def router(service: Service) -> APIRouter:
             write=lambda generation: ChatAnswer(generation, body),
         )
 
+    add_votes(routes, of)
     return routes
 
 

@@ -6,8 +6,8 @@ import { plural } from "./words.js";
 
 const EVERY_MS = 5000;
 
-/** Show the code and its picture; nothing where the server has no class. */
-export async function showClass(panel) {
+/** Show the code and its picture, and call `there`; nothing where the server has no class. */
+export async function showClass(panel, there) {
   try {
     const answer = await api(`class/code?origin=${encodeURIComponent(location.origin)}`);
     if (answer.status !== 200) return;
@@ -25,9 +25,10 @@ export async function showClass(panel) {
         ),
       );
       panel.hidden = false;
+      there();
     }
   } catch {
     // the server is gone for a moment, which the page's head says
   }
-  setTimeout(() => showClass(panel), EVERY_MS);
+  setTimeout(() => showClass(panel, there), EVERY_MS);
 }

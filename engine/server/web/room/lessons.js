@@ -1,9 +1,10 @@
 // Lessons: a prediction, one button, a pause at the event, two numbers, why. Each is a data file.
 
 import { NAMES, newId, START } from "./ask.js";
+import { ClassVote } from "./class-vote.js";
 import { figure } from "./figures.js";
 import { element } from "./paint.js";
-import { number } from "./words.js";
+import { number, plural } from "./words.js";
 
 const LIMITS = [
   // in a lesson's `fits`, what a server has of it, and how it is called
@@ -26,11 +27,18 @@ export class Lessons {
     this.caption = panel.querySelector(".caption");
     this.panel = panel;
     this.shown = "";
+    this.vote = new ClassVote(() => room.touch());
   }
 
   take(lessons) {
     this.lessons = lessons;
     this.panel.hidden = !lessons.length;
+    this.room.redraw();
+  }
+
+  /** The server has a class, whose phones can vote. */
+  letVote() {
+    this.vote.possible = true;
     this.room.redraw();
   }
 
@@ -40,6 +48,7 @@ export class Lessons {
 
   open(at) {
     Object.assign(this, { at, guess: 0, stage: "ask", moment: null });
+    this.vote.forget();
     this.#tell();
   }
 
@@ -53,11 +62,44 @@ export class Lessons {
   update() {
     const lesson = this.lessons[this.at];
     const figures = lesson && this.moment ? this.#figures(lesson) : [];
-    const code = JSON.stringify([this.lessons.length, this.at, this.guess, this.stage, figures, this.#unfit(lesson)]);
-    if (code === this.shown) return;
-    this.shown = code;
-    this.caption.textContent = lesson ? `${this.at + 1} of ${this.lessons.length}` : "three minutes each";
-    this.body.replaceChildren(...(lesson ? this.#card(lesson, figures) : [this.#list()]));
+    const { open, total } = this.vote;
+    const parts = [this.lessons.length, this.at, this.guess, this.stage, figures, this.#unfit(lesson)];
+    const code = JSON.stringify([...parts, this.#mayVote, open, this.stage === "told" && total]);
+    if (code !== this.shown) {
+      this.shown = code;
+      this.caption.textContent = lesson ? `${this.at + 1} of ${this.lessons.length}` : "three minutes each";
+      this.body.replaceChildren(...(lesson ? this.#card(lesson, figures) : [this.#list()]));
+    }
+    this.#showVotes();
+  }
+
+  /** Whether the class can be asked now: while presenting, once a lesson. */
+  get #mayVote() {
+    const { possible, open, counts } = this.vote;
+    const lesson = this.lessons[this.at];
+    const asks = lesson && this.stage === "ask" && !this.#unfit(lesson);
+    return Boolean(this.room.presenting && possible && asks && !open && !counts.length);
+  }
+
+  async #askClass() {
+    const { question, choices } = this.lessons[this.at].prediction;
+    try {
+      await this.vote.ask(question, choices);
+    } catch (error) {
+      this.room.notice(`The class can't vote: ${error.message}.`, "vote");
+    }
+  }
+
+  /** Votes come while the card stands, and must not take the keyboard's place in it: only bars change. */
+  #showVotes() {
+    const { counts, total } = this.vote;
+    if (!counts.length) return;
+    for (const [i, choice] of [...this.body.querySelectorAll(".choice")].entries()) {
+      choice.style.setProperty("--share", total ? `${(100 * counts[i]) / total}%` : "0%");
+      choice.querySelector(".votes").textContent = plural(counts[i], "vote");
+    }
+    const go = this.body.querySelector(".lesson-go");
+    if (go) go.disabled = !this.guess && !total;
   }
 
   #list() {
@@ -77,9 +119,10 @@ export class Lessons {
         onclick: () => this.#predict(i + 1),
       }, choice);
       made.setAttribute("aria-pressed", String(this.guess === i + 1));
+      if (this.vote.counts.length) made.append(element("span.votes"));
       if (told && i + 1 === answer) {
         made.classList.add("right");
-        made.append(" ✓");
+        made.firstChild.after(" ✓");
       }
       return made;
     });
@@ -90,11 +133,18 @@ export class Lessons {
       element("p.question-of-lesson", {}, question),
       element("div.choices", { role: "group", "aria-label": "Your prediction" }, ...options),
     ];
+    if (this.#mayVote) {
+      parts.push(element("button.quiet-button.class-vote", {
+        type: "button",
+        title: "Phones show the question and vote once (v)",
+        onclick: () => this.#askClass(),
+      }, "let the class vote"));
+    } else if (this.vote.open) parts.push(element("p.told", { role: "status" }, "The class votes on its phones."));
     if (unfit) parts.push(element("p.told", {}, unfit));
     else if (this.stage === "ask") {
       parts.push(element("button.primary.lesson-go", {
         type: "button",
-        disabled: !this.guess,
+        disabled: !this.guess && !this.vote.total,
         title: this.guess ? "" : "Choose what you expect first",
         onclick: () => this.#go(lesson),
       }, lesson.button));
@@ -111,13 +161,14 @@ export class Lessons {
 
   #reveal({ prediction, figures: names, why, next, terms = [] }, figures) {
     const right = this.guess === prediction.answer;
+    const { counts, total } = this.vote;
     return [
       element(
         "p.verdict",
         { role: "status" },
-        right ? "As you predicted: " : "Not as you predicted: ",
+        !this.guess ? "It happened: " : right ? "As you predicted: " : "Not as you predicted: ",
         element("b", {}, prediction.choices[prediction.answer - 1]),
-        ".",
+        total ? `. So said ${number(counts[prediction.answer - 1])} of ${plural(total, "vote")}.` : ".",
       ),
       element(
         "dl.figures",
@@ -154,19 +205,21 @@ export class Lessons {
     );
   }
 
-  /** Keys of the lesson that is open: a digit predicts. */
+  /** Keys of the lesson that is open: a digit predicts, v lets the class vote. */
   get keys() {
     const choices = this.stage === "ask" ? this.lessons[this.at]?.prediction.choices ?? [] : [];
-    return Object.fromEntries(choices.map((_, i) => [String(i + 1), () => this.#predict(i + 1)]));
+    const digits = Object.fromEntries(choices.map((_, i) => [String(i + 1), () => this.#predict(i + 1)]));
+    return this.#mayVote ? { ...digits, v: () => this.#askClass() } : digits;
   }
 
-  /** Go on in the lesson that is open: send, or to the next one. Returns whether one is open. */
+  /** Go on in the lesson that is open: ask the class, send, or to the next one. Returns whether one is open. */
   onward(way) {
     const lesson = this.lessons[this.at];
     if (!lesson) return false;
     if (way < 0) this.open(this.at - 1);
     else if (this.stage === "told") this.open(this.at + 1 < this.lessons.length ? this.at + 1 : -1);
-    else if (this.stage === "ask" && this.guess && !this.#unfit(lesson)) this.#go(lesson);
+    else if (!this.guess && this.#mayVote) this.#askClass();
+    else if (this.stage === "ask" && (this.guess || this.vote.total) && !this.#unfit(lesson)) this.#go(lesson);
     return true;
   }
 
@@ -247,6 +300,7 @@ export class Lessons {
   #stop(event, position) {
     this.moment = { event, position };
     this.stage = "told";
+    this.vote.close(this.lessons[this.at].prediction.answer);
     if (event.request_id) this.room.select({ request: event.request_id, block: null, token: null });
     this.room.goTo(position);
     this.#tell();

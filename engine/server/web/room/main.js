@@ -452,7 +452,7 @@ function watch() {
     onStatus: (state, detail) => room.status(state, detail),
   });
   room.live.run();
-  showClass(document.querySelector("#class"));
+  showClass(document.querySelector("#class"), () => room.lessons.letVote());
   api("room/lessons.json").then(async (answer) => {
     if (answer.ok) room.lessons.take(await answer.json());
   }).catch(() => {}); // a server that is gone is said already

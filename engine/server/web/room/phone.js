@@ -33,7 +33,7 @@ async function ask() {
   if (!reply.ok) {
     throw new Error((await reply.json().catch(() => ({}))).error?.message ?? `The server said ${reply.status}.`);
   }
-  for (const section of document.querySelectorAll("section")) section.hidden = false;
+  for (const section of document.querySelectorAll(".of-answer")) section.hidden = false;
   const ends = { over: false };
   watch(ends).catch(() => {});
   try {
