@@ -102,6 +102,7 @@ files the same questions. The model was {model}.
 | each kernel's time and share of the limit | start with `--trace profile` |
 | to watch it | open the page at `/`: the Engine Room |
 | the page without a server | `python -m engine.trace page FILE -o room.html`, and open that file |
+| two records side by side | `python -m engine.trace diff FILE OTHER -o FOLDER`: a step in one moves the other, too |
 
 Offline, without torch and without a GPU:
 

@@ -222,8 +222,8 @@ class Options:
     )
     classroom: bool = _option(
         False,
-        "let phones ask at /class, and vote on a lesson's prediction, with a code that the live page"
-        " shows (at most 60 names)",
+        "let phones ask at /class, and vote on a lesson's prediction, with a code that the live"
+        " page shows (at most 60 names)",
     )
     shutdown_timeout: float = _option(
         25.0, "seconds that running requests get to finish after SIGTERM"

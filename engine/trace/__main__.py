@@ -161,13 +161,13 @@ def _diff(arguments: argparse.Namespace) -> int:
     if found is None:
         print("the records make the same decisions")
         return 0
-    lines = [found.text, *what_followed(outcome(one), outcome(other))]
-    print(printable("\n".join(lines)))
+    followed = what_followed(outcome(one), outcome(other))
+    print(printable("\n".join([found.text, *followed])))
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
         page = arguments.output / "index.html"
         for name, content in side_by_side(
-            (one, arguments.file.name), (other, arguments.other.name), found, lines
+            (one, arguments.file.name), (other, arguments.other.name), found, followed
         ).items():
             _write(content, arguments.output / name)
         print(f"{page}: open it in a browser")

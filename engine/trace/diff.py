@@ -39,12 +39,25 @@ _NUMBERED = re.compile(r"\brequest \d+")
 _NAMES = {"request_id", "parent", "for_request", "next_release"}
 
 
+_Told = tuple[Event, dict[str, Any], dict[str, str]]
+"""A decision: its event, comparable fields, names of its requests in the log."""
+
+
+class Decision(NamedTuple):
+    """Hold one record's side of a difference; by default, that the record has ended."""
+
+    words: str = "this record has ended"
+    seq: int = -1
+    step: int = 0
+    request_id: str = ""
+
+
 class Difference(NamedTuple):
-    """Hold the first decision that differs: in words, and its step in each record (0: none)."""
+    """Hold the first decision that differs: in words, and as each record has it."""
 
     text: str
-    first_step: int
-    second_step: int
+    first: Decision
+    second: Decision
 
 
 def first_difference(one: Iterable[Event], other: Iterable[Event]) -> str:
@@ -60,24 +73,33 @@ def where_they_part(one: Iterable[Event], other: Iterable[Event]) -> Difference 
     ):
         if left is None or right is None:
             longer = "second" if left is None else "first"
-            seq, fields, names = left or right
-            what = f"decision {number}, {_word(fields, names)} (seq {seq})"
-            text = f"only the {longer} record goes on, with {what}"
-            return Difference(
-                text, left[1]["step"] if left else 0, right[1]["step"] if right else 0
+            more = _decision(left or right)
+            text = (
+                f"only the {longer} record goes on, with decision {number},"
+                f" {more.words} (seq {more.seq})"
             )
+            ended = Decision()
+            return Difference(text, more if left else ended, more if right else ended)
         if left[1] != right[1]:
+            first, second = _decision(left, right[1]), _decision(right, left[1])
             text = (
                 f"decision {number} differs:\n"
-                f"  first:  seq {left[0]}: {_word(_only(left[1], right[1]), left[2])}\n"
-                f"  second: seq {right[0]}: {_word(_only(right[1], left[1]), right[2])}"
+                f"  first:  seq {first.seq}: {first.words}\n"
+                f"  second: seq {second.seq}: {second.words}"
             )
-            return Difference(text, left[1]["step"], right[1]["step"])
+            return Difference(text, first, second)
     return None
 
 
-def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], dict[str, str]]]:
-    """Yield the core's decisions: (seq, comparable fields, names of its requests in the log)."""
+def _decision(told: _Told, other: dict[str, Any] | None = None) -> Decision:
+    """Word a decision by all of its fields, or by those in which it differs from the other one."""
+    event, fields, names = told
+    shown = fields if other is None else _only(fields, other)
+    return Decision(_word(shown, names), event.seq, event.step, event.request_id)
+
+
+def _decisions(events: Iterable[Event]) -> Iterator[_Told]:
+    """Yield the core's decisions."""
     numbers: dict[str, str] = {}
     named: dict[str, str] = {}  # request by number → its name
     names = Names()
@@ -108,7 +130,7 @@ def _decisions(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any], d
             elif isinstance(value, float):
                 value = round(value, 3)
             fields[name] = value
-        yield event.seq, fields, named
+        yield event, fields, named
 
 
 def _only(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -48,16 +48,16 @@ def room_with(events: Sequence[Event], name: str) -> bytes:
     }
     imports = _in_script(msgspec.json.encode({"imports": modules}))
     policy = (
-        f"default-src 'none'; script-src data: {_hash(imports)} {_hash(_START)};"
+        f"default-src 'none'; script-src data: {hashed(imports)} {hashed(_START)};"
         " style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
     head = [
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         f"<style>\n{style}</style>",
         f'<script type="importmap">{imports}</script>',
-        _json_script("lines", msgspec.json.encode(_lines(events)), ""),
-        _json_script("whys", msgspec.json.encode(_whys(events)), ""),
-        _json_script("record", to_jsonl(list(events)), name),
+        json_script("lines", msgspec.json.encode(_lines(events))),
+        json_script("whys", msgspec.json.encode(_whys(events))),
+        json_script("record", to_jsonl(list(events)), name),
         f'<script type="module">{_START}</script>',
     ]
     before, mark, behind = page.partition("</head>")
@@ -86,7 +86,8 @@ def _whys(events: Sequence[Event]) -> dict[str, object]:
     return told
 
 
-def _json_script(identity: str, json: bytes, name: str) -> str:
+def json_script(identity: str, json: bytes, name: str = "") -> str:
+    """Return an element that holds data and is never run."""
     named = f' data-name="{html.escape(name, quote=True)}"' if name else ""
     return f'<script type="application/json" id="{identity}"{named}>{_in_script(json)}</script>'
 
@@ -100,5 +101,6 @@ def _data_url(kind: str, text: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _hash(script: str) -> str:
+def hashed(script: str) -> str:
+    """Return what a Content-Security-Policy calls this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,44 +1,56 @@
-"""Write a page that shows two records beside each other, at the decision in which they part."""
+"""Write a page that shows two records beside each other, at the decision in which they part.
+
+A step in one of the two rooms moves the other one, too: `web/compare` has the page, and
+`web/room/beside.js` the rooms' part.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+
+import msgspec
 
 from engine.trace.diff import Difference
 from engine.trace.events import Event
-from engine.trace.html_page import room_with
-
-STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { margin: 0; display: grid; grid-template: auto 1fr / 1fr 1fr; height: 100vh; gap: 8px; }
-header { grid-column: 1 / 3; padding: 8px 16px; max-height: 34vh; overflow: auto; }
-pre { margin: 0; white-space: pre-wrap; font: 13px/1.5 ui-monospace, monospace; }
-iframe { width: 100%; height: 100%; border: 0; border-top: 1px solid #8888; }
-"""
+from engine.trace.html_page import WEB, hashed, json_script, room_with
 
 
 def side_by_side(
     one: tuple[Sequence[Event], str],
     other: tuple[Sequence[Event], str],
     found: Difference,
-    lines: Sequence[str],
+    followed: Sequence[str],
 ) -> dict[str, bytes]:
-    """Return the files by name: index.html, and a room for each of two records with names."""
-    frames = [
-        f'<iframe src="{name}.html#step={step}" title="{html.escape(record[1])}"></iframe>'
-        for name, record, step in (
-            ("first", one, found.first_step), ("second", other, found.second_step)
-        )
-    ]  # fmt: skip
-    told = html.escape("\n".join(lines))
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Glasshouse: two records'
-        f"</title><style>{STYLE}</style></head><body><header><pre>{told}</pre></header>"
-        f"{frames[0]}{frames[1]}</body></html>\n"
+    """Return the files by name: index.html, and a room for each of two records with names.
+
+    `followed` has a title and then lines. Raises OSError if this installation lacks the page.
+    """
+    decisions = (found.first, found.second)
+    difference = {
+        "names": [one[1], other[1]],
+        "texts": [decision.words for decision in decisions],
+        "seqs": [decision.seq for decision in decisions],
+        "requests": [decision.request_id for decision in decisions],
+        "followed": [line.strip() for line in followed[1:]],
+    }
+    page, style, script = (
+        (WEB / "compare" / name).read_text(encoding="utf-8")
+        for name in ("index.html", "compare.css", "compare.js")
     )
+    policy = (
+        f"default-src 'none'; frame-src *; script-src {hashed(script)}; style-src 'unsafe-inline';"
+        " base-uri 'none'; form-action 'none'"
+    )
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>\n{style}</style>'
+    )
+    body = (
+        json_script("difference", msgspec.json.encode(difference))
+        + f'\n<script type="module">{script}</script>'
+    )
+    whole = page.replace("</head>", f"{head}\n</head>").replace("</body>", f"{body}\n</body>")
     return {
-        "index.html": page.encode(),
+        "index.html": whole.encode(),
         "first.html": room_with(*one),
         "second.html": room_with(*other),
     }

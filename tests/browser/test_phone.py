@@ -119,7 +119,9 @@ def test_the_class_votes_on_a_lesson_and_sees_it_at_the_reveal(open_room, classr
     phones[0].reload()  # and is the same phone still
     phones[0].wait_for_selector("#vote .choice[aria-pressed=true]:disabled")
     until(teacher, "document.querySelectorAll('.votes')[1]?.innerText === '1 vote'")
-    shares = "[...document.querySelectorAll('.choice')].map((c) => parseInt(c.style.cssText.slice(8)))"
+    shares = (
+        "[...document.querySelectorAll('.choice')].map((c) => parseInt(c.style.cssText.slice(8)))"
+    )
     assert teacher.evaluate(shares) == [66, 33, 0]
     assert small_texts(teacher, 18) == []
     for_everybody(teacher, axe)

@@ -1,5 +1,6 @@
 // The Engine Room: one record, one position in it, one selection; panels that show them.
 
+import { Beside } from "./beside.js";
 import { Grid } from "./grid.js";
 import { Ledger } from "./ledger.js";
 import { Lessons } from "./lessons.js";
@@ -27,6 +28,7 @@ class Room {
   selection = { request: null, block: null, token: null };
   following = true;
   live = null; // the server's stream, if we follow one
+  beside = null; // what couples it with another room, if there is one
   playing = false;
   presenting = false;
   speed = 10; // steps a second
@@ -152,12 +154,14 @@ class Room {
     if (!this.record.length) this.notice(`${name} holds no events.`);
     if (asked) this.#grantWish(true);
     else this.marks.openFirst();
+    this.beside?.begin();
   }
 
   // ------------------------------------------------------------------------------ going through it
 
   touch() {
     this.#changed = true;
+    this.beside?.tell();
   }
 
   redraw() {
@@ -463,6 +467,7 @@ async function begin() {
   const embedded = document.querySelector("#record");
   document.body.classList.toggle("alone", Boolean(embedded));
   if (embedded) {
+    if (parent !== window) room.beside = new Beside(room);
     return room.open(
       embedded.textContent,
       embedded.dataset.name,

@@ -1,0 +1,128 @@
+"""Two records on one page: a step in one moves the other; the difference is in the middle."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.trace.__main__ import main
+from engine.trace.diff import where_they_part
+from engine.trace.files import read_all, to_jsonl
+from tests.browser.conftest import need
+from tests.browser.room_page import ROOT, until
+from tests.browser.seen_by_all import (
+    axe_source,
+    low_contrast,
+    overflow,
+    small_targets,
+    violations,
+)
+
+RECORDS = ROOT / "docs" / "records"
+ONE, OTHER = RECORDS / "crowd.jsonl", RECORDS / "crowd-recompute.jsonl"
+
+
+@pytest.fixture(scope="module")
+def difference():
+    return where_they_part(read_all(ONE), read_all(OTHER))
+
+
+@pytest.fixture(scope="module")
+def both_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("beside")
+    assert main(["diff", str(ONE), str(OTHER), "-o", str(folder)]) == 1
+    return folder / "index.html"
+
+
+def rooms(page):
+    """The two frames, when both show the decision that differs."""
+    until(page, "document.querySelectorAll('tbody td')[1].innerText !== ''")
+    return [
+        next(f for f in page.frames if f.url.endswith(f"/{n}.html")) for n in ("first", "second")
+    ]
+
+
+def where(frame) -> int:
+    return frame.evaluate("room.record.position")
+
+
+def step(frame) -> int:
+    return frame.evaluate("room.record.state.step")
+
+
+def test_the_decision_is_in_the_middle_and_both_rooms_show_it(open_room, both_file, difference):
+    page = open_room(both_file.as_uri())
+    one, other = rooms(page)
+    for frame, side, decision in (
+        (one, "first", difference.first),
+        (other, "second", difference.second),
+    ):
+        until(frame, f"room.selection.request === {decision.request_id!r}")
+        event = frame.evaluate("room.record.entries[room.record.position - 1]")
+        assert (event["seq"], event["kind"]) == (decision.seq, "request.preempted")
+        assert page.inner_text(f".decision .{side}") == decision.words
+    box = page.locator("main").bounding_box()
+    assert box["x"] > 300 and box["x"] + box["width"] < 1440 - 300
+    assert "preemptions" in page.inner_text(".followed") or "steps" in page.inner_text(".followed")
+    page.click(".on")
+    until(page, "document.querySelector('tbody td').innerText === '35'")
+    page.click(".there")
+    until(one, f"room.record.entries[room.record.position - 1].seq === {difference.first.seq}")
+
+
+def test_a_step_in_either_room_moves_the_other(open_room, both_file, difference):
+    page = open_room(both_file.as_uri())
+    one, other = rooms(page)
+    start = difference.first.step
+    one.focus(".forward")
+    for moved, by in ((one, other), (other, one)):
+        moved.click(".forward")
+        until(by, f"room.record.state.step === {start + 1}")
+        moved.evaluate("room.goToStep(7)")
+        until(by, "room.record.state.step === 7")
+        moved.evaluate(f"room.goToStep({start})")
+        until(by, f"room.record.state.step === {start}")
+    page.focus(".on")
+    page.keyboard.press("ArrowRight")  # on the middle it moves both
+    for frame in (one, other):
+        until(frame, f"room.record.state.step === {start + 1}")
+    page.select_option("select", "")
+    one.evaluate("room.goToStep(3)")
+    until(page, "document.querySelector('tbody td').innerText === '3'")
+    assert step(other) == start + 1  # not at all
+
+
+def test_rooms_go_together_by_arrival(open_room, tmp_path):
+    """The second record begins with steps that the first one lacks: step numbers mean nothing."""
+    events = read_all(ONE)
+    second = next(i for i, event in enumerate(events) if event.step == 2)
+    shifted = [*events[:second]]
+    for event in events[second:]:
+        fields = {"step": event.step + 5} if event.step else {}
+        shifted.append(
+            type(event)(**{f: getattr(event, f) for f in event.__struct_fields__} | fields)
+        )
+    late = tmp_path / "late.jsonl"
+    late.write_bytes(to_jsonl(shifted))
+    assert main(["diff", str(ONE), str(late), "-o", str(tmp_path / "both")]) == 1
+    page = open_room((tmp_path / "both" / "index.html").as_uri())
+    one, other = rooms(page)
+    page.select_option("select", "arrival")
+    for number in (12, 30):
+        one.evaluate(f"room.goToStep({number})")
+        until(other, f"room.record.state.step === {number + 5}")
+    other.evaluate("room.goToStep(20)")
+    until(one, "room.record.state.step === 15")
+    assert where(one) == where(other)
+
+
+def test_the_page_of_two_is_for_everybody(open_room, both_file):
+    script = axe_source()
+    need(script, "axe-core: pip install axe-playwright-python")
+    assert script is not None
+    for theme in ("light", "dark"):
+        page = open_room(both_file.as_uri(), color_scheme=theme)
+        rooms(page)
+        assert violations(page, script.read_text(encoding="utf-8")) == []
+        assert small_targets(page) == [] and low_contrast(page) == []
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert overflow(page) <= 0
