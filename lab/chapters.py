@@ -12,6 +12,7 @@ from lab import (
     loading,
     machine,
     paging,
+    policy,
     preemption,
     prefix,
     sampling,
@@ -24,8 +25,8 @@ from lab.chapter import Chapter
 CHAPTERS: tuple[Chapter, ...] = tuple(
     module.CHAPTER
     for module in (
-        machine, loading, tokens, kv_cache, paging, batching, chunking, throughput, prefix,
-        attention, preemption, sampling, grammars, graphs, whole,
+        machine, loading, tokens, kv_cache, paging, batching, chunking, throughput, policy,
+        prefix, attention, preemption, sampling, grammars, graphs, whole,
     )
 )  # fmt: skip
 

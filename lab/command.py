@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config import POCKET_MODEL, ConfigError
+from engine.core.named_scheduler import named_scheduler
 from engine.models.errors import ModelError
 from engine.text.errors import TextError
 from lab.chapter import CannotShow, Chapter, Outcome
@@ -44,8 +45,9 @@ def _show(options: argparse.Namespace) -> None:
     text = " ".join(chapter.idea for chapter in CHAPTERS)
     try:
         chapters = chosen(names)
-        bench = Workbench(options.model, options.quick, text)
-    except (UnknownChapter, ModelError, TextError, ConfigError) as error:
+        policy = named_scheduler(options.scheduler_cls) if options.scheduler_cls else None
+        bench = Workbench(options.model, options.quick, text, policy)
+    except (UnknownChapter, ModelError, TextError, ConfigError, ValueError) as error:
         raise Refused(str(error)) from None
     terminal = Terminal()
     try:
@@ -103,6 +105,11 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="CHAPTERS", help="these chapters and no others"
+    )
+    parser.add_argument(
+        "--scheduler-cls",
+        metavar="MODULE:CLASS",
+        help="a scheduler of yours, which the chapter `policy` shows beside fcfs",
     )
     parser.add_argument("--quick", action="store_true", help="smaller runs, about two minutes")
     parser.add_argument("--report", metavar="FILE", help="write the chapters to this HTML file too")

@@ -19,8 +19,9 @@ import msgspec
 import torch
 
 from engine.config import EngineConfig
-from engine.core.engine_core import EngineCore
+from engine.core.engine_core import EngineCore, MakeScheduler
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
+from engine.core.scheduler import Scheduler
 from engine.kernels.batch import AttentionBatch
 from engine.models.description import read_config
 from engine.models.hub import find_model
@@ -140,12 +141,14 @@ class StepCost:
 class Workbench:
     """Run requests on one loaded engine.
 
-    `model`: a folder or a hub id. `text`: prompts are cut from it. Loads nothing at first but
-    config.json and the tokenizer. Raises `ModelError` or `TextError`.
+    `model`: a folder or a hub id. `text`: prompts are cut from it. `policy`: a scheduler to show
+    beside the engine's. Loads nothing at first but config.json and the tokenizer. Raises
+    `ModelError` or `TextError`.
     """
 
-    def __init__(self, model: str, quick: bool, text: str):
+    def __init__(self, model: str, quick: bool, text: str, policy: type[Scheduler] | None = None):
         self.quick = quick
+        self.policy = policy
         self.device = host.pick_device("auto")
         on_gpu = self.device.type == "cuda"
         self.config = EngineConfig(
@@ -206,14 +209,21 @@ class Workbench:
 
     # ------------------------------------------------------------------------------ running
 
-    def run(self, batches: list[list[Job]], num_blocks: int = 0, **options) -> Run:
+    def run(
+        self,
+        batches: list[list[Job]],
+        num_blocks: int = 0,
+        scheduler: MakeScheduler = Scheduler,
+        **options,
+    ) -> Run:
         """Hand over a batch, run until all of it is done, then hand over the next.
 
         `num_blocks`: the pool's size, 0 for all blocks; `options`: fields of EngineConfig.
         """
         pool = _Pool(self.runner, num_blocks or self.kv.num_blocks)
         options = {"enable_prefix_caching": False, **options}
-        core = EngineCore(dataclasses.replace(self.config, **options), pool, self.recorder)
+        config = dataclasses.replace(self.config, **options)
+        core = EngineCore(config, pool, self.recorder, scheduler)
         run = Run(pool.kv)
         self.recorder.flush()
         self.recorder.subscribe(run.events.extend)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from engine.core.scheduler import Scheduler
 from lab.chapter import CannotShow
 from lab.chapters import CHAPTERS
 from lab.drawings import Lines
@@ -67,6 +68,7 @@ EXACT = [
     ("chunking", "steps"),
     ("prefix", "cached computed"),
     ("attention", "memory"),
+    ("policy", "fcfs own last"),
     ("preemption", "tokens bytes"),
     ("grammars", "fitting"),
     ("whole", "padding"),
@@ -108,6 +110,29 @@ def test_a_chapter_that_compares_says_how_far_tries_lie_apart(ran):
         assert outcome.tries and outcome.tries.keys() <= outcome.measured.keys()
         for key, tries in outcome.tries.items():
             assert min(tries) <= outcome.measured[key] <= max(tries), (name, key)
+
+
+def test_a_policy_of_ones_own_stands_beside_fcfs(ran, folder, bench):
+    """The chapter's own lets short prompts pass; one that is named is the one that runs."""
+    measured = ran("policy")[1].measured
+    assert measured["own"] < measured["fcfs"]
+
+    class EvenFirst(Scheduler):
+        def add(self, request):
+            _priority, arrival, index = request.rank
+            request.rank = (arrival % 2, arrival, index)
+            super().add(request)
+
+    bench.policy = EvenFirst
+    try:
+        expected = {item.key: item for item in BY_NAME["policy"].predict(bench)}
+        outcome = BY_NAME["policy"].run(bench)
+    finally:
+        bench.policy = None
+    for key in ("fcfs", "own", "last"):
+        assert outcome.measured[key] == pytest.approx(expected[key].value), key
+    assert outcome.measured["own"] not in (measured["own"], measured["fcfs"])
+    assert "EvenFirst" in outcome.drawings[1].title
 
 
 def test_draws_follow_their_parameters(ran):

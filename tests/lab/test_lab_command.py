@@ -134,6 +134,8 @@ def _too_short(bench):
         (["--only", "paging", "magic"], ["'magic'", "machine, loading, tokens"]),
         (["--model", "/no/such/model"], ["/no/such/model is not a folder"]),
         (["--report", "/no/such/folder/lab.html"], ["can't be written"]),
+        (["--scheduler-cls", "no_such_module:Mine"], ["no_such_module:Mine can't be imported"]),
+        (["--scheduler-cls", "lab.policy:SEATS"], ["no subclass of engine.core.scheduler"]),
     ],
 )
 def test_what_can_not_be_done_is_refused_in_one_line(arguments, words, capsys):
