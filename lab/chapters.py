@@ -16,6 +16,7 @@ from lab import (
     preemption,
     prefix,
     sampling,
+    speculation,
     throughput,
     tokens,
     whole,
@@ -26,7 +27,7 @@ CHAPTERS: tuple[Chapter, ...] = tuple(
     module.CHAPTER
     for module in (
         machine, loading, tokens, kv_cache, paging, batching, chunking, throughput, policy,
-        prefix, attention, preemption, sampling, grammars, graphs, whole,
+        prefix, attention, preemption, sampling, grammars, graphs, speculation, whole,
     )
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ GOLDEN_ANGLE = 137.508  # as the page colours its sequences
 INK, QUIET, EMPTY, KEPT, SURFACE = "#1d2524", "#55605e", "#eceae3", "#c9cac2", "#fdfdfb"
 ROW, STEP, LABELS = 18, 11, 62  # px of a timeline
 NARROWEST = 520  # px, so that a note fits
+MOST = 7  # proposals of a stroke that is as high as a prompt
 
 
 class Drawing:
@@ -90,6 +91,11 @@ def timeline(record: Record, first: int, last: int) -> Drawing:
     for plan in plans:
         seen += [row.request_id for row in plan.rows if row.request_id not in seen]
     seen = seen[:8]
+    tried = {
+        (event.step, event.request_id): (event.num_proposed, event.num_accepted)
+        for event in record.all(ev.SpecVerified)
+        if first <= event.step <= last
+    }
     label = f"Steps {first} to {last} of {record.path.name}, a row for each sequence"
     width = LABELS + (last - first + 1) * STEP + 8
     drawing = Drawing(max(NARROWEST, width), len(seen) * ROW + 24, label)
@@ -97,18 +103,28 @@ def timeline(record: Record, first: int, last: int) -> Drawing:
         drawing.text(4, row_at * ROW + 15, names.name(name))
     for plan in plans:
         x = LABELS + (plan.step - first) * STEP
+        drawn = set()  # rows of proposals are a part of their sequence's stroke
         for row in plan.rows:
-            if row.request_id not in seen:
+            if row.request_id not in seen or row.request_id in drawn:
                 continue
+            drawn.add(row.request_id)
             y = seen.index(row.request_id) * ROW + 4
-            colour = _colour(places[row.request_id])
+            place = places[row.request_id]
+            colour = _colour(place)
             if row.num_tokens == 1 and row.samples:
-                drawing.box(x, y + 5, STEP - 1, 5, colour)
+                checked, right = tried.get((plan.step, row.request_id), (0, 0))
+                if checked > right:
+                    high = 5 + 10 * checked / MOST
+                    drawing.box(x, y + 7.5 - high / 2, STEP - 1, high, _colour(place, True))
+                high = 5 + 10 * right / MOST
+                drawing.box(x, y + 7.5 - high / 2, STEP - 1, high, colour)
             else:
                 drawing.box(x, y, STEP - 1, 15, colour)
                 if not row.samples:  # a part of a prompt: hollow
                     drawing.box(x + 2, y + 2, STEP - 5, 11, SURFACE)
     note = f"steps {first}–{last}: high is a prompt, hollow a part of one, low a decoded token"
+    if tried:
+        note += "; light: wrong proposals"
     drawing.text(4, len(seen) * ROW + 16, note, 10)
     return drawing
 
@@ -148,6 +164,7 @@ DRAWINGS: dict[str, tuple[str, Callable[[Record], Drawing]]] = {
     "recomputed": ("crowd-recompute", _returned),
     "shared": ("shared", _shared),
     "forked": ("forks", _forked),
+    "proposed": ("repeats", lambda record: timeline(record, 1, 40)),
 }
 """Name of a drawing → the record that it is made from, and how."""
 
@@ -174,8 +191,8 @@ def page() -> str:
         "# Glossary",
         "",
         f"{len(TERMS)} terms of the field: what each means, where it is in the code, its paper.",
-        "The texts are answers of [pocket/corpus](../pocket/corpus), from which the embedded model",
-        "learned; ask it the questions. The drawings are made from [docs/records](records).",
+        "Most texts are answers of [pocket/corpus](../pocket/corpus), from which the embedded",
+        "model learned; ask it the questions. The drawings are made from [docs/records](records).",
         "",
         " · ".join(f"[{term.name}](#{_anchor(term.name)})" for term in TERMS),
         "",
@@ -186,14 +203,14 @@ def page() -> str:
 
 
 def _entry(term: Term, known: dict[str, str]) -> list[str]:
-    if term.question not in known:
+    if not term.text and term.question not in known:
         raise ValueError(f"{term.name}: pocket/corpus has no question {term.question!r}")
-    facts = [f"Ask: “{term.question}”"]
+    facts = [] if term.text else [f"Ask: “{term.question}”"]
     if term.place:
         facts.append(f"in the code: {_place(term)}")
     if term.paper:
         facts.append(f"paper: {cited(PAPERS[term.paper])}")
-    lines = [f"## {term.name}", "", known[term.question], ""]
+    lines = [f"## {term.name}", "", term.text or known[term.question], ""]
     if term.drawing:
         source = DRAWINGS[term.drawing][0]
         lines += [f"![{term.name}, from {source}.jsonl](images/glossary/{term.drawing}.svg)", ""]

@@ -1,6 +1,7 @@
 """Name the terms of the glossary: question of the corpus, place in the code, paper, drawing.
 
-A term's text is the answer that `pocket/corpus` gives to its question.
+A term's text is the answer that `pocket/corpus` gives to its question, or its own where the
+embedded model was not taught it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ class Term(NamedTuple):
     """Hold one term. `place` is a file and a name in it; "" for what isn't in this engine."""
 
     name: str
-    question: str
+    question: str  # "": `text` is given
     place: str = ""
     paper: str = ""  # a key of PAPERS
     drawing: str = ""  # a key of glossary.DRAWINGS
+    text: str = ""
 
 
 class Paper(NamedTuple):
@@ -359,7 +361,31 @@ TERMS = (
     Term("Quantization", "What is quantization?", "engine/kernels/quantized.py", "gptq"),
     Term("AWQ", "What is AWQ?", "engine/models/formats/awq.py", "awq"),
     Term("FP8", "What is FP8?", "engine/fp8_formats.py", "fp8"),
-    Term("Speculative decoding", "What is speculative decoding?", "", "speculative"),
+    Term(
+        "Speculative decoding",
+        "What is speculative decoding?",
+        "engine/core/verification.py",
+        "speculative",
+        "proposed",
+    ),
+    Term("Draft model", "What is a draft model?", "engine/worker/drafter.py Drafter"),
+    Term(
+        "Prompt look-up",
+        "",
+        "engine/core/proposer.py NgramProposer",
+        text="Prompt look-up proposes tokens without a second model: it finds where the last few"
+        " tokens of a sequence stood before, and takes what followed there. It gains most where an"
+        " answer repeats its prompt, as summaries and edits of code do.",
+    ),
+    Term(
+        "Acceptance rate",
+        "",
+        "engine/core/speculator.py Hits",
+        "speculative",
+        text="The acceptance rate is the share of proposed tokens that turn out right. If each is"
+        " right with probability q, k of them give q + q² + … + qᵏ tokens more for one step, so a"
+        " few good proposals are worth more than many doubtful ones.",
+    ),
     Term("Tensor parallelism", "What is tensor parallelism?", "", "megatron"),
     Term("Pipeline parallelism", "What is pipeline parallelism?", "", "gpipe"),
     # -- measuring

@@ -164,9 +164,11 @@ async def form(client: Client) -> None:
 
 
 async def repeats(client: Client) -> None:
-    """Ask for a text that repeats its prompt; tokens are proposed."""
+    """Ask for a text that repeats itself, since a penalty below 1 rewards that: tokens are
+    proposed."""
     words = "one two three four five six seven eight nine ten eleven twelve. "
-    await client.ask("repeats", words * 4, max_tokens=60, ignore_eos=True)
+    await client.ask("repeats", words * 4, max_tokens=60, temperature=0.0,
+                     repetition_penalty=0.7, ignore_eos=True)  # fmt: skip
 
 
 async def profile(client: Client) -> None:

@@ -181,7 +181,8 @@ class Options:
         dict,
         "propose tokens and let one step check several; the text stays the same. JSON:"
         ' {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_min": 2,'
-        ' "prompt_lookup_max": 4}',
+        ' "prompt_lookup_max": 4}, or {"method": "draft", "model": "a smaller one",'
+        ' "num_speculative_tokens": 4}',
     )
     preemption_mode: Literal["recompute", "swap", "auto"] = _option(
         "auto",

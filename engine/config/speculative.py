@@ -12,8 +12,8 @@ from typing import Any
 from engine.config.option_types import ConfigError
 
 FLAG = "--speculative-config"
-METHODS = ("ngram",)
 PROPOSED = 7  # with the row before them 8 rows, which kernels compute together
+DRAFTED = 4  # each takes a pass of the draft model
 LOOKUP_MIN, LOOKUP_MAX = 2, 4  # tokens that must be equal
 MOST_PROPOSED = 64
 SPECULATIVE_ROWS = 128
@@ -26,32 +26,39 @@ class Speculation:
 
     method: str
     num_speculative_tokens: int  # proposed for a sequence in a step, at most
-    prompt_lookup_min: int  # last tokens of a sequence that must be found in it again, at least
-    prompt_lookup_max: int  # and at most: more are tried first
+    prompt_lookup_min: int = 0  # last tokens of a sequence that must be found in it again, at least
+    prompt_lookup_max: int = 0  # and at most: more are tried first
+    model: str = ""  # the one that proposes, by the method "draft"
+
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "ngram": ("prompt_lookup_min", "prompt_lookup_max"),
+    "draft": ("model",),
+}
+"""What each method takes beside num_speculative_tokens."""
 
 
 def speculation(given: Mapping[str, Any]) -> Speculation | None:
     """Return what the option asks for; None if it is empty. Raises `ConfigError`."""
     if not given:
         return None
-    unknown = given.keys() - {
-        "method",
-        "num_speculative_tokens",
-        "prompt_lookup_min",
-        "prompt_lookup_max",
-    }
-    if given.get("method") not in METHODS:
-        named = f"has the method {given['method']!r}" if "method" in given else "names no method"
+    method = given.get("method")
+    if not isinstance(method, str) or method not in METHODS:
+        named = f"has the method {method!r}" if "method" in given else "names no method"
         raise ConfigError(
-            f'{FLAG} {named}; this version proposes tokens by "ngram": they are looked up in the'
-            " sequence itself. A second model can't propose them."
+            f'{FLAG} {named}; this version proposes tokens by "ngram", which looks them up in the'
+            ' sequence itself, or by "draft", a smaller model.'
         )
+    taken = ("num_speculative_tokens", *METHODS[method])
+    unknown = given.keys() - {"method", *taken}
     if unknown:
         raise ConfigError(
-            f"{FLAG} has {', '.join(sorted(map(repr, unknown)))}, which ngram doesn't know; it"
-            " takes num_speculative_tokens, prompt_lookup_min and prompt_lookup_max. How many"
+            f"{FLAG} has {', '.join(sorted(map(repr, unknown)))}, which {method} doesn't know; it"
+            f" takes {', '.join(taken[:-1])} and {taken[-1]}. How many"
             " tokens are proposed adapts to what was accepted and to the size of the batch."
         )
+    if method == "draft":
+        return _draft(given)
     most = _number(given, "num_speculative_tokens", PROPOSED, MOST_PROPOSED)
     least = given.get("prompt_lookup_min")
     longest = _number(given, "prompt_lookup_max", max(LOOKUP_MAX, _as_number(least)), 1024)
@@ -62,6 +69,18 @@ def speculation(given: Mapping[str, Any]) -> Speculation | None:
             " smaller one."
         )
     return Speculation("ngram", most, shortest, longest)
+
+
+def _draft(given: Mapping[str, Any]) -> Speculation:
+    model = given.get("model")
+    if not isinstance(model, str) or not model:
+        said = f"has the model {model!r}" if "model" in given else "names no model"
+        raise ConfigError(
+            f'{FLAG} {said}; "draft" needs one that is smaller and has the same vocabulary: a'
+            " folder or a hub id."
+        )
+    most = _number(given, "num_speculative_tokens", DRAFTED, MOST_PROPOSED)
+    return Speculation("draft", most, model=model)
 
 
 def _as_number(value: Any) -> int:

@@ -78,6 +78,8 @@ class Bookkeeping:
         if self.scheduler.speculator is not None and num_tokens == num_rows:
             took_us = output.prepare_us + output.forward_us + output.sample_us
             self.scheduler.speculator.costs.observe(num_rows, took_us)
+        for pass_rows, pass_us in output.draft_passes:
+            self.scheduler.speculator.passes.observe(pass_rows, pass_us)  # type: ignore[union-attr]
         now = self.clock()
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.record(
@@ -90,6 +92,7 @@ class Bookkeeping:
                 num_sampled=sum(map(len, drawn)) + accepted,
                 schedule_us=round(plan.schedule_us, 1),
                 prepare_us=round(output.prepare_us, 1),
+                draft_us=round(output.draft_us, 1),
                 forward_us=round(output.forward_us, 1),
                 sample_us=round(output.sample_us, 1),
                 record_us=round(output.record_us, 1),

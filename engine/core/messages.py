@@ -129,7 +129,8 @@ class StepPlan(msgspec.Struct, kw_only=True):
     num_tokens: int = 0  # to compute, in all rows
     proposed: dict[str, list[int]] = {}
     """By sequence, proposals for the tokens after its next one. Each has a row of its own, which
-    draws the token that follows the proposal; these rows are the last, in this order.
+    draws the token that follows the proposal; these rows are the last, in this order. `UNKNOWN`:
+    the worker's draft model is to propose a token.
     """
     dropped: list[str] = []  # sequences whose rows the worker forgets
     swap_out: list[tuple[int, int]] = []  # (device block, host block)
@@ -162,6 +163,11 @@ class StepOutput(msgspec.Struct, kw_only=True):
     step: int
     tokens: list[list[int]]
     details: dict[str, RowDetail] = {}  # by the row's request_id
+    drafted: dict[str, list[int]] = {}
+    """By sequence, what the draft model proposed. Shorter than planned where its text ends."""
+    draft_passes: list[tuple[int, float]] = []
+    """(rows, µs) of each pass of the draft model in which every row computed one token."""
+    draft_us: float = 0.0  # of all its passes
     prepare_us: float = 0.0
     forward_us: float = 0.0
     sample_us: float = 0.0

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from engine.config.speculative import Speculation
 from engine.core.request import Request
+from engine.placeholders import UNKNOWN
 
 TOKEN_BYTES = array("i").itemsize
 
@@ -27,6 +28,10 @@ class Proposed(NamedTuple):
 class Proposer(Protocol):
     """Propose tokens for one sequence at a time."""
 
+    drafts: bool
+    """Whether the worker's draft model finds the tokens: each place in a step costs a pass of it,
+    and `propose` returns `UNKNOWN` for each."""
+
     def propose(self, request: Request, most: int) -> Proposed:
         """Propose up to `most` of the tokens that follow all of `request.token_ids`."""
         ...
@@ -34,6 +39,8 @@ class Proposer(Protocol):
 
 def make_proposer(asked: Speculation) -> Proposer:
     """Make the proposer of a method."""
+    if asked.method == "draft":
+        return DraftProposer()
     return NgramProposer(asked.prompt_lookup_min, asked.prompt_lookup_max)
 
 
@@ -43,6 +50,8 @@ class NgramProposer:
     The longest equal part counts, of `longest` down to `shortest` tokens, and of several places
     the last. Known as prompt lookup (Saxena 2023).
     """
+
+    drafts = False
 
     def __init__(self, shortest: int, longest: int) -> None:
         self.shortest = shortest
@@ -68,6 +77,19 @@ class NgramProposer:
         if known < len(request.token_ids):
             text += array("i", request.token_ids[known:]).tobytes()
         return text
+
+
+class DraftProposer:
+    """Leave the proposals to the worker, which computes them in the step that checks them.
+
+    So they may use that step's blocks, and nothing of them is left to be out of date. Known as
+    speculative decoding with a draft model (Leviathan et al. 2023).
+    """
+
+    drafts = True
+
+    def propose(self, request: Request, most: int) -> Proposed:
+        return Proposed([UNKNOWN] * most)
 
 
 def _last_place(text: bytearray, count: int, length: int) -> int:

@@ -131,12 +131,14 @@ class Scheduler:
         """Plan the next step. Return None if there is nothing to compute, or if it must wait.
 
         It must wait if only a preemption would help: that isn't allowed while a step is in flight
-        (rule 8). It also waits for a step in flight before it proposes: proposals follow known
-        tokens.
+        (rule 8). It also waits for a step in flight if proposals may pay: they follow known tokens.
         """
         started = self.clock()
+        proposes = self.speculator is not None
         if self.speculator is not None and self._in_flight():
-            return None
+            if self.speculator.wants(self.running):
+                return None
+            proposes = False
         if not self._all_running_fit():
             return None
         self.step_number += 1
@@ -149,7 +151,7 @@ class Scheduler:
             self.explain.wait(self, self.waiting.head(), "preemption", 0, 0)
         else:
             budget_left = self._admit_waiting(plan, budget_left)
-            if self.speculator is not None:
+            if proposes:
                 # Last: proposals get only what nobody else wants.
                 budget_left = self._plan_proposals(plan, budget_left)
         plan.num_tokens = self.budget - budget_left

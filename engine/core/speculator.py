@@ -1,24 +1,18 @@
-"""Choose how many proposals a step checks: as many as make tokens come faster.
+"""Choose how many proposals a step checks: as many as make tokens come faster (`worth.py`).
 
-A step with r rows takes about `fixed + each · r`. A proposal that is right with probability q adds
-q tokens for one row more, so tokens per second grow while
+Both sides are measured: the times of steps by their rows (`step_costs.py`), and how often the
+proposals of a sequence were right. Where many sequences share a step, a row costs what a token is
+worth, and none is added.
 
-    q > each · (tokens expected so far) / (time of the step so far).
-
-The most probable proposals are added first, until the next one wouldn't pay. Both sides are
-measured: the times of steps by their rows (`step_costs.py`), and how often the proposals of a
-sequence were right. Where many sequences share a step, a row costs what a token is worth, and none
-is added.
-
-A sequence with a grammar is proposed what the grammar forces, which is always right (q = 1).
+A sequence with a grammar is proposed what the grammar forces, which is always right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heapify, heappop, heapreplace
 from weakref import WeakKeyDictionary
 
+from engine.core import worth
 from engine.core.kv_manager import KVManager
 from engine.core.proposer import Proposer
 from engine.core.request import Request
@@ -30,7 +24,10 @@ FORGETTING = 0.98
 """The same of a step in which no proposal of a sequence was worth trying. Hence one whose proposals
 were wrong is tried again, after some tens of steps."""
 PRIOR = 2.0
-"""StepProposals of a sequence that weigh as much as what is known of all others."""
+"""Proposals of a sequence that weigh as much as what is known of all others."""
+LOOKED_UP, DRAFTED = 0.5, 0.7
+"""How probable it is that a proposal is right, before any was checked. A draft model that costs
+half a step must be thought good, or it would never be tried."""
 
 
 class Hits:
@@ -66,10 +63,26 @@ class Speculator:
         self.most = most
         self.max_rows = max_rows
         self.costs = StepCosts()
+        self.passes = StepCosts()  # of a draft model
         self.everyone = Hits()
+        self._prior = DRAFTED if proposer.drafts else LOOKED_UP
         self._hits: WeakKeyDictionary[Request, Hits] = WeakKeyDictionary()
         # Where the last proposals came from.
         self._sources: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+
+    def wants(self, running: list[Request]) -> bool:
+        """Return whether the next step should wait for the one in flight, to have proposals.
+
+        It must if that one checks some; else only if some might pay.
+        """
+        if any(request.num_proposed_tokens for request in running):
+            return True
+        step = worth.BareStep(len(running), *self.costs.line(len(running)), 0)
+        known = self.everyone.share(self._prior)
+        if any(step.pays(self._share(request, known)) for request in running):
+            return True
+        self._fade(running)
+        return False
 
     def choose(
         self, decoding: Iterable[Request], num_rows: int, budget: int
@@ -81,30 +94,63 @@ class Speculator:
         room = min(budget, self.max_rows - num_rows)
         if room <= 0:
             return []
-        fixed, each = self.costs.line(num_rows)
-        time = fixed + each * num_rows
-        known = self.everyone.share(0.5)
+        step = worth.BareStep(num_rows, *self.costs.line(num_rows), room)
+        known = self.everyone.share(self._prior)
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
-        left_out = False
+        left_out: list[Request] = []
         for request in decoding:
-            share = 1.0  # of tokens that a grammar forces
-            if request.grammar is None:
-                hits = self._hits.get(request)
-                share = known if hits is None else hits.share(known)
-                if share * time <= each * num_rows:  # not even the first pays
-                    left_out = True
-                    if hits is not None:
-                        hits.fade()
-                    continue
+            share = self._share(request, known)
+            if request.grammar is None and not step.pays(share):  # not even the first proposal
+                left_out.append(request)
+                continue
             token_ids = self._proposals(request, room)
             if token_ids:
                 found[request] = token_ids
                 shares.append(share)
+        counts = self._counts(step, found, shares)
+        if self.proposer.drafts:
+            left_out += [r for r, n in zip(found, counts) if not n and r.grammar is None]
+        self._fade(left_out)
+        return self._that_fit(found, counts)
+
+    def _share(self, request: Request, known: float) -> float:
+        """Estimate how probable it is that its next proposal is right. known: of all sequences."""
+        if request.grammar is not None:
+            return 1.0  # what it forces is proposed
+        hits = self._hits.get(request)
+        return known if hits is None else hits.share(known)
+
+    def _counts(
+        self, step: worth.BareStep, found: dict[Request, list[int]], shares: list[float]
+    ) -> list[int]:
+        """Return how many of the proposals found for each sequence pay."""
+        most = [len(token_ids) for token_ids in found.values()]
+        if not self.proposer.drafts:
+            return worth.most_probable(step, shares, most)
+        forced = [request.grammar is not None for request in found]
+        counts = worth.most_probable(step, shares, [n * f for n, f in zip(most, forced)])
+        added = sum(counts)
+        step = step._replace(num_rows=step.num_rows + added, room=step.room - added)
+        drafted = worth.by_passes(
+            step, shares, [n * (not f) for n, f in zip(most, forced)], self._pass_us
+        )
+        return [n + m for n, m in zip(counts, drafted)]
+
+    def _pass_us(self, num_rows: int) -> float:
+        """Return the time of a pass of the draft model; nothing until it is known."""
+        if not self.passes.known:
+            return 0.0
+        fixed, each = self.passes.line(num_rows)
+        return fixed + each * num_rows
+
+    def _fade(self, left_out: list[Request]) -> None:
+        """Forget a little of sequences for which nothing was tried, and of all if there are any."""
+        for request in left_out:
+            if request in self._hits:
+                self._hits[request].fade()
         if left_out:
             self.everyone.fade()
-        counts = self._worth(shares, [len(ids) for ids in found.values()], num_rows, room)
-        return self._that_fit(found, counts)
 
     def verified(self, request: Request, num_proposed: int, right: int) -> int:
         """Learn how many proposals were right. Returns where they came from (`Proposed.source`)."""
@@ -130,27 +176,6 @@ class Speculator:
             if token in request.end_ids:
                 return token_ids[:place]
         return token_ids
-
-    def _worth(self, shares: list[float], most: list[int], num_rows: int, room: int) -> list[int]:
-        """Return how many proposals of each sequence pay, the most probable ones first."""
-        counts = [0] * len(shares)
-        fixed, each = self.costs.line(num_rows)
-        tokens, time = float(num_rows), fixed + each * num_rows
-        next_ones = [(-share, place) for place, share in enumerate(shares)]
-        heapify(next_ones)
-        for _ in range(room):
-            if not next_ones:
-                break
-            chance, place = -next_ones[0][0], next_ones[0][1]
-            if chance * time <= each * tokens:
-                break
-            counts[place] += 1
-            tokens, time = tokens + chance, time + each
-            if counts[place] < most[place]:
-                heapreplace(next_ones, (-chance * shares[place], place))
-            else:
-                heappop(next_ones)
-        return counts
 
     def _that_fit(
         self, found: dict[Request, list[int]], counts: list[int]

@@ -42,6 +42,11 @@ class StepCosts:
         self._us[num_rows] = min(known * AGING, us) if known else us
         self._lines.clear()
 
+    @property
+    def known(self) -> bool:
+        """Return whether any number of rows came often enough to count."""
+        return any(count > ENOUGH for count in self._counts.values())
+
     def line(self, num_rows: int) -> tuple[float, float]:
         """Return µs (fixed, for each row) of steps with about this number of rows.
 

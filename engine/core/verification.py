@@ -26,6 +26,13 @@ def num_right(proposed: Sequence[int], drawn: Sequence[int]) -> int:
     return len(proposed)
 
 
+def _why(num_proposed: int, right: int, position: int) -> str:
+    """Say why no more proposals were right."""
+    if right < num_proposed:
+        return f"another token was drawn for position {position + right}"
+    return "all were right" if num_proposed else "the draft model would end the text here"
+
+
 class Verification:
     """Verify the proposals of one step after another, and keep the counts of the last one."""
 
@@ -61,12 +68,13 @@ class Verification:
             if request.status is Status.FINISHED:
                 request.num_planned_tokens -= len(proposed)
                 continue
-            right = num_right(proposed, tokens)
+            made = output.drafted.get(request.id, proposed)
+            right = num_right(made, tokens)
             request.num_planned_tokens -= len(proposed) - right
             request.num_computed_tokens += right
             request.num_expected_tokens += right
             found[request] = tokens[: right + 1]
-            self._book(plan, place, request, len(proposed), right)
+            self._book(plan, place, request, len(made), right)
         return found
 
     def _book(
@@ -76,7 +84,7 @@ class Verification:
         speculator = self.scheduler.speculator
         assert speculator is not None
         source = speculator.verified(request, num_proposed, right)
-        self.num_drafts += 1
+        self.num_drafts += num_proposed > 0
         self.num_proposed += num_proposed
         self.accepted += [0] * (num_proposed - len(self.accepted))
         for position in range(right):
@@ -91,9 +99,7 @@ class Verification:
                 num_accepted=right,
                 source=source,
                 blocks=self.scheduler.kv.give_back(request),
-                why="all were right"
-                if right == num_proposed
-                else f"another token was drawn for position {position + right}",
+                why=_why(num_proposed, right, position),
             )
         )
 

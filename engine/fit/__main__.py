@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
         default="auto",
         help="as the engine's option: fp8 (which is fp8_e4m3), fp8_e5m2; default: the model's own",
     )
+    parser.add_argument(
+        "--draft-model",
+        help="the model of --speculative-config that proposes tokens; default: none",
+    )
     arguments = parser.parse_args(argv)
     try:
         plan = make_plan(
@@ -38,6 +42,7 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
             arguments.max_model_len,
             arguments.concurrency,
             arguments.kv_cache_dtype,
+            arguments.draft_model,
         )
     except PlanError as error:
         print(f"{name}: {error}", file=sys.stderr)

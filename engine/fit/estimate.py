@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engine.config import ConfigError, EngineConfig
@@ -55,6 +55,7 @@ class Plan:
     seats: int
     share: float  # of the GPU's memory that the engine may fill
     kv_cache_dtype: str  # as the engine's option names it
+    draft: Shape | None = None  # the model that proposes tokens
 
     @property
     def kv_dtype(self) -> str:
@@ -67,7 +68,20 @@ class Plan:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.shape.kv_numbers_per_token * self.kv_number_bytes
+        """Return what a token takes in the pages of the model, and of the draft model."""
+        return sum(self.kv_bytes_of(shape) for shape in (self.shape, self.draft) if shape)
+
+    def kv_bytes_of(self, shape: Shape) -> int:
+        """Return what a token takes in the pages of one model; both have one dtype."""
+        return shape.kv_numbers_per_token * self.kv_number_bytes
+
+    @property
+    def draft_bytes(self) -> int:
+        """Return the draft model's weights, which are loaded in the model's dtype."""
+        draft = self.draft
+        if draft is None:
+            return 0
+        return replace(draft, dtype=self.shape.dtype).weight_bytes
 
     @property
     def blocks(self) -> int:
@@ -92,13 +106,14 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        return self.shape.weight_bytes + self.beside + self.kv_bytes
+        return self.shape.weight_bytes + self.draft_bytes + self.beside + self.kv_bytes
 
     def left_for_kv(self, gpu: Gpu) -> int:
         """Return the bytes left for the KV cache; negative where the weights don't fit."""
         if gpu.memory_gb is None:
             raise PlanError(f"the memory of {gpu.instance_type} is not known here.")
-        return int(gpu.memory_gb * GB * self.share) - self.shape.weight_bytes - self.beside
+        weights = self.shape.weight_bytes + self.draft_bytes
+        return int(gpu.memory_gb * GB * self.share) - weights - self.beside
 
     def converts(self, gpu: Gpu) -> bool:
         """Return whether this GPU's kernels can read and write the KV cache's dtype."""
@@ -119,12 +134,19 @@ def make_plan(
     max_model_len: int | None = None,
     concurrency: int = 1,
     kv_cache_dtype: str = "auto",
+    draft: str | None = None,
 ) -> Plan:
     """Make the plan for a folder, a hub id or a well-known name. Raises `PlanError`.
 
-    kv_cache_dtype: as the engine's option.
+    kv_cache_dtype: as the engine's option. draft: the model that proposes tokens, named likewise.
     """
     shape = shape_of(*read_config(model))
+    draft_shape = shape_of(*read_config(draft)) if draft else None
+    if draft_shape is not None and draft_shape.vocab != shape.vocab:
+        raise PlanError(
+            f"{draft} has a vocabulary of {draft_shape.vocab:,} tokens, {model} has"
+            f" {shape.vocab:,}: it can't propose for it."
+        )
     length = max_model_len or shape.positions
     if length < 1 or concurrency < 1:
         raise PlanError("--max-model-len and --concurrency must be at least 1.")
@@ -144,4 +166,5 @@ def make_plan(
         defaults.max_num_seqs,
         defaults.gpu_memory_utilization,
         defaults.kv_cache_dtype,
+        draft_shape,
     )

@@ -19,14 +19,16 @@ def report(plan: Plan) -> str:
     lines += [_line(part.name, part.formula, f"{part.numbers:,}") for part in shape.parts]
     lines += [
         *_weight_lines(shape, size),
+        *_draft_lines(plan),
         "",
         "KV cache" if plan.kv_cache_dtype == "auto" else f"KV cache, in {plan.kv_dtype}",
         _line(
             "a token",
             f"K and V: 2 × {shape.layers} layers × {shape.kv_heads} heads × {shape.head_dim}"
             f" × {_bytes(plan.kv_number_bytes)}",
-            f"{plan.kv_bytes_per_token:,} bytes",
+            f"{plan.kv_bytes_of(shape):,} bytes",
         ),
+        *_draft_kv_lines(plan),
         _line("a block", f"{plan.block_size} tokens", f"{plan.block_bytes:,} bytes"),
         _line(
             f"{plan.concurrency} at once",
@@ -49,6 +51,27 @@ def report(plan: Plan) -> str:
         *_verdict(plan),
     ]
     return "\n".join(lines)
+
+
+def _draft_lines(plan: Plan) -> list[str]:
+    """Write what the draft model's weights take."""
+    draft = plan.draft
+    if draft is None:
+        return []
+    formula = f"{draft.name}: {draft.parameters:,} parameters, in {plan.shape.dtype}"
+    return [_line("draft model", formula, _gib(plan.draft_bytes))]
+
+
+def _draft_kv_lines(plan: Plan) -> list[str]:
+    """Write what a token takes in the draft model's pages."""
+    draft = plan.draft
+    if draft is None:
+        return []
+    formula = (
+        f"K and V: 2 × {draft.layers} layers × {draft.kv_heads} heads × {draft.head_dim}"
+        f" × {_bytes(plan.kv_number_bytes)}"
+    )
+    return [_line("of the draft", formula, f"{plan.kv_bytes_of(draft):,} bytes")]
 
 
 def _weight_lines(shape: Shape, size: int) -> list[str]:

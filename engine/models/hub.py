@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.config import EngineConfig
 from engine.models.download_watch import Progress
 from engine.models.errors import ModelError
 from engine.models.formats.recognise import refuse_other_formats
@@ -37,3 +38,14 @@ def find_model(
     from engine.models.hub_download import from_hub  # for a local model the hub costs memory
 
     return from_hub(model, revision, token, progress, cache)
+
+
+def find_draft(config: EngineConfig, progress: Progress | None = None) -> Path | None:
+    """Return the folder of the draft model; None if none is asked for. Raises `ModelError`."""
+    asked = config.speculation
+    if asked is None or not asked.model:
+        return None
+    try:
+        return find_model(asked.model, None, config.hf_token, progress, config.download_dir)
+    except ModelError as error:
+        raise ModelError(f"the draft model of --speculative-config: {error}") from None

@@ -222,6 +222,7 @@ class StepFinished(Event, tag="step.finished"):
     num_sampled: int = 0
     schedule_us: float = 0.0
     prepare_us: float = 0.0  # plan → tensors
+    draft_us: float = 0.0  # the draft model proposed tokens
     forward_us: float = 0.0  # tensors → logits
     sample_us: float = 0.0  # logits → tokens
     record_us: float = 0.0  # making the draws' own events: the record's cost, at level full

@@ -206,6 +206,7 @@ class _Trace:
             *([("record", event.record_us)] if event.record_us else []),
             ("sample", event.sample_us),
             ("forward", event.forward_us),
+            *([("draft", event.draft_us)] if event.draft_us else []),
             ("prepare", event.prepare_us),
         ):
             starts[name] = max(part_end - us, earliest)

@@ -74,6 +74,7 @@ class Run:
             "num_sampled",
             "schedule_us",
             "prepare_us",
+            "draft_us",
             "forward_us",
             "sample_us",
             "record_us",

@@ -45,7 +45,7 @@ class Summary:
             self.decoded += event.num_decode_tokens
             self.sampled += event.num_sampled
             self.schedule_us += event.schedule_us
-            self.execute_us += event.prepare_us + event.forward_us
+            self.execute_us += event.prepare_us + event.draft_us + event.forward_us
             self.sample_us += event.sample_us
             self.record_us += event.record_us
             self.total_us += event.total_us

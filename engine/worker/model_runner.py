@@ -18,6 +18,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan
 from engine.kernels import asynchronous
+from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
 from engine.models.causal_lm import CausalLM
 from engine.models.hub import Progress
@@ -28,6 +29,8 @@ from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import host
 from engine.worker.cores import Cores
+from engine.worker.draft_model import load_draft
+from engine.worker.drafter import FEW, NO_DRAFTS, DraftedSlots, Drafter
 from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
 from engine.worker.in_flight import Clock, DrawnTokens, InFlight
 from engine.worker.memory import start_memory
@@ -74,6 +77,8 @@ class ModelRunner:
         )
         self.recorder = recorder
         self._make_sample_step = sample_step
+        self.draft: CausalLM | None = None
+        self.drafter: Drafter | None = None
         self.graphs: StepGraphs | None = None
         self.drawn: DrawnTokens | None = None
         self._last: InFlight | None = None  # the step that was launched last
@@ -106,7 +111,11 @@ class ModelRunner:
         # fp32 arithmetic gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against
         # 1.9; two Xeon cores with AMX), and they hold half as many tokens.
         self.kv_dtype = stored or self.model_dtype
-        block_bytes = bytes_per_block(self.model.kv_spec, self.config.block_size, self.kv_dtype)
+        with memory_for(start_memory.LOAD, self.device):
+            self.draft = load_draft(
+                self.config, self.model, self.device, self.model_dtype, progress
+            )
+        block_bytes = bytes_per_block(self.kv_spec, self.config.block_size, self.kv_dtype)
         with memory_for(start_memory.PROFILE, self.device):
             memory = self.platform.kv_memory(self.config.gpu_memory_utilization, self._largest_step)
         size = size_kv(
@@ -118,11 +127,16 @@ class ModelRunner:
         )
         with memory_for(start_memory.KV_CACHE, self.device):
             self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
+            self._make_drafter()
         with memory_for(start_memory.WARM_UP, self.device):
             self._warm_up(size.num_blocks, size.max_model_len)
         if self._graphs_wanted():
             with memory_for(start_memory.GRAPHS, self.device):
                 self.graphs = self.platform.graphs(self.graph_shape(), self.recorder)
+                draft_shape = self._draft_shape()
+                if self.drafter is not None and draft_shape is not None:
+                    # Quiet: the record tells of the model's own steps.
+                    self.drafter.graphs = self.platform.graphs(draft_shape, Recorder("off"))
         self.kv = KVShape(
             num_blocks=size.num_blocks,
             num_host_blocks=size.num_host_blocks,
@@ -132,7 +146,16 @@ class ModelRunner:
             vocab_size=self.model.vocab_size,
             swap_us_per_block=self.cache.measure_swap_us(),
         )
-        self._record_size(size.why, size.warning, memory.free_bytes)
+        why = size.why
+        if self.draft is not None:
+            its = bytes_per_block(self.draft.kv_spec, self.config.block_size, self.kv_dtype)
+            why += f", {its:,} B of each block for the draft model"
+        self._record_size(why, size.warning, memory.free_bytes)
+
+    @property
+    def kv_spec(self) -> list[LayerKV]:
+        """Return what a block holds: the model's layers, then the draft model's."""
+        return [*self.model.kv_spec, *(self.draft.kv_spec if self.draft is not None else ())]
 
     def _model_dtype(self) -> torch.dtype:
         parameters = self.model.parameters()  # type: ignore[attr-defined]
@@ -141,13 +164,15 @@ class ModelRunner:
     def _make_state(self, num_blocks: int, num_host_blocks: int, max_model_len: int) -> None:
         num_seats, vocab = self.config.max_num_seqs, self.model.vocab_size
         self.cache = KVCache(
-            self.model.kv_spec,
+            self.kv_spec,
             num_blocks,
             num_host_blocks,
             self.config.block_size,
             self.kv_dtype,
             self.device,
         )
+        layers = len(self.model.kv_spec)
+        self.caches, self.draft_caches = self.cache.layers[:layers], self.cache.layers[layers:]
         self.seats = Seats(num_seats, max_model_len, self.config.block_size)
         self.grammars = GrammarCompiler(vocab)
         most_rows = self.config.max_step_rows
@@ -156,6 +181,16 @@ class ModelRunner:
         self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:
             self.drawn = DrawnTokens(num_seats)
+
+    def _make_drafter(self) -> None:
+        """Make what proposes with the draft model, if there is one, on the pages as they are."""
+        if self.draft is None:
+            return
+        cache, size = self.cache, self.config.block_size
+        slots = DraftedSlots(cache.num_blocks, cache.num_host_blocks, size)
+        self.drafter = Drafter(
+            self.draft, self.draft_caches, self.seats, slots, self.budget, self.device
+        )
 
     @contextmanager
     def _largest_step(self) -> Iterator[Trial]:
@@ -174,14 +209,19 @@ class ModelRunner:
             # raw, adjusted, softmax and weights of every row, [rows, vocab] × 4 bytes each
             draw_bytes=self.config.max_step_rows * self.model.vocab_size * 16,
             graph_shape=self.graph_shape() if self._graphs_wanted() else None,
+            draft_shape=self._draft_shape(),
         )
-        del self.cache, self.seats, self.table, self.sampling
+        del self.caches, self.draft_caches, self.cache, self.seats, self.table, self.sampling
 
     def _warm_up(self, num_blocks: int, max_model_len: int) -> None:
         longest = min(max_model_len, num_blocks * self.config.block_size)
         longest = min(longest, self.budget)
         long_prompts = not self.platform.tries_largest_step
-        warm_up(self.execute, longest, self.config.block_size, long_prompts)
+        asked = self.config.speculation
+        drafted = 0
+        if self.drafter is not None and asked is not None:
+            drafted = min(FEW, asked.num_speculative_tokens)
+        warm_up(self.execute, longest, self.config.block_size, long_prompts, drafted)
         self.sampling.recorder = self.recorder
 
     def _graphs_wanted(self) -> bool:
@@ -197,12 +237,19 @@ class ModelRunner:
         """Return the sizes for graphs: the rows and pages as they are now."""
         return GraphShape(
             model=self.model,
-            caches=self.cache.layers,
+            caches=self.caches,
             max_rows=self.config.max_step_rows,
             table_width=self.seats.block_table.shape[1],
             block_size=self.config.block_size,
             budget=self.budget,
         )
+
+    def _draft_shape(self) -> GraphShape | None:
+        """Return the same for the draft model; None if it isn't to be captured."""
+        draft = self.draft
+        if draft is None or draft.implementation != "native" or not self._graphs_wanted():
+            return None
+        return replace(self.graph_shape(), model=draft, caches=self.draft_caches)
 
     def _record_size(self, why: str, warning: str, free: int) -> None:
         kv, spec = self.kv, self.model.kv_spec
@@ -250,12 +297,21 @@ class ModelRunner:
                 self.cache.swap_out(plan.swap_out)
                 self.cache.swap_in(plan.swap_in)
                 self.cache.copy(plan.copies)
+        if self.drafter is not None:
+            self.drafter.follow(plan)
         if not plan.rows:
             self._last = before
             return InFlight.done(StepOutput(step=plan.step, tokens=[]))
-        if plan.proposed:
-            self.seats.write_proposals(plan)
+        proposed, drafts, draft_us = plan.proposed, NO_DRAFTS, 0.0
+        if proposed:
+            if self.drafter is not None:
+                self.cache.settle()
+                began = time.monotonic_ns()
+                drafts = self.drafter.propose(plan)
+                proposed, draft_us = drafts.proposed, (time.monotonic_ns() - began) / 1e3
+            self.seats.write_proposals(plan, proposed)
         inputs = self.seats.gather(plan)
+        inputs.proposed = proposed
         self.cache.settle()
         prepared = time.monotonic_ns()
 
@@ -304,7 +360,10 @@ class ModelRunner:
                 step=plan.step,
                 tokens=tokens,
                 details=details,
-                prepare_us=(prepared - started) / 1e3,
+                drafted=drafts.drafted,
+                draft_passes=drafts.passes,
+                draft_us=draft_us,
+                prepare_us=(prepared - started) / 1e3 - draft_us,
                 forward_us=forward_us,
                 sample_us=sample_us - record_us,
                 record_us=record_us,
@@ -343,7 +402,7 @@ class ModelRunner:
             rows = inputs.num_decode_rows  # these come first; only they have unknown tokens
             places = to_device(self.drawn.places(inputs.seats[:rows]), self.device)
             self.drawn.fill(token_ids[:rows], places)
-        return self.model(token_ids, batch.positions, self.cache.layers, batch)
+        return self.model(token_ids, batch.positions, self.caches, batch)
 
     def _logits(self, hidden: torch.Tensor, inputs: StepInputs, drawing: list[int]) -> torch.Tensor:
         """Compute the logits of the rows that draw, each at its last token."""

@@ -101,10 +101,10 @@ class Seats:
         """Write the tokens that were drawn. All int64 [rows]."""
         self.tokens[seats, positions] = token_ids
 
-    def write_proposals(self, plan: StepPlan) -> None:
-        """Write a plan's proposals behind the tokens of their sequences."""
-        rows = plan.rows[-sum(map(len, plan.proposed.values())) :]
-        proposals = [token for token_ids in plan.proposed.values() for token in token_ids]
+    def write_proposals(self, plan: StepPlan, proposed: dict[str, list[int]]) -> None:
+        """Write a plan's proposals behind the tokens of their sequences; 0 for `UNKNOWN` ones."""
+        rows = plan.rows[-sum(map(len, proposed.values())) :]
+        proposals = [max(token, 0) for token_ids in proposed.values() for token in token_ids]
         seats = [self._seats[row.request_id] for row in rows]
         self.tokens[seats, [row.start for row in rows]] = proposals
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.core.messages import NewBlocks, NewRow, StepOutput, StepPlan
+from engine.placeholders import UNKNOWN
 from engine.rounding import ceil_div
 from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
@@ -18,7 +19,11 @@ NAME = "warm-up"
 
 
 def warm_up(
-    execute: Callable[[StepPlan], StepOutput], longest: int, block_size: int, long_prompts: bool
+    execute: Callable[[StepPlan], StepOutput],
+    longest: int,
+    block_size: int,
+    long_prompts: bool,
+    drafted: int = 0,
 ) -> None:
     """Compute a short prompt, a random and a greedy token, and if `long_prompts`, longer prompts.
 
@@ -26,6 +31,7 @@ def warm_up(
     time costs as much as computing with it while prompts are short.
 
     longest: tokens of the longest prompt that one step can take; the cache has blocks for them.
+    drafted: tokens that the draft model is to propose; 0: there is none.
     """
     blocks = list(range(ceil_div(longest, block_size)))
 
@@ -41,6 +47,12 @@ def warm_up(
     if length > 1:
         compute(length - 1)
         execute(StepPlan(step=0, rows=[StepRow(NAME, length - 1, 1, 1)]))
+        forget()
+    if drafted and length > drafted + 1:
+        first = length - drafted
+        compute(first - 1)
+        rows = [StepRow(NAME, first - 1 + j, 1, 1) for j in range(drafted + 1)]
+        execute(StepPlan(step=0, rows=rows, proposed={NAME: [UNKNOWN] * drafted}))
         forget()
     taken_s = 0.0
     while long_prompts and length < longest and taken_s < LONG_ENOUGH_S:

@@ -25,6 +25,14 @@ def test_what_is_asked_for(given, asked):
     assert EngineConfig(speculative_config=given).speculation == Speculation("ngram", *asked)
 
 
+@pytest.mark.parametrize(("given", "most"), [({}, 4), ({"num_speculative_tokens": 2}, 2)])
+def test_a_draft_model_is_asked_for(given, most):
+    asked = {"method": "draft", "model": "smollm2", **given}
+    config = EngineConfig(speculative_config=asked, max_num_seqs=8)
+    assert config.speculation == Speculation("draft", most, model="smollm2")
+    assert config.max_step_rows == 8 * (1 + most)
+
+
 def test_nothing_is_asked_for():
     assert EngineConfig().speculation is None
     assert EngineConfig(max_num_seqs=9).max_step_rows == 9
@@ -41,7 +49,11 @@ def test_rows_of_a_step(seats, rows):
     [
         ({"num_speculative_tokens": 3}, "names no method"),
         ({"method": "eagle"}, "has the method 'eagle'"),
-        ({"method": "draft", "model": "smollm2"}, "a second model"),
+        ({"method": ["ngram"]}, "has the method"),
+        ({"method": "draft"}, "names no model"),
+        ({"method": "draft", "model": 3}, "has the model 3"),
+        ({"method": "draft", "model": "x", "prompt_lookup_max": 3}, "has 'prompt_lookup_max'"),
+        ({"method": "draft", "model": "x", "num_speculative_tokens": 65}, "1 to 64"),
         ({"method": "ngram", "model": "x"}, "has 'model'"),
         ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens 0; .* 1 to 64"),
         ({"method": "ngram", "num_speculative_tokens": True}, "num_speculative_tokens True"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.core import worth
 from engine.core.block_pool import block_hash, root_hash
 from engine.core.messages import CoreRequest
 from engine.core.proposer import NgramProposer
@@ -11,11 +12,12 @@ from engine.core.request import Request
 from engine.core.speculator import Speculator
 from engine.core.step_costs import StepCosts
 from engine.core.verification import num_right
+from engine.placeholders import UNKNOWN
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.support.core_harness import Harness
 from tests.support.paged_oracle import next_token, solo_answer
-from tests.support.proposing import proposals, proposing_scheduler
+from tests.support.proposing import NothingCosts, proposals, proposing_scheduler
 
 LOOPS = pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
 
@@ -196,6 +198,32 @@ def test_an_abort_right_after_proposals_leaves_nothing(engine, overlapped):
         h.expect_solo_answers("b")
 
 
+class Costs(NothingCosts):
+    """Claim that a row costs what a step costs, so that nothing pays, until told otherwise."""
+
+    each = 1.0
+
+    def line(self, num_rows: int) -> tuple[float, float]:
+        return 1.0 - self.each, self.each
+
+
+def test_the_loop_overlaps_while_no_proposal_pays(engine):
+    h = engine(5, 90, async_scheduling=True)
+    costs = h.core.scheduler.speculator.costs = Costs()
+    h.add("a", prompt(10), max_tokens=60)
+    for _ in range(20):
+        h.step()
+    assert not h.recorded(events.SpecVerified)
+    costs.each = 0.0
+    h.run()
+    h.expect_solo_answers()
+    finished = {e.step: e.seq for e in h.recorded(events.StepFinished)}
+    planned = h.recorded(events.StepPlanned)
+    ahead = [e.step for e in planned if e.seq < finished.get(e.step - 1, 0)]
+    verified = {e.step for e in h.recorded(events.SpecVerified)}
+    assert ahead and verified and max(ahead) < min(verified)
+
+
 def test_counts_of_a_step(engine):
     h = engine(5)
     h.add("a", prompt(10), max_tokens=30)
@@ -334,3 +362,46 @@ def test_costs_follow_the_shortest_of_the_last_steps():
             costs.observe(rows, 500 + 20 * rows)
     fixed, each = costs.line(1)
     assert abs(fixed - 500) < 25 and abs(each - 20) < 2
+
+
+@pytest.mark.parametrize(
+    ("shares", "pass_us", "each", "counts"),
+    [
+        ([0.7], 0.0, 0.0, [4]),  # nothing costs anything
+        ([1.0], 50.0, 1.0, [4]),  # half a step for a sure token
+        ([0.4], 50.0, 1.0, [0]),
+        ([0.7], 20.0, 1.0, [3]),  # 2.53 / 164: more than 2.19 / 143 and 2.77 / 185
+        ([0.7, 0.7], 60.0, 1.0, [1, 1]),  # a pass for two costs what it costs for one
+        ([0.7, 0.1], 20.0, 10.0, [1, 0]),
+        ([0.9] * 64, 100.0, 100.0, [0] * 64),  # a full batch
+    ],
+)
+def test_how_many_passes_of_a_draft_model_pay(shares, pass_us, each, counts):
+    step = worth.BareStep(len(shares), 100.0, each, 500)
+    assert worth.by_passes(step, shares, [4] * len(shares), lambda rows: pass_us) == counts
+
+
+def test_passes_of_a_draft_model_stay_within_the_room():
+    step = worth.BareStep(3, 100.0, 0.0, 7)
+    counts = worth.by_passes(step, [0.9, 0.5, 0.8], [4, 4, 2], lambda rows: 0.0)
+    assert counts[2] == 2 and sum(counts) <= 7 and counts[0] == 4
+    assert worth.by_passes(worth.BareStep(1, 0.0, 0.0, 7), [1.0], [4], lambda rows: 0.0) == [0]
+
+
+def test_a_draft_model_is_tried_before_its_time_is_known():
+    harness = Harness(60, options={"speculative_config": {"method": "draft", "model": "small"}})
+    harness.close()
+    made = harness.core.scheduler.speculator
+    assert made is not None
+    requests = decoding(2)
+    assert made.choose(requests, 2, 2000) == [(r, [UNKNOWN] * 3) for r in requests]
+    for rows in (1, 2, 4, 8) * 10:
+        made.costs.observe(rows, 100.0 + rows)
+        made.passes.observe(rows, 40.0 + rows)
+    [first, second] = made.choose(requests, 2, 2000)
+    assert len(first[1]) == len(second[1]) == 1, "a pass takes nearly half a step"
+    for _ in range(20):
+        made.choose(requests, 2, 2000)
+        for request in requests:
+            made.verified(request, 1, 0)
+    assert made.choose(requests, 2, 2000) == []

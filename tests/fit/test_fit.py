@@ -308,3 +308,17 @@ def test_a_size_that_no_model_has_is_refused(layers):
     config = {**known_config("Qwen/Qwen3-0.6B"), "num_hidden_layers": layers}
     with pytest.raises(PlanError, match=r"config.json of it says num_hidden_layers .*1 to 10,000"):
         shape_of("it", config)
+
+
+def test_a_draft_model_takes_memory_twice():
+    model, draft = "HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-135M"
+    plain, drafting, alone = make_plan(model), make_plan(model, draft=draft), make_plan(draft)
+    assert drafting.kv_bytes_per_token == plain.kv_bytes_per_token + alone.kv_bytes_per_token
+    blocks = plain.blocks * plain.block_size
+    more = alone.shape.weight_bytes + blocks * alone.kv_bytes_per_token
+    assert drafting.needed - plain.needed == more
+    text = report(drafting)
+    assert "SmolLM2-135M: 134,515,008 parameters" in text and "of the draft" in text
+    assert "draft" not in report(plain)
+    with pytest.raises(PlanError, match="it can't propose for it"):
+        make_plan(model, draft="pocket")

@@ -71,6 +71,7 @@ EXACT = [
     ("policy", "fcfs own last"),
     ("preemption", "tokens bytes"),
     ("grammars", "fitting"),
+    ("speculation", "same"),
     ("whole", "padding"),
 ]
 

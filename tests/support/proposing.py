@@ -16,6 +16,8 @@ from tests.support.paged_oracle import VOCAB_SIZE, next_token
 class HalfRight:
     """Guess what the oracle will draw, and from a random place on something else."""
 
+    drafts = False
+
     def __init__(self, asked: Speculation) -> None:
         self.random = Random(asked.num_speculative_tokens)
 
@@ -32,6 +34,8 @@ class HalfRight:
 class NothingCosts:
     """Claim that rows cost nothing, so that every proposal is checked."""
 
+    known = False
+
     def observe(self, num_rows: int, us: float) -> None: ...
 
     def line(self, num_rows: int) -> tuple[float, float]:
@@ -47,6 +51,7 @@ class EagerScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         if self.speculator is not None:
             self.speculator.costs = NothingCosts()  # type: ignore[assignment]
+            self.speculator.passes = NothingCosts()  # type: ignore[assignment]
 
 
 proposing_scheduler = partial(EagerScheduler, proposer=HalfRight)
@@ -59,6 +64,8 @@ def proposals(most: int) -> dict:
 
 class Replay:
     """Propose how known texts went on."""
+
+    drafts = False
 
     def __init__(self) -> None:
         self.texts: list[list[int]] = []

@@ -29,7 +29,7 @@ from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
 from engine.core.grammar_gate import GrammarGate
 from engine.core.named_scheduler import named_scheduler
-from engine.models.hub import find_model
+from engine.models.hub import find_draft, find_model
 from engine.one_line import one_line
 from engine.server import logs
 from engine.server.link import wire
@@ -68,6 +68,7 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
 
     # Before importing torch, which takes seconds: report a missing model immediately.
     find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)
+    find_draft(config, bytes_done)
     progress("importing torch")
     # NumPy's BLAS, which nothing here uses, takes a buffer for each thread: 40 MB on two cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -34,9 +34,11 @@ def rows_in_words(rows: list[ev.StepRow], context: Context, most: int = 3) -> st
 def time_split(event: ev.StepFinished, steps: int = 1) -> str:
     """Split a step's time into parts that sum up to the whole. `steps` > 1: of an average step."""
     execute = event.prepare_us + event.forward_us
-    told = event.schedule_us + execute + event.sample_us + event.record_us
+    told = event.schedule_us + execute + event.draft_us + event.sample_us + event.record_us
     other = max(0.0, event.total_us - told)
     parts = [("schedule", event.schedule_us), ("execute", execute), ("sample", event.sample_us)]
+    if event.draft_us:
+        parts.insert(1, ("draft", event.draft_us))
     if event.record_us:
         parts.append(("record", event.record_us))
     rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the previous one

@@ -203,6 +203,7 @@ class _Breakdown:
 
         add(LOOP, finished.schedule_us + finished.update_us + finished.ready_us)
         add(Cause("swap", self._other(step.swaps)) if step.swaps else LOOP, finished.prepare_us)
+        add(OWN_DECODE, finished.draft_us)
         add(SAMPLING, finished.sample_us)
         add(RECORDING, finished.record_us)
         forward = round(finished.forward_us * 1e3)

@@ -40,6 +40,7 @@ class CudaPlatform:
         with trial() as largest:
             activations = max(self._peak_bytes(largest.compute), largest.draw_bytes)
             graphs, graphs_why = self._graph_bytes(largest.graph_shape)
+            draft_graphs, draft_why = self._graph_bytes(largest.draft_shape)
         torch.cuda.empty_cache()
         free_bytes, total = torch.cuda.mem_get_info(self.device)
         used = total - free_bytes
@@ -49,7 +50,9 @@ class CudaPlatform:
         )
         if graphs_why:
             why += f" − {gib(graphs)} for {graphs_why}"
-        beside = activations + graphs
+        if draft_why:
+            why += f" − {gib(draft_graphs)} for the draft model's {draft_why}"
+        beside = activations + graphs + draft_graphs
         return KVMemory(int(total * share) - used - beside, why, free_bytes - beside)
 
     def has_graphs(self, kv_dtype: torch.dtype, recorder: Recorder) -> bool:

@@ -23,6 +23,7 @@ class Trial:
     compute: Callable[[], object]
     draw_bytes: int  # what drawing for every seat takes, beside what computing does
     graph_shape: GraphShape | None  # None: no graphs are wanted
+    draft_shape: GraphShape | None = None  # the same of the draft model
 
 
 class Platform(Protocol):

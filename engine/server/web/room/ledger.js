@@ -41,7 +41,7 @@ export function reasonAt(life, position) {
 export class Ledger {
   facts = {}; // engine.started, engine.model_loaded, engine.kv_sized
   sequences = new Map(); // name → life
-  steps = new Map(); // step → {plan, finished, kernels, at, cut: its end was not sent}
+  steps = new Map(); // step → {plan, finished, kernels, verified: by sequence, at, cut: its end was not sent}
   marks = []; // for the slider: {name of the moment, event, at}, in order
   skipped = 0; // events that this viewer missed
   lost = 0; // events that some reader of the record could not take
@@ -122,7 +122,10 @@ export class Ledger {
 
   step(number, at) {
     let step = this.steps.get(number);
-    if (!step) this.steps.set(number, step = { number, plan: null, finished: null, kernels: [], at, cut: false });
+    if (!step) {
+      step = { number, plan: null, finished: null, kernels: [], verified: new Map(), at, cut: false };
+      this.steps.set(number, step);
+    }
     return step;
   }
 
@@ -199,6 +202,9 @@ const SEEN = {
       else life.first = { step: event.step, ns: event.ts_ns, at };
       life.lastNs = event.ts_ns;
     }
+  },
+  "spec.verified"(ledger, event, at) {
+    ledger.step(event.step, at).verified.set(event.request_id, event);
   },
   "kernel.launched"(ledger, event, at) {
     ledger.step(event.step ?? 0, at).kernels.push(event);

@@ -15,6 +15,11 @@ const WIDTH = 1000, HEIGHT = 96, MIDDLE = 34;
 const TRAVEL_MS = 700, FRAME_MS = 30;
 const DOTS_A_LEG = 9; // at a time: more say nothing more
 
+/** Microseconds from a plan to its logits. */
+function workerTime({ prepare_us = 0, draft_us = 0, forward_us = 0 }) {
+  return prepare_us + draft_us + forward_us;
+}
+
 export class Pipeline {
   constructor(room, panel) {
     this.room = room;
@@ -87,7 +92,7 @@ export class Pipeline {
       this.#lastTokenized(),
       `${state.running.length} run, ${state.waiting.length} wait`,
       finished
-        ? `${plural(finished.num_tokens ?? 0, "token")}${time((finished.prepare_us ?? 0) + (finished.forward_us ?? 0))}`
+        ? `${plural(finished.num_tokens ?? 0, "token")}${time(workerTime(finished))}`
         : plan
         ? `${plural(plan.budget_used ?? 0, "token")} …`
         : "idle",

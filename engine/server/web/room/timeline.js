@@ -10,7 +10,22 @@ const SIZES = { labels: 76, axis: 16, strip: 34, time: 44, font: 11, least: 12, 
 const PRESENTED = { labels: 100, axis: 26, strip: 0, time: 0, font: 18, least: 21, most: 40 };
 
 /** Parts of a step's time, in order. `record` is what recording the draws took, at level full. */
-export const PARTS = ["schedule", "prepare", "forward", "sample", "record", "update"];
+export const PARTS = ["schedule", "prepare", "draft", "forward", "sample", "record", "update"];
+
+const TALLEST = 8; // tokens of a stroke that fills its row
+
+/** The height of the stroke of so many tokens, which a sequence got in one step. */
+export function strokeHeight(high, tokens) {
+  const one = Math.max(2, Math.round(high * 0.4));
+  return Math.min(high, one + Math.round(((high - one) * (tokens - 1)) / (TALLEST - 1)));
+}
+
+/** What a sequence got of a step, in words. verified: its event, if there were proposals. */
+export function decodes(verified) {
+  if (!verified?.num_proposed) return "decodes 1 token";
+  const { num_proposed: proposed, num_accepted: accepted = 0 } = verified;
+  return `decodes ${plural(1 + accepted, "token")}: ${accepted} of ${plural(proposed, "proposed token")} right`;
+}
 
 export class Timeline {
   constructor(room, panel) {
@@ -159,9 +174,11 @@ export class Timeline {
       if (x < labels) continue;
       if (x + wide > width + 0.5) break;
       const future = at > record.state.step;
+      const seen = new Set(); // the rows of proposals are their sequence's, and one stroke with it
       for (const [name, , count, samples] of step.plan?.rows ?? []) {
         const row = rowOf.get(name);
-        if (row === undefined) continue;
+        if (row === undefined || seen.has(name)) continue;
+        seen.add(name);
         const life = ledger.life(name);
         const dim = selection.request && selection.request !== name;
         const y = axis + row * this.rowHeight, high = this.rowHeight - 2;
@@ -169,8 +186,13 @@ export class Timeline {
         context.globalAlpha = (future ? 0.35 : 1) * (dim ? 0.4 : 1);
         context.fillStyle = ownerColour(life.hue);
         if (count === 1 && samples) { // a decode
-          const thin = Math.max(2, Math.round(high * 0.4));
-          context.fillRect(x, y + 1 + Math.floor((high - thin) / 2), wide, thin);
+          const { num_proposed: proposed = 0, num_accepted: accepted = 0 } = step.verified.get(name) ?? {};
+          const alpha = context.globalAlpha;
+          for (const [tokens, share] of [[1 + proposed, 0.3], [1 + accepted, 1]]) {
+            const tall = strokeHeight(high, tokens);
+            context.globalAlpha = alpha * share;
+            if (proposed || share === 1) context.fillRect(x, y + 1 + Math.floor((high - tall) / 2), wide, tall);
+          }
         } else { // a prompt, whole or the last chunk: full; a chunk with more to come: hollow
           context.fillRect(x, y + 1, wide, high);
           if (!samples && high > 4 && wide > 3) {
@@ -291,7 +313,7 @@ export class Timeline {
     if (row) {
       const [, start, count, samples] = row;
       const what = count === 1 && samples
-        ? "decodes 1 token"
+        ? decodes(step.verified.get(life.name))
         : `computes ${plural(count, "token")} (${start}–${start + count - 1})${samples ? "" : ", more to come"}`;
       lines.push(`${life.label} ${what}`);
       const cached = life.cachedAt.get(at);
@@ -333,5 +355,5 @@ export class Timeline {
 /** The colour of a part of a step's time: one family, from cool to warm. */
 export function partColour(index) {
   const all = colours();
-  return `oklch(${all.lightness} 0.09 ${[250, 205, 165, 95, 330, 45][index]})`;
+  return `oklch(${all.lightness} 0.09 ${[250, 205, 290, 165, 95, 330, 45][index]})`;
 }

@@ -1,0 +1,91 @@
+"""Choose how many proposals of each sequence make tokens come faster.
+
+A step with r rows takes about `fixed + each · r`. A proposal that is right with probability q adds
+q tokens for one row more, so tokens per second grow while
+
+    q > each · (tokens expected so far) / (time of the step so far).
+
+The j-th proposal of a sequence counts only if those before it are right: with probability q^j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+
+class BareStep(NamedTuple):
+    """Describe a step before proposals: its rows, its times, and the rows that may be added."""
+
+    num_rows: int
+    fixed: float  # µs
+    each: float  # µs for a row
+    room: int
+
+    @property
+    def time(self) -> float:
+        return self.fixed + self.each * self.num_rows
+
+    def pays(self, chance: float) -> bool:
+        """Return whether a proposal that is right with this probability makes tokens faster."""
+        return chance * self.time > self.each * self.num_rows
+
+
+def most_probable(step: BareStep, shares: Sequence[float], most: Sequence[int]) -> list[int]:
+    """Add the most probable proposals first, until the next one wouldn't pay.
+
+    shares: of each sequence, how probable its next proposal is. most: how many it has.
+    """
+    counts = [0] * len(shares)
+    tokens, time = float(step.num_rows), step.time
+    next_ones = [(-share, place) for place, share in enumerate(shares) if most[place]]
+    heapify(next_ones)
+    for _ in range(step.room):
+        if not next_ones:
+            break
+        chance, place = -next_ones[0][0], next_ones[0][1]
+        if chance * time <= step.each * tokens:
+            break
+        counts[place] += 1
+        tokens, time = tokens + chance, time + step.each
+        if counts[place] < most[place]:
+            heapreplace(next_ones, (-chance * shares[place], place))
+        else:
+            heappop(next_ones)
+    return counts
+
+
+def by_passes(
+    step: BareStep,
+    shares: Sequence[float],
+    most: Sequence[int],
+    pass_us: Callable[[int], float],
+) -> list[int]:
+    """Choose for how many sequences a draft model computes how many passes.
+
+    A pass costs nearly the same for one sequence as for some, so all get the same number, the most
+    promising ones first. pass_us: the time of a pass for so many sequences.
+    """
+    order = sorted((i for i in range(len(shares)) if most[i]), key=lambda i: -shares[i])
+    best, chosen = (step.num_rows / step.time if step.time else 0.0), (0, 0)
+    expected = [0.0] * (max(most, default=0) + 1)  # tokens added, by the number of passes
+    rows = [0] * len(expected)
+    for count, place in enumerate(order, 1):
+        chance, added = 1.0, 0.0
+        each_pass = pass_us(count)
+        for passes in range(1, len(expected)):
+            if passes <= most[place]:
+                chance *= shares[place]
+                added += chance
+            expected[passes] += added
+            rows[passes] += min(passes, most[place])
+            if rows[passes] > step.room:
+                break
+            time = step.time + step.each * rows[passes] + each_pass * passes
+            if step.time and (step.num_rows + expected[passes]) / time > best:
+                best, chosen = (step.num_rows + expected[passes]) / time, (count, passes)
+    counts = [0] * len(shares)
+    for place in order[: chosen[0]]:
+        counts[place] = min(chosen[1], most[place])
+    return counts
