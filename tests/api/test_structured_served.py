@@ -257,3 +257,59 @@ def test_a_call_can_be_forced(server, stream):
         "/v1/chat/completions", json={"messages": HI, "tools": TOOLS, "tool_choice": "auto"}
     )
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+
+
+FLAT_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]
+CLAUDE_TOOLS = [
+    {"name": "person", "input_schema": PERSON},
+    {"name": "clock", "input_schema": {"type": "object", "properties": {}}},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "person"}])
+def test_a_call_can_be_forced_over_responses(server, choice, stream):
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    given: dict[str, Any] = {
+        "model": "pocket", "input": HI, "tools": FLAT_TOOLS, "tool_choice": choice,
+        "temperature": 1.5, "max_output_tokens": 90, "extra_body": {"seed": 3},
+    }  # fmt: skip
+    if stream:
+        with client.responses.stream(**given) as events:
+            pieces = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+            answer = events.get_final_response()
+        assert "".join(pieces) == answer.output[0].arguments
+    else:
+        answer = client.responses.create(**given)
+    (call,) = answer.output
+    assert answer.status == "completed" and call.type == "function_call" and not answer.output_text
+    check_call(call.name, json.loads(call.arguments), named=choice != "required")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "person"}])
+def test_a_call_can_be_forced_over_messages(server, choice, stream):
+    body = {
+        "model": "pocket", "messages": HI, "tools": CLAUDE_TOOLS, "tool_choice": choice,
+        "temperature": 1.0, "max_tokens": 90, "stream": stream,
+    }  # fmt: skip
+    answer = server.http.post("/v1/messages", json=body)
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        message = answer.json()
+        (call,) = message["content"]
+        stopped, called = message["stop_reason"], call["input"]
+    else:
+        lines = answer.text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        (call,) = [e["content_block"] for e in events if e["type"] == "content_block_start"]
+        deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+        called = json.loads("".join(delta["partial_json"] for delta in deltas))
+        (stopped,) = [e["delta"]["stop_reason"] for e in events if e["type"] == "message_delta"]
+    assert call["type"] == "tool_use" and stopped == "tool_use"
+    check_call(call["name"], called, named=choice["type"] == "tool")
+
+
+def check_call(name: str, arguments: Any, named: bool) -> None:
+    assert name == "person" or (name == "clock" and not named)
+    jsonschema.validate(arguments, PERSON if name == "person" else {"maxProperties": 0})

@@ -108,6 +108,35 @@ def test_the_lens_shows_what_a_token_could_have_been(open_room, live):
     assert f"Seed {draws[1]['seed']}, so it can be drawn again." in said
 
 
+def test_the_lens_says_why_a_tool_is_called(open_room, live):
+    page = open_room()
+    page.wait_for_selector("#status[data-state=live]")
+    tool = {"type": "function", "function": {"name": "clock"}}
+    body = {
+        "messages": [{"role": "user", "content": "Hello!"}], "tools": [tool],
+        "tool_choice": "required", "max_tokens": 60, "trace": "full",
+    }  # fmt: skip
+    answer = live.http.post("/v1/chat/completions", json=body).json()
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "clock"
+    caught_up(page, live)
+    name = answer["id"]
+    life = f"room.ledger.life({name!r})"
+    until(page, f"{life}.calls.length === 1")
+    page.evaluate(f"room.select({{ request: {name!r} }})")
+    page.wait_for_selector("#lens .call")
+    only, other = page.evaluate(
+        f"(() => {{ const all = {life}.draws.map((draw) => draw.event);"
+        " return [all.filter((e) => e.num_allowed === 1).length,"
+        " all.filter((e) => (e.instead_of ?? -1) >= 0).length]; })()"
+    )
+    said = page.inner_text("#lens .call")
+    length = len(call["function"]["arguments"])
+    assert said.startswith(f"Calls “clock” with {length} characters of arguments. tool_choice")
+    assert f"one choice for {only}; {other} the model would have written otherwise" in said
+    assert other > 0
+
+
 def test_a_crowd_from_the_page_is_in_the_engine_at_once(open_room, live):
     """A browser has six connections to a server: the engine doesn't see requests that wait for
     one."""

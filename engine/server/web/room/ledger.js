@@ -17,6 +17,7 @@ function newLife(name, order) {
     waits: [],
     draws: [],
     texts: [],
+    calls: [], // of tools
     cachedAt: new Map(),
     preemptions: [],
     queued: null,
@@ -220,6 +221,10 @@ const SEEN = {
   "text.emitted"(ledger, event, at) {
     const name = event.index ? `${event.request_id}.${event.index}` : event.request_id;
     ledger.begin(name).texts.push({ at, event });
+  },
+  "tool.called"(ledger, event, at) {
+    const name = event.index ? `${event.request_id}.${event.index}` : event.request_id;
+    ledger.begin(name).calls.push({ at, event });
   },
 };
 for (const [kind, how] of Object.entries(FINAL)) {

@@ -25,7 +25,9 @@ export class Lens {
     const { record, ledger, selection } = this.room;
     const life = ledger.sequences.get(selection.request);
     const draws = life ? life.draws.filter(({ at }) => at <= record.position) : [];
-    const code = [selection.request, life?.label, draws.length, selection.token, this.room.tokensKnown].join();
+    const calls = life ? life.calls.filter(({ at }) => at <= record.position) : [];
+    const code = [selection.request, life?.label, draws.length, calls.length, selection.token, this.room.tokensKnown]
+      .join();
     if (code === this.shown) return;
     this.shown = code;
     if (!draws.length) return this.#explain(life);
@@ -49,7 +51,7 @@ export class Lens {
       }),
     );
     if (!this.tokens.contains(document.activeElement)) this.tokens.scrollTop = this.tokens.scrollHeight;
-    this.detail.replaceChildren(...this.#draw(chosen.event, life));
+    this.detail.replaceChildren(...this.#calls(calls, draws), ...this.#draw(chosen.event, life));
   }
 
   #explain(life) {
@@ -139,6 +141,28 @@ export class Lens {
     const strip = greedy ? null : this.#strip(event, rows, life);
     if (strip) parts.push(strip);
     return parts;
+  }
+
+  /** The calls of tools in this answer: which the model chose, and what a grammar wrote of the others. */
+  #calls(calls, draws) {
+    let since = -1;
+    return calls.map(({ at, event }) => {
+      const tokens = draws.filter((draw) => since < draw.at && draw.at <= at).map((draw) => draw.event);
+      const only = tokens.filter((token) => token.num_allowed === 1).length;
+      const other = tokens.filter((token) => (token.instead_of ?? -1) >= 0).length;
+      since = at;
+      return element(
+        "p.how.call",
+        {},
+        "Calls ",
+        element("b", {}, event.tool ? `“${event.tool}”` : "a tool"),
+        ` with ${plural(event.num_chars ?? 0, "character")} of arguments. `,
+        event.forced
+          ? `tool_choice wanted a call. Of ${plural(tokens.length, "token")} up to its end the grammar left one ` +
+            `choice for ${number(only)}; ${number(other)} the model would have written otherwise.`
+          : "The model chose to: no grammar held it to a call.",
+      );
+    });
   }
 
   /** What the grammar allowed here, what it took, and what the model would have written. */
