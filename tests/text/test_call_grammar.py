@@ -47,7 +47,10 @@ WITH_TEXT = {
 }
 NAMES = [*WRITTEN, "mistral"]
 IN_TAGS = [name for name, written in WRITTEN.items() if isinstance(written, WrittenInTags)]
-TOKENS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>"]
+TOKENS = [
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>"),
+    *("<|start|>", "<|channel|>", "<|message|>", "<|over|>", "<|open|>", "<|close|>", "<|sep|>"),
+]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["marks are text", "marks are tokens"])
@@ -144,3 +147,16 @@ def test_reasoning_is_free_and_the_form_begins_behind_it(tokens):
         assert accepts([form, calls], text), text
     assert not accepts([form, calls], f"yes{call}")
     assert held_grammar([form], None, False, added) is form
+    # pocket's own end token is written like harmony's mark
+    channels = REASONING_FORMATS["harmony"]._replace(end="<|over|>")
+    for text in (
+        "<|channel|>analysis<|message|>so?<|over|><|start|>assistant<|channel|>final<|message|>yes",
+        "<|channel|>final<|message|>no",
+        "yes",
+    ):
+        assert accepts([form], text, channels), text
+    assert not accepts([form], "<|channel|>analysis<|message|>yes", channels)
+    sections = REASONING_FORMATS["kimi_k3"]
+    assert accepts(
+        [form], "hm<|close|>think<|sep|><|open|>response<|sep|>yes", sections, inside=True
+    )

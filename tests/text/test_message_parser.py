@@ -101,6 +101,31 @@ TRANSCRIPTS = [  # (format, text, content, calls)
     ("nemotron", f'<TOOLCALL>[{{"name": "get_w", "arguments": {WRITTEN}}}]</TOOLCALL>', "", [CALL]),
     ("cohere", f'<|START_ACTION|>[\n{{"tool_call_id": "0", "tool_name": "get_w", "parameters":'
      f" {WRITTEN}}}\n]<|END_ACTION|>", "", [CALL]),
+    ("harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary "
+     f"to=functions.get_w <|constrain|>json<|message|>{WRITTEN}<|call|>",
+     "<|channel|>analysis<|message|>Hm.", [CALL]),  # its reasoning isn't told apart here
+    ("harmony", f" to=functions.get_w<|channel|>commentary json<|message|>{WRITTEN}<|call|>"
+     "<|start|>assistant to=functions.clock<|channel|>commentary json<|message|>{}<|call|>", "",
+     [CALL, CLOCK]),
+    ("harmony", "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>"
+     "commentary to=functions.clock<|message|>{}<|call|>", "I look.", [CLOCK]),
+    ("harmony", "<|channel|>final<|message|>It rains to= me.<|return|>", "It rains to= me.", []),
+    ("gemma4", '<|tool_call>call:get_w{city:<|"|>' + OSLO["city"] + '<|"|>,days:3}<tool_call|>'
+     "<|tool_call>call:clock{}<tool_call|>", "", [("get_w", THREE), CLOCK]),
+    ("gemma4", '<|tool_call>call:get_w{tags:[<|"|>a,b}<|"|>,{<|"|>x<|"|>:true},None,[]]}'
+     "<tool_call|>", "", [("get_w", {"tags": ["a,b}", {"x": True}, None, []]})]),
+    ("apertus", f'<|tools_prefix|>[{{"get_w": {WRITTEN}}}, {{"clock": {{}}}}]<|tools_suffix|>', "",
+     [CALL, CLOCK]),
+    ("apertus", "<|tools_prefix|>[1]<|tools_suffix|>", "<|tools_prefix|>[1]<|tools_suffix|>", []),
+    ("hunyuan", "I look.<tool_calls:opensource>\n<tool_call:opensource>get_w<tool_sep:opensource>\n"
+     "<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>" + OSLO["city"] +
+     "</arg_value:opensource>\n</tool_call:opensource>\n<tool_call:opensource>clock<tool_sep:"
+     "opensource>\n</tool_call:opensource>\n</tool_calls:opensource>", "I look.", [CALL, CLOCK]),
+    ("kimi_k3", "<|open|>response<|sep|>I look.<|close|>response<|sep|><|open|>tools<|sep|><|open|>"
+     'call tool="get_w" index="1"<|sep|><|open|>argument key="city" type="string"<|sep|>' +
+     OSLO["city"] + '<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>3'
+     "<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|end_of_msg|>", "I look.",
+     [("get_w", THREE)]),
     ("granite", f'<|tool_call|>[{{"name": "get_w", "arguments": {WRITTEN}}}]', "", [CALL]),
 ]  # fmt: skip
 
@@ -241,6 +266,30 @@ def test_another_objects_entries_are_no_literal():
 )
 def test_a_schema_of_any_shape_names_types(schema, types):
     assert types_of(schema) == types
+
+
+CHANNELS = [  # (format, reasoning's, text, inside, content, reasoning, names of calls)
+    ("harmony", "harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
+     "commentary<|message|>I look.<|end|><|start|>assistant<|channel|>analysis<|message|>Ok.<|end|>"
+     "<|start|>assistant<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{}",
+     False, "I look.", "Hm.Ok.", ["clock"]),
+    ("harmony", "harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
+     "final<|message|>Yes.<|return|>", False, "Yes.", "Hm.", []),
+    ("gemma4", "gemma4", "<|channel>thought\nHm.\n<channel|>Yes.", False, "Yes.", "Hm.", []),
+    ("gemma4", "gemma4", "<|channel>thought\nHm.<channel|><|tool_call>call:clock{}<tool_call|>",
+     False, "", "Hm.", ["clock"]),
+    ("kimi_k3", "kimi_k3", "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response"
+     "<|sep|><|end_of_msg|>", True, "Yes.", "Hm.", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANNELS)
+def test_reasoning_in_marks_of_several_tokens(case):
+    name, thinks, text, inside, content, reasoning, names = case
+    for parts in ([text], list(text), *([text[:at], text[at:]] for at in range(len(text)))):
+        told = message(plain_parser(name, reasoning=thinks, inside=inside), parts)
+        assert told[:2] == (content, reasoning)
+        assert [call for call, _ in told[2]] == names
 
 
 def test_reasoning():

@@ -52,6 +52,7 @@ WRITTEN: dict[str, Written | WrittenInTags] = {
     "cohere": Written(
         '{"tool_name": "NAME", "parameters": ', "}", "<|START_ACTION|>[", ", ", "]<|END_ACTION|>"
     ),
+    "apertus": Written('{"NAME": ', "}", "<|tools_prefix|>[", ", ", "]<|tools_suffix|>"),
     "deepseek_v3": Written(
         "<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>",
         "<｜tool▁calls▁begin｜>", "\n", "<｜tool▁calls▁end｜>",
@@ -71,6 +72,12 @@ WRITTEN: dict[str, Written | WrittenInTags] = {
     ),
     "glm45": WrittenInTags(
         "<tool_call>NAME\n", "<arg_key>KEY</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"
+    ),
+    "hunyuan": WrittenInTags(
+        "<tool_call:opensource>NAME<tool_sep:opensource>\n",
+        "<arg_key:opensource>KEY</arg_key:opensource>\n<arg_value:opensource>",
+        "</arg_value:opensource>\n", "</tool_call:opensource>\n", "",
+        "<tool_calls:opensource>\n", "</tool_calls:opensource>",
     ),
     "minimax_m2": WrittenInTags(
         '<invoke name="NAME">\n', '<parameter name="KEY">', "</parameter>\n", "</invoke>\n",

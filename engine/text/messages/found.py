@@ -126,8 +126,14 @@ def read(made: CallFormat, written: str, schemas: Mapping[str, Any]) -> Assistan
 
 
 def _reasoning_of(chat: ChatTemplate) -> ReasoningFormat | None:
+    text = chat.text
     return next(
-        (made for made in REASONING if made.begin in chat.text and made.end in chat.text), None
+        (
+            made
+            for made in REASONING
+            if (made.begin in text and made.end in text) or (made.hint and made.hint in text)
+        ),
+        None,
     )
 
 

@@ -28,13 +28,18 @@ def held_grammar(
     ways = " | ".join(f"@form_{place}" for place in range(len(parts)))
     rules = [f"start: ({ways})"]
     if reasoning is not None:
-        special = {mark: added[mark] for mark in (reasoning.begin, reasoning.end) if mark in added}
+        own = (reasoning.begin, reasoning.end, *reasoning.around, *reasoning.inner)
+        special = {mark: added[mark] for mark in own if mark in added}
         begin, end = marks(reasoning.begin, special), marks(reasoning.end, special)
-        lazy = "" if reasoning.end in special else "[lazy]"
+        lazy = "" if "<[" in end else "[lazy]"
         thinks = "thinks" if inside else f"(GAP? {begin} thinks)?"
+        restart, lead = [
+            f"({marks(text, special)})? " if text else ""
+            for text in (reasoning.restart, reasoning.lead)
+        ]
         rules = [
-            f"start: {thinks} ({ways})",
-            "thinks: thought GAP?",
+            f"start: {thinks} {lead}({ways})",
+            f"thinks: thought {restart}GAP?",
             f"thought{lazy}: TEXT {end}",
             r"TEXT: /(.|\n)*/",
             r"GAP: /[ \n]{1,4}/",

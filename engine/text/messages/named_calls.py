@@ -50,7 +50,8 @@ class NamedCalls:
             yield Began(found["name"], found.groupdict().get("id"))
         if not self._value.done:
             end = self._value.feed(text, 0)
-            yield Arguments(text[:end])  # what follows is a fence
+            if end:
+                yield Arguments(text[:end])  # what follows is a fence
 
     def end(self, cut: bool) -> Iterator[CallEvent]:
         if self._value is None and not cut and not self.broken:

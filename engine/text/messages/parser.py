@@ -57,6 +57,9 @@ class MessageParser:
         self._finder = finder
         self._calls = calls
         self._reasoning = reasoning
+        made = [form for form in (calls, reasoning) if form is not None]
+        self._around = tuple(dict.fromkeys(mark for form in made for mark in form.around))
+        self._read_as_text = frozenset(mark for form in made for mark in form.inner)
         self._single = single
         self._schemas = schemas
         self._num_earlier_calls = num_earlier_calls
@@ -127,7 +130,7 @@ class MessageParser:
 
     def _take_token(self, mark: Mark) -> None:
         """Take an added token: a mark, or text, or nothing."""
-        reads = self._calls is not None and mark.text in self._calls.inner
+        reads = mark.text in self._read_as_text
         is_mark = self._is_mark(mark.text, by_token=True)
         if not is_mark and (reads or not mark.special):
             self._take_text(mark.text)
@@ -173,10 +176,10 @@ class MessageParser:
         calls, reasoning = self._calls, self._reasoning
         if self._state == "reasoning":
             return [reasoning.end] if reasoning is not None else []
-        marks = [] if calls is None else [*calls.begin, *calls.around]
+        marks = [*self._around, *(calls.begin if calls is not None else ())]
         if self._state == "call":
             return [*marks, *calls.end] if calls is not None else marks
-        if self._state == "first" and reasoning is not None:
+        if reasoning is not None and (self._state == "first" or reasoning.again):
             marks.append(reasoning.begin)
         return marks
 
