@@ -134,7 +134,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         f"empty, of {state.num_blocks:,} ({state.block_size} tokens each); "
         f"host: {len(state.host_blocks_used):,} of {state.num_host_blocks:,} used"
     )
-    print(f"next to be taken: {ranges(list(state.free_queue)) or 'none'}")
+    if state.ordered:
+        print(f"next to be taken: {ranges(list(state.free_queue)) or 'none'}")
     for title, queue in (("running", state.running), ("waiting", state.waiting)):
         print(f"{title}: {len(queue):,}")
         for _rank, name in queue:

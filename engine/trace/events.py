@@ -510,6 +510,7 @@ class EngineKvSized(Event, tag="engine.kv_sized"):
     available_bytes: int = 0
     max_model_len: int = 0
     swap_us_per_block: float = 0.0  # measured at start; 0 without a host pool
+    ordered: bool = True  # false: another engine's pool, which may take any free block next
     why: str = ""
 
 

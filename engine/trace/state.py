@@ -9,6 +9,9 @@ contradicts the state so far raises ReplayError; a wrong state can't result:
 - a block that nobody references any more joins the queue: with a hash at its back, without one at
   its front.
 
+The pool of another engine (`engine.kv_sized` with `ordered` false) may take any free block: of it
+the free queue is a set, and all else holds.
+
 Its size is bounded by the pool and by the requests that are alive, so a server can keep one for as
 long as it runs.
 """
@@ -50,6 +53,7 @@ class EngineState:
         self.lost = 0  # events that are missing, counted by gaps in seq
         self.block_size = 0  # tokens; 0 until engine.kv_sized
         self.num_host_blocks = num_host_blocks
+        self.ordered = True  # the next block to be taken is the first of the free queue
         self.references = [0] * num_blocks  # block → block tables that name it
         self.hashes: dict[int, str] = {}  # block → hash of its content, if it can be found
         self.cached: dict[str, int] = {}  # hash → block
@@ -258,6 +262,10 @@ class EngineState:
         """Remove `block` from the front of the free queue, and give it one reference."""
         if not self.free_queue:
             raise _Contradiction(f"block {block} is taken, but no block is free")
+        if not self.ordered:
+            if block not in self.free_queue:
+                raise _Contradiction(f"block {block} is taken, but it is not free")
+            self.free_queue.move_to_end(block, last=False)
         front, _none = self.free_queue.popitem(last=False)
         if front != block:
             raise _Contradiction(f"block {block} is taken, but block {front} is the next free one")
@@ -344,6 +352,7 @@ class EngineState:
         self.free_queue = OrderedDict.fromkeys(range(event.num_blocks))
         self.num_host_blocks = event.num_host_blocks
         self.block_size = event.block_size
+        self.ordered = event.ordered
 
     # ------------------------------------------------------------------------------ details
 

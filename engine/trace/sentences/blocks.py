@@ -39,7 +39,8 @@ def _copied(event: ev.BlockCopied, context: Context) -> str:
 def _freed(event: ev.BlockFreed, context: Context) -> str:
     if not event.blocks:
         return f"gives back host {blocks(event.host_blocks)}: {context.plain(event.why)}"
-    gives = f"gives back {blocks(event.blocks)} ({context.plain(event.why)})"
+    why = f" ({context.plain(event.why)})" if event.why else ""
+    gives = f"gives back {blocks(event.blocks)}{why}"
     if context.state is None:
         return gives
     references, hashes = context.state.references, context.state.hashes

@@ -18,10 +18,14 @@ def _started(event: ev.EngineStarted, context: Context) -> str:
 @words(ev.EngineModelLoaded)
 def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
     kind = joined([event.architecture, event.implementation])
-    weights = f"{amount(event.num_parameters)} parameters, {size(event.num_bytes)} of {event.dtype}"
+    weights = event.dtype
+    if event.num_parameters:
+        held = f"{size(event.num_bytes)} of {event.dtype}"
+        weights = f"{amount(event.num_parameters)} parameters, {held}"
     if event.quantization:
         weights = f"{weights}, quantized ({event.quantization})"
-    loaded = f"loaded {event.model} ({kind}) in {duration(event.duration_s * 1e6)}: {weights}"
+    took = f" in {duration(event.duration_s * 1e6)}" if event.duration_s else ""
+    loaded = f"loaded {event.model} ({kind}){took}: {weights}"
     computes = joined([f"{event.kernels} kernels compute", event.why], ": ")
     return f"{loaded}; {computes}" if event.kernels else loaded
 

@@ -132,7 +132,7 @@ def _finished(event: ev.RequestFinished, context: Context) -> str:
     cached = f", {event.num_cached_tokens:,} from the cache" if event.num_cached_tokens else ""
     return joined(
         [
-            f"finished ({event.reason}): {context.plain(event.why)}",
+            joined([f"finished ({event.reason})", context.plain(event.why)], ": "),
             f"{event.num_output_tokens:,} out, {event.num_prompt_tokens:,} in{cached}",
             f"{duration(event.running_ms * 1e3)}{pace}",
             f"queued {duration(event.queued_ms * 1e3)}",

@@ -394,8 +394,8 @@ class Room {
         ? `${
           [started?.config?.served_model_name].flat()[0] || model.model.split("/").at(-1)
         } · ${model.architecture} · ${
-          number(Math.round(model.num_parameters / 1e5) / 10)
-        } M parameters · ${model.dtype}`
+          model.num_parameters ? `${number(Math.round(model.num_parameters / 1e5) / 10)} M parameters · ` : ""
+        }${model.dtype}`
         : "",
       started?.machine?.device ?? "",
     ];

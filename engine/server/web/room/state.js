@@ -87,6 +87,7 @@ export class EngineState {
     this.lost = 0; // events that are missing, by gaps in seq
     this.blockSize = 0;
     this.numHostBlocks = 0;
+    this.ordered = true; // the next block to be taken is the first free one
     this.hostTables = new Map(); // swapped-out sequence → its host blocks
     this.tables = new Map(); // sequence → its block table
     this.sequences = new Map(); // alive ones: name → {name, rank, status, computed}
@@ -156,7 +157,7 @@ export class EngineState {
 
   copy() {
     const other = new EngineState();
-    for (const name of ["step", "lastSeq", "lost", "blockSize", "numHostBlocks"]) other[name] = this[name];
+    for (const name of ["step", "lastSeq", "lost", "blockSize", "numHostBlocks", "ordered"]) other[name] = this[name];
     other.references = this.references.slice();
     other.hashes = new Map(this.hashes);
     other.cached = new Map(this.cached);
@@ -207,7 +208,7 @@ export class EngineState {
   }
 
   take(block) {
-    if (this.free.first !== block) {
+    if (this.ordered && this.free.first !== block) {
       throw new Contradiction(`block ${block} is taken, but block ${this.free.first} is the next free one`);
     }
     if (this.hashes.has(block)) throw new Contradiction(`block ${block}: its content was not evicted`);
@@ -340,8 +341,9 @@ const FOLDS = {
     this.hostTables.set(name, [...blocks]);
   },
   "block.swapped_in": releaseHost,
-  "engine.kv_sized"({ num_blocks: count = 0, num_host_blocks: host = 0, block_size: size = 0 }) {
+  "engine.kv_sized"({ num_blocks: count = 0, num_host_blocks: host = 0, block_size: size = 0, ordered = true }) {
     this.resize(count);
+    this.ordered = ordered;
     this.numHostBlocks = host;
     this.blockSize = size;
   },
