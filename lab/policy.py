@@ -75,7 +75,7 @@ def _simulated(bench: Workbench, policy: MakeScheduler) -> list[Event]:
     ]  # fmt: skip
 
     def step_us(shape: Shape) -> float:
-        prompt, rows, _copies = shape
+        prompt, rows, *_rest = shape
         return 1e6 * (cost.fixed + cost.token * prompt + cost.row * rows)
 
     config = replace(

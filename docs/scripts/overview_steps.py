@@ -135,7 +135,7 @@ def draw_figure(record: Record, asked: str) -> str:
 def curve_figure(record: Record) -> str:
     """Draw throughput against the gap between tokens, by the cost that the record's steps have."""
     times = StepTimes(record.events)
-    step, _token, row, _block = times.cost
+    step, _token, row, *_rest = times.cost
     if not (step > 0 and row > 0):
         raise LookupError(
             f"{record.name} has steps that cost {step:.0f} + {row:.1f} · n µs: its times are noise;"

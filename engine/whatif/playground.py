@@ -97,5 +97,5 @@ def _arrivals(wanted: Sliders) -> list[Arrival]:
 
 
 def _step_us(shape: Shape) -> float:
-    prompt, rows, copied = shape
+    prompt, rows, copied, _prompts = shape
     return STEP_US + TOKEN_US * prompt + ROW_US * rows + COPY_US * copied

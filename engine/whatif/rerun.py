@@ -37,7 +37,7 @@ class WhatIf:
     other: Measures  # simulated with other settings
     events: list[Event]  # of the other run
     step_error: float  # median, relative: of single steps that the fit hasn't seen
-    cost_us: list[float]  # of a step, a prompt token, a decoding row, a copied block
+    cost_us: list[float]  # of a step, a prompt token, a decoding row, a copied block, a prompt
     load: Workload
     notes: list[str]
 
@@ -71,8 +71,8 @@ def what_if(
             f"blocks of {other_kv.block_size} tokens are no multiple of the recorded"
             f" {kv.block_size}: hits in the prefix cache are too few"
         )
-    largest = max(prompt for (prompt, _rows, _copies), _us in times.steps)
-    beyond = sum(prompt > 1.5 * largest for (prompt, _rows, _copies), _us in observed(other))
+    largest = max(prompt for (prompt, *_rest), _us in times.steps)
+    beyond = sum(prompt > 1.5 * largest for (prompt, *_rest), _us in observed(other))
     if beyond:
         notes.append(
             f"{beyond} steps compute more prompt tokens than 1.5 × any step of the record"

@@ -1,4 +1,8 @@
-"""Fit to a record how long a step takes: a + b · prompt tokens + c · decoding rows + d · copies.
+"""Fit to a record how long a step takes.
+
+a + b · prompt tokens + c · decoding rows + d · copies + e · prompts. A step with a prompt costs
+something beside its tokens; without e, b would carry it: too much for prompts longer than those of
+the record, too little for parts of them.
 
 The fit minimizes the sum of relative errors, so that one slow step among a thousand changes little;
 steps that captured a graph are left out, for that is done once. Steps of the same shape differ: a
@@ -21,14 +25,14 @@ FEWEST = 8  # steps for a fit
 ALIKE = 40  # steps of about one length, whose ratios a prediction draws from
 KNOWN = 8  # steps of one shape, from which on its own median counts
 
-Shape = tuple[int, int, int]
-"""(prompt tokens, decoding rows, blocks copied)"""
+Shape = tuple[int, int, int, int]
+"""(prompt tokens, decoding rows, blocks copied, prompts that these tokens are of)"""
 
 
 def shape_of(rows: Sequence[StepRow], copies: int) -> Shape:
     """Return what a step's time depends on."""
-    prompt = sum(row.num_tokens for row in rows if row.num_tokens > 1 or not row.samples)
-    return prompt, sum(row.num_tokens == 1 and row.samples > 0 for row in rows), copies
+    prompts = [row.num_tokens for row in rows if row.num_tokens > 1 or not row.samples]
+    return sum(prompts), len(rows) - len(prompts), copies, len(prompts)
 
 
 class StepTimes:
@@ -76,26 +80,29 @@ class StepTimes:
 def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
     """Return the shape and time in µs of each step that captured nothing.
 
-    A step's time reaches from the end of the one before, if that one left work to do.
+    A step's time reaches from the end of the one before, if that one left work to do, or if this
+    one was planned before it.
     """
-    plans: dict[int, list[StepRow]] = {}
+    plans: dict[int, ev.StepPlanned] = {}
     copied: dict[int, int] = {}
     captured: set[int] = set()  # steps
     steps: list[tuple[Shape, float]] = []
     before_ns, before_rows = 0, set[str]()
     for event in events:
         if isinstance(event, ev.StepPlanned):
-            plans[event.step] = event.rows
+            plans[event.step] = event
         elif isinstance(event, ev.BlockSwappedIn | ev.BlockSwappedOut):
             copied[event.step] = copied.get(event.step, 0) + len(event.blocks)
         elif isinstance(event, ev.GraphCaptured):
             captured.add(event.step)
         elif isinstance(event, ev.StepFinished):
-            rows = plans.pop(event.step, [])
+            plan = plans.pop(event.step, None)
+            rows = plan.rows if plan is not None else []
             shape = shape_of(rows, copied.pop(event.step, 0))
             names = {row.request_id for row in rows}
             us = event.total_us
-            if before_ns and names & before_rows:
+            overlaps = plan is not None and plan.ts_ns < before_ns
+            if before_ns and (overlaps or names & before_rows):
                 us = (event.ts_ns - before_ns) / 1e3
             if event.step not in captured and us > 0 and rows:
                 steps.append((shape, us))
@@ -104,13 +111,13 @@ def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
 
 
 def fit(steps: Sequence[tuple[Shape, float]]) -> list[float]:
-    """Return the cost in µs of a step, a prompt token, a decoding row, and a copied block.
+    """Return the cost in µs of a step, a prompt token, a decoding row, a copied block, a prompt.
 
     None is negative: one that came out so is fitted again as zero.
     """
-    used = [0, 1, 2, 3]
+    used = [0, 1, 2, 3, 4]
     while True:
-        cost = [0.0] * 4
+        cost = [0.0] * 5
         for index, value in zip(used, _least_relative(steps, used), strict=True):
             cost[index] = value
         negative = [index for index in used if cost[index] < 0]

@@ -29,8 +29,8 @@ SETTINGS = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "block_size": 4}
 
 
 def step_us(shape) -> float:
-    prompt, rows, copies = shape
-    return 300.0 + 20.0 * prompt + 50.0 * rows + 10.0 * copies
+    prompt, rows, copies, prompts = shape
+    return 300.0 + 20.0 * prompt + 50.0 * rows + 10.0 * copies + 700.0 * prompts
 
 
 def arrivals(count=24, gap_us=1500, shared=16, prompt=24, output=9):
@@ -105,8 +105,9 @@ def test_preemptions_are_foreseen():
 def test_the_fit_finds_what_a_step_costs():
     times = StepTimes(recorded())
     assert times.cost[:3] == pytest.approx([300, 20, 50], rel=0.01)
+    assert times.cost[4] == pytest.approx(700, rel=0.01)
     assert times.error < 0.01
-    noisy = [((p, r, 0), 300 + 20 * p + 50 * r) for p in range(0, 30, 3) for r in range(4)]
+    noisy = [((p, r, 0, 0), 300 + 20 * p + 50 * r) for p in range(0, 30, 3) for r in range(4)]
     noisy[7] = (noisy[7][0], 90_000.0)  # one slow step changes nothing
     assert fit(noisy)[:3] == pytest.approx([300, 20, 50], rel=0.02)
 
