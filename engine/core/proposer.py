@@ -61,8 +61,13 @@ class NgramProposer:
     def propose(self, request: Request, most: int) -> Proposed:
         text = self._text(request)
         count = len(text) // TOKEN_BYTES
+        if count <= self.shortest:
+            return Proposed([])
+        least = _last_place(text, count, self.shortest)
+        if least < 0:  # most often: then nothing longer is found either
+            return Proposed([])
         for length in range(min(self.longest, count - 1), self.shortest - 1, -1):
-            place = _last_place(text, count, length)
+            place = _last_place(text, count, length) if length > self.shortest else least
             if place >= 0:
                 source = place + length
                 return Proposed(_copied(request.token_ids, source, most), source)

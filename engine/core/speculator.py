@@ -171,7 +171,10 @@ class Speculator:
         if request.grammar is not None:  # its masks are known ahead where tokens are forced
             token_ids = request.forced_tokens[:most]
         else:
-            token_ids, self._sources[request] = self.proposer.propose(request, most)
+            token_ids, source = self.proposer.propose(request, most)
+            if not token_ids:
+                return token_ids
+            self._sources[request] = source
         for place, token in enumerate(token_ids):
             if token in request.end_ids:
                 return token_ids[:place]

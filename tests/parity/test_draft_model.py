@@ -13,7 +13,7 @@ from engine.models.errors import ModelError
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.models import tiny_models
-from tests.parity.test_speculation import WAYS, Workload, answers, requests
+from tests.parity.test_speculation import KINDS, WAYS, Workload, answers, requests
 from tests.support.engine_on_tokens import TokenEngine
 
 MOST = 3
@@ -35,7 +35,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(folders):
-    return Workload(folders["same"], "float32", 24, requests(tiny_models.VOCAB, 24, 18))
+    prompts, params = requests(tiny_models.VOCAB, 24, 18)
+    every = len(KINDS)  # one of each kind
+    return Workload(folders["same"], "float32", 24, (prompts[:every], params[:every]))
 
 
 def counts(engine: TokenEngine) -> tuple[int, int]:
@@ -56,7 +58,7 @@ def test_in_fp32(tiny, folders, way, proposer):
     with tiny.start(speculative_config=draft(folders[proposer]), **options) as engine:
         assert answers(engine, tiny.prompts, tiny.params) == tiny.alone
         proposed, right = counts(engine)
-        assert proposed > (20 if "max_num_batched_tokens" in options else 150)
+        assert proposed > (10 if "max_num_batched_tokens" in options else 75)
         if proposer == "other":
             assert right < 0.15 * proposed
 
@@ -72,13 +74,16 @@ def all_right(engine: TokenEngine) -> bool:
     return right == proposed > 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+ALSO = [pytest.param(way, marks=[] if way in MOSTLY else pytest.mark.full) for way in WAYS]
+
+
+@pytest.mark.parametrize("way", ALSO)
 def test_the_pages_hold_what_they_should(tiny, folders, way):
     """A copy is right always: after prefixes, chunks, forks, copies, swaps and preemptions."""
     options, config = dict(WAYS[way]), draft(folders["same"])
     if options.get("small"):
         options["max_num_seqs"] = 8
-    params = [GREEDY, FORKING] * 12
+    params = [GREEDY, FORKING] * (len(tiny.prompts) // 2)
     with tiny.start(speculative_config=config, **options) as engine:
         engine.run(tiny.prompts, params)
         assert all_right(engine)
