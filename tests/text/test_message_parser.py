@@ -126,6 +126,8 @@ TRANSCRIPTS = [  # (format, text, content, calls)
      OSLO["city"] + '<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>3'
      "<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|end_of_msg|>", "I look.",
      [("get_w", THREE)]),
+    ("gigachat3", f'I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{{"name": "get_w", '
+     f'"arguments": {WRITTEN}}}<|message_sep|>\n\n', "I look.", [CALL]),
     ("granite", f'<|tool_call|>[{{"name": "get_w", "arguments": {WRITTEN}}}]', "", [CALL]),
 ]  # fmt: skip
 

@@ -157,6 +157,8 @@ FORMATS = (
     CallFormat("nemotron", _json, ("<TOOLCALL>",), ("</TOOLCALL>",)),
     CallFormat("cohere", _json, ("<|START_ACTION|>",), ("<|END_ACTION|>",)),
     CallFormat("gigachat", _json, ("<|function_call|>",), ("<|message_sep|>",)),
+    CallFormat("gigachat3", _json, ("function call<|role_sep|>",), ("<|message_sep|>",),
+               inner=("<|role_sep|>",), around=("assistant<|role_sep|>", "<|message_sep|>")),
     CallFormat("granite", _json, ("<|tool_call|>",)),
     CallFormat("phi4_mini_json", _json, ("functools",)),
     JSON,
