@@ -104,6 +104,7 @@ class LocalEngine:
 
         runner = ModelRunner(self.config, self.recorder, self._make_sample_step or SampleStep)
         runner.load()
+        self._on_shutdown.callback(runner.close)
         if not self.config.async_scheduling:
             self._bound = runner.cores
         return runner

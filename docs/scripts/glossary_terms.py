@@ -386,7 +386,12 @@ TERMS = (
         " right with probability q, k of them give q + q² + … + qᵏ tokens more for one step, so a"
         " few good proposals are worth more than many doubtful ones.",
     ),
-    Term("Tensor parallelism", "What is tensor parallelism?", "", "megatron"),
+    Term(
+        "Tensor parallelism",
+        "What is tensor parallelism?",
+        "engine/layers/shares.py",
+        "megatron",
+    ),
     Term("Pipeline parallelism", "What is pipeline parallelism?", "", "gpipe"),
     # -- measuring
     Term(

@@ -40,7 +40,8 @@ READING = {
     " token.",
     "step.planned": "`budget_used` of `budget` tokens; the blocks add up to the whole pool.",
     "spec.verified": "More right ones mean fewer steps; with many requests in a step none are proposed.",
-    "step.finished": "The parts add up to `total_us`, except for bookkeeping, shown as “other”.",
+    "step.finished": "The parts add up to `total_us`, except for bookkeeping, shown as “other”."
+    " `joined_us` is a part of `forward_us`, where ranks share the model.",
     "block.allocated": "`index` × block size is the first token that goes into these blocks.",
     "block.shared": "Nothing was computed and nothing copied: the table points to them.",
     "block.cached": "The hash covers all tokens before it, so equal hashes mean equal beginnings.",
@@ -66,6 +67,8 @@ READING = {
     " were written.",
     "engine.started": "`config` holds every option as it was understood.",
     "engine.model_loaded": "`implementation` tells whether our own code computes it.",
+    "engine.divided": "The shares are those of `--tensor-parallel-size`: nearly equal, for norms are"
+    " whole on each rank.",
     "engine.kv_sized": "`why` is the whole arithmetic from memory to blocks.",
     "engine.warning": "Nothing stops, but something is not as you would expect.",
     "engine.failed": "Every open request got an error; the process ends with code 1.",
@@ -77,6 +80,7 @@ NO_EXAMPLE = {
     "tool.called": "No record here has one: the pocket model calls no tools.",
     "tool.unreadable": "No record here has one: the pocket model calls no tools.",
     "engine.formats_found": "No record here has one: the pocket model writes neither.",
+    "engine.divided": "No record here has one: one process computed their model.",
     "engine.failed": "No record here has one: these engines did not fail.",
 }
 

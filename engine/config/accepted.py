@@ -41,14 +41,14 @@ _HF = "models and tokenizers are read in transformers' format"
 _LOG = "requests are in the record; there is no other log of them"
 
 ACCEPTED = (
-    Accepted("pipeline-parallel-size", ("1",), "all layers stand on one device", "-pp"),
+    Accepted("pipeline-parallel-size", ("1",), "each device has a share of all layers", "-pp"),
     Accepted("data-parallel-size", ("1",), _ONE_ENGINE, "-dp"),
     Accepted("decode-context-parallel-size", ("1",), "a context stands on one device", "-dcp"),
     Accepted("prefill-context-parallel-size", ("1",), "a context stands on one device", "-pcp"),
     Accepted("api-server-count", ("1",), "one process answers HTTP", "-asc"),
     Accepted("nnodes", ("1",), "all runs on one machine", "-n"),
     Accepted("node-rank", ("0",), "all runs on one machine", "-r"),
-    Accepted("distributed-executor-backend", ("mp", "uni"), _ONE_ENGINE),
+    Accepted("distributed-executor-backend", ("mp", "uni"), "processes start on this machine"),
     Accepted("runner", ("auto", "generate"), _TEXT),
     Accepted("convert", ("auto", "none"), _TEXT),
     Accepted("task", ("auto", "generate"), _TEXT),
@@ -66,7 +66,7 @@ ACCEPTED = (
     Accepted("enable-chunked-prefill", SWITCH, "long prompts are always computed in chunks"),
     Accepted("max-num-partial-prefills", ("1",), "long prompts are computed in order"),
     Accepted("logprobs-mode", ("raw_logprobs",), "log-probabilities are those of the raw logits"),
-    Accepted("disable-custom-all-reduce", SWITCH, "one device needs no all-reduce"),
+    Accepted("disable-custom-all-reduce", SWITCH, "there is no such all-reduce"),
     Accepted("no-enable-lora", SWITCH, "there are no adapters"),
     Accepted("no-enable-prompt-embeds", SWITCH, _TEXT),
     Accepted("no-skip-tokenizer-init", SWITCH, "the tokenizer is always loaded"),

@@ -136,9 +136,14 @@ class Options:
 
     # -- the machine
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "auto: CUDA when there is one")
-    cpu_threads: int = _option(0, "threads of the worker on a CPU; 0: as many as physical cores")
+    cpu_threads: int = _option(
+        0,
+        "threads of the worker on a CPU, in all its processes; 0: as many as physical cores",
+    )
     tensor_parallel_size: int = _option(
-        1, "GPUs that share each layer: 1 in this version", short="-tp"
+        1,
+        "processes that share each layer, on a CPU: 1 to 8; on CUDA 1 in this version",
+        short="-tp",
     )
     enforce_eager: bool = _option(
         False, "launch every kernel from Python: no CUDA graphs, no tapes on a CPU"

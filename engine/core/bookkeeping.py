@@ -94,6 +94,7 @@ class Bookkeeping:
                 prepare_us=round(output.prepare_us, 1),
                 draft_us=round(output.draft_us, 1),
                 forward_us=round(output.forward_us, 1),
+                joined_us=round(output.joined_us, 1),
                 sample_us=round(output.sample_us, 1),
                 record_us=round(output.record_us, 1),
                 ready_us=round(ready_ns / 1e3, 1),

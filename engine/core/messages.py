@@ -172,6 +172,7 @@ class StepOutput(msgspec.Struct, kw_only=True):
     forward_us: float = 0.0
     sample_us: float = 0.0
     record_us: float = 0.0  # recording the draws, not in sample_us
+    joined_us: float = 0.0  # of forward_us, joining the numbers of all ranks
     done_ns: int = 0  # of time.monotonic_ns, when the tokens were there; 0: unknown
 
 

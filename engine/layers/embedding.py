@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.kernels import kernels_for
 from engine.layers.linear import packed
+from engine.layers.slot import Place, Target
 
 
 class Embedding(nn.Module):
@@ -30,7 +31,7 @@ class Embedding(nn.Module):
         """
         return kernels_for(ids.device).embed(ids, self.weight, positions, position_table)
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         yield f"{prefix}.weight", self.weight
 
 
@@ -56,9 +57,13 @@ class LogitsHead(nn.Module):
         """
         return kernels_for(hidden.device).logits(hidden, self.weight)
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         if self.tied_to is None:
-            yield f"{prefix}.weight", self.weight
+            yield f"{prefix}.weight", self.target(self.weight)
+
+    def target(self, weight: torch.Tensor) -> Place:
+        """Return where a table goes, if `weight` is to be the head's own: all of it."""
+        return weight
 
     def untie(self, weight: torch.Tensor) -> None:
         """Give the head a table of its own. weight: [vocabulary, width]."""

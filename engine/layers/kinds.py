@@ -25,8 +25,12 @@ class Layers(NamedTuple):
     """Hold the classes that a model makes its layers of."""
 
     linear: LinearFactory = Linear
+    row_linear: LinearFactory = Linear
+    """Of the layers that read what a block's other layers made: ranks divide their inputs."""
     embedding: TableFactory = Embedding
     head: HeadFactory = LogitsHead
+    num_ranks: int = 1
+    """Processes that have a share of each layer; a model divides its heads by it."""
 
 
 PLAIN = Layers()

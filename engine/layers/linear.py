@@ -91,11 +91,15 @@ class Linear(nn.Module):
         """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]."""
         return kernels_for(x.device).linear(x, self.weight, self.bias)
 
-    def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of each part.
 
         prefix: "model.layers.0.mlp".
         """
+        yield from self.views(prefix)
+
+    def views(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name in the checkpoint, view into the parameter) of each part."""
         start = 0
         for part, outputs in self.parts.items():
             yield f"{prefix}.{part}.weight", self.weight[start : start + outputs]

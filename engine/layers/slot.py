@@ -87,5 +87,43 @@ class Slot:
         return matrix
 
 
-Target = torch.Tensor | Slot
-"""Where a tensor of the checkpoint goes: a view into a parameter, or the slot of a matrix."""
+class Share:
+    """Take this rank's share of a checkpoint's tensor: neighbours along one dimension."""
+
+    def __init__(
+        self,
+        view: torch.Tensor,
+        whole: tuple[int, ...],
+        dim: int,
+        start: int,
+        parameter: torch.Tensor | None = None,
+    ) -> None:
+        """Describe a share.
+
+        view: where it goes. whole: the tensor's shape. start: of the share, along dim. parameter:
+        what `view` is a part of, where models look for it.
+        """
+        self.view = view
+        self.shape = torch.Size(whole)
+        self.parameter = view if parameter is None else parameter
+        self._dim, self._start = dim, start
+
+    @property
+    def device(self) -> torch.device:
+        return self.view.device
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def copy_(self, tensor: torch.Tensor) -> None:
+        """Take the share of a whole tensor."""
+        self.view.copy_(tensor.narrow(self._dim, self._start, self.view.shape[self._dim]))
+
+    def fill_(self, value: float) -> None:
+        self.view.fill_(value)
+
+
+Place = torch.Tensor | Share
+Target = Place | Slot
+"""Where a tensor of the checkpoint goes: a view into a parameter, the slot of a matrix, or a view
+that takes a share of it."""

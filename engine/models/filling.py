@@ -12,7 +12,7 @@ import torch
 
 from engine.kernels.quantized import QuantizedWeight
 from engine.layers.embedding import LogitsHead
-from engine.layers.slot import Filling, Slot, Target
+from engine.layers.slot import Filling, Share, Slot, Target
 from engine.models import kv_scales
 from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError
@@ -142,16 +142,24 @@ def _place_head(
     """
     assert isinstance(model.lm_head, LogitsHead), "a quantized head isn't tied if it is stored"
     table = model.lm_head.weight
-    embeddings = {name for name, target in model.weight_targets() if target is table}
-    _check_shape("lm_head.weight", head, table.shape)
+    embeddings = {name for name, target in model.weight_targets() if _parameter(target) is table}
+    _check_shape("lm_head.weight", head, (model.vocab_size, table.shape[1]))
     if embeddings & missing:
-        table.copy_(head)
+        model.lm_head.target(table).copy_(head)
         return embeddings
-    own = torch.empty_like(table).copy_(head)
+    own = torch.zeros_like(table)
+    model.lm_head.target(own).copy_(head)
     if not torch.equal(own, table):
         model.lm_head.untie(own)
         warn(HEAD_OF_ITS_OWN)
     return set()
+
+
+def _parameter(target: Target) -> torch.Tensor | None:
+    """Return the parameter that a target is, or that it is a part of."""
+    if isinstance(target, Share):
+        return target.parameter
+    return target if isinstance(target, torch.Tensor) else None
 
 
 def _some(names: set[str] | list[str]) -> str:

@@ -20,7 +20,7 @@ from engine.kernels.few_rows import FewRows
 from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
 from engine.layers.kinds import PLAIN, Layers
-from engine.layers.linear import Dense, LinearFactory, LinearLayer, few_rows
+from engine.layers.linear import Dense, LinearLayer, few_rows
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import EXACT_TYPES, Rotary
 from engine.layers.slot import Target
@@ -35,13 +35,14 @@ class LlamaModel(NativeModel):
     """Compute a causal language model of the family, for all members' architectures."""
 
     layers: list[_Block]
+    divides = True
 
     def __init__(self, config: PretrainedConfig, layers: Layers = PLAIN) -> None:
         super().__init__(config, layers, config.hidden_size)
         self.max_model_len = max_model_len(config)
         shapes = [_Shape.of(config, index) for index in range(config.num_hidden_layers)]
         self.rotary = Rotary(config, shapes[0].head_dim)
-        blocks = [_Block(config, shape, index, layers.linear) for index, shape in enumerate(shapes)]
+        blocks = [_Block(config, shape, index, layers) for index, shape in enumerate(shapes)]
         self.layers = cast("list[_Block]", nn.ModuleList(blocks))
         self.dense = all(layer.dense for block in blocks for layer in block.linears())
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -126,16 +127,19 @@ class _Shape:
 class _Block(nn.Module):
     """Hold the weights of one layer and compute its halves; the model adds the residual stream."""
 
-    def __init__(
-        self, config: PretrainedConfig, shape: _Shape, index: int, linear: LinearFactory
-    ) -> None:
+    def __init__(self, config: PretrainedConfig, shape: _Shape, index: int, layers: Layers) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = shape.head_dim
-        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        heads, kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            shape.head_dim,
+        )
+        # this rank's: where there are fewer than ranks, several have the same key and value head
+        self.heads, self.kv_heads = heads // layers.num_ranks, max(1, kv_heads // layers.num_ranks)
+        q_size, kv_size = heads * self.head_dim, kv_heads * self.head_dim
         self.input_norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.qkv = linear(
+        self.qkv = layers.linear(
             hidden, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}, shape.qkv_bias
         )
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if shape.qk_norm else None
@@ -148,10 +152,10 @@ class _Block(nn.Module):
             index,
             shape.sliding_window,
         )
-        self.output = linear(q_size, {"o_proj": hidden}, shape.output_bias)
+        self.output = layers.row_linear(q_size, {"o_proj": hidden}, shape.output_bias)
         self.post_norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.gate_up = linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
-        self.down = linear(inner, {"down_proj": hidden}, shape.mlp_bias)
+        self.gate_up = layers.linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
+        self.down = layers.row_linear(inner, {"down_proj": hidden}, shape.mlp_bias)
 
     def attend(
         self,

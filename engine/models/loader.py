@@ -19,14 +19,17 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.kernels import Kernels, kernels_for
+from engine.kernels.ranks import Ranks
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import PLAIN, Layers
 from engine.layers.linear import Packable, Sized
 from engine.layers.quantized import QuantizedEmbedding, QuantizedHead, QuantizedLinear
+from engine.layers.shares import divided
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
 from engine.models.checkpoint import Checkpoint, refuse_quantized_numbers
 from engine.models.description import Description, read_config, transformers_config
+from engine.models.dividing import check_divides, refuse_quantized
 from engine.models.errors import ModelError
 from engine.models.filling import HEAD_OF_ITS_OWN, fill, fill_randomly
 from engine.models.formats import gguf_folder
@@ -51,12 +54,13 @@ def load_model(
     dtype: torch.dtype | None = None,
     recorder: Recorder | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> CausalLM:
     """Return the model that `config` names, ready to compute on `device`.
 
-    dtype: of weights and activations; None: as `config.dtype` says (`choose_dtype`). Records
-    `engine.model_loaded`. Raises `ModelError`, one line: not found, gated, not readable, quantized,
-    not servable, weights missing or left over.
+    dtype: of weights and activations; None: as `config.dtype` says (`choose_dtype`). ranks: load
+    the share of one of them. Records `engine.model_loaded`. Raises `ModelError`, one line: not
+    found, gated, not readable, quantized, not servable, weights missing or left over.
     """
     started = time.monotonic()
     folder = find_model(
@@ -66,7 +70,9 @@ def load_model(
     warnings: list[str] = []
     try:
         dtype = dtype or choose_dtype(config.dtype, description, device)
-        model, found = _make(config, folder, description, device, dtype, progress, warnings.append)
+        model, found = _make(
+            config, folder, description, device, dtype, progress, warnings.append, ranks
+        )
     except ModelError:
         raise
     except Exception as error:  # inconsistent files raise any of torch's and transformers' errors
@@ -88,13 +94,19 @@ def _make(
     dtype: torch.dtype,
     progress: Progress | None,
     warn: Callable[[str], None],
+    ranks: Ranks | None,
 ) -> tuple[CausalLM, Found | None]:
     """Return the model and how its checkpoint is quantized."""
     native = native_class(description)
+    if ranks is not None:
+        check_divides(description, ranks.size)
     source = _source(config, folder, description, native is not None)
     if native is not None:
         scales: dict[str, float] = {}
         layers = PLAIN if config.quantization == "none" else _layers(source)
+        if ranks is not None:
+            refuse_quantized(layers)
+            layers = divided(ranks, description.num_key_value_heads)
         with _made_as(device, dtype):
             model = native(description, layers)
         _fill_native(model, source, device, progress, scales, warn)
@@ -207,7 +219,7 @@ def _layers(source: WeightSource | None) -> Layers:
             return QuantizedHead(vocab_size, width, tied_to)
         return LogitsHead(vocab_size, width, tied_to)
 
-    return Layers(QuantizedLinear, embedding, make_head)
+    return Layers(QuantizedLinear, QuantizedLinear, embedding, make_head)
 
 
 @contextmanager

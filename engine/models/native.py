@@ -27,6 +27,8 @@ class NativeModel(nn.Module):
     """Make the embedding and the head, which may share its table; a subclass makes `layers`."""
 
     implementation = "native"
+    divides = False
+    """Whether its layers say how ranks divide them."""
     layers: Sequence[HasAttention]
     max_model_len: int
 

@@ -21,8 +21,8 @@ from engine.trace.names import Names
 from engine.trace.sequences import request_and_index, sequence_name
 
 _NOT_DECISIONS = (
-    ev.RequestReceived, ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized, ev.EngineWarning,
-    ev.GraphCaptured, ev.KernelLaunched,
+    ev.RequestReceived, ev.EngineStarted, ev.EngineModelLoaded, ev.EngineDivided, ev.EngineKvSized,
+    ev.EngineWarning, ev.GraphCaptured, ev.KernelLaunched,
 )  # fmt: skip
 _MEASURED = ("_us", "_ms", "_s", "_ns")
 _IGNORED = {

@@ -224,6 +224,7 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     draft_us: float = 0.0  # the draft model proposed tokens
     forward_us: float = 0.0  # tensors → logits
+    joined_us: float = 0.0  # of it: rank 0 adding the ranks' numbers, and waiting for them
     sample_us: float = 0.0  # logits → tokens
     record_us: float = 0.0  # making the draws' own events: the record's cost, at level full
     # the tokens waited that long: the overlapped loop was busy with the next step
@@ -494,6 +495,25 @@ class EngineModelLoaded(Event, tag="engine.model_loaded"):
     duration_s: float = 0.0
     kernels: str = ""  # what computes: "torch", "triton", or "native" and the CPU's variant
     why: str = ""  # why these kernels, where there was a choice
+
+
+class RankShare(msgspec.Struct, array_like=True):
+    """What one rank of a divided model holds."""
+
+    pid: int  # of its process
+    num_parameters: int
+    num_bytes: int
+    num_threads: int
+    load_s: float  # until it had its weights; 0 for rank 0, see engine.model_loaded
+
+
+class EngineDivided(Event, tag="engine.divided"):
+    """All ranks have their shares of the model's weights (`--tensor-parallel-size`)."""
+
+    ranks: list[RankShare] = []  # by rank
+    num_heads: int = 0  # query heads of each rank
+    num_kv_heads: int = 0  # key and value heads of each rank
+    why: str = ""  # what each of them computes
 
 
 class EngineKvSized(Event, tag="engine.kv_sized"):

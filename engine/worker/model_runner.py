@@ -21,7 +21,9 @@ from engine.kernels import asynchronous
 from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
 from engine.models.causal_lm import CausalLM
-from engine.models.hub import Progress
+from engine.models.description import read_config
+from engine.models.dividing import check_divides
+from engine.models.hub import Progress, find_model
 from engine.models.loader import load_model
 from engine.placeholders import NO_TOKEN, UNKNOWN
 from engine.rounding import ceil_div
@@ -38,6 +40,9 @@ from engine.worker.memory.kv_cache import KVCache, bytes_per_block
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
 from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
+from engine.worker.parallel.messages import Compute, Logits, MakePages, Move
+from engine.worker.parallel.other_ranks import OtherRanks, check_size
+from engine.worker.parallel.shares_held import divided_event
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial
 from engine.worker.sampling.grammar_compiler import GrammarCompiler
@@ -83,6 +88,9 @@ class ModelRunner:
         self.drawn: DrawnTokens | None = None
         self._last: InFlight | None = None  # the step that was launched last
         self.cores = Cores()  # for `with runner.cores:` around many steps
+        self.others: OtherRanks | None = None  # None: this process has the whole model
+        if config.tensor_parallel_size > 1:
+            check_size(config, self.device.type)
 
     @property
     def budget(self) -> int:
@@ -92,19 +100,42 @@ class ModelRunner:
 
     # ------------------------------------------------------------------------------ loading
 
-    @torch.inference_mode()
     def load(self, progress: Progress | None = None) -> None:
         """Load the model, size and make the KV cache, and compute once.
 
         So everything is warm at the first request. `progress`: see `load_model`.
 
         Raises `ModelError` when the model can't be served, `ConfigError` when an option asks for
-        what this machine or this model can't hold.
+        what this machine or this model can't hold, `RankLost` when a rank's process ends.
         """
+        try:
+            self._load(progress)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes of other ranks."""
+        if self.others is not None:
+            self.others.close()
+
+    @torch.inference_mode()
+    def _load(self, progress: Progress | None) -> None:
+        config = self.config
+        if config.tensor_parallel_size > 1:
+            folder = find_model(
+                config.model, config.revision, config.hf_token, progress, config.download_dir
+            )
+            # before a process is started; what transformers says of the file is then known to all
+            check_divides(read_config(folder), config.tensor_parallel_size)
+            self.others = OtherRanks(config, folder)
         self.cores = self.platform.prepare(self.config, self.recorder)
         stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
         with memory_for(start_memory.LOAD, self.device):
-            self.model = load_model(self.config, self.device, None, self.recorder, progress)
+            ranks = None if self.others is None else self.others.ranks
+            self.model = load_model(config, self.device, None, self.recorder, progress, ranks)
+        if self.others is not None:
+            self.recorder.record(divided_event(self.model, self.others))
         self.model_dtype = self._model_dtype()
         # Keys and values are kept in the dtype in which the model computes them. On a CPU fp32
         # pages beside bf16 weights were measured too: gathering twice the bytes costs more than
@@ -116,6 +147,7 @@ class ModelRunner:
                 self.config, self.model, self.device, self.model_dtype, progress
             )
         block_bytes = bytes_per_block(self.kv_spec, self.config.block_size, self.kv_dtype)
+        block_bytes *= config.tensor_parallel_size  # each rank has pages of as many heads
         with memory_for(start_memory.PROFILE, self.device):
             memory = self.platform.kv_memory(self.config.gpu_memory_utilization, self._largest_step)
         size = size_kv(
@@ -174,6 +206,9 @@ class ModelRunner:
         layers = len(self.model.kv_spec)
         self.caches, self.draft_caches = self.cache.layers[:layers], self.cache.layers[layers:]
         self.seats = Seats(num_seats, max_model_len, self.config.block_size)
+        if self.others is not None:
+            width = self.seats.block_table.shape[1]
+            self.others.tell(MakePages(num_blocks, num_host_blocks, self.kv_dtype, width))
         self.grammars = GrammarCompiler(vocab)
         most_rows = self.config.max_step_rows
         self.table = SamplingTable(num_seats, vocab, self.device, most_rows)
@@ -260,7 +295,7 @@ class ModelRunner:
                 block_size=kv.block_size,
                 bytes_per_block=kv.bytes_per_block,
                 num_layers=len(spec),
-                num_kv_heads=spec[0].num_kv_heads,
+                num_kv_heads=spec[0].num_kv_heads * self.config.tensor_parallel_size,
                 head_dim=spec[0].head_dim,
                 kv_dtype=str(self.kv_dtype).removeprefix("torch."),
                 available_bytes=free,
@@ -293,6 +328,8 @@ class ModelRunner:
         before, self._last = self._last, None
         self._update_seats(plan)
         if plan.swap_out or plan.swap_in or plan.copies:
+            if self.others is not None:
+                self.others.tell(Move(plan.swap_out, plan.swap_in, plan.copies))
             with recording(self.recorder, device=self.device.type):
                 self.cache.swap_out(plan.swap_out)
                 self.cache.swap_in(plan.swap_in)
@@ -320,7 +357,9 @@ class ModelRunner:
         drawing = list(range(inputs.num_rows))
         if 0 in inputs.samples:
             drawing = [i for i in drawing if inputs.samples[i]]
+        joined = self._joined_us()
         hidden, logits, greatest = self._compute(inputs, drawing)
+        joined_us = self._joined_us() - joined
         silent: list[int] = []
         if len(drawing) < inputs.num_rows:
             silent = [i for i, samples in enumerate(inputs.samples) if not samples]
@@ -332,7 +371,9 @@ class ModelRunner:
 
         details: dict[str, RowDetail] = {}
         if self.seats.any_prompt_logprobs:
-            prompt_logprobs(self.model, self.seats, inputs, hidden, details)
+            prompt_logprobs(self._compute_logits, self.seats, inputs, hidden, details)
+        if self.others is not None:
+            self.others.check()
         draws = None
         if logits is not None:
             if before is not None and self.sampling.looks_back:
@@ -367,6 +408,7 @@ class ModelRunner:
                 forward_us=forward_us,
                 sample_us=sample_us - record_us,
                 record_us=record_us,
+                joined_us=joined_us,
                 done_ns=done_ns,
             )
 
@@ -380,7 +422,10 @@ class ModelRunner:
 
         Logits are those of the rows that draw. The last item is None if it isn't known.
         """
-        if self.graphs is not None and self.graphs.fits(inputs):
+        captured = self.graphs is not None and self.graphs.fits(inputs)
+        if self.others is not None:
+            self.others.tell(Compute.of(inputs, captured))
+        if self.graphs is not None and captured:
             hidden, logits, greatest = self.graphs.run(inputs, self.drawn)
             if not drawing:
                 return hidden, None, None
@@ -408,7 +453,17 @@ class ModelRunner:
         """Compute the logits of the rows that draw, each at its last token."""
         if len(drawing) < len(hidden):  # else every row has one token and draws
             hidden = inputs.last_of(drawing, hidden)
+        return self._compute_logits(hidden)
+
+    def _compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute logits of hidden states, outside a captured step. [n, width] → [n, vocab]"""
+        if self.others is not None:
+            self.others.tell(Logits(hidden))
         return self.model.compute_logits(hidden)
+
+    def _joined_us(self) -> float:
+        """Return the microseconds for which this rank has joined others' numbers so far."""
+        return 0.0 if self.others is None else self.others.ranks.joined().us
 
     def _update_seats(self, plan: StepPlan) -> None:
         for request_id in plan.dropped:

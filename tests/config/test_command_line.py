@@ -96,8 +96,11 @@ def test_other_words_for_a_dtype():
 
 def test_short_flags():
     assert parse("-tp", "1").tensor_parallel_size == 1
+    assert parse("-tp", "2").tensor_parallel_size == 2
     with pytest.raises(ConfigError, match="--tensor-parallel-size is 2"):
-        parse("-tp", "2")
+        parse("-tp", "2", "--device", "cuda")
+    with pytest.raises(ConfigError, match="--pipeline-parallel-size is '2'"):
+        parse("-pp", "2")
     assert parse("-q", "awq").quantization == "awq"
 
 

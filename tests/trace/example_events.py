@@ -26,6 +26,15 @@ EXAMPLES: list[ev.Event] = [
         why="the only one for this CPU",
         quantization="GPTQ, 4 bits in groups of 128",
     ),
+    ev.EngineDivided(
+        ranks=[
+            ev.RankShare(4021, 2_600_000, 5_200_000, 1, 0.0),
+            ev.RankShare(4022, 2_600_000, 5_200_000, 1, 0.6),
+        ],
+        num_heads=3,
+        num_kv_heads=1,
+        why="each rank computes its heads",
+    ),
     ev.EngineKvSized(
         num_blocks=128,
         num_host_blocks=16,

@@ -106,6 +106,8 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> No
         with quiet_collector():
             EngineLoop(core, server).run()
         core.close()
+        if getattr(executor, "others", None) is not None:
+            executor.close()
     except Closed:
         failed = True
     except Exception as error:
@@ -131,6 +133,11 @@ class EngineLoop:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._woken: tuple[socket.socket, socket.socket] | None = None  # of other threads' calls
         self._booked = wire.Booked([], [], 0)  # not told yet
+        others = getattr(core.executor, "others", None)  # processes that compute with this one
+        self._watches = others is not None
+        if others is not None:
+            self._woken = socket.socketpair()
+            others.watch(lambda: self._later(others.check))
 
     def run(self) -> None:
         while not self.stopped:
@@ -146,7 +153,7 @@ class EngineLoop:
 
         With `wait`, sleep until one arrives.
         """
-        if wait and self._gate:
+        if wait and (self._gate or self._watches):
             self._sleep_until_called()
             wait = False
         orders = self.server.receive(wait)

@@ -11,6 +11,7 @@ _PLANNED, _FINISHED = b'{"kind":"step.planned"', b'{"kind":"step.finished"'
 _FACTS = (
     b'{"kind":"engine.started"',
     b'{"kind":"engine.model_loaded"',
+    b'{"kind":"engine.divided"',
     b'{"kind":"engine.kv_sized"',
 )
 

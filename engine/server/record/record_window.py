@@ -33,7 +33,7 @@ STANDING_REQUESTS = 4096
 
 _decode = msgspec.json.Decoder(AnyEvent).decode
 
-_FACTS = (ev.EngineStarted, ev.EngineModelLoaded, ev.EngineKvSized)
+_FACTS = (ev.EngineStarted, ev.EngineModelLoaded, ev.EngineDivided, ev.EngineKvSized)
 _BEGINNINGS = (
     ev.RequestReceived, ev.RequestTokenized, ev.GrammarCompiled, ev.RequestQueued,
     ev.RequestAdmitted, ev.RequestForked

@@ -30,6 +30,23 @@ def _model_loaded(event: ev.EngineModelLoaded, context: Context) -> str:
     return f"{loaded}; {computes}" if event.kernels else loaded
 
 
+@words(ev.EngineDivided)
+def _divided(event: ev.EngineDivided, context: Context) -> str:
+    held = joined(
+        f"rank {rank} (process {share.pid}) {size(share.num_bytes)}"
+        for rank, share in enumerate(event.ranks)
+    )
+    heads = count(event.num_heads, "query head"), count(event.num_kv_heads, "key and value head")
+    return joined(
+        [
+            f"the model is divided among {count(len(event.ranks), 'rank')}: {held}",
+            f"{' and '.join(heads)} each",
+            context.plain(event.why),
+        ],
+        "; ",
+    )
+
+
 @words(ev.EngineKvSized)
 def _kv_sized(event: ev.EngineKvSized, context: Context) -> str:
     slots = event.num_blocks * event.block_size

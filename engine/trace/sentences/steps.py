@@ -43,6 +43,8 @@ def time_split(event: ev.StepFinished, steps: int = 1) -> str:
         parts.append(("record", event.record_us))
     rest = "overlap" if event.loop == "overlapped" else "other"  # a step waits for the previous one
     named = " + ".join(f"{name} {milliseconds(us / steps)}" for name, us in (*parts, (rest, other)))
+    if event.joined_us:
+        named += f" (of execute, {milliseconds(event.joined_us / steps)} joining the ranks)"
     return f"{milliseconds(event.total_us / steps)} ms = {named}"
 
 

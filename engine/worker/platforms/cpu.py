@@ -36,7 +36,8 @@ class CpuPlatform:
         self.device = device
 
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
-        torch.set_num_threads(config.cpu_threads or host.physical_cores())
+        threads = config.cpu_threads or host.physical_cores()
+        torch.set_num_threads(max(1, threads // config.tensor_parallel_size))
         native = cpu.native()
         host.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
         if native is None:

@@ -7,13 +7,12 @@ in the list of the most probable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from engine.core.messages import RowDetail, TokenLogprobs
-from engine.models.causal_lm import CausalLM
 from engine.worker.seats import Seats
 from engine.worker.step_inputs import StepInputs
 
@@ -68,7 +67,7 @@ def token_logprobs(
 
 
 def prompt_logprobs(
-    model: CausalLM,
+    compute_logits: Callable[[torch.Tensor], torch.Tensor],
     seats: Seats,
     inputs: StepInputs,
     hidden: torch.Tensor,
@@ -76,7 +75,8 @@ def prompt_logprobs(
 ) -> None:
     """Put the prompt log-probabilities that a step's requests want into `details`, by request.
 
-    Waits for the device. hidden: [tokens, width], of all tokens of the step.
+    Waits for the device. compute_logits: [n, width] → [n, vocab]. hidden: [tokens, width], of all
+    tokens of the step.
     """
     for row, seat, first in zip(inputs.rows, inputs.seats.tolist(), inputs.query_start):
         new = seats.new(seat)
@@ -88,7 +88,7 @@ def prompt_logprobs(
         entries: list[TokenLogprobs] = []
         for begin in range(0, count, SLICE):
             end = min(begin + SLICE, count)
-            logits = model.compute_logits(hidden[first + begin : first + end]).float()
+            logits = compute_logits(hidden[first + begin : first + end]).float()
             entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
         details[row.request_id] = RowDetail(prompt_logprobs=entries)
 

@@ -1,0 +1,106 @@
+"""Join the ranks of a model by memory that their processes share (`ranks.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from struct import Struct
+
+import torch
+
+from engine.kernels.cpu.attention_ops import TYPES, function
+from engine.kernels.cpu.build import load
+from engine.kernels.cpu.costs import elementwise_cost
+from engine.kernels.launch import launch
+from engine.kernels.ranks import Joined, RankLost
+
+SOURCES = ("ranks.cpp",)
+"""A library of its own, for any CPU: who has one process doesn't wait until it is compiled."""
+VARIANT = "portable"
+MOST_RANKS = 8  # in ranks.cpp
+WIDEST = 1 << 16  # PIECE in ranks.cpp
+
+_GROUP = Struct("5q").pack
+_SUM = Struct("7q").pack
+_GATHER = Struct("7q").pack
+_OWN_IDS = Struct("6q").pack
+_POLL = Struct("ihh").pack  # struct pollfd
+_COUNTED = Struct("3Q").unpack_from  # of struct Counter
+_LINE = 64  # bytes
+
+
+def shared_bytes(size: int) -> int:
+    """Return the bytes that `size` ranks share; they must be zeros at first."""
+    return int(_library().glasshouse_shared_bytes(ctypes.byref(ctypes.c_int64(size))))
+
+
+class SharedMemoryRanks:
+    """Join as `Ranks` says. The same calls work in threads that share one mapping."""
+
+    def __init__(self, memory: mmap.mmap, rank: int, size: int, others: Sequence[int]) -> None:
+        """Take part in a group.
+
+        memory: shared, of `shared_bytes(size)`. others: connections, as file numbers, to processes
+        of the group, of which the system closes the other end when one ends.
+        """
+        self.rank, self.size = rank, size
+        self._memory = memory  # kept mapped
+        library = _library()
+        self._sum = function(library, "sum")
+        self._gather = function(library, "gather")
+        self._own_ids = function(library, "own_ids")
+        self._others = ctypes.create_string_buffer(b"".join(_POLL(n, 0, 0) for n in others))
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        there = ctypes.addressof(self._others)
+        packed = _GROUP(start, rank, size, there, len(others))
+        self._group = ctypes.create_string_buffer(packed)
+        self._at = ctypes.addressof(self._group)
+
+    def sum(
+        self, part: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        assert part.dtype is torch.float32 and part.is_contiguous()
+        out = torch.empty(part.shape, dtype=dtype)
+        packed = _SUM(
+            self._at,
+            part.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            *part.shape,
+            TYPES[dtype],
+        )
+        launch("sum_of_ranks", "native", self._sum, (packed,), elementwise_cost, part, out)
+        return out
+
+    def gather(self, part: torch.Tensor, each: int, width: int) -> torch.Tensor:
+        assert part.dtype is torch.float32 and part.is_contiguous()
+        rows, stride = part.shape
+        out = part if self.rank else torch.empty((rows, width), dtype=torch.float32)
+        sizes = rows, stride, each, width
+        packed = _GATHER(self._at, part.data_ptr(), out.data_ptr(), *sizes)
+        launch("gather_of_ranks", "native", self._gather, (packed,), elementwise_cost, part, out)
+        return out
+
+    def own_ids(self, ids: torch.Tensor, start: int, count: int) -> torch.Tensor:
+        assert ids.dtype is torch.int64 and ids.is_contiguous()
+        out = torch.empty_like(ids)
+        packed = _OWN_IDS(ids.data_ptr(), out.data_ptr(), len(ids), start, count, count)
+        launch("own_ids", "native", self._own_ids, (packed,), elementwise_cost, ids, out)
+        return out
+
+    def joined(self) -> Joined:
+        _, ns, calls = _COUNTED(self._memory, _LINE * (1 + self.rank))
+        return Joined(ns / 1e3, calls)
+
+    def check(self) -> None:
+        if self._memory[0]:
+            raise RankLost("a process of the model has ended")
+
+
+def _library() -> ctypes.CDLL:
+    """Load the library, compiled at the first call. Raises `BuildError`.
+
+    By a handle that releases Python's lock, because these functions wait.
+    """
+    return ctypes.CDLL(load(VARIANT, SOURCES)._name)

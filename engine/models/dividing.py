@@ -1,0 +1,53 @@
+"""Refuse models that can't be divided among the asked number of ranks, with the numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.layers.kinds import PLAIN, Layers
+from engine.models.errors import ModelError
+from engine.models.registry import native_class
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FLAG = "--tensor-parallel-size"
+
+
+def check_divides(config: PretrainedConfig, size: int) -> None:
+    """Raise `ModelError` unless each of `size` ranks gets whole heads and as many columns."""
+    if not getattr(native_class(config), "divides", False):
+        name = (config.architectures or [config.model_type])[0]
+        raise ModelError(
+            f"{FLAG} is {size}, but {name} can't be divided in this version: only Llama, Mistral,"
+            " Qwen2 and Qwen3 can, as engine/models/llama.py computes them. Leave it out."
+        )
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    wrong = []
+    if heads % size:
+        wrong.append(f"{heads} query heads")
+    if kv_heads % size and size % kv_heads:
+        wrong.append(f"{kv_heads} key and value heads")
+    if config.intermediate_size % size:
+        wrong.append(f"{config.intermediate_size} columns of its feed-forward")
+    if wrong:
+        fits = [n for n in range(1, 9) if _divides(config, n)]
+        raise ModelError(
+            f"{FLAG} is {size}, by which the {' and the '.join(wrong)} of this model can't be"
+            f" divided; give {' or '.join(map(str, fits))}."
+        )
+
+
+def refuse_quantized(layers: Layers) -> None:
+    """Raise `ModelError` if a checkpoint needs layers that compute with codes."""
+    if layers is not PLAIN:
+        raise ModelError(
+            f"{FLAG} divides plain weights only, and this checkpoint's are quantized. Leave it out,"
+            " or expand them when loading (--quantization none)."
+        )
+
+
+def _divides(config: PretrainedConfig, size: int) -> bool:
+    kv_heads = config.num_key_value_heads
+    whole = config.num_attention_heads % size == config.intermediate_size % size == 0
+    return whole and (kv_heads % size == 0 or size % kv_heads == 0)
