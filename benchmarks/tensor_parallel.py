@@ -133,15 +133,18 @@ def main() -> None:
     options = parser.parse_args()
     joins = {width: join_us(width) for width in WIDTHS}
     cases = measure(options.model, options.tokens, options.rounds)
-    text = table(cases, joins)
+    text = (
+        f"Measured on {cpu_name()}, {time.strftime('%Y-%m-%d')}: {options.model} in fp32,"
+        f" {options.tokens} tokens a request, sizes in turn, the best of {options.rounds} rounds."
+        f" Made by `python -m benchmarks.tensor_parallel`.\n\n{table(cases, joins)}\n"
+    )
     print(text)
     folder = machine_folder()
     folder.mkdir(parents=True, exist_ok=True)
     told = {"cpu": cpu_name(), "model": options.model, "joins": joins}
     told["cases"] = [asdict(case) for case in cases]
     (folder / "tensor_parallel.json").write_text(json.dumps(told, indent=1) + "\n")
-    title = f"# A model divided among processes\n\n{options.model}, fp32, on {cpu_name()}\n"
-    (folder / "tensor_parallel.md").write_text(f"{title}\n{text}\n")
+    (folder / "tensor_parallel.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -271,6 +271,11 @@ def papers(section: str) -> str:
     return "\n".join(f"- {cited(PAPERS[key])}" for key in PAPERS_OF[section])
 
 
+def divided() -> str:
+    """Return what dividing a model takes, as it was measured on the first machine that did."""
+    return sorted(RESULTS.glob("*/tensor_parallel.md"))[0].read_text(encoding="utf-8").strip()
+
+
 PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
     "fields": fields,
@@ -287,6 +292,7 @@ PLACES: dict[str, Callable[[], str]] = {
     "twenty": learner_questions.table,
     "one-group": one_group,
     "exactness": exactness,
+    "divided": divided,
 }
 
 
