@@ -389,7 +389,7 @@ TERMS = (
     Term(
         "Tensor parallelism",
         "What is tensor parallelism?",
-        "engine/layers/shares.py",
+        "engine/layers/rank_shares.py",
         "megatron",
     ),
     Term("Pipeline parallelism", "What is pipeline parallelism?", "", "gpipe"),

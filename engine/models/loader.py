@@ -24,7 +24,7 @@ from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import PLAIN, Layers
 from engine.layers.linear import Packable, Sized
 from engine.layers.quantized import QuantizedEmbedding, QuantizedHead, QuantizedLinear
-from engine.layers.shares import divided
+from engine.layers.rank_shares import divided
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
 from engine.models.checkpoint import Checkpoint, refuse_quantized_numbers

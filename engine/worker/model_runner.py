@@ -40,8 +40,8 @@ from engine.worker.memory.kv_cache import KVCache, bytes_per_block
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
 from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
-from engine.worker.parallel.messages import Compute, Logits, MakePages, Move
 from engine.worker.parallel.other_ranks import OtherRanks, check_size
+from engine.worker.parallel.rank_messages import Compute, Logits, MakePages, Move
 from engine.worker.parallel.shares_held import divided_event
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial

@@ -127,7 +127,7 @@ def test_python_arguments_that_ask_for_what_is_done_anyway():
                "enable_lora": False, "task": "generate", "enable_log_requests": False}  # fmt: skip
     assert EngineConfig.from_options({**granted, "max_num_seqs": 3}).max_num_seqs == 3
     for name, value, says in (
-        ("pipeline_parallel_size", 2, "all layers stand on one device"),
+        ("pipeline_parallel_size", 2, "each device has a share of all layers"),
         ("trust_remote_code", True, "no code of a checkpoint"),
         ("enable_chunked_prefill", False, "always computed in chunks"),
         ("quantization", "hqq", "quantization is 'hqq'; .* awq"),

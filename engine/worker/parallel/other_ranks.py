@@ -28,7 +28,7 @@ from engine.kernels.cpu.build import BuildError
 from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
 from engine.kernels.ranks import RankLost
 from engine.trace.events import RankShare
-from engine.worker.parallel.messages import Failed, Loaded, Start, receive, send
+from engine.worker.parallel.rank_messages import Loaded, RankFailed, Start, receive, send
 
 ROOT = str(Path(__file__).resolve().parents[3])
 END_S = 5.0
@@ -129,7 +129,9 @@ class OtherRanks:
     def _lose(self, connection: Connection, answer: Any) -> None:
         """Note that the rank of a connection is gone. answer: the last that it said."""
         place = self._connections.index(connection)
-        how = answer.why if isinstance(answer, Failed) else _how_it_ended(self._processes[place])
+        how = (
+            answer.why if isinstance(answer, RankFailed) else _how_it_ended(self._processes[place])
+        )
         self.lost = f"rank {place + 1} of {self.size}, a process of the model, {how}"
         self._found.set()
         self._on_lost()

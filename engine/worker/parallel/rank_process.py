@@ -27,13 +27,13 @@ from engine.trace.recorder import Recorder
 from engine.worker import host
 from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
 from engine.worker.memory.kv_cache import KVCache
-from engine.worker.parallel.messages import (
+from engine.worker.parallel.rank_messages import (
     Compute,
-    Failed,
     Loaded,
     Logits,
     MakePages,
     Move,
+    RankFailed,
     Start,
     receive,
     send,
@@ -137,7 +137,7 @@ def main() -> None:
         code = 0
     except Exception as error:
         with contextlib.suppress(OSError):
-            send(connection, Failed(one_line(error) or type(error).__name__))
+            send(connection, RankFailed(one_line(error) or type(error).__name__))
     os._exit(code)  # at once: nothing is left to be written, and to tear torch down takes a second
 
 

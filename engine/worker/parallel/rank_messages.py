@@ -21,7 +21,7 @@ Pairs = list[tuple[int, int]]
 
 
 class Start(NamedTuple):
-    """Say what to load. Answered by `Loaded` or `Failed`."""
+    """Say what to load. Answered by `Loaded` or `RankFailed`."""
 
     config: EngineConfig
     rank: int
@@ -33,7 +33,7 @@ class Loaded(NamedTuple):
     share: RankShare
 
 
-class Failed(NamedTuple):
+class RankFailed(NamedTuple):
     """Tell why a rank ends."""
 
     why: str
