@@ -44,7 +44,13 @@ def check(options: Options) -> None:
         raise ConfigError(
             f"--max-logprobs is {options.max_logprobs}; it must be -1 (no limit), 0 or more."
         )
-    speculation(options.speculative_config)
+    asked = speculation(options.speculative_config)
+    if asked is not None and asked.method == "draft" and options.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"--tensor-parallel-size is {options.tensor_parallel_size}, and --speculative-config"
+            ' names a draft model, which is not divided in this version: propose by "ngram", or'
+            " leave one of them out."
+        )
     _check_memory(options)
     _check_machine(options)
     _check_server(options)

@@ -99,6 +99,9 @@ def test_short_flags():
     assert parse("-tp", "2").tensor_parallel_size == 2
     with pytest.raises(ConfigError, match="--tensor-parallel-size is 2"):
         parse("-tp", "2", "--device", "cuda")
+    with pytest.raises(ConfigError, match="names a draft model, which is not divided"):
+        draft = {"method": "draft", "model": "smollm2"}
+        EngineConfig(tensor_parallel_size=2, speculative_config=draft)
     with pytest.raises(ConfigError, match="--pipeline-parallel-size is '2'"):
         parse("-pp", "2")
     assert parse("-q", "awq").quantization == "awq"
