@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.paged_step import captured, finite, make_step
+from benchmarks.gpu.quantized_checks import quantized_errors
 from engine.config import ConfigError
 from engine.kernels import Kernels, torch_attention, torch_ops
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
@@ -117,6 +118,7 @@ def _of_dtype(
         ),
     )
     yield from _few_rows(kernels, device, dtype)
+    yield from quantized_errors(kernels, device, dtype, _error)
     for head_dim in head_dims:
         for step, rows in STEPS.items():
             for extra, options in EXTRAS.items():

@@ -5,15 +5,15 @@ isn't installed, and then plain torch computes. Read `attention.py` first, it is
 `start.py` shows how each is launched; `compile_all.py` compiles all of them for every GPU without
 one.
 
-Matrix products of more than a few rows are cuBLAS's, through torch.
+Matrix products of more than a few rows are cuBLAS's, through torch; of quantized weights only those
+of many rows.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from engine.kernels import quantized
 from engine.kernels.signatures import Replacements
 
 
@@ -26,12 +26,14 @@ def operations() -> Replacements | None:
     from engine.kernels.triton import (
         activation,
         angles,
+        code_words,
         copy_blocks,
         draw,
         embed,
         greatest,
         host_exchange,
         linear,
+        linear_quantized,
         norm,
         paged_attention,
         rotary,
@@ -47,11 +49,9 @@ def operations() -> Replacements | None:
         "angles": angles.angles,
         "linear": linear.linear,
         "logits": linear.logits,
-        "quantized_linear": partial(
-            quantized.quantized_linear,  # which expands the weights for each product
-            linear=linear.linear,
-            logits=linear.logits,
-        ),
+        "pack_quantized": code_words.pack_quantized,
+        "quantized_linear": linear_quantized.quantized_linear,
+        "quantized_embed": linear_quantized.quantized_embed,
         "rms_norm": norm.rms_norm,
         "add_rms_norm": norm.add_rms_norm,
         "layer_norm": norm.layer_norm,

@@ -27,6 +27,7 @@ from engine.kernels.triton import (
     token_mask,
 )
 from engine.kernels.triton.catalogue_attention import attention_variants
+from engine.kernels.triton.catalogue_quantized import quantized_variants
 from engine.kernels.triton.variant import DTYPES, Variant
 from engine.rounding import ceil_div
 
@@ -46,6 +47,7 @@ FORMS = {
 def variants() -> Iterator[Variant]:
     """List all variants."""
     yield from attention_variants()
+    yield from quantized_variants()
     for dtype in DTYPES:
         yield _silu_and_mul(dtype)
         for add in (False, True):

@@ -34,7 +34,16 @@ def test_dry_run(tmp_path):
     assert record["limits"]["copy_gb_s"] > 0
     assert {check["kernel"].split()[0] for check in record["kernels"]} == {
         *("rms_norm", "add_rms_norm", "add_layer_norm", "silu_and_mul", "qkv_attention"),
-        *("embed", "angles", "copy_blocks", "take_inputs", "draw", "greatest", "skinny"),
+        *(
+            "embed",
+            "angles",
+            "copy_blocks",
+            "take_inputs",
+            "draw",
+            "greatest",
+            "skinny",
+            "quantized",
+        ),
     }
     assert {"qkv_attention on e4m3fn", "qkv_attention on e5m2"} < {
         check["kernel"] for check in record["kernels"]
