@@ -6,6 +6,7 @@ from lab import (
     attention,
     batching,
     chunking,
+    fewer_bits,
     grammars,
     graphs,
     kv_cache,
@@ -27,7 +28,7 @@ CHAPTERS: tuple[Chapter, ...] = tuple(
     module.CHAPTER
     for module in (
         machine, loading, tokens, kv_cache, paging, batching, chunking, throughput, policy,
-        prefix, attention, preemption, sampling, grammars, graphs, speculation, whole,
+        prefix, attention, fewer_bits, preemption, sampling, grammars, graphs, speculation, whole,
     )
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ worker, with as few blocks and seats as the chapter wants, and returns the core'
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import statistics
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 
 import msgspec
 import torch
@@ -187,6 +189,23 @@ class Workbench:
         """Return what the engine recorded while it loaded."""
         assert self.runner
         return next(event for event in self.start_events if type(event) is kind)
+
+    def beside(self, folder: Path, num_blocks: int) -> Workbench:
+        """Return a bench for another model of the same tokenizer, with so few blocks.
+
+        Its record is this one's, which is closed with this one.
+        """
+        other = copy.copy(self)
+        for known in ("runner", "step_cost"):
+            vars(other).pop(known, None)
+        other.config = dataclasses.replace(
+            self.config,
+            model=str(folder),
+            num_gpu_blocks_override=num_blocks,
+            max_model_len=min(self.kv.max_model_len, num_blocks * self.kv.block_size),
+        )
+        other.folder, other.start_events = folder, []
+        return other
 
     @property
     def loaded(self) -> EngineModelLoaded:

@@ -72,6 +72,7 @@ EXACT = [
     ("preemption", "tokens bytes"),
     ("grammars", "fitting"),
     ("speculation", "same"),
+    ("fewer-bits", "bytes-8 bytes-4"),
     ("whole", "padding"),
 ]
 
@@ -106,7 +107,15 @@ def test_a_job_is_handed_over_later(bench):
 
 
 def test_a_chapter_that_compares_says_how_far_tries_lie_apart(ran):
-    for name in ("batching", "chunking", "graphs", "prefix", "preemption", "throughput"):
+    for name in (
+        "batching",
+        "chunking",
+        "fewer-bits",
+        "graphs",
+        "prefix",
+        "preemption",
+        "throughput",
+    ):
         outcome = ran(name)[1]
         assert outcome.tries and outcome.tries.keys() <= outcome.measured.keys()
         for key, tries in outcome.tries.items():
@@ -134,6 +143,16 @@ def test_a_policy_of_ones_own_stands_beside_fcfs(ran, folder, bench):
         assert outcome.measured[key] == pytest.approx(expected[key].value), key
     assert outcome.measured["own"] not in (measured["own"], measured["fcfs"])
     assert "EvenFirst" in outcome.drawings[1].title
+
+
+def test_fewer_bits_err_as_predicted(ran):
+    """The model's weights are random normal numbers, as the prediction takes them."""
+    expected, outcome = ran("fewer-bits")
+    for bits in (8, 4):
+        assert outcome.measured[f"error-{bits}"] == pytest.approx(
+            expected[f"error-{bits}"].value, rel=0.1
+        )
+    assert "all weights: " in outcome.findings[-2]
 
 
 def test_draws_follow_their_parameters(ran):
