@@ -28,6 +28,7 @@ SOURCES = (
     "linear_panels.cpp",
     "linear_amx.cpp",
     "linear_quantized.cpp",
+    "linear_tables.cpp",
     "attention.cpp",
     "elementwise.cpp",
     "replay.cpp",

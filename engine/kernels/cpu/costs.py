@@ -36,6 +36,16 @@ class Panels(Protocol):
     def group(self) -> int: ...
 
 
+class TablesOfRows(Protocol):
+    """Describe a weight whose rows have tables: see `table_ops.PackedTables`."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
 def linear_cost(
     _: None, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, variant: str
 ) -> Cost:
@@ -66,6 +76,20 @@ def quantized_cost(
         "bfloat16" if pairs else "float32",
         f"{rows} rows of {weight.kind.name.lower()} in groups of {weight.group}: "
         f"{8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight; variant {variant}",
+    )
+
+
+def tables_cost(
+    _: None, x: torch.Tensor, weight: TablesOfRows, out: torch.Tensor, variant: str
+) -> Cost:
+    rows, (outputs, inputs) = len(x), weight.shape
+    return Cost(
+        [outputs],
+        weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
+        2 * rows * outputs * inputs,
+        "float32",
+        f"{rows} rows of table4, each output with its own:"
+        f" {8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight; variant {variant}",
     )
 
 

@@ -16,6 +16,7 @@ from engine.kernels import quantized
 from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
 from engine.kernels.cpu.linear_ops import LinearOps
+from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
 from engine.kernels.launch import launch
 from engine.kernels.quantized import QuantizedWeight
 from engine.rounding import ceil_div
@@ -74,6 +75,10 @@ class PackedPanels:
         return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.zero
 
 
+Packed = PackedPanels | PackedTables | QuantizedWeight
+"""What `pack_quantized` returns."""
+
+
 class QuantizedOps(LinearOps):
     """Compute y = x Wᵀ + b with a quantized W by one loaded library."""
 
@@ -83,13 +88,17 @@ class QuantizedOps(LinearOps):
         self._vector = VECTOR[variant]
         self._linear_quantized = function(library, "linear_quantized")
         self._embed_quantized = function(library, "embed_quantized")
+        self._tables = TableProduct(library, variant)
 
-    def pack_quantized(self, weight: QuantizedWeight) -> PackedPanels | QuantizedWeight:
+    def pack_quantized(self, weight: QuantizedWeight) -> Packed:
         """Lay out a weight for the functions below; what they don't take is returned unchanged.
 
-        They take any N. K, and groups if there are several, must fill words of 32 bits. Rows with
-        tables of their own are not for them.
+        They take any N. K, and groups if there are several, must fill words of 32 bits; rows with
+        tables of their own must be one group.
         """
+        tables = pack_tables(weight, self._vector)
+        if tables is not None:
+            return tables
         rows, inputs = weight.shape
         places = 8 if weight.bits == 4 else 4
         several = weight.group < inputs
@@ -191,7 +200,7 @@ class QuantizedOps(LinearOps):
     def quantized_linear(
         self,
         x: torch.Tensor,
-        weight: PackedPanels | QuantizedWeight,
+        weight: Packed,
         bias: torch.Tensor | None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -211,6 +220,9 @@ class QuantizedOps(LinearOps):
             x = x.contiguous()
         if bias is not None and bias.dtype not in TYPES:
             bias = bias.float()
+        if isinstance(weight, PackedTables):
+            self._tables.into(x, weight, bias, out)
+            return out
         packed = _LINEAR(
             x.data_ptr(),
             weight.data.data_ptr(),
@@ -238,7 +250,7 @@ class QuantizedOps(LinearOps):
     def _expanded(
         self,
         x: torch.Tensor,
-        weight: PackedPanels,
+        weight: PackedPanels | PackedTables,
         bias: torch.Tensor | None,
         out: torch.Tensor,
     ) -> torch.Tensor:
@@ -252,12 +264,12 @@ class QuantizedOps(LinearOps):
             out[:, start : start + step] = product
         return out
 
-    def quantized_embed(
-        self, ids: torch.Tensor, table: PackedPanels | QuantizedWeight
-    ) -> torch.Tensor:
+    def quantized_embed(self, ids: torch.Tensor, table: Packed) -> torch.Tensor:
         """Compute `quantized.quantized_embed`, to the bit."""
         if isinstance(table, QuantizedWeight):
             return quantized.quantized_embed(ids, table)
+        if isinstance(table, PackedTables):
+            return numbers_of(table, self._vector, ids)
         outputs, inputs = table.shape
         out = torch.empty((len(ids), inputs), dtype=torch.float32)
         packed = _EMBED(

@@ -7,6 +7,7 @@ import torch
 
 from engine.kernels import quantized
 from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
+from engine.kernels.cpu.table_ops import PackedTables
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
 from engine.kernels.quantized import QuantizedWeight
@@ -53,6 +54,14 @@ def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
             table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
             scales = 2.0 ** whole(9, outputs, groups).sub(4).to(torch.int8).float()
             return QuantizedWeight(four, 4, group, scales, table=torch.cat((table, -table)))
+        case "squeezellm":
+            table = torch.randn(outputs, 16, generator=draw)
+            return QuantizedWeight(four, 4, inputs, table=table)
+        case "tables with all else":
+            table = torch.randn(outputs, 16, generator=draw)
+            one = (torch.randn(outputs, 1, generator=draw).half() for _ in range(2))
+            scales, offsets = one
+            return QuantizedWeight(four, 4, inputs, scales, zeros[:, :1], offsets, table)
         case "q8_0":
             return QuantizedWeight(eight, 8, group, part(), 128)
         case "q5_0":
@@ -69,13 +78,13 @@ def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
 
 FORMS = [
     "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "mxfp4", "q8_0", "q5_0",
-    "gptq of 8 bits", "fp8",
+    "gptq of 8 bits", "fp8", "squeezellm", "tables with all else",
 ]  # fmt: skip
 
 
-def packed(ops, weight: QuantizedWeight) -> PackedPanels:
+def packed(ops, weight: QuantizedWeight) -> PackedPanels | PackedTables:
     found = ops.pack_quantized(weight)
-    assert isinstance(found, PackedPanels)
+    assert isinstance(found, (PackedPanels, PackedTables))
     return found
 
 
@@ -173,10 +182,12 @@ def test_other_dtypes_get_expanded_weights(ops, monkeypatch):
     [
         QuantizedWeight(torch.ones(8, 5, dtype=torch.uint8), 4, 10),  # K fills no word
         QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 4, 4, torch.ones(8, 4)),  # nor a group
-        QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 4, 16, table=torch.ones(8, 16)),
+        QuantizedWeight(
+            torch.ones(8, 8, dtype=torch.uint8), 4, 8, torch.ones(8, 2), 0, None, torch.ones(8, 16)
+        ),
         QuantizedWeight(torch.ones(8, 8, dtype=torch.uint8), 8, 8, table=torch.ones(256)),
     ],
-    ids=["K", "group", "tables of rows", "table of 256"],
+    ids=["K", "group", "tables of rows in groups", "table of 256"],
 )
 def test_what_the_kernels_do_not_take_is_computed_by_the_reference(ops, weight):
     assert ops.pack_quantized(weight) is weight
