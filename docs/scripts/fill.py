@@ -45,6 +45,7 @@ from engine.server.answering.fields import ROUTES, TABLES
 from engine.trace import events as ev
 from engine.trace.command import run_command
 from engine.trace.wording import ranges, size
+from examples.ray_serve.table import checked_table, limits_table
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGES = ROOT / "docs" / "images"
@@ -281,6 +282,8 @@ PLACES: dict[str, Callable[[], str]] = {
     "fields": fields,
     "options": options_table,
     "clients": clients_table,
+    "ray-serve-checked": checked_table,
+    "ray-serve-limits": limits_table,
     "life": life,
     "paging": paging,
     "batching": batching,

@@ -26,6 +26,7 @@ from docs.scripts.server import ROOT, LocalServer, environment
 from engine.config import EngineConfig
 from engine.fit.estimate import GPUS
 from engine.server.telemetry import connect
+from examples.ray_serve.settings import read
 from glasshouse.command import PROGRAMS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -192,6 +193,8 @@ def test_long_commands_name_what_exists(block):
             assert wanted or words[4:] == ["."], f"nobody checks {words}"
             for extra in wanted:
                 assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
+        elif program == "python" and words[1:3] == ["-m", "examples.ray_serve"]:
+            read(words[3:], "ray_serve")  # raises for a flag that is none
         elif program == "glasshouse":
             assert words[1] in PROGRAMS, f"glasshouse has no {words[1]}"
             for flag in [word for word in words if word.startswith("--")]:

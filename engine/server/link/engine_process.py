@@ -86,7 +86,7 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
 
 def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> None:
     """Run the process. Each failure is sent as one `Failed` message; then the exit code is 1."""
-    _end_with_parent()
+    end_with_parent()
     # A terminal or a platform signals the whole group: the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -236,7 +236,7 @@ def what_failed(error: BaseException) -> str:
     return text if ours else f"{type(error).__name__}: {text}"
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel kill this process when the server dies, however it dies (Linux)."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1

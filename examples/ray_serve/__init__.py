@@ -1,0 +1,1 @@
+"""Serve one address with several engines, each a replica of a Ray Serve application."""
