@@ -16,7 +16,7 @@ from engine.trace.events import Event, StepFinished, StepPlanned
 from engine.whatif.arrivals import Arrival
 from engine.whatif.simulator import run as simulate
 from engine.whatif.step_times import Shape
-from lab.chapter import CannotShow, Chapter, Expectation, Outcome
+from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import EMPTY, Bar, Bars, Lanes
 from lab.spread import compared
 from lab.workbench import Job, Run, Workbench
@@ -111,8 +111,9 @@ def _seconds(events: Iterable[Event]) -> float:
     return statistics.mean(seconds for _step, seconds in _first_tokens(events).values())
 
 
-def _last(events: Iterable[Event]) -> int:
-    return max(step for step, _seconds in _first_tokens(events).values())
+def _steps_of_long(events: Iterable[Event]) -> float:
+    found = _first_tokens(events)
+    return statistics.mean(found[number][0] for number in range(LONG))
 
 
 def predict(bench: Workbench) -> list[Expectation]:
@@ -127,8 +128,11 @@ def predict(bench: Workbench) -> list[Expectation]:
             _seconds(fcfs) / _seconds(own), "×",
             "the same, each step as long as one was measured here",
         ),
-        Expectation("last", f"step of the last first token, {name}", _last(own), "",
-                    "the price: who is passed waits longer"),
+        Expectation(
+            "price", f"steps until a long prompt's first token, on average, {name}",
+            _steps_of_long(own), "",
+            f"the price: with fcfs it is {quantity(_steps_of_long(fcfs), '')}",
+        ),
     ]  # fmt: skip
 
 
@@ -147,35 +151,39 @@ def run(bench: Workbench) -> Outcome:
         runs["fcfs"].tokens[f"fcfs-{i}"] == runs["own"].tokens[f"own-{i}"]
         for i in range(LONG + SHORT)
     )
-    last = {way: _last(run.events) for way, run in runs.items()}
+    price = {way: _steps_of_long(run.events) for way, run in runs.items()}
+    ratios = [one / other for one, other in zip(means["fcfs"], means["own"], strict=True)]
+    longest = max(len(run.steps) for run in runs.values())
     return Outcome(
         {
             "fcfs": _steps(runs["fcfs"].events),
             "own": _steps(runs["own"].events),
-            "ratio": mean["fcfs"] / mean["own"],
-            "last": last["own"],
+            "ratio": statistics.median(ratios),
+            "price": price["own"],
         },
         [
             "time to first token, on average: "
             + compared("fcfs", means["fcfs"], name, means["own"]),
-            f"the last one begins in step {last['fcfs']} with fcfs, in step {last['own']} with"
+            "a long prompt's first token comes after"
+            f" {quantity(price['fcfs'], '')} steps with fcfs, {quantity(price['own'], '')} with"
             f" {name}: a policy moves waiting from some to others",
             "every answer is the same with both" if same else "answers differ: rounding between"
             " nearly equal tokens",
             "a class of your own: --scheduler-cls MODULE:CLASS, a subclass of Scheduler",
         ],
         [
-            _lanes(runs["fcfs"], "fcfs", "fcfs", last),
-            _lanes(runs["own"], "own", name, last),
+            _lanes(runs["fcfs"], "fcfs", longest),
+            _lanes(runs["own"], name, longest),
             Bars("The time to first token, with the lowest and the highest try", "s", [
                 Bar(title, [(mean[way], number)], spread=(min(means[way]), max(means[way])))
                 for number, (way, title) in enumerate((("fcfs", "fcfs"), ("own", name)))
             ]),
         ],
+        tries={"ratio": ratios},
     )  # fmt: skip
 
 
-def _lanes(run: Run, way: str, title: str, last: dict[str, int]) -> Lanes:
+def _lanes(run: Run, name: str, longest: int) -> Lanes:
     """Draw for each request how long it waits and in which steps it computes."""
     ran: dict[int, list[int]] = {}
     for number, step in enumerate(run.steps):
@@ -188,8 +196,8 @@ def _lanes(run: Run, way: str, title: str, last: dict[str, int]) -> Lanes:
         kind = "long" if number < LONG else "short"
         lanes.append((f"{number + 1}, {kind}", [*waits, (first, end, COMPUTES)]))
     legend = [("computes", COMPUTES), ("waits", WAITS)]
-    title = f"{LONG + SHORT} requests on {SEATS} seats, {title}"
-    return Lanes(title, "step", lanes, legend, at_least=max(last.values()))
+    title = f"{LONG + SHORT} requests on {SEATS} seats, {name}"
+    return Lanes(title, "step", lanes, legend, at_least=longest)
 
 
 CHAPTER = Chapter(

@@ -68,7 +68,7 @@ EXACT = [
     ("chunking", "steps"),
     ("prefix", "cached computed"),
     ("attention", "memory"),
-    ("policy", "fcfs own last"),
+    ("policy", "fcfs own price"),
     ("preemption", "tokens bytes"),
     ("grammars", "fitting"),
     ("speculation", "same"),
@@ -112,6 +112,7 @@ def test_a_chapter_that_compares_says_how_far_tries_lie_apart(ran):
         "chunking",
         "fewer-bits",
         "graphs",
+        "policy",
         "prefix",
         "preemption",
         "throughput",
@@ -139,7 +140,7 @@ def test_a_policy_of_ones_own_stands_beside_fcfs(ran, folder, bench):
         outcome = BY_NAME["policy"].run(bench)
     finally:
         bench.policy = None
-    for key in ("fcfs", "own", "last"):
+    for key in ("fcfs", "own", "price"):
         assert outcome.measured[key] == pytest.approx(expected[key].value), key
     assert outcome.measured["own"] not in (measured["own"], measured["fcfs"])
     assert "EvenFirst" in outcome.drawings[1].title
