@@ -41,6 +41,11 @@ class Voting:
 
     def __init__(self) -> None:
         self.vote = Vote()
+        self._phones: set[str] = set()  # that have looked; bounded as the class is
+
+    @property
+    def num_phones(self) -> int:
+        return len(self._phones)
 
     def ask(self, question: str, choices: Sequence[str]) -> Vote:
         """Open a vote; one that was open before is over."""
@@ -72,12 +77,19 @@ class Voting:
         return self.vote
 
     def for_teacher(self) -> dict[str, object]:
-        """Return what the teacher's page shows: {"number", "open", "counts"}."""
-        return {"number": self.vote.number, "open": self.vote.open, "counts": self.vote.counts}
+        """Return what the teacher's page shows: {"number", "open", "counts", "phones"}."""
+        return {
+            "number": self.vote.number,
+            "open": self.vote.open,
+            "counts": self.vote.counts,
+            "phones": self.num_phones,
+        }
 
     def for_phone(self, phone: str) -> dict[str, object]:
         """Return what a phone shows: the question, its own vote, and after the end all votes."""
         vote = self.vote
+        if PHONE.fullmatch(phone) and len(self._phones) < MOST_NAMES:
+            self._phones.add(phone)
         return {
             "number": vote.number,
             "question": vote.question,

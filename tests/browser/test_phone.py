@@ -123,6 +123,7 @@ def test_the_class_votes_on_a_lesson_and_sees_it_at_the_reveal(open_room, classr
         "[...document.querySelectorAll('.choice')].map((c) => parseInt(c.style.cssText.slice(8)))"
     )
     assert teacher.evaluate(shares) == [66, 33, 0]
+    until(teacher, "/votes: 3 of [3-9] phones/.test(document.querySelector('.voting').innerText)")
     assert small_texts(teacher, 18) == []
     for_everybody(teacher, axe)
     for_everybody(phones[2], axe)

@@ -41,13 +41,15 @@ def test_phones_vote_once_and_see_the_votes_at_the_end(taught):
         assert choose(taught, vote, phone(number), choice).json()["mine"] == choice
     again = choose(taught, vote, phone(3), 2)
     assert again.status_code == 409 and "has voted" in again.json()["error"]["message"]
-    told = taught.http.get("/class/vote").json()
-    assert told == {"number": vote, "open": True, "counts": [1, 2, 0]}
     shown = seen(taught, phone(1))
     assert shown["question"] == ASKED["question"] and shown["mine"] == 2
     assert shown["counts"] == [] and shown["answer"] == 0  # before the reveal
+    told = taught.http.get("/class/vote").json()
+    assert told == {"number": vote, "open": True, "counts": [1, 2, 0], "phones": told["phones"]}
+    joined = taught.http.get("/class/code", params={"origin": "http://a"}).json()["phones"]
+    assert told["phones"] == joined >= 3  # voting is joining: a phone has looked before
     closed = taught.http.post("/class/vote/close", json={"number": vote, "answer": 2}).json()
-    assert closed == {"number": vote, "open": False, "counts": [1, 2, 0]}
+    assert (closed["open"], closed["counts"]) == (False, [1, 2, 0])
     late = choose(taught, vote, phone(4), 2)
     assert late.status_code == 409 and "closed" in late.json()["error"]["message"]
     shown = seen(taught, phone(3))
@@ -109,8 +111,12 @@ def test_the_number_of_votes_is_bounded():
     voting.ask("?", ["a", "b"])
     for number in range(MOST_NAMES):
         voting.choose(1, phone(number), 1)
+        voting.for_phone(phone(number))
     with pytest.raises(ClassError, match="the most"):
         voting.choose(1, phone(MOST_NAMES), 1)
+    voting.for_phone(phone(MOST_NAMES))
+    voting.for_phone("no phone")
+    assert voting.num_phones == MOST_NAMES
     assert voting.vote.counts == [MOST_NAMES, 0]
 
 

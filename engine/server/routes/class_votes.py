@@ -43,9 +43,8 @@ class PhoneVote(BaseModel):
     choice: int
 
 
-def add_votes(routes: APIRouter, check: Callable[[str | None], object]) -> None:
+def add_votes(routes: APIRouter, voting: Voting, check: Callable[[str | None], object]) -> None:
     """Add the routes. `check` refuses where there is no class, or where the code isn't its own."""
-    voting = Voting()
 
     @routes.post("/class/vote", include_in_schema=False)
     async def open_vote(asked: ClassQuestion) -> Response:

@@ -33,6 +33,7 @@ from engine.server.routes.chat import ChatAnswer
 from engine.server.routes.class_votes import add_votes
 from engine.server.routes.page import HEADERS, WEB
 from engine.server.service import Service
+from engine.server.voting import Voting
 
 T = TypeVar("T")
 _ORIGIN = re.compile(r"https?://[\w.:\[\]-]{1,200}")
@@ -64,6 +65,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=checked_route(lambda: service.limits))
     config = service.config
     room = Classroom() if config.classroom and config.trace != "off" else None
+    voting = Voting()
     if room is not None:
         service.hub.subscribe(room.see)
 
@@ -91,7 +93,8 @@ def router(service: Service) -> APIRouter:
         picture = segno.make(where, micro=False, error="m").svg_data_uri(
             scale=8, border=2, dark="#1d2524", light="#ffffff"
         )
-        found = {"code": room.code, "address": where, "picture": picture, "phones": room.num_names}
+        phones = max(room.num_names, voting.num_phones)
+        found = {"code": room.code, "address": where, "picture": picture, "phones": phones}
         return json_response(found)
 
     @routes.get("/class/life", include_in_schema=False)
@@ -126,7 +129,7 @@ def router(service: Service) -> APIRouter:
             write=lambda generation: ChatAnswer(generation, body),
         )
 
-    add_votes(routes, of)
+    add_votes(routes, voting, of)
     return routes
 
 

@@ -15,6 +15,7 @@ export class ClassVote {
   possible = false; // the server has a class
   open = false;
   counts = []; // for each choice; kept after the end
+  phones = 0; // that have opened the class's page
   #number = 0;
   #asked = 0; // grows with each vote: an answer to an older one is ignored
 
@@ -61,11 +62,9 @@ export class ClassVote {
     this.counts = [];
   }
 
-  #take({ number, counts }) {
+  #take({ number, counts, phones }) {
     if (number !== this.#number) this.open = false; // another page asks the class now
-    else if (this.counts.length && counts.join() !== this.counts.join()) {
-      this.counts = counts;
-      this.changed();
-    }
+    else if (this.counts.length) Object.assign(this, { counts, phones });
+    this.changed();
   }
 }

@@ -92,8 +92,11 @@ export class Lessons {
 
   /** Votes come while the card stands, and must not take the keyboard's place in it: only bars change. */
   #showVotes() {
-    const { counts, total } = this.vote;
+    const { counts, total, phones } = this.vote;
     if (!counts.length) return;
+    const voting = this.body.querySelector(".voting");
+    const words = `The class votes: ${number(total)} of ${plural(Math.max(phones, total), "phone")}.`;
+    if (voting && voting.textContent !== words) voting.textContent = words;
     for (const [i, choice] of [...this.body.querySelectorAll(".choice")].entries()) {
       choice.style.setProperty("--share", total ? `${(100 * counts[i]) / total}%` : "0%");
       choice.querySelector(".votes").textContent = plural(counts[i], "vote");
@@ -139,7 +142,7 @@ export class Lessons {
         title: "Phones show the question and vote once (v)",
         onclick: () => this.#askClass(),
       }, "let the class vote"));
-    } else if (this.vote.open) parts.push(element("p.told", { role: "status" }, "The class votes on its phones."));
+    } else if (this.vote.open) parts.push(element("p.told.voting"));
     if (unfit) parts.push(element("p.told", {}, unfit));
     else if (this.stage === "ask") {
       parts.push(element("button.primary.lesson-go", {
