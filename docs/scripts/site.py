@@ -21,8 +21,11 @@ from docs.scripts.reader import Record
 from docs.scripts.server import ROOT
 from engine.trace import events as ev
 from engine.trace.command import run_command
+from engine.trace.diff import where_they_part
 from engine.trace.html_page import WEB, room_with
 from engine.trace.names import Names
+from engine.trace.outcome import outcome, what_followed
+from engine.trace.side_by_side import comparison
 from engine.trace.state import EngineState
 
 MOST_BYTES = 5_000_000  # of a room, so that a phone opens it
@@ -147,6 +150,14 @@ room. Some 6 MB are loaded first.</p>
 </article>"""
 
 
+COMPARED = ("crowd", "crowd-recompute")
+COMPARISON_CARD = """<article>
+<a href="compare.html"><h2>Both ways, side by side</h2></a>
+<p>The last two rooms beside each other: a step in one moves the other, too. The decision in which
+they part stands in the middle, with what followed from it. Best on a wide screen.</p>
+</article>"""
+
+
 def build(folder: Path) -> list[Path]:
     """Write the site into a folder, which is emptied first; return its files.
 
@@ -162,9 +173,21 @@ def build(folder: Path) -> list[Path]:
             raise ValueError(f"the room of {record.name} has {len(page):,} bytes: too many")
         written.append(folder / f"{name}.html")
         written[-1].write_bytes(page)
+    written.append(folder / "compare.html")
+    written[-1].write_bytes(_comparison(*(records[name] for name in COMPARED)))
     index = folder / "index.html"
     index.write_text(_index([(room, records[room.record]) for room in ROOMS]), encoding="utf-8")
     return [index, *written]
+
+
+def _comparison(one: Record, other: Record) -> bytes:
+    """Return the page that shows two of the rooms beside each other."""
+    found = where_they_part(one.events, other.events)
+    if found is None:
+        raise ValueError(f"{one.name} and {other.name} make the same decisions")
+    followed = what_followed(outcome(one.events), outcome(other.events))
+    rooms = (f"{COMPARED[0]}.html", f"{COMPARED[1]}.html")
+    return comparison(rooms, (f"{one.name}.jsonl", f"{other.name}.jsonl"), found, followed)
 
 
 def add_core(folder: Path) -> list[Path]:
@@ -185,7 +208,7 @@ def _names(record: Record, *ids: str) -> list[str]:
 
 
 def _index(rooms: list[tuple[Room, Record]]) -> str:
-    cards = "\n".join(_card(room, record) for room, record in rooms)
+    cards = "\n".join([*(_card(room, record) for room, record in rooms), COMPARISON_CARD])
     icon = (WEB / "room" / "icon.svg").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">

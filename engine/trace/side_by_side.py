@@ -6,6 +6,7 @@ A step in one of the two rooms moves the other one, too: `web/compare` has the p
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 import msgspec
@@ -25,9 +26,20 @@ def side_by_side(
 
     `followed` has a title and then lines. Raises OSError if this installation lacks the page.
     """
+    index = comparison(("first.html", "second.html"), (one[1], other[1]), found, followed)
+    return {"index.html": index, "first.html": room_with(*one), "second.html": room_with(*other)}
+
+
+def comparison(
+    rooms: tuple[str, str], names: tuple[str, str], found: Difference, followed: Sequence[str]
+) -> bytes:
+    """Return the page over two rooms, which lie beside it as files of these names.
+
+    `names` are those of the records, `followed` as in `side_by_side`. Raises OSError.
+    """
     decisions = (found.first, found.second)
     difference = {
-        "names": [one[1], other[1]],
+        "names": names,
         "texts": [decision.words for decision in decisions],
         "seqs": [decision.seq for decision in decisions],
         "requests": [decision.request_id for decision in decisions],
@@ -48,9 +60,8 @@ def side_by_side(
         json_script("difference", msgspec.json.encode(difference))
         + f'\n<script type="module">{script}</script>'
     )
-    whole = page.replace("</head>", f"{head}\n</head>").replace("</body>", f"{body}\n</body>")
-    return {
-        "index.html": whole.encode(),
-        "first.html": room_with(*one),
-        "second.html": room_with(*other),
-    }
+    for source, room in zip(("first.html", "second.html"), rooms, strict=True):
+        page = page.replace(f'src="{source}"', f'src="{html.escape(room)}"')
+    return (
+        page.replace("</head>", f"{head}\n</head>").replace("</body>", f"{body}\n</body>").encode()
+    )

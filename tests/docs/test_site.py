@@ -25,9 +25,19 @@ def test_every_room_is_there_and_small_enough(built):
     _folder, files = built
     assert {file.name for file in files} == {
         "index.html",
+        "compare.html",
         *(f"{r.record}.html" for r in site.ROOMS),
     }
     assert all(file.stat().st_size < 5_000_000 for file in files)
+
+
+def test_two_rooms_stand_beside_each_other(built):
+    folder, _files = built
+    page = (folder / "compare.html").read_text("utf-8")
+    frames = re.findall(r'<iframe src="([^"]+)"', page)
+    assert frames == [f"{name}.html" for name in site.COMPARED]
+    assert all((folder / frame).is_file() for frame in frames)
+    assert 'href="compare.html"' in (folder / "index.html").read_text("utf-8")
 
 
 def test_the_index_leads_to_moments_that_exist(built):
