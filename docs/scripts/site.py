@@ -187,7 +187,7 @@ def _comparison(one: Record, other: Record) -> bytes:
         raise ValueError(f"{one.name} and {other.name} make the same decisions")
     followed = what_followed(outcome(one.events), outcome(other.events))
     rooms = (f"{COMPARED[0]}.html", f"{COMPARED[1]}.html")
-    return comparison(rooms, (f"{one.name}.jsonl", f"{other.name}.jsonl"), found, followed)
+    return comparison(rooms, (f"{COMPARED[0]}.jsonl", f"{COMPARED[1]}.jsonl"), found, followed)
 
 
 def add_core(folder: Path) -> list[Path]:

@@ -37,6 +37,7 @@ def test_two_rooms_stand_beside_each_other(built):
     frames = re.findall(r'<iframe src="([^"]+)"', page)
     assert frames == [f"{name}.html" for name in site.COMPARED]
     assert all((folder / frame).is_file() for frame in frames)
+    assert '"names":["crowd.jsonl","crowd-recompute.jsonl"]' in page
     assert 'href="compare.html"' in (folder / "index.html").read_text("utf-8")
 
 
