@@ -45,7 +45,6 @@ ACCEPTED = (
     Accepted("data-parallel-size", ("1",), _ONE_ENGINE, "-dp"),
     Accepted("decode-context-parallel-size", ("1",), "a context stands on one device", "-dcp"),
     Accepted("prefill-context-parallel-size", ("1",), "a context stands on one device", "-pcp"),
-    Accepted("api-server-count", ("1",), "one process answers HTTP", "-asc"),
     Accepted("nnodes", ("1",), "all runs on one machine", "-n"),
     Accepted("node-rank", ("0",), "all runs on one machine", "-r"),
     Accepted("distributed-executor-backend", ("mp", "uni"), "processes start on this machine"),

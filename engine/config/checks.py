@@ -13,7 +13,7 @@ from engine.sampling_params import WHOLE_VOCABULARY
 AT_LEAST_ONE = (
     "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
-    "max_num_queued_reqs", "trace_buffer", "stream_interval",
+    "max_num_queued_reqs", "trace_buffer", "stream_interval", "api_server_count",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "swap_space", "cpu_threads", "shutdown_timeout", "response_store_bytes", "response_store_ttl",
@@ -93,6 +93,11 @@ def _check_server(options: Options) -> None:
             " as /api."
         )
     _check_https(options)
+    if options.api_server_count > 1 and options.uds:
+        raise ConfigError(
+            "--api-server-count above 1 can't be combined with --uds: the kernel divides"
+            " connections only among sockets of one port."
+        )
     if "" in options.api_key:
         raise ConfigError("--api-key is empty: anyone could pass. Leave it out, or give a key.")
     if "" in options.served_model_name:

@@ -223,6 +223,9 @@ class Options:
     api_key: list[str] = _option(
         list, "keys, of which clients must send one as a bearer token", secret=True
     )
+    api_server_count: int = _option(
+        1, "processes that answer HTTP on one port, before the one engine process", short="-asc"
+    )
     stream_interval: int = _option(
         1, "tokens of a choice that a stream sends together; the first and the last go at once"
     )

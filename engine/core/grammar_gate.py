@@ -33,6 +33,10 @@ class GrammarGate:
         """Return whether requests are held back."""
         return bool(self._pending)
 
+    def holds(self, request_id: str) -> bool:
+        """Return whether this request is held back."""
+        return request_id in self._pending
+
     def set_tokenizer(self, source: GrammarTokenizer) -> None:
         """Say which tokens there are, before the first grammar."""
         if self._grammars is not None:

@@ -13,13 +13,16 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from loguru import logger
+from starlette.types import ASGIApp
 
 from engine.config import ConfigError, EngineConfig
 from engine.server import logs
+from engine.server.api_servers import ApiServers
 from engine.server.app import create_app
 from engine.server.http.connection import BoundedConnection
 from engine.server.link.engine_process import Load, load_worker
@@ -37,15 +40,20 @@ def serve(config: EngineConfig, load: Load = load_worker) -> int:
     Raises `ConfigError` for a port that is in use.
     """
     logs.configure(config)
-    listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
+    others = config.api_server_count - 1
+    listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port, others > 0)
+    port = 0 if config.uds else listener.getsockname()[1]
+    listeners = [bind(config.host, port, True, listens=False) for _ in range(others)]
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
     service = Service(config, load)
+    if others:
+        service.others = ApiServers(config, listeners)
     server = Server(service)
     server.run(sockets=[listener])
     if config.uds:
         with contextlib.suppress(OSError):
             os.unlink(config.uds)
-    if service.client.state == "failed":
+    if service.client.state == "failed" or server.lost_process:
         return 1
     return LOST_ANSWERS if server.num_lost else 0
 
@@ -78,10 +86,12 @@ def bind_unix(path: str) -> socket.socket:
     return _listening(socket.AF_UNIX, 0, path, told)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, is_shared: bool = False, listens: bool = True) -> socket.socket:
     """Open a listening socket before anything slow is done.
 
-    So a health check finds the port from the first second.
+    So a health check finds the port from the first second. `is_shared`: several sockets of this
+    user may listen there, and the kernel divides new connections among them. Not `listens`: only
+    reserve the port; uvicorn listens when the process that gets the socket takes connections.
     """
     told = f"--host {host} --port {port}"
     try:
@@ -90,17 +100,30 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise _can_not_listen(told, error) from None
-    return _listening(family, protocol, address, told)
+    return _listening(family, protocol, address, told, is_shared, listens)
 
 
-def _listening(family: int, protocol: int, address: object, told: str) -> socket.socket:
-    """Return a socket that listens. Closes it and raises `ConfigError` where it can't."""
+def _listening(
+    family: int,
+    protocol: int,
+    address: object,
+    told: str,
+    is_shared: bool = False,
+    listens: bool = True,
+) -> socket.socket:
+    """Return a socket that listens, or only holds its address.
+
+    Closes it and raises `ConfigError` where it can't.
+    """
     listener = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)  # type: ignore[arg-type]
-        listener.listen(1024)
+        if listens:
+            listener.listen(1024)
     except OSError as error:
         listener.close()
         raise _can_not_listen(told, error) from None
@@ -114,11 +137,13 @@ def _can_not_listen(told: str, error: OSError) -> ConfigError:
 class Server(uvicorn.Server):
     """Run uvicorn with another way of ending: stop admitting, finish running requests, then end."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, wrap: Callable[[ASGIApp], ASGIApp] | None = None):
+        """Prepare to serve. `wrap` is put around the application."""
         config = service.config
+        app = create_app(service)
         super().__init__(
             uvicorn.Config(
-                create_app(service),
+                app if wrap is None else wrap(app),
                 http=BoundedConnection,
                 log_config=None,  # `logs` has configured it
                 access_log=False,  # the record shows the requests
@@ -133,6 +158,9 @@ class Server(uvicorn.Server):
         )
         self.service = service
         service.on_failure = self._engine_failed
+        if service.others is not None:
+            service.others.on_death = self._process_lost
+        self.lost_process = False  # another server process died
         self.num_lost = 0  # answers that were given up
         self._ending: asyncio.Task[None] | None = None
         self._told_twice = False
@@ -147,32 +175,49 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         elif self.service.draining or self.service.client.state == "failed":
             self._told_twice = True
-            self._loop.call_soon_threadsafe(self._start_giving_up, name)
+            self._loop.call_soon_threadsafe(self.start_giving_up, name)
         else:
             self.service.draining = True
-            self._loop.call_soon_threadsafe(self._start_draining, name)
+            self._loop.call_soon_threadsafe(self.start_draining, name)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        others = self.service.others
+        if others is not None:  # what only this process can answer comes here
+            inner = await self._loop.create_unix_server(self._connection, others.address)
+            self.servers.append(inner)
 
-    def _start_draining(self, signal_name: str) -> None:
+    def _connection(self) -> BoundedConnection:
+        return BoundedConnection(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def start_draining(self, signal_name: str) -> None:
+        """Take no new requests, answer the open ones, then end."""
+        if self.service.others is not None:
+            self.service.others.end(signal_name)
         self._ending = asyncio.create_task(self._drain(signal_name))
 
     async def _drain(self, signal_name: str) -> None:
         timeout_s = self.service.config.shutdown_timeout
-        logger.info(
-            "{}: no new requests; the {} open ones get {:g} s to finish.",
-            signal_name,
-            self.service.num_open,
-            timeout_s,
-        )
+        if self.service.number == 1:
+            logger.info(
+                "{}: no new requests; the {} open ones get {:g} s to finish.",
+                signal_name,
+                self.service.num_open,
+                timeout_s,
+            )
         if not await self._answered(timeout_s):
             logger.warning("{} requests did not finish in time.", self.service.num_open)
             await self._give_up()
+        await self._others_ended(timeout_s)
         self.should_exit = True
 
-    def _start_giving_up(self, signal_name: str) -> None:
+    def start_giving_up(self, signal_name: str) -> None:
+        """End at once."""
+        if self.service.others is not None:
+            self.service.others.end(signal_name)
         if self._ending is not None:
             self._ending.cancel()
         logger.warning(
@@ -183,6 +228,24 @@ class Server(uvicorn.Server):
     async def _end_at_once(self) -> None:
         await self._give_up()
         self.should_exit = True
+
+    async def _others_ended(self, timeout_s: float) -> None:
+        """Wait until the other processes have ended; count those that lost answers."""
+        others = self.service.others
+        if others is None:
+            return
+        deadline = self._loop.time() + timeout_s + 2 * ANSWER_TIMEOUT_S
+        while others.num_running and self._loop.time() < deadline:
+            await asyncio.sleep(_TICK_S)
+        self.num_lost += others.num_running + others.num_with_losses
+
+    def _process_lost(self, message: str) -> None:
+        """End, because another server process has died: a platform starts all of them again."""
+        logger.error("{} The server ends when the open requests are answered.", message)
+        self.lost_process = True
+        if not self.service.draining:
+            self.service.draining = True
+            self.start_draining("A process has died")
 
     async def _give_up(self) -> None:
         """Fail every open request, and give their last bytes the time to be sent."""

@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import gc
 import math
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from loguru import logger
 
@@ -23,8 +24,10 @@ from engine.config import EngineConfig
 from engine.core.messages import KVShape
 from engine.one_line import one_line
 from engine.server.answering.limits import Limits
+from engine.server.api_servers import ApiServers
 from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
+from engine.server.link.control import ProcessCounts
 from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
 from engine.server.link.engine_process import Load, load_worker
 from engine.server.record.trace_hub import TraceHub
@@ -42,10 +45,20 @@ from engine.text.template_process import TemplateProcess
 from engine.text.tokenizer import Tokenizer
 from engine.trace.events import EngineFailed, EngineWarning
 from engine.trace.merging import MergingRecorder
+from engine.trace.packing_recorder import PackingRecorder
+from engine.trace.recorder import Recorder
 
 MAX_NAMES_WARNED = 1000  # a caller may invent any number of names
 
 T = TypeVar("T")
+
+
+class SharedEngine(NamedTuple):
+    """Hold a further server process's ways to the engine that the first one has started."""
+
+    number: int  # of the process: 2, 3, …
+    engine: socket.socket
+    record: Callable[[bytes], None]  # sends events to the first process
 
 
 @dataclass
@@ -70,17 +83,31 @@ class Service:
         config: EngineConfig,
         load: Load = load_worker,
         heartbeat_s: float = HEARTBEAT_S,
+        shared: SharedEngine | None = None,
     ):
+        """Make a server with an engine of its own, or one with the engine of another process."""
         self.config = config
         self.heartbeat_s = heartbeat_s
-        self.recorder = MergingRecorder(config.trace, text=config.trace_text == "on")
-        self.hub = TraceHub(config, self.recorder)
-        self.telemetry = connect.connect(config)
+        self.number = 1 if shared is None else shared.number  # of this server process
+        with_text = config.trace_text == "on"
+        merged = MergingRecorder("off" if shared else config.trace, text=with_text)
+        self.recorder: Recorder = merged
+        if shared is not None:
+            source = f"server {shared.number}"
+            self.recorder = PackingRecorder(shared.record, config.trace, source, with_text)
+        self.hub = TraceHub(config, merged)
+        self.others: ApiServers | None = None  # further processes of this server
+        self.telemetry = None if shared else connect.connect(config)
         if self.telemetry is not None:
             self.hub.subscribe(self.telemetry.spans)
         self.metrics = Metrics(config)
         self.client = EngineClient(
-            config, self._model_ready, self._failed, self.metrics.observe_step, load
+            config,
+            self._model_ready,
+            self._failed,
+            self.metrics.observe_step if shared is None else lambda stats: None,
+            load,
+            None if shared is None else shared.engine,
         )
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
@@ -88,6 +115,7 @@ class Service:
         self.draining = False
         self.open: set[object] = set()  # each generation that is being answered
         self.on_failure: Callable[[str], None] = lambda message: None
+        self.on_ready: Callable[[], None] = lambda: None
         self.short_render_s = math.inf  # what the last short conversation took
         self._tokenizer: Tokenizer | None = None
         self.defaults = GenerationDefaults()
@@ -102,14 +130,19 @@ class Service:
 
         Call it on the event loop, in the main thread.
         """
-        self.hub.listen(self.client.record_end)
+        if self.number == 1:
+            self.hub.listen(self.client.record_end)
         await self.client.start()
         self._loading = asyncio.create_task(self._load_text())
 
     async def stop(self) -> None:
+        if self.others is not None:
+            await self.others.stop()
         await self.client.stop()
         self._templates.close()
         self._grammars.close()
+        if self.number > 1:
+            self.recorder.close()
         self.hub.close()
         if self.telemetry is not None:
             self.telemetry.close()
@@ -134,6 +167,9 @@ class Service:
         except Exception as error:
             self.client.fail(one_line(error, 1000))
         self._join_text()
+        # What only transformers knows of a model is asked once: from now on a file has it.
+        if self.others is not None and self.client.state in ("loading", "ready"):
+            await self.others.start(self.client.other_ends, self.hub)
 
     def _model_ready(self, kv: KVShape) -> None:
         self.metrics.set_cache(kv)
@@ -168,6 +204,9 @@ class Service:
         )
         self.recorder.read_tokens(tokenizer.texts)
         gc.freeze()  # collections needn't visit everything imported and loaded
+        self.on_ready()
+        if self.number > 1:
+            return
         logger.info(
             "{} is ready: {:,} KV blocks of {} tokens, context {:,} tokens.",
             self.config.model_name,
@@ -203,13 +242,14 @@ class Service:
             return "draining"
         if self.client.looks_hung:
             return "stalled"
-        return "ready" if self.text is not None else "loading"
+        are_up = self.others is None or self.others.are_up
+        return "ready" if self.text is not None and are_up else "loading"
 
     @property
     def detail(self) -> str:
         """Describe the state in words."""
         if self.state == "loading" and self.client.state == "ready":
-            return "loading the tokenizer"
+            return "loading the tokenizer" if self.text is None else "starting the API servers"
         if self.state == "stalled":
             silent_s = self.client.silent_s
             return f"the engine has sent nothing for {silent_s:.0f} s, and computes nothing"
@@ -220,6 +260,10 @@ class Service:
         if self.state != "ready" or self.text is None:
             raise unavailable(f"The server is {self.state}: {self.detail}.", RETRY_AFTER_S)
         return self.text
+
+    async def counts_of_others(self) -> list[ProcessCounts]:
+        """Return what the further processes of this server have counted."""
+        return [] if self.others is None else await self.others.counts()
 
     def check_model(self, name: str | None) -> None:
         """Raise `ApiError` 404 unless `name` is a name of the loaded model, or ""."""

@@ -31,7 +31,7 @@ class MergingRecorder(Recorder):
     ) -> None:
         self._forwarded: list[Event] = []  # by time, like this process's own
         self._late_ns: int | None = None  # how late the last ones came; None: none came yet
-        self._merged_ns = 0  # all events up to this time are here
+        self._merged_ns: dict[str, int] = {}  # by source: all its events up to this time are here
         super().__init__(level, src, text, capacity)
 
     def forward(self, events: Iterable[Event]) -> None:
@@ -44,7 +44,7 @@ class MergingRecorder(Recorder):
         with self._lock:
             late_ns = time.monotonic_ns() - arrived[0].ts_ns
             self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
-            self._merged_ns = max(self._merged_ns, arrived[-1].ts_ns)
+            self._merged_ns[arrived[-1].src] = arrived[-1].ts_ns
             room = max(0, self.capacity - len(self._forwarded))
             self.dropped += len(arrived[room:])
             self._forwarded += arrived[:room]
@@ -76,7 +76,8 @@ class MergingRecorder(Recorder):
         now = time.monotonic_ns()
         if self._late_ns is None:
             return now
-        return max(self._merged_ns, now - self._late_ns - round(MARGIN_S * 1e9))
+        # A source that has nothing to tell sends nothing: then the margin decides.
+        return max(min(self._merged_ns.values()), now - self._late_ns - round(MARGIN_S * 1e9))
 
 
 def _time(event: Event) -> int:

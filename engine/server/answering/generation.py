@@ -127,6 +127,8 @@ class Generation:
             # A proxy may set the header, in any form, and repeat it with a retry: it never fails a
             # request.
             given = http.headers.get("x-request-id", "")
+            if given and self.service.number > 1:  # a retry may come to another process
+                given += f"-{self.service.number}"
             names = [given, own] if _ID.fullmatch(given) else [own]
         for name in names:
             self.id = prefix + name

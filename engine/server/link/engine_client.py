@@ -48,7 +48,9 @@ class EngineClient:
         on_failure: Callable[[str], None],
         on_step: Callable[[StepStats], None],
         load: Load = load_worker,
+        shared_end: socket.socket | None = None,
     ):
+        """Take the engine of another server process by `shared_end`; None: start one."""
         self.config = config
         self.state = "loading"
         self.stage = "starting the engine process"
@@ -57,9 +59,16 @@ class EngineClient:
         self.requests = OpenRequests()
         self._on_ready, self._on_failure, self._on_step = on_ready, on_failure, on_step
         self._load = load
-        self._end, engines_end = socket.socketpair()
-        self.record_end, engines_record_end = socket.socketpair()  # receives the record's events
-        self._engines_ends = Ends(engines_end, engines_record_end)
+        self._is_shared = shared_end is not None
+        self._end, engines_end = (shared_end, None) if shared_end else socket.socketpair()
+        self.other_ends: list[socket.socket] = []  # for other server processes
+        self._engines_ends: Ends | None = None
+        if engines_end is not None:
+            pairs = [socket.socketpair() for _ in range(config.api_server_count - 1)]
+            self.other_ends = [server_end for server_end, _ in pairs]
+            self.record_end, engines_record_end = socket.socketpair()  # receives the record
+            orders = [engines_end, *(end for _, end in pairs)]
+            self._engines_ends = Ends(orders, engines_record_end)
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
         self._cores = OtherCores()
@@ -80,12 +89,14 @@ class EngineClient:
         self._channel, _ = await self._loop.create_unix_connection(
             lambda: _News(self), sock=self._end
         )
+        if self._engines_ends is None:
+            return
         # Spawn: a fresh interpreter, with none of this process's threads, locks or CUDA state.
         self._process = multiprocessing.get_context("spawn").Process(
             target=run_engine, args=(self.config, self._engines_ends, self._load), name="engine"
         )
         self._process.start()
-        for end in self._engines_ends:
+        for end in (*self._engines_ends.orders, self._engines_ends.record):
             end.close()  # the engine process has its own copy now, and closes it at its end
         self._loop.add_reader(self._process.sentinel, self._process_ended)
 
@@ -134,8 +145,8 @@ class EngineClient:
         """
         if self.state != "ready" or self._given_up:
             raise unavailable(self._given_up or self.stage, RETRY_AFTER_S)
-        limit = self.config.max_num_queued_reqs
-        if self.num_waiting + len(request_ids) > limit:
+        limit = self.config.max_num_queued_reqs  # the engine of several servers keeps it itself
+        if self.config.api_server_count == 1 and self.num_waiting + len(request_ids) > limit:
             raise unavailable(
                 f"{self.num_waiting} requests wait already, and at most {limit} may. Try later.",
                 RETRY_AFTER_S,
@@ -221,7 +232,11 @@ class EngineClient:
         for refusal in news.refused:
             entry = self.requests.refused(refusal.number)
             if entry is not None:
-                entry.mailbox.fail(bad_request(refusal.message, refusal.param))
+                entry.mailbox.fail(
+                    unavailable(refusal.message, RETRY_AFTER_S)
+                    if refusal.is_busy
+                    else bad_request(refusal.message, refusal.param)
+                )
 
     def _forget_if_finished(self, entry: OpenRequest) -> None:
         if not entry.unfinished:
@@ -252,6 +267,8 @@ class EngineClient:
 
     def _say_how_it_ended(self) -> None:
         process = self._process
+        if self._is_shared and self._connection_lost:
+            self.fail("The engine process ended.")
         if process is None or process.exitcode is None or not self._connection_lost:
             return  # the other of the two calls follows immediately
         code = process.exitcode
@@ -272,7 +289,7 @@ class EngineClient:
 
     def _watch(self, last_s: float) -> None:
         """Fail if the engine hangs; do this again at the next tick."""
-        if self.state != "ready":
+        if self.state != "ready" or self._is_shared:  # one server watches
             return
         now_s = self._loop.time()
         owes = self._unanswered_order or any(entry.in_core for entry in self.requests)

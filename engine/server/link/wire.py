@@ -71,6 +71,7 @@ class Refusal(msgspec.Struct, array_like=True):
     number: int
     param: str | None
     message: str
+    is_busy: bool = False  # the request may be sent again later: too many wait
 
 
 class Booked(msgspec.Struct, tag="booked"):

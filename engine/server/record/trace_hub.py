@@ -34,7 +34,7 @@ class TraceHub:
     def __init__(self, config: EngineConfig, recorder: MergingRecorder):
         self.recorder = recorder
         self.window = RecordWindow(config.trace_buffer)
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         recorder.subscribe(self.window)
         self._file: JsonlWriter | None = None
         if config.trace_file is not None:
@@ -48,11 +48,12 @@ class TraceHub:
             recorder.subscribe(self._console)
 
     def listen(self, end: socket.socket) -> None:
-        """Take the engine process's events, from now until it ends."""
-        self._thread = threading.Thread(
+        """Take another process's events, from now until it ends."""
+        thread = threading.Thread(
             target=self._forward, args=(Channel(end, unpack),), name="trace hub", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._threads.append(thread)
 
     def subscribe(self, callback: Callable[[list[Event]], None]) -> None:
         """Send every later batch of events, of both processes, to `callback`, on the drain
@@ -71,10 +72,10 @@ class TraceHub:
         return self.window.record()
 
     def close(self) -> None:
-        """Take the engine process's last events, write everything, stop. Call when that process has
+        """Take the other processes' last events, write everything, stop. Call when they have
         ended."""
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        for thread in self._threads:
+            thread.join(timeout=5)
         self.recorder.close()
         if self._console is not None:
             self._console.close()

@@ -83,7 +83,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/state")
     def state(step: int | None = Query(None, ge=0, le=LARGEST_INTEGER)) -> Response:
         """Return the replay's state right after the last event of `step`, or now."""
-        service.recorder.settle()
+        service.hub.recorder.settle()
         try:
             return json_response(window.state_at(step))
         except KeyError as error:
@@ -92,7 +92,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/perfetto")
     def perfetto() -> Response:
         """Return the record as Chrome Trace Event JSON, for https://ui.perfetto.dev."""
-        service.recorder.settle()
+        service.hub.recorder.settle()
         return Response(
             to_perfetto(window.events()),
             media_type="application/json",
@@ -102,13 +102,13 @@ def router(service: Service) -> APIRouter:
     @routes.get("/trace/requests")
     def requests() -> Response:
         """List the requests of the record, oldest first."""
-        service.recorder.settle()
+        service.hub.recorder.settle()
         return json_response({"requests": requests_of(window.events())})
 
     @routes.get("/trace/requests/{request_id}")
     def life(request_id: str) -> Response:
         """Return the life of one request: its waits, what each step did for it, its end."""
-        service.recorder.settle()
+        service.hub.recorder.settle()
         found = life_of(window.events(), request_id)
         if found is None:
             raise ApiError(404, f"The record has no request {request_id!r} (any more).", "id")
@@ -120,7 +120,7 @@ def router(service: Service) -> APIRouter:
 
         The parts sum to the whole.
         """
-        service.recorder.settle()
+        service.hub.recorder.settle()
         events = window.events()
         told = why_slow(events, request_id)
         if told is None:

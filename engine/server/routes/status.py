@@ -52,12 +52,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/load")
     async def load() -> Response:
-        stats = service.client.stats
+        stats, others = service.client.stats, await service.counts_of_others()
         return json_response(
             {
-                "server_load": service.num_open,
+                "server_load": service.num_open + sum(other.num_open for other in others),
                 "num_requests_running": stats.num_running,
-                "num_requests_waiting": service.client.num_waiting,
+                "num_requests_waiting": service.client.num_waiting
+                + sum(other.num_unbooked for other in others),
                 "max_num_seqs": service.config.max_num_seqs,
                 "max_num_queued_reqs": service.config.max_num_queued_reqs,
                 "kv_blocks": {
@@ -72,7 +73,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/metrics")
     async def metrics() -> Response:
         service.metrics.events_lost.set(service.recorder.events_lost)
-        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        others = [other.series for other in await service.counts_of_others() if other.series]
+        return Response(service.metrics.text(others), headers={"Content-Type": CONTENT_TYPE})
 
     @routes.get("/trace")
     def trace(

@@ -7,11 +7,12 @@ What those names call a request is one *sequence* here: a request with n = 3 suc
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from engine.config import EngineConfig
 from engine.core.messages import CoreRequest, KVShape, StepStats
 from engine.server.telemetry.process import ProcessSeries
-from engine.server.telemetry.series import Histogram, Numbers, SeriesSet
+from engine.server.telemetry.series import Counted, Histogram, Numbers, SeriesSet
 from engine.server.telemetry.spec_decode import SpecDecodeSeries
 from engine.text.output import RequestText
 
@@ -130,10 +131,21 @@ class Metrics:
             SpecDecodeSeries(self.series, asked.num_speculative_tokens) if asked else None
         )
 
-    def text(self) -> bytes:
+    def counted(self) -> list[Counted]:
+        """Return what was counted, for `text` in another server process."""
+        return [self.series.counted(), self.http.series.counted()]
+
+    def text(self, others: Sequence[list[Counted]] = ()) -> bytes:
+        """Write all series. `others`: what other server processes of this engine counted."""
         self._set_gauges(self._stats)
-        sets = (self.series, self.cache_info, self.http, self.process)
-        return b"".join(part.text() for part in sets)
+        return b"".join(
+            [
+                self.series.text([other[0] for other in others]),
+                self.cache_info.text(),
+                self.http.series.text([other[1] for other in others]),
+                self.process.text(),
+            ]
+        )
 
     def set_cache(self, kv: KVShape) -> None:
         """Set the labels that describe the KV cache, of a series that is always 1."""
@@ -277,13 +289,13 @@ class HttpSeries:
     """
 
     def __init__(self) -> None:
-        self._series = SeriesSet({})
-        self._requests = self._series.counter(
+        self.series = SeriesSet({})
+        self._requests = self.series.counter(
             "http_requests",
             "Answers by route, method and class of status; probes are left out.",
             ("handler", "method", "status"),
         )
-        self._seconds = self._series.histograms(
+        self._seconds = self.series.histograms(
             "http_request_duration_seconds",
             "Time from a request to the end of its answer.",
             _ANSWER_SECONDS,
@@ -295,6 +307,3 @@ class HttpSeries:
         if route not in PROBES:
             self._requests.inc(1, (route, method, f"{status // 100}xx"))
             self._seconds.observe(seconds, (route, method))
-
-    def text(self) -> bytes:
-        return self._series.text()

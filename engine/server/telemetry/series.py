@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate
 from typing import Literal
 
@@ -17,6 +18,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[str, ...]
 """The values of a series' own labels, in the order of their names."""
+Counted = list[list[tuple[Labels, list[float]]]]
+"""What a `SeriesSet` has counted, by family; without gauges. Of a histogram: buckets and sum."""
 
 
 class Numbers:
@@ -92,9 +95,16 @@ class SeriesSet:
         self._families.append(_Family("histogram", name, text, labels, made))
         return made
 
-    def text(self) -> bytes:
-        """Write Prometheus' text format."""
-        lines = [line for family in self._families for line in family.lines(self._labels)]
+    def counted(self) -> Counted:
+        """Return what was counted, for `text` in another process with the same series."""
+        return [family.counted() for family in self._families]
+
+    def text(self, others: Sequence[Counted] = ()) -> bytes:
+        """Write Prometheus' text format. What `others` counted is added."""
+        families = self._families
+        for other in others:
+            families = [family.plus(more) for family, more in zip(families, other)]
+        lines = [line for family in families for line in family.lines(self._labels)]
         return ("\n".join(lines) + "\n").encode()
 
     def _numbers(
@@ -114,6 +124,34 @@ class _Family:
         self.kind, self.labels, self.series = kind, labels, series
         self.name = f"{name}_total" if kind == "counter" else name
         self.text = text.replace("\\", r"\\").replace("\n", r"\n")
+
+    def counted(self) -> list[tuple[Labels, list[float]]]:
+        if self.kind == "gauge":
+            return []
+        if isinstance(self.series, Numbers):
+            return [(labels, [number]) for labels, number in self.series.by_labels.items()]
+        return [
+            (labels, [*histogram.counts, histogram.sum])
+            for labels, histogram in self.series.by_labels.items()
+        ]
+
+    def plus(self, more: list[tuple[Labels, list[float]]]) -> _Family:
+        """Return the same family with what another process counted."""
+        series: Numbers | Histograms
+        if isinstance(self.series, Numbers):
+            series = Numbers(())
+            series.by_labels.update(self.series.by_labels)
+            for labels, (number,) in more:
+                series.inc(number, labels)
+        else:
+            series = Histograms(self.series.bounds)
+            for labels, values in [*self.counted(), *more]:
+                sum_ = series.by_labels.setdefault(labels, Histogram(series.bounds))
+                sum_.counts = [a + int(b) for a, b in zip(sum_.counts, values)]
+                sum_.sum += values[-1]
+        family = copy(self)
+        family.series = series
+        return family
 
     def lines(self, shared: tuple[tuple[str, str], ...]) -> Iterator[str]:
         yield f"# HELP {self.name} {self.text}"

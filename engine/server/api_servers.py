@@ -1,0 +1,188 @@
+"""Run further server processes on the port of this one: `--api-server-count`.
+
+    clients ──▶ the port ──▶ process 1, which owns the engine process, the record and the metrics
+                        └──▶ process 2, 3, …, each with a socket of its own that the kernel feeds
+
+Each reads, tokenizes and answers its connections itself, with its own channel to the engine. What
+must be one truth (`/metrics`, `/trace`, `/load`, the page) process 1 tells: the others pass such
+requests on to it. When one of them dies, its requests are aborted in the engine, those of the
+others are answered, and the server ends with exit code 1, so that a platform starts it afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.config import EngineConfig
+from engine.server.link import control
+from engine.server.link.channel import Frames, framed
+from engine.server.record.trace_hub import TraceHub
+
+ASK_S = 1.0  # a process that is busy for longer is shown as it was when it was last asked
+EXIT_S = 5.0
+
+
+class ApiEnds(NamedTuple):
+    """Hold what a further server process gets from the first one."""
+
+    listener: socket.socket
+    engine: socket.socket  # orders go out, news come in
+    record: socket.socket  # events go out
+    control: socket.socket
+
+
+class ApiServers:
+    """Hold the other server processes. Use it on one event loop; `start` on the main thread.
+
+    `on_death(message)` is called once if one ends without having been told to.
+    """
+
+    def __init__(self, config: EngineConfig, listeners: Sequence[socket.socket]):
+        self.config = config
+        self.on_death: Callable[[str], None] = lambda message: None
+        self.folder = tempfile.TemporaryDirectory(prefix="glasshouse-")
+        self.address = str(Path(self.folder.name) / "first")  # a Unix socket of the first process
+        self._listeners = listeners
+        self._others: list[_Other] = []
+        self._is_ending = False
+
+    async def start(self, engine_ends: Sequence[socket.socket], hub: TraceHub) -> None:
+        """Start the processes. `engine_ends`: of the channels to the engine."""
+        from engine.server.api_process import run_api_process  # which imports the whole server
+
+        spawn = multiprocessing.get_context("spawn")
+        for number, (listener, engine_end) in enumerate(zip(self._listeners, engine_ends), start=2):
+            record_end, its_record_end = socket.socketpair()
+            control_end, its_control_end = socket.socketpair()
+            ends = ApiEnds(listener, engine_end, its_record_end, its_control_end)
+            process = spawn.Process(
+                target=run_api_process,
+                args=(self.config, number, ends, self.address),
+                name=f"API server {number}",
+            )
+            process.start()
+            for end in ends:
+                end.close()  # the process has its own copies: when it ends, its sockets are gone
+            hub.listen(record_end)
+            other = _Other(process, number)
+            self._others.append(other)
+            loop = asyncio.get_running_loop()
+            other.transport, _ = await loop.create_unix_connection(
+                partial(_same, other), sock=control_end
+            )
+            loop.add_reader(process.sentinel, self._ended, other)
+
+    @property
+    def are_up(self) -> bool:
+        """Return whether all of them take requests."""
+        return len(self._others) == len(self._listeners) and all(o.is_up for o in self._others)
+
+    @property
+    def num_running(self) -> int:
+        return sum(other.process.is_alive() for other in self._others)
+
+    @property
+    def num_with_losses(self) -> int:
+        """Count the processes that ended before they had answered all."""
+        return sum(bool(other.process.exitcode) for other in self._others)
+
+    async def counts(self) -> list[control.ProcessCounts]:
+        """Return what each has counted."""
+        asked = [other.ask() for other in self._others if not other.is_gone]
+        if asked:
+            await asyncio.wait(asked, timeout=ASK_S)
+        return [other.counts for other in self._others]
+
+    def end(self, signal_name: str) -> None:
+        """Tell all to answer what they have, and to end; a second time, to end at once."""
+        self._is_ending = True
+        for other in self._others:
+            other.send(control.End(signal_name))
+
+    async def stop(self) -> None:
+        """Wait until all have ended, for a while; kill what is left."""
+        if not self._is_ending:
+            self.end("stop")
+            self.end("stop")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + EXIT_S
+        while self.num_running and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for other in self._others:
+            loop.remove_reader(other.process.sentinel)
+            if other.process.is_alive():
+                other.process.kill()
+            other.process.join()
+            other.close()
+        self.folder.cleanup()
+
+    def _ended(self, other: _Other) -> None:
+        asyncio.get_running_loop().remove_reader(other.process.sentinel)
+        other.process.join()
+        if self._is_ending:
+            return
+        code = other.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        self.on_death(f"API server process {other.number} {how}.")
+
+
+def _same(other: _Other) -> _Other:
+    return other
+
+
+class _Other(asyncio.Protocol):
+    """Speak to one process."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess, number: int):
+        self.process = process
+        self.number = number
+        self.is_up = False
+        self.counts = control.ProcessCounts(0, 0, [])
+        self._frames = Frames()
+        self.transport: asyncio.Transport | None = None
+        self._asked: asyncio.Future[None] | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
+    def send(self, order: control.Ask | control.End) -> None:
+        if self.transport is not None and not self.is_gone:
+            self.transport.write(framed(control.encode(order)))
+
+    def ask(self) -> asyncio.Future[None]:
+        """Ask for its counts; the future is done when they are there."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.get_running_loop().create_future()
+            self.send(control.Ask())
+        return self._asked
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._frames.feed(data):
+            answer = control.decode_answer(message)
+            if isinstance(answer, control.Up):
+                self.is_up = True
+            else:
+                self.counts = answer
+                self._answered()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._answered()
+
+    def _answered(self) -> None:
+        with contextlib.suppress(asyncio.InvalidStateError):
+            if self._asked is not None:
+                self._asked.set_result(None)
