@@ -12,8 +12,8 @@ from types import FrameType
 from engine.config import EngineConfig
 from engine.server import logs
 from engine.server.api_servers import ApiEnds
+from engine.server.ending import LOST_ANSWERS, Server
 from engine.server.http.relay import Relay
-from engine.server.lifecycle import LOST_ANSWERS, Server
 from engine.server.link import control
 from engine.server.link.channel import Channel, Frames, framed
 from engine.server.link.engine_process import end_with_parent

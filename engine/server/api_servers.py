@@ -46,8 +46,15 @@ class ApiServers:
     `on_death(message)` is called once if one ends without having been told to.
     """
 
-    def __init__(self, config: EngineConfig, listeners: Sequence[socket.socket]):
+    def __init__(
+        self,
+        config: EngineConfig,
+        listeners: Sequence[socket.socket],
+        run: Callable[[EngineConfig, int, ApiEnds, str], None],
+    ):
+        """Prepare a process for each of `listeners`; `run` is its main function."""
         self.config = config
+        self._run = run
         self.on_death: Callable[[str], None] = lambda message: None
         self.folder = tempfile.TemporaryDirectory(prefix="glasshouse-")
         self.address = str(Path(self.folder.name) / "first")  # a Unix socket of the first process
@@ -57,15 +64,13 @@ class ApiServers:
 
     async def start(self, engine_ends: Sequence[socket.socket], hub: TraceHub) -> None:
         """Start the processes. `engine_ends`: of the channels to the engine."""
-        from engine.server.api_process import run_api_process  # which imports the whole server
-
         spawn = multiprocessing.get_context("spawn")
         for number, (listener, engine_end) in enumerate(zip(self._listeners, engine_ends), start=2):
             record_end, its_record_end = socket.socketpair()
             control_end, its_control_end = socket.socketpair()
             ends = ApiEnds(listener, engine_end, its_record_end, its_control_end)
             process = spawn.Process(
-                target=run_api_process,
+                target=self._run,
                 args=(self.config, number, ends, self.address),
                 name=f"API server {number}",
             )
