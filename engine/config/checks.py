@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import sys
 
 from engine.config.option_types import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
@@ -93,6 +94,11 @@ def _check_server(options: Options) -> None:
             " as /api."
         )
     _check_https(options)
+    if options.api_server_count > 1 and sys.platform != "linux":
+        raise ConfigError(
+            "--api-server-count above 1 needs Linux, whose kernel divides the connections of a port"
+            " among several processes."
+        )
     if options.api_server_count > 1 and options.uds:
         raise ConfigError(
             "--api-server-count above 1 can't be combined with --uds: the kernel divides"

@@ -29,12 +29,11 @@ class GrammarGate:
         self._grammars = getattr(core.executor, "grammars", None)
         self._pending: dict[str, tuple[CoreRequest, Settled]] = {}  # by request id
 
-    def __bool__(self) -> bool:
-        """Return whether requests are held back."""
-        return bool(self._pending)
+    def __len__(self) -> int:
+        """Count the requests that are held back."""
+        return len(self._pending)
 
-    def holds(self, request_id: str) -> bool:
-        """Return whether this request is held back."""
+    def __contains__(self, request_id: str) -> bool:
         return request_id in self._pending
 
     def set_tokenizer(self, source: GrammarTokenizer) -> None:

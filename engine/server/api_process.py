@@ -9,6 +9,8 @@ import socket
 import sys
 from types import FrameType
 
+from starlette.types import ASGIApp
+
 from engine.config import EngineConfig
 from engine.server import logs
 from engine.server.api_servers import ApiEnds
@@ -16,12 +18,15 @@ from engine.server.ending import LOST_ANSWERS, Server
 from engine.server.http.relay import Relay
 from engine.server.link import control
 from engine.server.link.channel import Channel, Frames, framed
+from engine.server.link.engine_client import EngineEnd
 from engine.server.link.engine_process import end_with_parent
 from engine.server.service import Service, SharedEngine
 from engine.trace.files import unpack
 
 
-def run_api_process(config: EngineConfig, number: int, ends: ApiEnds, first: str) -> None:
+def run_api_process(
+    config: EngineConfig, number: int, ends: ApiEnds, first: str, engine_pid: int
+) -> None:
     """Run the process until the first one tells it to end, or dies. `first`: its Unix socket."""
     end_with_parent()
     # A terminal or a platform signals the whole group: the first process decides.
@@ -31,7 +36,9 @@ def run_api_process(config: EngineConfig, number: int, ends: ApiEnds, first: str
     # The record's readers are in the first process.
     own = dataclasses.replace(config, trace_file=None, log_format="off")
     record = Channel(ends.record, unpack)
-    service = Service(own, shared=SharedEngine(number, ends.engine, record.send))
+    service = Service(
+        own, shared=SharedEngine(number, EngineEnd(ends.engine, engine_pid), record.send)
+    )
     server = ApiServer(service, first, ends.control)
     server.run(sockets=[ends.listener])
     if service.client.state == "failed":
@@ -43,11 +50,20 @@ class ApiServer(Server):
     """Run uvicorn as the first process says."""
 
     def __init__(self, service: Service, first: str, control_end: socket.socket):
-        super().__init__(service, lambda app: Relay(app, first, service.config.root_path))
+
+        def wrap(app: ASGIApp) -> ASGIApp:
+            self._relay = Relay(app, first, service.config)
+            return self._relay
+
+        super().__init__(service, wrap)
         self._control_end = control_end
         self._told_to_end = False
         self._first: asyncio.Transport | None = None
         service.on_ready = lambda: self.tell(control.Up())
+
+    @property
+    def num_unanswered(self) -> int:
+        return super().num_unanswered + self._relay.num_asking
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ignore signals: the first process gets them, too."""
@@ -69,8 +85,14 @@ class ApiServer(Server):
         """Carry out an order of the first process."""
         service = self.service
         if isinstance(order, control.Ask):
-            unbooked = service.client.requests.num_unbooked
-            self.tell(control.ProcessCounts(service.num_open, unbooked, service.metrics.counted()))
+            self.tell(
+                control.ProcessCounts(
+                    service.num_open,
+                    service.client.requests.num_unbooked,
+                    service.recorder.events_lost,
+                    service.metrics.counted(),
+                )
+            )
         elif not self._told_to_end:
             self._told_to_end = service.draining = True
             self.start_draining(order.signal)

@@ -5,8 +5,9 @@
 
 Each reads, tokenizes and answers its connections itself, with its own channel to the engine. What
 must be one truth (`/metrics`, `/trace`, `/load`, the page) process 1 tells: the others pass such
-requests on to it. When one of them dies, its requests are aborted in the engine, those of the
-others are answered, and the server ends with exit code 1, so that a platform starts it afresh.
+requests on to it (`http/relay.py`). When one of them dies, its requests are aborted in the engine,
+those of the others are answered, and the server ends with exit code 1, so that a platform starts it
+afresh.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import NamedTuple
 from engine.config import EngineConfig
 from engine.server.link import control
 from engine.server.link.channel import Frames, framed
+from engine.server.link.engine_client import EngineClient
 from engine.server.record.trace_hub import TraceHub
 
 ASK_S = 1.0  # a process that is busy for longer is shown as it was when it was last asked
@@ -50,7 +52,7 @@ class ApiServers:
         self,
         config: EngineConfig,
         listeners: Sequence[socket.socket],
-        run: Callable[[EngineConfig, int, ApiEnds, str], None],
+        run: Callable[[EngineConfig, int, ApiEnds, str, int], None],
     ):
         """Prepare a process for each of `listeners`; `run` is its main function."""
         self.config = config
@@ -62,16 +64,17 @@ class ApiServers:
         self._others: list[_Other] = []
         self._is_ending = False
 
-    async def start(self, engine_ends: Sequence[socket.socket], hub: TraceHub) -> None:
-        """Start the processes. `engine_ends`: of the channels to the engine."""
+    async def start(self, engine: EngineClient, hub: TraceHub) -> None:
+        """Start the processes, for the engine that `engine` has started."""
         spawn = multiprocessing.get_context("spawn")
-        for number, (listener, engine_end) in enumerate(zip(self._listeners, engine_ends), start=2):
+        ways = zip(self._listeners, engine.other_ends)
+        for number, (listener, engine_end) in enumerate(ways, start=2):
             record_end, its_record_end = socket.socketpair()
             control_end, its_control_end = socket.socketpair()
             ends = ApiEnds(listener, engine_end, its_record_end, its_control_end)
             process = spawn.Process(
                 target=self._run,
-                args=(self.config, number, ends, self.address),
+                args=(self.config, number, ends, self.address, engine.pid),
                 name=f"API server {number}",
             )
             process.start()
@@ -99,6 +102,11 @@ class ApiServers:
     def num_with_losses(self) -> int:
         """Count the processes that ended before they had answered all."""
         return sum(bool(other.process.exitcode) for other in self._others)
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the ids of those that run."""
+        return [other.process.pid or 0 for other in self._others if other.process.is_alive()]
 
     async def counts(self) -> list[control.ProcessCounts]:
         """Return what each has counted."""
@@ -151,7 +159,7 @@ class _Other(asyncio.Protocol):
         self.process = process
         self.number = number
         self.is_up = False
-        self.counts = control.ProcessCounts(0, 0, [])
+        self.counts = control.ProcessCounts(0, 0, 0, [])
         self._frames = Frames()
         self.transport: asyncio.Transport | None = None
         self._asked: asyncio.Future[None] | None = None

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from engine.server.app import create_app
 from engine.server.http.connection import BoundedConnection
+from engine.server.http.relay import RelayedConnection
 from engine.server.service import Service
 
 LOST_ANSWERS = 3  # exit code
@@ -76,8 +77,8 @@ class Server(uvicorn.Server):
             inner = await self._loop.create_unix_server(self._connection, others.address)
             self.servers.append(inner)
 
-    def _connection(self) -> BoundedConnection:
-        return BoundedConnection(
+    def _connection(self) -> RelayedConnection:
+        return RelayedConnection(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
@@ -152,6 +153,11 @@ class Server(uvicorn.Server):
     async def _answered(self, timeout_s: float) -> bool:
         """Wait until no request is open; return False if some still are after `timeout_s`."""
         deadline = self._loop.time() + timeout_s
-        while self.service.num_open and self._loop.time() < deadline:
+        while self.num_unanswered and self._loop.time() < deadline:
             await asyncio.sleep(_TICK_S)
-        return not self.service.num_open
+        return not self.num_unanswered
+
+    @property
+    def num_unanswered(self) -> int:
+        """Count the requests that are answered before the process ends."""
+        return self.service.num_open

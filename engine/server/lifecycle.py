@@ -28,9 +28,10 @@ def serve(config: EngineConfig, load: Load = load_worker) -> int:
     """
     logs.configure(config)
     others = config.api_server_count - 1
-    listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port, others > 0)
-    port = 0 if config.uds else listener.getsockname()[1]
-    listeners = [bind(config.host, port, True, listens=False) for _ in range(others)]
+    listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
+    listeners: list[socket.socket] = []
+    if others:
+        listener, *listeners = share(config.host, listener, others + 1)
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
     service = Service(config, load)
     if others:
@@ -73,21 +74,44 @@ def bind_unix(path: str) -> socket.socket:
     return _listening(socket.AF_UNIX, 0, path, told)
 
 
-def bind(host: str, port: int, is_shared: bool = False, listens: bool = True) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Open a listening socket before anything slow is done.
 
-    So a health check finds the port from the first second. `is_shared`: several sockets of this
-    user may listen there, and the kernel divides new connections among them. Not `listens`: only
-    reserve the port; uvicorn listens when the process that gets the socket takes connections.
+    So a health check finds the port from the first second.
     """
-    told = f"--host {host} --port {port}"
+    family, protocol, address = _found(host, port)
+    return _listening(family, protocol, address, _told(host, port))
+
+
+def share(host: str, alone: socket.socket, count: int) -> list[socket.socket]:
+    """Return `count` sockets on the port of one that is alone there; the first one listens.
+
+    The kernel divides new connections among those that listen. The others only hold the port:
+    uvicorn listens when its process takes connections.
+    """
+    port = alone.getsockname()[1]
+    family, protocol, address = _found(host, port)
+    # Another server would share its port as silently, so `alone` has found out that there is none.
+    alone.close()
+    return [
+        _listening(family, protocol, address, _told(host, port), True, number == 0)
+        for number in range(count)
+    ]
+
+
+def _found(host: str, port: int) -> tuple[int, int, object]:
+    """Return family, protocol and address of a socket."""
     try:
         family, _, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise _can_not_listen(told, error) from None
-    return _listening(family, protocol, address, told, is_shared, listens)
+        raise _can_not_listen(_told(host, port), error) from None
+    return family, protocol, address
+
+
+def _told(host: str, port: int) -> str:
+    return f"--host {host} --port {port}"
 
 
 def _listening(

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import gc
 import math
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from engine.server.api_servers import ApiServers
 from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
 from engine.server.link.control import ProcessCounts
-from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient
+from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient, EngineEnd
 from engine.server.link.engine_process import Load, load_worker
 from engine.server.record.trace_hub import TraceHub
 from engine.server.responses.response_store import ResponseStore
@@ -57,7 +56,7 @@ class SharedEngine(NamedTuple):
     """Hold a further server process's ways to the engine that the first one has started."""
 
     number: int  # of the process: 2, 3, …
-    engine: socket.socket
+    engine: EngineEnd
     record: Callable[[bytes], None]  # sends events to the first process
 
 
@@ -169,7 +168,7 @@ class Service:
         self._join_text()
         # What only transformers knows of a model is asked once: from now on a file has it.
         if self.others is not None and self.client.state in ("loading", "ready"):
-            await self.others.start(self.client.other_ends, self.hub)
+            await self.others.start(self.client, self.hub)
 
     def _model_ready(self, kv: KVShape) -> None:
         self.metrics.set_cache(kv)

@@ -75,6 +75,7 @@ class InputProcessor:
         trace_full: bool = False,
         route: str = "",
         client: str = "",
+        trace_context: dict[str, str] | None = None,
         ignored: Sequence[str] = (),
         settled: SamplingParams | None = None,
         rules: MessageRules | None = None,
@@ -82,9 +83,9 @@ class InputProcessor:
         """Make the request for the core. Safe to call from several threads.
 
         Chat prompts come with `add_special_tokens=False`: their template wrote them. `route`,
-        `client` and `ignored` (unknown fields of the body) go into the record. `settled`: what an
-        earlier call made of the same `params`; several prompts share it. `rules`: how the answer is
-        taken apart, which a grammar must agree with.
+        `client`, `trace_context` and `ignored` (unknown fields of the body) go into the record.
+        `settled`: what an earlier call made of the same `params`; several prompts share it.
+        `rules`: how the answer is taken apart, which a grammar must agree with.
 
         Raises `TextError` for the prompt, `ParameterError` for the parameters.
         """
@@ -96,6 +97,7 @@ class InputProcessor:
                 route=route,
                 params=params.changed(),
                 client=client,
+                trace_context=trace_context or {},
                 ignored=list(ignored),
                 text=text,
             )

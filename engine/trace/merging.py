@@ -1,8 +1,8 @@
-"""Merge the records of this process and of another one into one order by time.
+"""Merge the records of this process and of others into one order by time.
 
 Events of another process arrive later than they happened: its own drain thread adds a delay, and so
 does a step that keeps the interpreter busy. While such events arrive, this process's own events
-wait as long as the others were late the last time, so that both are ordered by time.
+wait as long as the others were late the last time, so that all are ordered by time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MergingRecorder(Recorder):
         self, level: str = "steps", src: str = "server", text: bool = True, capacity: int = 200_000
     ) -> None:
         self._forwarded: list[Event] = []  # by time, like this process's own
-        self._late_ns: int | None = None  # how late the last ones came; None: none came yet
+        self._late_ns: dict[str, int] = {}  # by source: how late its last ones came
         self._merged_ns: dict[str, int] = {}  # by source: all its events up to this time are here
         super().__init__(level, src, text, capacity)
 
@@ -42,9 +42,9 @@ class MergingRecorder(Recorder):
         if not arrived:
             return
         with self._lock:
-            late_ns = time.monotonic_ns() - arrived[0].ts_ns
-            self._late_ns = min(late_ns, round(MOST_LATE_S * 1e9))
-            self._merged_ns[arrived[-1].src] = arrived[-1].ts_ns
+            late_ns, source = time.monotonic_ns() - arrived[0].ts_ns, arrived[-1].src
+            self._late_ns[source] = min(late_ns, round(MOST_LATE_S * 1e9))
+            self._merged_ns[source] = arrived[-1].ts_ns
             room = max(0, self.capacity - len(self._forwarded))
             self.dropped += len(arrived[room:])
             self._forwarded += arrived[:room]
@@ -61,23 +61,30 @@ class MergingRecorder(Recorder):
             self._drain()
 
     def _take(self, everything: bool) -> list[Event]:
-        if self._late_ns is None:
+        if not self._late_ns:
             return super()._take(everything)
-        end = self._number()
-        if not everything:  # keep the younger ones: older ones may still arrive
-            end = bisect_right(self._buffer, self._settled_ns(), hi=end, key=_time)
-        batch = self._cut(end) + self._forwarded
+        end, forwarded = self._number(), self._forwarded
         self._forwarded = []
+        if not everything:  # keep the younger ones: older ones may still arrive
+            settled_ns = self._settled_ns()
+            end = bisect_right(self._buffer, settled_ns, hi=end, key=_time)
+            if len(self._merged_ns) > 1:  # of one source, all up to its last one are here
+                forwarded.sort(key=_time)
+                here = bisect_right(forwarded, settled_ns, key=_time)
+                self._forwarded = forwarded[here:]
+                del forwarded[here:]
+        batch = self._cut(end) + forwarded
         batch.sort(key=_time)  # stable: each source stays in its own order
         return batch
 
     def _settled_ns(self) -> int:
         """Return the time before which no further event will arrive."""
         now = time.monotonic_ns()
-        if self._late_ns is None:
+        if not self._late_ns:
             return now
         # A source that has nothing to tell sends nothing: then the margin decides.
-        return max(min(self._merged_ns.values()), now - self._late_ns - round(MARGIN_S * 1e9))
+        late_ns = max(self._late_ns.values())
+        return max(min(self._merged_ns.values()), now - late_ns - round(MARGIN_S * 1e9))
 
 
 def _time(event: Event) -> int:

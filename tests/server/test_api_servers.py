@@ -18,17 +18,20 @@ import httpx
 import pytest
 
 from engine.config import ConfigError, EngineConfig
+from engine.server import lifecycle
+from engine.server.telemetry.process import ProcessSeries
 from engine.server.telemetry.series import SeriesSet
 from tests.server.fake_engine import expected_text, fake
 
 pytestmark = pytest.mark.slow
-COUNT = 3
+COUNT = 2
+PLAIN = {"timeout": 60, "verify": False}  # a connection of its own, without reading certificates
+RESPONSES = "/v1/responses"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def run(config, load, queue):
     """Run a server as the command does."""
-    from engine.server import lifecycle
-
     said = lifecycle.address
 
     def address(*args):
@@ -51,18 +54,24 @@ class Fleet:
         self.process = context.Process(target=run, args=(config, load, queue))
         self.process.start()
         self.url = queue.get(timeout=60)
+        self.port = int(self.url.rpartition(":")[2])
         deadline = time.monotonic() + 120
         while self.get("/health").status_code != 200:
             assert time.monotonic() < deadline, self.get("/health").text
             time.sleep(0.05)
 
     def get(self, path, **options):
-        return httpx.get(self.url + path, timeout=30, **options)
+        return httpx.get(self.url + path, **PLAIN, **options)
 
-    def complete(self, prompt="hello", **fields):
+    def complete(self, prompt="hello", headers=None, **fields):
         """One completion over a connection of its own."""
         body = {"prompt": prompt, "max_tokens": 8, **fields}
-        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, **PLAIN)
+
+    def respond(self, **fields):
+        """One answer of the Responses API over a connection of its own."""
+        body = {"input": "hello", "max_output_tokens": 8, **fields}
+        return httpx.post(f"{self.url}{RESPONSES}", json=body, **PLAIN)
 
     def metric(self, name):
         lines = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", self.get("/metrics").text, re.M)
@@ -104,14 +113,14 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet(tokenizer_folder):
-    running = Fleet(tokenizer_folder, step_s=0.002)
+    running = Fleet(tokenizer_folder, step_s=0.01)
     yield running
     running.close()
 
 
 def owners(fleet):
     """How many connections each server process has accepted, of those that are open."""
-    port = int(fleet.url.rpartition(":")[2])
+    port = fleet.port
     inodes = {}
     with open("/proc/net/tcp") as table:
         for line in list(table)[1:]:
@@ -131,7 +140,7 @@ def owners(fleet):
 
 def test_64_connections_are_divided_and_all_are_counted_once(fleet):
     before = fleet.metric("vllm:generation_tokens_total"), fleet.metric("http_requests_total")
-    port = int(fleet.url.rpartition(":")[2])
+    port = fleet.port
     open_ = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
     deadline = time.monotonic() + 5
     while sum(owners(fleet).values()) < 64 and time.monotonic() < deadline:
@@ -164,24 +173,29 @@ def test_64_connections_are_divided_and_all_are_counted_once(fleet):
 def test_the_record_is_one(fleet):
     names = [f"one-{place}" for place in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        for answer in pool.map(lambda name: fleet.complete(request_id=name), names):
+        for answer in pool.map(
+            lambda name: fleet.complete(request_id=name, headers={"traceparent": TRACE}), names
+        ):
             assert answer.status_code == 200
     for _ in range(4):
         events = [json.loads(line) for line in fleet.get("/trace").text.splitlines()]
         for kind in ("request.received", "request.tokenized", "request.queued", "request.answered"):
             of_kind = Counter(e["request_id"] for e in events if e["kind"] == kind)
             assert all(of_kind[f"cmpl-{name}"] == 1 for name in names), (kind, of_kind)
-    assert len({e["src"] for e in events if e["kind"] == "request.received"}) == COUNT
+    received = [e for e in events if e["kind"] == "request.received"]
+    received = [e for e in received if e["request_id"].startswith("cmpl-one-")]
+    assert len({e["src"] for e in received}) == COUNT
+    assert all(e["trace_context"] == {"traceparent": TRACE} for e in received)
     page = {fleet.get("/").text for _ in range(8)}
     assert len(page) == 1
 
 
 def test_streams_and_a_stream_of_the_record(fleet):
     async def several():
-        async with httpx.AsyncClient(base_url=fleet.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=fleet.url, **PLAIN) as client:
 
             async def one():
-                body = {"prompt": "hello", "max_tokens": 60, "stream": True}
+                body = {"prompt": "hello", "max_tokens": 30, "stream": True}
                 async with client.stream("POST", "/v1/completions", json=body) as answer:
                     lines = [line async for line in answer.aiter_lines() if line]
                 assert lines[-1] == "data: [DONE]"
@@ -189,16 +203,16 @@ def test_streams_and_a_stream_of_the_record(fleet):
                 return "".join(chunk["choices"][0]["text"] for chunk in chunks)
 
             texts = await asyncio.gather(*(one() for _ in range(16)))
-            assert set(texts) == {expected_text(b"hello", 60)}
+            assert set(texts) == {expected_text(b"hello", 30)}
 
     asyncio.run(several())
     for _ in range(6):  # in a further process it is passed on
-        with httpx.stream("GET", f"{fleet.url}/trace/stream", timeout=30) as answer:
+        with httpx.stream("GET", f"{fleet.url}/trace/stream", **PLAIN) as answer:
             assert next(answer.iter_lines()).startswith(("event", "id", "retry", ":"))
 
 
 def test_an_id_is_used_once_in_all_processes(fleet):
-    slow = {"request_id": "mine", "max_tokens": 400}
+    slow = {"request_id": "mine", "max_tokens": 120}
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: fleet.complete(**slow), range(12)))
     assert Counter(answer.status_code for answer in answers) == {200: 1, 400: 11}
@@ -207,52 +221,25 @@ def test_an_id_is_used_once_in_all_processes(fleet):
         ("request_id", True)
     }
     headers = {"X-Request-Id": "retried"}
-    url, body = f"{fleet.url}/v1/completions", {"prompt": "hello", "max_tokens": 100}
+    url, body = f"{fleet.url}/v1/completions", {"prompt": "hello", "max_tokens": 40}
     with ThreadPoolExecutor(12) as pool:
         got = list(
-            pool.map(lambda _: httpx.post(url, json=body, headers=headers, timeout=60), range(12))
+            pool.map(lambda _: httpx.post(url, json=body, headers=headers, **PLAIN), range(12))
         )
     assert {answer.status_code for answer in got} == {200}
     assert len({answer.json()["id"] for answer in got}) == 12
     fleet.wait_until_idle()
 
 
-@pytest.mark.full
-def test_the_queue_has_one_limit_and_all_drain(tokenizer_folder):
-    crowd = Fleet(tokenizer_folder, step_s=0.02, max_num_seqs=1, max_num_queued_reqs=4)
-    try:
-        with ThreadPoolExecutor(24) as pool:
-            answers = list(pool.map(lambda _: crowd.complete(max_tokens=30), range(24)))
-        counts = Counter(answer.status_code for answer in answers)
-        assert set(counts) == {200, 503} and 4 <= counts[200] <= 8, counts
-        busy = next(answer for answer in answers if answer.status_code == 503)
-        assert "at most 4 may" in busy.text and busy.headers["Retry-After"]
-        assert crowd.wait_until_idle()["num_requests_waiting"] == 0
-        port = int(crowd.url.rpartition(":")[2])
-        with ThreadPoolExecutor(4) as pool:
-            slow = [pool.submit(crowd.complete, max_tokens=30) for _ in range(4)]
-            deadline = time.monotonic() + 10
-            while crowd.get("/load").json()["server_load"] < 4:
-                assert time.monotonic() < deadline
-            os.kill(crowd.process.pid, signal.SIGTERM)
-            assert all(done.result().status_code == 200 for done in slow)
-        crowd.process.join(15)
-        assert crowd.process.exitcode == 0 and crowd.children() == []
-        with pytest.raises(ConnectionError):
-            socket.create_connection(("127.0.0.1", port))
-    finally:
-        crowd.close()
-
-
 @contextmanager
 def streams(fleet, number):
     """Streams that don't end by themselves for a while; each has sent its first tokens."""
-    port = int(fleet.url.rpartition(":")[2])
-    body = json.dumps({"prompt": "hello", "max_tokens": 400, "stream": True}).encode()
+    port = fleet.port
+    body = json.dumps({"prompt": "hello", "max_tokens": 490, "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     with ExitStack() as stack:
         open_ = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
             for _ in range(number)
         ]
         for one in open_:
@@ -278,47 +265,85 @@ def rests_of(open_):
         return list(pool.map(rest, open_))
 
 
-def test_a_killed_process_loses_its_own_and_nobody_elses(tokenizer_folder):
-    doomed = Fleet(tokenizer_folder, step_s=0.02)
-    try:
-        with ExitStack() as stack:
-            first = stack.enter_context(keep_first(doomed))
-            victim = doomed.children()[-1]
-            idle = owners(doomed)[victim]
-            open_ = stack.enter_context(streams(doomed, 24))
-            lost = owners(doomed)[victim] - idle
-            assert 0 < lost < 24
-            deadline = time.monotonic() + 5  # a stream's head comes before its first token
-            while first.get("/load").json()["num_requests_running"] != 24:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            os.kill(victim, signal.SIGKILL)
-            deadline = time.monotonic() + 5
-            while first.get("/load").json()["num_requests_running"] != 24 - lost:
-                assert time.monotonic() < deadline, "what it had still runs in the engine"
-                time.sleep(0.05)
-            assert first.get("/health").json()["status"] == "draining"
-            rests = rests_of(open_)
-        assert sum(b"data: [DONE]" in rest for rest in rests) == 24 - lost
-        doomed.process.join(15)
-        assert doomed.process.exitcode == 1
-        assert doomed.children() == []
-    finally:
-        doomed.close()
-
-
 @contextmanager
 def keep_first(fleet):
     """A connection to the first process, which goes on answering while it drains."""
     with ExitStack() as stack:
         for _ in range(60):
-            http = stack.enter_context(httpx.Client(base_url=fleet.url, timeout=30))
+            http = stack.enter_context(httpx.Client(base_url=fleet.url, **PLAIN))
             before = owners(fleet)[fleet.process.pid]
             http.get("/health")
             if owners(fleet)[fleet.process.pid] > before:
                 yield http
                 return
         raise AssertionError("no connection came to the first process")
+
+
+def test_kept_answers_are_found_whichever_process_is_asked(fleet):
+    made = [fleet.respond().json()["id"] for _ in range(4)]
+    for name in made:
+        assert {fleet.get(f"{RESPONSES}/{name}").status_code for _ in range(4)} == {200}
+        assert fleet.respond(previous_response_id=name).status_code == 200
+    for name in made:
+        assert httpx.delete(f"{fleet.url}{RESPONSES}/{name}", **PLAIN).status_code == 200
+        assert {fleet.get(f"{RESPONSES}/{name}").status_code for _ in range(4)} == {404}
+
+
+def test_passed_requests_are_like_others(fleet):
+    """Each over a connection of its own: about half come to a process that passes them on."""
+    tries = range(6)
+    assert len({fleet.get("/v1/models").text for _ in tries}) == 1
+    for path in (RESPONSES, "/v1/completions"):
+        url = f"{fleet.url}{path}"
+        for content in (b" " * 17 * 2**20, (b" " * 2**20 for _ in range(40))):
+            answer = httpx.post(url, content=content, **PLAIN)
+            assert answer.status_code == 413 and "16,777,216" in answer.text
+    for _ in tries:
+        chunks = (part for part in (b'{"input": "hel', b'lo", "max_output_tokens": 2}'))
+        url, kind = f"{fleet.url}{RESPONSES}", {"Content-Type": "application/json"}
+        answer = httpx.post(url, content=chunks, headers={**kind, "X-Request-Id": "mine"}, **PLAIN)
+        assert answer.status_code == 200 and answer.headers.get_list("x-request-id") == ["mine"]
+        head = httpx.head(f"{fleet.url}/health", **PLAIN)
+        assert head.status_code == 200 and not head.content
+        assert fleet.get("/nothing").status_code == 404
+        streamed = fleet.respond(stream=True).text
+        assert "response.incomplete" in streamed and '"total_tokens":16' in streamed
+    with socket.create_connection(("127.0.0.1", fleet.port)) as old:
+        old.sendall(b"GET /version HTTP/1.0\r\n\r\n")
+        assert old.recv(2**12).startswith(b"HTTP/1.1 200")
+    events = [json.loads(line) for line in fleet.get("/trace").text.splitlines()]
+    received = [e for e in events if e["kind"] == "request.received"]
+    assert {e["client"] for e in received} == {"127.0.0.1"}
+
+
+def test_the_port_is_the_servers_alone(fleet):
+    with pytest.raises(ConfigError, match="can't listen there"):
+        lifecycle.bind("127.0.0.1", fleet.port)
+
+
+def test_a_killed_process_loses_its_own_and_nobody_elses(fleet):
+    """The last test of this fleet."""
+    with ExitStack() as stack:
+        first = stack.enter_context(keep_first(fleet))
+        victim = fleet.children()[-1]
+        idle = owners(fleet)[victim]
+        open_ = stack.enter_context(streams(fleet, 24))
+        lost = owners(fleet)[victim] - idle
+        assert 0 < lost < 24
+        os.kill(victim, signal.SIGKILL)
+        aborted = []
+        deadline = time.monotonic() + 20
+        while len(aborted) < lost:
+            assert time.monotonic() < deadline, "what it had still runs in the engine"
+            events = [json.loads(line) for line in first.get("/trace").text.splitlines()]
+            aborted = [e for e in events if e["kind"] == "request.aborted"]
+        assert {e["why"] for e in aborted} == {"its API server process has ended"}
+        assert first.get("/health").json()["status"] == "draining"
+        rests = rests_of(open_)
+    assert sum(b"data: [DONE]" in rest for rest in rests) == 24 - lost
+    fleet.process.join(15)
+    assert fleet.process.exitcode == 1
+    assert fleet.children() == []
 
 
 @pytest.mark.full
@@ -333,6 +358,34 @@ def test_a_killed_engine_ends_all(tokenizer_folder):
         assert ending.process.exitcode == 1
     finally:
         ending.close()
+
+
+@pytest.mark.full
+def test_the_queue_has_one_limit_and_all_drain(tokenizer_folder):
+    crowd = Fleet(tokenizer_folder, step_s=0.02, max_num_seqs=1, max_num_queued_reqs=4)
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: crowd.complete(max_tokens=30), range(24)))
+        counts = Counter(answer.status_code for answer in answers)
+        assert set(counts) == {200, 503} and 4 <= counts[200] <= 8, counts
+        busy = next(answer for answer in answers if answer.status_code == 503)
+        assert "at most 4 may" in busy.text and busy.headers["Retry-After"]
+        assert crowd.wait_until_idle()["num_requests_waiting"] == 0
+        port = crowd.port
+        with ThreadPoolExecutor(4) as pool:
+            slow = [pool.submit(crowd.complete, max_tokens=30) for _ in range(2)]
+            slow += [pool.submit(crowd.respond, max_output_tokens=30) for _ in range(2)]
+            deadline = time.monotonic() + 10
+            while crowd.get("/load").json()["server_load"] < 4:
+                assert time.monotonic() < deadline
+            os.kill(crowd.process.pid, signal.SIGTERM)
+            assert all(done.result().status_code == 200 for done in slow)
+        crowd.process.join(15)
+        assert crowd.process.exitcode == 0 and crowd.children() == []
+        with pytest.raises(ConnectionError):
+            socket.create_connection(("127.0.0.1", port))
+    finally:
+        crowd.close()
 
 
 def test_counts_of_several_processes_add_up():
@@ -365,6 +418,18 @@ def test_counts_of_several_processes_add_up():
     assert first.text() != text  # nothing of it stays
 
 
-def test_a_unix_socket_has_one_process():
+def test_what_can_not_be_shared_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="--uds"):
         EngineConfig(uds="/tmp/x", api_server_count=2)
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(ConfigError, match="Linux"):
+        EngineConfig(api_server_count=2)
+
+
+def test_memory_of_several_processes_adds_up():
+    def resident(text):
+        return float(re.search(rb"^process_resident_memory_bytes (\S+)$", text, re.M)[1])
+
+    alone = resident(ProcessSeries().text())
+    assert resident(ProcessSeries().text([os.getpid()])) > 1.5 * alone
+    assert resident(ProcessSeries().text([2**22 + 1])) < 1.5 * alone  # no such process

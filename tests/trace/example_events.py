@@ -55,6 +55,7 @@ EXAMPLES: list[ev.Event] = [
         route="POST /v1/chat/completions",
         params={"max_tokens": 60, "temperature": 0.7},
         client="127.0.0.1",
+        trace_context={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
         ignored=["user"],
         text="What does a KV cache hold,\nand why does it make the next token cheaper?",
     ),

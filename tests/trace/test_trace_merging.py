@@ -92,3 +92,25 @@ def test_forwarding_is_bounded_too(recorder_of):
     recorder.flush()
     assert recorder.dropped == 3 and len(got) == 6
     assert got[-1].message.startswith("3 events") and got[-1].seq == 1  # none of its own is missing
+
+
+def test_younger_events_of_one_process_wait_for_older_ones_of_another(recorder_of, monkeypatch):
+    """With several server processes the core's "queued" came before a server's "received"."""
+    monkeypatch.setattr("engine.trace.merging.MARGIN_S", 60)
+    recorder, got = recorder_of()
+    now = time.monotonic_ns()
+
+    def drain():
+        with recorder._drain_lock:
+            recorder._drain()
+        return [e.seq for e in got]
+
+    recorder.forward([ev.RequestReceived(seq=1, ts_ns=now - 9, src="server 2")])
+    recorder.forward([ev.RequestQueued(seq=2, ts_ns=now - 5, src="core")])
+    assert drain() == [1]
+    recorder.forward([ev.RequestReceived(seq=3, ts_ns=now - 7, src="server 2")])
+    assert drain() == [1, 3]
+    recorder.forward([ev.RequestReceived(seq=4, ts_ns=now - 3, src="server 2")])
+    assert drain() == [1, 3, 2]
+    recorder.flush()
+    assert [e.seq for e in got] == [1, 3, 2, 4]

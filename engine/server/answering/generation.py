@@ -32,6 +32,8 @@ from engine.trace.sequences import prompt_name
 
 FORM = "structured_outputs"
 AT_ONCE = 32  # prompts or pieces handled before other requests get a turn
+TRACE_PARENT, TRACE_STATE = "traceparent", "tracestate"
+MOST_TRACE_CONTEXT = 512  # characters of each: what W3C wants to be passed on at least
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -153,8 +155,6 @@ class Generation:
         rules: MessageRules | None,
     ) -> CoreRequest:
         """Make one prompt's request for the core."""
-        if self.service.telemetry is not None:
-            self.service.telemetry.spans.note_parent(entry.id, http.headers)
         if body.trace == "full":
             self.service.recorder.full_requests.add(entry.id)
         self._received.add(entry.id)
@@ -170,6 +170,7 @@ class Generation:
                 trace_full=body.trace == "full",
                 route=http.url.path,
                 client=http.client.host if http.client else "",
+                trace_context=_trace_context(http),
                 ignored=ignored,
                 rules=rules,
             )
@@ -308,3 +309,11 @@ class Generation:
         part = self._parts.get(entry.id)
         if part is not None and entry.num_sequences and not part.text.finished:
             self.service.metrics.count_success("abort")
+
+
+def _trace_context(http: Request) -> dict[str, str]:
+    """Return the headers that put a request's span into its caller's trace."""
+    if TRACE_PARENT not in http.headers:
+        return {}
+    found = {name: http.headers.get(name, "") for name in (TRACE_PARENT, TRACE_STATE)}
+    return {name: value for name, value in found.items() if 0 < len(value) <= MOST_TRACE_CONTEXT}

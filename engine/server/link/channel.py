@@ -68,6 +68,7 @@ class Channel(Generic[T]):
         self._decode = decode
         self._frames = Frames()
         self._buffer = memoryview(bytearray(_PIECE))  # one for all steps
+        self._unsent = bytearray()  # of messages that were kept
 
     def send(self, message: bytes) -> None:
         """Send a message. Blocks while the other side is some hundred messages behind. Raises
@@ -76,6 +77,25 @@ class Channel(Generic[T]):
             self._end.sendall(framed(message))
         except ConnectionError as error:
             raise Closed from error
+
+    def keep(self, message: bytes) -> None:
+        """Keep a message for `flush`. Don't use it and `send` on the same channel."""
+        self._unsent += framed(message)
+
+    def flush(self) -> None:
+        """Send of the kept messages what the other side takes now. Raises `Closed`."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._end.send(self._unsent, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except ConnectionError as error:
+            raise Closed from error
+
+    @property
+    def num_unsent(self) -> int:
+        """Count the bytes that `flush` hasn't sent yet."""
+        return len(self._unsent)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a message arrives."""

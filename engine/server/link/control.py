@@ -32,6 +32,7 @@ class ProcessCounts(msgspec.Struct, tag="counts"):
 
     num_open: int  # HTTP requests that are being answered
     num_unbooked: int  # requests on their way to the engine
+    num_events_lost: int
     series: list[Counted]  # of its metrics
 
 

@@ -15,6 +15,7 @@ import multiprocessing
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -34,6 +35,13 @@ EXIT_TIMEOUT_S = 3.0
 AT_ONCE = 64  # readers that get their news before other work of the event loop has a turn
 
 
+class EngineEnd(NamedTuple):
+    """Hold a further server process's way to the engine that the first one has started."""
+
+    end: socket.socket
+    pid: int  # of the engine process
+
+
 class EngineClient:
     """Talk to one engine process from one asyncio loop.
 
@@ -48,9 +56,9 @@ class EngineClient:
         on_failure: Callable[[str], None],
         on_step: Callable[[StepStats], None],
         load: Load = load_worker,
-        shared_end: socket.socket | None = None,
+        shared: EngineEnd | None = None,
     ):
-        """Take the engine of another server process by `shared_end`; None: start one."""
+        """Take the `shared` engine of another server process; None: start one."""
         self.config = config
         self.state = "loading"
         self.stage = "starting the engine process"
@@ -59,8 +67,8 @@ class EngineClient:
         self.requests = OpenRequests()
         self._on_ready, self._on_failure, self._on_step = on_ready, on_failure, on_step
         self._load = load
-        self._is_shared = shared_end is not None
-        self._end, engines_end = (shared_end, None) if shared_end else socket.socketpair()
+        self._shared = shared
+        self._end, engines_end = (shared.end, None) if shared else socket.socketpair()
         self.other_ends: list[socket.socket] = []  # for other server processes
         self._engines_ends: Ends | None = None
         if engines_end is not None:
@@ -128,6 +136,9 @@ class EngineClient:
 
     @property
     def pid(self) -> int | None:
+        """Return the engine process's id."""
+        if self._shared is not None:
+            return self._shared.pid
         return None if self._process is None else self._process.pid
 
     # ------------------------------------------------------------------------------ requests
@@ -267,8 +278,9 @@ class EngineClient:
 
     def _say_how_it_ended(self) -> None:
         process = self._process
-        if self._is_shared and self._connection_lost:
+        if self._shared is not None:
             self.fail("The engine process ended.")
+            return
         if process is None or process.exitcode is None or not self._connection_lost:
             return  # the other of the two calls follows immediately
         code = process.exitcode
@@ -289,13 +301,13 @@ class EngineClient:
 
     def _watch(self, last_s: float) -> None:
         """Fail if the engine hangs; do this again at the next tick."""
-        if self.state != "ready" or self._is_shared:  # one server watches
+        if self.state != "ready":
             return
         now_s = self._loop.time()
         owes = self._unanswered_order or any(entry.in_core for entry in self.requests)
         why = self._pulse.tick(now_s - last_s, self._heard, owes)
         self._heard = False
-        if why:
+        if why and self._shared is None:  # the first server process ends all
             self.fail(f"The engine process hangs: {why}.")
         else:
             self._loop.call_later(self._pulse.tick_s, self._watch, now_s)

@@ -72,9 +72,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.events_lost.set(service.recorder.events_lost)
-        others = [other.series for other in await service.counts_of_others() if other.series]
-        return Response(service.metrics.text(others), headers={"Content-Type": CONTENT_TYPE})
+        others = await service.counts_of_others()
+        lost = sum(other.num_events_lost for other in others)
+        service.metrics.events_lost.set(service.recorder.events_lost + lost)
+        pids = [] if service.others is None else service.others.pids
+        text = service.metrics.text([other.series for other in others if other.series], pids)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
     @routes.get("/trace")
     def trace(

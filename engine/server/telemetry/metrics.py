@@ -135,15 +135,18 @@ class Metrics:
         """Return what was counted, for `text` in another server process."""
         return [self.series.counted(), self.http.series.counted()]
 
-    def text(self, others: Sequence[list[Counted]] = ()) -> bytes:
-        """Write all series. `others`: what other server processes of this engine counted."""
+    def text(self, others: Sequence[list[Counted]] = (), pids: Sequence[int] = ()) -> bytes:
+        """Write all series.
+
+        `others`: what other server processes of this engine counted; `pids`: those that run.
+        """
         self._set_gauges(self._stats)
         return b"".join(
             [
                 self.series.text([other[0] for other in others]),
                 self.cache_info.text(),
                 self.http.series.text([other[1] for other in others]),
-                self.process.text(),
+                self.process.text(pids),
             ]
         )
 

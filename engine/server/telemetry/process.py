@@ -1,10 +1,12 @@
-"""Measure what the server's own process uses, from /proc, under Prometheus clients' names."""
+"""Measure what the server's own processes use, from /proc, under Prometheus clients' names."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from engine.server.telemetry.series import SeriesSet
 
@@ -29,23 +31,44 @@ class ProcessSeries:
             name: self._series.gauge(f"process_{name}", text).set for name, text in gauges.items()
         }
 
-    def text(self) -> bytes:
+    def text(self, others: Sequence[int] = ()) -> bytes:
+        """Write the series. What `others` use, the server's further processes, is added."""
         try:
-            with open("/proc/self/stat") as file:
-                # The second field is the command's name, which may contain spaces and brackets.
-                fields = file.read().rpartition(")")[2].split()
-            open_fds = len(os.listdir("/proc/self/fd")) - 1  # minus the one of that listing
+            used = [_used("self")]
             boot_s = _boot_time_s()
         except OSError:
             return b""
-        user, system, started, virtual, resident = (int(fields[i]) for i in (11, 12, 19, 20, 21))
-        self._cpu.set((user + system) / TICKS)
-        self._set["resident_memory_bytes"](resident * PAGE)
-        self._set["virtual_memory_bytes"](virtual)
-        self._set["start_time_seconds"](boot_s + started / TICKS)
-        self._set["open_fds"](open_fds)
-        self._set["max_fds"](resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        for pid in others:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                used.append(_used(str(pid)))
+        self._cpu.set(sum(one.cpu_s for one in used))
+        self._set["resident_memory_bytes"](sum(one.resident for one in used))
+        self._set["virtual_memory_bytes"](sum(one.virtual for one in used))
+        self._set["start_time_seconds"](boot_s + used[0].started_s)
+        self._set["open_fds"](sum(one.open_fds for one in used))
+        self._set["max_fds"](resource.getrlimit(resource.RLIMIT_NOFILE)[0] * len(used))
         return self._series.text()
+
+
+class _Used(NamedTuple):
+    """Hold what one process uses."""
+
+    cpu_s: float
+    started_s: float  # after the machine
+    virtual: int
+    resident: int
+    open_fds: int
+
+
+def _used(pid: str) -> _Used:
+    with open(f"/proc/{pid}/stat") as file:
+        # The second field is the command's name, which may contain spaces and brackets.
+        fields = file.read().rpartition(")")[2].split()
+    open_fds = len(os.listdir(f"/proc/{pid}/fd"))
+    if pid == "self":
+        open_fds -= 1  # the one of that listing
+    user, system, started, virtual, resident = (int(fields[i]) for i in (11, 12, 19, 20, 21))
+    return _Used((user + system) / TICKS, started / TICKS, virtual, resident * PAGE, open_fds)
 
 
 def _boot_time_s() -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.context import Context
@@ -68,21 +67,9 @@ class RequestSpans:
         self._tracer = provider.get_tracer("glasshouse", __version__)
         self._model = model
         self._clock_ns = time.time_ns() - time.monotonic_ns()
-        self._parents: OrderedDict[str, Context] = OrderedDict()
         self._received: OrderedDict[str, ev.RequestReceived] = OrderedDict()  # not queued yet
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._sampling: dict[int, list[str]] = {}  # step → requests whose first token it draws
-
-    def note_parent(self, request_id: str, headers: Mapping[str, str]) -> None:
-        """Put a request's span into the caller's trace, if the headers name one (W3C:
-        `traceparent`).
-
-        Call it before the request is received.
-        """
-        if "traceparent" in headers:
-            context = TraceContextTextMapPropagator().extract(headers, Context())
-            self._parents[request_id] = context
-            _bound(self._parents)
 
     def __call__(self, events: list[Event]) -> None:
         for event in events:
@@ -190,8 +177,10 @@ class RequestSpans:
         """Start a span at the time its request was received."""
         name, start_ns, route = event.request_id, event.ts_ns, ""
         params: dict[str, Any] = {}
+        parent = Context()
         if received is not None:
             start_ns, route = received.ts_ns, received.route
+            parent = TraceContextTextMapPropagator().extract(received.trace_context, parent)
             always = {"temperature": _DEFAULTS.temperature, "top_p": _DEFAULTS.top_p}
             params = always | received.params
         operation = _OPERATIONS.get(route, "text_completion")
@@ -207,7 +196,7 @@ class RequestSpans:
                 attributes[f"gen_ai.request.{attribute}"] = params[parameter]
         return self._tracer.start_span(
             f"{operation} {self._model}",
-            context=self._parents.pop(name, Context()),
+            context=parent,
             kind=SpanKind.SERVER,
             attributes=attributes,
             start_time=self._time(start_ns),
