@@ -18,7 +18,7 @@ MOST_UNSENT = 64 * 2**20
 """Bytes that wait for one server process: millions of tokens. More: it reads no more."""
 
 
-class Server:
+class ServerChannel:
     """Hold one server process: its channel, and what it isn't told yet."""
 
     def __init__(self, channel: Channel[wire.Order]):
@@ -36,9 +36,9 @@ class SharedLoop(EngineLoop):
 
     def __init__(self, core: EngineCore, channels: list[Channel[wire.Order]]):
         super().__init__(core, channels[0])
-        self.servers = [Server(channel) for channel in channels]  # those that have not ended
+        self.servers = [ServerChannel(channel) for channel in channels]  # those that have not ended
         self._first = self.servers[0]
-        self._owners: dict[str, Server] = {}  # by request id
+        self._owners: dict[str, ServerChannel] = {}  # by request id
 
     def _take_orders(self, wait: bool) -> bool:
         if wait:
@@ -71,7 +71,7 @@ class SharedLoop(EngineLoop):
         came, ready, _ = select.select([*all_, woken], slow, [])
         return {*came, *ready}
 
-    def _take(self, server: Server, order: wire.Order) -> None:
+    def _take(self, server: ServerChannel, order: wire.Order) -> None:
         if isinstance(order, wire.Add):
             self._add(server, order)
         elif isinstance(order, (wire.Abort, wire.Finish)):
@@ -81,7 +81,7 @@ class SharedLoop(EngineLoop):
         elif not isinstance(order, wire.Stop) or server is self._first:
             self._carry_out(order)
 
-    def _add(self, server: Server, order: wire.Add) -> None:
+    def _add(self, server: ServerChannel, order: wire.Add) -> None:
         request_id, most = order.request.request_id, self.core.config.max_num_queued_reqs
         num_waiting = self.core.num_waiting + len(self._gate)
         refusal = None
@@ -109,7 +109,7 @@ class SharedLoop(EngineLoop):
         if request_id not in self.core.books.groups and request_id not in self._gate:
             self._owners.pop(request_id, None)
 
-    def _ended(self, server: Server) -> None:
+    def _ended(self, server: ServerChannel) -> None:
         self.servers.remove(server)
         server.channel.close()
         for request_id in [name for name, owner in self._owners.items() if owner is server]:
@@ -120,7 +120,7 @@ class SharedLoop(EngineLoop):
 
     def _tell_step(self, outputs: list[CoreOutput]) -> None:
         stats = self.core.stats()
-        by_server: dict[Server, list[CoreOutput]] = {self._first: []}
+        by_server: dict[ServerChannel, list[CoreOutput]] = {self._first: []}
         for output in outputs:
             owner = self._owners.get(output.request_id)
             if owner is not None:
@@ -130,14 +130,14 @@ class SharedLoop(EngineLoop):
         for server, its in by_server.items():
             self._tell(server, wire.Step(its, stats))
 
-    def _tell(self, server: Server, news: wire.News) -> None:
+    def _tell(self, server: ServerChannel, news: wire.News) -> None:
         if server is self._first:  # as one alone: without it nothing goes on
             server.channel.send(wire.encode(news))
             return
         server.channel.keep(wire.encode(news))
         self._flush(server)
 
-    def _flush(self, server: Server) -> None:
+    def _flush(self, server: ServerChannel) -> None:
         with contextlib.suppress(Closed):  # the next `receive` says so
             server.channel.flush()
         if server.channel.num_unsent > MOST_UNSENT:
