@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
-from engine.kernels.cpu import build
+from engine.kernels.cpu import build, rank_ops
 from engine.kernels.cpu.choice import PROBE
 from engine.models.description import read_config
 from engine.models.hub import find_model
@@ -23,7 +23,7 @@ from engine.trace.command import run_command
 
 
 def compile_kernels() -> list[str]:
-    """Compile all variants, and the products by which a start chooses one; returns their names.
+    """Compile all variants, what chooses one, and what joins ranks; returns the variants' names.
 
     Raises `BuildError`.
     """
@@ -32,6 +32,7 @@ def compile_kernels() -> list[str]:
         build.compiled(variant)
         if variant != "portable" and len(variants) > 2:
             build.compiled(variant, PROBE)
+    build.compiled(rank_ops.VARIANT, rank_ops.SOURCES)
     return list(variants)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import prepare
-from engine.kernels.cpu import build, choice
+from engine.kernels.cpu import build, choice, rank_ops
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,10 +29,11 @@ def test_each_variant_is_compiled_and_the_products_that_choose_one(monkeypatch):
     made.clear()
     monkeypatch.setattr(prepare.platform, "machine", lambda: "aarch64")
     assert prepare.compile_kernels() == ["neon", "portable"]  # no choice, so nothing to measure
-    assert made == [("neon", ()), ("portable", ())]
+    ranks = ("portable", rank_ops.SOURCES)  # which any CPU runs
+    assert made == [("neon", ()), ("portable", ()), ranks]
     made.clear()
     monkeypatch.setattr(prepare.platform, "machine", lambda: "riscv64")
-    assert prepare.compile_kernels() == ["portable"] and made == [("portable", ())]
+    assert prepare.compile_kernels() == ["portable"] and made == [("portable", ()), ranks]
 
 
 START = """

@@ -48,6 +48,7 @@ EXAMPLES: list[ev.Event] = [
         max_model_len=2048,
         swap_us_per_block=5.5,
         why="90 % of 1.2 GiB that are free",
+        ordered=False,
     ),
     ev.RequestReceived(
         src="server",

@@ -87,12 +87,13 @@ export class Pipeline {
     const open = new Set([...state.sequences.keys()].map((name) => name.replace(/\.\d+$/, "")));
     const drawn = finished?.num_sampled ?? 0;
     const time = (us) => (us ? `, ${duration(us)}` : "");
+    const joined = (us) => (us ? ` (${duration(us)} joining ranks)` : "");
     const told = [
       `${number(open.size)} open`,
       this.#lastTokenized(),
       `${state.running.length} run, ${state.waiting.length} wait`,
       finished
-        ? `${plural(finished.num_tokens ?? 0, "token")}${time(workerTime(finished))}`
+        ? `${plural(finished.num_tokens ?? 0, "token")}${time(workerTime(finished))}${joined(finished.joined_us)}`
         : plan
         ? `${plural(plan.budget_used ?? 0, "token")} …`
         : "idle",
