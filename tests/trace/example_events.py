@@ -167,6 +167,7 @@ EXAMPLES: list[ev.Event] = [
         prepare_us=60.0,
         forward_us=1900.0,
         joined_us=120.0,
+        draft_us=300.0,
         sample_us=90.0,
         record_us=4.5,
         ready_us=5.0,
