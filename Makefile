@@ -49,7 +49,7 @@ test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_A
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Folders whose tests neither start many processes nor compute much.
-FAST := $(addprefix tests/,config container core docs fit layers package server text trace worker)
+FAST := $(addprefix tests/,config container core docs examples fit layers package server text trace worker)
 
 test-fast: $(VENV)/.test ## what a change should pass before it is committed, in a minute
 	$(PYTEST) -m "not (slow or lengthy)" $(FAST) $(PYTEST_ARGS)

@@ -18,7 +18,7 @@ NAMES = {
     "replica-killed": "kill −9 of a replica, under load",
     "update": "both replicas replaced, under load",
     "scaled": "one replica of at most two, more requests than seats",
-    "affinity": "6 questions about each of 24 texts, by prefix",
+    "affinity": "6 questions about each of 25 texts, by prefix",
     "round-robin": "the same, in turn",
 }
 USERS = (1_000, 100_000, 1_000_000)
