@@ -218,6 +218,10 @@ def test_hostile_text_never_raises(name, scraps, inside, one, chance, finish):
 @given(st.sampled_from(FORMATS), st.lists(SCRAPS, max_size=12), st.data())
 @example(CALL_FORMATS["hermes"], ["<tool_call>", "\n", "<tool_call>", "x"], None)
 @example(CALL_FORMATS["glm45"], ["<tool_call>", '"', "x", "</tool_call>"], None)
+@example(CALL_FORMATS["nemotron"], ["<TOOLCALL>", "[", "{", "x", "}", "]", "</TOOLCALL>"], None)
+@example(CALL_FORMATS["hermes"], ["<tool_call>", ",", '{"x": 1}', "</tool_call>"], None)
+@example(CALL_FORMATS["apertus"], ["<|tools_prefix|>", "[", '{"x" 1}', "<|tools_suffix|>"], None)
+@example(CALL_FORMATS["gemma4"], ["<|tool_call>", "call:x", "{", "y 1", "<tool_call|>"], None)
 @example(CALL_FORMATS["qwen3_xml"], ["<tool_call>", "<function=", ">", "x", ">"], None)
 def test_text_that_is_no_call_is_there_once(made, scraps, data):
     own = [*made.begin, *made.end, *made.inner]

@@ -77,7 +77,8 @@ class JsonCalls:
     def __init__(self, known: Container[str] | None = None) -> None:
         self.broken = False
         self._known = known
-        self._unread = ""  # of a call without a name so far, as it is written
+        self._unread = ""  # what no call was told of, as it is written
+        self._called = False
         self._arguments = ArgumentsText()
         self._end_call()
 
@@ -121,7 +122,8 @@ class JsonCalls:
         character = text[place]
         if self._state == "between":
             if character == "{":
-                self._unread = ""
+                if self._called:  # what stands between two calls says nothing
+                    self._unread = ""
                 self._state = "key"
             elif character not in _BETWEEN:
                 self.broken = True
@@ -173,6 +175,7 @@ class JsonCalls:
                 return
             self._name = read
             self._unread = ""
+            self._called = True
         elif self._key == "id" and isinstance(read, str):
             self._id = read
 
