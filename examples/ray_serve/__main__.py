@@ -11,6 +11,7 @@ import signal
 import sys
 
 from engine.config import ConfigError
+from engine.trace.command import run_command
 from examples.ray_serve.settings import read
 
 PROG = "ray_serve"
@@ -41,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

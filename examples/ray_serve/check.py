@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 
+from engine.trace.command import run_command
 from examples.ray_serve.cluster import running
 from examples.ray_serve.load import Load, Outcome, ask, body_of, names
 from examples.ray_serve.processes import cpu_seconds, descendants, memory_mb, without_servers
@@ -292,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
