@@ -11,6 +11,7 @@ import pytest
 from engine.server.http.errors import ApiError
 from engine.server.responses.referred_items import ReferredItems
 from engine.server.responses.response_store import LARGEST_BYTES, OVERHEAD_BYTES, ResponseStore
+from engine.server.responses.responses_answer import ResponsesAnswer
 from tests.server.newer_apis import parsed, prompt_of
 from tests.server.tiny_tokenizer import ASSISTANT, END, SYSTEM, USER
 
@@ -105,6 +106,23 @@ def test_a_failure_in_a_stream_is_told_twice(run_server):
         assert last == "response.failed" and data["response"]["status"] == "failed"
         assert data["response"]["error"]["message"] == error["message"]
         assert data["sequence_number"] == error["sequence_number"] + 1
+
+
+def test_numbers_have_no_gap_before_a_failure(server, monkeypatch):
+    """Events that were made and never sent had numbers."""
+    take = ResponsesAnswer.take
+
+    def fail(self, piece):
+        take(self, piece)
+        if self.num_told_pieces == 2:
+            raise RuntimeError("a fault behind some events")
+        self.num_told_pieces += 1
+
+    monkeypatch.setattr(ResponsesAnswer, "take", fail)
+    monkeypatch.setattr(ResponsesAnswer, "num_told_pieces", 0, raising=False)
+    got = events(server)
+    assert [name for name, _ in got[-2:]] == ["error", "response.failed"]
+    assert [data["sequence_number"] for _, data in got] == list(range(len(got)))
 
 
 # -------------------------------------------------------------------------------------- the prompt

@@ -17,6 +17,7 @@ from engine.text.facts import transformers_tokenizer
 from engine.text.messages.formats import CALL_FORMATS, FORMATS, REASONING_FORMATS
 from engine.text.messages.marks import PlainText
 from engine.text.messages.message_pieces import (
+    CallUnreadable,
     ContentPiece,
     ReasoningPiece,
     ToolCallArguments,
@@ -59,6 +60,10 @@ TRANSCRIPTS = [  # (format, text, content, calls)
      "", [CALL]),
     ("hermes", '<tool_call>{"name": "clock", "arguments": null}</tool_call> Done.', "Done.",
      [CLOCK]),
+    ("hermes", f'<tool_call>{{"parameters": {{}}, "arguments": {WRITTEN}, "args": 1, "name":'
+     '"get_w"}</tool_call>', "", [CALL]),
+    ("hermes", f'<tool_call>{{"name": "get_w", "arguments": {WRITTEN}, "parameters": {{"a": 1}}}}'
+     "</tool_call>", "", [CALL]),
     ("hermes", "<tool_call>what?</tool_call>", "<tool_call>what?</tool_call>", []),
     ("hermes", "a < b and <tool b", "a < b and <tool b", []),
     ("llama3_json", f' {{"name": "get_w", "parameters": {WRITTEN}}}', "", [CALL]),
@@ -77,6 +82,9 @@ TRANSCRIPTS = [  # (format, text, content, calls)
     ("qwen3_xml", "<tool_call>\n<function=get_w>\n<parameter=city>\na </b> c\n<parameter=tags>\n"
      '["x", 1]\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=clock>\n</function>'
      "\n</tool_call>", "", [("get_w", {"city": "a </b> c", "tags": ["x", 1]}), CLOCK]),
+    ("qwen3_xml", "<tool_call>\n<function=get_w>\n<parameter=city>\n</tool_call><tool_call>\n"
+     "</parameter>\n</function>\n</tool_call>", "",
+     [("get_w", {"city": "</tool_call><tool_call>"})]),
     ("glm45", f"<tool_call>get_w\n<arg_key>city</arg_key>\n<arg_value>{OSLO['city']}</arg_value>\n"
      "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>", "", [("get_w", THREE)]),
     ("glm45", "<tool_call>get_w<arg_key>days</arg_key><arg_value>3</arg_value></tool_call>"
@@ -374,3 +382,12 @@ def test_mistrals_marks_are_tokens(tokenizer):
         assert result.calls == [("get_w", WRITTEN), ("clock", "{}")]
     ids = [call.id for call in result.made.message.tool_calls]
     assert all(len(one) == 9 and one.isalnum() for one in ids)
+
+
+def test_arguments_behind_others_that_were_told_are_told_of():
+    """They can't be taken back, and two objects one behind the other would be no JSON."""
+    parser = plain_parser("hermes")
+    text = '{"name": "get_w", "parameters": {"city": "a"}, "arguments": {"city": "b"}}'
+    _, _, calls = message(parser, [*f"<tool_call>{text}</tool_call>"])
+    assert calls == [("get_w", '{"city": "a"}')]
+    assert [type(note) for note in parser.noted] == [CallUnreadable]

@@ -68,6 +68,7 @@ class ResponsesAnswer(PieceAnswer):
     def failed(self, error: ApiError) -> list[NamedEvent]:
         code = "invalid_prompt" if error.status < 500 else "server_error"
         told = {"code": code, "message": error.message}
+        self._sequence_number -= len(self.events)  # these are never sent, and numbers have no gap
         self.events.clear()
         if self.is_open:
             self.items[-1].status = "incomplete"

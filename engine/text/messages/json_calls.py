@@ -90,6 +90,8 @@ class JsonCalls:
         self._name: str | None = None
         self._id: str | None = None
         self._arguments = ArgumentsText()
+        self._arguments_key = ""
+        self._reads_arguments = False  # this value is the arguments
 
     @property
     def in_string(self) -> bool:
@@ -136,6 +138,7 @@ class JsonCalls:
                 self.broken = True
             else:
                 self._value, self._written = JsonValue(), ""
+                self._reads_arguments = self._state == "value" and self._are_arguments()
                 return place
         elif self._state == "colon":
             self._state, self.broken = "value", character != ":"
@@ -145,12 +148,28 @@ class JsonCalls:
             self._state, self.broken = "key", character != ","
         return place + 1
 
+    def _are_arguments(self) -> bool:
+        """Return whether the value of this key is the call's arguments: of several, the first of
+        ARGUMENTS. A call whose other ones were told can't be read."""
+        if self._key not in ARGUMENTS:
+            return False
+        given = self._arguments_key
+        if given and ARGUMENTS.index(given) <= ARGUMENTS.index(self._key):
+            return False
+        if given and self._name is not None:
+            self.broken = True
+            return False
+        if given:  # nothing was told of them
+            self._arguments = ArgumentsText()
+        self._arguments_key = self._key
+        return True
+
     def _in_value(self, text: str, place: int) -> int:
         value = self._value
         assert value is not None
         end = value.feed(text, place)
         new = text[place:end]
-        if self._state == "value" and self._key in ARGUMENTS:
+        if self._reads_arguments:
             self._arguments.add(new)
         else:
             self._written += new
@@ -165,7 +184,7 @@ class JsonCalls:
             self._state = "colon"
             return
         self._state = "comma"
-        if self._key in ARGUMENTS:
+        if self._reads_arguments:
             self._arguments.complete = True
             return
         read = _read(self._written)

@@ -42,7 +42,6 @@ class TaggedCalls:
 
     def __init__(self, tags: Tags, schemas: Mapping[str, Any]):
         self.broken = False
-        self.in_string = False
         self._tags = tags
         self._schemas = schemas
         self._text = ""  # not read yet
@@ -55,6 +54,14 @@ class TaggedCalls:
         self._written = ""  # of a value that is read whole, or what a string may end with
         self._streams = False  # this value is a string, told as it comes
         self._begun = False
+
+    @property
+    def in_string(self) -> bool:
+        """Return whether a mark would be text of a value.
+
+        A value without its end is ended by the function's end tag, so only where there is one.
+        """
+        return self._state == "value" and bool(self._tags.function_end)
 
     @property
     def unread(self) -> str:
