@@ -44,3 +44,9 @@ def test_accepted_tokens_are_one_stroke(page):
     assert f"decodes {1 + right} tokens: {right} of {proposed} proposed tokens right" in tip
     page.hover("#timeline canvas", position={"x": one["x"], "y": one["y"]})
     assert "decodes 1 token\n" in page.inner_text("#timeline .tip")
+    page.evaluate(f"room.goToStep({step})")
+    until(page, f"document.querySelector('#step h2').innerText.includes('Step {step}')")
+    shown = page.inner_text("#step")
+    assert f"1 decode · {proposed} proposed tokens checked · {1 + right} tokens drawn" in shown
+    assert page.locator("#step .chips > *").all_inner_texts() == [f"req-1: {1 + right} tokens"]
+    assert "forward" in shown and "draft" not in shown, "this engine has no draft model"

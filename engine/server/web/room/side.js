@@ -2,7 +2,7 @@
 
 import { reasonAt } from "./ledger.js";
 import { chip, element, ownerColour } from "./paint.js";
-import { partColour, PARTS } from "./timeline.js";
+import { decodes, gained, ownRows, partColour, PARTS } from "./timeline.js";
 import { Why } from "./why.js";
 import { amount, bytes, duration, number, plural, ranges } from "./words.js";
 
@@ -318,16 +318,17 @@ export class StepPanel {
       return this.body.replaceChildren(element("p.quiet", {}, why));
     }
     const { plan, finished } = step;
-    const rows = plan.rows ?? [];
-    const decodes = rows.filter(([, , count, samples]) => count === 1 && samples).length;
+    const all = plan.rows ?? [], rows = ownRows(all);
+    const decoding = rows.filter(([, , count, samples]) => count === 1 && samples).length;
     const parts = [
       element(
         "p",
         {},
         [
           `${plural(plan.budget_used ?? 0, "token")} of ${number(plan.budget ?? 0)}`,
-          rows.length - decodes ? `${rows.length - decodes} with a prompt or a part of one` : "",
-          decodes ? plural(decodes, "decode") : "",
+          rows.length - decoding ? `${rows.length - decoding} with a prompt or a part of one` : "",
+          decoding ? plural(decoding, "decode") : "",
+          all.length - rows.length ? `${plural(all.length - rows.length, "proposed token")} checked` : "",
           finished
             ? `${plural(finished.num_sampled ?? 0, "token")} drawn`
             : step.cut
@@ -335,7 +336,7 @@ export class StepPanel {
             : "under way",
         ].filter(Boolean).join(" · "),
       ),
-      this.#who(rows),
+      this.#who(rows, step.verified),
     ];
     if (finished) parts.push(...this.#time(finished));
     if (step.kernels.length) parts.push(...this.#kernels(step.kernels));
@@ -353,11 +354,16 @@ export class StepPanel {
   }
 
   /** Whose tokens it computed: decodes by name, prompts with their tokens. */
-  #who(rows) {
+  #who(rows, verified) {
     const chips = rows.slice(0, MOST_ROWS).map(([name, start, count]) => {
-      const { label } = this.room.ledger.life(name);
-      const made = chip(this.room, name, count > 1 ? `${label}: ${number(start)}–${number(start + count - 1)}` : label);
-      made.title = count > 1 ? `${name}: tokens ${start} to ${start + count - 1}` : `${name}: token ${start}`;
+      const { label } = this.room.ledger.life(name), tried = verified.get(name);
+      const many = count > 1 ? `: ${number(start)}–${number(start + count - 1)}` : tried ? `: ${gained(tried)}` : "";
+      const made = chip(this.room, name, label + many);
+      made.title = count > 1
+        ? `${name}: tokens ${start} to ${start + count - 1}`
+        : tried
+        ? `${name} ${decodes(tried)}`
+        : `${name}: token ${start}`;
       return made;
     });
     if (rows.length > MOST_ROWS) chips.push(element("span.quiet", {}, `and ${rows.length - MOST_ROWS} more`));
@@ -372,6 +378,7 @@ export class StepPanel {
     const legend = element("dl.legend", {});
     [...PARTS, finished.loop === "overlapped" ? "waits for the step before" : "other"].forEach((part, i) => {
       const us = times[i] ?? rest;
+      if (part === "draft" && !us) return; // most engines have no draft model
       const colour = i < PARTS.length ? partColour(i) : "var(--line)";
       const share = element("span", { title: `${part}: ${duration(us)}` });
       share.style.cssText = `flex:${us || 0.0001}; background:${colour}`;

@@ -24,7 +24,18 @@ export function strokeHeight(high, tokens) {
 export function decodes(verified) {
   if (!verified?.num_proposed) return "decodes 1 token";
   const { num_proposed: proposed, num_accepted: accepted = 0 } = verified;
-  return `decodes ${plural(1 + accepted, "token")}: ${accepted} of ${plural(proposed, "proposed token")} right`;
+  return `decodes ${gained(verified)}: ${accepted} of ${plural(proposed, "proposed token")} right`;
+}
+
+/** "5 tokens": what a step with proposals gave a sequence. */
+export function gained({ num_accepted: accepted = 0 }) {
+  return plural(1 + accepted, "token");
+}
+
+/** The rows of a step without those of proposals, which stand behind their sequence's own. */
+export function ownRows(rows) {
+  const seen = new Set();
+  return rows.filter(([name]) => !seen.has(name) && seen.add(name));
 }
 
 export class Timeline {
@@ -174,11 +185,9 @@ export class Timeline {
       if (x < labels) continue;
       if (x + wide > width + 0.5) break;
       const future = at > record.state.step;
-      const seen = new Set(); // the rows of proposals are their sequence's, and one stroke with it
-      for (const [name, , count, samples] of step.plan?.rows ?? []) {
+      for (const [name, , count, samples] of ownRows(step.plan?.rows ?? [])) {
         const row = rowOf.get(name);
-        if (row === undefined || seen.has(name)) continue;
-        seen.add(name);
+        if (row === undefined) continue;
         const life = ledger.life(name);
         const dim = selection.request && selection.request !== name;
         const y = axis + row * this.rowHeight, high = this.rowHeight - 2;
