@@ -208,9 +208,9 @@ def test_the_stream_goes_on_where_it_was_cut(open_room, live):
     page.wait_for_selector("#status[data-state=live]")
     last = live.http.get("/trace/state").json()["state"]["step"]
     until(page, f"room.record.state.step === {last}")
-    of_core = "(e.src ?? (/^(text|stop)/.test(e.kind) ? 'server' : 'core')) === 'core'"
     entries = page.evaluate(
-        f"room.record.entries.filter((e) => e.seq && {of_core}).map((e) => e.seq)"
+        "import('/room/state.js').then(({ ofCore }) =>"
+        " room.record.entries.filter((e) => e.seq && ofCore(e)).map((e) => e.seq))"
     )
     assert entries == list(range(entries[0], entries[0] + len(entries)))  # none twice, none missing
     assert page.evaluate("room.ledger.skipped") == skipped

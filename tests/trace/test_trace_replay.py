@@ -4,6 +4,7 @@ contradict themselves.
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from engine.trace import events as ev
 from engine.trace.replay import CHECKPOINT_EVENTS, Replay, ReplayError, differences
 from engine.trace.state import EngineState
 from tests.trace.model_engine import ModelEngine
+from tests.trace.test_import_rules import ROOT
 
 SEEDS = st.integers(0, 2**32)
 
@@ -64,6 +66,14 @@ def test_going_back_gives_the_state_that_was(seed, moves):
         (replay.forward if move > 0 else replay.back)(abs(move))
         assert replay.to_dict() == truth[replay.position]
         replay.check()
+
+
+def test_the_page_knows_whose_an_event_is_that_does_not_say():
+    """A record leaves `src` out where it is the kind's default; the two count separately."""
+    page = (ROOT / "engine" / "server" / "web" / "room" / "state.js").read_text(encoding="utf-8")
+    [told] = re.findall(r"OF_SERVER = new Set\(\[(.*?)\]\)", page, re.DOTALL)
+    of_server = {ev.kind(event) for event in ev.ALL_EVENTS if event().src == "server"}
+    assert set(re.findall(r'"([^"]+)"', told)) == of_server
 
 
 def test_state_at_a_step_is_the_state_after_its_last_event():

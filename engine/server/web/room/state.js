@@ -1,7 +1,16 @@
 // EngineState: what the core's events fold into: pool, tables, queues. It is engine/trace/state.py
 // once more, event for event; a browser test holds the two against each other.
 
-const OF_SERVER = new Set(["text.emitted", "text.held_back", "text.tokens", "stop.matched"]); // their default src
+/** Kinds of events whose default `src` is the server; tests hold it against engine/trace/events.py. */
+const OF_SERVER = new Set([
+  "text.emitted",
+  "text.held_back",
+  "text.tokens",
+  "stop.matched",
+  "tool.called",
+  "tool.unreadable",
+  "engine.formats_found",
+]);
 
 export class Contradiction extends Error {}
 
