@@ -164,19 +164,22 @@ def test_outputs_that_found_room_are_counted_all_the_same():
     assert 0 <= found - (10**9 - card.free) <= 10**5  # never too little
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_the_arithmetic_line_says_what_graphs_take(eager, monkeypatch):
+@pytest.mark.parametrize("shapes", ["", "model", "model draft"])
+def test_the_arithmetic_line_says_what_graphs_take(shapes, monkeypatch):
     pytest.importorskip("triton")
     platform = runner_on("cuda", monkeypatch, max_num_seqs=8).platform
-    graphs = (0, "") if eager else (2 * GIB, "4 CUDA graphs (…)")
+    took = {None: (0, ""), "model": (2 * GIB, "4 CUDA graphs (…)"), "draft": (GIB // 2, "2 of (…)")}
     monkeypatch.setattr(platform, "_peak_bytes", lambda compute: GIB)
-    monkeypatch.setattr(platform, "_graph_bytes", lambda shape: graphs)
+    monkeypatch.setattr(platform, "_graph_bytes", took.__getitem__)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 16 * GIB))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    trial = Trial(compute=lambda: None, draw_bytes=0, graph_shape=None)
+    model, draft = (name if name in shapes else None for name in ("model", "draft"))
+    trial = Trial(lambda: None, draw_bytes=0, graph_shape=model, draft_shape=draft)
     budget, why, free = platform.kv_memory(0.9, lambda: nullcontext(trial))
-    beside = GIB + graphs[0]
+    beside = GIB + took[model][0] + took[draft][0]
     assert budget == int(16 * GIB * 0.9) - 6 * GIB - beside
     assert free == 10 * GIB - beside
     assert why.startswith("16.00 GiB of the device × 0.90 − 6.00 GiB in use − 1.00 GiB for acti")
-    assert why.endswith("(measured)" if eager else "− 2.00 GiB for 4 CUDA graphs (…)")
+    of_model = " − 2.00 GiB for 4 CUDA graphs (…)" if model else ""
+    of_draft = " − 512.0 MiB for the draft model's 2 of (…)" if draft else ""
+    assert why.endswith(f"(measured){of_model}{of_draft}")
