@@ -67,8 +67,8 @@ READING = {
     " were written.",
     "engine.started": "`config` holds every option as it was understood.",
     "engine.model_loaded": "`implementation` tells whether our own code computes it.",
-    "engine.divided": "The shares are those of `--tensor-parallel-size`: nearly equal, for norms are"
-    " whole on each rank.",
+    "engine.divided": "The shares of `--tensor-parallel-size` are nearly equal. Norms are not"
+    " divided: each rank holds all of them.",
     "engine.kv_sized": "`why` is the whole arithmetic from memory to blocks.",
     "engine.warning": "Nothing stops, but something is not as you would expect.",
     "engine.failed": "Every open request got an error; the process ends with code 1.",

@@ -2,7 +2,7 @@
 
 A proposal costs a row if it is wrong and saves a step if it is right; it never changes the text,
 since the model draws each token as it would have drawn it without the proposal. So a proposer may
-do anything: a new method is a class with `propose`.
+do anything: a new method is a class with what `Proposer` names.
 """
 
 from __future__ import annotations

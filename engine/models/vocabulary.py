@@ -29,7 +29,7 @@ def check_vocabulary(model: str, folder: Path, draft: str, draft_folder: Path) -
 def _texts(path: Path) -> dict[int, str]:
     """Read the text of each token, as the tokenizers library writes it."""
     try:
-        told: Any = json.loads(path.read_text())
+        told: Any = json.loads(path.read_bytes())  # UTF-8, whatever the locale is
         vocab = told["model"]["vocab"]
         if isinstance(vocab, dict):
             texts = {token: text for text, token in vocab.items()}

@@ -511,7 +511,7 @@ class RankShare(msgspec.Struct, array_like=True):
 class EngineDivided(Event, tag="engine.divided"):
     """All ranks have their shares of the model's weights (`--tensor-parallel-size`)."""
 
-    ranks: list[RankShare] = []  # by rank
+    ranks: list[RankShare] = []  # by rank: [pid, parameters, bytes, threads, seconds to load]
     num_heads: int = 0  # query heads of each rank
     num_kv_heads: int = 0  # key and value heads of each rank
     why: str = ""  # what each of them computes

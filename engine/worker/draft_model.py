@@ -44,7 +44,8 @@ def load_draft(
     if draft.vocab_size != model.vocab_size:
         raise ModelError(
             f"the draft model {name} has a vocabulary of {draft.vocab_size:,} tokens,"
-            f" {config.model} has {model.vocab_size:,}: {SAME_FAMILY}."
+            f" {config.model} has {model.vocab_size:,}: {SAME_FAMILY}. Tables of one tokenizer that"
+            " are padded to different sizes can't be used together in this version."
         )
     if num_parameters(draft) > num_parameters(model):
         raise ModelError(

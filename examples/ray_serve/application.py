@@ -32,11 +32,11 @@ LAST_WORDS_S = 2.0  # in which the errors of a lost server's requests reach the 
 class Engine:
     """Be a replica: one Glasshouse server, and the way to it."""
 
-    async def __init__(self, flags: list[str], shutdown_timeout_s: float):
+    async def __init__(self, flags: list[str], shutdown_timeout_s: float, api_key: str):
         self.name = serve.get_replica_context().replica_id.unique_id
         self._num_open = 0
         self._ending = False
-        self.server = OwnServer(flags, shutdown_timeout_s)
+        self.server = OwnServer(flags, shutdown_timeout_s, api_key)
         await self.server.start()
         self._watching = asyncio.create_task(self._end_with_server())
 
@@ -121,7 +121,9 @@ def deploy_engines(settings: Settings) -> None:
     """
     engines = Engine.options(**settings.engine_options())
     serve.run(
-        engines.bind(settings.flags, settings.shutdown_timeout_s), name=ENGINES, route_prefix=None
+        engines.bind(settings.flags, settings.shutdown_timeout_s, settings.api_key),
+        name=ENGINES,
+        route_prefix=None,
     )
 
 

@@ -23,10 +23,15 @@ _POLL_S = 0.1
 class OwnServer:
     """Run a server on a Unix socket of its own, which only this user's processes reach."""
 
-    def __init__(self, flags: Sequence[str], shutdown_timeout_s: float):
-        """Prepare a server with options as on its command line; `start` starts it."""
+    def __init__(self, flags: Sequence[str], shutdown_timeout_s: float, api_key: str = ""):
+        """Prepare a server with options as on its command line; `start` starts it.
+
+        api_key: one that the server takes, for what is asked of it here. Clients' requests bring
+        their own.
+        """
         self._flags = flags
         self._shutdown_timeout_s = shutdown_timeout_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._folder = tempfile.mkdtemp(prefix="glasshouse-")
         self._socket = f"{self._folder}/server"
         self.client = httpx.AsyncClient(
@@ -63,8 +68,9 @@ class OwnServer:
             raise EngineLost(health.text)
 
     async def load(self) -> dict[str, Any]:
-        """Return what the server says of its load."""
-        return (await self.client.get("/load", timeout=10)).json()
+        """Return what the server says of its load. Raises `httpx.HTTPStatusError`."""
+        answer = await self.client.get("/load", timeout=10, headers=self._headers)
+        return answer.raise_for_status().json()
 
     async def stop(self) -> None:
         """End the server when its open requests are answered, or its time is over."""

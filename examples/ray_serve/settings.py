@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
 
 ROOM_FOR_PAGES = 16
 """Requests that a replica takes beyond its seats: pages that watch, health checks, metrics."""
@@ -21,6 +21,7 @@ class Settings:
     flags: list[str]  # of each server
     num_seats: int
     shutdown_timeout_s: float
+    api_key: str  # one that the servers take, "" for none
     replicas: int
     max_replicas: int
     cpus: float  # of each replica
@@ -92,6 +93,16 @@ def read(argv: Sequence[str] | None, prog: str) -> Settings:
     if ours.replicas < 1:
         parser.error(f"--replicas is {ours.replicas}; it must be at least 1.")
     config = EngineConfig.from_args(flags, prog=prog)
+    for flag, given in (
+        ("--uds", config.uds),
+        ("--ssl-certfile", config.ssl_certfile),
+        ("--classroom", config.classroom),
+        ("--api-server-count", config.api_server_count > 1),
+    ):
+        if given:
+            raise ConfigError(
+                f"{flag} can't be used here: clients reach the door, not the replicas' servers."
+            )
     cpus = ours.cpus or max(1, cores // most)
     if not ours.gpus and not config.cpu_threads:
         flags = [*flags, "--cpu-threads", str(cpus)]
@@ -99,6 +110,7 @@ def read(argv: Sequence[str] | None, prog: str) -> Settings:
         flags=flags,
         num_seats=config.max_num_seqs,
         shutdown_timeout_s=config.shutdown_timeout,
+        api_key=config.api_key[0] if config.api_key else "",
         replicas=ours.replicas,
         max_replicas=most,
         cpus=cpus,

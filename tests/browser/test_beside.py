@@ -89,6 +89,9 @@ def test_a_step_in_either_room_moves_the_other(open_room, both_file, difference)
     one.evaluate("room.goToStep(3)")
     until(page, "document.querySelector('tbody td').innerText === '3'")
     assert step(other) == start + 1  # not at all
+    other.evaluate("room.goToStep(9)")  # what `one` told would have come before this
+    until(page, "document.querySelectorAll('tbody td')[1].innerText === '9'")
+    assert step(one) == 3
 
 
 def test_rooms_go_together_by_arrival(open_room, tmp_path):

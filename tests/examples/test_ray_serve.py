@@ -39,6 +39,14 @@ def test_what_a_server_would_refuse_is_refused_before_anything_starts():
         read(["--max-num-seqs", "0"], "x")
 
 
+@pytest.mark.parametrize(
+    "flags", ["--uds x", "--ssl-certfile x --ssl-keyfile x", "--classroom", "--api-server-count 2"]
+)
+def test_what_clients_of_a_replica_can_not_reach_is_refused(flags):
+    with pytest.raises(ConfigError, match=flags.split()[0]):
+        read(flags.split(), "x")
+
+
 def test_the_check_takes_scenes_and_what_the_command_takes():
     ours, settings = arguments(["--port", "8123", "--scene", "update", "--scene", "cost"])
     assert ours.scene == ["update", "cost"] and set(SCENES) == set(NAMES)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from engine.server.http.errors import ApiError, unavailable
 from examples.ray_serve.door import answer
+from examples.ray_serve.own_server import OwnServer
 from examples.ray_serve.prefix import PREFIX_CHARS, in_order, prefix_of, spread
 from examples.ray_serve.relay import Asked, EngineLost, Head, coalesced, relay
 from examples.ray_serve.scaling import load_of, policy
@@ -332,3 +333,27 @@ def test_the_load_is_read_as_the_server_writes_it():
     told = {"num_requests_running": 6, "num_requests_waiting": 6, "max_num_seqs": 8,
             "kv_blocks": {"total": 200, "used": 50}}  # fmt: skip
     assert load_of(told) == {"num_seats": 8, "seats": 1.5, "blocks": 0.25}
+
+
+@pytest.mark.parametrize("key", ["", "k1"])
+def test_its_load_is_asked_of_a_server_with_the_servers_key(key, tmp_path, monkeypatch):
+    """Without it a server that wants a key refuses, and no replica would ever be added."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def answer_load(request):
+        given = request.headers.get("authorization")
+        return httpx.Response(200 if given == "Bearer k1" else 401, json={"seats": 1})
+
+    async def ask():
+        server = OwnServer([], 1.0, key)
+        async with httpx.AsyncClient(
+            transport=httpx.MockTransport(answer_load), base_url="http://replica"
+        ) as server.client:
+            assert "authorization" not in server.client.headers, "clients bring their own"
+            return await server.load()
+
+    if key:
+        assert asyncio.run(ask()) == {"seats": 1}
+    else:
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            asyncio.run(ask())
