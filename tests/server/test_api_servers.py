@@ -46,19 +46,23 @@ class Fleet:
     def __init__(self, folder, step_s=0.0, **options):
         config = EngineConfig(
             model=str(folder), host="127.0.0.1", port=0, log_format="off",
-            api_server_count=COUNT, shutdown_timeout=5.0, **options,
+            api_server_count=COUNT, shutdown_timeout=60.0, **options,
         )  # fmt: skip
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
         load = fake(step_s=step_s, num_blocks=2048)
         self.process = context.Process(target=run, args=(config, load, queue))
         self.process.start()
-        self.url = queue.get(timeout=60)
-        self.port = int(self.url.rpartition(":")[2])
-        deadline = time.monotonic() + 120
-        while self.get("/health").status_code != 200:
-            assert time.monotonic() < deadline, self.get("/health").text
-            time.sleep(0.05)
+        try:
+            self.url = queue.get(timeout=120)
+            self.port = int(self.url.rpartition(":")[2])
+            deadline = time.monotonic() + 120
+            while self.get("/health").status_code != 200:
+                assert time.monotonic() < deadline, self.get("/health").text
+                time.sleep(0.05)
+        except BaseException:
+            self.close()  # else it is waited for at the end of all tests
+            raise
 
     def get(self, path, **options):
         return httpx.get(self.url + path, **PLAIN, **options)
@@ -142,7 +146,7 @@ def test_64_connections_are_divided_and_all_are_counted_once(fleet):
     before = fleet.metric("vllm:generation_tokens_total"), fleet.metric("http_requests_total")
     port = fleet.port
     open_ = [socket.create_connection(("127.0.0.1", port)) for _ in range(64)]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while sum(owners(fleet).values()) < 64 and time.monotonic() < deadline:
         time.sleep(0.05)
     divided = owners(fleet)
@@ -340,8 +344,9 @@ def test_a_killed_process_loses_its_own_and_nobody_elses(fleet):
         assert {e["why"] for e in aborted} == {"its API server process has ended"}
         assert first.get("/health").json()["status"] == "draining"
         rests = rests_of(open_)
-    assert sum(b"data: [DONE]" in rest for rest in rests) == 24 - lost
-    fleet.process.join(15)
+    whole = [rest for rest in rests if b"data: [DONE]" in rest]
+    assert len(whole) == 24 - lost and not any(b'"error"' in rest for rest in whole)
+    fleet.process.join(60)
     assert fleet.process.exitcode == 1
     assert fleet.children() == []
 
