@@ -25,7 +25,12 @@ from engine.trace.files import unpack
 
 
 def run_api_process(
-    config: EngineConfig, number: int, ends: ApiEnds, first: str, engine_pid: int
+    config: EngineConfig,
+    number: int,
+    ends: ApiEnds,
+    first: str,
+    engine_pid: int,
+    makes_spans: bool,
 ) -> None:
     """Run the process until the first one tells it to end, or dies. `first`: its Unix socket."""
     end_with_parent()
@@ -36,9 +41,8 @@ def run_api_process(
     # The record's readers are in the first process.
     own = dataclasses.replace(config, trace_file=None, log_format="off")
     record = Channel(ends.record, unpack)
-    service = Service(
-        own, shared=SharedEngine(number, EngineEnd(ends.engine, engine_pid), record.send)
-    )
+    engine = EngineEnd(ends.engine, engine_pid)
+    service = Service(own, shared=SharedEngine(number, engine, record.send, makes_spans))
     server = ApiServer(service, first, ends.control)
     server.run(sockets=[ends.listener])
     if service.client.state == "failed":

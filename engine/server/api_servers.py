@@ -7,7 +7,7 @@ Each reads, tokenizes and answers its connections itself, with its own channel t
 must be one truth (`/metrics`, `/trace`, `/load`, the page) process 1 tells: the others pass such
 requests on to it (`http/relay.py`). When one of them dies, its requests are aborted in the engine,
 those of the others are answered, and the server ends with exit code 1, so that a platform starts it
-afresh.
+afresh. One that hangs is killed: process 1 asks each of them regularly, by the rules of `Pulse`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from loguru import logger
+
 from engine.config import EngineConfig
 from engine.server.link import control
 from engine.server.link.channel import Frames, framed
 from engine.server.link.engine_client import EngineClient
+from engine.server.link.pulse import Pulse, cpu_seconds, tick_seconds
 from engine.server.record.trace_hub import TraceHub
 
 ASK_S = 1.0  # a process that is busy for longer is shown as it was when it was last asked
@@ -52,7 +55,7 @@ class ApiServers:
         self,
         config: EngineConfig,
         listeners: Sequence[socket.socket],
-        run: Callable[[EngineConfig, int, ApiEnds, str, int], None],
+        run: Callable[[EngineConfig, int, ApiEnds, str, int, bool], None],
     ):
         """Prepare a process for each of `listeners`; `run` is its main function."""
         self.config = config
@@ -62,32 +65,46 @@ class ApiServers:
         self.address = str(Path(self.folder.name) / "first")  # a Unix socket of the first process
         self._listeners = listeners
         self._others: list[_Other] = []
-        self._is_ending = False
+        self._told: list[str] = []  # the signals that tell them to end
 
-    async def start(self, engine: EngineClient, hub: TraceHub) -> None:
-        """Start the processes, for the engine that `engine` has started."""
+    async def start(self, engine: EngineClient, hub: TraceHub, makes_spans: bool) -> None:
+        """Start the processes, for the engine that `engine` has started.
+
+        Raises OSError if one of them can't be started; `stop` ends the others.
+        """
+        self._watch(asyncio.get_running_loop().time())
         spawn = multiprocessing.get_context("spawn")
         ways = zip(self._listeners, engine.other_ends)
         for number, (listener, engine_end) in enumerate(ways, start=2):
+            if self._told:
+                return
             record_end, its_record_end = socket.socketpair()
             control_end, its_control_end = socket.socketpair()
             ends = ApiEnds(listener, engine_end, its_record_end, its_control_end)
             process = spawn.Process(
                 target=self._run,
-                args=(self.config, number, ends, self.address, engine.pid),
+                args=(self.config, number, ends, self.address, engine.pid, makes_spans),
                 name=f"API server {number}",
             )
-            process.start()
-            for end in ends:
-                end.close()  # the process has its own copies: when it ends, its sockets are gone
+            try:
+                process.start()
+            except OSError:
+                record_end.close()
+                control_end.close()
+                raise
+            finally:
+                for end in ends:
+                    end.close()  # the process has its own copies: they are gone when it ends
             hub.listen(record_end)
-            other = _Other(process, number)
+            other = _Other(process, number, self.config.engine_timeout)
             self._others.append(other)
             loop = asyncio.get_running_loop()
             other.transport, _ = await loop.create_unix_connection(
                 partial(_same, other), sock=control_end
             )
             loop.add_reader(process.sentinel, self._ended, other)
+            for signal_name in self._told:  # meanwhile
+                other.send(control.End(signal_name))
 
     @property
     def are_up(self) -> bool:
@@ -117,13 +134,13 @@ class ApiServers:
 
     def end(self, signal_name: str) -> None:
         """Tell all to answer what they have, and to end; a second time, to end at once."""
-        self._is_ending = True
+        self._told.append(signal_name)
         for other in self._others:
             other.send(control.End(signal_name))
 
     async def stop(self) -> None:
         """Wait until all have ended, for a while; kill what is left."""
-        if not self._is_ending:
+        if not self._told:
             self.end("stop")
             self.end("stop")
         loop = asyncio.get_running_loop()
@@ -141,11 +158,21 @@ class ApiServers:
     def _ended(self, other: _Other) -> None:
         asyncio.get_running_loop().remove_reader(other.process.sentinel)
         other.process.join()
-        if self._is_ending:
+        if self._told:
             return
         code = other.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         self.on_death(f"API server process {other.number} {how}.")
+
+    def _watch(self, last_s: float) -> None:
+        """Kill the processes that hang; do this again at the next tick."""
+        if self._told:
+            return
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for other in self._others:
+            other.tick(now_s - last_s)
+        loop.call_later(tick_seconds(self.config.engine_timeout), self._watch, now_s)
 
 
 def _same(other: _Other) -> _Other:
@@ -155,7 +182,7 @@ def _same(other: _Other) -> _Other:
 class _Other(asyncio.Protocol):
     """Speak to one process."""
 
-    def __init__(self, process: multiprocessing.process.BaseProcess, number: int):
+    def __init__(self, process: multiprocessing.process.BaseProcess, number: int, timeout_s: float):
         self.process = process
         self.number = number
         self.is_up = False
@@ -163,6 +190,23 @@ class _Other(asyncio.Protocol):
         self._frames = Frames()
         self.transport: asyncio.Transport | None = None
         self._asked: asyncio.Future[None] | None = None
+        self._heard = False  # since the last tick
+        self._pulse = Pulse(timeout_s, lambda: cpu_seconds(process.pid or 0))
+
+    def tick(self, elapsed_s: float) -> None:
+        """Ask the process for a sign of life; kill it if it has given none for too long.
+
+        One that doesn't take requests yet may take any time, as a model that is loaded.
+        """
+        if not self.is_up or self.is_gone:
+            return
+        hangs = bool(self._pulse.tick(elapsed_s, self._heard, owes=True))
+        self._heard = hangs  # that is told once
+        if hangs:
+            silent_s = self._pulse.silent_s
+            logger.error("API server process {} is silent for {:.0f} s.", self.number, silent_s)
+            self.process.kill()
+        self.ask()
 
     @property
     def is_gone(self) -> bool:
@@ -184,6 +228,7 @@ class _Other(asyncio.Protocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         for message in self._frames.feed(data):
             answer = control.decode_answer(message)
             if isinstance(answer, control.Up):

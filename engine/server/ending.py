@@ -90,6 +90,7 @@ class Server(uvicorn.Server):
 
     async def _drain(self, signal_name: str) -> None:
         timeout_s = self.service.config.shutdown_timeout
+        began_s = self._loop.time()
         if self.service.number == 1:
             logger.info(
                 "{}: no new requests; the {} open ones get {:g} s to finish.",
@@ -100,7 +101,8 @@ class Server(uvicorn.Server):
         if not await self._answered(timeout_s):
             logger.warning("{} requests did not finish in time.", self.service.num_open)
             await self._give_up()
-        await self._others_ended(timeout_s)
+        # They were told at the same time, with the same timeout.
+        await self._others_ended(began_s + timeout_s + 2 * ANSWER_TIMEOUT_S)
         self.should_exit = True
 
     def start_giving_up(self, signal_name: str) -> None:
@@ -118,13 +120,12 @@ class Server(uvicorn.Server):
         await self._give_up()
         self.should_exit = True
 
-    async def _others_ended(self, timeout_s: float) -> None:
+    async def _others_ended(self, deadline_s: float) -> None:
         """Wait until the other processes have ended; count those that lost answers."""
         others = self.service.others
         if others is None:
             return
-        deadline = self._loop.time() + timeout_s + 2 * ANSWER_TIMEOUT_S
-        while others.num_running and self._loop.time() < deadline:
+        while others.num_running and self._loop.time() < deadline_s:
             await asyncio.sleep(_TICK_S)
         self.num_lost += others.num_running + others.num_with_losses
 

@@ -58,6 +58,7 @@ class SharedEngine(NamedTuple):
     number: int  # of the process: 2, 3, …
     engine: EngineEnd
     record: Callable[[bytes], None]  # sends events to the first process
+    makes_spans: bool  # the first process makes OpenTelemetry spans of the record
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Service:
         self.telemetry = None if shared else connect.connect(config)
         if self.telemetry is not None:
             self.hub.subscribe(self.telemetry.spans)
+        self.makes_spans = shared.makes_spans if shared else self.telemetry is not None
         self.metrics = Metrics(config)
         self.client = EngineClient(
             config,
@@ -168,7 +170,10 @@ class Service:
         self._join_text()
         # What only transformers knows of a model is asked once: from now on a file has it.
         if self.others is not None and self.client.state in ("loading", "ready"):
-            await self.others.start(self.client, self.hub)
+            try:
+                await self.others.start(self.client, self.hub, self.makes_spans)
+            except Exception as error:
+                self.client.fail(f"an API server process can't be started: {one_line(error, 900)}")
 
     def _model_ready(self, kv: KVShape) -> None:
         self.metrics.set_cache(kv)

@@ -43,7 +43,7 @@ class RequestReceived(Event, tag="request.received"):
     route: str = ""  # "/v1/completions", "/v1/chat/completions", "LLM.generate", …
     params: dict[str, Any] = {}  # the sampling parameters that differ from their defaults
     client: str = ""  # address of the caller
-    trace_context: dict[str, str] = {}  # its headers traceparent and tracestate, if sent
+    trace_context: dict[str, str] = {}  # its header traceparent; with spans, tracestate, too
     ignored: list[str] = []  # unknown fields of the body; they have no effect
     text: str = ""  # the prompt as text; empty with --trace-text off
 

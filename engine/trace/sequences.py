@@ -2,7 +2,8 @@
 
 The core refuses a request whose own id reads like a sequence's name, so each name has one meaning.
 An HTTP request "x" with three prompts makes three requests, "x", "x:1" and "x:2". No client can
-choose such an id: its letters are letters, digits, "-" and "_".
+choose such an id: its letters are letters, digits, "-" and "_". So nor can it choose "x.p2", which
+the second of several server processes makes of the header X-Request-Id.
 """
 
 from __future__ import annotations

@@ -178,7 +178,10 @@ def test_the_record_is_one(fleet):
     names = [f"one-{place}" for place in range(24)]
     with ThreadPoolExecutor(8) as pool:
         for answer in pool.map(
-            lambda name: fleet.complete(request_id=name, headers={"traceparent": TRACE}), names
+            lambda name: fleet.complete(
+                request_id=name, headers={"traceparent": TRACE, "tracestate": "vendor=1"}
+            ),
+            names,
         ):
             assert answer.status_code == 200
     for _ in range(4):
@@ -215,11 +218,27 @@ def test_streams_and_a_stream_of_the_record(fleet):
             assert next(answer.iter_lines()).startswith(("event", "id", "retry", ":"))
 
 
+def test_each_of_several_answers_has_its_end(fleet):
+    text = expected_text(b"hello", 8)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: fleet.complete(n=n), [2, 3] * 6))
+    for answer, n in zip(answers, [2, 3] * 6):
+        choices = [(c["text"], c["finish_reason"]) for c in answer.json()["choices"]]
+        assert choices == [(text, "length")] * n
+
+
 def test_an_id_is_used_once_in_all_processes(fleet):
     slow = {"request_id": "mine", "max_tokens": 120}
-    with ThreadPoolExecutor(12) as pool:
+    longest = "x" * 64
+    with ThreadPoolExecutor(24) as pool:
+        # A header with that id is no reason to refuse anything, nor is a long one.
+        headers = [{"X-Request-Id": name} for name in ["mine", longest] * 6]
+        others = pool.map(lambda given: fleet.complete(headers=given), headers)
         answers = list(pool.map(lambda _: fleet.complete(**slow), range(12)))
+        others = [answer.json()["id"] for answer in others]
     assert Counter(answer.status_code for answer in answers) == {200: 1, 400: 11}
+    found = {name for name in others if re.fullmatch(rf"cmpl-(mine|{longest})\.p[12]", name)}
+    assert {name[:-3] for name in found} == {"cmpl-mine", f"cmpl-{longest}"}
     refused = [a.json()["error"] for a in answers if a.status_code == 400]
     assert {(error["param"], "in use" in error["message"]) for error in refused} == {
         ("request_id", True)
@@ -301,7 +320,7 @@ def test_passed_requests_are_like_others(fleet):
         url = f"{fleet.url}{path}"
         for content in (b" " * 17 * 2**20, (b" " * 2**20 for _ in range(40))):
             answer = httpx.post(url, content=content, **PLAIN)
-            assert answer.status_code == 413 and "16,777,216" in answer.text
+            assert answer.status_code == 413 and "16,777,216" in answer.text, answer.text
     for _ in tries:
         chunks = (part for part in (b'{"input": "hel', b'lo", "max_output_tokens": 2}'))
         url, kind = f"{fleet.url}{RESPONSES}", {"Content-Type": "application/json"}
@@ -310,6 +329,9 @@ def test_passed_requests_are_like_others(fleet):
         head = httpx.head(f"{fleet.url}/health", **PLAIN)
         assert head.status_code == 200 and not head.content
         assert fleet.get("/nothing").status_code == 404
+        moved = fleet.get("/health/")
+        assert moved.status_code == 307 and moved.headers["location"] == f"{fleet.url}/health"
+        assert len(moved.headers.get_list("date")) == 1
         streamed = fleet.respond(stream=True).text
         assert "response.incomplete" in streamed and '"total_tokens":16' in streamed
     with socket.create_connection(("127.0.0.1", fleet.port)) as old:
@@ -349,6 +371,18 @@ def test_a_killed_process_loses_its_own_and_nobody_elses(fleet):
     fleet.process.join(60)
     assert fleet.process.exitcode == 1
     assert fleet.children() == []
+
+
+@pytest.mark.full
+def test_a_process_that_hangs_is_killed(tokenizer_folder):
+    hanging = Fleet(tokenizer_folder, engine_timeout=6.0)
+    try:
+        victim = hanging.children()[-1]
+        os.kill(victim, signal.SIGSTOP)
+        hanging.process.join(60)
+        assert hanging.process.exitcode == 1 and hanging.children() == []
+    finally:
+        hanging.close()
 
 
 @pytest.mark.full

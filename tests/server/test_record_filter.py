@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from engine.server.record.record_filter import lines_about
+
 
 @pytest.fixture(scope="module")
 def crowd(run_server):
@@ -82,3 +84,10 @@ def test_the_engines_facts_are_always_there(crowd):
 def test_too_many_names_are_refused(crowd):
     answer = crowd.http.get("/trace", params={"request_id": ["x"] * 101})
     assert answer.status_code == 400 and answer.json()["error"]["param"].endswith("request_id")
+
+
+def test_what_another_server_process_named_after_a_header_is_another_request():
+    names = ["cmpl-a", "cmpl-a.1", "cmpl-a:1", "cmpl-a.p2", "cmpl-a.p2.1", "cmpl-a.p2:1"]
+    lines = [b'{"kind":"request.forked","request_id":"%s"}' % name.encode() for name in names]
+    assert list(lines_about(lines, ["cmpl-a"])) == lines[:3]
+    assert list(lines_about(lines, ["cmpl-a.p2"])) == lines[3:]

@@ -26,9 +26,9 @@ class Asker:
         self.unread = []
         end.setblocking(False)
 
-    def add(self, request_id, max_tokens=4):
+    def add(self, request_id, max_tokens=4, n=1):
         self.number += 1
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, n=n)
         request = CoreRequest(
             request_id=request_id, prompt_token_ids=[97], params=params, eos_token_ids=[]
         )
@@ -87,8 +87,12 @@ def shared(request):
         end.close()
 
 
+def steps(news):
+    return [n for n in news if isinstance(n, wire.Step)]
+
+
 def tokens(news, request_id):
-    outputs = [out for n in news if isinstance(n, wire.Step) for out in n.outputs]
+    outputs = [out for step in steps(news) for out in step.outputs]
     return [token for out in outputs if out.request_id == request_id for token in out.token_ids]
 
 
@@ -101,6 +105,50 @@ def test_each_server_gets_its_own_and_the_first_the_state(shared):
     assert len(tokens(of_second, "b")) == 6 and not tokens(of_second, "a")
     assert sum(isinstance(n, wire.Step) for n in of_first) == 6  # all steps, for /metrics
     assert not shared.loop._owners
+
+
+@pytest.mark.parametrize("n, max_tokens", [(2, 4), (3, 4), (2, 0), (3, 1)])
+def test_each_of_several_answers_has_its_end(shared, n, max_tokens):
+    """All of them end in one step."""
+    for server, name in ((shared.first, "a"), (shared.second, "b")):
+        server.add(name, max_tokens, n)
+    shared.turn(8)
+    for server, name in ((shared.first, "a"), (shared.second, "b")):
+        outputs = [out for news in steps(server.news()) for out in news.outputs]
+        ends = [(out.request_id, out.index) for out in outputs if out.finish_reason]
+        assert sorted(ends) == [(name, index) for index in range(n)]
+    assert not shared.core.has_work and not shared.loop._owners
+
+
+@pytest.mark.parametrize("shared", [{"max_num_seqs": 1}], indirect=True)
+@pytest.mark.parametrize("first_works", [True, False])
+def test_each_order_is_followed_by_news(shared, first_works):
+    """Else its server would take the engine for hung, and refuse all."""
+    if first_works:
+        shared.first.add("runs", max_tokens=100)
+        shared.turn()
+    shared.second.add("waits")
+    shared.turn()
+    shared.second.news()
+    for order in (wire.Abort("waits", "left"), wire.Finish("unknown", 0, "")):
+        shared.second.send(order)
+        shared.turn()
+        assert len(steps(shared.second.news())) == 1
+    shared.turn(5)
+    assert not shared.second.news()  # it has asked for nothing, and it isn't woken for nothing
+
+
+@pytest.mark.parametrize("shared", [{"max_num_seqs": 1}], indirect=True)
+def test_one_whose_requests_wait_hears_that_the_engine_works(shared):
+    shared.first.add("runs", max_tokens=100)
+    shared.turn()
+    shared.second.add("waits")
+    shared.turn(2)
+    shared.second.news()
+    shared.loop.servers[1].told_s -= 2 * shared.loop._longest_silence_s
+    shared.turn(2)
+    [step] = steps(shared.second.news())
+    assert not step.outputs and step.stats.num_waiting == 1
 
 
 def test_one_that_reads_nothing_delays_nobody_and_misses_nothing(shared):

@@ -166,6 +166,17 @@ def test_the_callers_trace_is_its_parent(observed, collected):
             assert span.context.trace_state["vendor"] == "1"
 
 
+def test_without_spans_the_record_has_no_state_of_its_vendors(server):
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    answer = server.http.post(
+        "/v1/completions",
+        json={"prompt": "a", "max_tokens": 1},
+        headers={"traceparent": parent, "tracestate": "vendor=private"},
+    ).json()
+    record = server.http.get("/trace", params={"request_id": answer["id"]}).text
+    assert parent in record and "private" not in record
+
+
 def test_a_client_that_leaves(observed, collected):
     body = {"prompt": "hello", "max_tokens": 400, "stream": True, "n": 2, "request_id": "leaver"}
     with observed.http.stream("POST", "/v1/completions", json=body) as answer:

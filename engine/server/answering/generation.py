@@ -69,6 +69,10 @@ class Generation:
         self._received: set[str] = set()  # ids in the record whose end nobody else would record
         self._closed = False
         self._form = ""  # the field of the body that holds the form of the text
+        # Only the engine knows the ids of all processes: with a mark that no client can choose, it
+        # never finds a header's id in use.
+        several = service.config.api_server_count > 1
+        self._mark = f".p{service.number}" if several else ""
         service.open.add(self)
 
     async def start(
@@ -129,9 +133,7 @@ class Generation:
             # A proxy may set the header, in any form, and repeat it with a retry: it never fails a
             # request.
             given = http.headers.get("x-request-id", "")
-            if given and self.service.number > 1:  # a retry may come to another process
-                given += f"-{self.service.number}"
-            names = [given, own] if _ID.fullmatch(given) else [own]
+            names = [given + self._mark, own] if _ID.fullmatch(given) else [own]
         for name in names:
             self.id = prefix + name
             ids = [prompt_name(self.id, place) for place in range(num_prompts)]
@@ -170,7 +172,7 @@ class Generation:
                 trace_full=body.trace == "full",
                 route=http.url.path,
                 client=http.client.host if http.client else "",
-                trace_context=_trace_context(http),
+                trace_context=_trace_context(http, self.service.makes_spans),
                 ignored=ignored,
                 rules=rules,
             )
@@ -311,9 +313,14 @@ class Generation:
             self.service.metrics.count_success("abort")
 
 
-def _trace_context(http: Request) -> dict[str, str]:
-    """Return the headers that put a request's span into its caller's trace."""
+def _trace_context(http: Request, makes_spans: bool) -> dict[str, str]:
+    """Return the headers that put a request's span into its caller's trace.
+
+    The parent is two numbers, by which the record can be joined to the caller's own. The state is
+    whatever its vendors wrote: it is of use for spans alone.
+    """
     if TRACE_PARENT not in http.headers:
         return {}
-    found = {name: http.headers.get(name, "") for name in (TRACE_PARENT, TRACE_STATE)}
+    names = (TRACE_PARENT, TRACE_STATE) if makes_spans else (TRACE_PARENT,)
+    found = {name: http.headers.get(name, "") for name in names}
     return {name: value for name, value in found.items() if 0 < len(value) <= MOST_TRACE_CONTEXT}

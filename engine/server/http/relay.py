@@ -19,13 +19,18 @@ from engine.server.http.shapes import failure_response
 HERE = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize", "/detokenize")
 """Beginnings of the paths that each process serves itself."""
 RESPONSES = "/v1/responses"
-CLIENT = b"glasshouse-client"
-"""The header that tells the first process who asks; it counts only on its own Unix socket."""
+CLIENT, SCHEME = b"glasshouse-client", b"glasshouse-scheme"
+"""The headers that tell the first process who asks, and by http or https.
+
+They count only on its own Unix socket, and those of a client are not passed on.
+"""
 RETRY_AFTER_S = 1
 _PIECE = 2**16
 _OF_A_CONNECTION = {
-    b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"upgrade", b"host", CLIENT,
+    b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"upgrade",
 }  # fmt: skip
+_NOT_ASKED = _OF_A_CONNECTION | {CLIENT, SCHEME}
+_NOT_ANSWERED = _OF_A_CONNECTION | {b"date"}  # each process writes its own
 
 
 class Relay:
@@ -60,7 +65,7 @@ class Relay:
             await _refuse(scope, receive, send)
             return
         asking = asyncio.ensure_future(_ask(scope, receive, writer))  # ends when the client leaves
-        answering = asyncio.ensure_future(_answer(reader, send))
+        answering = asyncio.ensure_future(_answer(reader, send, scope["method"]))
         try:
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and isinstance(asking.exception(), ConnectionError):
@@ -68,12 +73,14 @@ class Relay:
         finally:
             asking.cancel()
             answering.cancel()
-            _, answered = await asyncio.gather(asking, answering, return_exceptions=True)
+            asked, answered = await asyncio.gather(asking, answering, return_exceptions=True)
             writer.close()
         if isinstance(answered, _Gone):
             await _refuse(scope, receive, send)
         elif isinstance(answered, Exception):  # the first process ended within its answer
             raise answered
+        elif isinstance(asked, Exception) and not isinstance(asked, ConnectionError):
+            raise asked
 
 
 class _Gone(Exception):
@@ -88,6 +95,8 @@ class RelayedConnection(BoundedConnection):
         for name, value in self.headers:
             if name == CLIENT:
                 self.scope["client"] = (value.decode("latin-1"), 0)
+            elif name == SCHEME:
+                self.scope["scheme"] = value.decode("latin-1")
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,15 +108,19 @@ async def _ask(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> 
     """Send a request, its body as it comes; return when the client has left."""
     query = scope["query_string"]
     target = scope["raw_path"] + (b"?" + query if query else b"")
-    lines = [scope["method"].encode() + b" " + target + b" HTTP/1.1", b"connection: close"]
-    lines.append(b"host: glasshouse")
+    # The connection is kept until it is closed here: a first process that closed it after an early
+    # answer, with a part of the body unread, would reset it, and the answer could be lost.
+    lines = [scope["method"].encode() + b" " + target + b" HTTP/1.1"]
+    lines.append(SCHEME + b": " + scope["scheme"].encode("latin-1"))
     if scope["client"]:
         lines.append(CLIENT + b": " + scope["client"][0].encode("latin-1"))
     names = set()
     for name, value in scope["headers"]:
         names.add(name)
-        if name not in _OF_A_CONNECTION:
+        if name not in _NOT_ASKED:
             lines.append(name + b": " + value)
+    if b"host" not in names:  # HTTP/1.0
+        lines.append(b"host: glasshouse")
     in_chunks = b"transfer-encoding" in names
     if in_chunks:
         lines.append(b"transfer-encoding: chunked")
@@ -122,7 +135,7 @@ async def _ask(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> 
         await writer.drain()
 
 
-async def _answer(reader: asyncio.StreamReader, send: Send) -> None:
+async def _answer(reader: asyncio.StreamReader, send: Send, method: str) -> None:
     """Pass on an answer of our own server, as it comes. Raises `_Gone` if there is none."""
     first_line = await _line(reader)
     if not first_line:
@@ -134,11 +147,13 @@ async def _answer(reader: asyncio.StreamReader, send: Send) -> None:
         in_chunks = in_chunks or name == b"transfer-encoding"
         if name == b"content-length":
             left = int(value)
-        if name not in _OF_A_CONNECTION:
+        if name not in _NOT_ANSWERED:
             headers.append((name, value))
     status = int(first_line.split(b" ", 2)[1])
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    more = True
+    more = method != "HEAD" and status not in (204, 304) and left != 0
+    if not more:
+        await send({"type": "http.response.body", "body": b""})
     while more:
         if in_chunks:
             left = int((await _line(reader)).split(b";")[0], 16)

@@ -1,5 +1,7 @@
 """Tell a hung engine from a busy one, and from one that has nothing to do.
 
+A further server process is watched by the same rules, as one that owes an answer at all times.
+
 The engine owes news while it has requests, and after each order. A step may be long: hundreds of
 prompt tokens of a large model on a slow CPU, or a first step that compiles its kernels. So silence
 alone is no proof. An engine that is silent and computes nothing for the timeout is hung: it is
@@ -26,7 +28,7 @@ class Pulse:
 
     def __init__(self, timeout_s: float, cpu_s: Callable[[], float | None]):
         self.timeout_s = timeout_s
-        self.tick_s = min(1.0, timeout_s / 10)
+        self.tick_s = tick_seconds(timeout_s)
         self.silent_s = 0.0  # since it owes news
         self._still_s = 0.0  # of these, the seconds without computing
         self._cpu_s = cpu_s
@@ -57,6 +59,11 @@ class Pulse:
         if self.silent_s >= PATIENCE * self.timeout_s:
             return f"its step has taken {self.silent_s:.0f} s already"
         return ""
+
+
+def tick_seconds(timeout_s: float) -> float:
+    """Return the time between two ticks of a `Pulse` with this timeout."""
+    return min(1.0, timeout_s / 10)
 
 
 def cpu_seconds(pid: int) -> float | None:

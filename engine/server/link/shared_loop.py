@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import time
 
 from loguru import logger
 
@@ -12,6 +13,7 @@ from engine.core.messages import CoreOutput
 from engine.server.link import wire
 from engine.server.link.channel import Channel, Closed
 from engine.server.link.engine_loop import Bookings, EngineLoop
+from engine.server.link.pulse import tick_seconds
 from engine.trace.events import RequestRefused
 
 MOST_UNSENT = 64 * 2**20
@@ -24,14 +26,18 @@ class ServerChannel:
     def __init__(self, channel: Channel[wire.Order]):
         self.channel = channel
         self.bookings = Bookings()
+        self.is_owed = False  # it has sent an order, and was told nothing since
+        self.told_s = 0.0  # when it was last told something
 
 
 class SharedLoop(EngineLoop):
     """Take the orders of several servers, and answer each request to the server that sent it.
 
-    The first server also gets the state after each step. A request's id belongs to one server
-    while it is open, and only that one may end it. What a server that has ended leaves is aborted.
-    A server that reads slowly delays nobody: what it doesn't take yet waits here.
+    The first server also gets the state after each step. Each order of another one is followed by
+    news, even if it is an abort, and while steps are computed it hears of them: by silence each
+    server knows a hung engine. A request's id belongs to one server while it is open, and only that
+    one may end it. What a server that has ended leaves is aborted. A server that reads slowly
+    delays nobody: what it doesn't take yet waits here.
     """
 
     def __init__(self, core: EngineCore, channels: list[Channel[wire.Order]]):
@@ -39,6 +45,8 @@ class SharedLoop(EngineLoop):
         self.servers = [ServerChannel(channel) for channel in channels]  # those that have not ended
         self._first = self.servers[0]
         self._owners: dict[str, ServerChannel] = {}  # by request id
+        # After this time, a step is told to a server that has no tokens of it, too.
+        self._longest_silence_s = tick_seconds(core.config.engine_timeout)
 
     def _take_orders(self, wait: bool) -> bool:
         if wait:
@@ -55,6 +63,7 @@ class SharedLoop(EngineLoop):
                 continue
             took = took or bool(orders)
             for order in orders:
+                server.is_owed = True
                 self._take(server, order)
         self._call()
         for server in list(self.servers):
@@ -120,17 +129,28 @@ class SharedLoop(EngineLoop):
 
     def _tell_step(self, outputs: list[CoreOutput]) -> None:
         stats = self.core.stats()
-        by_server: dict[ServerChannel, list[CoreOutput]] = {self._first: []}
+        now_s = time.monotonic()
+        by_server: dict[ServerChannel, list[CoreOutput]] = {
+            server: []
+            for server in self.servers
+            if server is self._first
+            or server.is_owed
+            or now_s - server.told_s > self._longest_silence_s
+        }
+        ended = []
         for output in outputs:
             owner = self._owners.get(output.request_id)
             if owner is not None:
                 by_server.setdefault(owner, []).append(output)
                 if output.finish_reason is not None:
-                    self._forget(output.request_id)
+                    ended.append(output.request_id)
+        for request_id in ended:  # only now: its other sequences may have ended in this step, too
+            self._forget(request_id)
         for server, its in by_server.items():
             self._tell(server, wire.Step(its, stats))
 
     def _tell(self, server: ServerChannel, news: wire.News) -> None:
+        server.is_owed, server.told_s = False, time.monotonic()
         if server is self._first:  # as one alone: without it nothing goes on
             server.channel.send(wire.encode(news))
             return

@@ -31,10 +31,10 @@ def lines_about(lines: Iterable[bytes], request_ids: Iterable[str]) -> Iterator[
     life of these requests, but not for a replay: the other requests are left out.
     """
     wanted = [name.encode() for name in request_ids]
-    # No letter may stand before or after a name: cmpl-1 is not cmpl-12.
-    names = re.compile(
-        rb"(?<![\w-])(?:" + b"|".join(map(re.escape, wanted)) + rb")(?::\d+)?(?:\.\d+)?(?![\w-])"
-    )
+    # No letter may stand before or after a name: cmpl-1 is not cmpl-12. Nor is it cmpl-1.p2, which
+    # the second server process made of another client's header.
+    one = b"(?:" + b"|".join(map(re.escape, wanted)) + b")"
+    names = re.compile(rb"(?<![\w-])" + one + rb"(?::\d+)?(?:\.\d+)?(?![\w-]|\.p\d)")
     steps: set[int] = set()
     for line in lines:
         if line.startswith(_FACTS):
