@@ -131,6 +131,16 @@ def kill_rank_1(engine: TokenEngine) -> None:
     assert told and told[0] - killed < 20
 
 
+@pytest.mark.parametrize(
+    "size, error, words",
+    [(9, ConfigError, "is 9; at most 8"), (3, ModelError, "is 3, by which the 4 query heads")],
+)
+def test_what_cannot_be_divided_is_refused_before_a_process_is_started(model, size, error, words):
+    config = EngineConfig(model=str(model[0]), tensor_parallel_size=size, device="cpu")
+    with pytest.raises(error, match=words):
+        ModelRunner(config, Recorder("off")).load()
+
+
 def test_after_a_step_that_was_broken_off_no_token_comes(model):
     """As by Ctrl-C: rank 1 has computed another layer than rank 0."""
     with engine_of(model[0], 2, enforce_eager=True, **SMALL) as engine:
@@ -151,13 +161,3 @@ def test_after_a_step_that_was_broken_off_no_token_comes(model):
             engine.run(PROMPTS[1:2], temperature=0.0, max_tokens=2)
         assert not any(engine.outputs.values())
         assert others._processes[0].poll() is not None
-
-
-@pytest.mark.parametrize(
-    "size, error, words",
-    [(9, ConfigError, "is 9; at most 8"), (3, ModelError, "is 3, by which the 4 query heads")],
-)
-def test_what_cannot_be_divided_is_refused_before_a_process_is_started(model, size, error, words):
-    config = EngineConfig(model=str(model[0]), tensor_parallel_size=size, device="cpu")
-    with pytest.raises(error, match=words):
-        ModelRunner(config, Recorder("off")).load()
