@@ -183,25 +183,36 @@ class EngineCore:
             return []
         self._set_full_step(plan)
         requests = self.scheduler.planned
-        news = self.books.book(plan, requests, self.executor.execute(plan), started, "plain")
+        try:
+            news = self.books.book(plan, requests, self.executor.execute(plan), started, "plain")
+        except BaseException:  # KeyboardInterrupt too
+            self.scheduler.break_off(plan)
+            raise
         self.recorder.pack()
         return news
 
     def _overlapped_step(self) -> list[CoreOutput]:
         """Launch the next step, if it can be planned yet; then book the oldest step in flight."""
         started = self.clock()
-        plan = self.scheduler.schedule()
+        # Two are in flight only after a wait that a KeyboardInterrupt ended.
+        plan = self.scheduler.schedule() if len(self._in_flight) < 2 else None
         if plan is not None:
             self._set_full_step(plan)
             requests = self.scheduler.planned
-            self._in_flight.append((plan, requests, started, self._launch(plan)))
+            try:
+                self._in_flight.append((plan, requests, started, self._launch(plan)))
+            except BaseException:
+                self.scheduler.break_off(plan)
+                raise
             self.recorder.pack()  # while the worker computes
             if len(self._in_flight) == 1:
                 return []
         if not self._in_flight:
             return []
-        plan, requests, started, result = self._in_flight.popleft()
-        return self.books.book(plan, requests, result.result(), started, "overlapped")
+        plan, requests, started, result = self._in_flight[0]
+        output = result.result()  # the step stays in flight if this is interrupted
+        self._in_flight.popleft()
+        return self.books.book(plan, requests, output, started, "overlapped")
 
     def _launch(self, plan: StepPlan) -> Pending:
         if self._worker is not None:

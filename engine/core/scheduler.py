@@ -165,6 +165,18 @@ class Scheduler:
         self.explain.plan(self, plan)
         return plan
 
+    def break_off(self, plan: StepPlan) -> None:
+        """Take the last plan back, of which nobody knows how much was computed.
+
+        Its requests can only be aborted: then no step holds their blocks and seats any more.
+        """
+        self._dropped = plan.dropped + self._dropped  # the worker ignores what it has dropped
+        for row, request in zip(plan.rows, self.planned):  # rows of proposals follow
+            planned = request.num_planned_tokens - row.num_tokens - request.num_proposed_tokens
+            # Booked already, maybe, when it was broken off.
+            request.num_planned_tokens = max(planned, request.num_computed_tokens)
+            request.num_proposed_tokens = 0
+
     def _all_running_fit(self) -> bool:
         """Return whether planning needs no preemption, or none has to wait.
 

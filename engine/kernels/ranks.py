@@ -53,9 +53,19 @@ class Ranks(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise `RankLost` if another rank is gone: then nothing joined since is worth anything."""
+        """Raise `RankLost` if another rank is gone: then nothing joined since is worth anything.
+
+        Also if one has kept this rank waiting too long, or if joining was interrupted.
+        """
         ...
 
 
 class RankLost(RuntimeError):
-    """Report that the process of a rank has ended. The message says which and how, if known."""
+    """Report that the ranks can't join any more.
+
+    Usually the process of one has ended. The message says which and how, if known.
+    """
+
+
+class RankSilent(RankLost):
+    """Report that a rank lives, but doesn't come to join."""

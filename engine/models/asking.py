@@ -13,14 +13,12 @@ returns such a dict and files by name; values with the key "error" are an answer
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine import __version__
+from engine.child_process import command_of, end_with_parent
 from engine.config import cache_folder
 from engine.trace.command import run_command
 
@@ -38,7 +37,6 @@ NOT_TO_BE_KEPT = "hf_token"
 """A name in a question that changes nothing in the answer, and that no file should depend on."""
 ANSWERS_KEPT = 32
 ANSWER = "answer.json"
-ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Answered(NamedTuple):
@@ -142,12 +140,10 @@ def _forget_the_oldest() -> None:
 
 
 def _ask_a_process(question: str, arguments: dict[str, Any], folder: str) -> None:
-    path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-m", "engine.models.asking", question, folder],
+        command_of("engine.models.asking", question, folder, os.getpid()),
         input=json.dumps(arguments).encode(),  # not on the command line: a token is among them
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": path},
         check=False,
     )
     if result.returncode != 0:
@@ -157,9 +153,7 @@ def _ask_a_process(question: str, arguments: dict[str, Any], folder: str) -> Non
 
 def main() -> None:
     """Answer the question of the command line: arguments on stdin, the answer into a folder."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(int(sys.argv[3]))
     sys.modules["torch"] = None  # type: ignore[assignment]  # so that transformers finds none
     question, folder = sys.argv[1], Path(sys.argv[2])
     answer = _answer(question, json.load(sys.stdin))

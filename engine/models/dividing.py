@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.kernels.cpu.rank_ops import WIDEST
 from engine.layers.kinds import PLAIN, Layers
 from engine.models.errors import ModelError
 from engine.models.registry import native_class
@@ -21,6 +22,11 @@ def check_divides(config: PretrainedConfig, size: int) -> None:
         raise ModelError(
             f"{FLAG} is {size}, but {name} can't be divided in this version: only Llama, Mistral,"
             " Qwen2 and Qwen3 can, as engine/models/llama.py computes them. Leave it out."
+        )
+    if config.hidden_size > WIDEST:
+        raise ModelError(
+            f"{FLAG} is {size}, but this model's hidden size is {config.hidden_size:,}, and ranks"
+            f" add rows of at most {WIDEST:,} numbers. Leave it out."
         )
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     wrong = []

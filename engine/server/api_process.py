@@ -11,6 +11,7 @@ from types import FrameType
 
 from starlette.types import ASGIApp
 
+from engine.child_process import end_with_parent
 from engine.config import EngineConfig
 from engine.server import logs
 from engine.server.api_servers import ApiEnds
@@ -19,7 +20,6 @@ from engine.server.http.relay import Relay
 from engine.server.link import control
 from engine.server.link.channel import Channel, Frames, framed
 from engine.server.link.engine_client import EngineEnd
-from engine.server.link.engine_process import end_with_parent
 from engine.server.service import Service, SharedEngine
 from engine.trace.files import unpack
 

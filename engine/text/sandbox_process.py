@@ -10,19 +10,17 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from engine.child_process import command_of
 from engine.text.jobs import message
 
 START_S = 30.0
-ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class SandboxProcess:
-    """Run one warm process, `python -m module`. Use it from one thread at a time."""
+    """Run one warm process of a module. Use it from one thread at a time."""
 
     def __init__(self, module: str):
         self.module = module
@@ -38,13 +36,12 @@ class SandboxProcess:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module],
+            command_of(self.module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what a client sent could write to it
-            env={"PYTHONPATH": path},  # without secrets
+            env={},  # without secrets
             bufsize=0,
             start_new_session=True,  # only the server handles Ctrl-C
         )

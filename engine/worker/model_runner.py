@@ -323,7 +323,17 @@ class ModelRunner:
         """Give a plan to the device.
 
         The plan before it may still be running; the results of all earlier ones have been taken.
+
+        Raises `RankLost` when another rank is gone, and always after a step that was broken off.
         """
+        try:
+            return self._launch(plan)
+        except BaseException as error:  # KeyboardInterrupt too: ranks may be at different sums
+            if self.others is not None:
+                self.others.break_off(error)
+            raise
+
+    def _launch(self, plan: StepPlan) -> InFlight:
         started = time.monotonic_ns()
         before, self._last = self._last, None
         self._update_seats(plan)

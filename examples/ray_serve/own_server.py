@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -47,8 +48,10 @@ class OwnServer:
 
         The kernel ends it with the thread that calls this, so that thread must live on.
         """
-        command = [sys.executable, "-m", "examples.ray_serve.child", "--uds", self._socket]
-        self.process = await asyncio.create_subprocess_exec(*command, *self._flags, cwd=ROOT)
+        command = [sys.executable, "-m", "examples.ray_serve.child", str(os.getpid())]
+        self.process = await asyncio.create_subprocess_exec(
+            *command, "--uds", self._socket, *self._flags, cwd=ROOT
+        )
         async with asyncio.timeout(START_TIMEOUT_S):
             while True:
                 with contextlib.suppress(httpx.TransportError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from copy import copy
+from types import SimpleNamespace
 
 import pytest
 
@@ -610,3 +613,67 @@ def test_a_seat_is_free_once_the_last_step_in_flight_is_back(engine, overlapped)
     h.run()
     h.expect_solo_answers()
     assert "stop" in h.finish_reasons.values()
+
+
+@LOOPS
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_after_a_step_that_was_broken_off_all_can_be_aborted_and_others_served(
+    engine, at, computed, overlapped
+):
+    """As when Ctrl-C ends `LLM.generate`, before or after the worker has done what is planned."""
+    h = engine(num_blocks=12, max_num_seqs=4, max_num_batched_tokens=7, async_scheduling=overlapped)
+    execute, steps = h.worker.execute, itertools.count()
+
+    def interrupted(plan):
+        known = [name for name in dict.fromkeys(plan.dropped) if name in h.worker.tokens]
+        plan = copy(plan)
+        plan.dropped = known  # as the real worker does
+        if next(steps) != at:
+            return execute(plan)
+        if computed:
+            execute(plan)
+        raise KeyboardInterrupt
+
+    if overlapped:  # as on CUDA: on this thread
+
+        def launch(plan):
+            output = h.worker.execute(plan)
+            return SimpleNamespace(result=lambda: output)
+
+        h.core._launch = launch
+    h.worker.execute = interrupted
+    prompts = {name: prompt(5 + i, i) for i, name in enumerate("abcde")}
+    for name, ids in prompts.items():
+        h.add(name, ids, n=2, max_tokens=4)
+    with pytest.raises(KeyboardInterrupt):
+        h.run()
+    for name in prompts:
+        h.core.abort(name, "LLM stopped: KeyboardInterrupt")
+        h.forget(name)
+    assert h.core.has_work == overlapped * (at > 0)  # the step before is still to be booked
+    for name, ids in prompts.items():  # found in the prefix cache is only what was computed
+        h.add(name, [*ids, 1], n=2, max_tokens=4)
+    h.run()
+    h.expect_solo_answers()
+
+
+def test_a_wait_for_the_worker_may_be_interrupted(engine):
+    h = engine(async_scheduling=True)
+    for name in "ab":
+        h.add(name, prompt(5), max_tokens=9)
+    h.step()
+    pending = h.core._in_flight[0]
+    result = pending[3].result
+
+    def interrupted():
+        pending[3].result = result
+        raise KeyboardInterrupt
+
+    pending[3].result = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        h.run()
+    h.core.abort("a", "LLM stopped: KeyboardInterrupt")
+    h.forget("a")
+    h.run()
+    h.expect_solo_answers("b")

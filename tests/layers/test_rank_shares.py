@@ -10,6 +10,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.kernels.ranks import Ranks
+from engine.models.dividing import check_divides
 from engine.models.errors import ModelError
 from engine.models.loader import load_model
 from tests.kernels.cpu.test_rank_ops import on_all_ranks
@@ -95,6 +96,15 @@ def test_random_weights_are_those_of_the_whole_model(config):
 def test_a_model_that_cannot_be_divided_is_refused(config, size, words):
     with pytest.raises(ModelError, match=words):
         load_model(config, CPU, torch.float32, ranks=Alone(0, size))
+
+
+def test_rows_too_wide_to_be_added_are_refused():
+    config = tiny_models.NATIVE["llama"]()
+    config.architectures, config.hidden_size = ["LlamaForCausalLM"], 2**16
+    check_divides(config, 2)
+    config.hidden_size += 4
+    with pytest.raises(ModelError, match=r"hidden size is 65,540, .* at most 65,536 numbers"):
+        check_divides(config, 2)
 
 
 def test_quantized_weights_are_refused_unless_they_are_expanded(tmp_path):

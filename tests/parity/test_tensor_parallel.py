@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from itertools import count
 
 import pytest
 import torch
@@ -138,3 +139,25 @@ def test_what_cannot_be_divided_is_refused_before_a_process_is_started(model, si
     config = EngineConfig(model=str(model[0]), tensor_parallel_size=size, device="cpu")
     with pytest.raises(error, match=words):
         ModelRunner(config, Recorder("off")).load()
+
+
+def test_after_a_step_that_was_broken_off_no_token_comes(model):
+    """As by Ctrl-C: rank 1 has computed another layer than rank 0."""
+    with engine_of(model[0], 2, enforce_eager=True, **SMALL) as engine:
+        others = engine.core.executor.others
+        add, times = others.ranks.sum, count(1)
+
+        def interrupted(*arguments):
+            if next(times) == 4:  # after the embedding's and two of layer 0
+                raise KeyboardInterrupt
+            return add(*arguments)
+
+        others.ranks.sum = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(PROMPTS[:1], temperature=0.0, max_tokens=2)
+        assert next(times) == 5
+        engine.core.abort("r0", "interrupted")
+        with pytest.raises(RankLost, match="broken off by KeyboardInterrupt"):
+            engine.run(PROMPTS[1:2], temperature=0.0, max_tokens=2)
+        assert not any(engine.outputs.values())
+        assert others._processes[0].poll() is not None

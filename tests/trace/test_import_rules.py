@@ -41,6 +41,7 @@ DECLARATIONS = {
     "rounding",
     "placeholders",
     "one_line",
+    "child_process",
     "__version__",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
+from functools import lru_cache
 from struct import Struct
 
 import torch
@@ -13,21 +14,30 @@ from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.build import load
 from engine.kernels.cpu.costs import elementwise_cost
 from engine.kernels.launch import launch
-from engine.kernels.ranks import Joined, RankLost
+from engine.kernels.ranks import Joined, RankLost, RankSilent
 
 SOURCES = ("ranks.cpp",)
 """A library of its own, for any CPU: who has one process doesn't wait until it is compiled."""
 VARIANT = "portable"
 MOST_RANKS = 8  # in ranks.cpp
-WIDEST = 1 << 16  # PIECE in ranks.cpp
+WIDEST = 1 << 16  # numbers of a row that is summed; PIECE in ranks.cpp
 
-_GROUP = Struct("5q").pack
+_GROUP = Struct("7q").pack
 _SUM = Struct("7q").pack
 _GATHER = Struct("7q").pack
 _OWN_IDS = Struct("6q").pack
 _POLL = Struct("ihh").pack  # struct pollfd
 _COUNTED = Struct("3Q").unpack_from  # of struct Counter
 _LINE = 64  # bytes
+_PYTHON = (  # struct Python
+    "PyGILState_Ensure",
+    "PyGILState_Release",
+    "PyErr_CheckSignals",
+    "PyErr_Occurred",
+    "PyErr_Clear",
+    "PyThread_get_thread_ident",
+    "PyThreadState_SetAsyncExc",
+)
 
 
 def shared_bytes(size: int) -> int:
@@ -38,13 +48,22 @@ def shared_bytes(size: int) -> int:
 class SharedMemoryRanks:
     """Join as `Ranks` says. The same calls work in threads that share one mapping."""
 
-    def __init__(self, memory: mmap.mmap, rank: int, size: int, others: Sequence[int]) -> None:
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        rank: int,
+        size: int,
+        others: Sequence[int],
+        patience_s: float = 0.0,
+    ) -> None:
         """Take part in a group.
 
         memory: shared, of `shared_bytes(size)`. others: connections, as file numbers, to processes
-        of the group, of which the system closes the other end when one ends.
+        of the group, of which the system closes the other end when one ends. patience_s: how long
+        this rank waits for one that lives; 0: for ever.
         """
         self.rank, self.size = rank, size
+        self._patience_s = patience_s
         self._memory = memory  # kept mapped
         library = _library()
         self._sum = function(library, "sum")
@@ -53,14 +72,16 @@ class SharedMemoryRanks:
         self._others = ctypes.create_string_buffer(b"".join(_POLL(n, 0, 0) for n in others))
         start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         there = ctypes.addressof(self._others)
-        packed = _GROUP(start, rank, size, there, len(others))
+        patience_ns = round(patience_s * 1e9)
+        python = ctypes.addressof(_python())
+        packed = _GROUP(start, rank, size, there, len(others), patience_ns, python)
         self._group = ctypes.create_string_buffer(packed)
         self._at = ctypes.addressof(self._group)
 
     def sum(
         self, part: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
-        assert part.dtype is torch.float32 and part.is_contiguous()
+        assert part.dtype is torch.float32 and part.is_contiguous() and part.shape[1] <= WIDEST
         out = torch.empty(part.shape, dtype=dtype)
         packed = _SUM(
             self._at,
@@ -94,8 +115,25 @@ class SharedMemoryRanks:
         return Joined(ns / 1e3, calls)
 
     def check(self) -> None:
-        if self._memory[0]:
+        why = self._memory[0]
+        if why >= 2:
+            raise RankSilent(
+                f"rank {why - 2} of {self.size}, a process of the model, lives but has not"
+                f" answered for {self._patience_s:g} s"
+            )
+        if why:
             raise RankLost("a process of the model has ended")
+
+    def stop(self) -> None:
+        """Make every rank return from joining at once, now and later."""
+        self._memory[0] = self._memory[0] or 1
+
+
+@lru_cache(maxsize=1)
+def _python() -> ctypes.Array[ctypes.c_void_p]:
+    """Return the addresses of functions of Python, for waits that a signal may end."""
+    found = (ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in _PYTHON)
+    return (ctypes.c_void_p * len(_PYTHON))(*found)
 
 
 def _library() -> ctypes.CDLL:

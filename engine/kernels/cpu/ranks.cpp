@@ -9,7 +9,8 @@
 // Sums are added in one fixed tree (0 + 1, 2 + 3, then those), so all ranks hold the same bits, in every run.
 //
 // A rank that waits long sleeps, and looks whether another process is gone. Then it says so to all and returns; what
-// it returns and what is called later is worth nothing, and Python ends the step with an error.
+// it returns and what is called later is worth nothing, and Python ends the step with an error. So it does when one that
+// lives hasn't come within the rank's patience, and when a signal's handler in Python (Ctrl-C) wants to end the wait.
 #include <poll.h>
 #include <sched.h>
 #include <time.h>
@@ -20,6 +21,7 @@ constexpr int64_t LINE = 64, MOST_RANKS = 8;
 constexpr int64_t PIECE = 1 << 16;                     // floats
 constexpr int64_t PAUSES = 1 << 10, YIELDS = 1 << 11;  // before a rank that waits sleeps
 constexpr int64_t SLEEP_NS = 500 * 1000;
+constexpr int64_t SLEEPS = 64;  // after as many, a rank that waits lets Python's handlers of signals run
 
 struct Counter {
     uint64_t pieces;  // written by this rank
@@ -31,10 +33,21 @@ static_assert(sizeof(Counter) == LINE);
 
 // The beginning of the shared memory: zeros at first.
 struct Shared {
-    uint64_t broken;  // 1: a rank is gone
+    uint64_t broken;  // 1: a rank is gone, or was interrupted; 2 + rank: this one hasn't come
     uint64_t unused[7];
     Counter counters[MOST_RANKS];
     float rooms[];  // [ranks, 2, PIECE]
+};
+
+// Functions of Python's C interface, so that this library needs no Python to be linked.
+struct Python {
+    int (*lock)();              // PyGILState_Ensure
+    void (*unlock)(int);        // PyGILState_Release
+    int (*run_handlers)();      // PyErr_CheckSignals: of signals that came; on the main thread only
+    void* (*error)();           // PyErr_Occurred: the class
+    void (*forget_error)();     // PyErr_Clear
+    unsigned long (*thread)();  // PyThread_get_thread_ident
+    int (*raise_later)(unsigned long thread, void* error);  // PyThreadState_SetAsyncExc
 };
 
 struct Group {
@@ -42,6 +55,8 @@ struct Group {
     int64_t rank, size;
     pollfd* others;  // connections to other ranks' processes: the kernel closes one when its process ends
     int64_t num_others;
+    int64_t patience_ns;  // how long it waits for a rank that lives; 0: for ever
+    const Python* python;
 };
 
 EXPORT int64_t glasshouse_shared_bytes(const int64_t* size) {
@@ -62,11 +77,31 @@ static INLINE void pause_a_little() {
 #endif
 }
 
-static bool someone_is_gone(const Group& g) {
+static void give_up(const Group& g, uint64_t why) {
+    uint64_t not_yet = 0;  // the first reason stays
+    __atomic_compare_exchange_n(&g.shared->broken, &not_yet, why, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+}
+
+// Run Python's handlers of signals. An error of theirs is raised when this call of Python returns.
+static bool interrupted(const Python& python) {
+    int before = python.lock();
+    bool raised = python.run_handlers() != 0;
+    if (raised) {
+        python.raise_later(python.thread(), python.error());
+        python.forget_error();
+    }
+    python.unlock(before);
+    return raised;
+}
+
+// Look, from a rank that has slept so many times, whether to wait for the other one any longer. Time is counted in
+// sleeps: while this process is stopped, as by Ctrl-Z, it doesn't pass.
+static bool is_in_vain(const Group& g, int64_t other, int64_t sleeps) {
     if (g.num_others && poll(g.others, g.num_others, 0) > 0)
         for (int64_t i = 0; i < g.num_others; i++)
-            if (g.others[i].revents & (POLLHUP | POLLERR | POLLNVAL))
-                __atomic_store_n(&g.shared->broken, 1, __ATOMIC_RELEASE);
+            if (g.others[i].revents & (POLLHUP | POLLERR | POLLNVAL)) give_up(g, 1);
+    if (sleeps % SLEEPS == SLEEPS - 1 && interrupted(*g.python)) give_up(g, 1);
+    if (g.patience_ns && sleeps * SLEEP_NS > g.patience_ns) give_up(g, 2 + other);
     return __atomic_load_n(&g.shared->broken, __ATOMIC_ACQUIRE);
 }
 
@@ -83,7 +118,7 @@ static bool meet(const Group& g) {
             } else if (tries < PAUSES + YIELDS) {
                 sched_yield();
             } else {
-                if (someone_is_gone(g)) return false;
+                if (is_in_vain(g, other, tries - PAUSES - YIELDS)) return false;
                 timespec t = {0, SLEEP_NS};
                 nanosleep(&t, nullptr);
             }

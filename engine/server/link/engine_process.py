@@ -7,7 +7,6 @@ on `Stop`, on a failure, and with its parent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from loguru import logger
 
+from engine.child_process import end_with_parent
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
@@ -154,12 +154,3 @@ def what_failed(error: BaseException) -> str:
     text = one_line(error, 1000) or "no message"
     ours = type(error).__module__.startswith("engine.") or isinstance(error, OSError)
     return text if ours else f"{type(error).__name__}: {text}"
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the server dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1 and os.getpid() != 1:
-            sys.exit(1)  # the parent died before that call

@@ -2,7 +2,7 @@
 
 A rank that ends, however it ends, closes its connection. Whoever waits for its numbers then learns
 it from the kernel of the system (`ranks.cpp`), and a thread that watches the connections says which
-rank it was.
+rank it was. One that lives but doesn't answer is noticed after the engine's patience.
 """
 
 from __future__ import annotations
@@ -12,27 +12,34 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
-import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from engine.child_process import command_of
 from engine.config import ConfigError, EngineConfig
 from engine.kernels.cpu.build import BuildError
 from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
-from engine.kernels.ranks import RankLost
+from engine.kernels.ranks import RankLost, RankSilent
 from engine.trace.events import RankShare
 from engine.worker.parallel.rank_messages import Loaded, RankFailed, Start, receive, send
 
-ROOT = str(Path(__file__).resolve().parents[3])
-END_S = 5.0
-"""Seconds that a rank gets to end by itself; then it is killed."""
+END_S = 2.0
+"""Seconds that all ranks get to end by themselves; then they are killed. Less than the server's
+`EXIT_TIMEOUT_S`, which kills rank 0."""
+TOLD_S = 5.0
+"""Seconds to wait until it is known which rank has ended, and how."""
+PATIENCE = 5
+"""How many times `--engine-timeout` rank 0 waits for a rank that lives. Ranks compute as much as
+each other, but one may be slow once, as when its pages come from a disk."""
 
 
 class OtherRanks:
@@ -44,6 +51,7 @@ class OtherRanks:
         Raises `ConfigError` if ranks can't be joined here.
         """
         self.size = config.tensor_parallel_size
+        self._patience_s = PATIENCE * config.engine_timeout
         try:
             num_bytes = shared_bytes(self.size)
         except BuildError as error:
@@ -63,42 +71,54 @@ class OtherRanks:
         finally:
             os.close(file)
         fds = [connection.fileno() for connection in self._connections]
-        self.ranks = SharedMemoryRanks(memory, 0, self.size, fds)
+        self.ranks = SharedMemoryRanks(memory, 0, self.size, fds, self._patience_s)
 
     def _start(self, file: int, rank: int, config: EngineConfig) -> None:
         ours, theirs = Pipe()
-        command = [sys.executable, "-m", "engine.worker.parallel.rank_process"]
-        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+        _limit_sending(ours, self._patience_s)
+        # Another thread may end before this process does, and the kernel would end the rank then.
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+        arguments = theirs.fileno(), file, self.size, parent
         process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(file), str(self.size)],
+            command_of("engine.worker.parallel.rank_process", *arguments),
             pass_fds=(theirs.fileno(), file),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         theirs.close()
         self._connections.append(ours)
         self._processes.append(process)
-        send(ours, Start(config, rank))
+        with contextlib.suppress(OSError):  # it has ended: `wait_until_loaded` says how
+            send(ours, Start(config, rank))
 
     def wait_until_loaded(self) -> None:
         """Wait until all ranks have their weights, and begin to watch. Raises `RankLost`."""
-        for connection in self._connections:
-            try:
-                answer = receive(connection)
-            except (EOFError, OSError):
-                answer = None
-            if not isinstance(answer, Loaded):
-                self._lose(connection, answer)
-                self.check()
-            else:
-                self.shares.append(answer.share)
+        shares: dict[Connection, RankShare] = {}
+        while waited_for := [one for one in self._connections if one not in shares]:
+            for connection in cast("list[Connection]", wait(waited_for)):
+                try:
+                    answer = receive(connection)
+                except (EOFError, OSError):
+                    answer = None
+                if not isinstance(answer, Loaded):
+                    self._lose(connection, answer)
+                    raise RankLost(self.lost)
+                shares[connection] = answer.share
+        self.shares = [shares[connection] for connection in self._connections]
         threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
 
     def tell(self, message: Any) -> None:
         """Send a message to every rank. Raises `RankLost`."""
-        for connection in self._connections:
+        if self._found.is_set():
+            raise RankLost(self.lost)
+        for rank, connection in enumerate(self._connections, 1):
             try:
                 send(connection, message)
+            except BlockingIOError:
+                raise RankSilent(
+                    f"rank {rank} of {self.size}, a process of the model, lives but has taken no"
+                    f" message for {self._patience_s:g} s"
+                ) from None
             except OSError:
                 self._raise()
 
@@ -114,8 +134,27 @@ class OtherRanks:
             raise RankLost(self.lost)
         try:
             self.ranks.check()
+        except RankSilent:
+            raise
         except RankLost:
             self._raise()
+
+    def break_off(self, error: BaseException) -> None:
+        """End the other ranks after a step that an error has ended before its end.
+
+        They may have joined more or less often than this one, so nothing later would fit: `tell`
+        and `check` raise `RankLost` from now on.
+        """
+        if not self._found.is_set():
+            self.lost = (
+                str(error)
+                if isinstance(error, RankLost)
+                else f"a step of a divided model was broken off by {type(error).__name__};"
+                " it can't go on: make a new engine"
+            )
+            self._found.set()
+        self.ranks.stop()
+        self._end()
 
     def close(self) -> None:
         """End the other ranks."""
@@ -123,7 +162,7 @@ class OtherRanks:
 
     def _raise(self) -> None:
         """Raise the error of a rank that is gone, once it is known which."""
-        self._found.wait(END_S)
+        self._found.wait(TOLD_S)
         raise RankLost(self.lost or "a process of the model has ended")
 
     def _lose(self, connection: Connection, answer: Any) -> None:
@@ -169,7 +208,7 @@ def _watch(ranks: weakref.ref[OtherRanks]) -> None:
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        code = process.wait(END_S)
+        code = process.wait(TOLD_S)
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with code {code}"
@@ -180,14 +219,25 @@ def _end(connections: list[Connection], processes: list[subprocess.Popen[bytes]]
     for connection in connections:  # not closed yet: a thread waits for them, and sees this
         with socket.socket(fileno=os.dup(connection.fileno())) as end, contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-    for process in processes:
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for connection in connections:
-        connection.close()
+    deadline = time.monotonic() + END_S
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # also when a second Ctrl-C ends this wait
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for connection in connections:
+            connection.close()
+
+
+def _limit_sending(connection: Connection, seconds: float) -> None:
+    """Let a message fail with `BlockingIOError` when it isn't taken for so long."""
+    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 def _shared_file(num_bytes: int) -> int:

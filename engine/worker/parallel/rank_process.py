@@ -1,9 +1,8 @@
 """Run a rank other than 0: a process that computes on its shares what rank 0 tells it.
 
-    python -m engine.worker.parallel.rank_process CONNECTION MEMORY SIZE
-
-The numbers are file numbers of a connection to rank 0 and of the shared memory, both inherited, and
-the number of ranks. It ends when rank 0 closes the connection, or ends.
+Its arguments are CONNECTION MEMORY SIZE PARENT: file numbers of a connection to rank 0 and of the
+shared memory, both inherited, the number of ranks, and rank 0's process id, or 0 if the thread that
+started this process may end first. It ends when rank 0 closes the connection, or ends.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 
 import torch
 
+from engine.child_process import end_with_parent
 from engine.config import EngineConfig
 from engine.kernels.cpu.rank_ops import SharedMemoryRanks, shared_bytes
 from engine.kernels.ranks import Ranks
@@ -121,12 +123,24 @@ def serve(connection: Connection, memory: mmap.mmap, size: int) -> None:
                 worker.make_pages(wanted)
 
 
+def end_with(connection: Connection) -> None:
+    """Wait until the other end of a connection is closed, and end this process, busy or not."""
+    ended = select.poll()
+    ended.register(connection.fileno(), 0)  # a closed end is always reported
+    ended.poll()
+    os._exit(0)
+
+
 def main() -> None:
     """Serve until rank 0 is gone; tell it of a failure."""
+    parent_pid = int(sys.argv[4])
+    if parent_pid:
+        end_with_parent(parent_pid)
     # A terminal signals the whole group: rank 0 decides when the ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=end_with, args=(connection,), daemon=True).start()
     memory_file, size = int(sys.argv[2]), int(sys.argv[3])
     memory = mmap.mmap(memory_file, shared_bytes(size))
     os.close(memory_file)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from engine.kernels.cpu.rank_ops import WIDEST, SharedMemoryRanks, shared_bytes
-from engine.kernels.ranks import RankLost, Ranks
+from engine.kernels.ranks import RankLost, Ranks, RankSilent
 
 
 def on_all_ranks(size: int, call: Callable[[Ranks], Any]) -> list[Any]:
@@ -112,3 +114,65 @@ def test_a_rank_that_ends_is_noticed_while_another_waits_for_it():
         ranks.check()
     ranks.sum(torch.ones(1, 4), None, torch.float32)  # returns at once
     ours.close()
+
+
+def test_one_that_does_not_come_is_told_when_patience_is_over():
+    memory = mmap.mmap(-1, shared_bytes(3))
+    others = [SharedMemoryRanks(memory, rank, 3, []) for rank in (1, 2)]
+    patient = SharedMemoryRanks(memory, 0, 3, [], patience_s=0.05)
+    waiting = threading.Thread(
+        target=lambda: others[0].sum(torch.ones(1, 4), None, torch.float32), daemon=True
+    )
+    waiting.start()  # rank 1 comes; it waits for ever, until rank 0 gives up
+    patient.sum(torch.ones(1, 4), None, torch.float32)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    with pytest.raises(RankSilent, match=r"rank 2 of 3, .* has not answered for 0\.05 s"):
+        patient.check()
+
+
+def send_when_waiting(memory: mmap.mmap, number: int) -> None:
+    """Sends the main thread a signal when rank 0 has written its piece."""
+    while not memory[64]:
+        time.sleep(0.001)
+    signal.pthread_kill(threading.main_thread().ident, number)
+
+
+@pytest.fixture
+def handle():
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda handler: signal.signal(signal.SIGUSR1, handler)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signals_handler_may_end_a_wait(handle):
+    """As Ctrl-C does."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    handle(interrupt)
+    memory = mmap.mmap(-1, shared_bytes(2))
+    ranks = SharedMemoryRanks(memory, 0, 2, [], patience_s=60)
+    threading.Thread(target=send_when_waiting, args=(memory, signal.SIGUSR1), daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        ranks.sum(torch.ones(1, 4), None, torch.float32)
+    with pytest.raises(RankLost):
+        ranks.check()
+
+
+def test_a_handler_that_raises_nothing_ends_no_wait(handle):
+    came = threading.Event()
+    handle(lambda number, frame: came.set())
+    memory = mmap.mmap(-1, shared_bytes(2))
+    ranks = [SharedMemoryRanks(memory, rank, 2, [], patience_s=60) for rank in range(2)]
+
+    def other() -> None:
+        send_when_waiting(memory, signal.SIGUSR1)
+        came.wait(60)
+        ranks[1].sum(torch.ones(1, 4), None, torch.float32)
+
+    threading.Thread(target=other, daemon=True).start()
+    assert ranks[0].sum(torch.ones(1, 4), None, torch.float32).tolist() == [[2.0] * 4]
+    assert came.is_set()
+    ranks[0].check()

@@ -1,0 +1,115 @@
+"""Ranks' processes that end or hang: who tells it, and that none stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.child_process import ROOT
+from engine.config import EngineConfig
+from engine.kernels.ranks import RankLost, RankSilent
+from engine.server.link.engine_client import EXIT_TIMEOUT_S
+from engine.worker.parallel import other_ranks
+from engine.worker.parallel.other_ranks import END_S, OtherRanks
+from tests.models import tiny_models
+
+ENDS, HANGS = ["false"], ["sleep", "600"]
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Starts these commands as ranks 1, 2, …"""
+    monkeypatch.setattr(other_ranks, "END_S", 0.2)
+    begun = []
+
+    def start(*commands: list[str], **options) -> OtherRanks:
+        left = iter(commands)
+        monkeypatch.setattr(other_ranks, "command_of", lambda *_arguments: next(left))
+        size = len(commands) + 1
+        config = EngineConfig(model="none", tensor_parallel_size=size, **options)
+        begun.append(OtherRanks(config, tmp_path))
+        return begun[-1]
+
+    yield start
+    for others in begun:
+        others.close()
+        assert all(process.returncode is not None for process in others._processes)
+
+
+def test_one_that_ends_at_once_is_told_though_another_loads(started):
+    with pytest.raises(RankLost, match=r"^rank 2 of 3, a process of the model, ended with code 1$"):
+        started(HANGS, ENDS).wait_until_loaded()
+
+
+def test_one_that_takes_no_message_is_told(started):
+    others = started(HANGS, engine_timeout=0.02)
+    with pytest.raises(RankSilent, match=r"rank 1 of 2, .* taken no message for 0\.1 s"):
+        others.tell(b"0" * 2**22)
+
+
+def test_after_a_step_that_was_broken_off_nothing_is_told_to_ranks(started):
+    others = started(HANGS, HANGS)
+    others.check()
+    others.break_off(KeyboardInterrupt())
+    assert all(process.returncode is not None for process in others._processes)
+    for call in (others.check, lambda: others.tell("anything")):
+        with pytest.raises(RankLost, match=r"broken off by KeyboardInterrupt; .* a new engine"):
+            call()
+
+
+def test_the_server_waits_longer_for_rank_0_than_rank_0_for_the_others():
+    assert END_S < EXIT_TIMEOUT_S
+
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from engine.config import EngineConfig
+from engine.worker.parallel.other_ranks import OtherRanks
+
+folder = sys.argv[1]
+config = EngineConfig(model=folder, tensor_parallel_size=2, device="cpu", cpu_threads=1)
+others = OtherRanks(config, Path(folder))
+others.wait_until_loaded()
+print(others.shares[0].pid, flush=True)
+time.sleep(600)
+"""
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's kernel")
+def test_a_rank_that_is_stopped_ends_with_rank_0(tmp_path):
+    """Started where a file of the user is called like one of Python's."""
+    tiny_models.save(tiny_models.NATIVE["llama"](), tmp_path)
+    (tmp_path / "queue.py").write_text("raise SystemExit('a file of the user')")
+    path = os.pathsep.join([ROOT, *filter(None, sys.path)])
+    rank_0 = subprocess.Popen(
+        [sys.executable, "-P", "-c", STARTS, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        assert rank_0.stdout is not None
+        pid = int(rank_0.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+    finally:
+        rank_0.kill()
+        rank_0.communicate()
+    deadline = time.monotonic() + 20
+    while not is_gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert is_gone(pid)
