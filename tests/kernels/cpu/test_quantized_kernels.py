@@ -129,7 +129,7 @@ def test_products(ops, name, shape, dtype):
         found = ops.quantized_linear(x[:rows], laid_out, bias, wide[:, 2:-1])
         assert found.data_ptr() == wide[:, 2:].data_ptr()
         assert wide[:, :2].isnan().all() and wide[:, -1:].isnan().all()
-        assert off(found, expected[:rows]) < 2e-6
+        assert off(found, expected[:rows]) < 4e-6  # sums in plain order, where there are no vectors
         assert torch.equal(ops.quantized_linear(x[:rows], laid_out, bias), alone[:rows])
 
 

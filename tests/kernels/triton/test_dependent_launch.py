@@ -52,6 +52,10 @@ READ_BEFORE = {
     "linear bf16 rows 1 weight 2048 × 2048": {"weight_ptr"},
     "linear bias relu bf16 rows 4 weight 3072 × 768": {"weight_ptr", "bias_ptr"},
     "norm gated bf16 rows 2 weight 16384 × 2048": {"weight_ptr"},
+    "linear q4_0 bf16 rows 1 inputs 4096": {"words_ptr"},
+    "linear nf4 bf16 rows 4 inputs 4096": {"words_ptr"},
+    "linear q4_0 bf16 up to 16 rows inputs 4096": set(),
+    "expand q4_0": set(),
 }
 
 
