@@ -45,7 +45,7 @@ class: $(VENV)/.run ## the server with a small pool, to teach with its page (POR
 # As many workers as there are cores, four at most: what tests start has threads of its own.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-test: $(VENV)/.test ## all tests, in less than 10 minutes on two cores; PYTEST_ARGS=--full for every case
+test: $(VENV)/.test ## all tests, in 10 to 20 minutes on two cores; PYTEST_ARGS=--full for every case
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Folders whose tests neither start many processes nor compute much.
@@ -60,7 +60,7 @@ lengthy-tests: $(VENV)/.test ## measure which tests test-fast leaves out, on a m
 # What computes in this process; pyproject.toml says how much it must be. tests/parity reaches three
 # lines more.
 coverage: $(VENV)/.test ## which lines of engine/ the tests reach; fails below 92 %
-	$(PYTEST) -m "not slow" --cov --cov-report=term $(FAST) tests/exercises tests/kernels/cpu \
+	$(PYTEST) -m "not (slow or lengthy)" --cov --cov-report=term $(FAST) tests/exercises tests/kernels/cpu \
 		tests/kernels/test_*.py tests/models tests/quantize tests/whatif $(PYTEST_ARGS)
 
 grade: $(VENV)/.run ## what your exercises/ have achieved, of 100 points (docs/EXERCISES.md; STEP=… for hints)

@@ -1,8 +1,7 @@
-"""Know which tests `make test-fast` leaves out because they were measured to be lengthy.
+"""Know which tests `make test-fast` and `make coverage` leave out: they were measured as lengthy.
 
 A test function stands in lengthy.txt when one of its cases took half a second or more, or all of
-them two, in `make lengthy-tests`. The mark `slow` is set by hand, and leaves a test out of the
-coverage, too.
+them two, in `make lengthy-tests`. The mark `slow` is set by hand.
 """
 
 from __future__ import annotations
