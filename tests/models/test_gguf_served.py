@@ -23,6 +23,7 @@ from engine.models.loader import load_model
 from engine.models.named import local_folder
 from engine.text.loading import load_text
 from engine.trace.recorder import Recorder
+from tests.models import tiny_models
 from tests.models.gguf_files import Blocks, file, random_blocks
 from tests.support.engine_on_tokens import TokenEngine
 
@@ -192,19 +193,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def answers_of(model, prompts: list[list[int]]) -> list[list[list[int]]]:
-    found = []
-    for prompt in prompts:
-        ids = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=12,
-            min_new_tokens=12,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        found.append([ids[0, len(prompt) :].tolist()])
-    return found
+    return [[answer] for answer in tiny_models.greedy(model, prompts, 12)]
 
 
 def test_greedy_equals_transformers(served, backend):

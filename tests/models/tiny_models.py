@@ -127,3 +127,20 @@ def save(config, folder, seed: int = 0, **options):
     model = make(config, seed)
     model.save_pretrained(folder, **options)
     return model
+
+
+def greedy(reference, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    """Return transformers' greedy tokens after each prompt, whatever ends a text."""
+    found = []
+    for prompt in prompts:
+        ids = reference.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        found.append(ids[0, len(prompt) :].tolist())
+    return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from engine.trace import events
 from tests.models import tiny_models
@@ -76,19 +75,7 @@ def model(request, tmp_path_factory):
     config = (tiny_models.NATIVE.get(kind) or tiny_models.ADAPTED[kind])()
     folder = tmp_path_factory.mktemp(kind)
     reference = tiny_models.save(config, folder)
-    expected = []
-    for prompt in PROMPTS:
-        ids = reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=MAX_TOKENS,
-            min_new_tokens=MAX_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        expected.append(ids[0, len(prompt) :].tolist())
-    return folder, expected
+    return folder, tiny_models.greedy(reference, PROMPTS, MAX_TOKENS)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

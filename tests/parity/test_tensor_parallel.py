@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from itertools import count
 
 import pytest
-import torch
 
 from engine.config import ConfigError, EngineConfig
 from engine.kernels.ranks import RankLost
@@ -42,19 +41,7 @@ def model(tmp_path_factory):
     """(folder, transformers' answers)"""
     folder = tmp_path_factory.mktemp("llama")
     reference = tiny_models.save(tiny_models.NATIVE["llama"](), folder)
-    expected = []
-    for prompt in PROMPTS:
-        ids = reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=MAX_TOKENS,
-            min_new_tokens=MAX_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        expected.append([ids[0, len(prompt) :].tolist()])
-    return folder, expected
+    return folder, [[ids] for ids in tiny_models.greedy(reference, PROMPTS, MAX_TOKENS)]
 
 
 @contextmanager
