@@ -84,7 +84,29 @@ def instances() -> str:
 
 
 def _named(plan: Plan, gpu) -> str:
-    return f"`{gpu.instance_type}` ({gpu.regions})" if gpu else "none of the list"
+    return f"`{gpu.instance(plan.ranks)}` ({gpu.regions})" if gpu else "none of the list"
+
+
+DIVIDED = (  # model, tokens of a sequence, sequences at once
+    ("Qwen/Qwen3-8B", 32768, 16),
+    ("meta-llama/Llama-3.1-70B", 8192, 8),
+)
+
+
+def shares() -> str:
+    """List what each rank of a divided model holds, as engine.fit finds it."""
+    lines = [
+        "| model | GPUs | weights of each | KV a token | sequences × tokens | needed of each | smallest by these sums |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, length, concurrency in DIVIDED:
+        for ranks in (1, 2, 4, 8):
+            plan = make_plan(model, length, concurrency, ranks=ranks)
+            lines.append(
+                f"| `{model}` | {ranks} | {_gib(plan.shape.weight_bytes)} | {size(plan.kv_bytes_per_token)}"
+                f" | {concurrency} × {length:,} | {_gib(plan.needed)} | {_named(plan, plan.choice())} |"
+            )
+    return "\n".join(lines)
 
 
 def _gib(num_bytes: int) -> str:
@@ -279,6 +301,7 @@ def divided() -> str:
 
 PLACES: dict[str, Callable[[], str]] = {
     "instances": instances,
+    "shares": shares,
     "fields": fields,
     "options": options_table,
     "clients": clients_table,

@@ -14,7 +14,8 @@ from engine.trace.command import run_command
 
 
 def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") -> int:
-    """Print a plan; exit code 0 if a GPU fits, 1 if none does, 2 if no plan can be made."""
+    """Print a plan; exit code 0 if a GPU fits, 1 if none does that the engine can use,
+    2 if no plan can be made."""
     parser = argparse.ArgumentParser(prog=name, description="Which GPU fits a model, and why.")
     parser.add_argument(
         "model",
@@ -35,6 +36,12 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
         "--draft-model",
         help="the model of --speculative-config that proposes tokens; default: none",
     )
+    parser.add_argument(
+        "--tensor-parallel-size",
+        type=int,
+        default=1,
+        help="GPUs that share each layer: what each of them would hold [1]",
+    )
     arguments = parser.parse_args(argv)
     try:
         plan = make_plan(
@@ -43,12 +50,13 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.fit") 
             arguments.concurrency,
             arguments.kv_cache_dtype,
             arguments.draft_model,
+            arguments.tensor_parallel_size,
         )
     except PlanError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     print(report(plan))
-    return 0 if plan.choice() else 1
+    return 0 if plan.choice() and not plan.refusal else 1
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.config import ConfigError, EngineConfig
+from engine.fit.divided import FLAG, share_of
 from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
 from engine.fp8_formats import FP8_FORMATS
 from engine.rounding import ceil_div
@@ -18,26 +19,32 @@ measures them at start."""
 
 
 class Gpu(NamedTuple):
-    """Describe one GPU instance of Koyeb.
+    """Describe the instances of Koyeb with one kind of GPU.
 
     https://www.koyeb.com/pricing says which are offered now.
     """
 
-    instance_type: str
+    instance_type: str  # with one GPU
     memory_gb: int | None  # as Koyeb states it, in 10^9 bytes; None where it was not found
     regions: str
     # NVIDIA's "compute capability", https://developer.nvidia.com/cuda-gpus
     capability: tuple[int, int]
+    counts: tuple[int, ...] = (1,)  # of GPUs in an instance
+
+    def instance(self, count: int) -> str:
+        """Return the type of instance that has so many."""
+        return self.instance_type if count == 1 else f"{count}-{self.instance_type}"
 
 
+_SEVERAL = (1, 2, 4, 8)
 GPUS = (
     Gpu("gpu-nvidia-rtx-4000-sff-ada", 20, "fra, eu", (8, 9)),
     Gpu("gpu-nvidia-l4", 24, "par, eu", (8, 9)),
     Gpu("gpu-nvidia-rtx-a6000", 48, "na", (8, 6)),
     Gpu("gpu-nvidia-l40s", 48, "na", (8, 9)),
-    Gpu("gpu-nvidia-a100", 80, "na", (8, 0)),
-    Gpu("gpu-nvidia-h100", 80, "na", (9, 0)),
-    Gpu("gpu-nvidia-h200", None, "na", (9, 0)),
+    Gpu("gpu-nvidia-a100", 80, "na", (8, 0), _SEVERAL),
+    Gpu("gpu-nvidia-h100", 80, "na", (9, 0), _SEVERAL),
+    Gpu("gpu-nvidia-h200", None, "na", (9, 0), _SEVERAL),
     Gpu("gpu-nvidia-b200", None, "na", (10, 0)),
     Gpu("gpu-nvidia-rtx-pro-6000", None, "na", (12, 0)),
 )
@@ -46,9 +53,12 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold a model, a length and a number of sequences, in bytes."""
+    """Hold a model, a length and a number of sequences, in bytes.
 
-    shape: Shape
+    Of a model that is divided: what each rank holds, on a GPU of its own.
+    """
+
+    shape: Shape  # of a rank's share
     max_model_len: int  # tokens
     concurrency: int  # sequences of that length at once
     block_size: int
@@ -56,6 +66,8 @@ class Plan:
     share: float  # of the GPU's memory that the engine may fill
     kv_cache_dtype: str  # as the engine's option names it
     draft: Shape | None = None  # the model that proposes tokens
+    ranks: int = 1
+    refusal: str = ""  # why the engine does not start so
 
     @property
     def kv_dtype(self) -> str:
@@ -120,13 +132,18 @@ class Plan:
         fp8 = FP8_FORMATS.get(self.kv_cache_dtype)
         return fp8 is None or fp8.since is None or gpu.capability >= fp8.since
 
+    @property
+    def offered(self) -> list[Gpu]:
+        """Return the GPUs of which there are instances with one for each rank."""
+        return [gpu for gpu in GPUS if self.ranks in gpu.counts]
+
     def fits(self, gpu: Gpu) -> bool:
         known = gpu.memory_gb is not None and self.converts(gpu)
         return known and self.left_for_kv(gpu) >= self.kv_bytes
 
     def choice(self) -> Gpu | None:
         """Return the GPU with the least memory that fits; None if none does."""
-        return next((gpu for gpu in GPUS if self.fits(gpu)), None)
+        return next((gpu for gpu in self.offered if self.fits(gpu)), None)
 
 
 def make_plan(
@@ -135,12 +152,15 @@ def make_plan(
     concurrency: int = 1,
     kv_cache_dtype: str = "auto",
     draft: str | None = None,
+    ranks: int = 1,
 ) -> Plan:
     """Make the plan for a folder, a hub id or a well-known name. Raises `PlanError`.
 
     kv_cache_dtype: as the engine's option. draft: the model that proposes tokens, named likewise.
+    ranks: GPUs that share each layer.
     """
-    shape = shape_of(*read_config(model))
+    named = read_config(model)
+    shape = shape_of(*named)
     draft_shape = shape_of(*read_config(draft)) if draft else None
     if draft_shape is not None and draft_shape.vocab != shape.vocab:
         raise PlanError(
@@ -159,7 +179,7 @@ def make_plan(
     except ConfigError as error:
         raise PlanError(str(error)) from None
     return Plan(
-        shape,
+        shape if ranks == 1 else _share(named, ranks, draft),
         length,
         concurrency,
         defaults.block_size,
@@ -167,4 +187,26 @@ def make_plan(
         defaults.gpu_memory_utilization,
         defaults.kv_cache_dtype,
         draft_shape,
+        ranks,
+        _refusal(ranks),
     )
+
+
+def _share(named: tuple[str, dict[str, Any]], ranks: int, draft: str | None) -> Shape:
+    """Return what a rank holds. Raises `PlanError` where no instance has so many GPUs."""
+    counts = sorted({count for gpu in GPUS for count in gpu.counts})
+    if ranks not in counts:
+        offered = ", ".join(map(str, counts))
+        raise PlanError(f"{FLAG} is {ranks}; Koyeb has instances of {offered} GPUs.")
+    if draft is not None:
+        raise PlanError(f"{FLAG} is {ranks}, and a draft model is not divided: leave one out.")
+    return share_of(*named, ranks)
+
+
+def _refusal(ranks: int) -> str:
+    """Return in the engine's own words why it does not start so on GPUs; "" if it does."""
+    try:
+        EngineConfig(device="cuda", tensor_parallel_size=ranks)
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -85,6 +85,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": _llama(2048, 8192, 16, 32, 8, 128256, 131072, **_TIED),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000, 4096, dtype="float16"),
     "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256, 131072),
+    "llama-3.1-70b": _llama(8192, 28672, 80, 64, 8, 128256, 131072),
     "mistral-7b-v0.3": _llama(
         4096, 14336, 32, 32, 8, 32768, 32768, architecture="MistralForCausalLM"
     ),

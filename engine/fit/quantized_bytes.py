@@ -21,6 +21,7 @@ class Quantized(NamedTuple):
     bits: float  # of a weight, with its part of the scales
     formula: str  # of the bits
     in_all: int | None = None  # bytes of all weights, where the file itself was read
+    group: int = 1  # inputs that have one scale, of which a rank needs all
 
 
 def quantized(config: dict[str, Any]) -> Quantized | None:
@@ -30,7 +31,8 @@ def quantized(config: dict[str, Any]) -> Quantized | None:
     """
     method = str(config.get("quant_method", "")).replace("_", "-")
     if method in ("fp8", "fbgemm-fp8"):
-        return Quantized("fp8, 8-bit floats", 8, "8")
+        block = config.get("weight_block_size") or (1, 1)
+        return Quantized("fp8, 8-bit floats", 8, "8", group=block[1])
     if method == "mxfp4":
         return _of(method, 4, 32, zeros=False, scale=32)
     if method == "squeezellm":
@@ -60,7 +62,7 @@ def of_file(path: Path) -> Quantized:
     """Return what a GGUF file's weights take when they are loaded. Raises `ModelError`."""
     file = GGUF(path)
     kinds: dict[str, int] = {}
-    in_all = 0.0
+    in_all, group = 0.0, 1
     try:
         for info in file.tensors.values():
             block = BLOCKS[info.type]
@@ -72,10 +74,11 @@ def of_file(path: Path) -> Quantized:
             scales = {256: 32, 32: 16}[block.weights] * (1 if block.name in ONE_SCALE else 2)
             in_all += count * (_width(block.bits) + scales / block.group) / 8
             kinds[block.name] = kinds.get(block.name, 0) + 1
+            group = max(group, block.weights)
     finally:
         file.close()
     said = ", ".join(f"{count} × {name}" for name, count in kinds.items())
-    return Quantized(f"GGUF, {said or 'plain numbers'}", 0, "", round(in_all))
+    return Quantized(f"GGUF, {said or 'plain numbers'}", 0, "", round(in_all), group)
 
 
 ONE_SCALE = ("Q4_0", "Q5_0", "Q8_0", "Q6_K")
@@ -88,7 +91,8 @@ def _of(method: str, bits: int, group: int | None, zeros: bool, scale: int = SCA
         return Quantized(f"{method}, {bits} bits, one scale a row", width, str(width))
     formula = f"{width} + {scale} / {group}" + (f" + {ZERO} / {group}" if zeros else "")
     each = width + scale / group + (ZERO / group if zeros else 0)
-    return Quantized(f"{method}, {bits} bits in groups of {group}", each, formula)
+    said = f"{method}, {bits} bits in groups of {group}"
+    return Quantized(said, each, formula, group=group)
 
 
 def _width(bits: int) -> int:

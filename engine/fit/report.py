@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import wrap
 
-from engine.fit.estimate import ALLOWANCE, GB, GIB, GPUS, Plan
+from engine.fit.estimate import ALLOWANCE, GB, GIB, Plan
 from engine.fit.shape import BYTES, Shape
 from engine.rounding import ceil_div
+
+WIDTH = 98
 
 
 def report(plan: Plan) -> str:
@@ -15,6 +18,7 @@ def report(plan: Plan) -> str:
     lines = [f"{shape.name}: {shape.architecture}, {shape.dtype} ({size} bytes a number)"]
     lines += [f"quantized: {shape.quantized.says}"] if shape.quantized else []
     lines += [""]
+    lines += [f"Each of {plan.ranks} ranks, which share each layer", ""] if plan.ranks > 1 else []
     lines += ["Weights"]
     lines += [_line(part.name, part.formula, f"{part.numbers:,}") for part in shape.parts]
     lines += [
@@ -107,14 +111,15 @@ def _gpu_lines(plan: Plan) -> Iterator[str]:
         f"{'Koyeb instance':<30}{'memory':>8}{f'× {plan.share:.2f}':>12}{'left for KV':>14}"
         f"{'tokens':>12}{f'of {plan.max_model_len:,}':>12}  "
     )
-    for gpu in GPUS:
+    for gpu in plan.offered:
+        instance = gpu.instance(plan.ranks)
         if gpu.memory_gb is None:
-            yield f"{gpu.instance_type:<30}{'?':>8}  memory not found: check on your account"
+            yield f"{instance:<30}{'?':>8}  memory not found: check on your account"
             continue
         if not plan.converts(gpu):
             capability = ".".join(map(str, gpu.capability))
             yield (
-                f"{gpu.instance_type:<30}{f'{gpu.memory_gb} GB':>8}"
+                f"{instance:<30}{f'{gpu.memory_gb} GB':>8}"
                 f"  has no e4m3 (compute capability {capability}): use fp8_e5m2"
             )
             continue
@@ -122,7 +127,7 @@ def _gpu_lines(plan: Plan) -> Iterator[str]:
         blocks = max(0, left // plan.block_bytes)
         sequences = blocks // ceil_div(plan.max_model_len, plan.block_size)
         yield (
-            f"{gpu.instance_type:<30}{f'{gpu.memory_gb} GB':>8}"
+            f"{instance:<30}{f'{gpu.memory_gb} GB':>8}"
             f"{_gib(int(gpu.memory_gb * GB * plan.share)):>12}"
             f"{_gib(left) if left > 0 else 'too small':>14}"
             f"{blocks * plan.block_size:>12,}{sequences:>12,}"
@@ -134,11 +139,17 @@ def _verdict(plan: Plan) -> list[str]:
     gpu = plan.choice()
     if gpu is not None:
         region = gpu.regions.partition(",")[0]
+        if plan.refusal:
+            return [
+                f"By these sums {gpu.instance(plan.ranks)} ({gpu.regions}) would hold it, but this"
+                " version does not start so:",
+                *wrap(plan.refusal, WIDTH),
+            ]
         return [
-            f"Smallest that fits: --instance-type {gpu.instance_type} --regions {region}",
+            f"Smallest that fits: --instance-type {gpu.instance(plan.ranks)} --regions {region}",
             f"(regions: {gpu.regions}; prices: https://www.koyeb.com/pricing)",
         ]
-    usable = [gpu for gpu in GPUS if gpu.memory_gb is not None and plan.converts(gpu)]
+    usable = [gpu for gpu in plan.offered if gpu.memory_gb is not None and plan.converts(gpu)]
     tokens = max(0, max(map(plan.left_for_kv, usable)) // plan.kv_bytes_per_token)
     if tokens == 0:
         return ["None of them holds the weights: choose a smaller model."]

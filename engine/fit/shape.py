@@ -150,14 +150,14 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
     try:
         if architecture == "OPTForCausalLM":
             return _opt_shape(name, architecture, config)
-        if architecture in _LLAMA_FAMILY:
+        if architecture in LLAMA_FAMILY:
             return _llama_shape(name, architecture, config)
     except KeyError as missing:
         raise PlanError(f"config.json of {name} does not say {missing}.") from None
     return _counted_shape(name, architecture, config)
 
 
-_LLAMA_FAMILY = (
+LLAMA_FAMILY = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",

@@ -20,17 +20,14 @@ from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import Layers
 from engine.layers.linear import Linear
 from engine.layers.slot import Share, Target
-from engine.rounding import ceil_div
-
-ROWS = 64
-"""A share of the vocabulary has a multiple of this many rows, as the kernels' layouts want."""
+from engine.rank_sizes import copies_of_a_head, rows_of_a_rank, tokens_of_a_rank
 
 
 def divided(ranks: Ranks, kv_heads: int) -> Layers:
     """Return the classes of one rank's layers. kv_heads: of the whole model."""
-    copies = max(1, ranks.size // kv_heads)
+    alike = copies_of_a_head(kv_heads, ranks.size)
     return Layers(
-        linear=partial(ColumnLinear, ranks, {"k_proj": copies, "v_proj": copies}),
+        linear=partial(ColumnLinear, ranks, {"k_proj": alike, "v_proj": alike}),
         row_linear=partial(RowLinear, ranks),
         embedding=partial(VocabularyEmbedding, ranks),
         head=partial(VocabularyHead, ranks),
@@ -154,10 +151,9 @@ class _Vocabulary:
 
     def __init__(self, ranks: Ranks, size: int) -> None:
         self.size = size
-        self.each = ceil_div(size, ranks.size)
+        self.each = tokens_of_a_rank(size, ranks.size)
         self.start = ranks.rank * self.each
-        # At least one more: it stays zeros, for the tokens of other ranks.
-        self.rows = ceil_div(self.each + 1, ROWS) * ROWS
+        self.rows = rows_of_a_rank(size, ranks.size)
 
     def share(self, weight: torch.Tensor) -> Share:
         """Return where the rows of the checkpoint's table go. weight: [rows, width]."""

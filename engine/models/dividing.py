@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.kernels.cpu.rank_ops import WIDEST
+from engine.kernels.cpu.rank_ops import MOST_RANKS, WIDEST
 from engine.layers.kinds import PLAIN, Layers
 from engine.models.errors import ModelError
 from engine.models.registry import native_class
+from engine.rank_sizes import wrong_shares
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,16 +29,10 @@ def check_divides(config: PretrainedConfig, size: int) -> None:
             f"{FLAG} is {size}, but this model's hidden size is {config.hidden_size:,}, and ranks"
             f" add rows of at most {WIDEST:,} numbers. Leave it out."
         )
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    wrong = []
-    if heads % size:
-        wrong.append(f"{heads} query heads")
-    if kv_heads % size and size % kv_heads:
-        wrong.append(f"{kv_heads} key and value heads")
-    if config.intermediate_size % size:
-        wrong.append(f"{config.intermediate_size} columns of its feed-forward")
+    sizes = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    wrong = wrong_shares(*sizes, size)
     if wrong:
-        fits = [n for n in range(1, 9) if _divides(config, n)]
+        fits = [n for n in range(1, MOST_RANKS + 1) if not wrong_shares(*sizes, n)]
         raise ModelError(
             f"{FLAG} is {size}, by which the {' and the '.join(wrong)} of this model can't be"
             f" divided; give {' or '.join(map(str, fits))}."
@@ -51,9 +46,3 @@ def refuse_quantized(layers: Layers) -> None:
             f"{FLAG} divides plain weights only, and this checkpoint's are quantized. Leave it out,"
             " or expand them when loading (--quantization none)."
         )
-
-
-def _divides(config: PretrainedConfig, size: int) -> bool:
-    kv_heads = config.num_key_value_heads
-    whole = config.num_attention_heads % size == config.intermediate_size % size == 0
-    return whole and (kv_heads % size == 0 or size % kv_heads == 0)

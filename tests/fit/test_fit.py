@@ -35,6 +35,7 @@ PUBLISHED = {  # numbers of parameters on the models' own cards and in their saf
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B": 70_553_706_496,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,

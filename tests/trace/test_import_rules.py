@@ -38,6 +38,7 @@ DECLARATIONS = {
     "sampling_params",
     "structured_outputs",
     "fp8_formats",
+    "rank_sizes",
     "rounding",
     "placeholders",
     "one_line",
