@@ -99,7 +99,7 @@ class Fault:
         while outer is not None:
             callers.add(outer.f_code.co_name)
             outer = outer.f_back
-        if not (self.wanted() or "_pass_on" in callers) or callers & {"close", "_release"}:
+        if not (self.wanted() or callers & {"_pass_on", "take"}) or callers & {"close", "_release"}:
             return None
         self.count += 1
         if self.count == self.at:

@@ -13,8 +13,9 @@ import msgspec
 from engine.core.messages import CoreOutput
 from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
-from engine.server.http.answers import ChunkWriter, encoded
-from engine.server.http.sse import DATA_ALONE, Push
+from engine.server.answering.text_stream import TextStream
+from engine.server.http.answers import ChunkWriter, TextChunk, encoded
+from engine.server.http.sse import DATA_ALONE, Direct, without_line_ends
 from engine.text.lanes import LONG, in_lane
 from engine.text.output import MANY_LOGPROBS, Logprob, PositionLogprobs, TextDelta, TokenUsage
 
@@ -57,6 +58,10 @@ class Answer:
         """Append the chunks for new text of prompt number `place`; none if it is held back."""
         raise NotImplementedError
 
+    def text_only(self, text: str) -> bytes:
+        """Write a chunk of the first choice that has only text, as `write` would."""
+        raise NotImplementedError
+
     def make(self, place: int) -> None:
         """Prepare the part of the answer that is about a prompt, before it is written.
 
@@ -76,10 +81,10 @@ class Answer:
         choices, usage = encoded(self.whole_choices()), usage_json(self.generation.usage)
         return {**self.head, "choices": choices, "usage": usage, **self.prompt_extras}
 
-    async def chunks(self, push: Push | None) -> AsyncIterator[list[bytes]]:
+    async def chunks(self, direct: Direct | None) -> AsyncIterator[list[bytes]]:
         """Yield JSON chunks as text comes; the chunks of a step together.
 
-        Where there is `push`, most are given to it instead, where the engine's news arrive.
+        Where there is `direct`, most are given to it instead, where the engine's news arrive.
         """
         write, requests = self.write, self.generation.requests
         not_begun = sum(len(request.sequences) for request in requests)
@@ -100,17 +105,26 @@ class Answer:
                 await asyncio.sleep(0)  # other requests get a turn before the next choice
             if pieces:
                 yield pieces
-            if push is not None and not not_begun:
-                await self.generation.flow(partial(self._pass_on, push))
+            if direct is not None and not not_begun:
+                await self.generation.flow(self._taker(direct))
         if self.tells_usage:
             yield [self.chunk([], with_usage=True)]
 
-    def _pass_on(self, push: Push, outputs: list[CoreOutput]) -> bool:
+    def _taker(self, direct: Direct) -> Callable[[list[CoreOutput]], bool]:
+        """Return what takes the outputs of an answer whose choices have all begun."""
+        general = partial(self._pass_on, direct)
+        clock = self.generation.clock_of_one_text if self.only_text else None
+        if clock is None:
+            return general
+        chunk = TextChunk(lambda text: self.framing.join([self.text_only(text)]), without_line_ends)
+        return TextStream(self.generation.requests[0], clock, chunk, direct, general).take
+
+    def _pass_on(self, direct: Direct, outputs: list[CoreOutput]) -> bool:
         """Push the chunks of some outputs; return whether more may be pushed."""
         pieces: list[bytes] = []
         for place, delta in self.generation.deltas(outputs):
             self.write(place, delta, pieces)
-        return (not pieces or push(pieces)) and not self.generation.finished
+        return (not pieces or direct.push(pieces)) and not self.generation.finished
 
     def chunk(
         self, choices: list[dict[str, Any]], with_usage: bool, extras: dict[str, Any] = NOTHING

@@ -216,6 +216,20 @@ class Generation:
         if not self.finished:
             await self._mailbox.flow(take)
 
+    @property
+    def clock_of_one_text(self) -> RequestClock | None:
+        """Return the clock of an answer whose tokens add only text; None if they may add more.
+
+        It has one sequence, without log-probabilities, stop strings and parts of a message, each
+        token is told at once, and the record doesn't have its text.
+        """
+        text = self.requests[0]
+        alone = len(self.requests) == len(text.sequences) == self.interval == 1
+        if not alone or not text.sequences[0].only_text:
+            return None
+        recorded = self.service.recorder.wants_full(text.request_id)
+        return None if recorded else self._parts[text.request_id].clock
+
     def deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
         """Yield the deltas of some outputs, each with the index of its prompt."""
         process, now = self.text.output.process, time.monotonic()

@@ -16,7 +16,7 @@ from engine.core.messages import CoreOutput
 from engine.server.answering.generation import Generation
 from engine.server.answering.passed import InnerRequest
 from engine.server.http.errors import ApiError
-from engine.server.http.sse import Framing, Push, named_frame
+from engine.server.http.sse import Direct, Framing, named_frame
 from engine.text.messages.message_pieces import (
     ContentPiece,
     Piece,
@@ -71,10 +71,10 @@ class PieceAnswer:
         """Add an event; its JSON says its name, too."""
         self.events.append((name, msgspec.json.encode({"type": name, **fields})))
 
-    async def chunks(self, push: Push | None) -> AsyncIterator[list[NamedEvent]]:
+    async def chunks(self, direct: Direct | None) -> AsyncIterator[list[NamedEvent]]:
         """Yield events as text comes; those of a step together.
 
-        Where there is `push`, most are given to it instead, where the engine's news arrive.
+        Where there is `direct`, most are given to it instead, where the engine's news arrive.
         """
         if self.begins_at_once:
             self._begun = True
@@ -84,13 +84,13 @@ class PieceAnswer:
             self._take_all(deltas)
             if self.events:
                 yield self._unsent()
-            if push is not None:
-                await self.generation.flow(partial(self._pass_on, push))
+            if direct is not None:
+                await self.generation.flow(partial(self._pass_on, direct))
 
-    def _pass_on(self, push: Push, outputs: list[CoreOutput]) -> bool:
+    def _pass_on(self, direct: Direct, outputs: list[CoreOutput]) -> bool:
         """Push the events of some outputs; return whether more may be pushed."""
         self._take_all(self.generation.deltas(outputs))
-        return (not self.events or push(self._unsent())) and not self.generation.finished
+        return (not self.events or direct.push(self._unsent())) and not self.generation.finished
 
     def _take_all(self, deltas: Iterator[tuple[int, TextDelta]]) -> None:
         for _, delta in deltas:

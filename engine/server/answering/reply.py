@@ -18,7 +18,7 @@ from engine.server.answering.generation import Generation
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.answers import json_response
 from engine.server.http.errors import ApiError
-from engine.server.http.sse import EventStream, Framing, Push, unless_left
+from engine.server.http.sse import Direct, EventStream, Framing, unless_left
 from engine.server.service import Service
 from engine.text.errors import TextError
 from engine.text.lanes import LONG, in_lane
@@ -32,7 +32,7 @@ class Writer(Protocol):
 
     def whole(self) -> dict[str, Any]: ...
 
-    def chunks(self, push: Push | None) -> AsyncIterator[list[Any]]: ...
+    def chunks(self, direct: Direct | None) -> AsyncIterator[list[Any]]: ...
 
 
 class Reply(Response):

@@ -26,18 +26,21 @@ class ChunkWriter:
 
 
 class TextChunk:
-    """Write chunks that differ in one text only; what stands around it is encoded once.
+    """Write pieces of JSON that differ in one text only; what stands around it is made once.
 
-    `make` writes a chunk with any text.
+    `make` writes a piece with any text. `finish` is what it does to one that isn't ASCII.
     """
 
     HOLE = "\0"
 
-    def __init__(self, make: Callable[[str], bytes]):
+    def __init__(self, make: Callable[[str], bytes], finish: Callable[[bytes], bytes] = bytes):
         self._before, self._after = make(self.HOLE).rsplit(msgspec.json.encode(self.HOLE), 1)
+        self._finish = finish
 
     def chunk(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
+        if text.isascii():
+            return self._before + _encode(text) + self._after
+        return self._before + self._finish(_encode(text)) + self._after
 
 
 class JsonResponse(Response):

@@ -27,6 +27,7 @@ class DirectBody:
 
     def __init__(self, cycle: RequestResponseCycle):
         self._cycle = cycle
+        self._transport, self._flow = cycle.transport, cycle.flow  # one cycle has one of each
 
     def write(self, data: bytes) -> bool:
         """Write a piece, unless the client has left; return whether the connection takes more now.
@@ -37,10 +38,10 @@ class DirectBody:
         cycle = self._cycle
         if cycle.disconnected:
             return False
-        cycle.transport.write(
+        self._transport.write(
             b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data
         )
-        return not cycle.flow.write_paused
+        return not self._flow.write_paused
 
 
 class BoundedConnection(HttpToolsProtocol):

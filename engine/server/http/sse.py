@@ -10,9 +10,10 @@ Proxies end connections that are silent for too long (100 s were seen): hence th
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from loguru import logger
@@ -23,9 +24,19 @@ from engine.server.http.connection import BODY
 from engine.server.http.errors import ApiError, ClientLeft
 
 T = TypeVar("T")
-Push = Callable[[list[Any]], bool]
-"""Sends chunks at once; returns whether the connection takes more now."""
-Batches = Callable[[Push | None], AsyncIterator[list[Any]]]
+
+
+class Direct(Protocol):
+    """Send to the connection itself; each call returns whether it takes more now."""
+
+    def push(self, chunks: list[Any]) -> bool:
+        """Send chunks, as one piece."""
+
+    def write(self, data: bytes, now: float) -> bool:
+        """Send events that are framed already. now: of `time.monotonic`."""
+
+
+Batches = Callable[[Direct | None], AsyncIterator[list[Any]]]
 
 HEARTBEAT_S = 10.0
 HEARTBEAT = b": waiting\n\n"
@@ -40,9 +51,13 @@ def frame(chunks: Sequence[bytes]) -> bytes:
     U+2028 and U+2029 within a text would cut its JSON in two, so they are written as escapes.
     """
     events = b"data: " + b"\n\ndata: ".join(chunks) + b"\n\n"
-    if not events.isascii():
-        for raw, escaped in _LINE_ENDS:
-            events = events.replace(raw, escaped)
+    return events if events.isascii() else without_line_ends(events)
+
+
+def without_line_ends(events: bytes) -> bytes:
+    """Return events with the line ends that only some clients know written as escapes."""
+    for raw, escaped in _LINE_ENDS:
+        events = events.replace(raw, escaped)
     return events
 
 
@@ -65,9 +80,9 @@ DATA_ALONE = Framing(frame, lambda error: [msgspec.json.encode(error.body())], D
 class EventStream(Response):
     """Send what `batches` yields (each a list of chunks, as `framing` takes them) as it comes.
 
-    `batches` is called with a function that sends a list immediately and returns whether the
-    connection takes more now, or with None where there is no such way; both ways may be used in
-    turn. The call of a stream returns at the end, when the client disconnects, and on an error.
+    `batches` is called with the way to send immediately, or with None where there is no such way;
+    both ways may be used in turn. The call of a stream returns at the end, when the client
+    disconnects, and on an error.
     """
 
     media_type = "text/event-stream"
@@ -94,8 +109,7 @@ class EventStream(Response):
             }
         )
         self._body = scope.get(BODY)
-        self._loop = asyncio.get_running_loop()
-        self._last_sent = self._loop.time()
+        self._last_sent = time.monotonic()
         sending = asyncio.create_task(self._send_all(send))
         watching = asyncio.create_task(_client_left(receive))
         beating = asyncio.create_task(self._beat(send))
@@ -112,7 +126,7 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         join, failure = self.framing.join, self.framing.failure
         try:
-            async for chunks in self.batches(None if self._body is None else self._push):
+            async for chunks in self.batches(None if self._body is None else self):
                 await self._send(send, join(chunks))
         except ApiError as error:
             await self._send(send, join(failure(error)))
@@ -121,19 +135,23 @@ class EventStream(Response):
             told = ApiError(500, "The server failed at this request; its log says why.")
             await self._send(send, join(failure(told)))
 
-    def _push(self, chunks: list[Any]) -> bool:
+    def push(self, chunks: list[Any]) -> bool:
         """Write chunks to the connection itself: nothing between here and there changes them."""
+        return self.write(self.framing.join(chunks), time.monotonic())
+
+    def write(self, data: bytes, now: float) -> bool:
+        """Write events to the connection itself."""
         assert self._body is not None
-        self._last_sent = self._loop.time()
-        return self._body.write(self.framing.join(chunks))
+        self._last_sent = now
+        return self._body.write(data)
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        self._last_sent = self._loop.time()
+        self._last_sent = time.monotonic()
 
     async def _beat(self, send: Send) -> None:
         while True:
-            silent_s = self._loop.time() - self._last_sent
+            silent_s = time.monotonic() - self._last_sent
             if silent_s >= self.heartbeat_s:
                 await self._send(send, HEARTBEAT)
             else:

@@ -216,11 +216,12 @@ class EngineClient:
             self.fail(news.message)
 
     def _take_step(self, news: wire.Step) -> None:
+        get, fresh = self.requests.get, self._fresh
         for output in news.outputs:
-            entry = self.requests.get(output.request_id)
+            entry = get(output.request_id)
             if entry is not None:
                 entry.deliver(output)
-                self._fresh[entry.mailbox] = None
+                fresh[entry.mailbox] = None
                 if output.finish_reason is not None:
                     self._forget_if_finished(entry)
         self.stats = news.stats

@@ -104,6 +104,9 @@ class ChatAnswer(Answer):
         rest = self._rest(self.request.sequences[index])
         return self.chunk([{"index": index, "delta": {"content": text}, **rest}], False)
 
+    def text_only(self, text: str) -> bytes:
+        return self._text_chunk(0, text)
+
     def make(self, place: int) -> None:
         _ = self.prompt_extras
 

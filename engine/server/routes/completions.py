@@ -226,5 +226,8 @@ class CompletionAnswer(Answer):
     def _text_chunk(self, choice: Choice, text: str) -> bytes:
         return self.chunk([choice.write(text)], False)
 
+    def text_only(self, text: str) -> bytes:
+        return self._text_chunk(self.choices[0, 0], text)
+
     def make(self, place: int) -> None:
         self.parts[place].make()

@@ -31,7 +31,7 @@ class RecordStream(EventStream):
     """Send an event stream whose pieces are framed already: they have names and ids."""
 
     def __init__(self, viewers: Viewers, since: int | None, heartbeat_s: float):
-        super().__init__(lambda push: viewers.frames(since), heartbeat_s)  # type: ignore[arg-type,return-value]
+        super().__init__(lambda direct: viewers.frames(since), heartbeat_s)  # type: ignore[arg-type,return-value]
         self.viewers = viewers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -264,6 +264,13 @@ class RequestClock:
             metrics.inter_token.observe(now - last)
         self.last_s[index] = now
 
+    def next_token(self, now: float) -> None:
+        """Book one more token of the first sequence, which has some already."""
+        metrics = self.metrics
+        metrics.generation_tokens.inc()
+        metrics.inter_token.observe(now - self.last_s[0])
+        self.last_s[0] = now
+
     def finished(self, index: int, reason: str) -> None:
         """Book the end of a sequence."""
         metrics = self.metrics
