@@ -56,6 +56,11 @@ def most_probable(step: BareStep, shares: Sequence[float], most: Sequence[int]) 
     return counts
 
 
+PASSES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Numbers of passes that are compared. Each costs a look at every sequence, in every step, and
+beyond the first ones the best of them is about as good as the number between."""
+
+
 def by_passes(
     step: BareStep,
     shares: Sequence[float],
@@ -69,23 +74,27 @@ def by_passes(
     """
     order = sorted((i for i in range(len(shares)) if most[i]), key=lambda i: -shares[i])
     best, chosen = (step.num_rows / step.time if step.time else 0.0), (0, 0)
-    expected = [0.0] * (max(most, default=0) + 1)  # tokens added, by the number of passes
-    rows = [0] * len(expected)
+    longest = max(most, default=0)
+    compared = [passes for passes in PASSES if passes < longest] + [longest]
+    expected = [0.0] * len(compared)  # tokens added, by the number of passes
+    rows = [0] * len(compared)
     for count, place in enumerate(order, 1):
-        chance, added = 1.0, 0.0
-        each_pass = pass_us(count)
-        for passes in range(1, len(expected)):
-            if passes <= most[place]:
-                chance *= shares[place]
-                added += chance
-            expected[passes] += added
-            rows[passes] += min(passes, most[place])
-            if rows[passes] > step.room:
+        share, each_pass = shares[place], pass_us(count)
+        for number, passes in enumerate(compared):
+            proposed = min(passes, most[place])
+            expected[number] += _right(share, proposed)
+            rows[number] += proposed
+            if rows[number] > step.room:
                 break
-            time = step.time + step.each * rows[passes] + each_pass * passes
-            if step.time and (step.num_rows + expected[passes]) / time > best:
-                best, chosen = (step.num_rows + expected[passes]) / time, (count, passes)
+            time = step.time + step.each * rows[number] + each_pass * passes
+            if step.time and (step.num_rows + expected[number]) / time > best:
+                best, chosen = (step.num_rows + expected[number]) / time, (count, passes)
     counts = [0] * len(shares)
     for place in order[: chosen[0]]:
         counts[place] = min(chosen[1], most[place])
     return counts
+
+
+def _right(share: float, proposed: int) -> float:
+    """Return how many of so many proposals are right on average: q + q² + … ."""
+    return proposed if share == 1.0 else share * (1.0 - share**proposed) / (1.0 - share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from engine.core import worth
@@ -386,6 +388,39 @@ def test_passes_of_a_draft_model_stay_within_the_room():
     counts = worth.by_passes(step, [0.9, 0.5, 0.8], [4, 4, 2], lambda rows: 0.0)
     assert counts[2] == 2 and sum(counts) <= 7 and counts[0] == 4
     assert worth.by_passes(worth.BareStep(1, 0.0, 0.0, 7), [1.0], [4], lambda rows: 0.0) == [0]
+
+
+@pytest.mark.parametrize("others", [1, 64])
+def test_choosing_passes_takes_few_operations_for_many_seats(others):
+    """The longest case: no number of passes fills the room early."""
+    lines = 0
+
+    def trace(frame, event, _argument):
+        nonlocal lines
+        lines += frame.f_code is worth.by_passes.__code__ and event == "line"
+        return trace
+
+    seats, most = 256, [64] + [others] * 255
+    step = worth.BareStep(seats, 1000.0, 0.001, 10**6)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        counts = worth.by_passes(step, [0.9] * seats, most, lambda rows: 1.0)
+    finally:
+        sys.settrace(before)
+    assert counts[0] and counts[1]
+    assert lines < 150 * seats  # 64 passes would be three times as many
+
+
+@pytest.mark.parametrize("most", [9, 40, 64, 200])
+def test_the_number_of_passes_is_nearly_the_best(most):
+    step, cost = worth.BareStep(1, 1000.0, 1.0, 500), 20.0
+    value = [
+        (1 + sum(0.95**j for j in range(1, passes + 1))) / (1001 + (1 + cost) * passes)
+        for passes in range(most + 1)
+    ]
+    (chosen,) = worth.by_passes(step, [0.95], [most], lambda rows: cost)
+    assert value[chosen] > 0.99 * max(value)
 
 
 def test_a_draft_model_is_tried_before_its_time_is_known():

@@ -53,6 +53,12 @@ def test_one_that_takes_no_message_is_told(started):
         others.tell(b"0" * 2**22)
 
 
+def test_one_that_does_not_load_is_told(started):
+    others = started(HANGS, HANGS, engine_timeout=0.02)
+    with pytest.raises(RankSilent, match=r"rank 1 of 3, .* not loaded its share 0\.1 s after"):
+        others.wait_until_loaded()
+
+
 def test_after_a_step_that_was_broken_off_nothing_is_told_to_ranks(started):
     others = started(HANGS, HANGS)
     others.check()
@@ -68,14 +74,19 @@ def test_the_server_waits_longer_for_rank_0_than_rank_0_for_the_others():
 
 
 STARTS = """
-import sys, time
+import sys, threading, time
 from pathlib import Path
 from engine.config import EngineConfig
 from engine.worker.parallel.other_ranks import OtherRanks
 
 folder = sys.argv[1]
 config = EngineConfig(model=folder, tensor_parallel_size=2, device="cpu", cpu_threads=1)
-others = OtherRanks(config, Path(folder))
+made = []
+# as AsyncLLM does, but in a thread that ends
+starting = threading.Thread(target=lambda: made.append(OtherRanks(config, Path(folder))))
+starting.start()
+starting.join()
+others = made[0]
 others.wait_until_loaded()
 print(others.shares[0].pid, flush=True)
 time.sleep(600)

@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, cast
 
-from engine.child_process import command_of
+from engine.child_process import command_of, start_lasting
 from engine.config import ConfigError, EngineConfig
 from engine.kernels.cpu.build import BuildError
 from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
@@ -76,10 +76,8 @@ class OtherRanks:
     def _start(self, file: int, rank: int, config: EngineConfig) -> None:
         ours, theirs = Pipe()
         _limit_sending(ours, self._patience_s)
-        # Another thread may end before this process does, and the kernel would end the rank then.
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        arguments = theirs.fileno(), file, self.size, parent
-        process = subprocess.Popen(
+        arguments = theirs.fileno(), file, self.size, os.getpid()
+        process = start_lasting(
             command_of("engine.worker.parallel.rank_process", *arguments),
             pass_fds=(theirs.fileno(), file),
             stdin=subprocess.DEVNULL,
@@ -92,10 +90,22 @@ class OtherRanks:
             send(ours, Start(config, rank))
 
     def wait_until_loaded(self) -> None:
-        """Wait until all ranks have their weights, and begin to watch. Raises `RankLost`."""
+        """Wait until all ranks have their weights, and begin to watch. Raises `RankLost`.
+
+        Call it when rank 0 has its own: they load as much at the same time, so one that isn't there
+        after the engine's patience hangs.
+        """
         shares: dict[Connection, RankShare] = {}
+        deadline = time.monotonic() + self._patience_s
         while waited_for := [one for one in self._connections if one not in shares]:
-            for connection in cast("list[Connection]", wait(waited_for)):
+            ready = wait(waited_for, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                rank = self._connections.index(waited_for[0]) + 1
+                raise RankSilent(
+                    f"rank {rank} of {self.size}, a process of the model, lives but has not loaded"
+                    f" its share {self._patience_s:g} s after rank 0 had its own"
+                )
+            for connection in cast("list[Connection]", ready):
                 try:
                     answer = receive(connection)
                 except (EOFError, OSError):

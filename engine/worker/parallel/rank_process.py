@@ -1,8 +1,8 @@
 """Run a rank other than 0: a process that computes on its shares what rank 0 tells it.
 
 Its arguments are CONNECTION MEMORY SIZE PARENT: file numbers of a connection to rank 0 and of the
-shared memory, both inherited, the number of ranks, and rank 0's process id, or 0 if the thread that
-started this process may end first. It ends when rank 0 closes the connection, or ends.
+shared memory, both inherited, the number of ranks, and rank 0's process id. It ends when rank 0
+closes the connection, or ends.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def end_with(connection: Connection) -> None:
 
 def main() -> None:
     """Serve until rank 0 is gone; tell it of a failure."""
-    parent_pid = int(sys.argv[4])
-    if parent_pid:
-        end_with_parent(parent_pid)
+    end_with_parent(int(sys.argv[4]))
     # A terminal signals the whole group: rank 0 decides when the ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
