@@ -51,6 +51,8 @@ Failures = (WorkerFailed, ServerFailed, WrongAnswer)
 class Session:
     """Hold one call of the command: what is asked for, what was measured, what was left out."""
 
+    results = "peers"  # the files that it writes, without their endings
+
     def __init__(self, given: argparse.Namespace, peers: Peers):
         self.given = given
         self.peers = peers
@@ -123,13 +125,21 @@ class Session:
         if PEERS_DIR not in model.parents and name not in self.about["own_weights"]:
             self.about["own_weights"].append(name)
         for transport, starters in self.starters(name, dtype, model, vocab_size).items():
-            if not starters:
-                continue
-            print(f"{name}, {dtype}, {transport}", flush=True)
-            with self.started(starters) as systems:
-                self._check_quiet()
-                self._turns(systems, works, {"shape": name, "dtype": dtype})
-            self.save()
+            if starters:
+                print(f"{name}, {dtype}, {transport}", flush=True)
+                self.take_turns(starters, works, {"shape": name, "dtype": dtype})
+
+    def take_turns(
+        self,
+        starters: dict[str, Callable[[], System]],
+        works: dict[str, Workload],
+        labels: dict[str, str],
+    ) -> None:
+        """Start the systems of a group, measure them in turns, and save what came out."""
+        with self.started(starters) as systems:
+            self._check_quiet()
+            self._turns(systems, works, labels)
+        self.save()
 
     def gguf(self, name: str, model: Path, dtype: str) -> Path:
         """Return the model as llama.cpp reads it, converted once."""
@@ -203,7 +213,7 @@ class Session:
         """Write the files, with what earlier sessions on this machine measured."""
         folder = self.given.out
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "peers.json"
+        path = folder / f"{self.results}.json"
         old = json.loads(path.read_text()) if path.exists() else {"sessions": {}, "runs": []}
         here = {
             number: about
@@ -217,8 +227,8 @@ class Session:
         lines = results.summary(rows)
         whole = {"sessions": sessions, "summary": lines, "runs": rows}
         path.write_text(json.dumps(whole, indent=1) + "\n")
-        (folder / "peers.md").write_text(results.markdown(lines, sessions))
-        (folder / "peers.svg").write_text(chart.svg(lines))
+        path.with_suffix(".md").write_text(results.markdown(lines, sessions))
+        path.with_suffix(".svg").write_text(chart.svg(lines))
 
 
 def model_folder(name: str, dtype: str) -> Path:
@@ -237,6 +247,14 @@ def model_folder(name: str, dtype: str) -> Path:
     return folder
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that compares systems takes."""
+    parser.add_argument("--workloads", nargs="+", choices=["W1", "W2", "W3", "W4"])
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--out", type=Path, default=machine_folder())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     everything = [*SHAPES, *LARGE_SHAPES]
@@ -247,12 +265,9 @@ def main() -> int:
         choices=["bfloat16", "float32"],
         default=["bfloat16", "float32"],
     )
-    parser.add_argument("--workloads", nargs="+", choices=["W1", "W2", "W3", "W4"])
     parser.add_argument("--only", nargs="+", choices=PEERS, help="these peers; ours always runs")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--quick", action="store_true", help="one repeat, bfloat16, no W3")
-    parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--out", type=Path, default=machine_folder())
+    add_options(parser)
     given = parser.parse_args()
     if given.quick:
         given.repeats, given.dtypes = 1, ["bfloat16"]

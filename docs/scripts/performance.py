@@ -29,6 +29,8 @@ TITLES = {
     "growth": "What more work costs",
     "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
+    "formats": "Quantized checkpoints that other tools make",
+    "gguf": "Beside llama.cpp, on the same quantized file",
     "speculation": "What proposed tokens gain, by kind of text",
     "structured": "What a grammar costs",
     "step_budget": "Where the time of a decode step goes",
@@ -37,7 +39,10 @@ TITLES = {
     "variants": "The variants of the kernels that it can run",
     "triton_aot": "Triton kernels, compiled ahead of time for six kinds of GPU",
 }
-CHARTS = {"peers": "Tokens a second of each system, by model shape and workload"}
+CHARTS = {
+    "peers": "Tokens a second of each system, by model shape and workload",
+    "gguf": "Tokens a second of each system, by type of the file and workload",
+}
 
 WRITTEN = "<!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->"
 TITLE = f"{WRITTEN}\n# How fast is it?\n"

