@@ -46,15 +46,7 @@ class Engine:
         core = self.core
         started = time.perf_counter()
         first, ends, steps = 0.0, [], 0
-        for i, job in enumerate(workload.jobs):
-            params = SamplingParams(
-                temperature=0.0, max_tokens=job.num_output, ignore_eos=True, seed=0
-            )
-            core.add_request(
-                CoreRequest(
-                    request_id=f"{workload.name}-{i}", prompt_token_ids=job.prompt, params=params
-                )
-            )
+        self._add(workload)
         while core.has_work:
             outputs = core.step()
             steps += 1
@@ -63,6 +55,27 @@ class Engine:
                 first = now
             ends += [now for output in outputs if output.finish_reason]
         return Run(time.perf_counter() - started, first, ends, steps)
+
+    def answers(self, workload: Workload) -> list[list[int]]:
+        """Return the greedy tokens of each request of a workload."""
+        found: dict[str, list[int]] = {name: [] for name in self._add(workload)}
+        while self.core.has_work:
+            for output in self.core.step():
+                found[output.request_id] += output.token_ids
+        return list(found.values())
+
+    def _add(self, workload: Workload) -> list[str]:
+        """Give all requests of a workload to the core, and return their names."""
+        names = []
+        for i, job in enumerate(workload.jobs):
+            params = SamplingParams(
+                temperature=0.0, max_tokens=job.num_output, ignore_eos=True, seed=0
+            )
+            names.append(f"{workload.name}-{i}")
+            self.core.add_request(
+                CoreRequest(request_id=names[-1], prompt_token_ids=job.prompt, params=params)
+            )
+        return names
 
     def events(self) -> list[Event]:
         """Return what was recorded since the last call."""

