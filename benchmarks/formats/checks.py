@@ -1,11 +1,10 @@
-"""Load a quantized checkpoint in the engine, and compare, score and time it."""
+"""Load a quantized checkpoint in the engine, compare its numbers and answers, and score it."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -15,19 +14,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from benchmarks.quality import REFERENCE, Ours, Score, Way, texts
 from benchmarks.run_engine import Engine
 from benchmarks.workloads import Job, Workload, workloads
-from engine.kernels.quantized import QuantizedWeight
-from engine.models.checkpoint import Checkpoint
-from engine.models.formats.find import find_scheme
-from engine.models.formats.scheme import QuantizedCheckpoint
+from engine.config import EngineConfig
+from engine.models.description import read_config
+from engine.models.filling import expanded
+from engine.models.hub import find_model
+from engine.models.loader import weight_source
 from engine.text.loading import load_tokenizer
 
 PROMPTS, PROMPT, ANSWER = 4, 24, 24
 """Greedy answers that are compared: prompts, tokens of each, tokens of an answer."""
 QUALITY_TOKENS = 256
-PACES = 3
 POOL = 64 << 20
-"""Bytes of the KV cache of each model that is timed."""
-KINDS = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Bytes of the engine's KV cache."""
+WEIGHTS = ("*.safetensors", "*.gguf")
 
 
 class Exact(NamedTuple):
@@ -38,32 +37,35 @@ class Exact(NamedTuple):
 
 
 def numbers_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, numbers) of every weight: fp32 for a matrix of codes, else as it is stored."""
-    config, said = _config(folder)
-    scheme = find_scheme(folder, said)
-    checkpoint = Checkpoint.open(folder)
-    if scheme is None:
-        yield from checkpoint.tensors()
-        return
-    shapes = _shapes(config)
-    for name, found in QuantizedCheckpoint(checkpoint, scheme).tensors():
-        if isinstance(found, torch.Tensor):
-            yield name, found
-            continue
-        matrix = found.filling(shapes[name]).matrix
-        yield name, matrix.dequantize() if isinstance(matrix, QuantizedWeight) else matrix
+    """Yield (name, numbers) of every weight: fp32 for a quantized matrix, else as it is stored."""
+    found = find_model(str(folder), None, None)
+    description = read_config(found)
+    source = weight_source(EngineConfig(model=str(folder)), found, description, native=True)
+    assert source is not None, "weights are never random here"
+    shapes = _shapes(found)
+    for name, stored in source.tensors():
+        if isinstance(stored, torch.Tensor):
+            yield name, stored
+        else:
+            yield name, expanded(stored.filling(shapes[name]))
 
 
-def _config(folder: Path) -> tuple[PretrainedConfig, Any]:
-    """Return config.json without what it says of quantization, and that."""
+def num_bytes(folder: Path) -> int:
+    """Return the bytes of a checkpoint's weights."""
+    return sum(path.stat().st_size for kind in WEIGHTS for path in folder.glob(kind))
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    """Return config.json without what it says of quantization."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return config, vars(config).pop("quantization_config", None)
+    vars(config).pop("quantization_config", None)
+    return config
 
 
-def _shapes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+def _shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Return the shape of each of the model's matrices, as transformers makes them."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(_config(folder), trust_remote_code=False)
     return {
         name: (weight.shape[0], weight.shape[1])
         for name, weight in model.named_parameters()
@@ -89,10 +91,7 @@ def compare_numbers(ours: dict[str, torch.Tensor], library: Path) -> Exact:
 def expand(folder: Path, ours: dict[str, torch.Tensor], plain: Path) -> None:
     """Write a plain checkpoint in fp32 of what the codes stand for, for transformers to read."""
     plain.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        for path in folder.glob(kind):
-            shutil.copy(path, plain)
-    config, _ = _config(folder)
+    config = _config(find_model(str(folder), None, None))
     config.dtype = torch.float32
     config.save_pretrained(plain)
     weights = {name: tensor.float().contiguous() for name, tensor in ours.items()}
@@ -110,16 +109,19 @@ def greedy_equal(folder: Path, plain: Path, vocab_size: int) -> int:
     found = engine.answers(work)
     engine.close()
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
-    return sum(tokens == _greedy(model, prompt) for tokens, prompt in zip(found, prompts))
+    return sum(tokens == due for tokens, due in zip(found, _greedy(model, prompts), strict=True))
 
 
-def _greedy(model: PreTrainedModel, prompt: list[int]) -> list[int]:
-    """Return the tokens that transformers draws, whatever ends its texts."""
-    ids = list(prompt)
-    with torch.inference_mode():
-        for _ in range(ANSWER):
-            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
+@torch.inference_mode()
+def _greedy(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Return the tokens that transformers draws after prompts of one length, whatever they mean."""
+    drawn: list[torch.Tensor] = []
+    ids, past = torch.tensor(prompts), None
+    for _ in range(ANSWER):
+        out = model(ids, past_key_values=past, use_cache=True)
+        ids, past = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+        drawn.append(ids)
+    return torch.cat(drawn, 1).tolist()
 
 
 def quality(folder: Path, source: Path) -> dict[str, float | None]:
@@ -133,19 +135,3 @@ def quality(folder: Path, source: Path) -> dict[str, float | None]:
         found, expected = (of.logits(ids[:-1]) for of in (quantized, plain))
         score.add(found, expected, torch.tensor(ids[1:]))
     return score.means()
-
-
-def paces(folders: dict[str, Path], work: Workload) -> dict[str, list[float]]:
-    """Return tokens a second of one request in bf16, for each folder in turns."""
-    pool = {"kv_cache_memory_bytes": POOL, "max_model_len": 512}
-    engines = {name: Engine(str(folder), "bfloat16", **pool) for name, folder in folders.items()}
-    found: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(PACES + 1):
-        for name, engine in engines.items():
-            run = engine.run(work)
-            if turn:  # the first is for caches
-                seconds = run.total_s - run.first_token_s
-                found[name].append((work.num_output - 1) / seconds)
-    for engine in engines.values():
-        engine.close()
-    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ BITSANDBYTES: dict[str, dict[str, Any]] = {
     "int8": {"load_in_8bit": True},
 }
 COMPRESSOR = {"w8a8": "W8A8", "fp8": "FP8_DYNAMIC", "fp8-block": "FP8_BLOCK"}
+GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_m", "q5_k_m", "q6_k")
 Numbers = Iterator[tuple[str, torch.Tensor]]
 
 
@@ -70,19 +72,37 @@ def with_compressor(name: str, source: str, out: str) -> None:
 
 
 def by_identity(name: str, out: str) -> Numbers:
-    """Multiply identity by each layer as the library's own class computes it.
+    """Multiply identity by each layer as auto-round's class computes it, in its scales' dtype.
 
-    A sum of one weight and zeros is the weight, rounded to the dtype of the result.
+    A sum of one weight and zeros is the weight.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoRoundConfig
 
-    model = AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        out,
+        device_map="cpu",
+        dtype=torch.float16,
+        quantization_config=AutoRoundConfig(backend="auto_round:torch_zp"),
+    )
     for layer_name, layer in model.named_modules():
         if hasattr(layer, "qweight"):
-            dtype = model.dtype
-            eye = torch.eye(layer.infeatures, dtype=dtype)
+            eye = torch.eye(layer.infeatures)
             with torch.inference_mode():
-                yield layer_name, layer(eye).t()
+                yield layer_name, layer(eye).t().to(layer.scales.dtype)
+
+
+def by_unpacking(name: str, out: str) -> Numbers:
+    """Call the function by which auto-round itself reads AWQ's words."""
+    from auto_round.export.export_to_awq.utils import dequantize_gemm
+    from safetensors.torch import load_file
+
+    stored: dict[str, torch.Tensor] = {}
+    for path in Path(out).glob("*.safetensors"):
+        stored |= load_file(path)
+    for qweight in (of for of in stored if of.endswith(".qweight")):
+        layer = qweight.removesuffix(".qweight")
+        parts = [stored[f"{layer}.{part}"] for part in ("qweight", "qzeros", "scales")]
+        yield layer, dequantize_gemm(*parts, 4, GROUP).t()
 
 
 def by_bitsandbytes(name: str, out: str) -> Numbers:
@@ -97,6 +117,34 @@ def by_bitsandbytes(name: str, out: str) -> Numbers:
         elif isinstance(layer, bnb.nn.Linear8bitLt):
             weight = layer.weight
             yield layer_name, bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+
+
+def by_gguf(name: str, out: str) -> Numbers:
+    """Read with the package gguf, by way of transformers, which knows the names."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(out, gguf_file="model.gguf", dtype=torch.float32)
+    for layer_name, layer in model.named_modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Embedding)):
+            yield layer_name, layer.weight.data.clone()
+
+
+def by_description(name: str, out: str) -> Numbers:
+    """Read SqueezeLLM's tensors one place of a word after the other, as its paper lays them out."""
+    from safetensors.torch import load_file
+
+    stored = load_file(f"{out}/model.safetensors")
+    for qweight in (of for of in stored if of.endswith(".qweight")):
+        layer = qweight.removesuffix(".qweight")
+        words, table = stored[qweight].t(), stored[f"{layer}.lookup_table"]
+        codes = torch.stack([words >> (4 * place) & 15 for place in range(8)], -1).flatten(1)
+        numbers = table.gather(1, codes.long())
+        if f"{layer}.rows" in stored:
+            starts = stored[f"{layer}.rows"].tolist()
+            cols, values = stored[f"{layer}.cols"].long(), stored[f"{layer}.vals"]
+            for row, (start, end) in enumerate(pairwise(starts)):
+                numbers[row, cols[start:end]] += values[start:end]
+        yield layer, numbers
 
 
 def by_compressed_tensors(name: str, out: str) -> Numbers:
@@ -116,9 +164,12 @@ TOOLS: dict[str, Callable[[str, str, str], None]] = {
     **dict.fromkeys(COMPRESSOR, with_compressor),
 }
 READERS: dict[str, Callable[[str, str], Numbers]] = {
-    **dict.fromkeys(("gptq", "awq"), by_identity),
+    "gptq": by_identity,
+    "awq": by_unpacking,
     **dict.fromkeys(BITSANDBYTES, by_bitsandbytes),
     **dict.fromkeys(("w4a16", *COMPRESSOR), by_compressed_tensors),
+    **dict.fromkeys(("squeezellm", "squeezellm-sparse"), by_description),
+    **dict.fromkeys(GGUF, by_gguf),
 }
 
 

@@ -1,6 +1,6 @@
 """Compare the engine with llama.cpp on the same GGUF file, in one run on the same cores.
 
-    python -m benchmarks.peers.gguf [--types q4_0 …] [--workloads W1 …] [--out FOLDER]
+    python -m benchmarks.peers.gguf [--kinds q4_0 …] [--workloads W1 …] [--out FOLDER]
 
 Both serve SmolLM2-135M-Instruct from the very same bytes: q4_1 as its maker wrote it, q4_0 and q8_0
 written by `engine.quantize`, with tables of 8 bits. Servers, client and workloads are those of
@@ -10,18 +10,16 @@ written by `engine.quantize`, with tables of 8 bits. Servers, client and workloa
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers import servers
-from benchmarks.peers.__main__ import Session, add_options
-from benchmarks.peers.install import PEERS_DIR, Peers
+from benchmarks.peers.__main__ import System
+from benchmarks.peers.install import PEERS_DIR
 from benchmarks.peers.results import ENGINE
-from benchmarks.workloads import workloads
+from benchmarks.peers.same_file import DTYPE, MODEL, SameFile, main
 from engine.models.checkpoint import Checkpoint
 from engine.models.hub import find_model
 from engine.models.named import fetch_file
@@ -29,31 +27,21 @@ from engine.quantize.gguf_file import BLOCK, TYPES, GGUFFile
 from engine.quantize.weight_rounding import Grid, round_to_nearest
 from engine.trace.command import run_command
 
-MODEL = "smollm2"
 AS_MADE = "q4_1"
-DTYPE = "bfloat16"
 KINDS = ("q4_0", AS_MADE, "q8_0")
 
 
-class SameFile(Session):
+class SameGGUF(SameFile):
     """Measure two servers on one file."""
 
-    results = "gguf"
+    results, peer, kinds = "gguf", "llama.cpp", KINDS
 
-    def measure_file(self, kind: str) -> None:
-        """Measure one type of blocks."""
-        path, given = str(gguf_file(kind)), self.given
-        config = json.loads((find_model(MODEL, None, None) / "config.json").read_text())
-        works = workloads(config["vocab_size"])
-        print(kind, flush=True)
-        self.take_turns(
-            {
-                ENGINE: lambda: servers.glasshouse(path, DTYPE, given.threads, self.peers),
-                "llama.cpp": lambda: servers.llama_cpp(path, DTYPE, given.threads, self.peers),
-            },
-            works,
-            {"shape": "smollm2-135m", "dtype": kind.upper()},
-        )
+    def systems(self, kind: str) -> dict[str, Callable[[], System]]:
+        path, threads, peers = str(gguf_file(kind)), self.given.threads, self.peers
+        return {
+            ENGINE: lambda: servers.glasshouse(path, DTYPE, threads, peers),
+            self.peer: lambda: servers.llama_cpp(path, DTYPE, threads, peers),
+        }
 
 
 def gguf_file(kind: str) -> Path:
@@ -80,26 +68,5 @@ def gguf_file(kind: str) -> Path:
     return target
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--types", nargs="+", choices=KINDS, default=KINDS)
-    add_options(parser)
-    given = parser.parse_args()
-    given.workloads = given.workloads or ["W1", "W2", "W4"]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the systems end too
-    peers = Peers()
-    if not peers.has_llama:
-        print("llama.cpp is not installed: python -m benchmarks.peers.install llama.cpp")
-        return 1
-    session = SameFile(given, peers)
-    for kind in given.types:
-        session.measure_file(kind)
-    if not session.rows:
-        print("nothing was measured")
-        return 1
-    print((given.out / "gguf.md").read_text())
-    return 0
-
-
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(SameGGUF, "benchmarks.peers.gguf", __doc__ or ""))

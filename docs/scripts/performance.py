@@ -31,6 +31,7 @@ TITLES = {
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "formats": "Quantized checkpoints that other tools make",
     "gguf": "Beside llama.cpp, on the same quantized file",
+    "quantized": "Beside vLLM, on the same quantized checkpoint",
     "speculation": "What proposed tokens gain, by kind of text",
     "structured": "What a grammar costs",
     "step_budget": "Where the time of a decode step goes",
@@ -42,6 +43,7 @@ TITLES = {
 CHARTS = {
     "peers": "Tokens a second of each system, by model shape and workload",
     "gguf": "Tokens a second of each system, by type of the file and workload",
+    "quantized": "Tokens a second of each system, by format and workload",
 }
 
 WRITTEN = "<!-- Written by `python -m docs.scripts.performance`: change that, not this file. -->"
@@ -74,6 +76,10 @@ make bench-peers    # beside vLLM and llama.cpp too: gets them into .peers/ firs
 make quality        # what bf16 and an fp8 cache change in the answers of a real model
 make bench-growth   # as requests, context and the pool grow; the record; HTTP; the core alone; memory
 ```
+
+Quantized checkpoints, which other programs make and read, have commands of their own. Each says what is to be
+installed first: `python -m benchmarks.formats`, `python -m benchmarks.peers.gguf` (beside llama.cpp, on the same
+file), `python -m benchmarks.peers.quantized` (beside vLLM, on the same checkpoint).
 
 What was predicted before each change, and what then came out, also where it missed, stands in
 [docs/archive/NOTES.md](archive/NOTES.md).

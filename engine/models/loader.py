@@ -86,49 +86,13 @@ def load_model(
     return model
 
 
-def _make(
-    config: EngineConfig,
-    folder: Path,
-    description: PretrainedConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    progress: Progress | None,
-    warn: Callable[[str], None],
-    ranks: Ranks | None,
-) -> tuple[CausalLM, Found | None]:
-    """Return the model and how its checkpoint is quantized."""
-    native = native_class(description)
-    if ranks is not None:
-        check_divides(description, ranks.size)
-    source = _source(config, folder, description, native is not None)
-    if native is not None:
-        scales: dict[str, float] = {}
-        layers = PLAIN if config.quantization == "none" else _layers(source)
-        if ranks is not None:
-            refuse_quantized(layers)
-            layers = divided(ranks, description.num_key_value_heads)
-        with _made_as(device, dtype):
-            model = native(description, layers)
-        _fill_native(model, source, device, progress, scales, warn)
-        said = kv_scales.judge(scales, config.kv_cache_dtype)
-        if said:
-            warn(said)
-        return model, None if source is None else source.found
-    # Takes seconds to import, and memory that a native model has no use for.
-    from engine.models.hf_adapter import TransformersModel
-
-    if isinstance(description, Description):
-        description = transformers_config(folder)
-    adapter = TransformersModel(folder, description, device, dtype, source is None)
-    if adapter.has_head_of_its_own:
-        warn(HEAD_OF_ITS_OWN)
-    return adapter, None
-
-
-def _source(
+def weight_source(
     config: EngineConfig, folder: Path, description: PretrainedConfig, native: bool
 ) -> WeightSource | None:
-    """Open the weights; None: they are to be random. Raises `ModelError`."""
+    """Open the weights of a folder; None: they are to be random.
+
+    native: one of our classes serves the model. Raises `ModelError`.
+    """
     files = gguf_folder.files_in(folder)
     scheme = None
     if files is None:
@@ -151,6 +115,45 @@ def _source(
         return QuantizedCheckpoint(checkpoint, scheme)
     refuse_quantized_numbers(checkpoint)
     return checkpoint
+
+
+def _make(
+    config: EngineConfig,
+    folder: Path,
+    description: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None,
+    warn: Callable[[str], None],
+    ranks: Ranks | None,
+) -> tuple[CausalLM, Found | None]:
+    """Return the model and how its checkpoint is quantized."""
+    native = native_class(description)
+    if ranks is not None:
+        check_divides(description, ranks.size)
+    source = weight_source(config, folder, description, native is not None)
+    if native is not None:
+        scales: dict[str, float] = {}
+        layers = PLAIN if config.quantization == "none" else _layers(source)
+        if ranks is not None:
+            refuse_quantized(layers)
+            layers = divided(ranks, description.num_key_value_heads)
+        with _made_as(device, dtype):
+            model = native(description, layers)
+        _fill_native(model, source, device, progress, scales, warn)
+        said = kv_scales.judge(scales, config.kv_cache_dtype)
+        if said:
+            warn(said)
+        return model, None if source is None else source.found
+    # Takes seconds to import, and memory that a native model has no use for.
+    from engine.models.hf_adapter import TransformersModel
+
+    if isinstance(description, Description):
+        description = transformers_config(folder)
+    adapter = TransformersModel(folder, description, device, dtype, source is None)
+    if adapter.has_head_of_its_own:
+        warn(HEAD_OF_ITS_OWN)
+    return adapter, None
 
 
 def could_not_be_made(architecture: str, error: Exception) -> ModelError:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.formats import checks
-from benchmarks.formats.__main__ import SAYS, TOOL, markdown
-from benchmarks.formats.maker import READERS, TOOLS
+from benchmarks.formats import checks, squeezellm
+from benchmarks.formats.forms import AUTO_ROUND, COMPRESSOR, FORMS
+from benchmarks.formats.maker import READERS, TOOLS, by_description
+from benchmarks.formats.table import markdown
 from tests.models.quantized_files import FORMATS, save
 
 
@@ -44,25 +45,69 @@ def test_a_plain_checkpoint_of_the_same_numbers(made, tmp_path):
     assert "quantization_config" not in said
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checks, "POOL", 1 << 20)
+        patched.setattr(checks, "ANSWER", 8)
         assert checks.greedy_equal(folder, tmp_path, 97) == checks.PROMPTS
 
 
-def test_every_format_can_be_made_read_and_named():
-    assert TOOLS.keys() == READERS.keys() == SAYS.keys() == TOOL.keys()
+def test_every_format_can_be_made_and_read():
+    assert READERS.keys() == FORMS.keys()
+    of_tools = {name for name, form in FORMS.items() if form.tool in (AUTO_ROUND, COMPRESSOR)}
+    assert TOOLS.keys() == of_tools
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_k_means_are_stored_as_the_engine_reads_them(sparse, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    plain = save(FORMATS["gptq"], source).state_dict()  # its numbers are taken, not its codes
+    checks.expand(source, plain, tmp_path / "plain")
+    monkeypatch.setattr(squeezellm, "KEPT", 0.1)
+    squeezellm.make(tmp_path / "plain", tmp_path / "made", sparse)
+    ours = dict(checks.numbers_of(tmp_path / "made"))
+    theirs = {f"{name}.weight": of for name, of in by_description("", str(tmp_path / "made"))}
+    save_file(theirs, tmp_path / "library")
+    count = sum(of.numel() for of in theirs.values())
+    assert checks.compare_numbers(ours, tmp_path / "library") == (count, 0)
+    name = "model.layers.0.mlp.down_proj.weight"
+    error = float((ours[name] - plain[name]).norm() / plain[name].norm())
+    assert error < (0.08 if sparse else 0.12)
+    near = [(ours[name][0] - of).abs().amin() for of in plain[name][0]]
+    assert max(near) < plain[name].abs().max() / 4
+
+
+def test_what_tables_hold_is_the_mean_of_what_is_near():
+    weight = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
+    table, codes = squeezellm.clusters(weight)
+    nearest = (weight[..., None] - table[:, None]).abs().argmin(-1)
+    assert torch.equal(codes, nearest)
+    for row, row_codes, means in zip(weight, codes, table):
+        for code in row_codes.unique():
+            assert torch.isclose(means[code], row[row_codes == code].mean(), atol=1e-3)
+
+
+WHERE = {"cpu": "a CPU", "threads": 2, "torch": "2", "transformers": "5", "date": "today"}
+ROW = {
+    "exact": {"numbers": 1000, "different": 0, "equal": 4, "prompts": 4},
+    "bytes": 30,
+    "plain_bytes": 100,
+}
+TURNS = {"quantized": [4.0, 6.0, 5.0], "plain": [2.0, 2.0, 2.0]}
 
 
 def test_the_table_has_the_best_first_and_what_was_refused_last():
-    where = {"cpu": "a CPU", "threads": 2, "torch": "2", "transformers": "5", "date": "today"}
-    row = {
-        "loads": True, "numbers": 1000, "different": 0, "equal": 4, "prompts": 4, "bytes": 30,
-        "plain_bytes": 100, "paces": {"quantized": [4.0, 6.0, 5.0], "plain": [2.0, 2.0, 2.0]},
-    }  # fmt: skip
     rows = [
-        {**row, "says": "worse", "quality": {"kl": 0.2, "changed": 0.1}},
-        {"says": "refused", "loads": False, "refused": "it is of another kind"},
-        {**row, "says": "better", "quality": {"kl": 0.1, "changed": 0.05}},
+        {**ROW, "format": "awq", "quality": {"kl": 0.2, "changed": 0.1}},
+        {"format": "fp8", "refused": "it is of another kind"},
+        {**ROW, "format": "gptq", "quality": {"kl": 0.1, "changed": 0.05}, "paces": {"W1": TURNS}},
     ]
-    table = markdown(rows, where, ["a tool that isn't there"]).splitlines()
-    assert [line.split(" | ")[0] for line in table[4:7]] == ["| better", "| worse", "| refused"]
-    assert table[4].endswith("| 0 of 1,000 | 4 of 4 | 0.10000 | 5.0% | 30% | 2.50× (2.00–3.00) |")
+    table = markdown(rows, WHERE, ["a tool that isn't there"]).splitlines()
+    says = [FORMS[name].says for name in ("gptq", "awq", "fp8")]
+    assert [line.split(" | ")[0] for line in table[4:7]] == [f"| {of}" for of in says]
+    expected = "| 0 of 1,000 | 4 of 4 | 0.10000 | 5.0% | 30% | 2.50× (2.00–3.00) | – | – |"
+    assert table[4].endswith(expected)
     assert table[-1] == "Left out: a tool that isn't there"
+
+
+def test_what_was_not_measured_yet_is_a_dash():
+    table = markdown([{"format": "gptq", "bytes": 30, "plain_bytes": 100}], WHERE, [])
+    assert "| – | – | – | – | 30% | – | – | – |" in table

@@ -112,3 +112,12 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(install, "LOGS", tmp_path)
     with pytest.raises(install.NotInstalled, match=r"(?s)failed.*hopeless"):
         install._run("x", [sys.executable, "-c", "raise SystemExit('hopeless')"])
+
+
+def test_what_configures_tiles_is_kept_by_the_compiler(tmp_path):
+    source = tmp_path / "mmq.cpp"
+    source.write_text(f"    tc.rows[0] = 8;\n{install.LOADED}\n    done = true;\n")
+    for _ in range(2):  # the second time changes nothing
+        install.keep_tile_configuration(source)
+        lines = source.read_text().splitlines()
+        assert lines[1:3] == [install.KEPT, install.LOADED] and len(lines) == 4
