@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.formats import squeezellm
-from benchmarks.formats.forms import FORMS, LLAMA, OURS
+from benchmarks.formats.forms import AUTO_ROUND, FORMS, LLAMA, OURS
 from benchmarks.peers.install import LOGS, PEERS_DIR, Peers, last_words
 from engine.models.hub import find_model
 
@@ -51,7 +51,8 @@ def checkpoint(peers: Peers, name: str, model: str) -> Path:
 def read_by_library(peers: Peers, name: str, folder: Path, numbers: Path) -> None:
     """Write what the format's own library reads from a checkpoint. Raises `ToolFailed`."""
     tool = FORMS[name].tool
-    python = sys.executable if tool in (LLAMA, OURS) else str(peers.tool_python(tool))
+    tool = AUTO_ROUND if tool == LLAMA else tool  # gguf is there, and what transformers needs
+    python = sys.executable if tool == OURS else str(peers.tool_python(tool))
     command = [python, str(MAKER), "read", name, str(folder), str(numbers)]
     _run(name, command, peers.plain_environment)
 

