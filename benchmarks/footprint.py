@@ -1,6 +1,7 @@
 """Measure what a server takes of the machine: memory at rest and at work, and its start time.
 
     python -m benchmarks.footprint [MODEL]   writes benchmarks/results/<machine>/footprint.{json,md}
+    python -m benchmarks.footprint --parts   prints what takes the memory, and the time of a start
 
 A server of MODEL (by default the pocket model) is started twice: the first start finds a machine on
 which the kernels are compiled but no model was ever loaded, the second one what the first has left.
@@ -22,12 +23,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.footprint_parts import Marks, parts_table
 from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import machine_folder
 from engine.config import POCKET_MODEL, cache_folder
@@ -38,7 +41,7 @@ READY_S = 300
 EVERY_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 LISTENS = re.compile(r"Glasshouse listens on (\S+)")
-ROLES = {"multiprocessing.spawn": "engine", "resource_tracker": "Python's tracker"}
+ROLES = {"engine_start": "engine", "multiprocessing.spawn": "further server"}
 
 
 def processes(pid: int) -> dict[int, str]:
@@ -139,12 +142,18 @@ class Server:
                 if match := LISTENS.search(line):
                     self.url = match[1]
 
-    def wait(self) -> dict[str, float]:
+    def wait(self, marks: Marks | None = None) -> dict[str, float]:
         """Wait until it is ready; return the seconds that passed, and those of CPU."""
+        note = (lambda mark: None) if marks is None else marks.note
         while self.process.poll() is None and time.monotonic() - self.started < READY_S:
-            if self.url and httpx.get(f"{self.url}/health").json()["status"] == "ready":
-                passed = time.monotonic() - self.started
-                return {"seconds": passed, "cpu_s": cpu_s(self.process.pid)}
+            if self.url:
+                note("server: listens")
+                state = httpx.get(f"{self.url}/health", timeout=READY_S).json()["status"]
+                note("server: all is imported; answers")
+                if state == "ready":
+                    note("both: ready")
+                    passed = time.monotonic() - self.started
+                    return {"seconds": passed, "cpu_s": cpu_s(self.process.pid)}
             time.sleep(0.02)
         self.stop()
         raise SystemExit("the server did not become ready:\n" + "".join(self._said[-20:]))
@@ -200,13 +209,36 @@ def highest(pid: int, work: Callable[[], None]) -> dict[str, Any]:
     return most
 
 
-def measure(model: str) -> dict[str, Any]:
-    """Start a server twice, and let the second one work."""
+@contextmanager
+def cache_of_kernels() -> Iterator[str]:
+    """Make a folder for caches in which only the compiled kernels are."""
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "glasshouse"
         cache.mkdir()
         for kept in cache_folder().glob("cpu-*"):
             shutil.copy(kept, cache)
+        yield folder
+
+
+def show_parts(model: str) -> None:
+    """Start a server twice; print what the second one's start and memory consist of."""
+    with cache_of_kernels() as folder:
+        for last in (False, True):
+            server = Server(model, folder)
+            try:
+                marks = Marks(server.process.pid, server.started) if last else None
+                server.wait(marks)
+                if marks is not None:
+                    time.sleep(1.0)
+                    print(parts_table(processes(server.process.pid), marks))
+                    marks.end()
+            finally:
+                server.stop()
+
+
+def measure(model: str) -> dict[str, Any]:
+    """Start a server twice, and let the second one work."""
+    with cache_of_kernels() as folder:
         starts = []
         for last in (False, True):
             server = Server(model, folder)
@@ -262,7 +294,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__)
     parser.add_argument("model", nargs="?", default=POCKET_MODEL)
     parser.add_argument("--print", action="store_true", help="write nothing")
+    parser.add_argument("--parts", action="store_true", help="print what takes memory and time")
     options = parser.parse_args()
+    if options.parts:
+        show_parts(options.model)
+        return 0
     results = {
         "machine": {"cpu": cpu_name()},
         "model": "the pocket model" if options.model == POCKET_MODEL else options.model,

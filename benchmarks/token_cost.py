@@ -69,6 +69,8 @@ def load_letters(step_s: float, *_: object) -> Letters:
 
 def run_server(port: int, step_s: float, options: dict[str, Any]) -> None:
     """Run our server on that engine, until SIGTERM."""
+    # By this name the engine process finds it, too.
+    from benchmarks.token_cost import load_letters
     from engine.server.lifecycle import serve
 
     config = EngineConfig(

@@ -13,9 +13,10 @@ Every operation is O(1) a block: nothing here grows with the size of the pool.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+
+from engine.trace.free_queue import FreeQueue
 
 HASH_BYTES = 16
 
@@ -51,7 +52,7 @@ class BlockPool:
         self.references = [0] * num_blocks  # block → block tables that name it
         self.hashes: list[bytes | None] = [None] * num_blocks  # block → its hash
         self.cached: dict[bytes, int] = {}  # hash → block
-        self.free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.free_queue = FreeQueue(num_blocks)
         self.num_cached_free = 0  # free blocks that have a hash
 
     @property
@@ -73,7 +74,7 @@ class BlockPool:
         blocks: list[int] = []
         evicted: list[tuple[int, bytes]] = []
         for _ in range(count):
-            block, _none = self.free_queue.popitem(last=False)
+            block = self.free_queue.pop_left()
             old_hash = self.hashes[block]
             if old_hash is not None:
                 del self.cached[old_hash]
@@ -88,7 +89,7 @@ class BlockPool:
         """Add one reference to each of these blocks; free ones among them leave the free queue."""
         for block in blocks:
             if self.references[block] == 0:
-                del self.free_queue[block]
+                self.free_queue.remove(block)
                 self.num_cached_free -= self.hashes[block] is not None
             self.references[block] += 1
 
@@ -101,10 +102,10 @@ class BlockPool:
         for block in blocks:
             self.references[block] -= 1
             if self.references[block] == 0:
-                self.free_queue[block] = None
                 if self.hashes[block] is None:
-                    self.free_queue.move_to_end(block, last=False)
+                    self.free_queue.append_left(block)
                 else:
+                    self.free_queue.append(block)
                     self.num_cached_free += 1
 
     def cache(self, block: int, hash: bytes) -> bool:

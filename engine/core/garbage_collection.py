@@ -15,6 +15,20 @@ collections would visit all of them, and sometimes every token of every request.
 
 
 @contextmanager
+def collector_off() -> Iterator[None]:
+    """Import without garbage collections, and freeze what was imported out of later ones.
+
+    Modules leave next to no garbage: collections took a fifth of the time that the server's needed.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
 def quiet_collector() -> Iterator[None]:
     """Freeze existing objects out of garbage collection, and collect new ones rarely.
 

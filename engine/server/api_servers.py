@@ -28,7 +28,7 @@ from loguru import logger
 from engine.config import EngineConfig
 from engine.server.link import control
 from engine.server.link.channel import Frames, framed
-from engine.server.link.engine_client import EngineClient
+from engine.server.link.engine_start import EngineStart
 from engine.server.link.pulse import Pulse, cpu_seconds, tick_seconds
 from engine.server.record.trace_hub import TraceHub
 
@@ -67,8 +67,8 @@ class ApiServers:
         self._others: list[_Other] = []
         self._told: list[str] = []  # the signals that tell them to end
 
-    async def start(self, engine: EngineClient, hub: TraceHub, makes_spans: bool) -> None:
-        """Start the processes, for the engine that `engine` has started.
+    async def start(self, engine: EngineStart, hub: TraceHub, makes_spans: bool) -> None:
+        """Start the processes, for the engine that runs already.
 
         Raises OSError if one of them can't be started; `stop` ends the others.
         """

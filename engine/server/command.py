@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.config import ConfigError, EngineConfig
+from engine.server.lifecycle import serve
 
 
 def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> int:
@@ -14,9 +15,6 @@ def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> i
 
     Returns 2 for impossible options. Exit codes otherwise: 0 ended as told, 1 the engine failed.
     """
-    # Imported here, because the engine process imports this file again and needs no server code.
-    from engine.server.lifecycle import serve
-
     try:
         code = serve(EngineConfig.from_args(argv, prog=name))
     except ConfigError as error:

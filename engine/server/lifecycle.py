@@ -9,41 +9,70 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
+import sys
+from types import FrameType
 
 from engine.config import ConfigError, EngineConfig
-from engine.server import logs
-from engine.server.api_process import run_api_process
-from engine.server.api_servers import ApiServers
-from engine.server.ending import LOST_ANSWERS, Server
-from engine.server.link.engine_process import Load, load_worker
-from engine.server.service import Service
+from engine.core.garbage_collection import collector_off
+from engine.server.link.engine_start import EngineStart, Load
 
 
-def serve(config: EngineConfig, load: Load = load_worker) -> int:
+def serve(config: EngineConfig, load: Load | None = None) -> int:
     """Run the server until it is told to end; return the exit code.
 
-    Raises `ConfigError` for a port that is in use.
+    load: what makes the executor; None: the real one. Raises `ConfigError` for a port that is in
+    use.
     """
-    logs.configure(config)
     others = config.api_server_count - 1
     listener = bind_unix(config.uds) if config.uds else bind(config.host, config.port)
     listeners: list[socket.socket] = []
     if others:
         listener, *listeners = share(config.host, listener, others + 1)
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
-    service = Service(config, load)
-    if others:
+    signal.signal(signal.SIGTERM, _end_early)
+    engine = EngineStart(config.api_server_count)
+    engine.run(config, load)
+    try:
+        return _serve(config, engine, listener, listeners)
+    finally:
+        engine.close()
+        if config.uds:
+            with contextlib.suppress(OSError):
+                os.unlink(config.uds)
+
+
+def _serve(
+    config: EngineConfig,
+    engine: EngineStart,
+    listener: socket.socket,
+    listeners: list[socket.socket],
+) -> int:
+    """Serve with an engine process that runs; return the exit code."""
+    # Only now, as they take a second: the engine process imports its own at the same time.
+    with collector_off():
+        from engine.server import logs
+        from engine.server.api_process import run_api_process
+        from engine.server.api_servers import ApiServers
+        from engine.server.ending import LOST_ANSWERS, Server
+        from engine.server.service import Service
+
+    logs.configure(config)
+    service = Service(config, engine=engine)
+    if listeners:
         service.others = ApiServers(config, listeners, run_api_process)
     server = Server(service)
     server.run(sockets=[listener])
-    if config.uds:
-        with contextlib.suppress(OSError):
-            os.unlink(config.uds)
     if service.client.state == "failed" or server.lost_process:
         return 1
     return LOST_ANSWERS if server.num_lost else 0
+
+
+def _end_early(number: int, frame: FrameType | None) -> None:
+    """End when told to before uvicorn handles signals: nobody has an answer to wait for."""
+    sys.exit(0)
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:

@@ -28,7 +28,7 @@ from engine.server.http.errors import ApiError, unavailable
 from engine.server.http.sse import HEARTBEAT_S
 from engine.server.link.control import ProcessCounts
 from engine.server.link.engine_client import RETRY_AFTER_S, EngineClient, EngineEnd
-from engine.server.link.engine_process import Load, load_worker
+from engine.server.link.engine_start import EngineStart, Load
 from engine.server.record.trace_hub import TraceHub
 from engine.server.responses.response_store import ResponseStore
 from engine.server.telemetry import connect
@@ -81,11 +81,15 @@ class Service:
     def __init__(
         self,
         config: EngineConfig,
-        load: Load = load_worker,
+        load: Load | None = None,
         heartbeat_s: float = HEARTBEAT_S,
         shared: SharedEngine | None = None,
+        engine: EngineStart | None = None,
     ):
-        """Make a server with an engine of its own, or one with the engine of another process."""
+        """Make a server with an engine of its own, or one with the engine of another process.
+
+        load: what makes the executor; None: the real one. engine: its process, if it runs already.
+        """
         self.config = config
         self.heartbeat_s = heartbeat_s
         self.number = 1 if shared is None else shared.number  # of this server process
@@ -109,6 +113,7 @@ class Service:
             self.metrics.observe_step if shared is None else lambda stats: None,
             load,
             None if shared is None else shared.engine,
+            engine,
         )
         self.text: Text | None = None
         self.limits = Limits()  # until the model is known
@@ -131,8 +136,8 @@ class Service:
 
         Call it on the event loop, in the main thread.
         """
-        if self.number == 1:
-            self.hub.listen(self.client.record_end)
+        if self.client.engine is not None:
+            self.hub.listen(self.client.engine.record_end)
         await self.client.start()
         self._loading = asyncio.create_task(self._load_text())
 
@@ -169,9 +174,10 @@ class Service:
             self.client.fail(one_line(error, 1000))
         self._join_text()
         # What only transformers knows of a model is asked once: from now on a file has it.
-        if self.others is not None and self.client.state in ("loading", "ready"):
+        engine, others = self.client.engine, self.others
+        if others is not None and engine is not None and self.client.state in ("loading", "ready"):
             try:
-                await self.others.start(self.client, self.hub, self.makes_spans)
+                await others.start(engine, self.hub, self.makes_spans)
             except Exception as error:
                 self.client.fail(f"an API server process can't be started: {one_line(error, 900)}")
 

@@ -19,13 +19,13 @@ long as it runs.
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.trace import events as ev
 from engine.trace.events import Event, kind
+from engine.trace.free_queue import FreeQueue
 from engine.trace.wording import count
 
 
@@ -57,7 +57,7 @@ class EngineState:
         self.references = [0] * num_blocks  # block → block tables that name it
         self.hashes: dict[int, str] = {}  # block → hash of its content, if it can be found
         self.cached: dict[str, int] = {}  # hash → block
-        self.free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.free_queue = FreeQueue(num_blocks)
         self.host_tables: dict[str, list[int]] = {}  # swapped-out sequence → its host blocks
         self.tables: dict[str, list[int]] = {}  # sequence → its block table
         self.sequences: dict[str, Sequence] = {}  # alive ones
@@ -179,7 +179,7 @@ class EngineState:
         self.references = list(told["references"])
         self.hashes = {b: content for b, content in enumerate(told["hashes"]) if content}
         self.cached = dict(told["cached"])
-        self.free_queue = OrderedDict.fromkeys(told["free_queue"])
+        self.free_queue = FreeQueue.of(told["free_queue"])
         self.host_tables = {name: list(table) for name, table in told["host_tables"].items()}
         self.tables = {name: list(table) for name, table in told["tables"].items()}
         self.sequences = {
@@ -265,9 +265,8 @@ class EngineState:
         if not self.ordered:
             if block not in self.free_queue:
                 raise _Contradiction(f"block {block} is taken, but it is not free")
-            self.free_queue.move_to_end(block, last=False)
-        front, _none = self.free_queue.popitem(last=False)
-        if front != block:
+            self.free_queue.remove(block)
+        elif (front := self.free_queue.pop_left()) != block:
             raise _Contradiction(f"block {block} is taken, but block {front} is the next free one")
         if block in self.hashes:
             raise _Contradiction(f"block {block} is taken, but its content was not evicted")
@@ -279,9 +278,10 @@ class EngineState:
         if self.references[block] < 0:
             raise _Contradiction(f"block {block} is freed, but nobody references it")
         if self.references[block] == 0:
-            self.free_queue[block] = None
-            if block not in self.hashes:
-                self.free_queue.move_to_end(block, last=False)
+            if block in self.hashes:
+                self.free_queue.append(block)
+            else:
+                self.free_queue.append_left(block)
 
     def _append(self, event: ev.BlockAllocated | ev.BlockShared) -> None:
         table = self.tables.setdefault(event.request_id, [])
@@ -297,7 +297,7 @@ class EngineState:
     def _shared(self, event: ev.BlockShared) -> None:
         for block in event.blocks:
             if self.references[block] == 0:
-                del self.free_queue[block]
+                self.free_queue.remove(block)
             self.references[block] += 1
         self._append(event)
 
@@ -349,7 +349,7 @@ class EngineState:
         if any(self.references):
             raise _Contradiction("the cache is sized while blocks are in use")
         self.references = [0] * event.num_blocks
-        self.free_queue = OrderedDict.fromkeys(range(event.num_blocks))
+        self.free_queue = FreeQueue(event.num_blocks)
         self.num_host_blocks = event.num_host_blocks
         self.block_size = event.block_size
         self.ordered = event.ordered

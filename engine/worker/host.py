@@ -9,6 +9,7 @@ import ctypes
 import math
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,12 +75,37 @@ def keep_freed_memory() -> None:
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, malloc_trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError):
         return
+    malloc_trim(0)  # what starting took isn't needed again
     mallopt(mmap_threshold, 2**30)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**26)
+
+
+def drop_read_code(maps: Path = Path("/proc/self/maps")) -> int:
+    """Let go of the libraries' code that was read so far; return how many bytes were mapped.
+
+    What is executed again is mapped again, from the same pages of the system's cache. Most of what
+    torch has run until then registers its operators, once: it would count as this process's memory
+    until the system is short of it. Elsewhere than on Linux nothing is done.
+    """
+    MADV_DONTNEED = 4
+    if sys.platform != "linux":
+        return 0
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    dropped = 0
+    for line in (_read(maps) or "").splitlines():
+        addresses, rights, _, _, inode, *name = line.split(maxsplit=5)
+        # Code can't be written, so nothing in it was changed that would be lost.
+        if rights == "r-xp" and inode != "0" and name:
+            first, end = (int(address, 16) for address in addresses.split("-"))
+            if madvise(first, end - first, MADV_DONTNEED) == 0:
+                dropped += end - first
+    return dropped
 
 
 def pick_device(wanted: str) -> torch.device:

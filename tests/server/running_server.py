@@ -8,7 +8,8 @@ import time
 import httpx
 
 from engine.config import EngineConfig
-from engine.server.lifecycle import Server, bind
+from engine.server.ending import Server
+from engine.server.lifecycle import bind
 from engine.server.service import Service
 
 

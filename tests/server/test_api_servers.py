@@ -94,7 +94,7 @@ class Fleet:
                         command = file.read()
                 except OSError:
                     continue
-                if parent == self.process.pid and b"spawn_main" in command:
+                if parent == self.process.pid and re.search(b"engine_start|spawn_main", command):
                     found.append(int(entry))
         return sorted(found)  # the engine process was started first
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine.server.lifecycle import LOST_ANSWERS
+from engine.server.ending import LOST_ANSWERS
 from tests.server.fake_engine import crash, expected_text, fake
 
 STREAM = {"prompt": "hello", "max_tokens": 400, "stream": True}

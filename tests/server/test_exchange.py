@@ -18,7 +18,8 @@ import pytest
 from engine.config import ConfigError, EngineConfig
 from engine.server import lifecycle
 from engine.server.app import MAX_BODY_BYTES
-from engine.server.lifecycle import Server, bind_unix
+from engine.server.ending import Server
+from engine.server.lifecycle import bind_unix
 from engine.server.openapi import STREAMS
 from engine.server.routes.absent import ABSENT
 from engine.server.service import Service

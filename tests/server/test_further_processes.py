@@ -116,8 +116,8 @@ def make_service():
         client = service.client
         service.hub.close()
         for end in (
-            client._end, client.record_end, *client.other_ends,
-            *client._engines_ends.orders, client._engines_ends.record,
+            client.engine.end, client.engine.record_end, *client.engine.other_ends,
+            *client.engine._its_ends.orders, client.engine._its_ends.record,
         ):  # fmt: skip
             end.close()
 

@@ -176,7 +176,7 @@ def test_events_of_the_server_do_not_count():
 def test_check_finds_what_is_broken():
     for breakage, message in [
         (lambda s: s.references.__setitem__(0, 2), "2 references in 1 tables"),
-        (lambda s: s.free_queue.__setitem__(0, None), "also free"),
+        (lambda s: s.free_queue.append(0), "also free"),
         (lambda s: s.cached.__setitem__("aa", 1), "the map from hashes"),
         (lambda s: s.tables.__setitem__("b", [1, 1]), "names a block twice"),
         (lambda s: s.host_tables.update(a=[0], b=[0]), "same host block"),

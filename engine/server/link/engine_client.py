@@ -11,7 +11,6 @@ and when it hangs, after `--engine-timeout` (`pulse`).
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from engine.core.messages import CoreRequest, GrammarTokenizer, KVShape, StepSta
 from engine.server.http.errors import ApiError, bad_request, unavailable
 from engine.server.link import wire
 from engine.server.link.channel import Frames, framed
-from engine.server.link.engine_process import Ends, Load, load_worker, run_engine
+from engine.server.link.engine_start import EngineStart, Load
 from engine.server.link.mailbox import Mailbox
 from engine.server.link.open_requests import OpenRequest, OpenRequests
 from engine.server.link.other_cores import OtherCores
@@ -55,10 +54,14 @@ class EngineClient:
         on_ready: Callable[[KVShape], None],
         on_failure: Callable[[str], None],
         on_step: Callable[[StepStats], None],
-        load: Load = load_worker,
+        load: Load | None = None,
         shared: EngineEnd | None = None,
+        engine: EngineStart | None = None,
     ):
-        """Take the `shared` engine of another server process; None: start one."""
+        """Take the `shared` engine of another server process, or `engine`; None: start one.
+
+        load: what the one that is started calls for its executor; None: the real one.
+        """
         self.config = config
         self.state = "loading"
         self.stage = "starting the engine process"
@@ -68,15 +71,12 @@ class EngineClient:
         self._on_ready, self._on_failure, self._on_step = on_ready, on_failure, on_step
         self._load = load
         self._shared = shared
-        self._end, engines_end = (shared.end, None) if shared else socket.socketpair()
-        self.other_ends: list[socket.socket] = []  # for other server processes
-        self._engines_ends: Ends | None = None
-        if engines_end is not None:
-            pairs = [socket.socketpair() for _ in range(config.api_server_count - 1)]
-            self.other_ends = [server_end for server_end, _ in pairs]
-            self.record_end, engines_record_end = socket.socketpair()  # receives the record
-            orders = [engines_end, *(end for _, end in pairs)]
-            self._engines_ends = Ends(orders, engines_record_end)
+        self.engine: EngineStart | None = None  # None: another server process has it
+        if shared is None:
+            self.engine = engine or EngineStart(config.api_server_count)
+            self._end = self.engine.end
+        else:
+            self._end = shared.end
         self._channel: asyncio.Transport | None = None
         self._connection_lost = False
         self._cores = OtherCores()
@@ -87,26 +87,23 @@ class EngineClient:
         self._given_up = ""  # why no requests are taken any more
         self._unanswered_order = False  # one was sent, and nothing has come since
         self._fresh: dict[Mailbox, None] = {}  # those with news that their readers don't have yet
-        self._process: multiprocessing.process.BaseProcess | None = None
 
     # ------------------------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Start the engine process. Call on the main thread: the process ends with its thread."""
+        """Talk to the engine process, and start it if it isn't.
+
+        Call on the main thread: the process ends with its thread.
+        """
         self._loop = asyncio.get_running_loop()
         self._channel, _ = await self._loop.create_unix_connection(
             lambda: _News(self), sock=self._end
         )
-        if self._engines_ends is None:
-            return
-        # Spawn: a fresh interpreter, with none of this process's threads, locks or CUDA state.
-        self._process = multiprocessing.get_context("spawn").Process(
-            target=run_engine, args=(self.config, self._engines_ends, self._load), name="engine"
-        )
-        self._process.start()
-        for end in (*self._engines_ends.orders, self._engines_ends.record):
-            end.close()  # the engine process has its own copy now, and closes it at its end
-        self._loop.add_reader(self._process.sentinel, self._process_ended)
+        if self.engine is not None:
+            if self.engine.sentinel is None:
+                self.engine.run(self.config, self._load)
+            assert self.engine.sentinel is not None
+            self._loop.add_reader(self.engine.sentinel, self._process_ended)
 
     def abort_all(self, why: str) -> None:
         """Fail every open request, and take no new ones: their callers get a 503 that says why."""
@@ -120,16 +117,14 @@ class EngineClient:
         """End the engine process: ask first, then kill it."""
         self.state = "stopped" if self.state != "failed" else self.state
         self.abort_all("The server is shutting down.")
-        process = self._process
-        if process is not None:
-            self._loop.remove_reader(process.sentinel)
+        engine = self.engine
+        if engine is not None and engine.sentinel is not None:
+            self._loop.remove_reader(engine.sentinel)
             self._send(wire.Stop())
             deadline = self._loop.time() + EXIT_TIMEOUT_S
-            while process.is_alive() and self._loop.time() < deadline:
+            while engine.is_alive and self._loop.time() < deadline:
                 await asyncio.sleep(0.02)
-            if process.is_alive():
-                process.kill()
-            process.join()
+            engine.close()
         if self._channel is not None:
             self._channel.close()
         self._cores.come_back()
@@ -139,7 +134,7 @@ class EngineClient:
         """Return the engine process's id."""
         if self._shared is not None:
             return self._shared.pid
-        return None if self._process is None else self._process.pid
+        return None if self.engine is None else self.engine.pid
 
     # ------------------------------------------------------------------------------ requests
 
@@ -272,19 +267,18 @@ class EngineClient:
         self._say_how_it_ended()
 
     def _process_ended(self) -> None:
-        assert self._process is not None
-        self._loop.remove_reader(self._process.sentinel)
-        self._process.join()
+        assert self.engine is not None and self.engine.sentinel is not None
+        self._loop.remove_reader(self.engine.sentinel)
+        self.engine.wait()
         self._say_how_it_ended()
 
     def _say_how_it_ended(self) -> None:
-        process = self._process
-        if self._shared is not None:
+        if self.engine is None:
             self.fail("The engine process ended.")
             return
-        if process is None or process.exitcode is None or not self._connection_lost:
+        code = self.engine.exit_code
+        if code is None or not self._connection_lost:
             return  # the other of the two calls follows immediately
-        code = process.exitcode
         how = (
             f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from loguru import logger
 
-from engine.child_process import end_with_parent
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
-from engine.core.garbage_collection import quiet_collector
+from engine.core.garbage_collection import collector_off, quiet_collector
 from engine.core.named_scheduler import named_scheduler
 from engine.models.hub import find_draft, find_model
 from engine.one_line import one_line
@@ -30,6 +27,7 @@ from engine.server import logs
 from engine.server.link import wire
 from engine.server.link.channel import Channel, Closed
 from engine.server.link.engine_loop import EngineLoop
+from engine.server.link.engine_start import Ends, Load
 from engine.server.link.shared_loop import SharedLoop
 from engine.trace.events import EngineFailed
 from engine.trace.files import unpack
@@ -37,23 +35,11 @@ from engine.trace.packing_recorder import PackingRecorder
 from engine.trace.recorder import Recorder
 
 Progress = Callable[[str], None]
-Load = Callable[[EngineConfig, Recorder, Progress], Any]
-"""Makes the executor, which has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if
-its threads may be bound."""
-
-
 DOING = {
     "download": "downloading",
     "convert": "converting",
     "load": "loading the weights of",
 }
-
-
-class Ends(NamedTuple):
-    """Hold the engine process's ends of its channels."""
-
-    orders: list[socket.socket]  # of each server process: orders come in, news go out
-    record: socket.socket  # events go out
 
 
 def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) -> Any:
@@ -69,8 +55,9 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     progress("importing torch")
     # NumPy's BLAS, which nothing here uses, takes a buffer for each thread: 40 MB on two cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from engine.server.link.surroundings import surroundings
-    from engine.worker.model_runner import ModelRunner
+    with collector_off():
+        from engine.server.link.surroundings import surroundings
+        from engine.worker.model_runner import ModelRunner
 
     recorder.record(surroundings(config))
     progress(f"loading {config.model}")
@@ -81,12 +68,8 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     return runner
 
 
-def run_engine(config: EngineConfig, ends: Ends, load: Load = load_worker) -> None:
+def run_engine(config: EngineConfig, ends: Ends, load: Load) -> None:
     """Run the process. Each failure is sent as one `Failed` message; then the exit code is 1."""
-    end_with_parent()
-    # A terminal or a platform signals the whole group: the server decides when the engine stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(config)
     servers = [Channel(end, wire.decode_order) for end in ends.orders]
     events = Channel(ends.record, unpack)

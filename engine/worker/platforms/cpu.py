@@ -39,6 +39,7 @@ class CpuPlatform:
         threads = config.cpu_threads or host.physical_cores()
         torch.set_num_threads(max(1, threads // config.tensor_parallel_size))
         native = cpu.native()
+        host.drop_read_code()
         host.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
         if native is None:
             recorder.record(EngineWarning(message=cpu.why()))
