@@ -35,6 +35,7 @@ from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from benchmarks.transport import by_transport, rows, shown
 from benchmarks.workloads import workloads
 from engine.config import POCKET_MODEL
 from engine.core.messages import CoreRequest
@@ -125,27 +126,6 @@ def by_level(dtype: str, repeats: int) -> dict[str, Repeats]:
         return in_turns(cases, repeats)
 
 
-def by_transport(dtype: str, repeats: int) -> dict[str, Repeats]:
-    """Return tokens/s of W1 … W4 on the pocket model in process, and through our server."""
-    works = workloads(2048)
-    with (
-        closing(Engine(POCKET_MODEL, dtype)) as engine,
-        closing(servers.glasshouse(POCKET_MODEL, dtype, physical_cores(), Peers())) as server,
-    ):
-        runners = {"in process": engine.run, "HTTP": server.run}
-
-        def tokens_per_s(transport: str, name: str) -> float:
-            return speed(row(runners[transport](works[name]), works[name]))
-
-        cases = {
-            f"{name} {transport}": lambda t=transport, n=name: tokens_per_s(t, n)
-            for name in works
-            for transport in runners
-        }
-        in_turns(cases, 1)  # warm
-        return in_turns(cases, repeats)
-
-
 def by_threads(model: str, dtype: str, vocab_size: int, repeats: int) -> dict[str, Repeats]:
     """Return tokens/s of W1 … W4 through our server, by threads of its worker."""
     works = workloads(vocab_size)
@@ -193,7 +173,9 @@ def measure(given: argparse.Namespace) -> dict:
     print("the pool, the record, HTTP", flush=True)
     result["pool_us"] = by_pool(given.repeats)
     result["record_ms"] = by_level(given.dtype, given.repeats)
-    result["transport_tokens_per_s"] = by_transport(given.dtype, given.repeats)
+    result["transport_tokens_per_s"] = by_transport(
+        POCKET_MODEL, given.dtype, 2048, list(workloads(2048)), given.repeats
+    )
     return result
 
 
@@ -214,18 +196,18 @@ def markdown(result: dict) -> str:
             "|---|---|---|",
         ]
         out += [
-            f"| {n} | {_shown(ms)} | {statistics.median(ms) / alone:.2f} |"
+            f"| {n} | {shown(ms)} | {statistics.median(ms) / alone:.2f} |"
             for n, ms in steps["requests"].items()
         ]
         out += ["", "| tokens of context, one request | ms |", "|---|---|"]
-        out += [f"| {int(n):,} | {_shown(ms)} |" for n, ms in steps["context"].items()]
+        out += [f"| {int(n):,} | {shown(ms)} |" for n, ms in steps["context"].items()]
         out.append("")
     out += [
         f"The core alone (it plans, books and records; no model), {POOL_REQUESTS} requests:",
         "",
         "| blocks in the pool | µs a step |",
         "|---|---|",
-        *(f"| {int(n):,} | {_shown(us)} |" for n, us in result["pool_us"].items()),
+        *(f"| {int(n):,} | {shown(us)} |" for n, us in result["pool_us"].items()),
         "",
         "The record, 64 requests on the pocket model, where a step is shortest:",
         "",
@@ -234,7 +216,7 @@ def markdown(result: dict) -> str:
     ]
     off = statistics.median(result["record_ms"]["off"])
     out += [
-        f"| {level} | {_shown(ms)} | {100 * (statistics.median(ms) / off - 1):+.1f} % |"
+        f"| {level} | {shown(ms)} | {100 * (statistics.median(ms) / off - 1):+.1f} % |"
         for level, ms in result["record_ms"].items()
     ]
     out += [
@@ -244,11 +226,7 @@ def markdown(result: dict) -> str:
         "| workload | tokens/s in process | over HTTP | keeps |",
         "|---|---|---|---|",
     ]
-    speeds = result["transport_tokens_per_s"]
-    for name in dict.fromkeys(case.split()[0] for case in speeds):
-        inside, outside = speeds[f"{name} in process"], speeds[f"{name} HTTP"]
-        kept = statistics.median(outside) / statistics.median(inside)
-        out.append(f"| {name} | {_shown(inside)} | {_shown(outside)} | {100 * kept:.0f} % |")
+    out += rows(result["transport_tokens_per_s"])
     for name, speeds in result["threads_tokens_per_s"].items():
         out += [
             "",
@@ -264,16 +242,9 @@ def markdown(result: dict) -> str:
         )
         out.append("|---" * (len(counts) + 1) + "|")
         for work in dict.fromkeys(case.split()[0] for case in speeds):
-            cells = " | ".join(_shown(speeds[f"{work} {n}"]) for n in counts)
+            cells = " | ".join(shown(speeds[f"{work} {n}"]) for n in counts)
             out.append(f"| {work} | {cells} |")
     return "\n".join(out) + "\n"
-
-
-def _shown(values: Repeats) -> str:
-    middle = statistics.median(values)
-    digits = 0 if middle >= 100 else 2
-    low, high = min(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ TITLES = {
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
     "token_cost": "What a streamed token costs the server",
+    "transport": "What HTTP leaves of the engine's speed",
     "variants": "The variants of the kernels that it can run",
     "triton_aot": "Triton kernels, compiled ahead of time for six kinds of GPU",
 }

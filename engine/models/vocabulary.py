@@ -26,6 +26,15 @@ def check_vocabulary(model: str, folder: Path, draft: str, draft_folder: Path) -
             )
 
 
+def only_padded(folder: Path, draft_folder: Path, smaller: int) -> bool:
+    """Return whether tables of different sizes differ only in rows of no token.
+
+    Their tokens have the same texts (`check_vocabulary`). smaller: the rows of the smaller table.
+    """
+    ours, its = folder / TOKENIZER, draft_folder / TOKENIZER
+    return ours.is_file() and its.is_file() and max(_texts(ours), default=0) < smaller
+
+
 def _texts(path: Path) -> dict[int, str]:
     """Read the text of each token, as the tokenizers library writes it."""
     try:

@@ -13,7 +13,7 @@ from engine.models.causal_lm import CausalLM
 from engine.models.errors import ModelError
 from engine.models.hub import Progress, find_draft, find_model
 from engine.models.loader import load_model
-from engine.models.vocabulary import SAME_FAMILY, check_vocabulary
+from engine.models.vocabulary import SAME_FAMILY, TOKENIZER, check_vocabulary, only_padded
 
 
 def load_draft(
@@ -41,11 +41,12 @@ def load_draft(
         draft = load_model(own, device, dtype, None, progress)
     except ModelError as error:
         raise ModelError(f"the draft model {name}: {error}") from None
-    if draft.vocab_size != model.vocab_size:
+    sizes = draft.vocab_size, model.vocab_size
+    if sizes[0] != sizes[1] and not only_padded(folder, found, min(sizes)):
         raise ModelError(
-            f"the draft model {name} has a vocabulary of {draft.vocab_size:,} tokens,"
-            f" {config.model} has {model.vocab_size:,}: {SAME_FAMILY}. Tables of one tokenizer that"
-            " are padded to different sizes can't be used together in this version."
+            f"the draft model {name} has a vocabulary of {sizes[0]:,} tokens, {config.model} has"
+            f" {sizes[1]:,}, and by their {TOKENIZER} files the difference isn't padding:"
+            f" {SAME_FAMILY}."
         )
     if num_parameters(draft) > num_parameters(model):
         raise ModelError(

@@ -25,6 +25,7 @@ from engine.rounding import ceil_div
 from engine.trace.events import StepRow
 from engine.worker.graphs.step_graphs import StepGraphs
 from engine.worker.seats import Seats
+from engine.worker.step_inputs import StepInputs
 
 FEW = 4
 """A sequence fewer tokens behind catches up in its first pass, each token in a row of its own, so
@@ -91,14 +92,20 @@ class Drafter:
         seats: Seats,
         slots: DraftedSlots,
         budget: int,
+        vocab_size: int,
         device: torch.device,
     ) -> None:
-        """Hold the model and its pages. budget: tokens of a pass, at most."""
+        """Hold the model and its pages.
+
+        budget: tokens of a pass, at most. vocab_size: of the model that checks; tables of one
+        tokenizer may be padded to different sizes.
+        """
         self.model = model
         self.caches = caches
         self.seats = seats
         self.slots = slots
         self.budget = budget
+        self.vocab_size = vocab_size
         self.device = device
         self.graphs: StepGraphs | None = None
 
@@ -139,7 +146,7 @@ class Drafter:
             rows = []
             for name, token in last.items():
                 seat, its, position = self.seats.of(name), found[name], first[name]
-                if token in self.seats.new(seat).stop_token_ids:
+                if token in self.seats.new(seat).stop_token_ids or token >= self.vocab_size:
                     continue  # the draft's text ends here: what would follow is no proposal
                 self.seats.tokens[seat, position + len(its)] = token
                 its.append(token)
@@ -170,7 +177,7 @@ class Drafter:
                     room -= count
             if not rows:
                 return starts
-            inputs = self.seats.gather(StepPlan(step=0, rows=rows, num_tokens=self.budget - room))
+            inputs = self._gather(rows, self.budget - room)
             if self.graphs is not None and self.graphs.fits(inputs):
                 self.graphs.run(inputs, None)
                 continue
@@ -179,7 +186,7 @@ class Drafter:
 
     def _draw(self, rows: list[StepRow]) -> list[int]:
         """Compute rows of one token each; return each one's most probable next token."""
-        inputs = self.seats.gather(StepPlan(step=0, rows=rows, num_tokens=len(rows)))
+        inputs = self._gather(rows, len(rows))
         if self.graphs is not None and self.graphs.fits(inputs):
             _, _, greatest = self.graphs.run(inputs, None)
         else:
@@ -189,3 +196,10 @@ class Drafter:
             greatest = kernels_for(self.device).greatest(self.model.compute_logits(hidden))
         assert greatest is not None, "rows of one token have logits"
         return greatest.clamp(min=0).tolist()  # −1: its logits aren't finite
+
+    def _gather(self, rows: list[StepRow], num_tokens: int) -> StepInputs:
+        """Gather the numbers of a pass. A token that the draft doesn't have becomes its last."""
+        inputs = self.seats.gather(StepPlan(step=0, rows=rows, num_tokens=num_tokens))
+        if self.model.vocab_size < self.vocab_size:
+            np.minimum(inputs.token_ids, self.model.vocab_size - 1, out=inputs.token_ids)
+        return inputs

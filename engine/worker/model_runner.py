@@ -224,7 +224,13 @@ class ModelRunner:
         cache, size = self.cache, self.config.block_size
         slots = DraftedSlots(cache.num_blocks, cache.num_host_blocks, size)
         self.drafter = Drafter(
-            self.draft, self.draft_caches, self.seats, slots, self.budget, self.device
+            self.draft,
+            self.draft_caches,
+            self.seats,
+            slots,
+            self.budget,
+            self.model.vocab_size,
+            self.device,
         )
 
     @contextmanager

@@ -6,7 +6,13 @@ hold what they should; another model with random weights proposes what is nearly
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from engine.config import ConfigError
 from engine.models.errors import ModelError
@@ -132,6 +138,45 @@ def test_its_text_may_end_first(tiny, folders):
         assert engine.run([tiny.prompts[0]], [ends]) == [[other]]
 
 
+def padded(folder: Path, target: Path, rows: int) -> Path:
+    """The same model with more rows in its tables, some of which win; and a tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    known = tiny_models.VOCAB
+    model.resize_token_embeddings(known + rows, mean_resizing=False)
+    with torch.no_grad():
+        random = torch.Generator().manual_seed(5)
+        more = torch.randn(rows, model.config.hidden_size, generator=random)
+        head = model.get_output_embeddings().weight
+        head[known:] = more * head[:known].std()
+    model.save_pretrained(target)
+    for place in (folder, target):
+        vocab = {f"t{token}": token for token in range(known)}
+        (place / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+    return target
+
+
+@pytest.mark.parametrize("larger", ["draft", "model"])
+def test_tables_of_one_tokenizer_may_be_padded_differently(folders, tmp_path, monkeypatch, larger):
+    """Tokens that only one of the two has are no proposals, and what the draft lacks is some
+    other token to it."""
+    # The copy is not smaller than the model: padding would make it too large.
+    monkeypatch.setattr("engine.worker.draft_model.num_parameters", lambda model: 0)
+    shutil.copytree(folders["same"], tmp_path / "plain")
+    plain = tmp_path / "plain"
+    wide = padded(plain, tmp_path / "wide", 31)
+    model, proposing = (plain, wide) if larger == "draft" else (wide, plain)
+    prompts, params = requests(tiny_models.VOCAB, 24, 18)
+    every = len(KINDS)
+    workload = Workload(model, "float32", 24, (prompts[:every], params[:every]))
+    with workload.start(speculative_config=draft(proposing)) as engine:
+        found = answers(engine, workload.prompts, workload.params)
+        assert found == workload.alone
+        proposed, right = counts(engine)
+    assert proposed > right > 20
+    drawn = {token for answer in found for tokens, *_ in answer.values() for token in tokens}
+    assert (max(drawn) >= tiny_models.VOCAB) == (larger == "model")
+
+
 @pytest.mark.parametrize("change", ["missing", "vocabulary", "larger", "shorter", "token"])
 def test_what_cannot_propose_is_refused_in_one_line(folders, tmp_path, change):
     config = tiny_models.NATIVE["llama"]()
@@ -143,7 +188,8 @@ def test_what_cannot_propose_is_refused_in_one_line(folders, tmp_path, change):
         )
     elif change == "vocabulary":
         config.vocab_size += 1
-        place, message, error = tmp_path, "vocabulary of 98 tokens, .* has 97", ModelError
+        message, error = r"vocabulary of 98 tokens, .* has 97, .* isn't padding", ModelError
+        place = tmp_path
     elif change == "larger":
         config.num_hidden_layers += 1
         place, message, error = tmp_path, "parameters, more than", ModelError
