@@ -164,7 +164,7 @@ def quantized(bench: Bench, ops: cpu.NativeOps) -> None:
             assert not isinstance(weight, QuantizedWeight)
             sets = len(plain) * size // weight.num_bytes
             packed = [replace(weight, data=weight.data.clone()) for _ in range(sets)]
-            for rows in (1, 4, 16, 128):
+            for rows in (1, 4, 16, 64, 128, 1024):
                 x = torch.randn(rows, inputs).bfloat16()
                 bench.compare(
                     "quantized",

@@ -1,62 +1,18 @@
 // Compute y = x W^T + bias with quantized weights, for any number of rows, and look up rows of a quantized table.
 //
-// What is read is codes: a quarter or half of the bytes of bf16. They lie in panels of two vectors of outputs, as plain weights
-// do (linear_panels.cpp), and a panel's groups lie one after another, each with what makes numbers of its codes:
-//
-//   W packed: [n / PANEL panels][k / group groups] of
-//     scales [PANEL], zeros [PANEL] or none, offsets [PANEL] or none     in fp32, bf16 or fp16
-//     codes  [group / places in a word][2 vectors][VEC words]            codes.h
-//
-// A weight is (value - zero) * scale + offset, so a group's part of a sum is made of whole numbers first:
-//
-//   sum over k of x w  =  scale * (sum of x value  -  zero * sum of x)  +  offset * sum of x
-//
-// Nothing is rounded but sums: x in bf16 and codes of 4 or 8 bits have exact products in fp32, and for one input that is 1 and
-// no others the result is the weight itself, to the bit. (bf16 rounds a table's entries; codes.h.)
+// What is read is codes (quantized.h): a quarter or half of the bytes of bf16.
 //
 // With few rows the codes are read once and become numbers in registers; the memory is slower than that. With more rows than
 // there are registers for their sums, the first of them leave the numbers of CHUNK places in the first cache for the others.
 //
 // Both ways add the same products in the same order: within a group over k, then group by group. A row's result depends
 // neither on the number of rows nor on the other rows.
-#include <vector>
+#include "quantized.h"
 
-#include "codes.h"
-
-struct QuantizedArgs {
-    const void* x;          // [m, k]
-    const char* w;          // packed
-    const float* table;     // [ENTRIES], for the kind TABLE4
-    const void* bias;       // [n] or null
-    void* y;                // [m, n]
-    const int32_t* inputs;  // [k] or null: the code at place k is for input inputs[k]
-    int64_t m, n, k, group, x_stride, y_stride;
-    int64_t x_type, bias_type, y_type;
-    int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether groups have them
-    double zero;                              // of all groups, beside their own
-};
-
-enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
-
-constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
+constexpr int64_t ROWS = REGISTERS * 3 / 8;
 constexpr int64_t AT_ONCE = 8 * ROWS;  // rows of x that a panel multiplies before the next panel
 constexpr int64_t CHUNK = 256;         // places that are expanded at once
 constexpr int64_t NEAR = 2048;         // bytes: how far ahead W is prefetched
-constexpr int64_t WORDS = PANEL * 4;   // bytes of one word for each output of a panel
-
-static INLINE bool shifted(const QuantizedArgs& a) { return a.zeros || a.zero != 0; }
-static INLINE int64_t part_size(const QuantizedArgs& a) { return a.part_type == PART_F32 ? 4 : 2; }
-static INLINE vec load_part_of(const char* p, int64_t type, int64_t i) {
-    if (type == PART_F32) return load((const float*)p + i);
-    if (type == PART_BF16) return load((const bf16*)p + i);
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)((const uint16_t*)p + i)));
-#elif defined(__F16C__)
-    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)((const uint16_t*)p + i)));
-#else
-    return vec{};  // pack_quantized widens them for vectors of 4
-#endif
-}
 
 // Multiply rows by numbers of type `number`, one place a step.
 struct InFloat {
@@ -90,71 +46,9 @@ struct InPairs {  // an instruction multiplies pairs of bf16 and adds both produ
 };
 #endif
 
-// Hold sizes in memory that all panels have in common.
-struct Sizes {
-    int64_t head, record, panel;  // bytes: of a group's parts, of a group, of a panel
-    int64_t groups, places;       // places in a word
-    Sizes(const QuantizedArgs& a, int64_t places) : places(places) {
-        head = PANEL * part_size(a) * (1 + (a.zeros != 0) + (a.offsets != 0));
-        record = head + a.group / places * WORDS;
-        groups = (a.k + a.group - 1) / a.group;
-        panel = groups * head + a.k / places * WORDS;
-    }
-};
-
-// Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum.
-struct Parts {
-    vec scale, zero, offset = {};
-    Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a) {
-        const int64_t size = PANEL * part_size(a);
-        scale = load_part_of(p, a.part_type, h * VEC) * unit;
-        zero = vec{} + float(a.zero);
-        if (a.zeros) zero = zero + load_part_of(p += size, a.part_type, h * VEC);
-        if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
-    }
-    // unit: of `values`, which are its multiples; `of_x`: the sum of x over the group.
-    INLINE vec add(vec total, vec values, const float* of_x, float unit, const QuantizedArgs& a) const {
-        if (shifted(a)) values = values - zero * (*of_x / unit);
-        total = total + scale * values;
-        return a.offsets ? total + offset * *of_x : total;
-    }
-};
-
-// Hold rows of x as the products take them.
-template <class D>
-struct Rows {
-    const typename D::number* x;
-    int64_t stride;
-    const float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
-};
-
-// Write `count` rows of a panel's outputs, from `column` on. sums: [count][2].
-__attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, int64_t count, int64_t column,
-                                          const vec* sums) {
-    const int64_t lanes[2] = {a.n - column < VEC ? a.n - column : VEC, a.n - column < PANEL ? a.n - column - VEC : VEC};
-    vec bias[2] = {};
-    if (a.bias) {
-        WITH_TYPE(
-            a.bias_type, B, for (int h = 0; h < 2; h++) if (lanes[h] > 0) {
-                const B* from = (const B*)a.bias + column + h * VEC;
-                bias[h] = lanes[h] == VEC ? load(from) : load_part(from, lanes[h]);
-            });
-    }
-    WITH_TYPE(
-        a.y_type, Y, for (int64_t i = 0; i < count; i++) {
-            Y* y = (Y*)a.y + (row + i) * a.y_stride + column;
-            if (lanes[1] == VEC) {
-                store(y, sums[2 * i] + bias[0]);
-                store(y + VEC, sums[2 * i + 1] + bias[1]);
-            } else {
-                for (int h = 0; h < 2; h++) store_part(y + h * VEC, sums[2 * i + h] + bias[h], lanes[h]);
-            }
-        });
-}
-
 // Multiply M rows of x by P panels of W, whose codes become numbers in registers.
 template <class D, int64_t KIND, int M, int P>
-static INLINE void direct(const Rows<D>& rows, int64_t row, int64_t panel, const QuantizedArgs& a) {
+static INLINE void direct(const Rows<typename D::number>& rows, int64_t row, int64_t panel, const QuantizedArgs& a) {
     typedef typename D::template Source<KIND> Source;
     constexpr int PLACES = Source::PLACES;
     const Sizes s(a, PLACES);
@@ -312,7 +206,8 @@ __attribute__((noinline)) static void piece_again(const Rest&... rest) {
 // nearly the same height. The first makes numbers of the codes and keeps them for the others. Each prefetches its share of
 // the next piece.
 template <class D, int64_t KIND>
-static void many(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel, const QuantizedArgs& a) {
+static void many(const Rows<typename D::number>& rows, int64_t row, int64_t count, int64_t panel,
+                 const QuantizedArgs& a) {
     typedef typename D::template Source<KIND> Source;
     constexpr float UNIT = Source::UNIT;
     const Sizes s(a, Source::PLACES);
@@ -351,7 +246,7 @@ static void many(const Rows<D>& rows, int64_t row, int64_t count, int64_t panel,
 
 // Multiply panels [first, last) by `count` rows.
 template <class D, int64_t KIND>
-static void panels(const Rows<D>& rows, int64_t row, int64_t count, int64_t first, int64_t last,
+static void panels(const Rows<typename D::number>& rows, int64_t row, int64_t count, int64_t first, int64_t last,
                    const QuantizedArgs& a) {
     for (int64_t n = first; n < last;) {
         if (count == 1 && n + 4 <= last) {
@@ -380,71 +275,18 @@ static void panels(const Rows<D>& rows, int64_t row, int64_t count, int64_t firs
     }
 }
 
-// Return rows of x as numbers of `D`, in the order of the codes: where they lie, or in this thread's own memory.
-template <class D, class X>
-__attribute__((noinline)) static Rows<D> rows_of(const X* x, int64_t count, int64_t groups, const QuantizedArgs& a) {
-    typedef typename D::number number;
-    static thread_local std::vector<number> memory;
-    static thread_local std::vector<float> sums;
-    Rows<D> rows = {(const number*)x, a.x_stride, nullptr};
-    if (a.inputs || sizeof(X) != sizeof(number)) {
-        const int64_t pitch = (a.k + VEC - 1) / VEC * VEC + VEC;
-        if (int64_t(memory.size()) < count * pitch) memory.resize(count * pitch);
-        rows.x = memory.data(), rows.stride = pitch;
-        for (int64_t i = 0; i < count; i++) {
-            const X* from = x + i * a.x_stride;
-            number* to = memory.data() + i * pitch;
-            int64_t k = 0;
-            if (!a.inputs)
-                for (; k + VEC <= a.k; k += VEC) store(to + k, load(from + k));
-            for (; k < a.k; k++) store(to + k, to_float(from[a.inputs ? a.inputs[k] : k]));
-        }
-    }
-    if (!shifted(a) && !a.offsets) return rows;
-    if (int64_t(sums.size()) < count * groups) sums.resize(count * groups);
-    rows.sums = sums.data();
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t g = 0; g < groups; g++) {
-            const number* from = rows.x + i * rows.stride + g * a.group;
-            const int64_t left = a.k - g * a.group, length = left < a.group ? left : a.group;
-            vec of_x = {};
-            int64_t k = 0;
-            for (; k + VEC <= length; k += VEC) of_x = of_x + load(from + k);
-            if (k < length) of_x = of_x + load_part(from + k, length - k);
-            sums[i * groups + g] = sum(of_x);
-        }
-    return rows;
-}
-
 template <class D, class X, int64_t KIND>
 static void linear(const QuantizedArgs& a) {
     const int64_t count = (a.n + PANEL - 1) / PANEL, share = count / (4 * omp_get_max_threads());
     const int64_t run = share < 4 ? 4 : share / 4 * 4;  // panels that a thread takes at once
-    const int64_t groups = (a.k + a.group - 1) / a.group;
 #pragma omp parallel if (a.n * a.k > 16384)
     for (int64_t from = 0; from < a.m; from += AT_ONCE) {
         const int64_t rows = a.m - from < AT_ONCE ? a.m - from : AT_ONCE;
-        const Rows<D> numbers = rows_of<D>((const X*)a.x + from * a.x_stride, rows, groups, a);
+        const Rows<typename D::number> numbers =
+            rows_of<typename D::number>((const X*)a.x + from * a.x_stride, rows, a);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t first = 0; first < count; first += run)
             panels<D, KIND>(numbers, from, rows, first, first + run < count ? first + run : count, a);
-    }
-}
-
-// Call body(std::integral_constant of the kind).
-template <class Body>
-static void with_kind(int64_t kind, Body body) {
-    switch (kind) {
-        case TABLE4:
-            return body(std::integral_constant<int64_t, TABLE4>());
-#if !defined(__AVX512F__)  // there a table costs nothing, and whole numbers are one
-        case SIGNED4:
-            return body(std::integral_constant<int64_t, SIGNED4>());
-#endif
-        case SIGNED8:
-            return body(std::integral_constant<int64_t, SIGNED8>());
-        case FLOAT8:
-            return body(std::integral_constant<int64_t, FLOAT8>());
     }
 }
 

@@ -28,6 +28,8 @@ VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "por
 """Outputs in a vector: VEC in simd.h. A panel has two."""
 PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """enum PartType: what scales, zeros and offsets are stored in."""
+HALF_STEP = 16
+"""Matrix tiles take groups of a multiple of this many inputs."""
 PACKED_AT_ONCE = 1 << 24
 """Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
 
@@ -88,6 +90,9 @@ class QuantizedOps(LinearOps):
         self._vector = VECTOR[variant]
         self._linear_quantized = function(library, "linear_quantized")
         self._embed_quantized = function(library, "embed_quantized")
+        self._linear_quantized_amx = (
+            function(library, "linear_quantized_amx") if self.tiles else self._linear_quantized
+        )
         self._tables = TableProduct(library, variant)
 
     def pack_quantized(self, weight: QuantizedWeight) -> Packed:
@@ -241,11 +246,20 @@ class QuantizedOps(LinearOps):
             TYPES[out.dtype],
             *weight.fields,
         )
+        tiles = x.dtype is torch.bfloat16 and self.on_tiles(weight)
+        run = self._linear_quantized_amx if tiles else self._linear_quantized
         launch(
-            "linear_quantized", "native", self._linear_quantized, (packed,),
+            "linear_quantized", "native", run, (packed,),
             quantized_cost, x, weight, out, self.variant,
         )  # fmt: skip
         return out
+
+    def on_tiles(self, weight: PackedPanels) -> bool:
+        """Return whether rows in bf16 are multiplied by it on matrix tiles, however many they are.
+
+        A step takes 16 places at least, of one group.
+        """
+        return self.tiles and not (weight.shape[1] % HALF_STEP or weight.group % HALF_STEP)
 
     def _expanded(
         self,

@@ -15,9 +15,12 @@ from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 
 DTYPES = (torch.float32, torch.bfloat16)
-SHAPES = [(37, 96, 32), (33, 48, 16), (64, 200, 64), (130, 320, 128), (65, 192, 192), (8, 416, 256)]
+SHAPES = [
+    *((37, 96, 32), (33, 48, 16), (64, 200, 64), (130, 320, 128), (65, 192, 192), (8, 416, 256)),
+    (40, 704, 704),
+]
 """(N, K, group): rows that end within a panel, short last groups, one group, groups that are longer
-than what is expanded at once."""
+than what is expanded at once, groups that are no whole steps of matrix tiles."""
 ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 40)
 
 
@@ -146,6 +149,19 @@ def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
             assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
+    laid_out = packed(ops, form("q8_0", 40, 16384, 32))
+    x = numbers(14, 70, 16384, dtype=torch.bfloat16)
+    alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
+    assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
+
+
+def test_matrix_tiles_take_whole_steps_whatever_the_rows(ops):
+    """K and groups decide, so that a row is multiplied in one way alone and in company."""
+    for shape, whole in (((37, 96, 32), True), ((33, 48, 16), True), ((64, 200, 64), False)):
+        assert ops.on_tiles(packed(ops, form("q8_0", *shape))) == (ops.tiles and whole)
 
 
 def test_a_table_of_any_numbers_is_exact_in_fp32_and_rounded_to_bf16_at_most(ops):

@@ -1,0 +1,330 @@
+// Compute y = x W^T + bias with quantized weights on matrix tiles (AMX), for any number of rows of x in bf16.
+//
+// W lies in panels (quantized.h). A panel's codes become numbers in bf16, exact ones, in the order of a tile of W (tiles.h):
+// `PairCodes` gives a pair of places of 16 outputs, which is a row of such a tile. A tile of sums holds one group at a time,
+//
+//   for each group:  C = x W over the group's places;  total += scale * (C - zero * sum of x) + offset * sum of x
+//
+// because each group has scales of its own. C goes through the first cache to the vector registers, which add it to the totals
+// while the tiles multiply the next groups.
+//
+// One tile of x (up to 16 rows): codes become numbers a few steps before they are multiplied, so that both overlap with reading.
+// More tiles: the numbers of a piece of the panel stay in the first cache, and all rows are multiplied by them.
+//
+// A tile adds in an order of its own (even and odd places apart), so it multiplies single rows, too. Both ways add the same
+// products in the same order: a row's result depends neither on the number of rows nor on the other rows.
+#include "quantized.h"
+#include "tiles.h"
+
+#if defined(__AMX_BF16__)
+
+constexpr int64_t TILE = 16, LINE = 64;
+constexpr int64_t SUMS = TILE * TILE;   // numbers in a tile of sums
+constexpr int64_t PIECE = 256;          // places whose numbers are kept
+constexpr int64_t GROUPS = PIECE / 16;  // of a piece, at most
+constexpr int64_t TOGETHER = 2;         // groups that become totals at once
+constexpr int64_t CACHED = 1 << 20;     // bytes of x that are worked on at once: half of a core's second cache
+constexpr int64_t SLOTS = 8, LAG = 4;   // steps whose numbers are kept with one tile of x; how many they are ahead
+constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
+
+// Hold the numbers of one step of a panel: two tiles of W.
+template <int64_t STEP>
+struct alignas(LINE) Numbers {
+    __m512bh pairs[2][STEP / 2];
+};
+
+// Read the numbers of one step from its codes; prefetch what lies `ahead` bytes behind. Return where the next codes are.
+template <class Source, int64_t STEP>
+static INLINE const char* expand(const Source& codes, const char* at, int64_t ahead, Numbers<STEP>& to) {
+    constexpr int64_t PAIRS = Source::PLACES / 2;
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < STEP / Source::PLACES; i++, at += WORDS)
+        for (int h = 0; h < 2; h++) {
+            const char* here = at + h * (WORDS / 2);
+            __builtin_prefetch(here + ahead);
+            const uvec words = load_words(here);
+            each<PAIRS>([&](auto j) INLINE_LAMBDA { to.pairs[h][i * PAIRS + j()] = codes.template pair<j()>(words); });
+        }
+    return at;
+}
+
+// Hold the parts of a group as they are added to totals: of both halves of a panel, for values that are multiples of UNIT.
+struct GroupParts {
+    vec scale[2], minus_zero[2], offset[2];
+    INLINE void read(const char* p, float unit, const QuantizedArgs& a) {
+        for (int h = 0; h < 2; h++) {
+            const Parts parts(p, h, unit, a);
+            scale[h] = parts.scale, minus_zero[h] = parts.zero * (-1 / unit), offset[h] = parts.offset;
+        }
+    }
+};
+
+// Describe sums of groups, which become totals of rows.
+struct Groups {
+    vec* totals;        // [rows][2]
+    const float* sums;  // of the first group and half: [16 rows][16]
+    int64_t pitch;      // from one group's sums to the next
+    const GroupParts* parts;
+    int64_t groups;
+    int rows;
+    const float* of_x;  // of the first row and group
+    int64_t x_pitch;    // from one row to the next
+};
+
+template <int ROWS, bool SHIFTED, bool OFFSETS>
+static INLINE void finish_rows(const Groups& f, int row, int h) {
+    vec total[ROWS];
+    for (int i = 0; i < ROWS; i++) total[i] = f.totals[2 * (row + i) + h];
+    const float *sums = f.sums + h * SUMS + row * TILE, *of_x = f.of_x + row * f.x_pitch;
+    for (int64_t g = 0; g < f.groups; g++, sums += f.pitch, of_x++) {
+        const vec scale = f.parts[g].scale[h], minus_zero = f.parts[g].minus_zero[h], offset = f.parts[g].offset[h];
+        for (int i = 0; i < ROWS; i++) {
+            vec values = load(sums + i * TILE);
+            if (SHIFTED) values = fused(minus_zero, vec{} + of_x[i * f.x_pitch], values);
+            total[i] = fused(scale, values, total[i]);
+            if (OFFSETS) total[i] = fused(offset, vec{} + of_x[i * f.x_pitch], total[i]);
+        }
+    }
+    for (int i = 0; i < ROWS; i++) f.totals[2 * (row + i) + h] = total[i];
+}
+template <bool SHIFTED, bool OFFSETS>
+__attribute__((noinline)) static void finish(const Groups& f) {
+    int row = 0;
+    for (; row + 8 <= f.rows; row += 8)
+        for (int h = 0; h < 2; h++) finish_rows<8, SHIFTED, OFFSETS>(f, row, h);
+    for (; row < f.rows; row++)
+        for (int h = 0; h < 2; h++) finish_rows<1, SHIFTED, OFFSETS>(f, row, h);
+}
+// Add groups to totals of rows, one after another.
+static INLINE void finish(const Groups& f, const QuantizedArgs& a) {
+    if (a.offsets)
+        shifted(a) ? finish<true, true>(f) : finish<false, true>(f);
+    else
+        shifted(a) ? finish<true, false>(f) : finish<false, false>(f);
+}
+
+// Hold what a thread computes with.
+struct Room {
+    std::vector<vec> totals, open;  // [tiles of x][16][2]; sums of a group that isn't complete: [tiles of x][2][16]
+    Room(int64_t tiles) : totals(tiles * 2 * TILE), open(tiles * 2 * TILE) {}
+};
+
+// Hold some rows of x.
+struct Block {
+    Rows<bf16> rows;
+    int64_t first, from, to;  // the first of them in x; tiles of x
+};
+
+// Return the first row of tile t of x. The last tile overlaps the one before it where m is no multiple of 16: the rows they
+// share are computed twice, with equal results. With less than 16 rows the tiles themselves are smaller.
+static INLINE int64_t first_row(int64_t t, int64_t m) { return t * TILE + TILE <= m || m < TILE ? t * TILE : m - TILE; }
+
+// Multiply one tile of x, of `count` rows, by a panel.
+template <class Source, int64_t STEP>
+static void few(const Block& b, int64_t count, int64_t panel, const QuantizedArgs& a) {
+    const Sizes s(a, Source::PLACES);
+    const Source codes(a.table);
+    Numbers<STEP> numbers[SLOTS];
+    alignas(LINE) float sums[2][2][SUMS];  // of two groups, both halves
+    vec totals[TILE][2];
+    for (int64_t i = 0; i < count; i++) totals[i][0] = totals[i][1] = vec{};
+    const char *at = a.w + panel * s.panel, *parts_at = at;
+    const int64_t steps = a.k / STEP, in_group = a.group / STEP;
+    GroupParts parts;
+    Groups f = {totals[0], nullptr, 0, &parts, 1, int(count), nullptr, s.groups};
+    const auto finish_group = [&](int64_t g) INLINE_LAMBDA {
+        parts.read(parts_at, Source::UNIT, a);
+        parts_at += s.record;
+        f.sums = sums[g % 2][0], f.of_x = b.rows.sums + g;
+        finish(f, a);
+    };
+    int64_t expanded = 0, multiplied = 0, g = 0;  // steps of a group, twice; groups that were multiplied
+    for (int64_t t = 0; t < steps + LAG; t++) {
+        if (t < steps) {
+            if (expanded == 0) at += s.head;
+            at = expand<Source, STEP>(codes, at, NEAR, numbers[t % SLOTS]);
+            if (++expanded == in_group) expanded = 0;
+        }
+        const int64_t now = t - LAG;
+        if (now < 0) continue;
+        if (multiplied == 0) {
+            _tile_zero(0);
+            _tile_zero(1);
+        }
+        const Numbers<STEP>& w = numbers[now % SLOTS];
+        _tile_loadd(4, b.rows.x + now * STEP, b.rows.stride * sizeof(bf16));
+        _tile_loadd(6, w.pairs[0], LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w.pairs[1], LINE);
+        _tile_dpbf16ps(1, 4, 7);
+        if (++multiplied == in_group || now == steps - 1) {
+            _tile_stored(0, sums[g % 2][0], LINE);
+            _tile_stored(1, sums[g % 2][1], LINE);
+            if (g) finish_group(g - 1);
+            multiplied = 0, g++;
+        }
+    }
+    finish_group(g - 1);
+    put(a, b.first, count, panel * PANEL, totals[0]);
+}
+
+// Describe a piece of a panel: several whole groups, or a part of one.
+struct Piece {
+    int64_t groups, steps;  // steps of each, here
+    bool begins, ends;      // whether it has a group's first place, and its last
+};
+
+// Multiply one or two tiles of x by groups of a piece. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
+template <int TILES, int64_t STEP>
+static INLINE void multiply(const bf16* const (&x)[2], int64_t stride, const Numbers<STEP>* w, int64_t groups,
+                            const Piece& p, float* open, float* sums) {
+    for (int64_t g = 0, i = 0; g < groups; g++, sums += 4 * SUMS) {
+        if (p.begins) {
+            _tile_zero(0);
+            _tile_zero(1);
+            if (TILES == 2) {
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+        } else {
+            _tile_loadd(0, open, LINE);
+            _tile_loadd(1, open + SUMS, LINE);
+            if (TILES == 2) {
+                _tile_loadd(2, open + 2 * SUMS, LINE);
+                _tile_loadd(3, open + 3 * SUMS, LINE);
+            }
+        }
+        for (int64_t end = i + p.steps; i < end; i++) {
+            _tile_loadd(4, x[0] + i * STEP, stride);
+            _tile_loadd(6, w[i].pairs[0], LINE);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, w[i].pairs[1], LINE);
+            _tile_dpbf16ps(1, 4, 7);
+            if (TILES == 2) {
+                _tile_loadd(5, x[1] + i * STEP, stride);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        float* to = p.ends ? sums : open;
+        _tile_stored(0, to, LINE);
+        _tile_stored(1, to + SUMS, LINE);
+        if (TILES == 2) {
+            _tile_stored(2, to + 2 * SUMS, LINE);
+            _tile_stored(3, to + 3 * SUMS, LINE);
+        }
+    }
+}
+
+// Multiply several tiles of x by a panel, a piece of it at a time.
+template <class Source, int64_t STEP>
+static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs& a) {
+    const Sizes s(a, Source::PLACES);
+    const Source codes(a.table);
+    Numbers<STEP> numbers[PIECE / STEP];
+    GroupParts parts[GROUPS];
+    alignas(LINE) float sums[2][TOGETHER * 4 * SUMS];  // of the groups now, and of those before
+    const int64_t whole = a.k / a.group, tiles = b.to - b.from;
+    for (int64_t i = 0; i < tiles * 2 * TILE; i++) room.totals[i] = vec{};
+    for (int64_t k = 0; k < a.k;) {
+        const int64_t g = k / a.group, within = k % a.group,
+                      left = a.k - k < a.group - within ? a.k - k : a.group - within;
+        Piece p = {1, (left < PIECE ? left : PIECE) / STEP, within == 0, left <= PIECE};
+        if (a.group <= PIECE && g < whole) p.groups = PIECE / a.group < whole - g ? PIECE / a.group : whole - g;
+        const char* group = a.w + panel * s.panel + g * s.record;
+        const int64_t bytes = p.groups * p.steps * STEP / Source::PLACES * WORDS;
+        for (int64_t i = 0; i < p.groups; i++, group += s.record) {
+            const char* at = group + s.head + within / Source::PLACES * WORDS;
+            for (int64_t j = 0; j < p.steps; j++) at = expand<Source, STEP>(codes, at, bytes, numbers[i * p.steps + j]);
+            if (p.ends) parts[i].read(group, Source::UNIT, a);
+        }
+        const bf16* first = b.rows.x + k;
+        const int64_t stride = b.rows.stride * sizeof(bf16);
+        Groups last[2];  // whose sums wait: vectors add them while the tiles multiply the next
+        int before = 0, turn = 0;
+        for (int64_t t = 0; t < tiles; t += 2) {
+            const int64_t row[2] = {first_row(b.from + t, a.m) - b.first, first_row(b.from + t + 1, a.m) - b.first};
+            const int both = t + 1 < tiles;
+            float* open = (float*)(room.open.data() + t * 2 * TILE);
+            for (int64_t i = 0; i < p.groups; i += TOGETHER, turn ^= 1) {
+                const int64_t groups = p.groups - i < TOGETHER ? p.groups - i : TOGETHER, step = i * p.steps;
+                const bf16* const x[2] = {first + row[0] * b.rows.stride + step * STEP,
+                                          first + row[1] * b.rows.stride + step * STEP};
+                if (both)
+                    multiply<2, STEP>(x, stride, numbers + step, groups, p, open, sums[turn]);
+                else
+                    multiply<1, STEP>(x, stride, numbers + step, groups, p, open, sums[turn]);
+                for (int j = 0; j < before; j++) finish(last[j], a);
+                before = p.ends ? 1 + both : 0;
+                for (int j = 0; j < before; j++)
+                    last[j] = {room.totals.data() + (t + j) * 2 * TILE,
+                               sums[turn] + 2 * j * SUMS,
+                               4 * SUMS,
+                               parts + i,
+                               groups,
+                               TILE,
+                               b.rows.sums + row[j] * s.groups + g + i,
+                               s.groups};
+            }
+        }
+        for (int j = 0; j < before; j++) finish(last[j], a);
+        k += p.groups * p.steps * STEP;
+    }
+    for (int64_t t = 0; t < tiles; t++)
+        put(a, first_row(b.from + t, a.m), TILE, panel * PANEL, room.totals.data() + t * 2 * TILE);
+}
+
+template <int64_t KIND, int64_t STEP>
+static void linear(const QuantizedArgs& a) {
+    typedef PairCodes<KIND> Source;
+    const int64_t panels = (a.n + PANEL - 1) / PANEL, share = panels / (4 * omp_get_max_threads()),
+                  run = share < 1 ? 1 : share;  // panels that a thread takes at once
+    // As many tiles of x at once as stay in a core's cache while W is read; then W is read again for the next ones.
+    const int64_t tiles = (a.m + TILE - 1) / TILE, most = CACHED / (TILE * a.k * int64_t(sizeof(bf16))),
+                  rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most,
+                  at_once = ((tiles + rounds - 1) / rounds + 1) / 2 * 2;
+    static thread_local RowsMemory<bf16> memory;
+    RowsMemory<bf16>& shared = memory;
+#pragma omp parallel if (a.n * a.k > 16384)
+    {
+        const uint8_t rows = uint8_t(a.m < TILE ? a.m : TILE), pairs = STEP / 2;
+        configure_tiles({rows, rows, rows, rows, rows, rows, pairs, pairs},
+                        {LINE, LINE, LINE, LINE, 2 * STEP, 2 * STEP, LINE, LINE});
+        if (a.m <= TILE) {
+            const Block b = {rows_of<bf16>((const bf16*)a.x, a.m, a), 0, 0, 1};
+#pragma omp for schedule(dynamic, 1) nowait
+            for (int64_t start = 0; start < panels; start += run)
+                for (int64_t n = start; n < start + run && n < panels; n++) few<Source, STEP>(b, a.m, n, a);
+        } else {
+            Room room(at_once);
+            for (int64_t from = 0; from < tiles; from += at_once) {
+                const int64_t to = from + at_once < tiles ? from + at_once : tiles, first = first_row(from, a.m),
+                              count = first_row(to - 1, a.m) + TILE - first;
+                const bf16* x = (const bf16*)a.x + first * a.x_stride;
+                Block b = {{}, first, from, to};
+#pragma omp single copyprivate(b)
+                b.rows = place_rows(x, count, shared, a);
+                if (b.rows.sums || b.rows.x == shared.numbers.data()) {
+#pragma omp for schedule(static)
+                    for (int64_t i = 0; i < count; i++) fill_row(x, i, b.rows, a);
+                }
+#pragma omp for schedule(dynamic, 1)
+                for (int64_t start = 0; start < panels; start += run)
+                    for (int64_t n = start; n < start + run && n < panels; n++) many<Source, STEP>(b, n, room, a);
+            }
+        }
+        _tile_release();
+    }
+}
+
+EXPORT void glasshouse_linear_quantized_amx(const QuantizedArgs* args) {
+    const QuantizedArgs& a = *args;
+    if (!a.m) return;
+    with_kind(a.kind, [&](auto kind) {
+        if (a.group % 32 || a.k % 32)
+            linear<kind(), 16>(a);
+        else
+            linear<kind(), 32>(a);
+    });
+}
+#endif

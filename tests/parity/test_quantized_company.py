@@ -1,0 +1,56 @@
+"""Rule 9 with a quantized model in bf16: a token depends on its own request alone.
+
+Codes are multiplied by kernels of their own, which must add a row's products in one order for one
+row and for many, on each variant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import engine.kernels
+from engine.quantize import own_text
+from engine.quantize.__main__ import main
+from tests.parity.test_company import EXACT, PARAMS, PROMPTS
+from tests.support.engine_on_tokens import TokenEngine
+
+WAYS = {
+    "together": {"enable_prefix_caching": False},
+    "chunked": {"max_num_batched_tokens": 50, "max_num_seqs": 4},
+}
+SOME = slice(16, 32)  # eight of the long prompts, eight of the short ones
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "pocket"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_text, "TEXTS", 2)
+        patch.setattr(own_text, "LENGTH", 12)
+        assert main(["pocket", "--format", "awq-like", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "variant", [*EXACT[:1], *(pytest.param(each, marks=pytest.mark.full) for each in EXACT[1:])]
+)
+def test_a_token_of_a_quantized_model_depends_on_its_own_request_alone(
+    quantized, variant, monkeypatch
+):
+    monkeypatch.setenv("GLASSHOUSE_CPU_VARIANT", variant)
+    engine.kernels.forget()
+    try:
+        prompts, params = PROMPTS[SOME], PARAMS[SOME]
+        with start(quantized, enable_prefix_caching=False) as alone:
+            answers = [alone.run([prompt], [wanted])[0] for prompt, wanted in zip(prompts, params)]
+        for options in WAYS.values():
+            with start(quantized, **options) as together:
+                assert together.run(prompts, params) == answers
+    finally:
+        engine.kernels.forget()
+
+
+def start(model: Path, **options) -> TokenEngine:
+    return TokenEngine(model, dtype="bfloat16", cpu_threads=2, **options)
