@@ -20,7 +20,7 @@ WAYS = {
     "together": {"enable_prefix_caching": False},
     "chunked": {"max_num_batched_tokens": 50, "max_num_seqs": 4},
 }
-SOME = slice(16, 32)  # eight of the long prompts, eight of the short ones
+SOME = slice(20, 28)  # four of the long prompts, four of the short ones
 
 
 @pytest.fixture(scope="module")
