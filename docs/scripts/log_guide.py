@@ -107,6 +107,7 @@ files the same questions. The model was {model}.
 | to watch it | open the page at `/`: the Engine Room |
 | the page without a server | `python -m engine.trace page FILE -o room.html`, and open that file |
 | two records side by side | `python -m engine.trace diff FILE OTHER -o FOLDER`: a step in one moves the other, too |
+| a running server's record beside a file | *compare with…* on its page |
 
 Offline, without torch and without a GPU:
 

@@ -21,6 +21,7 @@ from engine.server.routes import (
     anthropic,
     chat,
     classroom,
+    compare,
     completions,
     models,
     page,
@@ -53,7 +54,7 @@ def create_app(service: Service, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIAp
         redoc_url=None,
     )
     serving = (completions, chat, responses, anthropic, tokenize, models)
-    for part in (*serving, status, record, page, classroom, absent):
+    for part in (*serving, status, record, compare, page, classroom, absent):
         app.include_router(part.router(service))
     failures.install(app)
     openapi.install(app, needs_key=bool(service.config.api_key))

@@ -8,7 +8,7 @@ wrong type is an error that names it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -87,27 +87,35 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Event]:
-    """Yield the events of a JSONL record, in the file's order. Empty lines are skipped.
+    """Yield the events of a JSONL record, in the file's order, as `read_lines` does.
+
+    Raises OSError if there is no such file, RecordError for a line that isn't an event.
+    """
+    with Path(path).open("rb") as file:
+        yield from read_lines(file, str(path))
+
+
+def read_lines(lines: Iterable[bytes], name: str) -> Iterator[Event]:
+    """Yield the events of a record's lines, each with its line end. Empty lines are skipped.
 
     A last line without its end was cut off while it was written (the writer was killed, or is still
-    writing): it yields an `engine.warning` that says so, and reading ends. Raises OSError if there
-    is no such file, RecordError for any other line that isn't an event.
+    writing): it yields an `engine.warning` that says so, and reading ends. Raises RecordError for
+    any other line that isn't an event; `name` is the record's in its message.
     """
     last = Event()
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            try:
-                event = _json_decoder.decode(line)
-            except msgspec.MsgspecError as error:
-                if not line.endswith(b"\n"):
-                    message = f"the record ends in the middle of an event, on line {number}"
-                    yield EngineWarning(message=message, ts_ns=last.ts_ns, step=last.step)
-                    return
-                raise RecordError(f"{path}, line {number}: {_explain(line, error)}") from error
-            last = event
-            yield event
+    for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
+        try:
+            event = _json_decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            if not line.endswith(b"\n"):
+                message = f"the record ends in the middle of an event, on line {number}"
+                yield EngineWarning(message=message, ts_ns=last.ts_ns, step=last.step)
+                return
+            raise RecordError(f"{name}, line {number}: {_explain(line, error)}") from error
+        last = event
+        yield event
 
 
 def read_all(path: str | Path) -> list[Event]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from engine.trace import events as ev
 from engine.trace.__main__ import main
 from engine.trace.diff import where_they_part
 from engine.trace.files import read_all, to_jsonl
 from tests.browser.conftest import need
-from tests.browser.room_page import ROOT, until
+from tests.browser.room_page import ROOT, caught_up, until
 from tests.browser.seen_by_all import (
     axe_source,
     low_contrast,
@@ -129,3 +130,37 @@ def test_the_page_of_two_is_for_everybody(open_room, both_file):
         assert small_targets(page) == [] and low_contrast(page) == []
         page.set_viewport_size({"width": 390, "height": 844})
         assert overflow(page) <= 0
+
+
+def test_the_live_page_leads_to_its_record_beside_a_file(open_room, start_server, tmp_path):
+    """With a key, which frames can't send; what can't be compared is said on the page."""
+    flags = ("--num-gpu-blocks-override", "40", "--api-key", "secret")
+    with start_server(*flags, api_key="secret") as server:
+        server.complete("What is a block table?", max_tokens=12, ignore_eos=True)
+        server.wait_until_idle()
+        page = open_room(server=server)
+        page.wait_for_selector("#key-dialog:not([hidden])")
+        page.fill("#key-dialog input", "secret")
+        page.click("#key-dialog button")
+        page.wait_for_selector("#status[data-state=live]")
+        caught_up(page, server)
+        same = tmp_path / "same.jsonl"
+        same.write_bytes(server.http.get("/trace").content)
+        page.set_input_files("#other-file", str(same))
+        until(page, "/the same decisions/.test(document.querySelector('#notice').innerText)")
+        events = read_all(same)
+        for event in events:
+            if isinstance(event, ev.RequestQueued):
+                event.max_tokens = 11
+        other = tmp_path / "other.jsonl"
+        other.write_bytes(to_jsonl(events))
+        page.set_input_files("#other-file", str(other))
+        page.wait_for_selector(".decision")
+        one, _second = rooms(page)
+        assert "max_tokens 12" in page.inner_text(".decision .first")
+        assert "max_tokens 11" in page.inner_text(".decision .second")
+        until(one, "room.record.entries[room.record.position - 1].kind === 'request.queued'")
+        page.go_back()
+        page.wait_for_selector("#status[data-state=live]")
+        page.errors[:] = [said for said in page.errors if "401" not in said]  # refused once
+        page.context.close()  # before its server is gone

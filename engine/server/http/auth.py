@@ -22,8 +22,9 @@ OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version"}) | OF_PHONES
 """Paths that need no key: they show no text and cost no computation; or they are a class's, which
 has a code of its own."""
 
-OPEN_FOLDERS = ("/room/", "/guide/")
-"""The live page's files and guides; what the page shows comes from routes that need the key."""
+OPEN_FOLDERS = ("/room/", "/guide/", "/compared/")
+"""The live page's files and guides: what the page shows comes from routes that need the key. And
+comparisons, which such a route makes: their names can't be guessed."""
 
 
 KEY_PLACE = "glasshouse.key_place"

@@ -9,6 +9,7 @@ import { Log } from "./log.js";
 import { Marks } from "./marks.js";
 import { momentsOf } from "./moments.js";
 import { showClass } from "./class.js";
+import { compareWith } from "./compare-with.js";
 import { forgetColours } from "./paint.js";
 import { Pipeline } from "./pipeline.js";
 import { Provoke } from "./provoke.js";
@@ -457,6 +458,7 @@ function watch() {
   });
   room.live.run();
   showClass(document.querySelector("#class"), () => room.lessons.letVote());
+  compareWith(document.querySelector("#other-file"), (text) => room.notice(text, "comparison"));
   api("room/lessons.json").then(async (answer) => {
     if (answer.ok) room.lessons.take(await answer.json());
   }).catch(() => {}); // a server that is gone is said already
