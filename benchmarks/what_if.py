@@ -1,4 +1,4 @@
-"""Hold "what if" against reality: `python -m benchmarks.what_if [--repeats N]`.
+"""Hold "what if" against reality: `python -m benchmarks.what_if [--repeats N] [-o FILE]`.
 
 Five loads on the pocket model. Each runs with some settings and with others, in turns; the record
 of the first is asked what the second will do, and the answer stands beside what it did. All run in
@@ -12,14 +12,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.machine import cpu_name
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.messages import CoreRequest, KVShape, StepOutput, StepPlan
@@ -33,6 +36,8 @@ from engine.whatif.rerun import what_if
 from engine.worker.model_runner import ModelRunner
 
 BLOCKS, SEATS, LONGEST = 600, 64, 1024
+WITHIN = {"counts": 0.10, "times": 0.25}
+"""How far a prediction may be from what happened, to be counted as right."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +212,26 @@ class Compared(NamedTuple):
     recorded: float  # with the first settings
     predicted: float  # for the others
     happened: float  # with those, really
+    error: float  # of a prediction against the run that followed its record
     apart: float  # the same real run, again: median relative distance from its median
 
     @property
-    def error(self) -> float:
-        if not self.happened:
-            return 1.0 if self.predicted else 0.0
-        return self.predicted / self.happened - 1
+    def kind(self) -> str:
+        return "counts" if self.name in COUNTS else "times"
+
+    @property
+    def within(self) -> bool:
+        return abs(self.error) <= WITHIN[self.kind]
+
+    @property
+    def unknowable(self) -> bool:
+        """Return whether the same run again differs by as much as a prediction may."""
+        return self.apart > WITHIN[self.kind]
+
+
+def relative(value: float, to: float) -> float:
+    """Return by how much a value exceeds another one; what should be nothing, but isn't: 100 %."""
+    return value / to - 1 if to else float(value > 0)
 
 
 def compare(bench: Bench, load: Load, repeats: int) -> list[Compared]:
@@ -231,9 +249,59 @@ def compare(bench: Bench, load: Load, repeats: int) -> list[Compared]:
     compared = []
     for name, rows in found.items():
         recorded_, predicted_, happened_ = (median(column) for column in zip(*rows))
-        apart = median(abs(row[2] / happened_ - 1) for row in rows) if happened_ else 0.0
-        compared.append(Compared(name, recorded_, predicted_, happened_, apart))
+        # A machine that gets slower does so for both of a pair, which ran right after each other.
+        error = median(relative(predicted, happened) for _, predicted, happened in rows)
+        apart = median(abs(relative(happened, happened_)) for *_, happened in rows)
+        compared.append(Compared(name, recorded_, predicted_, happened_, error, apart))
     return compared
+
+
+def page(results: Sequence[tuple[Load, list[Compared]]], repeats: int, clock: str) -> str:
+    """Write the results as a page: the verdict, then a table a load."""
+    rows = [row for _load, compared in results for row in compared]
+    lines = [
+        "# What if, held against reality\n",
+        f"`python -m benchmarks.what_if`, {repeats} repeats, pocket model, one thread of an"
+        f" {cpu_name()}, by the {clock}. A record of the first settings is asked what the others"
+        " will do; what they did when they ran right after it stands beside the answer. *error* is"
+        " the median over these pairs, *the same run again* how far its repeats lie from their"
+        " median.\n",
+        f"{_verdict(rows)}\n",
+        "What can't be known: how fast the machine will be a moment later (a prediction can't be"
+        " better than the same run again), and steps of a kind that the record doesn't have (with"
+        " a full cache it has only short prompts, so the cost of long ones is extrapolated). Near"
+        " the load that a machine can just serve, a queue makes much of little: 10 % in a step's"
+        " time may double the time to first token.",
+    ]
+    for load, compared in results:
+        lines += [
+            f"\n**{load.name}**: {load.first} → {load.other}, {len(load.asked)} requests\n",
+            "| | recorded | predicted | happened | error | the same run again |",
+            "|---|---|---|---|---|---|",
+            *map(_row, compared),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(rows: Sequence[Compared]) -> str:
+    parts = []
+    for kind, limit in WITHIN.items():
+        of_kind = [row for row in rows if row.kind == kind]
+        missed = [row for row in of_kind if not row.within]
+        said = f"{kind} within {limit:.0%}: {len(of_kind) - len(missed)} of {len(of_kind)}"
+        if missed:
+            unknowable = sum(row.unknowable for row in missed)
+            said += f" (of the {len(missed)} others, {unknowable} differ as much when run again)"
+        parts.append(said)
+    return "; ".join(parts).capitalize() + "."
+
+
+def _row(row: Compared) -> str:
+    digits = 0 if row.kind == "counts" else 2
+    numbers = (row.recorded, row.predicted, row.happened)
+    shown = " | ".join(f"{number:,.{digits}f}" for number in numbers)
+    error = f"{row.error:+.0%}" if row.within else f"**{row.error:+.0%}**"
+    return f"| {row.name} | {shown} | {error} | ± {row.apart:.0%} |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -241,27 +309,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.what_if", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wall", action="store_true", help="by the wall clock")
+    parser.add_argument("-o", "--output", type=Path, help="write the page here, too")
     arguments = parser.parse_args(argv)
-    repeats = arguments.repeats
     bench = Bench(WallClock() if arguments.wall else ProcessorClock())
-    within, total = {"counts": 0, "times": 0}, {"counts": 0, "times": 0}
+    results = []
     for load in loads():
-        print(f"\n**{load.name}**: {load.first} → {load.other}, {len(load.asked)} requests\n")
-        print("| | recorded | predicted | happened | error | the same run again |")
-        print("|---|---|---|---|---|---|")
-        for row in compare(bench, load, repeats):
-            kind, limit = ("counts", 0.10) if row.name in COUNTS else ("times", 0.25)
-            total[kind] += 1
-            within[kind] += abs(row.error) <= limit
-            digits = 0 if row.name in COUNTS else 2
-            numbers = (row.recorded, row.predicted, row.happened)
-            shown = " | ".join(f"{number:,.{digits}f}" for number in numbers)
-            print(f"| {row.name} | {shown} | {row.error:+.0%} | ± {row.apart:.0%} |", flush=True)
-    print(
-        f"\ncounts within 10 %: {within['counts']} of {total['counts']};"
-        f" times within 25 %: {within['times']} of {total['times']}"
-    )
+        results.append((load, compare(bench, load, arguments.repeats)))
+        print(f"{load.name}: {_verdict(results[-1][1])}", file=sys.stderr, flush=True)
     bench.recorder.close()
+    clock = "wall clock" if arguments.wall else "thread's processor time"
+    text = page(results, arguments.repeats, clock)
+    print(text, end="")
+    if arguments.output is not None:
+        arguments.output.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -78,10 +78,11 @@ def rooms() -> None:
 
 
 def present() -> None:
-    """Photograph the presentation of the same moment: grid, timeline and reason."""
-    with _room_file() as (room, where), _browser() as browser:
+    """Photograph the presentation where a record opens, its first preemption: grid, timeline and
+    reason."""
+    with _room_file() as (room, _where), _browser() as browser:
         page = _page(browser, SCREEN)
-        page.goto(f"{room.as_uri()}?present#{where}")
+        page.goto(f"{room.as_uri()}?present")
         page.wait_for_selector("#reason:not([hidden])")
         _keep(page, "class-screen")
 

@@ -58,13 +58,13 @@ def told(answer: WhatIf) -> list[str]:
         lines.append(
             f"{name:34}{numbers[0]:>12}{numbers[1]:>12}{error:>11}{numbers[2]:>12}{change:>10}"
         )
-    step, token, row, block, prompt = answer.cost_us
+    step, token, row, block, prompt, any_prompt = answer.cost_us
     lines += [
         "",
         "model: the same core with the recorded settings; its error is what it gets wrong there.",
-        f"a step takes {step:,.0f} µs + {prompt:,.0f} a prompt + {token:,.1f} a prompt token"
-        f" + {row:,.1f} a decoding row + {block:,.1f} a copied block; one step is"
-        f" {answer.step_error:.0%} off (median).",
+        f"a step takes {step:,.0f} µs + {any_prompt:,.0f} if it has a prompt + {prompt:,.0f} a"
+        f" prompt + {token:,.1f} a prompt token + {row:,.1f} a decoding row + {block:,.1f} a copied"
+        f" block; one step is {answer.step_error:.0%} off (median).",
         f"refused: {answer.other.refused}" if answer.other.refused else "",
         *(f"- {note}" for note in answer.notes),
     ]

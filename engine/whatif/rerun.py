@@ -37,7 +37,7 @@ class WhatIf:
     other: Measures  # simulated with other settings
     events: list[Event]  # of the other run
     step_error: float  # median, relative: of single steps that the fit hasn't seen
-    cost_us: list[float]  # of a step, a prompt token, a decoding row, a copied block, a prompt
+    cost_us: list[float]  # as `step_times.fit` returns it
     load: Workload
     notes: list[str]
 

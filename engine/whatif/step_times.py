@@ -1,8 +1,10 @@
 """Fit to a record how long a step takes.
 
-a + b · prompt tokens + c · decoding rows + d · copies + e · prompts. A step with a prompt costs
-something beside its tokens; without e, b would carry it: too much for prompts longer than those of
-the record, too little for parts of them.
+a + b · prompt tokens + c · decoding rows + d · copies + e · prompts + f, if there is a prompt: a
+step that only decodes may be replayed, one with a prompt is launched kernel by kernel. Without e
+and f, b would carry what they cost: too much for prompts longer than those of the record, too
+little for parts of them. A record in which no step has two prompts can't tell e from f; it is f
+then, since launches cost more than a further prompt among them.
 
 The fit minimizes the sum of relative errors, so that one slow step among a thousand changes little;
 steps that captured a graph are left out, for that is done once. Steps of the same shape differ: a
@@ -24,6 +26,9 @@ ROUNDS = 30  # of reweighting
 FEWEST = 8  # steps for a fit
 ALIKE = 40  # steps of about one length, whose ratios a prediction draws from
 KNOWN = 8  # steps of one shape, from which on its own median counts
+FEATURES = 6
+PROMPT = 4  # the feature that is held back
+HELD_BACK = 1e-4  # by so much of its weight: enough where nothing tells it from another one
 
 Shape = tuple[int, int, int, int]
 """(prompt tokens, decoding rows, blocks copied, prompts that these tokens are of)"""
@@ -111,13 +116,14 @@ def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
 
 
 def fit(steps: Sequence[tuple[Shape, float]]) -> list[float]:
-    """Return the cost in µs of a step, a prompt token, a decoding row, a copied block, a prompt.
+    """Return the cost in µs of a step, a prompt token, a decoding row, a copied block, a prompt,
+    and of having any prompt.
 
     None is negative: one that came out so is fitted again as zero.
     """
-    used = [0, 1, 2, 3, 4]
+    used = list(range(FEATURES))
     while True:
-        cost = [0.0] * 5
+        cost = [0.0] * FEATURES
         for index, value in zip(used, _least_relative(steps, used), strict=True):
             cost[index] = value
         negative = [index for index in used if cost[index] < 0]
@@ -134,14 +140,18 @@ def _least_relative(steps: Sequence[tuple[Shape, float]], used: list[int]) -> li
         size = len(used)
         matrix = [[0.0] * (size + 1) for _ in range(size)]
         for (shape, us), weight in zip(steps, weights, strict=True):
-            x = [(1, *shape)[index] for index in used]
+            features = _features(shape)
+            x = [features[index] for index in used]
             for i in range(size):
                 for j in range(size):
                     matrix[i][j] += weight * x[i] * x[j]
                 matrix[i][size] += weight * x[i] * us
+        if PROMPT in used:
+            matrix[used.index(PROMPT)][used.index(PROMPT)] *= 1 + HELD_BACK
         cost = _solve(matrix)
         for number, (shape, us) in enumerate(steps):
-            x = [(1, *shape)[index] for index in used]
+            features = _features(shape)
+            x = [features[index] for index in used]
             error = abs(sum(a * b for a, b in zip(cost, x, strict=True)) - us)
             weights[number] = 1 / (us * max(error, us / 1000))
     return cost
@@ -165,8 +175,12 @@ def _solve(matrix: list[list[float]]) -> list[float]:
     return [row[size] for row in matrix]
 
 
+def _features(shape: Shape) -> tuple[int, ...]:
+    return (1, *shape, shape[3] > 0)
+
+
 def _dot(cost: list[float], shape: Shape) -> float:
-    return cost[0] + sum(a * b for a, b in zip(cost[1:], shape, strict=True))
+    return sum(a * b for a, b in zip(cost, _features(shape), strict=True))
 
 
 def _parts(events: Sequence[Event]) -> tuple[float, float, float]:

@@ -105,11 +105,32 @@ def test_preemptions_are_foreseen():
 def test_the_fit_finds_what_a_step_costs():
     times = StepTimes(recorded())
     assert times.cost[:3] == pytest.approx([300, 20, 50], rel=0.01)
-    assert times.cost[4] == pytest.approx(700, rel=0.01)
+    assert times.cost[4] + times.cost[5] == pytest.approx(700, rel=0.01)
     assert times.error < 0.01
     noisy = [((p, r, 0, 0), 300 + 20 * p + 50 * r) for p in range(0, 30, 3) for r in range(4)]
     noisy[7] = (noisy[7][0], 90_000.0)  # one slow step changes nothing
     assert fit(noisy)[:3] == pytest.approx([300, 20, 50], rel=0.02)
+
+
+def launched_us(prompt, rows, prompts) -> float:
+    """A step of prompts is launched, whatever their number; others are replayed."""
+    return 300.0 + 20.0 * prompt + 50.0 * rows + 1500.0 * (prompts > 0)
+
+
+def test_prompts_that_always_came_alone_are_not_dear_together():
+    """What a step with a prompt costs beside its tokens is its launches', unless the record has
+    steps of several prompts that cost more each."""
+    alone = [((p, r, 0, 1), launched_us(p, r, 1)) for p in range(4, 40, 3) for r in range(6)]
+    decoding = [((0, r, 0, 0), launched_us(0, r, 0)) for r in range(1, 9)] * 4
+    together = (240, 0, 0, 8)
+    cost = fit(alone + decoding)
+    predicted = cost[0] + 240 * cost[1] + 8 * cost[4] + cost[5]
+    assert predicted == pytest.approx(launched_us(240, 0, 8), rel=0.02)
+    dear = [((p, r, 0, n), launched_us(p, r, n) + 400 * n)
+            for p in range(40, 90, 9) for r in range(3) for n in (1, 2, 4, 7)]  # fmt: skip
+    cost = fit(dear + decoding)
+    predicted = cost[0] + 240 * cost[1] + 8 * cost[4] + cost[5]
+    assert predicted == pytest.approx(launched_us(*together[:2], 8) + 3200, rel=0.05)
 
 
 class Shortest(Scheduler):

@@ -71,9 +71,7 @@ def router(service: Service) -> APIRouter:
     async def part(token: str, file: str) -> Response:
         files = kept.get(token, {})
         if file not in files:
-            raise ApiError(
-                404, "This comparison is not kept any more. Compare again on the page."
-            )
+            raise ApiError(404, "This comparison is not kept any more. Compare again on the page.")
         return Response(files[file], media_type="text/html", headers=HEADERS)
 
     return routes
