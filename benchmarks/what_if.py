@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +30,18 @@ from engine.sampling_params import SamplingParams
 from engine.trace import events as ev
 from engine.trace.command import run_command
 from engine.trace.events import Event
+from engine.trace.files import read_all, to_jsonl
 from engine.trace.recorder import Recorder
 from engine.whatif.measures import COUNTS, measure
 from engine.whatif.rerun import what_if
+from engine.whatif.step_times import Shape, observed
 from engine.worker.model_runner import ModelRunner
 
 BLOCKS, SEATS, LONGEST = 600, 64, 1024
 WITHIN = {"counts": 0.10, "times": 0.25}
 """How far a prediction may be from what happened, to be counted as right."""
+NAMES = ("first", "other")
+FEWEST = 5  # steps of one shape in each record, to compare the machine's speed
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,10 @@ class Bench:
         )
 
 
+Pair = tuple[list[Event], list[Event]]
+"""The records of one turn: with the first settings, and with the others."""
+
+
 class Compared(NamedTuple):
     """Hold one measure: medians over the repeats, and how far the repeats are from each other."""
 
@@ -214,6 +222,7 @@ class Compared(NamedTuple):
     happened: float  # with those, really
     error: float  # of a prediction against the run that followed its record
     apart: float  # the same real run, again: median relative distance from its median
+    changed: float  # by how much the machine's speed changed within a pair
 
     @property
     def kind(self) -> str:
@@ -225,8 +234,8 @@ class Compared(NamedTuple):
 
     @property
     def unknowable(self) -> bool:
-        """Return whether the same run again differs by as much as a prediction may."""
-        return self.apart > WITHIN[self.kind]
+        """Return whether the machine changed by as much as a prediction may be off."""
+        return max(self.apart, self.changed) > WITHIN[self.kind]
 
 
 def relative(value: float, to: float) -> float:
@@ -234,48 +243,103 @@ def relative(value: float, to: float) -> float:
     return value / to - 1 if to else float(value > 0)
 
 
-def compare(bench: Bench, load: Load, repeats: int) -> list[Compared]:
-    """Run a load with both settings in turns, and ask each first record for the second."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
+def run_pairs(bench: Bench, load: Load, repeats: int) -> list[Pair]:
+    """Run a load with both settings in turns; return the records of each turn."""
     for settings in (load.first, load.other):
         bench.record(load, settings)  # captures what it will replay
-    for _ in range(repeats):
-        first, other = bench.record(load, load.first), bench.record(load, load.other)
+    return [
+        (bench.record(load, load.first), bench.record(load, load.other)) for _ in range(repeats)
+    ]
+
+
+def compare(load: Load, pairs: Sequence[Pair]) -> list[Compared]:
+    """Ask each record of the first settings what the others will do, beside what they did."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for first, other in pairs:
         answer = what_if(first, load.other)
         predicted, recorded = answer.other.rows(), answer.recorded.rows()
         happened = measure(other).rows()
         for name, value in predicted.items():
             found.setdefault(name, []).append((recorded[name], value, happened[name]))
+    changed = median(abs(speed(*pair) - 1) for pair in pairs)
     compared = []
     for name, rows in found.items():
         recorded_, predicted_, happened_ = (median(column) for column in zip(*rows))
         # A machine that gets slower does so for both of a pair, which ran right after each other.
         error = median(relative(predicted, happened) for _, predicted, happened in rows)
         apart = median(abs(relative(happened, happened_)) for *_, happened in rows)
-        compared.append(Compared(name, recorded_, predicted_, happened_, error, apart))
+        compared.append(Compared(name, recorded_, predicted_, happened_, error, apart, changed))
     return compared
 
 
-def page(results: Sequence[tuple[Load, list[Compared]]], repeats: int, clock: str) -> str:
+def speed(first: Sequence[Event], other: Sequence[Event]) -> float:
+    """Return how long steps of the same shape took in the other record, relative to the first one.
+
+    1 if no shape occurs often enough in both.
+    """
+    times: list[dict[Shape, list[float]]] = []
+    for events in (first, other):
+        by_shape: dict[Shape, list[float]] = {}
+        for shape, us in observed(events):
+            by_shape.setdefault(shape, []).append(us)
+        times.append({shape: found for shape, found in by_shape.items() if len(found) >= FEWEST})
+    ratios = [
+        median(times[1][shape]) / median(times[0][shape]) for shape in {*times[0]} & {*times[1]}
+    ]
+    return median(ratios) if ratios else 1.0
+
+
+class Kept(NamedTuple):
+    """Hold the records of every load, and of what machine and by which clock they are."""
+
+    about: dict[str, str]
+    pairs: list[list[Pair]]
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "about.json").write_text(json.dumps(self.about) + "\n")
+        for number, pairs in enumerate(self.pairs):
+            for turn, pair in enumerate(pairs):
+                for name, events in zip(NAMES, pair, strict=True):
+                    (folder / f"{number}-{name}-{turn}.jsonl").write_bytes(to_jsonl(events))
+
+    @classmethod
+    def read(cls, folder: Path) -> Kept:
+        """Read what `write` wrote. Raises OSError, RecordError."""
+        about = json.loads((folder / "about.json").read_text())
+        pairs = [
+            [
+                tuple(read_all(first.with_name(f"{number}-{name}-{turn}.jsonl")) for name in NAMES)
+                for turn, first in enumerate(sorted(folder.glob(f"{number}-{NAMES[0]}-*.jsonl")))
+            ]
+            for number in range(len(loads()))
+        ]
+        return cls(about, pairs)  # type: ignore[arg-type]
+
+
+def page(
+    results: Sequence[tuple[Load, list[Compared]]], repeats: int, about: dict[str, str]
+) -> str:
     """Write the results as a page: the verdict, then a table a load."""
     rows = [row for _load, compared in results for row in compared]
     lines = [
         "# What if, held against reality\n",
         f"`python -m benchmarks.what_if`, {repeats} repeats, pocket model, one thread of an"
-        f" {cpu_name()}, by the {clock}. A record of the first settings is asked what the others"
-        " will do; what they did when they ran right after it stands beside the answer. *error* is"
-        " the median over these pairs, *the same run again* how far its repeats lie from their"
-        " median.\n",
+        f" {about['cpu']}, by the {about['clock']}. A record of the first settings is asked what"
+        " the others will do; what they did when they ran right after it stands beside the answer."
+        " *error* is the median over these pairs, *the same run again* how far its repeats lie from"
+        " their median.\n",
         f"{_verdict(rows)}\n",
-        "What can't be known: how fast the machine will be a moment later (a prediction can't be"
-        " better than the same run again), and steps of a kind that the record doesn't have (with"
-        " a full cache it has only short prompts, so the cost of long ones is extrapolated). Near"
-        " the load that a machine can just serve, a queue makes much of little: 10 % in a step's"
-        " time may double the time to first token.",
+        "What can't be known: how fast the machine will be a moment later (steps of the same shape,"
+        " in two runs one after the other, say how much that was), and steps of a kind that the"
+        " record doesn't have (with a full cache it has only short prompts, so the cost of long"
+        " ones is extrapolated). Near the load that a machine can just serve, a queue makes much"
+        " of little: 10 % in a step's time may double the time to first token.",
     ]
     for load, compared in results:
         lines += [
-            f"\n**{load.name}**: {load.first} → {load.other}, {len(load.asked)} requests\n",
+            f"\n**{load.name}**: {load.first} → {load.other}, {len(load.asked)} requests; steps of"
+            f" the same shape took {compared[0].changed:.0%} more or less in the next run\n",
             "| | recorded | predicted | happened | error | the same run again |",
             "|---|---|---|---|---|---|",
             *map(_row, compared),
@@ -291,7 +355,7 @@ def _verdict(rows: Sequence[Compared]) -> str:
         said = f"{kind} within {limit:.0%}: {len(of_kind) - len(missed)} of {len(of_kind)}"
         if missed:
             unknowable = sum(row.unknowable for row in missed)
-            said += f" (of the {len(missed)} others, {unknowable} differ as much when run again)"
+            said += f" ({unknowable} of {len(missed)} beyond, where the machine changed as much)"
         parts.append(said)
     return "; ".join(parts).capitalize() + "."
 
@@ -309,16 +373,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.what_if", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wall", action="store_true", help="by the wall clock")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the records here")
+    parser.add_argument(
+        "--again", type=Path, metavar="FOLDER", help="judge the records that --keep wrote"
+    )
     parser.add_argument("-o", "--output", type=Path, help="write the page here, too")
     arguments = parser.parse_args(argv)
-    bench = Bench(WallClock() if arguments.wall else ProcessorClock())
-    results = []
-    for load in loads():
-        results.append((load, compare(bench, load, arguments.repeats)))
-        print(f"{load.name}: {_verdict(results[-1][1])}", file=sys.stderr, flush=True)
-    bench.recorder.close()
-    clock = "wall clock" if arguments.wall else "thread's processor time"
-    text = page(results, arguments.repeats, clock)
+    if arguments.again is not None:
+        kept = Kept.read(arguments.again)
+    else:
+        bench = Bench(WallClock() if arguments.wall else ProcessorClock())
+        clock = "wall clock" if arguments.wall else "thread's processor time"
+        pairs = [run_pairs(bench, load, arguments.repeats) for load in loads()]
+        bench.recorder.close()
+        kept = Kept({"cpu": cpu_name(), "clock": clock}, pairs)
+    if arguments.keep is not None:
+        kept.write(arguments.keep)
+    results = [(load, compare(load, pairs)) for load, pairs in zip(loads(), kept.pairs)]
+    text = page(results, len(kept.pairs[0]), kept.about)
     print(text, end="")
     if arguments.output is not None:
         arguments.output.write_text(text, encoding="utf-8")

@@ -116,10 +116,10 @@ def observed(events: Sequence[Event]) -> list[tuple[Shape, float]]:
 
 
 def fit(steps: Sequence[tuple[Shape, float]]) -> list[float]:
-    """Return the cost in µs of a step, a prompt token, a decoding row, a copied block, a prompt,
-    and of having any prompt.
+    """Return the costs in µs by which the steps are told best.
 
-    None is negative: one that came out so is fitted again as zero.
+    In this order: of a step, a prompt token, a decoding row, a copied block, a prompt, and of a
+    step that has any prompt. None is negative: one that came out so is fitted again as zero.
     """
     used = list(range(FEATURES))
     while True:

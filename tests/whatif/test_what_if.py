@@ -175,9 +175,9 @@ def test_the_command(tmp_path, capsys):
 def test_a_real_record_says_what_it_cannot_know():
     from tests.trace.test_import_rules import ROOT
 
-    events = read_all(ROOT / "docs" / "records" / "crowd.jsonl")
+    events = decisions(read_all(ROOT / "docs" / "records" / "crowd.jsonl"))
     answer = what_if(events, {"num_gpu_blocks": 40})
-    assert answer.recorded.counts["preemptions"] == 2 > answer.other.counts["preemptions"]
+    assert answer.recorded.counts["preemptions"] > answer.other.counts["preemptions"]
     assert any("no hashes" in note for note in answer.notes)
 
 
