@@ -124,9 +124,9 @@ def by_gguf(name: str, out: str) -> Numbers:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(out, gguf_file="model.gguf", dtype=torch.float32)
-    for layer_name, layer in model.named_modules():
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Embedding)):
-            yield layer_name, layer.weight.data.clone()
+    for weight_name, weight in model.named_parameters():  # a tied head is there once
+        if weight.dim() == 2:
+            yield weight_name.removesuffix(".weight"), weight.data.clone()
 
 
 def by_description(name: str, out: str) -> Numbers:

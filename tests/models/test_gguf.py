@@ -96,6 +96,7 @@ HOSTILE = {
         head(1) + tensor(kind=19) + ROOM,
         r"type 19 \(IQ1_S\); read are F32",
     ),
+    "a type that nobody knows": (head(1) + tensor(kind=4000) + ROOM, r"type 4000 \(which is unkno"),
     "half a block": (head(1) + tensor(dims=(40,), kind=2) + ROOM, "no whole blocks"),
     "a tensor twice": (head(2) + tensor() + tensor(start=128) + ROOM, "a is there twice"),
     "a name of 64 bytes": (head(1) + tensor("n" * 64) + ROOM, "tensor's name claims"),

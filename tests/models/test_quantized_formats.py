@@ -274,3 +274,9 @@ def test_a_truncated_file_is_one_line(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     refused(tmp_path, "model.safetensors can't be read")
+    save(FORMATS["squeezellm"], tmp_path)
+    torch.save(load_file(path), tmp_path / "sq-w4.pt")  # as the method's own checkpoints are
+    path.unlink()
+    path = tmp_path / "sq-w4.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path, r"sq-w4\.pt can't be read")
