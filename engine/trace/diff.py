@@ -3,7 +3,8 @@
 Compared is what the engine decided and did: which event, for which request, with which blocks,
 tokens, rows. Times, durations, costs and rates differ between any two runs and are ignored. So are
 request ids, which a server draws at random: requests are compared by the order in which they
-reached the core, and shown by their names in the log.
+reached the core, and shown by their names in the log. Hashes of blocks are compared by the order in
+which they came, since the texts may be others: `whatif` makes some up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _IGNORED = {
     "queue_length",
     "swap_us",
 }
+_DIGITS = 16  # of a block's hash, in a request's own
 _NUMBERED = re.compile(r"\brequest \d+")
 _NAMES = {"request_id", "parent", "for_request", "next_release"}
 
@@ -103,6 +105,12 @@ def _decisions(events: Iterable[Event]) -> Iterator[_Told]:
     numbers: dict[str, str] = {}
     named: dict[str, str] = {}  # request by number → its name
     names = Names()
+    hashes: dict[str, int] = {}
+
+    def in_order(value: str | list[str]) -> list[int]:
+        if isinstance(value, str):  # of a request: the beginnings of its blocks' hashes
+            value = [value[i : i + _DIGITS] for i in range(0, len(value), _DIGITS)]
+        return [hashes.setdefault(part[:_DIGITS], len(hashes) + 1) for part in value]
 
     def number(request_id: str) -> str:
         request, index = request_and_index(request_id)
@@ -123,6 +131,10 @@ def _decisions(events: Iterable[Event]) -> Iterator[_Told]:
                 continue
             if name in _NAMES:
                 value = number(value) if value else ""
+            elif name == "hashes":
+                value = in_order(value)
+            elif name == "hash":
+                value = in_order([value])
             elif name == "rows":
                 value = [(number(r.request_id), r.start, r.num_tokens, r.samples) for r in value]
             elif name == "candidates":
