@@ -31,6 +31,7 @@ _IGNORED = {
     "why",
     "mode_why",
     "client",
+    "blocks_free",  # of pools of other sizes; what is taken and given back is told by events
     "next_release_steps",
     "num_bytes",
     "queue_length",
