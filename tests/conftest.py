@@ -1,4 +1,4 @@
-"""What holds for all tests: `--full`, `lengthy`, and which of them run in one worker of xdist."""
+"""What holds for all tests: `--full`, `lengthy`, and what a worker of xdist runs and takes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--full"):
         os.environ["TESTS_FULL"] = "1"  # tests/support/cases.py, also in processes of tests
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        # its share of the cores, before torch is imported: threads of several workers would wait
+        # for each other
+        share = max(1, (os.cpu_count() or 1) // int(workers))
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     if config.getoption("--write-lengthy") and not os.environ.get("PYTEST_XDIST_WORKER"):
         config.pluginmanager.register(lengthy.Durations())
 

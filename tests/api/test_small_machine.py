@@ -42,6 +42,7 @@ def test_each_process_may_have_512_mb():
     demo(lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT)))
 
 
+@pytest.mark.full
 def test_all_processes_together_have_512_mb():
     """As on the smallest instance of a cloud. Only root may make such a group."""
     try:

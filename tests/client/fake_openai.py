@@ -198,9 +198,9 @@ def refusal(status: int, message: str, param: str = "") -> JSONResponse:
     return JSONResponse({"error": error}, status)
 
 
-def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> FastAPI:
-    """The HTTP side. `ready_after`: seconds of 503 at first."""
-    faults, start = engine.faults, time.perf_counter()
+def build(engine: FakeEngine, api_key: str = "", ready_after: int = 0) -> FastAPI:
+    """The HTTP side. `ready_after`: so many requests get a 503 at first."""
+    faults, early = engine.faults, iter(range(ready_after))
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -222,7 +222,7 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
             return HTMLResponse("<html><body>Welcome to nginx</body></html>")
         if "hang" in faults:
             await asyncio.sleep(3600)
-        if "loading" in faults or time.perf_counter() - start < ready_after:
+        if "loading" in faults or next(early, None) is not None:
             return JSONResponse({"status": "loading", "state": "reading weights, 40 %"}, 503)
         keyed = request.url.path.startswith("/v1") and api_key and "key_ignored" not in faults
         if keyed and request.headers.get("authorization") != f"Bearer {api_key}":
@@ -423,7 +423,7 @@ def build(engine: FakeEngine, api_key: str = "", ready_after: float = 0.0) -> Fa
 
 @contextlib.contextmanager
 def serve(
-    *faults: str, api_key: str = "", ready_after: float = 0.0, step: float = 0.002
+    *faults: str, api_key: str = "", ready_after: int = 0, step: float = 0.002
 ) -> Iterator[str]:
     """Run it in a thread of this process; its URL."""
     with socket.socket() as listener:

@@ -120,7 +120,7 @@ def test_unusable_arguments(tmp_path: Path) -> None:
 
 
 def test_wait_for_a_cold_server(tmp_path: Path) -> None:
-    with serve(ready_after=6.0) as url:  # longer than the client takes to start
+    with serve(ready_after=1) as url:
         code, _, text = judge(url, tmp_path, "--wait", "30", "--test", "errors")
     assert code == 0, text
     assert "waiting" in text and "reading weights" in text

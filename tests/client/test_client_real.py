@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.test_client_suites import judge, run, start, verdicts
+from tests.support.cases import mostly
 
 ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "pocket" / "model"
@@ -76,7 +77,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["pocket", "tiny"])
+@pytest.fixture(params=mostly(["pocket", "tiny"], "pocket"))
 def model(request: pytest.FixtureRequest) -> Path:
     if request.param == "tiny":
         return request.getfixturevalue("tiny")

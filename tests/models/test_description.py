@@ -15,6 +15,7 @@ from engine.models.errors import ModelError
 from engine.models.loader import choose_dtype
 from engine.models.registry import native_class
 from tests.models.tiny_models import ADAPTED, NATIVE
+from tests.support.cases import mostly
 
 OLD = {
     "architectures": ["LlamaForCausalLM"],
@@ -72,7 +73,9 @@ def alone(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*AS_WRITTEN, "llama", "opt-350m"])
+@pytest.mark.parametrize(
+    "name", mostly([*AS_WRITTEN, "llama", "opt-350m"], "llama", "scales of the cache")
+)
 def test_another_process_describes_what_transformers_reads(name, tmp_path, alone):
     (tmp_path / "config.json").write_text(CASES[name])
     expected = AutoConfig.from_pretrained(tmp_path)

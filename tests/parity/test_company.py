@@ -15,6 +15,7 @@ from engine.config import POCKET_MODEL
 from engine.kernels.cpu.build import variants_here
 from engine.sampling_params import SamplingParams
 from engine.trace import events
+from tests.support.cases import mostly
 from tests.support.engine_on_tokens import TokenEngine
 
 EXACT = [v for v in variants_here() if v != "portable"]
@@ -44,10 +45,9 @@ WAYS = {
 
 KINDS = [*((v, "bfloat16") for v in EXACT), (EXACT[0], "float32")]
 """In fp32 the other variants are held kernel by kernel (tests/kernels/cpu)."""
-SAMPLED = [*KINDS[:1], *(pytest.param(kind, marks=pytest.mark.full) for kind in KINDS[1:])]
 
 
-@pytest.fixture(scope="module", params=SAMPLED, ids="-".join)
+@pytest.fixture(scope="module", params=mostly(KINDS, KINDS[0]), ids="-".join)
 def alone(request):
     """(dtype, the answers of each request by itself); the variant computes meanwhile."""
     variant, dtype = request.param
@@ -63,7 +63,7 @@ def start(dtype: str, **options) -> TokenEngine:
     return TokenEngine(POCKET_MODEL, dtype=dtype, **{"cpu_threads": 2, **options})
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", mostly(list(WAYS), "chunked", "overlapped", "swapped"))
 def test_a_token_depends_on_its_own_request_alone(alone, way):
     dtype, answers = alone
     with start(dtype, **WAYS[way]) as together:

@@ -20,6 +20,7 @@ from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.models import tiny_models
 from tests.parity.test_speculation import KINDS, WAYS, Workload, answers, requests
+from tests.support.cases import mostly
 from tests.support.engine_on_tokens import TokenEngine
 
 MOST = 3
@@ -80,10 +81,7 @@ def all_right(engine: TokenEngine) -> bool:
     return right == proposed > 0
 
 
-ALSO = [pytest.param(way, marks=[] if way in MOSTLY else pytest.mark.full) for way in WAYS]
-
-
-@pytest.mark.parametrize("way", ALSO)
+@pytest.mark.parametrize("way", mostly(list(WAYS), *MOSTLY))
 def test_the_pages_hold_what_they_should(tiny, folders, way):
     """A copy is right always: after prefixes, chunks, forks, copies, swaps and preemptions."""
     options, config = dict(WAYS[way]), draft(folders["same"])

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from tests.models import tiny_models
+from tests.support.cases import pairs
 from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = [[(11 * i + 3 * j) % tiny_models.VOCAB for j in range(3 + 6 * i)] for i in range(6)]
 
 
-@pytest.mark.parametrize("kind", ["opt", "llama", "qwen3", "gemma2"])
-@pytest.mark.parametrize("budget", [5, 2048])
+@pytest.mark.parametrize(
+    ("kind", "budget"), pairs(["opt", "llama", "qwen3", "gemma2"], [5, 2048], every=2)
+)
 def test_logprobs(tmp_path, kind, budget):
     config = (tiny_models.NATIVE.get(kind) or tiny_models.ADAPTED[kind])()
     reference = tiny_models.save(config, tmp_path)

@@ -10,9 +10,10 @@ import pytest
 
 from engine.trace import events
 from tests.models import tiny_models
+from tests.support.cases import FULL, pairs
 from tests.support.engine_on_tokens import TokenEngine
 
-NUM_PROMPTS = 20
+NUM_PROMPTS = 20 if FULL else 10  # each length twice, or once
 MAX_TOKENS = 16
 BLOCK_SIZE = 4
 
@@ -68,7 +69,7 @@ def make_prompts() -> list[list[int]]:
 PROMPTS = make_prompts()
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module")
 def model(request, tmp_path_factory):
     """(folder, expected answers of transformers) of one tiny model."""
     kind = request.param
@@ -78,7 +79,9 @@ def model(request, tmp_path_factory):
     return folder, tiny_models.greedy(reference, PROMPTS, MAX_TOKENS)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("model", "scenario"), pairs(ARCHITECTURES, list(SCENARIOS), every=3), indirect=["model"]
+)
 def test_greedy_equals_generate(model, scenario):
     folder, expected = model
     with TokenEngine(folder, block_size=BLOCK_SIZE, **SCENARIOS[scenario]) as engine:

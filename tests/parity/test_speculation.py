@@ -17,6 +17,7 @@ from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.models import tiny_models
 from tests.parity.test_company import EXACT
+from tests.support.cases import FULL, mostly
 from tests.support.engine_on_tokens import TokenEngine
 from tests.support.proposing import EagerScheduler
 
@@ -42,7 +43,7 @@ def requests(vocab: int, longest: int, output: int) -> tuple[list[list[int]], li
     """Return prompts that repeat themselves, and parameters of every kind."""
     draw = random.Random(11)
     prompts, params = [], []
-    for i in range(2 * len(KINDS)):
+    for i in range(len(KINDS) * (2 if FULL else 1)):
         part = [draw.randrange(5, vocab) for _ in range(draw.randint(3, longest // 3))]
         prompts.append(part * 2 + part[: draw.randint(1, len(part))])
         kind = dict(KINDS[i % len(KINDS)])
@@ -68,6 +69,9 @@ WAYS = {
     "swapped": {"small": True, "preemption_mode": "swap", "swap_space": 1.0},
     "eager": {"enforce_eager": True, "level": "full"},
 }
+
+
+MOSTLY = ("prefix-cached", "chunked", "launched-ahead", "swapped", "eager")
 
 
 def told(outputs: list[CoreOutput]) -> dict:
@@ -118,7 +122,7 @@ class Workload:
         with self.start(speculative_config=lookup, **options) as engine:
             assert answers(engine, self.prompts, self.params) == self.alone
             chunked = "max_num_batched_tokens" in options  # prompts leave proposals little room
-            check_that_proposals_were_made(engine, 3 if chunked else 20)
+            check_that_proposals_were_made(engine, 3 if chunked else 20 if FULL else 10)
             if options.get("small"):
                 modes = {e.mode for e in engine.recorded(events.RequestPreempted)}
                 assert modes == {options["preemption_mode"]}
@@ -145,17 +149,12 @@ def pocket(variant):
     return Workload(POCKET_MODEL, "bfloat16", 120, requests(2000, 290, 30))
 
 
-@pytest.mark.parametrize("most", [4, *(pytest.param(k, marks=pytest.mark.full) for k in (1, 11))])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("most", mostly([4, 1, 11], 4))
+@pytest.mark.parametrize("way", mostly(list(WAYS), *MOSTLY))
 def test_in_fp32(tiny, way, most):
     tiny.check(most, **WAYS[way])
 
 
-SELDOM = [way for way in WAYS if way not in ("together", "swapped")]
-
-
-@pytest.mark.parametrize(
-    "way", ["together", "swapped", *(pytest.param(w, marks=pytest.mark.full) for w in SELDOM)]
-)
+@pytest.mark.parametrize("way", mostly(list(WAYS), "overlapped", "swapped"))
 def test_in_bf16(pocket, way):
     pocket.check(7, cpu_threads=2, **WAYS[way])

@@ -18,6 +18,7 @@ from engine.trace.recorder import Recorder
 from engine.worker.model_runner import ModelRunner
 from tests.models import tiny_models
 from tests.parity.test_parity import PROMPTS as ALL_PROMPTS
+from tests.support.cases import mostly
 from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = ALL_PROMPTS[:10]
@@ -71,14 +72,7 @@ def answers(engine: TokenEngine) -> list:
     return [greedy[0], seeded, logprobs]
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "chunks, swap",
-        pytest.param("recompute, proposals", marks=pytest.mark.full),
-        pytest.param("kernels one by one, 8-bit pages", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.parametrize("scenario", mostly(list(SCENARIOS), "chunks, swap"))
 def test_two_processes_give_the_tokens_of_one(model, scenario):
     folder, expected = model
     options = SCENARIOS[scenario]

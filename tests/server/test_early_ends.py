@@ -181,7 +181,7 @@ def test_a_request_may_end_at_every_await(called, route, body, how):
 
 @pytest.mark.parametrize(
     ("route", "body"),
-    [REQUESTS[0], *(pytest.param(*one, marks=pytest.mark.slow) for one in REQUESTS[1:])],
+    [REQUESTS[0], *(pytest.param(*one, marks=pytest.mark.full) for one in REQUESTS[1:])],
 )
 def test_every_call_may_raise(called, route, body):
     async def everywhere():

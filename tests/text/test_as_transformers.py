@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Toke
 from engine.text.chat_template import RESERVED, ChatTemplate
 from engine.text.errors import TextError
 from engine.text.tokenizer import Tokenizer
+from tests.support.cases import FULL
 from tests.text.tiny_tokenizers import (
     CORPUS,
     TEMPLATE,
@@ -248,7 +249,7 @@ print(json.dumps([out, sorted({"torch", "transformers", "numpy"} & sys.modules.k
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = {}
-    for kind in KINDS:
+    for kind in KINDS if FULL else (metaspace_hf, cutting_hf, llama_hf, gpt2_hf):
         made[kind.__name__] = str(tmp_path_factory.mktemp(kind.__name__))
         kind().save_pretrained(made[kind.__name__])
     return made

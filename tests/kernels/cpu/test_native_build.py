@@ -118,7 +118,7 @@ def test_unwritable_cache_still_builds(fresh, small, monkeypatch):
 
 
 @needs_compiler
-def test_source_that_does_not_compile(fresh, monkeypatch, tmp_path):
+def test_source_that_does_not_compile(fresh, small, monkeypatch):
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DEXPORT=nonsense", "-Werror"))
     with pytest.raises(build.BuildError, match="could not compile"):
         build.load("portable")

@@ -16,7 +16,7 @@ from engine.kernels.triton import paged_attention as attention
 from engine.kernels.triton import rotary
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
-from tests.support.cases import cases
+from tests.support.cases import cases, mostly, pairs
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3}
 FEW = settings(max_examples=cases(6), deadline=None, derandomize=True, database=None)
@@ -78,8 +78,12 @@ def test_any_step(rows, heads, head_dim, page, dtype, seed):
     compare(rows, kv_heads * group, kv_heads, head_dim, page, dtype, seed)
 
 
-@pytest.mark.parametrize("kind", ["window", "window of one", "cap", "sinks", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    pairs(
+        ["window", "window of one", "cap", "sinks", "all"], [torch.float32, torch.float16], every=2
+    ),
+)
 def test_variants_of_attention(kind, dtype):
     options = {
         "window": {"sliding_window": 20},
@@ -91,7 +95,7 @@ def test_variants_of_attention(kind, dtype):
     compare([(100, 1), (0, 1), (30, 25)], 3, 1, 64, 16, dtype, **options)
 
 
-@pytest.mark.parametrize("context", [510, 2500])
+@pytest.mark.parametrize("context", mostly([510, 2500], 2500))
 def test_long_contexts_are_split_and_merged(context, monkeypatch):
     splits = []
     choose = attention.splits_for
@@ -162,13 +166,13 @@ def test_what_the_kernel_does_not_take_goes_to_torch():
 # ------------------------------------------------------------------- projection to cache, rotated
 
 
-@pytest.mark.parametrize("rotated", [True, False])
-@pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize(
-    ("dtype", "heads", "kv_heads", "head_dim"),
-    [(torch.float32, 3, 1, 64), (torch.float16, 4, 2, 80), (torch.float32, 5, 5, 6)],
-)
-def test_from_the_projection_to_the_result(rotated, normed, dtype, heads, kv_heads, head_dim):
+STEPS = [(True, True), (True, False), (False, True), (False, False)]  # (rotated, normed)
+SHAPES = [(torch.float32, 3, 1, 64), (torch.float16, 4, 2, 80), (torch.float32, 5, 5, 6)]
+
+
+@pytest.mark.parametrize(("steps", "shape"), pairs(STEPS, SHAPES, every=3))
+def test_from_the_projection_to_the_result(steps, shape):
+    (rotated, normed), (dtype, heads, kv_heads, head_dim) = steps, shape
     torch.manual_seed(1)
     cache, batch = make_step([(9, 1), (4, 7)], kv_heads, head_dim, 4, dtype)
     cache = finite(cache)

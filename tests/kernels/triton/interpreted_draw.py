@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.kernels.triton import draw, draw_border
 from engine.placeholders import NO_TOKEN
 from engine.worker.sampling import exact_draw as definition
-from tests.support.cases import cases
+from tests.support.cases import cases, mostly
 
 INF, NAN = float("inf"), float("nan")
 LAST_WORD = 2**32 - 1
@@ -58,7 +58,7 @@ def test_random_rows_with_cuts_of_their_own(vocab, seed, data):
     drawn(logits, cuts, torch.tensor([data.draw(word) for _ in range(rows)]))
 
 
-@pytest.mark.parametrize("word", [2**31 + 12345, pytest.param(LAST_WORD, marks=pytest.mark.full)])
+@pytest.mark.parametrize("word", mostly([2**31 + 12345, LAST_WORD], 2**31 + 12345))
 def test_rows_that_stand_on_a_border(word):
     vocab = 2500  # two pieces and a part of one
     torch.manual_seed(1)
@@ -93,7 +93,7 @@ def test_rows_that_stand_on_a_border(word):
     drawn(torch.stack([logits for logits, _ in rows]), cuts, torch.full((len(rows),), word))
 
 
-@pytest.mark.parametrize("vocab", [40, 3001])
+@pytest.mark.parametrize("vocab", mostly([40, 3001], 40))
 def test_no_token_where_logits_are_not_finite(vocab):
     """A row with one NaN, anywhere, or an infinite maximum: the kernel reports it as the CPU does,
     and the other rows are drawn as usual."""

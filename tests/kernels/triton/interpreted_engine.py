@@ -24,6 +24,7 @@ from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
 from engine.worker.graphs.graph_capture import GraphCapture
 from engine.worker.model_runner import ModelRunner
 from engine.worker.platforms.cuda import CudaPlatform
+from tests.support.cases import mostly
 from tests.support.engine_on_tokens import TokenEngine
 
 # Padded rows compute on what lies in fresh memory; nobody reads them, but numpy warns.
@@ -88,7 +89,7 @@ def answers(folder, monkeypatch, kernels: Kernels) -> tuple[list, Counter]:
     return tokens, Counter((event.name, event.backend) for event in launched)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly(list(MODELS), "qwen3"))
 def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS[name]).float().save_pretrained(tmp_path)
@@ -145,6 +146,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(GraphCapture, "_record", record)
 
 
+@pytest.mark.full
 def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)
@@ -176,6 +178,7 @@ def test_decode_steps_are_replayed_with_padding(tmp_path, monkeypatch, graphs):
         assert torch.equal(v, layer.v[-1])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "ahead"), [("qwen3", True), ("opt", False)])
 def test_steps_with_prompts_are_replayed(name, ahead, tmp_path, monkeypatch, graphs):
     """Long prompts in chunks, short ones beside rows that decode, tokens that the host doesn't know
@@ -207,6 +210,7 @@ def test_steps_with_prompts_are_replayed(name, ahead, tmp_path, monkeypatch, gra
         assert torch.equal(v, layer.v[-1])
 
 
+@pytest.mark.full
 def test_long_whole_prompts_are_not_replayed(tmp_path, monkeypatch, graphs):
     """torch's SDPA is faster with them, and must know their lengths."""
     torch.manual_seed(0)
@@ -249,6 +253,7 @@ def test_greedy_tokens_come_with_the_replay(tmp_path, monkeypatch, graphs):
     assert sampled == [3]  # by the step of the prompts; the two that followed were replayed
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_request_without_finite_logits_ends_alone(tmp_path, monkeypatch, graphs, ahead):
     """Overlapped and replayed, as on CUDA: the second one's first token has an embedding of NaN."""

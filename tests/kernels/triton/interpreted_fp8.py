@@ -23,6 +23,7 @@ from engine.kernels.triton.paged_attention import paged_attention
 from engine.sampling_params import SamplingParams
 from engine.trace.events import KernelLaunched
 from tests.kernels.triton.interpreted_engine import MODELS, make_engine
+from tests.support.cases import pairs
 
 FP8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
 NEAR = {torch.float32: {"rtol": 0, "atol": 2e-6}, torch.float16: {"rtol": 0, "atol": 4e-3}}
@@ -48,8 +49,7 @@ def make_cache(rows, kv_heads, head_dim, dtype):
     return LayerCache(stored_as(cache.k, dtype), stored_as(cache.v, dtype)), batch
 
 
-@pytest.mark.parametrize("dtype", LARGEST)
-@pytest.mark.parametrize("computed", NEAR)
+@pytest.mark.parametrize(("dtype", "computed"), pairs(list(LARGEST), list(NEAR), every=2))
 def test_attention_reads_what_is_stored(dtype, computed):
     torch.manual_seed(0)
     for rows in ([(100, 1), (0, 1), (30, 25)], [(1100, 1)]):  # the second one in segments
@@ -76,8 +76,7 @@ def test_every_number_is_read_right(dtype):
         assert torch.equal(found.flatten(), values)
 
 
-@pytest.mark.parametrize("dtype", LARGEST)
-@pytest.mark.parametrize("computed", NEAR)
+@pytest.mark.parametrize(("dtype", "computed"), pairs(list(LARGEST), list(NEAR), every=2))
 def test_what_is_written_is_torchs(dtype, computed):
     """Numbers that are too large become the largest."""
     torch.manual_seed(0)
@@ -103,7 +102,8 @@ def test_what_is_written_is_torchs(dtype, computed):
     assert float(cache.k.float().max()) == LARGEST[dtype]
 
 
-@pytest.mark.parametrize("name", ["fp8", pytest.param("fp8_e5m2", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["fp8", "fp8_e5m2"])
 def test_the_same_tokens_as_plain_torch(name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS["qwen3"]).float().save_pretrained(tmp_path)

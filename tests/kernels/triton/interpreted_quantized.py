@@ -15,6 +15,7 @@ from engine.layers.quantized import QuantizedLinear
 from engine.layers.slot import Filling, Slot
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
+from tests.support.cases import pairs
 
 SHAPES = [(3, 96, 16), (9, 160, 64), (2, 1120, 1120)]
 """(N, K, group): two groups in a block, a short last group, one group of several tiles of words."""
@@ -95,7 +96,7 @@ def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "shape"), pairs(FORMS, SHAPES, every=3))
 def test_expanded_numbers_are_those_of_the_formula(name, shape):
     """To the bit where they have no offset; its sum is rounded once here, and twice there."""
     weight = form(name, *shape)
@@ -107,7 +108,7 @@ def test_expanded_numbers_are_those_of_the_formula(name, shape):
         torch.testing.assert_close(found, expected, rtol=2.0**-22, atol=0)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "shape"), pairs(FORMS, SHAPES, every=3))
 def test_few_rows(name, shape):
     """In fp32, within the rounding of sums; into a part of wider rows."""
     weight = form(name, *shape)
