@@ -20,10 +20,11 @@ from tests.browser.seen_by_all import (
     small_targets,
     violations,
 )
+from tests.support.cases import pairs
 
 RECORD = ROOT / "docs" / "records" / "tour.jsonl"
 PHONE = {"width": 390, "height": 844}
-THEMES = pytest.mark.parametrize("theme", ["light", "dark"])
+THEMES = ["light", "dark"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_room_of_the_site_opens_at_its_moment(open_room, site_file):
     assert "a larger pool (--num-gpu-blocks-override)" in page.inner_text("#selection")
 
 
-@THEMES
+@pytest.mark.parametrize("theme", THEMES)
 def test_the_page_is_for_everybody(open_room, live, axe, theme):
     """While something is selected, all panels are full, and a dialog was opened."""
     # hot, so that tokens are unexpected: the stronger their tint, the less the contrast
@@ -112,8 +113,7 @@ def test_the_page_is_for_everybody(open_room, live, axe, theme):
     assert violations(page, axe) == []
 
 
-@THEMES
-@pytest.mark.parametrize("name", ["lab", "site"])
+@pytest.mark.parametrize(("name", "theme"), pairs(["lab", "site"], THEMES, every=2))
 def test_the_lab_report_and_the_site_are_for_everybody(request, browser, axe, theme, name):
     context = browser.new_context(color_scheme=theme)
     page = context.new_page()

@@ -103,7 +103,7 @@ def test_every_suite_passes(model: Path, tmp_path: Path) -> None:
     assert re.search(r"request.finished: \w+", chat.stdout)
 
 
-@pytest.mark.parametrize("blocks", [6, 40])
+@pytest.mark.parametrize("blocks", mostly([6, 40], 40))
 def test_correct_eviction_in_a_small_pool_is_no_fault(
     tiny: Path, tmp_path: Path, blocks: int
 ) -> None:
