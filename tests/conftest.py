@@ -40,6 +40,11 @@ FIRST = (*ONE_BY_ONE, "tests/kernels/triton/", "tests/browser/", "tests/docs/", 
 """What is long comes first, so that no worker is left with it alone at the end."""
 
 
+def place(nodeid: str) -> int:
+    """Return the place of a test among those that come first, or the one behind them."""
+    return next((i for i, start in enumerate(FIRST) if nodeid.startswith(start)), len(FIRST))
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is lengthy, leave `full` out unless it is asked for, put long files first."""
@@ -52,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))  # is stable
+        items.sort(key=lambda item: place(item.nodeid))  # is stable
 
 
 @pytest.hookimpl(optionalhook=True)
