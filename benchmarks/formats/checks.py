@@ -108,7 +108,10 @@ def greedy_equal(folder: Path, plain: Path, vocab_size: int) -> int:
     engine = Engine(str(folder), "float32", kv_cache_memory_bytes=POOL)
     found = engine.answers(work)
     engine.close()
-    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        plain, dtype=torch.float32, trust_remote_code=False
+    )
+    model.eval()
     return sum(tokens == due for tokens, due in zip(found, _greedy(model, prompts), strict=True))
 
 

@@ -56,6 +56,7 @@ def with_bitsandbytes(name: str, source: str, out: str) -> None:
         quantization_config=BitsAndBytesConfig(**BITSANDBYTES[name]),
         dtype=torch.bfloat16,
         device_map="cpu",
+        trust_remote_code=False,
     )
     model.save_pretrained(out)  # before any forward pass, which lays the codes out anew
 
@@ -65,7 +66,9 @@ def with_compressor(name: str, source: str, out: str) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16, trust_remote_code=False
+    )
     recipe = QuantizationModifier(targets="Linear", scheme=COMPRESSOR[name], ignore=["lm_head"])
     oneshot(model=model, recipe=recipe)
     model.save_pretrained(out, save_compressed=True)
@@ -83,6 +86,7 @@ def by_identity(name: str, out: str) -> Numbers:
         device_map="cpu",
         dtype=torch.float16,
         quantization_config=AutoRoundConfig(backend="auto_round:torch_zp"),
+        trust_remote_code=False,
     )
     for layer_name, layer in model.named_modules():
         if hasattr(layer, "qweight"):
@@ -109,7 +113,9 @@ def by_bitsandbytes(name: str, out: str) -> Numbers:
     import bitsandbytes as bnb
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        out, device_map="cpu", dtype=torch.bfloat16, trust_remote_code=False
+    )
     for layer_name, layer in model.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             state = layer.weight.quant_state
@@ -123,7 +129,9 @@ def by_gguf(name: str, out: str) -> Numbers:
     """Read with the package gguf, by way of transformers, which knows the names."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(out, gguf_file="model.gguf", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        out, gguf_file="model.gguf", dtype=torch.float32, trust_remote_code=False
+    )
     for weight_name, weight in model.named_parameters():  # a tied head is there once
         if weight.dim() == 2:
             yield weight_name.removesuffix(".weight"), weight.data.clone()
@@ -151,7 +159,10 @@ def by_compressed_tensors(name: str, out: str) -> Numbers:
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        out, quantization_config=CompressedTensorsConfig(run_compressed=False), dtype="auto"
+        out,
+        quantization_config=CompressedTensorsConfig(run_compressed=False),
+        dtype="auto",
+        trust_remote_code=False,
     )
     for layer_name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and ".layers." in layer_name:
