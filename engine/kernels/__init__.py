@@ -57,6 +57,12 @@ class Kernels:
     """Why this implementation was chosen, where there was a choice, for the log."""
     few_rows: FewRows | None = None
     """None: models call the operations above one after another, however few tokens there are."""
+    pack_gated: types.PackGated | None = None
+    linear_gated: types.LinearGated | None = None
+    """silu_and_mul of a product, whose sums aren't rounded between, with the weight and bias that
+    `pack_gated` returns for gate's rows above up's. None: models call one after the other."""
+    keeps_sums: bool = False
+    """Whether `linear` returns fp32 of 16-bit numbers if asked."""
     draw: types.Draw | None = None
     """None: `worker/sampling/exact_draw.py` draws, in plain torch."""
     copy_blocks: types.CopyBlocks | None = None
@@ -100,6 +106,9 @@ def _on_cpu() -> Kernels:
         angles=ops.angles,
         pack_weight=ops.pack_weight,
         linear=ops.linear,
+        pack_gated=ops.pack_gated,
+        linear_gated=ops.linear_gated,
+        keeps_sums=ops.keeps_sums,
         logits=ops.logits,
         pack_quantized=ops.pack_quantized,
         quantized_linear=ops.quantized_linear,

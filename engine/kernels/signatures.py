@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
+import torch
 from torch import Tensor
 
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
@@ -37,6 +38,7 @@ class QKVAttention(Protocol):
         cache: LayerCache,
         batch: AttentionBatch,
         spec: AttentionSpec,
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
 
@@ -58,8 +60,18 @@ class PackWeight(Protocol):
     def __call__(self, weight: Tensor) -> Tensor: ...
 
 
-class Linear(Protocol):
+class PackGated(Protocol):
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+class LinearGated(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+class Linear(Protocol):
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool = False
+    ) -> Tensor: ...
 
 
 class Logits(Protocol):

@@ -64,27 +64,30 @@ def qkv_attention(
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Attend from the merged projection, and return the result in the projection's dtype.
+    """Attend from the merged projection, and return the result in `dtype`.
 
     qkv: [tokens, (heads + 2 kv_heads) * D], q, then k, then v. norms: RMSNorm of each head of q and
-    k. angles: cos, sin, as `torch_ops.rotate` takes them; None: nothing is rotated. → [tokens,
-    heads * D]
+    k. angles: cos, sin, as `torch_ops.rotate` takes them; None: nothing is rotated. dtype: the
+    model's; None: qkv's, which may be wider and then stays so until q is attended with and k and v
+    are stored. → [tokens, heads * D]
     """
+    dtype = dtype or qkv.dtype
     heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
     x = qkv.view(len(qkv), heads + 2 * kv_heads, dim)
     qk, v = x[:, : heads + kv_heads], x[:, heads + kv_heads :]
     if norms is not None:
         q, k = qk.split((heads, kv_heads), dim=1)
-        q = torch_ops.rms_norm(q, norms.q_weight, norms.eps)
-        k = torch_ops.rms_norm(k, norms.k_weight, norms.eps)
+        q = torch_ops.rms_norm(q, norms.q_weight.to(qkv.dtype), norms.eps)
+        k = torch_ops.rms_norm(k, norms.k_weight.to(qkv.dtype), norms.eps)
         qk = torch.cat((q, k), dim=1)
     if angles is not None:
         qk = torch_ops.rotate(qk, *angles)
     q, k = qk.split((heads, kv_heads), dim=1)
     write_kv(k, v, cache, batch.slot_mapping)
-    q = q.to(computed_in(cache.k.dtype, qkv.dtype))
-    return paged_attention(q, cache, batch, spec).to(qkv.dtype).flatten(1)
+    q = q.to(computed_in(cache.k.dtype, dtype))
+    return paged_attention(q, cache, batch, spec).to(dtype).flatten(1)
 
 
 def _decode(

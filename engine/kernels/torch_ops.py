@@ -50,8 +50,14 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute x Wᵀ + b. x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N]."""
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: bool = False
+) -> torch.Tensor:
+    """Compute x Wᵀ + b. x: [tokens, K], weight: [N, K], bias: [N] → [tokens, N].
+
+    wide: a backend may return fp32, as 16-bit numbers are added up, where that costs nothing. torch
+    rounds what it returns.
+    """
     return F.linear(x, weight, bias)
 
 
@@ -86,7 +92,7 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (rms_norm(x + residual), x + residual): a block's end and the next one's beginning.
 
-    The sum is kept in the wider dtype of the two, which is the residual's.
+    The sum is kept in the wider dtype of the two.
     """
     total = x + residual
     return rms_norm(total, weight, eps), total
@@ -113,9 +119,12 @@ def add_layer_norm(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (layer_norm(x + residual) in x's dtype, x + residual in the residual's)."""
+    """Return (layer_norm(x + residual), x + residual in the wider dtype of the two).
+
+    The norm has the weight's dtype, or x's without one.
+    """
     total = x + residual
-    return layer_norm(total, weight, bias, eps).to(x.dtype), total
+    return layer_norm(total, weight, bias, eps).to((x if weight is None else weight).dtype), total
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -58,9 +58,12 @@ class Attention(nn.Module):
         cache: LayerCache,
         batch: AttentionBatch,
         norms: QKNorms | None = None,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Attend from the merged projection, in as few passes as the device's kernels need.
 
-        qkv: [tokens, (heads + 2 kv_heads) * D] → [tokens, heads * D].
+        qkv: [tokens, (heads + 2 kv_heads) * D] → [tokens, heads * D] in `dtype` (None: qkv's, which
+        may be wider than the model's: norms and rotation come before its only rounding).
         """
-        return kernels_for(qkv.device).qkv_attention(qkv, angles, norms, cache, batch, self.spec)
+        kernels = kernels_for(qkv.device)
+        return kernels.qkv_attention(qkv, angles, norms, cache, batch, self.spec, dtype)

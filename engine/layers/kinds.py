@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear, LinearFactory
+from engine.layers.linear import GatedLinear, Linear, LinearFactory
 from engine.layers.quantized import QuantizedEmbedding, QuantizedHead
 
 
@@ -25,6 +25,8 @@ class Layers(NamedTuple):
     """Hold the classes that a model makes its layers of."""
 
     linear: LinearFactory = Linear
+    gated: LinearFactory = GatedLinear
+    """Of two parts, of which the first gates the second: silu(x W₁ᵀ) * x W₂ᵀ."""
     row_linear: LinearFactory = Linear
     """Of the layers that read what a block's other layers made: ranks divide their inputs."""
     embedding: TableFactory = Embedding

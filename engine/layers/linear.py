@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.kernels import kernels_for
 from engine.kernels.few_rows import FewRows
-from engine.layers.activation import relu
+from engine.layers.activation import relu, silu_and_mul
 from engine.layers.slot import Target
 
 
@@ -31,7 +31,7 @@ class LinearLayer(Protocol):
         """
         ...
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor: ...
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]: ...
 
@@ -87,9 +87,13 @@ class Linear(nn.Module):
     def dense(self) -> Dense | None:
         return Dense(self.weight, self.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]."""
-        return kernels_for(x.device).linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N].
+
+        wide: in fp32, as the sums are, where the device's kernels store that for nothing. For what
+        reads its input in either dtype: the residual sum, and attention.
+        """
+        return kernels_for(x.device).linear(x, self.weight, self.bias, wide)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         """Yield (name in the checkpoint, where it goes) of each part.
@@ -110,6 +114,26 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Lay the loaded weight out as this device's kernel reads it fastest."""
         self.weight = packed(self.weight)
+
+
+class GatedLinear(Linear):
+    """Compute silu(gate) * up of the halves of x Wᵀ + b. `dense` is of the product."""
+
+    def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """Compute the gated half. x: [tokens, K] → [tokens, N / 2], in x's dtype always."""
+        gated = kernels_for(x.device).linear_gated
+        if gated is None:
+            return silu_and_mul(super().forward(x))
+        return gated(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        pack_gated = kernels_for(self.weight.device).pack_gated
+        if pack_gated is None:
+            super().pack()
+            return
+        weight, bias = pack_gated(self.weight, self.bias)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
 def few_rows(x: torch.Tensor) -> FewRows | None:

@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         return kernels_for(x.device).rms_norm(x, self.weight, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (norm(x + residual), x + residual), the sum in the residual's dtype."""
+        """Return (norm(x + residual), x + residual), the sum in the wider dtype of the two."""
         return kernels_for(x.device).add_rms_norm(x, residual, self.weight, self.eps)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -53,7 +53,7 @@ class LayerNorm(nn.Module):
         return kernels_for(x.device).layer_norm(x, self.weight, self.bias, self.eps)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (norm(x + residual), x + residual), the sum in the residual's dtype."""
+        """Return (norm(x + residual), x + residual), the sum in the wider dtype of the two."""
         kernels = kernels_for(x.device)
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 

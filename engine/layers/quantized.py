@@ -18,6 +18,7 @@ from torch import nn
 from engine.kernels import kernels_for
 from engine.kernels.quantized import QuantizedWeight, alike, joined
 from engine.kernels.signatures import PackedWeight
+from engine.layers.activation import silu_and_mul
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Dense
 from engine.layers.slot import Matrix, Outliers, Slot, Target
@@ -34,12 +35,10 @@ class _Run(NamedTuple):
     def into(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Compute x Wᵀ + b. x: [tokens, K], out: [tokens, N], maybe of longer rows."""
         kernels = kernels_for(x.device)
-        if not isinstance(self.weight, nn.Parameter):
-            kernels.quantized_linear(x, self.weight, self.bias, out)
-        elif out.dtype is x.dtype:
-            out.copy_(kernels.linear(x, self.weight, self.bias))
+        if isinstance(self.weight, nn.Parameter):
+            out.copy_(kernels.linear(x, self.weight, self.bias, out.dtype is not x.dtype))
         else:
-            out.copy_(kernels.logits(x, self.weight))
+            kernels.quantized_linear(x, self.weight, self.bias, out)
 
 
 class QuantizedLinear(nn.Module):
@@ -60,9 +59,10 @@ class QuantizedLinear(nn.Module):
     def dense(self) -> Dense | None:
         return None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]."""
-        out = torch.empty(len(x), self.outputs, dtype=x.dtype, device=x.device)
+    def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """Compute x Wᵀ + b. x: [tokens, K] → [tokens, N]; wide: see `Linear.forward`."""
+        dtype = _wide(x.dtype) if wide and kernels_for(x.device).keeps_sums else x.dtype
+        out = torch.empty(len(x), self.outputs, dtype=dtype, device=x.device)
         for run in self.runs:
             run.into(x, out if len(self.runs) == 1 else out[:, run.start : run.stop])
         for start, stop, outliers in self.outliers:
@@ -94,6 +94,14 @@ class QuantizedLinear(nn.Module):
         """Return (weights, bytes that they take), without the bias."""
         count, size = _sizes(self.runs)
         return count, size + sum(outliers.num_bytes for _, _, outliers in self.outliers)
+
+
+class GatedQuantizedLinear(QuantizedLinear):
+    """Compute silu(gate) * up of the halves of x Wᵀ + b, as `GatedLinear` does."""
+
+    def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """Compute the gated half. x: [tokens, K] → [tokens, N / 2], in x's dtype always."""
+        return silu_and_mul(super().forward(x))
 
 
 class QuantizedEmbedding(nn.Module):
@@ -142,8 +150,10 @@ class QuantizedHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute logits in fp32. hidden: [n, width] → [n, vocabulary]."""
         run = (self.own_runs if self.tied_to is None else self.tied_to.runs)[0]
-        wide = torch.float64 if hidden.dtype is torch.float64 else torch.float32
-        out = torch.empty(len(hidden), self.slot.shape[0], dtype=wide, device=hidden.device)
+        if isinstance(run.weight, nn.Parameter):
+            return kernels_for(hidden.device).logits(hidden, run.weight)
+        shape, dtype = (len(hidden), self.slot.shape[0]), _wide(hidden.dtype)
+        out = torch.empty(shape, dtype=dtype, device=hidden.device)
         run.into(hidden, out)
         return out
 
@@ -158,6 +168,11 @@ class QuantizedHead(nn.Module):
     @property
     def sizes(self) -> tuple[int, int]:
         return _sizes(self.own_runs)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return fp32, or fp64 of fp64: what products are added up in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def _packed_runs(parts: Sequence[Matrix], bias: torch.Tensor | None) -> list[_Run]:

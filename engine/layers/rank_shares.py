@@ -18,7 +18,7 @@ from engine.kernels import kernels_for
 from engine.kernels.ranks import Ranks
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import Layers
-from engine.layers.linear import Linear
+from engine.layers.linear import GatedLinear, Linear
 from engine.layers.slot import Share, Target
 from engine.rank_sizes import copies_of_a_head, rows_of_a_rank, tokens_of_a_rank
 
@@ -28,6 +28,7 @@ def divided(ranks: Ranks, kv_heads: int) -> Layers:
     alike = copies_of_a_head(kv_heads, ranks.size)
     return Layers(
         linear=partial(ColumnLinear, ranks, {"k_proj": alike, "v_proj": alike}),
+        gated=partial(GatedColumnLinear, ranks, {}),
         row_linear=partial(RowLinear, ranks),
         embedding=partial(VocabularyEmbedding, ranks),
         head=partial(VocabularyHead, ranks),
@@ -63,6 +64,10 @@ class ColumnLinear(Linear):
             yield name, Share(target, whole, 0, self._starts[part])
 
 
+class GatedColumnLinear(ColumnLinear, GatedLinear):
+    """Compute some outputs of silu(gate) * up: this rank's of both."""
+
+
 class RowLinear(Linear):
     """Compute x Wᵀ + b from this rank's columns of x, together with all ranks."""
 
@@ -77,14 +82,16 @@ class RowLinear(Linear):
         """Return None: a product of this rank's matrix alone isn't the result."""
         return None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
         """Compute the sum. x: [tokens, K / ranks] → [tokens, N], the same on all ranks.
 
-        Parts stay in fp32 until all are added, so the result is rounded as often as one process
-        rounds it: once.
+        Parts stay in fp32 until all are added, and so does the sum where one process would keep
+        it: it is rounded as often as there.
         """
-        part = kernels_for(x.device).logits(x, self.weight)
-        return self._ranks.sum(part, self.bias, x.dtype)
+        kernels = kernels_for(x.device)
+        part = kernels.logits(x, self.weight)
+        dtype = part.dtype if wide and kernels.keeps_sums else x.dtype
+        return self._ranks.sum(part, None if self.bias is None else self.bias.to(dtype), dtype)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         for name, target in self.views(prefix):

@@ -17,7 +17,6 @@ from torch import nn
 
 from engine.kernels.batch import AttentionBatch, LayerCache, QKNorms
 from engine.kernels.few_rows import FewRows
-from engine.layers.activation import silu_and_mul
 from engine.layers.attention import Attention
 from engine.layers.kinds import PLAIN, Layers
 from engine.layers.linear import Dense, LinearLayer, few_rows
@@ -154,7 +153,7 @@ class _Block(nn.Module):
         )
         self.output = layers.row_linear(q_size, {"o_proj": hidden}, shape.output_bias)
         self.post_norm = RMSNorm(hidden, config.rms_norm_eps)
-        self.gate_up = layers.linear(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
+        self.gate_up = layers.gated(hidden, {"gate_proj": inner, "up_proj": inner}, shape.mlp_bias)
         self.down = layers.row_linear(inner, {"down_proj": hidden}, shape.mlp_bias)
 
     def attend(
@@ -166,17 +165,17 @@ class _Block(nn.Module):
         batch: AttentionBatch,
     ) -> torch.Tensor:
         """Return what attention adds to the residual stream. x: [tokens, hidden], normalised."""
-        qkv = self.qkv(x)
-        return self.output(
-            self.attention.from_qkv(qkv, (cos, sin), cache, batch, self._head_norms())
-        )
+        qkv = self.qkv(x, wide=True)
+        norms = self._head_norms()
+        mixed = self.attention.from_qkv(qkv, (cos, sin), cache, batch, norms, x.dtype)
+        return self.output(mixed, wide=True)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the feed-forward adds to the residual stream.
 
         x: [tokens, hidden], normalised.
         """
-        return self.down(silu_and_mul(self.gate_up(x)))
+        return self.down(self.gate_up(x), wide=True)
 
     def in_few_kernels(
         self,
@@ -194,7 +193,8 @@ class _Block(nn.Module):
         qkv, output, gate_up, down = (cast(Dense, layer.dense) for layer in self.linears())
         norm = self.input_norm
         projected = few.norm_linear(x, norm.weight, norm.eps, qkv.weight, qkv.bias)
-        mixed = self.attention.from_qkv(projected, (cos, sin), cache, batch, self._head_norms())
+        norms, dtype = self._head_norms(), qkv.weight.dtype
+        mixed = self.attention.from_qkv(projected, (cos, sin), cache, batch, norms, dtype)
         x = few.linear_add(mixed, output.weight, output.bias, x)
         norm = self.post_norm
         inner = few.norm_gated(x, norm.weight, norm.eps, gate_up.weight, gate_up.bias)

@@ -23,7 +23,12 @@ from engine.kernels.ranks import Ranks
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import PLAIN, Layers
 from engine.layers.linear import Packable, Sized
-from engine.layers.quantized import QuantizedEmbedding, QuantizedHead, QuantizedLinear
+from engine.layers.quantized import (
+    GatedQuantizedLinear,
+    QuantizedEmbedding,
+    QuantizedHead,
+    QuantizedLinear,
+)
 from engine.layers.rank_shares import divided
 from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
@@ -222,7 +227,13 @@ def _layers(source: WeightSource | None) -> Layers:
             return QuantizedHead(vocab_size, width, tied_to)
         return LogitsHead(vocab_size, width, tied_to)
 
-    return Layers(QuantizedLinear, QuantizedLinear, embedding, make_head)
+    return Layers(
+        linear=QuantizedLinear,
+        gated=GatedQuantizedLinear,
+        row_linear=QuantizedLinear,
+        embedding=embedding,
+        head=make_head,
+    )
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class OPTModel(NativeModel):
             if index + 1 < len(self.layers):
                 x, residual = self.layers[index + 1].attention_norm.add(x, residual)
         if self.final_norm is None:
-            return (residual + x).to(x.dtype)
+            return (residual + x).to(self.embed_positions.weight.dtype)
         return self.final_norm.add(x, residual)[0]
 
     def _post_norm(
@@ -136,11 +136,12 @@ class _Block(nn.Module):
 
     def attend(self, x: torch.Tensor, cache: LayerCache, batch: AttentionBatch) -> torch.Tensor:
         """Return what attention adds to the residual stream. x: [tokens, hidden]."""
-        return self.output(self.attention.from_qkv(self.qkv(x), None, cache, batch))
+        mixed = self.attention.from_qkv(self.qkv(x), None, cache, batch)
+        return self.output(mixed, wide=True)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the feed-forward adds to the residual stream. x: [tokens, hidden]."""
-        return self.fc2(linear_relu(self.fc1, x))
+        return self.fc2(linear_relu(self.fc1, x), wide=True)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:
         yield from self.attention_norm.weight_targets(f"{prefix}.self_attn_layer_norm")

@@ -8,11 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from engine.kernels import kernels_for
+from engine.kernels.quantized import QuantizedWeight
 from engine.layers.activation import silu_and_mul
 from engine.layers.embedding import Embedding, LogitsHead
-from engine.layers.linear import Linear
+from engine.layers.linear import GatedLinear, Linear
 from engine.layers.norm import LayerNorm, RMSNorm
+from engine.layers.quantized import GatedQuantizedLinear, QuantizedLinear
 from engine.layers.rotary import Rotary, rotate
+from engine.layers.slot import Filling
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +107,48 @@ def test_merged_linear_is_its_parts(bias):
         dim=1,
     )
     torch.testing.assert_close(linear(x), expected)
+
+
+def coded(kind, parts):
+    """A quantized layer of 32 inputs, packed."""
+    layer = kind(32, parts, bias=False)
+    for _, slot in layer.weight_targets("mlp"):
+        codes = torch.randint(0, 256, (slot.shape[0], 16), dtype=torch.uint8)
+        slot.fill(Filling(QuantizedWeight(codes, 4, 32, torch.full((slot.shape[0], 1), 0.01), 8)))
+    layer.pack()
+    return layer
+
+
+def plain(kind, parts):
+    layer = randomised(kind(32, parts, bias=False)).bfloat16()
+    layer.pack()
+    return layer
+
+
+@pytest.mark.parametrize("make, kind", [(plain, Linear), (coded, QuantizedLinear)])
+def test_products_are_wide_only_where_the_backend_keeps_sums(make, kind):
+    """Else what follows would read fp32, which that backend's kernels may leave to torch."""
+    layer, x = make(kind, {"o_proj": 32}), torch.randn(3, 32).bfloat16()
+    keeps = kernels_for(x.device).keeps_sums
+    assert layer(x).dtype is torch.bfloat16
+    assert layer(x, wide=True).dtype is (torch.float32 if keeps else torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "make, kinds",
+    [(plain, (Linear, GatedLinear)), (coded, (QuantizedLinear, GatedQuantizedLinear))],
+)
+def test_a_gated_layer_is_the_product_and_silu(make, kinds):
+    parts, x = {"gate_proj": 32, "up_proj": 32}, torch.randn(3, 32).bfloat16()
+    layers = []
+    for kind in kinds:
+        torch.manual_seed(1)
+        layers.append(make(kind, parts))
+    product, gated = layers
+    expected = silu_and_mul(product(x).float())
+    found = gated(x, wide=True)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=3e-2, atol=3e-2)
 
 
 def test_tied_head_has_no_weight_of_its_own():

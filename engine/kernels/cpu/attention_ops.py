@@ -132,15 +132,17 @@ class AttentionOps:
         cache: LayerCache,
         batch: AttentionBatch,
         spec: AttentionSpec,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Compute `torch_attention.qkv_attention` in two calls.
 
         The first norms, rotates and writes to the cache, the second attends.
         """
-        dtype = qkv.dtype
-        other = norms is not None and norms.q_weight.dtype is not dtype
-        if dtype not in TYPES or other or not _takes(cache, spec) or not qkv.is_contiguous():
-            return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
+        dtype = dtype or qkv.dtype
+        norm_dtype = dtype if norms is None else norms.q_weight.dtype
+        ours = all(one in TYPES for one in (qkv.dtype, dtype, norm_dtype))
+        if not ours or not _takes(cache, spec) or not qkv.is_contiguous():
+            return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec, dtype)
         tokens, width = qkv.shape
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         # q keeps the digits that rotation gives it; unrotated, it is what the projection made
@@ -161,8 +163,8 @@ class AttentionOps:
             kv_heads,
             dim,
             width,
-            TYPES[dtype],
-            TYPES[torch.float32],
+            TYPES[qkv.dtype],
+            TYPES[norm_dtype],
             TYPES[cache.k.dtype],
             0.0 if norms is None else norms.eps,
         )

@@ -124,6 +124,7 @@ def _measure(runs: dict[str, Callable[[bytes], object]]) -> dict[str, list[float
                     BF16,
                     BF16,
                     BF16,
+                    False,
                 )
                 started = time.thread_time()
                 run(arguments)

@@ -38,17 +38,19 @@ struct NormArgs {
     const void *weight, *bias;  // [width], or null
     void *out, *total;          // [rows, width]; total = x + residual
     int64_t rows, width, x_stride, residual_stride;
-    int64_t type, stream_type;  // stream_type: of residual and total, or of x if there is none; type: of all else
-    int64_t center;             // LayerNorm (subtract the mean), else RMSNorm
+    int64_t type, x_type, residual_type;  // type: of weight, bias and out; total: fp32 if x or residual is
+    int64_t center;                       // LayerNorm (subtract the mean), else RMSNorm
     double eps;
 };
 
-template <class T, class Stream>
+template <class T, class X, class Residual>
 static void norm(const NormArgs& a) {
+    typedef std::conditional_t<std::is_same_v<X, Residual>, X, float> Stream;
 #pragma omp parallel for if (a.rows * a.width > ALONE)
     for (int64_t row = 0; row < a.rows; row++) {
-        const T *x = (const T*)a.x + row * a.x_stride, *weight = (const T*)a.weight, *bias = (const T*)a.bias;
-        const Stream* residual = (const Stream*)a.residual + row * a.residual_stride;
+        const T *weight = (const T*)a.weight, *bias = (const T*)a.bias;
+        const X* x = (const X*)a.x + row * a.x_stride;
+        const Residual* residual = (const Residual*)a.residual + row * a.residual_stride;
         T* out = (T*)a.out + row * a.width;
         Stream* total = (Stream*)a.total + row * a.width;
         const Stream* from = a.residual ? total : (const Stream*)a.x + row * a.x_stride;
@@ -56,7 +58,7 @@ static void norm(const NormArgs& a) {
         by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
             vec v;
             if (a.residual) {
-                v = round_like(get(x + i, lanes) + get(residual + i, lanes), residual);  // the norm is computed from it
+                v = round_like(get(x + i, lanes) + get(residual + i, lanes), total);  // the norm is computed from it
                 put(total + i, v, lanes);
             } else {
                 v = get(from + i, lanes);
@@ -85,7 +87,11 @@ static void norm(const NormArgs& a) {
 }
 
 EXPORT void glasshouse_norm(const NormArgs* a) {
-    WITH_TYPE(a->type, T, a->stream_type == F32 ? norm<T, float>(*a) : norm<T, T>(*a));
+    if (a->type == BF16) {
+        WITH_TYPE(a->x_type, X, WITH_TYPE(a->residual_type, Residual, norm<bf16, X, Residual>(*a)));
+    } else {
+        norm<float, float, float>(*a);
+    }
 }
 
 // ----------------------------------------------------------------------------------------- silu(gate) * up
@@ -103,8 +109,7 @@ static void silu_and_mul(const SiluArgs& a) {
         const T *gate = (const T*)a.x + row * a.x_stride, *up = gate + a.width;
         T* out = (T*)a.out + row * a.width;
         by_vectors(a.width, [&](int64_t i, int64_t lanes) INLINE_LAMBDA {
-            vec g = get(gate + i, lanes);
-            put(out + i, g / (1.0f + exp(-g)) * get(up + i, lanes), lanes);
+            put(out + i, silu(get(gate + i, lanes)) * get(up + i, lanes), lanes);
         });
     }
 }
@@ -220,16 +225,17 @@ struct RotateArgs {
     const void* x;                // [tokens, heads + values, dim]: q, then k (turned), then v (written as it is)
     const float *cos, *sin;       // [tokens, dim], sin negated in its first half; cos null: nothing is turned
     const void *q_norm, *k_norm;  // [dim] or null: RMSNorm of each head before it turns
-    void* out;                    // [tokens, out_heads, dim], of type out_type: the first out_heads heads
+    float* out;                   // [tokens, out_heads, dim]: the first out_heads heads
     void *k_pages, *v_pages;      // [blocks * block_size, kv_heads, dim] or null: not written
     const int64_t* slots;         // [tokens], where in the pages
-    int64_t tokens, heads, out_heads, kv_heads, dim, x_stride, type, out_type, kv_type;
+    int64_t tokens, heads, out_heads, kv_heads, dim, x_stride;
+    int64_t type, norm_type, kv_type;  // type: of x
     double eps;
 };
 
 // Rotate one head: dimension i turns with dimension i + dim / 2.
-template <class T, class Out>
-static INLINE void turn(const T* x, const float* cos, const float* sin, const T* weight, float eps, Out* out,
+template <class T, class Norm, class Out>
+static INLINE void turn(const T* x, const float* cos, const float* sin, const Norm* weight, float eps, Out* out,
                         int64_t dim) {
     float factor = 1.0f;
     if (weight) {
@@ -253,7 +259,7 @@ static INLINE void turn(const T* x, const float* cos, const float* sin, const T*
     });
 }
 
-template <class T, class Out, class KV>
+template <class T, class Norm, class KV>
 static void rotate(const RotateArgs& a) {
     const float eps = a.eps;
 #pragma omp parallel for if (a.tokens * a.heads * a.dim > ALONE)
@@ -261,20 +267,19 @@ static void rotate(const RotateArgs& a) {
         const T* x = (const T*)a.x + token * a.x_stride;
         const float *cos = a.cos ? a.cos + token * a.dim : nullptr, *sin = a.sin + token * a.dim;
         for (int64_t h = 0; h < a.out_heads; h++)
-            turn(x + h * a.dim, cos, sin, (const T*)a.q_norm, eps, (Out*)a.out + (token * a.out_heads + h) * a.dim,
-                 a.dim);
+            turn(x + h * a.dim, cos, sin, (const Norm*)a.q_norm, eps, a.out + (token * a.out_heads + h) * a.dim, a.dim);
         if (!a.k_pages) continue;
         for (int64_t h = 0; h < a.kv_heads; h++) {
             int64_t place = (a.slots[token] * a.kv_heads + h) * a.dim;
             const T *k = x + (a.out_heads + h) * a.dim, *v = k + a.kv_heads * a.dim;
-            turn(k, cos, sin, (const T*)a.k_norm, eps, (KV*)a.k_pages + place, a.dim);
-            turn<T, KV>(v, nullptr, nullptr, nullptr, eps, (KV*)a.v_pages + place, a.dim);
+            turn(k, cos, sin, (const Norm*)a.k_norm, eps, (KV*)a.k_pages + place, a.dim);
+            turn<T, Norm, KV>(v, nullptr, nullptr, nullptr, eps, (KV*)a.v_pages + place, a.dim);
         }
     }
 }
 
 EXPORT void glasshouse_rotate(const RotateArgs* a) {
-    WITH_TYPE(a->type, T, WITH_TYPE(a->out_type, Out, WITH_TYPE(a->kv_type, KV, rotate<T, Out, KV>(*a))));
+    WITH_TYPE(a->type, T, WITH_TYPE(a->norm_type, Norm, WITH_TYPE(a->kv_type, KV, rotate<T, Norm, KV>(*a))));
 }
 
 struct WriteArgs {

@@ -26,9 +26,10 @@ constexpr int64_t SLAB = 8, SLABBED = 4;  // steps that stay in the first cache,
 
 struct AmxLinearArgs {
     const bf16 *x, *w, *bias;  // [m, k], packed, [n] or null; k and n multiples of 32
-    void* y;                   // [m, n]
+    void* y;                   // [m, n], or [m, n / 2]
     int64_t m, n, k, x_stride, y_stride;
     int64_t x_type, w_type, y_type;  // x and W in bf16; y too, or in fp32
+    int64_t gated;                   // y = silu(gate) * up: of each block, the first tile is of gate, the second of up
 };
 
 // Ask Linux for the tiles' 8 KiB of registers, which a process gets only on request. Return 0 if it grants them.
@@ -68,6 +69,20 @@ static INLINE void put(const float* sums, const bf16* bias, Y* y, int64_t rows, 
         __m512 a = _mm512_add_ps(_mm512_load_ps(sums + i * TILE), low);
         __m512 b = _mm512_add_ps(_mm512_load_ps(sums + (TILE + i) * TILE), high);
         store_pair(y + i * stride, a, b);
+    }
+}
+
+static INLINE void store_one(bf16* y, vec a) {
+    _mm256_storeu_si256((__m256i*)y, (__m256i)_mm512_cvtneps_pbh((__m512)a));
+}
+static INLINE void store_one(float* y, vec a) { store(y, a); }
+// Write silu(first tile) * second tile, each with its bias, to y.
+template <class Y>
+static INLINE void put_gated(const float* sums, const bf16* bias, Y* y, int64_t rows, int64_t stride) {
+    const vec gate_bias = bias ? load(bias) : vec{}, up_bias = bias ? load(bias + TILE) : vec{};
+    for (int64_t i = 0; i < rows; i++) {
+        const vec gate = load(sums + i * TILE) + gate_bias, up = load(sums + (TILE + i) * TILE) + up_bias;
+        store_one(y + i * stride, silu(gate) * up);
     }
 }
 
@@ -116,8 +131,13 @@ static INLINE void walk(const AmxLinearArgs& a, const Pass& p) {
     const bf16* bias = a.bias ? a.bias + p.column : nullptr;
     const int64_t rows = a.m < TILE ? a.m : TILE;
     for (int t = 0; t < TILES; t++) {
-        const int64_t at = p.rows[t] * a.y_stride + p.column;
-        WITH_TYPE(a.y_type, Y, put(here + 2 * t * SUMS, bias, (Y*)a.y + at, rows, a.y_stride));
+        const int64_t row = p.rows[t] * a.y_stride;
+        const float* of_tile = here + 2 * t * SUMS;
+        if (a.gated) {
+            WITH_TYPE(a.y_type, Y, put_gated(of_tile, bias, (Y*)a.y + row + p.column / 2, rows, a.y_stride));
+        } else {
+            WITH_TYPE(a.y_type, Y, put(of_tile, bias, (Y*)a.y + row + p.column, rows, a.y_stride));
+        }
     }
 }
 

@@ -17,8 +17,9 @@ from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import linear_cost
 from engine.kernels.launch import launch
 
-LINEAR = Struct("12q").pack
-"""PanelArgs and AmxLinearArgs: addresses of x, w, bias, y; sizes; strides; types of x, w, y."""
+LINEAR = Struct("13q").pack
+"""PanelArgs and AmxLinearArgs: addresses of x, w, bias, y; sizes; strides; types of x, w, y;
+whether y is gated."""
 
 PORTABLE_ROWS = 1
 """Up to this many rows of x the portable variant multiplies; more are torch's, whose sums depend on
@@ -50,6 +51,8 @@ class LinearOps:
         """Bind the library. variant: what it was compiled for."""
         self.variant = variant
         self.max_linear_rows = PORTABLE_ROWS if variant == "portable" else 1 << 30
+        self.keeps_sums = variant != "portable"
+        """Whether `linear` returns fp32 if asked. Portable prompts are torch's: rounded."""
         self.panel = PANEL.get(variant, 0)
         self.tiles = variant == "amx" and function(library, "allow_amx", ctypes.c_int64)(b"") == 0
         """Whether matrix tiles may be used."""
@@ -91,8 +94,31 @@ class LinearOps:
             words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
         return words.contiguous().view(-1, inputs, panel)
 
+    def pack_gated(
+        self, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Lay a weight out whose lower half of outputs gates the upper one, for `linear_gated`.
+
+        A block (a panel) has a vector of gate's outputs and the same ones of up: where both sums
+        are, silu(gate) * up is computed from them.
+        """
+        layout = self.layout_of(weight)
+        if layout is Layout.PLAIN:
+            return weight, bias
+        vector = (BLOCK if layout is Layout.TILES else self.panel) // 2
+
+        def paired(one: torch.Tensor) -> torch.Tensor:
+            parts = one.view(2, -1, vector, *one.shape[1:])
+            return parts.transpose(0, 1).reshape(one.shape)
+
+        return self.pack_weight(paired(weight)), None if bias is None else paired(bias)
+
     def linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        wide: bool = False,
     ) -> torch.Tensor:
         """Compute `torch_ops.linear`; weight: [N, K], or what `pack_weight` made of it.
 
@@ -101,8 +127,8 @@ class LinearOps:
         if Layout.of(weight) is Layout.PLAIN and (
             not self._takes(x, weight) or len(x) > self.max_linear_rows
         ):
-            return torch_ops.linear(x, weight, bias)
-        return self.product(x, weight, bias)
+            return torch_ops.linear(x, weight, bias, wide)
+        return self.product(x, weight, bias, torch.float32 if wide and self.keeps_sums else None)
 
     def logits(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Compute `torch_ops.logits`; weight: as for `linear`.
@@ -134,10 +160,12 @@ class LinearOps:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         dtype: torch.dtype | None = None,
+        gated: bool = False,
     ) -> torch.Tensor:
         """Compute x Wᵀ + b by the kernel for the weight's layout, whatever the number of rows.
 
-        dtype: of the result, fp32 or (None) that of x. Contiguous x and weight.
+        dtype: of the result, fp32 or (None) that of x. Contiguous x and weight. gated: silu(first
+        half of the outputs) * the others, for what `pack_gated` laid out.
         """
         layout = Layout.of(weight)
         if layout is Layout.PANELS:
@@ -149,7 +177,8 @@ class LinearOps:
         else:
             outputs, run, name = len(weight), self._linear, "linear"
         rows, inputs = x.shape
-        y = torch.empty((rows, outputs), dtype=dtype or x.dtype)
+        width = outputs // 2 if gated else outputs
+        y = torch.empty((rows, width), dtype=dtype or x.dtype)
         packed = LINEAR(
             x.data_ptr(),
             weight.data_ptr(),
@@ -159,10 +188,12 @@ class LinearOps:
             outputs,
             inputs,
             inputs,
-            outputs,
+            width,
             TYPES[x.dtype],
             TYPES[weight.dtype],
             TYPES[y.dtype],
+            gated,
         )
+        name += "_gated" if gated else ""
         launch(name, "native", run, (packed,), linear_cost, x, weight, y, self.variant)
         return y

@@ -27,9 +27,10 @@
 
 struct PanelArgs {
     const void *x, *w, *bias;             // [m, k], packed, [n] or null; bias has the type of w
-    void* y;                              // [m, n]
+    void* y;                              // [m, n], or [m, n / 2]
     int64_t m, n, k, x_stride, y_stride;  // n a multiple of PANEL, k of STEP; strides of rows, in elements
     int64_t x_type, w_type, y_type;       // y: of x's type, or fp32
+    int64_t gated;  // y = silu(gate) * up: of each panel, the first vector is of gate, the second of up
 };
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
@@ -83,6 +84,13 @@ struct Product<float, bf16> {  // the same order of weights; each half of a pair
 };
 #endif
 
+// Write silu(gate) * up of `panels` panels, `rows` rows of each: pairs of vectors.
+template <class Y>
+static __attribute__((noinline)) void put_gated(const vec* sums, int64_t panels, int64_t rows, Y* y, int64_t stride) {
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t i = 0; i < rows; i++, sums += 2) store(y + i * stride + p * VEC, silu(sums[0]) * sums[1]);
+}
+
 // Multiply M rows of x (`stride` apart) by P panels of W. y: the result of row 0 and the first panel. ahead: what to prefetch
 // meanwhile, `every` bytes for each step, and the same of each panel.
 template <class D, int M, int P, class W, class Y>
@@ -100,12 +108,18 @@ static INLINE void tile(const typename D::number* x, int64_t stride, const W* w,
             for (int i = 0; i < M; i++)
                 for (int h = 0; h < 2; h++) sums[i][p][h] = D::add(sums[i][p][h], x + i * stride + k * D::STEP, two[h]);
         }
+    vec kept[P][M][2];
     for (int p = 0; p < P; p++)
         for (int h = 0; h < 2; h++) {
             const int64_t column = p * PANEL + h * VEC;
             vec add = bias ? load(bias + column) : vec{};
-            for (int i = 0; i < M; i++) store(y + i * a.y_stride + column, sums[i][p][h] + add);
+            if (a.gated) {
+                for (int i = 0; i < M; i++) kept[p][i][h] = sums[i][p][h] + add;
+            } else {
+                for (int i = 0; i < M; i++) store(y + i * a.y_stride + column, sums[i][p][h] + add);
+            }
         }
+    if (a.gated) put_gated(kept[0][0], P, M, y, a.y_stride);
 }
 
 // Choose the tile of `height` rows, M or fewer.
@@ -128,7 +142,7 @@ static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t ro
     for (int64_t n = first; n < last;) {
         const W *w = (const W*)a.w + n * a.k * PANEL, *bias = a.bias ? (const W*)a.bias + n * PANEL : nullptr;
         const char *near = (const char*)w + NEAR, *next = (const char*)(w + a.k * PANEL);
-        Y* out = y + n * PANEL;
+        Y* out = y + n * (a.gated ? VEC : PANEL);
         if (rows == 1 && n + 4 <= last) {
             tile<D, 1, 4>(x, stride, w, bias, out, a, near, place), n += 4;
         } else if (rows == 2 && n + 2 <= last) {

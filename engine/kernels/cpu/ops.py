@@ -21,7 +21,7 @@ from engine.kernels.cpu.quantized_ops import QuantizedOps
 from engine.kernels.launch import launch
 
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
-_NORM = Struct("13qd").pack
+_NORM = Struct("14qd").pack
 _SILU = Struct("6q").pack
 _EMBED = Struct("9q").pack
 _ANGLES = Struct("6qd").pack
@@ -99,8 +99,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         stream = x if residual is None else residual
         if (
             dtype not in TYPES
-            or (stream.dtype is not dtype and stream.dtype is not torch.float32)
-            or (residual is not None and x.dtype is not dtype)
+            or any(one.dtype not in (dtype, torch.float32) for one in (x, stream))
             or (bias is not None and bias.dtype is not dtype)
         ):
             return None
@@ -109,7 +108,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         out, total = torch.empty_like(x, dtype=dtype), x
         if residual is not None:
             residual = residual.contiguous()
-            total = torch.empty_like(residual)
+            total = torch.empty_like(residual if x.dtype is dtype else x)
         packed = _NORM(
             x.data_ptr(),
             0 if residual is None else residual.data_ptr(),
@@ -122,6 +121,7 @@ class NativeOps(QuantizedOps, AttentionOps):
             width,
             width,
             TYPES[dtype],
+            TYPES[x.dtype],
             TYPES[stream.dtype],
             center,
             eps,
@@ -178,6 +178,14 @@ class NativeOps(QuantizedOps, AttentionOps):
         packed = _SILU(x.data_ptr(), out.data_ptr(), rows, both // 2, both, TYPES[x.dtype])
         launch("silu_and_mul", "native", self._silu, (packed,), elementwise_cost, x, out)
         return out
+
+    def linear_gated(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute silu_and_mul(linear(x)), rounded once. weight, bias: of `pack_gated`."""
+        if Layout.of(weight) is Layout.PLAIN:
+            return self.silu_and_mul(self.linear(x, weight, bias))
+        return self.product(x, weight, bias, gated=True)
 
     def relu(self, x: torch.Tensor) -> torch.Tensor:
         """Compute `torch_ops.relu`."""

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -208,6 +209,7 @@ INLINE vec exp(vec x) {
     vec power = (vec)((n + 127) << 23);
     return x < -87.0f ? vec{} : e * power;
 }
+INLINE vec silu(vec x) { return x / (1.0f + exp(-x)); }
 // NaN stays NaN, because it fails both comparisons in `exp`; check for it first where that matters.
 
 // Call `body` with pointers of the right type, for each combination of dtypes that a kernel is built for.

@@ -16,8 +16,10 @@ from engine.kernels.triton.skinny import MAX_ROWS, skinny
 from engine.kernels.triton.start import FLOATS
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute `torch_ops.linear`."""
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: bool = False
+) -> torch.Tensor:
+    """Compute `torch_ops.linear`, in x's dtype always."""
     if _is_skinny(x, weight, bias):
         return skinny("linear", x, weight, bias)
     return launch("linear", "torch", torch_ops.linear, (x, weight, bias), _cost, x, weight)

@@ -182,10 +182,12 @@ def qkv_attention(
     cache: LayerCache,
     batch: AttentionBatch,
     spec: AttentionSpec,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Compute `torch_attention.qkv_attention`: one launch up to the cache, then attention."""
-    if not takes(qkv.dtype, cache, spec) or not qkv.is_contiguous() or spec.head_dim % 2:
-        return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec)
+    ours = takes(qkv.dtype, cache, spec) and dtype in (None, qkv.dtype)
+    if not ours or not qkv.is_contiguous() or spec.head_dim % 2:
+        return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec, dtype)
     tokens, heads, kv_heads, dim = len(qkv), spec.num_heads, spec.num_kv_heads, spec.head_dim
     computed = computed_in(cache.k.dtype, qkv.dtype)
     q = torch.empty((tokens, heads, dim), dtype=computed, device=qkv.device)

@@ -43,7 +43,7 @@ static int check(const std::vector<T>& x, const std::vector<T>& w, const std::ve
     const std::vector<T> laid_out = panels ? packed(w, n, k) : w;
     auto run = [&](const T* rows, int64_t count, float* y) {
         const int64_t args[] = {
-            int64_t(rows), int64_t(laid_out.data()), 0, int64_t(y), count, n, k, k, n, type, type, 0};
+            int64_t(rows), int64_t(laid_out.data()), 0, int64_t(y), count, n, k, k, n, type, type, 0, 0};
         panels ? glasshouse_linear_panels(args) : glasshouse_linear(args);
     };
     std::vector<float> together(m * n), alone(n);

@@ -85,7 +85,9 @@ def test_linear_with_a_packed_weight(ops, seed, rows, blocks, steps, odd, with_b
         x.double(), weight.double(), None if bias is None else bias.double()
     )
     packed = packed_weight(ops, weight)
-    assert_near(ops.linear(x, packed, bias), expected, TOLERANCE[x_type])
+    rounded, wide = (ops.linear(x, packed, bias, wide) for wide in (False, True))
+    assert_near(rounded, expected, TOLERANCE[x_type])
+    assert wide.dtype is torch.float32 and torch.equal(wide.to(x_type), rounded)
 
 
 @some
@@ -310,20 +312,23 @@ def test_paged_attention(
     dim=st.sampled_from([8, 32, 36, 64, 128]),
     turned=st.booleans(),
     normed=st.booleans(),
+    wide=st.booleans(),
     dtype=dtypes,
     kv_type=dtypes,
 )  # fmt: skip
-def test_qkv_attention(ops, seed, rows, group, kv_heads, dim, turned, normed, dtype, kv_type):
+def test_qkv_attention(ops, seed, rows, group, kv_heads, dim, turned, normed, wide, dtype, kv_type):
+    """wide: the projection is in fp32."""
     heads = group * kv_heads
     caches = [paged(seed, rows, heads, kv_heads, dim, 4, kv_type) for _ in range(2)]
     spec = AttentionSpec(heads, kv_heads, dim, dim**-0.5)
     tokens = sum(caches[0][1].query_lens)
-    qkv = numbers(seed, tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    projected = torch.float32 if wide else dtype
+    qkv = numbers(seed, tokens, (heads + 2 * kv_heads) * dim, dtype=projected)
     angles = tuple(numbers(seed + i, tokens, 1, dim) for i in (1, 2)) if turned else None
     weights = (numbers(seed + i, dim, dtype=dtype) for i in (3, 4))
     norms = QKNorms(*weights, 1e-6) if normed else None
-    found = ops.qkv_attention(qkv, angles, norms, *caches[0], spec)
-    expected = torch_attention.qkv_attention(qkv, angles, norms, *caches[1], spec)
+    found = ops.qkv_attention(qkv, angles, norms, *caches[0], spec, dtype)
+    expected = torch_attention.qkv_attention(qkv, angles, norms, *caches[1], spec, dtype)
     assert found.dtype is dtype
     exact = dtype is kv_type is torch.float32
     limit = 2e-5 if exact else 3e-2  # the reference rounds q to bf16, the kernel doesn't
@@ -463,11 +468,15 @@ def test_write_kv(ops, seed, tokens, heads, dim, dtype, kv_type):
 @some
 @given(
     *(seeds, st.integers(0, 9), st.integers(1, 300), dtypes, st.booleans(), st.booleans()),
-    st.booleans(),
+    *(st.booleans(), st.booleans()),
 )
-def test_norms(ops, seed, rows, width, dtype, wide, plain, far):
-    """wide: the residual stream is in fp32, as the models keep it."""
-    x = numbers(seed, rows, width, dtype=dtype, spread=2.0)
+def test_norms(ops, seed, rows, width, dtype, wide, added, plain, far):
+    """wide, added: the residual stream, and what is added to it, are in fp32, as models have both.
+
+    plain: without weights; then what is added has the dtype of the result."""
+    x = numbers(
+        seed, rows, width, dtype=torch.float32 if added and not plain else dtype, spread=2.0
+    )
     stream = torch.float32 if wide else dtype
     residual = numbers(seed + 1, rows, width, dtype=stream, spread=2.0)
     if far:
@@ -502,7 +511,7 @@ def test_norms(ops, seed, rows, width, dtype, wide, plain, far):
             torch_ops.layer_norm(total.double(), *_double(weight, bias), 1e-5),
         ),
     ):
-        assert found[1].dtype is stream and torch.equal(found[1], total)
+        assert found[1].dtype is total.dtype and torch.equal(found[1], total)
         pairs.append((found[0], expected))
     for found, expected in pairs:
         assert found.dtype is dtype
@@ -526,6 +535,45 @@ def test_silu_and_mul(ops, seed, rows, width, dtype, spread):
     found = ops.silu_and_mul(x)
     assert found.dtype is dtype
     assert_near(found, torch_ops.silu_and_mul(x.double()), TOLERANCE[dtype])
+
+
+@some
+@given(
+    seeds, st.integers(0, 150), st.integers(1, 12), st.integers(1, 150),
+    st.booleans(), st.booleans(),
+    st.sampled_from([(x, w) for x in DTYPES for w in DTYPES if (x, w) != DTYPES[::-1]]),
+)  # fmt: skip
+def test_linear_gated(ops, seed, rows, blocks, inputs, even, with_bias, types):
+    """A product of which one half gates the other; of a packed weight, rounded once, at its end."""
+    x_type, w_type = types
+    half, inputs = (16 * blocks, 32 * (inputs // 32 + 1)) if even else (blocks, inputs)
+    weight = numbers(seed + 1, 2 * half, inputs, dtype=w_type, spread=inputs**-0.5)
+    layout = ops.layout_of(weight)
+    if layout is not Layout.PANELS:
+        x_type = w_type
+    x = numbers(seed, rows, inputs, dtype=x_type, spread=2.0)
+    bias = numbers(seed + 2, 2 * half, dtype=w_type) if with_bias else None
+    product = torch_ops.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    found = ops.linear_gated(x, *ops.pack_gated(weight, bias))
+    assert found.dtype is x_type
+    expected = torch_ops.silu_and_mul(product)
+    if layout is Layout.PLAIN:
+        assert_near(found, expected, TOLERANCE[x_type])
+        return
+    rounding = 2.0**-8 if x_type is torch.bfloat16 else 0.0
+    near = 1.001 * rounding * expected.abs() + 1e-4
+    assert bool(((found - expected).abs() <= near).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("company", [1, 2, 3, 4, 5, 9, 17, 33, 150])
+def test_a_gated_row_is_the_same_in_any_company(ops, company, dtype):
+    x, weight = numbers(1, 150, 96, dtype=dtype), numbers(2, 384, 96, dtype=dtype)
+    weight, _ = ops.pack_gated(weight, None)
+    if weight.dim() == 2 and company > ops.max_linear_rows:
+        pytest.skip("torch's product")
+    alone = torch.cat([ops.linear_gated(row, weight, None) for row in x.split(1)])
+    assert torch.equal(ops.linear_gated(x[:company], weight, None), alone[:company])
 
 
 @some
