@@ -41,7 +41,7 @@ READY_S = 300
 EVERY_S = 0.05
 TICKS = os.sysconf("SC_CLK_TCK")
 LISTENS = re.compile(r"Glasshouse listens on (\S+)")
-ROLES = {"engine_start": "engine", "multiprocessing.spawn": "further server"}
+ROLES = {"engine_main": "engine", "multiprocessing.spawn": "further server"}
 
 
 def processes(pid: int) -> dict[int, str]:

@@ -97,10 +97,10 @@ class ServerProcess:
         self._wait_for(idle, timeout_s)
 
     def engine_pid(self) -> int:
-        """The engine process: the child that runs `engine_start`."""
+        """The engine process: the child that runs `engine_main`."""
         children = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
         for child in Path(children).read_text().split():
-            if b"engine_start" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"engine_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
         raise LookupError("there is no engine process")
 

@@ -95,7 +95,7 @@ class Fleet:
                         command = file.read()
                 except OSError:
                     continue
-                if parent == self.process.pid and re.search(b"engine_start|spawn_main", command):
+                if parent == self.process.pid and re.search(b"engine_main|spawn_main", command):
                     found.append(int(entry))
         return sorted(found)  # the engine process was started first
 

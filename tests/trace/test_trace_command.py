@@ -108,7 +108,7 @@ def test_every_program_ends_by_run_command():
         # for other programs, not for people
         "engine/config.py", "engine/text/sandbox.py", "engine/text/grammar_process.py",
             "engine/models/asking.py", "engine/worker/parallel/rank_process.py", "course/judge.py",
-        "engine/server/link/engine_start.py",
+        "engine/server/link/engine_main.py",
         "glasshouse/__main__.py",  # glasshouse.command.main, which does
         "benchmarks/peers/convert.py", "benchmarks/peers/install.py", "benchmarks/peers/worker.py",
         "benchmarks/peers/vllm_quality.py", "benchmarks/formats/maker.py",

@@ -1,7 +1,7 @@
 """Start the engine process, before this process has imported what a server needs.
 
 This module imports little, so that both processes import the rest at the same time. The new process
-runs it as a program, with the arguments PARENT ALIVE RECORD ORDERS…: this process's id, and file
+runs `engine_main`, with the arguments PARENT ALIVE RECORD ORDERS…: this process's id, and file
 numbers that it inherits. Its standard input has the config, and what loads the model.
 """
 
@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine.child_process import command_of, end_with_parent
+from engine.child_process import command_of
 from engine.config import EngineConfig
 
 Load = Callable[[EngineConfig, Any, Callable[[str], None]], Any]
 """Makes the executor, which has `.kv` (KVShape) and `.execute(plan) -> StepOutput`, and `.cores` if
 its threads may be bound. Called with the config, a Recorder, and what is told of the progress."""
+
+
+PROGRAM = "engine.server.link.engine_main"
+"""What the new process runs. A name: importing it here would import the engine."""
 
 
 class Ends(NamedTuple):
@@ -56,7 +58,7 @@ class EngineStart:
         try:
             # A fresh interpreter, with none of this process's threads, locks or CUDA state.
             self._process = subprocess.Popen(
-                command_of(__name__, os.getpid(), *files), stdin=subprocess.PIPE, pass_fds=files
+                command_of(PROGRAM, os.getpid(), *files), stdin=subprocess.PIPE, pass_fds=files
             )
         finally:
             os.close(alive)
@@ -92,24 +94,3 @@ class EngineStart:
         if self.sentinel is not None:
             os.close(self.sentinel)
             self.sentinel = None
-
-
-def main() -> None:
-    """Be the engine process."""
-    parent_pid, alive, record, *orders = map(int, sys.argv[1:])
-    end_with_parent(parent_pid)
-    # A terminal or a platform signals the whole group: the server decides when the engine stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for number in (alive, record, *orders):
-        os.set_inheritable(number, False)  # else they would stay open in what this process starts
-    config, load = pickle.load(sys.stdin.buffer)
-
-    from engine.server.link.engine_process import load_worker, run_engine
-
-    ends = Ends([socket.socket(fileno=number) for number in orders], socket.socket(fileno=record))
-    run_engine(config, ends, load or load_worker)
-
-
-if __name__ == "__main__":
-    main()
