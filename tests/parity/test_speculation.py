@@ -122,7 +122,8 @@ class Workload:
         with self.start(speculative_config=lookup, **options) as engine:
             assert answers(engine, self.prompts, self.params) == self.alone
             chunked = "max_num_batched_tokens" in options  # prompts leave proposals little room
-            check_that_proposals_were_made(engine, 3 if chunked else 20 if FULL else 10)
+            # How many hit depends on the drawn tokens, and so on each kind of CPU's rounding.
+            check_that_proposals_were_made(engine, 3 if chunked else 10 if FULL else 5)
             if options.get("small"):
                 modes = {e.mode for e in engine.recorded(events.RequestPreempted)}
                 assert modes == {options["preemption_mode"]}
