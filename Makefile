@@ -42,7 +42,7 @@ serve: $(VENV)/.run ## the server, until Ctrl-C (PORT=8000, MODEL_NAME=…)
 class: $(VENV)/.run ## the server with a small pool, to teach with its page (PORT=8000, CLASS_ARGS=…)
 	@$(BIN)/python -m glasshouse class $(CLASS_ARGS)
 
-# As many workers as there are cores, four at most: what tests start has threads of its own.
+# A worker more than there are cores (tests/conftest.py), four at most.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test: $(VENV)/.test ## all tests, in 10 to 20 minutes on two cores; PYTEST_ARGS=--full for every case
