@@ -74,7 +74,11 @@ class Headline:
 
 
 def headline(results: Path) -> Headline | None:
-    """Return the newest quiet comparison of SmolLM2 in bf16 beside peers, or None."""
+    """Return the newest quiet comparison of SmolLM2 in bf16 beside peers, or None.
+
+    A comparison may be made in pieces. Those of one day and of the same weights belong together:
+    a machine that is rented is another one on another day.
+    """
     found = []
     for path in results.glob("*/peers.json"):
         whole = json.loads(path.read_text(encoding="utf-8"))
@@ -84,8 +88,15 @@ def headline(results: Path) -> Headline | None:
         lines = [li for li in lines if li["session"] in quiet]
         if lines:
             newest = max(quiet)
+            same = {n for n in quiet if _kind(n, sessions[n]) == _kind(newest, sessions[newest])}
+            lines = [li for li in lines if li["session"] in same]
             found.append((newest, path.parent, sessions[newest], lines))
     return Headline(*max(found, key=lambda it: it[0])[1:]) if found else None
+
+
+def _kind(session: str, about: dict[str, Any]) -> tuple[str, bool]:
+    """Return a session's day, and whether it had the model's own weights."""
+    return session.split()[0], SHAPE in about.get("own_weights", ())
 
 
 def quality(results: Path) -> dict[str, float]:

@@ -94,6 +94,25 @@ def test_only_a_quiet_comparison_is_the_headline(tmp_path):
     assert "2.0 × vLLM" in headline.readme_lines(tmp_path)
 
 
+def test_the_headline_is_of_one_day_and_the_same_weights(tmp_path):
+    line = {"shape": "smollm2-135m", "dtype": "bfloat16", "tokens_per_s": 60.0, "spread": [1, 2]}
+    line |= {"transport": "in process", "system": "Glasshouse"}
+    own = {"cpu": "a", "cores": 2, "idle_cores": 0.0, "own_weights": ["smollm2-135m"]}
+    sessions = {
+        "2026-01-01 01:00:00": ("W3", own),  # another day
+        "2026-02-02 01:00:00": ("W4", own | {"own_weights": []}),
+        "2026-02-02 02:00:00": ("W1", own),
+        "2026-02-02 03:00:00": ("W2", own),
+    }
+    lines = [line | {"workload": work, "session": s} for s, (work, _) in sessions.items()]
+    whole = {"sessions": {s: about for s, (_, about) in sessions.items()}, "summary": lines}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "peers.json").write_text(json.dumps(whole))
+    top = headline.headline(tmp_path)
+    assert top is not None and [li["workload"] for li in top.lines] == ["W1", "W2"]
+    assert top.weights == "its own weights"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     for target in LINK.findall(prose(page)):
