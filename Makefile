@@ -45,7 +45,7 @@ class: $(VENV)/.run ## the server with a small pool, to teach with its page (POR
 # A worker more than there are cores (tests/conftest.py), four at most.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-test: $(VENV)/.test ## all tests, in 10 to 20 minutes on two cores; PYTEST_ARGS=--full for every case
+test: $(VENV)/.test ## all tests, in about 9 minutes on two cores; PYTEST_ARGS=--full for every case
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Folders whose tests neither start many processes nor compute much.
