@@ -35,7 +35,7 @@ from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
-from benchmarks.transport import by_transport, rows, shown
+from benchmarks.transport import by_transport, shown, table
 from benchmarks.workloads import workloads
 from engine.config import POCKET_MODEL
 from engine.core.messages import CoreRequest
@@ -223,10 +223,8 @@ def markdown(result: dict) -> str:
         "",
         "HTTP, the pocket model (the server, its tokenizer and the client share the cores):",
         "",
-        "| workload | tokens/s in process | over HTTP | keeps |",
-        "|---|---|---|---|",
+        *table(result["transport_tokens_per_s"]),
     ]
-    out += rows(result["transport_tokens_per_s"])
     for name, speeds in result["threads_tokens_per_s"].items():
         out += [
             "",

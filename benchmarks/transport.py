@@ -80,9 +80,9 @@ def measure(names: Sequence[str], shapes: Sequence[str], repeats: int) -> dict:
     return result
 
 
-def rows(speeds: dict[str, list[float]]) -> list[str]:
-    """Return a line of a table for each workload: what it is in process, over HTTP, and kept."""
-    lines = []
+def table(speeds: dict[str, list[float]]) -> list[str]:
+    """Return a table, a line for each workload: tokens/s in process, over HTTP, and kept."""
+    lines = ["| workload | tokens/s in process | over HTTP | keeps |", "|---|---|---|---|"]
     for name in dict.fromkeys(case.split()[0] for case in speeds):
         inside, outside = (speeds[f"{name} {way}"] for way in WAYS)
         kept = statistics.median(outside) / statistics.median(inside)
@@ -107,8 +107,7 @@ def markdown(result: dict) -> str:
         " and the most of the repeats. Made by `python -m benchmarks.transport`.",
     ]
     for name, speeds in result["tokens_per_s"].items():
-        out += ["", f"{name}:", "", "| workload | tokens/s in process | over HTTP | keeps |"]
-        out += ["|---|---|---|---|", *rows(speeds)]
+        out += ["", f"{name}:", "", *table(speeds)]
     return "\n".join(out) + "\n"
 
 

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Have a worker more than there are cores: tests wait for servers and browsers that they start.
 
-    With two workers on two cores a fourth of the time was nobody's.
+    With two workers on two cores, the cores did nothing for a quarter of the time.
     """
     return (os.cpu_count() or 1) + 1
 

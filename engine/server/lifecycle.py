@@ -34,8 +34,8 @@ def serve(config: EngineConfig, load: Load | None = None) -> int:
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
     signal.signal(signal.SIGTERM, _end_early)
     engine = EngineStart(config.api_server_count)
-    engine.run(config, load)
     try:
+        engine.run(config, load)
         return _serve(config, engine, listener, listeners)
     finally:
         engine.close()

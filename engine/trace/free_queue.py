@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 class FreeQueue:
-    """Hold blocks in order; each operation is O(1), at either end and within.
+    """Hold blocks in order; each operation is O(1), but for the removal of one never taken.
 
     It begins with the blocks 0, 1, …. Those that were never taken are only counted: a small model's
     pool has tens of thousands, which would take 150 bytes each.
@@ -60,7 +60,7 @@ class FreeQueue:
 
     def remove(self, block: int) -> None:
         """Take a block from wherever it is. Raises KeyError if it isn't in the queue."""
-        if block in self._fresh:
+        if block in self._fresh:  # only the pool of another engine does that; then none is left
             self._back = OrderedDict.fromkeys(self)
             self._front, self._fresh = {}, range(0)
         if block in self._front:
