@@ -97,6 +97,18 @@ def test_a_moment_looks_the_same_whatever_was_shown_before(open_room, rooms, nam
         )
 
 
+def test_one_frame_after_a_move_every_panel_shows_the_moment(open_room, rooms):
+    page = open_room(rooms["whole"].as_uri())
+    until(page, "room.record.lines.length > 0")
+    settled(page)
+    request = page.evaluate("[...room.ledger.sequences.keys()][3]")
+    for step in (21, 125, 64):
+        page.evaluate(f"room.select({{ request: {request!r} }}); room.goToStep({step})")
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+        at_once = page.evaluate(SHOWN)
+        assert at_once == settled(page), f"at step {step}"
+
+
 def test_every_panel_is_of_the_step_that_the_page_names(open_room, rooms):
     page = open_room(rooms["whole"].as_uri())
     until(page, "room.record.lines.length > 0")

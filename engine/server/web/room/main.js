@@ -366,13 +366,13 @@ class Room {
       this.record.seek(this.record.length);
       this.touch();
     }
+    this.#stale ||= this.#changed;
     const slowDue = this.#stale && now - this.#slowAt > SLOW_PANELS_MS;
     if (!this.#changed && !slowDue && !this.pipeline.moving) return;
     const started = performance.now();
     this.pipeline.update(now, this.record); // its dots move between the steps, too
     if (this.#changed) {
       this.#changed = false;
-      this.#stale = true;
       this.grid.update();
       this.timeline.update();
       this.transport.update();
