@@ -126,6 +126,15 @@ def test_a_presentation_is_one_screen_in_large_type(open_room, crowd_file, width
         box = page.locator(panel).bounding_box()
         assert box["x"] + box["width"] <= width and box["width"] > width / 3, panel
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    covered = "([...document.querySelectorAll('aside .panel, #transport > *')].filter((panel) => {"
+    covered += " const a = panel.getBoundingClientRect(), b = document.querySelector('header')"
+    covered += ".getBoundingClientRect(); return a.right > b.left && a.bottom > b.top"
+    covered += " && a.left < b.right && a.top < b.bottom }).map((panel) => panel.outerHTML))"
+    assert page.evaluate(covered) == [], "the buttons lie over what is shown"
+    used, place = page.evaluate(
+        "[room.grid.rows * room.grid.cell, document.querySelector('.grid-place').clientHeight]"
+    )
+    assert place / 2 < used <= place, "a small pool is drawn large"
     assert small_texts(page, 18) == []
     assert page.evaluate("room.timeline.sizes.font") >= 18
     assert page.locator("#pipeline").is_hidden()

@@ -5,7 +5,7 @@ import { number, plural } from "./words.js";
 
 const TALLEST = 300; // px, before it scrolls
 const LONGEST_TEXT = 400; // characters of a block's tokens
-const LARGEST = 52, COMMON = 26, SMALLEST = 4; // px of a block, gap included
+const PROJECTED = 104, LARGEST = 52, COMMON = 26, SMALLEST = 4; // px of a block, gap included
 const SMALL = 512; // blocks of a pool that is drawn as large as it can be
 
 export class Grid {
@@ -57,10 +57,11 @@ export class Grid {
 
   #layOut(count) {
     const width = this.box.clientWidth;
-    const high = this.room.presenting ? this.box.clientHeight : count <= SMALL ? TALLEST * 0.7 : TALLEST;
+    const { presenting } = this.room;
+    const high = presenting ? this.box.clientHeight : count <= SMALL ? TALLEST * 0.7 : TALLEST;
     const { laidOutFor: last } = this;
     if (width === last?.width && high === last.high && count === last.count) return;
-    let cell = count <= SMALL ? LARGEST : COMMON;
+    let cell = count > SMALL ? COMMON : presenting ? PROJECTED : LARGEST;
     while (cell > SMALLEST && Math.ceil(count / Math.floor(width / cell)) * cell > high) cell--;
     this.cell = cell;
     this.columns = Math.max(1, Math.floor(width / cell));
