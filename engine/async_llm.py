@@ -24,9 +24,9 @@ from engine.local_engine import LocalEngine
 from engine.sampling_params import SamplingParams
 from engine.text.chat_template import Message
 from engine.text.lanes import GRAMMARS, LONG, LONG_TEXT, in_lane
-from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompt
 from engine.text.request_output import RequestOutput, request_output
+from engine.text.request_text import RequestText
 from engine.text.tokenizing import Tokenizing
 
 

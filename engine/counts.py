@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.core.messages import StepStats
-from engine.text.output import RequestText
+from engine.text.request_text import RequestText
 
 TOTALS = (
     "prompt_tokens",  # of ended requests

@@ -24,9 +24,9 @@ from engine.counts import Metric
 from engine.local_engine import LocalEngine, one_each
 from engine.sampling_params import SamplingParams
 from engine.text.chat_template import Message
-from engine.text.output import RequestText
 from engine.text.prompts import GivenPrompt, read_prompts
 from engine.text.request_output import RequestOutput, request_output
+from engine.text.request_text import RequestText
 from engine.text.tokenizing import Tokenizing
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from engine.text.output import Logprob, PositionLogprobs, RequestText
+from engine.text.request_text import RequestText
+from engine.text.token_logprobs import Logprob, PositionLogprobs
 
 LogprobsOnePosition = dict[int, Logprob]
 """One position: token id → its log-probability, for the token itself and the most probable ones."""

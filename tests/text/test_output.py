@@ -12,7 +12,8 @@ from engine.text.messages.message_pieces import (
     ToolCallBegun,
 )
 from engine.text.messages.rules import MessageRules
-from engine.text.output import OutputProcessor, TextDelta
+from engine.text.output import OutputProcessor
+from engine.text.request_text import TextDelta
 from engine.trace.events import StopMatched, TextEmitted, TextHeldBack
 from engine.trace.recorder import Recorder
 

@@ -17,7 +17,8 @@ from engine.server.answering.text_stream import TextStream
 from engine.server.http.answers import ChunkWriter, TextChunk, encoded
 from engine.server.http.sse import DATA_ALONE, Direct, without_line_ends
 from engine.text.lanes import LONG, in_lane
-from engine.text.output import MANY_LOGPROBS, Logprob, PositionLogprobs, TextDelta, TokenUsage
+from engine.text.request_text import TextDelta, TokenUsage
+from engine.text.token_logprobs import MANY_LOGPROBS, Logprob, PositionLogprobs
 
 LOWEST_LOGPROB = -9999.0  # JSON has no −∞
 NOTHING: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
 from engine.text.errors import TextError
 from engine.text.messages.rules import MessageRules
-from engine.text.output import RequestText, TextDelta, TokenUsage
+from engine.text.request_text import RequestText, TextDelta, TokenUsage
 from engine.trace.events import RequestAnswered, RequestRefused
 from engine.trace.sequences import prompt_name
 

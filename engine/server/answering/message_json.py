@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.text.messages.message_pieces import ContentPiece, Piece, ReasoningPiece, ToolCallBegun
-from engine.text.output import SequenceText, TextDelta
+from engine.text.request_text import SequenceText, TextDelta
 
 
 def message_json(sequence: SequenceText) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from engine.text.messages.message_pieces import (
     ToolCallArguments,
     ToolCallBegun,
 )
-from engine.text.output import SequenceText, TextDelta
+from engine.text.request_text import SequenceText, TextDelta
 
 NamedEvent = tuple[str, bytes]
 """Its name, and its JSON."""

@@ -22,7 +22,7 @@ from engine.server.http.sse import Direct, EventStream, Framing, unless_left
 from engine.server.service import Service
 from engine.text.errors import TextError
 from engine.text.lanes import LONG, in_lane
-from engine.text.output import MANY_LOGPROBS
+from engine.text.token_logprobs import MANY_LOGPROBS
 
 
 class Writer(Protocol):

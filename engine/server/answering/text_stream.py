@@ -14,7 +14,7 @@ from engine.core.messages import CoreOutput
 from engine.server.http.answers import TextChunk
 from engine.server.http.sse import Direct
 from engine.server.telemetry.metrics import RequestClock
-from engine.text.output import RequestText
+from engine.text.request_text import RequestText
 
 
 class TextStream:

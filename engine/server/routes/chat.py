@@ -20,7 +20,7 @@ from engine.server.answering.rendering import render
 from engine.server.answering.reply import Reply
 from engine.server.http.answers import TextChunk
 from engine.server.service import Service
-from engine.text.output import SequenceText, TextDelta
+from engine.text.request_text import SequenceText, TextDelta
 
 NOTHING_MORE: dict[str, Any] = {"logprobs": None, "finish_reason": None}
 """The other fields of a chunk's choice if another chunk of the same step follows."""

@@ -20,7 +20,8 @@ from engine.server.http.answers import TextChunk
 from engine.server.service import Service
 from engine.text.detokenizer import answer_detokenizer
 from engine.text.offsets import TextOffsets, prompt_offsets
-from engine.text.output import PositionLogprobs, RequestText, TextDelta
+from engine.text.request_text import RequestText, TextDelta
+from engine.text.token_logprobs import PositionLogprobs
 
 
 def router(service: Service) -> APIRouter:

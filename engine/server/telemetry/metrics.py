@@ -14,7 +14,7 @@ from engine.core.messages import CoreRequest, KVShape, StepStats
 from engine.server.telemetry.process import ProcessSeries
 from engine.server.telemetry.series import Counted, Histogram, Numbers, SeriesSet
 from engine.server.telemetry.spec_decode import SpecDecodeSeries
-from engine.text.output import RequestText
+from engine.text.request_text import RequestText
 
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
