@@ -30,6 +30,7 @@ REPLACEMENT = "\ufffd"  # stands for bytes that are no character (yet)
 _CONTEXT_TOKENS = 6  # of the prompt: enough to tell how the next token joins it
 # No character spans more tokens: whatever is held longer isn't one.
 _MAX_HELD_TOKENS = 8
+NO_TEXTS: Mapping[int, str] = {}
 _UTF8_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
@@ -41,6 +42,13 @@ class Detokenizer(Protocol):
     def flush(self) -> str:
         """Return what was held back, because the text has ended. Half a character becomes
         U+FFFD."""
+
+    @property
+    def plain_texts(self) -> Mapping[int, str]:
+        """Return the texts of tokens that `feed` would return now, and that change nothing here.
+
+        So they needn't be fed, until another token is. Some of those tokens may be missing.
+        """
 
     @property
     def holds_back(self) -> bool:
@@ -81,10 +89,14 @@ def answer_detokenizer(
 class ByteDetokenizer:
     """Decode tokens that are fixed bytes. `context`: the prompt's last visible tokens."""
 
+    __slots__ = (
+        "_at_start", "_decoder", "_plain", "_prompt_rest", "_skipped", "_table", "_within"
+    )  # fmt: skip
+
     def __init__(self, table: TokenBytes, context: Sequence[int], skipped: frozenset[int]):
         self._table = table
-        self._ascii_texts = table.ascii_texts
         self._skipped = skipped
+        self._plain = table.plain_texts.setdefault(skipped, {})  # one for all of them
         self._decoder = _UTF8_DECODER(errors="replace")
         self._at_start = table.strips_first_space and not context
         # A prompt given as token ids may end within a character, which the first token may
@@ -93,13 +105,14 @@ class ByteDetokenizer:
         self._prompt_rest = self._within = self.holds_back
 
     def feed(self, token_id: int) -> str:
+        known = self.plain_texts.get(token_id)
+        if known is not None:
+            return known
         if token_id in self._skipped:
             return ""
-        if not self._within and not self._at_start:
-            known = self._ascii_texts.get(token_id)
-            if known is not None:
-                return known
         data = self._table.bytes_of(token_id)
+        if data.isascii():
+            self._plain[token_id] = data.decode("ascii")
         if self._at_start and data:
             data = data.removeprefix(b" ")
             self._at_start = False
@@ -117,6 +130,10 @@ class ByteDetokenizer:
             return ""
         self._within = False
         return self._decoder.decode(b"", final=True)
+
+    @property
+    def plain_texts(self) -> Mapping[int, str]:
+        return NO_TEXTS if self._within or self._at_start else self._plain
 
     @property
     def holds_back(self) -> bool:
@@ -150,6 +167,10 @@ class WindowDetokenizer:
 
     def flush(self) -> str:
         return self._show(self._decode()) if self.holds_back else ""
+
+    @property
+    def plain_texts(self) -> Mapping[int, str]:
+        return NO_TEXTS  # each token is context of the next one
 
     @property
     def holds_back(self) -> bool:
@@ -191,6 +212,10 @@ class JoinedSpecials:
 
     def flush(self) -> str:
         return self._inner.flush()
+
+    @property
+    def plain_texts(self) -> Mapping[int, str]:
+        return NO_TEXTS
 
     @property
     def holds_back(self) -> bool:

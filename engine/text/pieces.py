@@ -40,8 +40,9 @@ class TokenBytes:
         self._id_to_token = id_to_token
         self._to_bytes = to_bytes
         self._known: dict[int, bytes] = {}
-        self.ascii_texts: dict[int, str] = {}
-        """The texts of the known tokens that are ASCII: each is whole characters."""
+        self.plain_texts: dict[frozenset[int], dict[int, str]] = {}
+        """By the ids that are skipped: the texts of known tokens that are ASCII, so whole
+        characters."""
         self.strips_first_space = strips_first_space
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -49,8 +50,6 @@ class TokenBytes:
         if known is None:
             token = self._id_to_token(token_id)
             known = self._known[token_id] = b"" if token is None else self._to_bytes(token)
-            if known.isascii():
-                self.ascii_texts[token_id] = known.decode("ascii")
         return known
 
 

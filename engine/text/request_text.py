@@ -31,6 +31,11 @@ class TokenUsage(msgspec.Struct, kw_only=True):
 class SequenceText:
     """Hold one of a request's `n` outputs, as far as it is known."""
 
+    __slots__ = (
+        "candidates_ranked", "cumulative_logprob", "detokenizer", "finish_reason", "index",
+        "logprobs", "only_text", "parser", "stop_reason", "stops", "texts", "token_ids",
+    )  # fmt: skip
+
     def __init__(
         self,
         index: int,
@@ -53,12 +58,12 @@ class SequenceText:
         self.stops = StopMatcher(params.stop or (), params.include_stop_str_in_output)
         # Whether a token that ends nothing is text, and nothing more is told of it.
         self.only_text = self.logprobs is None and self.parser is None and not params.stop
-        self._pieces: list[str] = []
+        self.texts: list[str] = []  # those sent so far, for one or more tokens each
 
     @property
     def text(self) -> str:
         """Return the text sent so far."""
-        return "".join(self._pieces)
+        return "".join(self.texts)
 
     @property
     def message(self) -> AssistantMessage:
@@ -78,7 +83,7 @@ class SequenceText:
         self.token_ids.append(token_id)
         text = self.detokenizer.feed(token_id)
         if text:
-            self._pieces.append(text)
+            self.texts.append(text)
         return text
 
     def end(self) -> str:
@@ -88,7 +93,7 @@ class SequenceText:
 
     def _keep(self, text: str) -> str:
         if text:
-            self._pieces.append(text)
+            self.texts.append(text)
         return text
 
 

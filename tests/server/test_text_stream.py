@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import sys
 import time
+from random import Random
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from engine.config import EngineConfig
+from engine.core.messages import CoreOutput, CoreRequest
+from engine.sampling_params import SamplingParams
+from engine.server.answering.generation import Generation
 from engine.server.answering.text_stream import TextStream
-from engine.server.http.sse import EventStream
+from engine.server.http.answers import TextChunk
+from engine.server.http.connection import DirectBody
+from engine.server.link.mailbox import Mailbox
+from engine.server.link.open_requests import OpenRequest
+from engine.server.telemetry.metrics import Metrics, RequestClock
+from engine.text.loading import load_text
+from engine.text.output import OutputProcessor
+from engine.trace.recorder import Recorder
 from tests.server.scripted_engine import ScriptedExecutor
 from tests.server.tiny_tokenizer import END, TH, USER
 
@@ -42,15 +58,15 @@ def scripted(run_server):
 def short_texts(monkeypatch):
     """The number of pieces that were written the short way."""
     written = []
-    write = EventStream.write
+    write = DirectBody.write
 
     def counted(self, data, now):
         caller = sys._getframe(1).f_code
-        if caller is TextStream.take.__code__:
+        if caller is TextStream._write.__code__:
             written.append(data)
         return write(self, data, now)
 
-    monkeypatch.setattr(EventStream, "write", counted)
+    monkeypatch.setattr(DirectBody, "write", counted)
     return written
 
 
@@ -106,3 +122,62 @@ def test_each_token_is_counted_once(scripted):
     streamed(scripted, COMPLETIONS, trace="full")
     assert short == [now - then for now, then in zip(counts(), before)]
     assert short[0] == short[1] + 1 == len(SAID) + 1
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    tokenizer, _ = load_text(EngineConfig(model="pocket"))
+    return tokenizer, tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_token_is_written_once_and_in_order(pocket, seed):
+    """Whatever comes together, and however often the connection is full."""
+    tokenizer, token_ids = pocket
+    random = Random(seed)
+    process = OutputProcessor(tokenizer, Recorder("off"))
+    core = CoreRequest(request_id="x", prompt_token_ids=[1], params=SamplingParams(max_tokens=999))
+    request = process.begin(core)
+    clock = RequestClock(Metrics(EngineConfig(model="pocket")), core, request)
+    written, mailbox = [], Mailbox()
+
+    def write(data, now=0.0):
+        written.append(json.loads(data))
+        return random.random() < 0.8
+
+    def take_all(outputs):
+        for output in outputs:
+            delta = process.process(request, output)
+            clock.tokens(0, len(delta.token_ids), 1.0)
+            write(json.dumps(delta.text))
+        return not request.finished and random.random() < 0.8
+
+    async def answer():
+        while not request.finished:
+            take_all(await mailbox.take())
+            if not request.finished:
+                await generation.flow_of_one(
+                    lambda mailbox: TextStream(mailbox, request, clock, chunk, direct, take_all)
+                )
+
+    async def tell():
+        answering = asyncio.create_task(answer())
+        for place, token_id in enumerate(token_ids):
+            end = "length" if place == len(token_ids) - 1 else None
+            reader = entry.reader
+            reader.put(CoreOutput(request_id="x", token_ids=[token_id], finish_reason=end))
+            if end or random.random() < 0.7:
+                reader.hand_over(2.0)
+            if random.random() < 0.7:
+                await asyncio.sleep(0)
+        await asyncio.wait_for(answering, 10)
+
+    chunk = TextChunk(msgspec.json.encode)
+    direct = SimpleNamespace(connection=SimpleNamespace(write=write))
+    entry = OpenRequest("x", 1, mailbox)
+    generation = object.__new__(Generation)
+    generation._mailbox, generation._entries, generation.finished = mailbox, [entry], False
+    asyncio.run(tell())
+    assert "".join(written) == TEXT == request.sequences[0].text
+    assert request.sequences[0].token_ids == token_ids
+    assert clock.metrics.generation_tokens.by_labels[()] == len(token_ids)

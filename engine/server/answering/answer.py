@@ -107,18 +107,22 @@ class Answer:
             if pieces:
                 yield pieces
             if direct is not None and not not_begun:
-                await self.generation.flow(self._taker(direct))
+                await self._flow(direct)
         if self.tells_usage:
             yield [self.chunk([], with_usage=True)]
 
-    def _taker(self, direct: Direct) -> Callable[[list[CoreOutput]], bool]:
-        """Return what takes the outputs of an answer whose choices have all begun."""
-        general = partial(self._pass_on, direct)
-        clock = self.generation.clock_of_one_text if self.only_text else None
+    async def _flow(self, direct: Direct) -> None:
+        """Take the outputs of an answer whose choices have all begun where they arrive."""
+        generation, general = self.generation, partial(self._pass_on, direct)
+        clock = generation.clock_of_one_text if self.only_text else None
         if clock is None:
-            return general
+            await generation.flow(general)
+            return
         chunk = TextChunk(lambda text: self.framing.join([self.text_only(text)]), without_line_ends)
-        return TextStream(self.generation.requests[0], clock, chunk, direct, general).take
+        request = generation.requests[0]
+        await generation.flow_of_one(
+            lambda mailbox: TextStream(mailbox, request, clock, chunk, direct, general)
+        )
 
     def _pass_on(self, direct: Direct, outputs: list[CoreOutput]) -> bool:
         """Push the chunks of some outputs; return whether more may be pushed."""

@@ -20,7 +20,7 @@ from engine.core.messages import CoreOutput, CoreRequest
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.server.answering.protocol import GenerationRequest
 from engine.server.http.errors import ApiError, bad_request
-from engine.server.link.mailbox import Mailbox
+from engine.server.link.mailbox import Mailbox, OwnReader, Taker
 from engine.server.link.open_requests import IdInUse, OpenRequest
 from engine.server.service import Service
 from engine.server.telemetry.metrics import RequestClock
@@ -208,7 +208,7 @@ class Generation:
         while not self.finished:
             yield self.deltas(await self._mailbox.take())
 
-    async def flow(self, take: Callable[[list[CoreOutput]], bool]) -> None:
+    async def flow(self, take: Taker) -> None:
         """Have `take` called with what comes, until it returns False; it reads the `deltas` of it.
 
         It is called where the engine's news arrive, without a task switch. May return earlier.
@@ -216,9 +216,19 @@ class Generation:
         if not self.finished:
             await self._mailbox.flow(take)
 
+    async def flow_of_one(self, reader: Callable[[Mailbox], OwnReader]) -> None:
+        """Do what `flow` does for the only prompt, which gets a reader of its own."""
+        (entry,) = self._entries
+        own = entry.reader = reader(self._mailbox)
+        try:
+            await self.flow(own.take_all)
+        finally:
+            entry.reader = self._mailbox
+            own.leave()
+
     @property
     def clock_of_one_text(self) -> RequestClock | None:
-        """Return the clock of an answer whose tokens add only text; None if they may add more.
+        """Return the clock of an answer whose next tokens add only text; None if they may add more.
 
         It has one sequence, without log-probabilities, stop strings and parts of a message, each
         token is told at once, and the record doesn't have its text.
@@ -227,8 +237,9 @@ class Generation:
         alone = len(self.requests) == len(text.sequences) == self.interval == 1
         if not alone or not text.sequences[0].only_text:
             return None
+        clock = self._parts[text.request_id].clock
         recorded = self.service.recorder.wants_full(text.request_id)
-        return None if recorded else self._parts[text.request_id].clock
+        return None if recorded or 0 not in clock.last_s else clock
 
     def deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
         """Yield the deltas of some outputs, each with the index of its prompt."""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE_BYTES = 2**20
-_encode = msgspec.json.Encoder().encode
+encode_text = msgspec.json.Encoder().encode
 
 
 class ChunkWriter:
@@ -32,15 +32,16 @@ class TextChunk:
     """
 
     HOLE = "\0"
+    __slots__ = ("_finish", "before", "behind")
 
     def __init__(self, make: Callable[[str], bytes], finish: Callable[[bytes], bytes] = bytes):
-        self._before, self._after = make(self.HOLE).rsplit(msgspec.json.encode(self.HOLE), 1)
+        self.before, self.behind = make(self.HOLE).rsplit(msgspec.json.encode(self.HOLE), 1)
         self._finish = finish
 
     def chunk(self, text: str) -> bytes:
         if text.isascii():
-            return self._before + _encode(text) + self._after
-        return self._before + self._finish(_encode(text)) + self._after
+            return self.before + encode_text(text) + self.behind
+        return self.before + self._finish(encode_text(text)) + self.behind
 
 
 class JsonResponse(Response):

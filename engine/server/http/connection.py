@@ -25,22 +25,29 @@ class DirectBody:
     Use it after the answer's start and before its end was sent.
     """
 
+    __slots__ = ("_cycle", "_flow", "_is_chunked", "_transport", "last_s")
+
     def __init__(self, cycle: RequestResponseCycle):
         self._cycle = cycle
         self._transport, self._flow = cycle.transport, cycle.flow  # one cycle has one of each
+        self._is_chunked: bool | None = None  # known once the answer has begun
+        self.last_s = 0.0  # time of the last piece, of `time.monotonic`
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes, now: float) -> bool:
         """Write a piece, unless the client has left; return whether the connection takes more now.
 
         When it doesn't, wait before the next piece, as `send` does: what isn't sent yet lies in
         this process's memory.
         """
-        cycle = self._cycle
-        if cycle.disconnected:
+        transport = self._transport
+        if self._is_chunked is None:
+            if self._cycle.disconnected:  # an error was sent in place of the answer
+                return False
+            self._is_chunked = bool(self._cycle.chunked_encoding)
+        if transport.is_closing():
             return False
-        self._transport.write(
-            b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data
-        )
+        self.last_s = now
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
         return not self._flow.write_paused
 
 

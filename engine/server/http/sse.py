@@ -20,20 +20,20 @@ from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.server.http.connection import BODY
+from engine.server.http.connection import BODY, DirectBody
 from engine.server.http.errors import ApiError, ClientLeft
 
 T = TypeVar("T")
 
 
 class Direct(Protocol):
-    """Send to the connection itself; each call returns whether it takes more now."""
+    """Send to the connection itself, past the layers of the application."""
+
+    connection: DirectBody
+    """Takes events that are framed already."""
 
     def push(self, chunks: list[Any]) -> bool:
-        """Send chunks, as one piece."""
-
-    def write(self, data: bytes, now: float) -> bool:
-        """Send events that are framed already. now: of `time.monotonic`."""
+        """Send chunks, as one piece; return whether the connection takes more now."""
 
 
 Batches = Callable[[Direct | None], AsyncIterator[list[Any]]]
@@ -108,7 +108,10 @@ class EventStream(Response):
                 "headers": self.raw_headers,
             }
         )
-        self._body = scope.get(BODY)
+        body = scope.get(BODY)
+        if body is not None:
+            self.connection = body
+        self._is_direct = body is not None
         self._last_sent = time.monotonic()
         sending = asyncio.create_task(self._send_all(send))
         watching = asyncio.create_task(_client_left(receive))
@@ -126,7 +129,7 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         join, failure = self.framing.join, self.framing.failure
         try:
-            async for chunks in self.batches(None if self._body is None else self):
+            async for chunks in self.batches(self if self._is_direct else None):
                 await self._send(send, join(chunks))
         except ApiError as error:
             await self._send(send, join(failure(error)))
@@ -137,13 +140,7 @@ class EventStream(Response):
 
     def push(self, chunks: list[Any]) -> bool:
         """Write chunks to the connection itself: nothing between here and there changes them."""
-        return self.write(self.framing.join(chunks), time.monotonic())
-
-    def write(self, data: bytes, now: float) -> bool:
-        """Write events to the connection itself."""
-        assert self._body is not None
-        self._last_sent = now
-        return self._body.write(data)
+        return self.connection.write(self.framing.join(chunks), time.monotonic())
 
     async def _send(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -151,7 +148,10 @@ class EventStream(Response):
 
     async def _beat(self, send: Send) -> None:
         while True:
-            silent_s = time.monotonic() - self._last_sent
+            last_s = (
+                max(self._last_sent, self.connection.last_s) if self._is_direct else self._last_sent
+            )
+            silent_s = time.monotonic() - last_s
             if silent_s >= self.heartbeat_s:
                 await self._send(send, HEARTBEAT)
             else:

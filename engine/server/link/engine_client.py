@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from engine.server.http.errors import ApiError, bad_request, unavailable
 from engine.server.link import wire
 from engine.server.link.channel import Frames, framed
 from engine.server.link.engine_start import EngineStart, Load
-from engine.server.link.mailbox import Mailbox
+from engine.server.link.mailbox import Mailbox, Reader
 from engine.server.link.open_requests import OpenRequest, OpenRequests
 from engine.server.link.other_cores import OtherCores
 from engine.server.link.pulse import Pulse, cpu_seconds
@@ -86,7 +87,7 @@ class EngineClient:
         self._told_tokenizer = False
         self._given_up = ""  # why no requests are taken any more
         self._unanswered_order = False  # one was sent, and nothing has come since
-        self._fresh: dict[Mailbox, None] = {}  # those with news that their readers don't have yet
+        self._fresh: dict[Reader, None] = {}  # those with news that aren't handed over yet
 
     # ------------------------------------------------------------------------------ life
 
@@ -188,7 +189,7 @@ class EngineClient:
         """End one sequence: its text is complete, because `stop` was found in it."""
         if entry in self.requests and index in entry.unfinished:
             self._send(wire.Finish(entry.id, index, stop))
-            entry.unfinished.discard(index)
+            entry.unfinished -= {index}
             self._forget_if_finished(entry)
 
     # ------------------------------------------------------------------------------ news
@@ -214,11 +215,15 @@ class EngineClient:
         get, fresh = self.requests.get, self._fresh
         for output in news.outputs:
             entry = get(output.request_id)
-            if entry is not None:
-                entry.deliver(output)
-                fresh[entry.mailbox] = None
-                if output.finish_reason is not None:
-                    self._forget_if_finished(entry)
+            # What comes before it is booked is of an earlier request with the same id.
+            if entry is None or output.index not in entry.unfinished:
+                continue
+            reader = entry.reader
+            reader.put(output)
+            fresh[reader] = None
+            if output.finish_reason is not None:
+                entry.unfinished -= {output.index}
+                self._forget_if_finished(entry)
         self.stats = news.stats
         self._on_step(news.stats)
 
@@ -229,8 +234,9 @@ class EngineClient:
         if len(fresh) > AT_ONCE:  # new requests and other connections get a turn between
             self._fresh.update(dict.fromkeys(fresh[AT_ONCE:]))
             self._loop.call_soon(self._hand_over)
-        for mailbox in fresh[:AT_ONCE]:
-            mailbox.hand_over()
+        now = time.monotonic()
+        for reader in fresh[:AT_ONCE]:
+            reader.hand_over(now)
 
     def _take_booked(self, news: wire.Booked) -> None:
         self.stats.num_waiting = news.num_waiting

@@ -2,15 +2,44 @@
 
 news = await mailbox.take()     one task switch for each time that news come
 await mailbox.flow(taker)       none: the reader of the engine's socket calls `taker` itself
+
+A stream of text reads its news itself, as long as they come one by one (`Reader`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from engine.core.messages import CoreOutput
 from engine.server.http.errors import ApiError
+
+Taker = Callable[[list[CoreOutput]], bool]
+"""Takes news, at least one output; returns whether it takes more."""
+
+
+class Reader(Protocol):
+    """Get the news of a request."""
+
+    def put(self, output: CoreOutput) -> None:
+        """Add news. Call `hand_over` when all that came together are added."""
+
+    def hand_over(self, now: float) -> None:
+        """Do with the news what is to be done. It must be short, and raise nothing.
+
+        now: of `time.monotonic`.
+        """
+
+
+class OwnReader(Reader, Protocol):
+    """Get the news of one request, and pass on to its mailbox what it doesn't take itself."""
+
+    def take_all(self, outputs: list[CoreOutput]) -> bool:
+        """Take what it has passed on: the mailbox's `Taker`."""
+
+    def leave(self) -> None:
+        """Pass on to the mailbox what isn't handed over."""
 
 
 class Mailbox:
@@ -19,11 +48,13 @@ class Mailbox:
     One coroutine reads them. It may be cancelled at any time.
     """
 
+    __slots__ = ("_error", "_news", "_taker", "_wake")
+
     def __init__(self) -> None:
         self._news: list[CoreOutput] = []
         self._error: ApiError | None = None
         self._wake: asyncio.Future[None] | None = None
-        self._taker: Callable[[list[CoreOutput]], bool] | None = None
+        self._taker: Taker | None = None
 
     async def take(self) -> list[CoreOutput]:
         """Return all news since the last call, at least one. Raises `ApiError` if the request
@@ -33,7 +64,12 @@ class Mailbox:
         news, self._news = self._news, []
         return news
 
-    async def flow(self, taker: Callable[[list[CoreOutput]], bool]) -> None:
+    @property
+    def flows(self) -> bool:
+        """Return whether a taker waits for news."""
+        return self._taker is not None and self._wake is not None and not self._wake.done()
+
+    async def flow(self, taker: Taker) -> None:
         """Have `taker` called with all news, as they come, until it returns False.
 
         It runs where the news arrive, so it must be short. Raises what it raises, and `ApiError` if
@@ -64,22 +100,29 @@ class Mailbox:
         """Add news. Call `hand_over` when all that came together are added."""
         self._news.append(output)
 
-    def hand_over(self) -> None:
-        """Give the reader its news: call its taker, or wake it."""
+    def hand_over(self, now: float) -> None:
+        """Give the coroutine its news: call its taker, or wake it."""
         taker, wake = self._taker, self._wake
         if taker is None or wake is None or wake.done():  # done: the reader was cancelled
             self.wake()
             return
         news, self._news = self._news, []
         try:
-            wants_more = taker(news)
-        except Exception as error:  # its reader's alone: other requests have news, too
-            self._taker = self._wake = None
+            if not taker(news):
+                self.stop_flow()
+        except Exception as error:
+            self.break_flow(error)
+
+    def stop_flow(self) -> None:
+        """Let the coroutine go on: its taker takes no more."""
+        self._taker = None
+        self.wake()
+
+    def break_flow(self, error: Exception) -> None:
+        """Raise in the coroutine what its taker raised: other requests have news, too."""
+        wake, self._wake, self._taker = self._wake, None, None
+        if wake is not None and not wake.done():
             wake.set_exception(error)
-        else:
-            if not wants_more:
-                self._taker = None
-                self.wake()
 
     def fail(self, error: ApiError) -> None:
         """Fail the reader: nothing more comes."""

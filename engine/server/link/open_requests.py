@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engine.core.messages import CoreOutput
-from engine.server.link.mailbox import Mailbox
+from engine.server.link.mailbox import Mailbox, Reader
+
+NONE: frozenset[int] = frozenset()
+THE_FIRST = frozenset((0,))  # one for all requests that have one sequence
 
 
 class IdInUse(Exception):
@@ -30,13 +32,16 @@ class OpenRequest:
     the answer to a later one with the same id.
     """
 
+    __slots__ = ("booked", "id", "mailbox", "num_sequences", "number", "reader", "unfinished")
+
     def __init__(self, request_id: str, number: int, mailbox: Mailbox):
         self.id = request_id
         self.number = number
         self.mailbox = mailbox
+        self.reader: Reader = mailbox  # who gets its news
         self.num_sequences = 0  # 0 before it is sent
         self.booked = False  # the core has taken it
-        self.unfinished: set[int] = set()  # its sequences that run; empty before it is booked
+        self.unfinished = NONE  # its sequences that run; none before it is booked
 
     @property
     def in_core(self) -> bool:
@@ -47,16 +52,6 @@ class OpenRequest:
         """Wait until the core has taken the request. Raises `ApiError` if it was refused."""
         while not self.booked:
             await self.mailbox.change()
-
-    def deliver(self, output: CoreOutput) -> None:
-        """Deliver an output, unless its sequence has ended or the request isn't booked yet.
-
-        Outputs that come before it is booked are of an earlier request with the same id.
-        """
-        if output.index in self.unfinished:
-            if output.finish_reason is not None:
-                self.unfinished.discard(output.index)
-            self.mailbox.put(output)
 
 
 class OpenRequests:
@@ -103,7 +98,9 @@ class OpenRequests:
         entry = self._unbooked.pop(number, None)
         if entry is not None:
             entry.booked = True
-            entry.unfinished.update(range(entry.num_sequences))
+            entry.unfinished = (
+                THE_FIRST if entry.num_sequences == 1 else frozenset(range(entry.num_sequences))
+            )
             entry.mailbox.wake()
 
     def refused(self, number: int) -> OpenRequest | None:

@@ -218,6 +218,11 @@ class Metrics:
         self.by_source.inc(num_cached, ("local_cache_hit",))
         self.by_source.inc(num_tokens - num_cached, ("local_compute",))
 
+    def next_token(self, since_last_s: float) -> None:
+        """Count one more token of a sequence, which has some already."""
+        self.generation_tokens.inc()
+        self.inter_token.observe(since_last_s)
+
     # ---------------------------------------------------------------------------- making the series
 
     def _gauge(self, name: str, text: str) -> Numbers:
@@ -263,13 +268,6 @@ class RequestClock:
         else:
             metrics.inter_token.observe(now - last)
         self.last_s[index] = now
-
-    def next_token(self, now: float) -> None:
-        """Book one more token of the first sequence, which has some already."""
-        metrics = self.metrics
-        metrics.generation_tokens.inc()
-        metrics.inter_token.observe(now - self.last_s[0])
-        self.last_s[0] = now
 
     def finished(self, index: int, reason: str) -> None:
         """Book the end of a sequence."""
