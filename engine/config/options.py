@@ -151,6 +151,11 @@ class Options:
     async_scheduling: bool | None = _option(
         None, "overlapped loop: plan the next step while this one computes; default: on CUDA only"
     )
+    batch_invariant: bool = _option(
+        False,
+        "the same tokens whatever shares a request's steps; on a CPU they are anyway, on CUDA this"
+        " computes with slower kernels",
+    )
 
     # -- memory for the KV cache
     block_size: int = _option(16, "tokens in a KV block")

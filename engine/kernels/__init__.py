@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -125,11 +125,17 @@ def _on_cpu() -> Kernels:
     )
 
 
-@lru_cache(maxsize=1)
-def on_cuda() -> Kernels:
-    """Return Triton's kernels where Triton is installed; its interpreter runs them on a CPU too."""
-    operations = triton.operations()
-    return TORCH if operations is None else replace(TORCH, name="triton", **operations)
+@lru_cache(maxsize=2)
+def on_cuda(batch_invariant: bool = False) -> Kernels:
+    """Return Triton's kernels where Triton is installed; its interpreter runs them on a CPU too.
+
+    batch_invariant: a row's results must not depend on the other rows of its step.
+    """
+    operations = triton.operations(batch_invariant)
+    if operations is None:
+        return TORCH
+    why = "batch-invariant: one form of each kernel for any number of rows" * batch_invariant
+    return replace(TORCH, name="triton", why=why, **operations)
 
 
 class Backend(NamedTuple):
@@ -141,6 +147,11 @@ class Backend(NamedTuple):
 
 BACKENDS = {"cpu": Backend(_on_cpu, False), "cuda": Backend(on_cuda, True)}
 """By `torch.device.type`. A new kind is one entry here and one in `worker/platforms`."""
+
+
+def make_batch_invariant() -> None:
+    """Have this process use CUDA's kernels in which a row doesn't depend on the others."""
+    BACKENDS["cuda"] = Backend(partial(on_cuda, True), True)
 
 
 def kernels_for(device: torch.device) -> Kernels:

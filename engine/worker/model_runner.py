@@ -17,7 +17,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape, RowDetail, StepOutput, StepPlan
-from engine.kernels import asynchronous
+from engine.kernels import asynchronous, kernels_for
 from engine.kernels.batch import LayerKV
 from engine.kernels.launch import recording
 from engine.models.causal_lm import CausalLM
@@ -30,6 +30,7 @@ from engine.rounding import ceil_div
 from engine.trace.events import EngineKvSized, EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import host
+from engine.worker.batch_invariance import check_batch_invariant
 from engine.worker.cores import Cores
 from engine.worker.draft_model import load_draft
 from engine.worker.drafter import FEW, NO_DRAFTS, DraftedSlots, Drafter
@@ -142,6 +143,9 @@ class ModelRunner:
         # fp32 arithmetic gains (decode of 16 rows × 256 tokens × 12 heads: 3.7 ms a layer against
         # 1.9; two Xeon cores with AMX), and they hold half as many tokens.
         self.kv_dtype = stored or self.model_dtype
+        if config.batch_invariant:
+            kernels = kernels_for(self.device)
+            check_batch_invariant(self.model, kernels, self.kv_dtype, self.device)
         with memory_for(start_memory.LOAD, self.device):
             self.draft = load_draft(
                 self.config, self.model, self.device, self.model_dtype, progress

@@ -17,9 +17,12 @@ from functools import lru_cache
 from engine.kernels.signatures import Replacements
 
 
-@lru_cache(maxsize=1)
-def operations() -> Replacements | None:
-    """Return what is better than plain torch here; None where Triton isn't installed."""
+@lru_cache(maxsize=2)
+def operations(batch_invariant: bool = False) -> Replacements | None:
+    """Return what is better than plain torch here; None where Triton isn't installed.
+
+    batch_invariant: a row's results must not depend on the other rows of its step.
+    """
     if importlib.util.find_spec("triton") is None:
         return None
     # Imported here and not above, because each of these imports Triton.
@@ -41,7 +44,7 @@ def operations() -> Replacements | None:
         token_mask,
     )
 
-    return {
+    found: Replacements = {
         "write_kv": rotary.write_kv,
         "paged_attention": paged_attention.paged_attention,
         "qkv_attention": rotary.qkv_attention,
@@ -68,3 +71,8 @@ def operations() -> Replacements | None:
         "draw": draw.draw,
         "copy_blocks": copy_blocks.copy_blocks,
     }
+    if batch_invariant:
+        from engine.kernels.triton import batch_invariant as of_each_row
+
+        found |= of_each_row.operations()
+    return found

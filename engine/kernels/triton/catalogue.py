@@ -24,6 +24,7 @@ from engine.kernels.triton import (
     norm,
     skinny,
     take_drawn,
+    tiled,
     token_mask,
 )
 from engine.kernels.triton.catalogue_attention import attention_variants
@@ -63,6 +64,7 @@ def variants() -> Iterator[Variant]:
                     yield _skinny(dtype, rows, *shape, form, FORMS[form])
     for rows in (1, 4):  # the two differ in the store
         yield _skinny("bf16", rows, *SHAPES[2], "logits", skinny.Form(), "fp32")
+    yield from _tiled_products()
     for vocab in (256, 128256):
         yield _draw("draw weights", draw.weights_kernel, vocab, draw.NUM_WARPS)
         yield _draw("draw", draw.draw_kernel, vocab, draw.NUM_WARPS)
@@ -229,6 +231,34 @@ def _skinny(
         constants=constants,
         num_warps=skinny.warps(constants),
         num_stages=1,
+    )
+
+
+def _tiled_products() -> Iterator[Variant]:
+    """List the batch-invariant product: each dtype and tile; of one K, no tile is a divisor."""
+    for dtype in DTYPES:
+        shapes = (SHAPES[3],) if dtype == "fp16" else (SHAPES[3], SHAPES[2], (576, 1536))
+        for inputs, lines in shapes:
+            yield _tiled(dtype, inputs, lines, dtype)
+    yield _tiled("bf16", *SHAPES[2], "fp32")
+
+
+def _tiled(dtype: str, inputs: int, lines: int, out: str) -> Variant:
+    """Make a variant of the batch-invariant product. out: dtype of the result."""
+    pointers = ("x_ptr", "weight_ptr", "bias_ptr")
+    return Variant(
+        name=f"tiled {dtype} to {out} weight {lines} × {inputs}",
+        kernel=tiled.tiled_kernel,
+        types={
+            **dict.fromkeys(pointers, f"*{dtype}"),
+            "out_ptr": f"*{out}",
+            **dict.fromkeys(("rows", "N"), "i32"),
+        },
+        constants=tiled.constants(lines, inputs, DTYPES[dtype], bias=out == dtype),
+        num_warps=tiled.NUM_WARPS,
+        num_stages=tiled.NUM_STAGES,
+        has_dot=True,
+        tensor_cores=dtype != "fp32",
     )
 
 

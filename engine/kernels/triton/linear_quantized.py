@@ -13,6 +13,7 @@ import torch
 
 from engine.kernels import quantized
 from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.signatures import Linear, Logits
 from engine.kernels.triton.code_words import PackedWords
 from engine.kernels.triton.expand import expand
 from engine.kernels.triton.linear import linear, logits
@@ -41,14 +42,22 @@ def quantized_linear(
     elif ours and len(x) <= MOST_ROWS and x.dtype is not torch.float32:
         tiled_quantized(x, weight, bias, out)
     else:
-        _multiply_expanded(x, weight, bias, out)
+        multiply_expanded(x, weight, bias, out, linear, logits)
     return out
 
 
-def _multiply_expanded(
-    x: torch.Tensor, weight: PackedWords, bias: torch.Tensor | None, out: torch.Tensor
+def multiply_expanded(
+    x: torch.Tensor,
+    weight: PackedWords,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    linear: Linear,
+    logits: Logits,
 ) -> None:
-    """Multiply by some of the outputs' weights at a time, expanded in x's dtype."""
+    """Multiply by some of the outputs' weights at a time, expanded in x's dtype.
+
+    linear, logits: what multiplies by them.
+    """
     outputs, inputs = weight.shape
     dtype = x.dtype if x.dtype in FLOATS else torch.float32
     step = max(1, quantized.EXPANDED // inputs)

@@ -72,11 +72,13 @@ def paged_attention(
     spec: AttentionSpec,
     out_dtype: torch.dtype | None = None,
     sdpa_from: int | None = None,
+    as_prompts: bool = False,
 ) -> torch.Tensor:
     """Compute `torch_attention.paged_attention`.
 
     q: [tokens, heads, D] → [tokens, heads, D] in `out_dtype`, by default the one that is computed
-    in. sdpa_from: replaces `SDPA_FROM`.
+    in. sdpa_from: replaces `SDPA_FROM`. as_prompts: a row with one token is computed as those with
+    several are, so that what it gets depends on nothing but its own context.
     """
     computed = computed_in(cache.k.dtype, q.dtype)
     out_dtype = out_dtype or computed
@@ -90,6 +92,9 @@ def paged_attention(
     decode, first = batch.num_decode_rows, batch.num_decode_rows
     if batch.lengths_on_device:  # any row may be of either kind
         decode, first, sdpa_from = rows, 0, NEVER
+    if as_prompts:
+        decode, first, sdpa_from = 0, 0, NEVER
+    mixed = batch.lengths_on_device and not as_prompts
     if decode:
         _decode(q, cache, batch, spec, out, decode)
     if _sdpa_takes(batch, spec, SDPA_FROM if sdpa_from is None else sdpa_from):
@@ -101,7 +106,8 @@ def paged_attention(
         why = f"{tokens} tokens of {rows - first} rows in tiles of {tile.block_m} query rows"
         grid = (tiles, spec.num_kv_heads, 1)
         none = out  # a pointer that isn't used
-        _run(grid, tile, range(first, rows), False, why, q, cache, out, none, none, batch, spec)
+        of = range(first, rows)
+        _run(grid, tile, of, False, mixed, why, q, cache, out, none, none, batch, spec)
     return out
 
 
@@ -164,8 +170,9 @@ def _decode(
     splits = splits_for(pairs, _processors(q.device), longest)
     why = f"{rows} rows × {spec.num_kv_heads} key heads"
     grid = (rows, spec.num_kv_heads, splits)
+    mixed = batch.lengths_on_device
     if splits == 1:
-        _run(grid, tile, range(rows), True, why, q, cache, out, out, out, batch, spec)
+        _run(grid, tile, range(rows), True, mixed, why, q, cache, out, out, out, batch, spec)
         return
     why += f" leave multiprocessors idle: each context in {splits} segments"
     key = ("split", rows, heads, splits, dim)
@@ -175,7 +182,7 @@ def _decode(
         stats = torch.empty((*shape, 2), dtype=torch.float32, device=q.device)
         batch.scratch[key] = part, stats
     part, stats = batch.scratch[key]
-    _run(grid, tile, range(rows), True, why, q, cache, out, part, stats, batch, spec)
+    _run(grid, tile, range(rows), True, mixed, why, q, cache, out, part, stats, batch, spec)
     start(
         "merge_segments",
         merge_kernel,
@@ -193,6 +200,7 @@ def _run(
     tile: Tile,
     rows: range,
     decode: bool,
+    mixed: bool,
     why: str,
     q: torch.Tensor,
     cache: LayerCache,
@@ -238,7 +246,7 @@ def _run(
             decode,
             grid[2] > 1,
             extras,
-            batch.lengths_on_device,
+            mixed,
         ),
         tile.num_warps,
         tile.num_stages,

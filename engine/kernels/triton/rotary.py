@@ -12,6 +12,7 @@ Grid of `write_kv`: (tokens, pieces of 1,024 values), for models that rotate on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -183,8 +184,9 @@ def qkv_attention(
     batch: AttentionBatch,
     spec: AttentionSpec,
     dtype: torch.dtype | None = None,
+    attend: Callable[..., torch.Tensor] = paged_attention,
 ) -> torch.Tensor:
-    """Compute `torch_attention.qkv_attention`: one launch up to the cache, then attention."""
+    """Compute `torch_attention.qkv_attention`: one launch up to the cache, then `attend`."""
     ours = takes(qkv.dtype, cache, spec) and dtype in (None, qkv.dtype)
     if not ours or not qkv.is_contiguous() or spec.head_dim % 2:
         return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec, dtype)
@@ -221,7 +223,7 @@ def qkv_attention(
             why=f"tokens × tiles of {HEADS} heads",
         ),
     )
-    return paged_attention(q, cache, batch, spec, qkv.dtype).flatten(1)
+    return attend(q, cache, batch, spec, qkv.dtype).flatten(1)
 
 
 def rotate_warps(head_dim: int) -> int:

@@ -13,6 +13,7 @@ from engine.kernels.fp8_cache import LARGEST
 from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import host
+from engine.worker.batch_invariance import ON_A_CPU
 from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.graphs.cpu_tapes import CpuTapes
 from engine.worker.graphs.step_graphs import GraphShape
@@ -36,6 +37,8 @@ class CpuPlatform:
         self.device = device
 
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
+        if config.batch_invariant:
+            recorder.record(EngineWarning(message=f"{ON_A_CPU}."))
         threads = config.cpu_threads or host.physical_cores()
         torch.set_num_threads(max(1, threads // config.tensor_parallel_size))
         native = cpu.native()

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from engine.config import CUDA_BUDGET, EngineConfig
-from engine.kernels import kernels_for
+from engine.kernels import kernels_for, make_batch_invariant
 from engine.trace.recorder import Recorder
 from engine.worker.cores import Cores
 from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
@@ -31,6 +31,8 @@ class CudaPlatform:
         self.device = device
 
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
+        if config.batch_invariant:
+            make_batch_invariant()
         return Cores()
 
     def kv_memory(

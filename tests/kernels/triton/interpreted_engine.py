@@ -70,7 +70,7 @@ def make_engine(folder, monkeypatch, kernels: Kernels, budget: int = 9, **more) 
     backend = Backend(lambda: replace(kernels, copy_blocks=None), asynchronous=False)
     monkeypatch.setitem(engine.kernels.BACKENDS, "cpu", backend)
     options = {"block_size": 4, "num_gpu_blocks_override": 24, "max_num_batched_tokens": budget}
-    return TokenEngine(folder, max_num_seqs=4, **options, **more)
+    return TokenEngine(folder, max_num_seqs=4, **{**options, **more})
 
 
 def cuda_graphs(
