@@ -204,5 +204,8 @@ class Replacements(TypedDict, total=False):
     reads_lengths: ReadsLengths
     wants_lengths: WantsLengths
     few_rows: FewRows | None
+    pack_gated: PackGated | None
+    linear_gated: LinearGated | None
+    keeps_sums: bool
     draw: Draw | None
     copy_blocks: CopyBlocks | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +77,15 @@ def test_cuda_gets_other_kernels_for_it_only(wanted, monkeypatch):
     kernels = engine.kernels.kernels_for(CUDA)
     assert kernels is engine.kernels.on_cuda(*[True] * wanted)
     assert (kernels.few_rows is None) == wanted and ("batch-invariant" in kernels.why) == wanted
+
+
+def test_every_operation_is_known_to_compute_rows_by_themselves_or_is_replaced():
+    """A new entry of the table belongs to `BY_ITSELF`, or needs a form of its own."""
+    pytest.importorskip("triton")
+    from engine.kernels.triton import batch_invariant
+
+    replaced = set(batch_invariant.operations())
+    assert not replaced & batch_invariant.BY_ITSELF
+    assert replaced | batch_invariant.BY_ITSELF == {
+        field.name for field in fields(engine.kernels.Kernels)
+    }

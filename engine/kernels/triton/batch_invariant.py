@@ -2,7 +2,8 @@
 
 Those are products, which are cut by the number of rows, and attention, which cuts contexts by the
 number of rows and treats one token and several differently. Here each has one form for any number
-of rows. All other kernels compute each row, or each number, by itself anyway.
+of rows. All other kernels compute each row, or each number, by itself anyway: `BY_ITSELF` names
+them. An operation that is new to the table belongs to one of the two, and a test holds that.
 """
 
 from __future__ import annotations
@@ -19,9 +20,23 @@ from engine.kernels.triton.code_words import PackedWords
 from engine.kernels.triton.start import FLOATS
 from engine.kernels.triton.tiled import tiled
 
+BY_ITSELF = frozenset(
+    {
+        *("write_kv", "copy_blocks", "take_drawn", "take_inputs", "hand_out"),  # copies
+        *("pack_weight", "pack_quantized", "embed", "quantized_embed"),
+        *("angles", "rotate", "silu_and_mul", "relu", "mask_logits"),  # number by number
+        *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),  # a program for each row
+        *("greatest", "draw"),  # pieces of a row, cut by the vocabulary
+        *("name", "why", "reads_lengths", "keeps_sums"),  # which compute nothing
+    }
+)
+"""Entries of the `Kernels` table in which no row's result depends on another row."""
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute `torch_ops.linear`."""
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: bool = False
+) -> torch.Tensor:
+    """Compute `torch_ops.linear`, in x's dtype always."""
     if _takes(x, weight, bias):
         return tiled(x, weight, bias)
     return torch.cat([torch_ops.linear(row, weight, bias) for row in x.split(1)])
@@ -63,6 +78,8 @@ def operations() -> Replacements:
         "qkv_attention": partial(rotary.qkv_attention, attend=attend),
         "wants_lengths": lambda lengths, contexts: False,
         "few_rows": None,
+        "pack_gated": None,
+        "linear_gated": None,
     }
 
 
