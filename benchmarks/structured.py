@@ -2,11 +2,12 @@
 
     python -m benchmarks.structured [--shapes pocket smollm2-135m] [--requests 1 16] [--threads 1]
 
-Three ways decode as many tokens, in turn: without a schema, with it, and with it where the tokens
-that it forces are proposed (`--speculative-config`). Each turn gives ratios. The form is a long
-list of small records with texts, numbers and choices, which never ends before the requests' last
-token. On a busy machine only the CPU time with one thread means anything: waiting threads spin, and
-count. Writes `structured.json` and `structured.md` into the machine's folder of `results/`.
+Both decode as many tokens, in turn, and each turn gives ratios. Tokens that the schema forces come
+several a step. The form is a long list of small records with texts, numbers and choices, which
+never ends before the requests' last token.
+
+On a busy machine only the CPU time with one thread means anything: waiting threads spin, and count.
+Writes `structured.json` and `structured.md` into the machine's folder of `results/`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PROMPT = 32
 WARM_UP = 20  # steps of a run, from its first, that aren't counted
 SHAPES = ("pocket", "smollm2-135m")
 TEMPERATURE = 0.8
-WITHOUT, WITH, AHEAD = "without", "with", "ahead"
+WITHOUT, WITH = "without", "with"
 PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
 SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -89,8 +90,8 @@ class Case:
         self.vocab_size = shape(name).vocab_size
         self._runs = 0
 
-    def _compute(self, held: bool, full: bool = False) -> None:
-        """Compute all requests once, with the schema or without."""
+    def _compute(self, held: bool, full: bool = False) -> float:
+        """Compute all requests once, with the schema or without; return the CPU seconds."""
         core, draw = self.engine.core, random.Random(0)
         self._runs += 1
         for i in range(self.requests):
@@ -105,14 +106,14 @@ class Case:
             )
             core.add_request(request, self.compiled if held else None)
         with self.engine.looping():
+            began = time.process_time()
             while core.has_work:
                 core.step()
+            return time.process_time() - began
 
     def run(self, held: bool) -> Measured:
         self.engine.events()
-        began = time.process_time()
-        self._compute(held)
-        cpu_s = time.process_time() - began
+        cpu_s = self._compute(held)
         steps = [e for e in self.engine.events() if isinstance(e, StepFinished)]
         return Measured(steps[WARM_UP:], cpu_s / sum(step.num_sampled for step in steps))
 
@@ -143,21 +144,19 @@ def described(runs: list[Measured]) -> dict[str, float]:
     }
 
 
-def compare(plain: Case, ahead: Case, pairs: int) -> dict[str, Any]:
-    """Run the three ways in turn, `pairs` times after one that warms up."""
-    ways = {WITHOUT: (plain, False), WITH: (plain, True), AHEAD: (ahead, True)}
-    runs: dict[str, list[Measured]] = {way: [] for way in ways}
+def compare(case: Case, pairs: int) -> dict[str, Any]:
+    """Run without the schema and with it, `pairs` times after one that warms up."""
+    runs: dict[str, list[Measured]] = {WITHOUT: [], WITH: []}
     for pair in range(pairs + 1):
-        for way in list(ways)[:: 1 if pair % 2 else -1]:
-            case, held = ways[way]
-            measured = case.run(held)
+        for way in list(runs)[:: 1 if pair % 2 else -1]:
+            measured = case.run(way == WITH)
             if pair:
                 runs[way].append(measured)
     found: dict[str, Any] = {way: described(of) for way, of in runs.items()}
-    for way in (WITH, AHEAD):
-        both = list(zip(runs[WITHOUT], runs[way]))
-        found[f"{way}_ratio"] = statistics.median(a.us_a_token / b.us_a_token for a, b in both)
-        found[f"{way}_cpu_ratio"] = statistics.median(a.cpu_s / b.cpu_s for a, b in both)
+    both = list(zip(*runs.values()))
+    found["ratio"] = statistics.median(a.us_a_token / b.us_a_token for a, b in both)
+    found["cpu_ratio"] = statistics.median(a.cpu_s / b.cpu_s for a, b in both)
+    found["p99_ratio"] = found[WITH]["p99_us"] / found[WITHOUT]["p99_us"]
     return found
 
 
@@ -169,17 +168,13 @@ def measure(
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             path = weights_for(name, Path(folder), torch.bfloat16)
-            proposing = {"method": "ngram"}
-            plain = Case(name, path, output, cpu_threads=threads)
-            ahead = Case(name, path, output, cpu_threads=threads, speculative_config=proposing)
-            for plain.requests in requests:
-                ahead.requests = plain.requests
-                given = {"shape": name, "requests": plain.requests, "threads": threads}
-                found = {**plain.forbidden(), **compare(plain, ahead, pairs)}
+            case = Case(name, path, output, cpu_threads=threads)
+            for case.requests in requests:
+                given = {"shape": name, "requests": case.requests, "threads": threads}
+                found = {**case.forbidden(), **compare(case, pairs)}
                 lines.append({**given, "output": output, "busy": busy_cores(), **found})
                 print(json.dumps(lines[-1]), flush=True)
-            plain.engine.close()
-            ahead.engine.close()
+            case.engine.close()
     return lines
 
 
@@ -188,20 +183,20 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     out = [
         f"Measured on {cpu_name()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
         f" by `python -m benchmarks.structured`: requests at temperature {TEMPERATURE}"
-        f" in bf16, in turn without a schema, with one, and with one whose forced tokens are"
-        " proposed (`--speculative-config`). Ratios are tokens for the same time, against without:"
-        " the median over turns, on the clock and in CPU time. Where other programs kept cores"
-        " busy, only CPU time with one thread says something.",
+        " in bf16, in turn without a schema and with one, whose forced tokens come several a step."
+        " Ratios are tokens for the same time, against without: the median over turns, on the clock"
+        " and in CPU time. Where other programs kept cores busy, only CPU time with one thread says"
+        " something.",
         "",
         "| shape | requests | threads | cores busy afterwards | schema | tokens/s | on the clock"
         " | CPU time | µs of CPU a token | tokens a step | p99 of a step, ms |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        for way in (WITHOUT, WITH, AHEAD):
+        for way in (WITHOUT, WITH):
             one, clock, cpu = line[way], "", ""
-            if way != WITHOUT:
-                clock, cpu = f"{line[f'{way}_ratio']:.2f}", f"{line[f'{way}_cpu_ratio']:.2f}"
+            if way == WITH:
+                clock, cpu = f"{line['ratio']:.2f}", f"{line['cpu_ratio']:.2f}"
             out.append(
                 f"| {line['shape']} | {line['requests']} | {line['threads'] or 'all'}"
                 f" | {line['busy']:.1f} | {way}"
@@ -215,7 +210,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        for way in (WITHOUT, WITH, AHEAD):
+        for way in (WITHOUT, WITH):
             cells = " | ".join(f"{line[way][part]:,.0f}" for part in (*PARTS, "total_us"))
             does = (
                 " |  | " if way == WITHOUT else f"{line['allowed']:,.0f} | {line['only_one']:.0%}"

@@ -4,7 +4,7 @@ Both sides are measured: the times of steps by their rows (`step_costs.py`), and
 proposals of a sequence were right. Where many sequences share a step, a row costs what a token is
 worth, and none is added.
 
-A sequence with a grammar is proposed what the grammar forces, which is always right.
+Not for sequences with a grammar: they are proposed what it forces (`proposal_room.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from engine.core import worth
 from engine.core.kv_manager import KVManager
+from engine.core.proposal_room import most_proposals, that_fit, until_end
 from engine.core.proposer import Proposer
 from engine.core.request import Request
 from engine.core.step_costs import StepCosts
@@ -79,7 +80,7 @@ class Speculator:
             return True
         step = worth.BareStep(len(running), *self.costs.line(len(running)), 0)
         known = self.everyone.share(self._prior)
-        if any(step.pays(self._share(request, known)) for request in running):
+        if any(r.grammar is not None or step.pays(self._share(r, known)) for r in running):
             return True
         self._fade(running)
         return False
@@ -89,6 +90,7 @@ class Speculator:
     ) -> list[tuple[Request, list[int]]]:
         """Return the proposals that a step checks, of requests that have one row each in it.
 
+        Those that have a grammar are left out.
         num_rows: of the step so far. budget: tokens that it may still compute.
         """
         room = min(budget, self.max_rows - num_rows)
@@ -100,8 +102,10 @@ class Speculator:
         shares: list[float] = []
         left_out: list[Request] = []
         for request in decoding:
+            if request.grammar is not None:
+                continue
             share = self._share(request, known)
-            if request.grammar is None and not step.pays(share):  # not even the first proposal
+            if not step.pays(share):  # not even the first proposal
                 left_out.append(request)
                 continue
             token_ids = self._proposals(request, room)
@@ -110,14 +114,13 @@ class Speculator:
                 shares.append(share)
         counts = self._counts(step, found, shares)
         if self.proposer.drafts:
-            left_out += [r for r, n in zip(found, counts) if not n and r.grammar is None]
+            left_out += [request for request, count in zip(found, counts) if not count]
         self._fade(left_out)
-        return self._that_fit(found, counts)
+        cut = [(r, token_ids[:n]) for (r, token_ids), n in zip(found.items(), counts)]
+        return that_fit(self.kv, cut)
 
     def _share(self, request: Request, known: float) -> float:
         """Estimate how probable it is that its next proposal is right. known: of all sequences."""
-        if request.grammar is not None:
-            return 1.0  # what it forces is proposed
         hits = self._hits.get(request)
         return known if hits is None else hits.share(known)
 
@@ -128,14 +131,7 @@ class Speculator:
         most = [len(token_ids) for token_ids in found.values()]
         if not self.proposer.drafts:
             return worth.most_probable(step, shares, most)
-        forced = [request.grammar is not None for request in found]
-        counts = worth.most_probable(step, shares, [n * f for n, f in zip(most, forced)])
-        added = sum(counts)
-        step = step._replace(num_rows=step.num_rows + added, room=step.room - added)
-        drafted = worth.by_passes(
-            step, shares, [n * (not f) for n, f in zip(most, forced)], self._pass_us
-        )
-        return [n + m for n, m in zip(counts, drafted)]
+        return worth.by_passes(step, shares, most, self._pass_us)
 
     def _pass_us(self, num_rows: int) -> float:
         """Return the time of a pass of the draft model; nothing until it is known."""
@@ -154,8 +150,6 @@ class Speculator:
 
     def verified(self, request: Request, num_proposed: int, right: int) -> int:
         """Learn how many proposals were right. Returns where they came from (`Proposed.source`)."""
-        if request.grammar is not None:
-            return -1
         hits = self._hits.get(request)
         if hits is None:
             hits = self._hits[request] = Hits()
@@ -165,32 +159,11 @@ class Speculator:
 
     def _proposals(self, request: Request, room: int) -> list[int]:
         """Return proposals that the sequence has room for, up to one that would end it."""
-        most = min(self.most, room, request.most_tokens - request.num_tokens - 1)
+        most = most_proposals(request, min(self.most, room))
         if most <= 0:
             return []
-        if request.grammar is not None:  # its masks are known ahead where tokens are forced
-            token_ids = request.forced_tokens[:most]
-        else:
-            token_ids, source = self.proposer.propose(request, most)
-            if not token_ids:
-                return token_ids
-            self._sources[request] = source
-        for place, token in enumerate(token_ids):
-            if token in request.end_ids:
-                return token_ids[:place]
-        return token_ids
-
-    def _that_fit(
-        self, found: dict[Request, list[int]], counts: list[int]
-    ) -> list[tuple[Request, list[int]]]:
-        """Cut proposals for which no block is free; they never take one from a sequence."""
-        free = self.kv.pool.num_free
-        chosen = []
-        for (request, token_ids), count in zip(found.items(), counts):
-            if self.kv.blocks_to_grow(request, count) > free:
-                slots = (len(request.block_table) + free) * self.kv.block_size
-                count = slots - request.num_planned_tokens
-            if count:
-                free -= self.kv.blocks_to_grow(request, count)
-                chosen.append((request, token_ids[:count]))
-        return chosen
+        token_ids, source = self.proposer.propose(request, most)
+        if not token_ids:
+            return token_ids
+        self._sources[request] = source
+        return until_end(request, token_ids)

@@ -81,9 +81,11 @@ class Verification:
         self, plan: StepPlan, place: int, request: Request, num_proposed: int, right: int
     ) -> None:
         """Count the proposals of a sequence, give back blocks that it doesn't need, record both."""
-        speculator = self.scheduler.speculator
-        assert speculator is not None
-        source = speculator.verified(request, num_proposed, right)
+        source = -1
+        if request.grammar is None:
+            speculator = self.scheduler.speculator
+            assert speculator is not None
+            source = speculator.verified(request, num_proposed, right)
         self.num_drafts += num_proposed > 0
         self.num_proposed += num_proposed
         self.accepted += [0] * (num_proposed - len(self.accepted))

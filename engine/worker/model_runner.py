@@ -216,7 +216,9 @@ class ModelRunner:
         self.grammars = GrammarCompiler(vocab)
         most_rows = self.config.max_step_rows
         self.table = SamplingTable(num_seats, vocab, self.device, most_rows)
-        self.table.proposes = self.config.speculation is not None
+        # In the overlapped loop the next step is planned before this one's tokens are known.
+        proposes = self.config.speculation is not None or not self.config.async_scheduling
+        self.table.grammars.proposes = proposes
         self.sampling = self._make_sample_step(self.seats, self.table)
         if asynchronous(self.device) and self.config.async_scheduling:
             self.drawn = DrawnTokens(num_seats)

@@ -122,14 +122,14 @@ def test_siblings_fork_within_a_run_and_at_its_end(grammars):
         wanted = [grammar.matcher([one]).is_stopped() for one in tokens]
         fresh = holding(grammar, [])
         fresh.masks(np.array([0]))
-        assert fresh.advance(0, tokens) == wanted
+        assert fresh.fork(0, tokens) == wanted
     long = compiled(grammars, FORCED, **COMPACT)
     walk = [token for _, token in states(long, 0)]
     masks = holding(long, walk[:2])
     masks.masks(np.array([0]))
     masks.advance(0, [walk[2]])
     masks.masks(np.array([0]))
-    assert masks.advance(0, [walk[3], walk[3]]) == [False, False]
+    assert masks.fork(0, [walk[3], walk[3]]) == [False, False]
     assert (masks.masks(np.array([0]))[0] == states(long, 0)[4][0]).all()
 
 

@@ -5,23 +5,27 @@ so a sequence that comes back after a preemption, and one that forks, gets its s
 tokens.
 
 Where the grammar forces the next bytes, llguidance names the tokens that spell them, and the mask
-of each of these states has only that token. Such a run costs one call in place of one for each
-token, two or three for each mask. `tests/worker/test_grammar_masks.py` holds the masks equal.
+of each of these states has only that token. The matcher reads such a run at once, before its tokens
+are drawn: two calls in place of two or three for each token, and what may follow the run is known
+ahead. `tests/worker/test_grammar_masks.py` holds the masks equal.
 
 A device that computes by itself is not kept waiting: masks are made on a thread of their own while
 it computes the next step. On a CPU that thread would share the cores of the kernels, and wait for
-Python's lock after each mask: there they are made when they are needed.
+Python's lock after each mask: there they are made when tokens have been read, while what the
+matchers hold is in the caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from engine.core.messages import NewRow
+from engine.placeholders import NO_TOKEN
 from engine.rounding import ceil_div
 from engine.worker.sampling.grammar_compiler import reason_of
 
@@ -31,52 +35,65 @@ BITS = 32
 class _Held:
     """Hold the matcher of one sequence, and the tokens that it forces next."""
 
-    __slots__ = ("drawn", "forced", "matcher")
+    __slots__ = ("asked", "drawn", "forced", "masked", "matcher")
 
     def __init__(self, matcher: Any):
         self.matcher = matcher
-        self.forced: list[int] = []  # from the matcher's state on; empty: unknown, or none
-        self.drawn = 0  # how many of these are drawn; the matcher reads them together
+        self.forced: list[int] = []  # the matcher has read all of them; empty: none, or not asked
+        self.drawn = 0  # how many of these are drawn: fewer than all
+        self.asked = False  # which tokens are forced after those
+        self.masked = False  # the mask of the matcher's state is made
 
-    def next(self) -> int:
-        """Return the only token that may come now; −1 if there are others."""
-        if not self.forced:
-            self.forced = self.matcher.compute_ff_tokens()
-        return self.forced[self.drawn] if self.forced else -1
+    def fork(self) -> _Held:
+        """Make a matcher for a sibling, at the same place."""
+        other = _Held(self.matcher.deep_copy())
+        other.forced, other.drawn, other.asked = self.forced, self.drawn, self.asked
+        return other
+
+    def ask(self) -> None:
+        """Ask which tokens come next in any case, and let the matcher read them."""
+        if self.asked:
+            return
+        self.asked = True
+        self.forced = self.matcher.compute_ff_tokens()
+        if self.forced:
+            self.matcher.consume_tokens(self.forced)
+            self.masked = False
 
     def read(self, token: int) -> bool:
         """Read a drawn token; return whether the text is complete with it."""
+        matcher = self.matcher
+        if token < 0:
+            return False  # nothing was drawn
         if self.forced and token == self.forced[self.drawn]:
             self.drawn += 1
             if self.drawn < len(self.forced):
                 return False  # more is forced to follow
-            self.settle()
         else:
-            self.settle()
-            if token < 0 or self.matcher.is_stopped():
-                return False  # nothing was drawn, or a step in flight at the end
-            self.matcher.consume_token(token)
-        return self.matcher.is_stopped() and not self.matcher.is_error()
-
-    def settle(self) -> None:
-        """Let the matcher read all that is drawn."""
-        if self.drawn:
-            self.matcher.consume_tokens(self.forced[: self.drawn])
-        self.forced, self.drawn = [], 0
+            if self.forced:  # a sampler of someone's own may draw what the grammar forbids
+                matcher.rollback(len(self.forced) - self.drawn)
+            if matcher.is_stopped():
+                return False  # a step in flight at the end
+            matcher.consume_token(token)
+            self.masked = False
+        self.forced, self.drawn, self.asked = [], 0, False
+        return matcher.is_stopped() and not matcher.is_error()
 
 
 class GrammarMasks:
     """Hold the matchers of all seats, and the mask of each. Use it from the worker's thread.
 
-    `ahead`: masks are computed while the device computes.
+    `ahead`: masks are computed while the device computes. `proposes`: steps check forced tokens,
+    and draw what follows them.
     """
 
     def __init__(self, num_seats: int, vocab_size: int, ahead: bool):
+        self.proposes = False
         self._shape = num_seats, ceil_div(vocab_size, BITS)
         self._ahead = ahead
         self._masks: np.ndarray | None = None  # int32 [seats, words], from the first grammar on
         self._held: dict[int, _Held] = {}  # by seat
-        self._stale: set[int] = set()  # seats whose mask is of an earlier state
+        self._stale: set[int] = set()  # seats whose state has changed
         self._thread: ThreadPoolExecutor | None = None
         self._together: Any = None  # llguidance's LLExecutor
         self._running: Future[None] | None = None
@@ -103,24 +120,30 @@ class GrammarMasks:
             self._stale.discard(seat)
 
     def advance(self, seat: int, tokens: Sequence[int]) -> list[bool]:
-        """Read the tokens drawn for a seat; return for each whether the text is complete with it.
+        """Read tokens drawn for a seat; return for each whether the text is complete with it."""
+        self._wait()
+        self._stale.add(seat)
+        read = self._held[seat].read
+        return [read(token) for token in tokens]
 
-        The sequence in the seat continues with the first; others are of siblings that fork from it.
+    def fork(self, seat: int, tokens: Sequence[int]) -> list[bool]:
+        """Read a token for a seat and for each sibling that forks from it: see `advance`.
+
+        The sequence in the seat continues with the first.
         """
         self._wait()
         held = self._held[seat]
         self._stale.add(seat)
-        if len(tokens) == 1:
-            return [held.read(tokens[0])]
-        held.settle()
-        forks = [_Held(held.matcher.deep_copy()) for _ in tokens[1:]]
+        forks = [held.fork() for _ in tokens[1:]]
         return [one.read(token) for one, token in zip([held, *forks], tokens)]
 
     def forced(self, seat: int) -> list[int]:
-        """Return the tokens that must come next, but the last of them: another may follow that."""
+        """Return the tokens that must come next, up to one that may end the text."""
         self._wait()
         held = self._held[seat]
-        return held.forced[held.drawn : -1] if held.next() >= 0 else []
+        held.ask()
+        end = -1 if held.forced and held.matcher.is_stopped() else None
+        return held.forced[held.drawn : end]
 
     def failure(self, seat: int) -> str:
         """Return why the matcher of a seat failed; "" if it hasn't."""
@@ -128,16 +151,22 @@ class GrammarMasks:
         return f"its grammar failed: {reason_of(matcher)}" if matcher.is_error() else ""
 
     def begin(self) -> None:
-        """Begin to compute the masks of all changed states, if that is done ahead."""
-        if not self._ahead or not self._stale:
+        """Begin to compute the masks of all changed states; a CPU computes them at once."""
+        if not self._stale:
             return
         self._wait()
+        if self._masks is None:
+            self._masks = np.zeros(self._shape, np.int32)
+        seats = sorted(self._stale)
+        self._stale.clear()
+        if not self._ahead:
+            self._fill(seats)
+            return
         if self._thread is None:
             from llguidance import LLExecutor
 
             self._thread = ThreadPoolExecutor(1, "grammar masks")
             self._together = LLExecutor(1)
-        seats = self._take_stale()
         self._running = self._thread.submit(self._fill, seats)
 
     def masks(self, seats: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
@@ -146,25 +175,32 @@ class GrammarMasks:
         A failed matcher allows nothing. `seats`: int64 [rows]. `ahead`: int64 [rows], how many
         tokens of `forced` come before the one that the mask is for; None: none in any row.
         """
-        self.begin()
-        self._wait()
-        if self._stale:
-            self._fill(self._take_stale())
+        only = np.array(self.only(seats, ahead))
         assert self._masks is not None
         found = self._masks[seats]
-        if ahead is not None:
-            for place in np.flatnonzero(ahead).tolist():
-                held = self._held[int(seats[place])]
-                token = held.forced[held.drawn + int(ahead[place])]
-                _allow_only(found[place : place + 1], [token])
+        rows = np.flatnonzero(only >= 0)
+        if len(rows):
+            ids = only[rows].astype(np.uint32)
+            found[rows] = 0
+            found[rows, ids // BITS] = (np.uint32(1) << ids % BITS).view(np.int32)
         return found
 
-    def _take_stale(self) -> list[int]:
-        if self._masks is None:
-            self._masks = np.zeros(self._shape, np.int32)
-        seats = sorted(self._stale)
-        self._stale.clear()
-        return seats
+    def only(self, seats: np.ndarray, ahead: np.ndarray | None = None) -> list[int]:
+        """Return the only token that each row allows; `NO_TOKEN`: it allows others, or any.
+
+        Of `seats` some may have no grammar; else they, and `ahead`, are as for `masks`.
+        """
+        self.begin()
+        self._wait()
+        held, found = self._held, []
+        for seat, count in zip(seats.tolist(), repeat(0) if ahead is None else ahead.tolist()):
+            one = held.get(seat)
+            if one is None or not one.forced:
+                found.append(NO_TOKEN)
+                continue
+            place = one.drawn + count
+            found.append(one.forced[place] if place < len(one.forced) else NO_TOKEN)
+        return found
 
     def _wait(self) -> None:
         running, self._running = self._running, None
@@ -172,22 +208,16 @@ class GrammarMasks:
             running.result()
 
     def _fill(self, seats: list[int]) -> None:
+        """Make the masks of states that steps may draw in next."""
         masks = self._masks
         assert masks is not None
-        single: list[int] = []
-        forced: list[int] = []
         open_: list[tuple[Any, int]] = []
         for seat in seats:
-            token = self._held[seat].next()
-            if token < 0:
-                open_.append((self._held[seat].matcher, seat))
-            else:
-                single.append(seat)
-                forced.append(token)
-        if single:
-            lines = np.zeros((len(single), masks.shape[1]), np.int32)
-            _allow_only(lines, forced)
-            masks[single] = lines
+            held = self._held[seat]
+            held.ask()
+            if not held.masked and (self.proposes or not held.forced):
+                held.masked = True
+                open_.append((held.matcher, seat))
         if open_:
             self._compute(open_, masks)
         for matcher, seat in open_:
@@ -202,10 +232,3 @@ class GrammarMasks:
             return
         for matcher, seat in open_:
             matcher.unsafe_compute_mask_ptr(base + seat * size, size)
-
-
-def _allow_only(masks: np.ndarray, tokens: list[int]) -> None:
-    """Write masks, int32 [rows, words], of which each allows the token of its row."""
-    ids = np.array(tokens, np.uint32)
-    masks[:] = 0
-    masks[np.arange(len(ids)), ids // BITS] = (np.uint32(1) << ids % BITS).view(np.int32)

@@ -42,8 +42,10 @@ class StepProposals:
 
         drawn: int64 [draws].
         """
-        counts = np.ones(len(drawn), bool)
+        counts, tokens = np.ones(len(drawn), bool), drawn.tolist()
         for places, proposals in self._draws:
-            for before, place, proposal in zip(places, places[1:], proposals):
-                counts[place] = counts[before] and drawn[before] == proposal
+            for number, (before, proposal) in enumerate(zip(places, proposals), 1):
+                if tokens[before] != proposal:
+                    counts[places[number:]] = False
+                    break
         return counts

@@ -6,8 +6,8 @@ When the tokens have arrived on the host, they are appended to their rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sized
-from itertools import islice
+from collections.abc import Iterable, Sequence, Sized
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
+from engine.worker.sampling.certain_draws import CertainDraws, certain_draws
 from engine.worker.sampling.draw_events import add_grammar, sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
 from engine.worker.sampling.proposals import StepProposals
@@ -100,23 +101,26 @@ class SampleStep:
         if len(drawing) < len(rows):
             rows, seats, ends = [rows[i] for i in drawing], seats[drawing], ends[drawing]
             counts = [counts[i] for i in drawing]
-        firsts, positions = None, ends
+        firsts, siblings, owners, positions = None, None, seats, ends
         if max(counts) > 1:
             firsts = np.cumsum(counts) - counts
             of = np.repeat(np.arange(len(rows)), counts)
-            metadata = self.table.metadata(seats[of], np.arange(len(of)) - firsts[of])
-            positions = ends[of]
+            siblings, owners, positions = np.arange(len(of)) - firsts[of], seats[of], ends[of]
             logits = logits[to_device(of, logits.device)]
             greatest = None
-        else:
-            metadata = self.table.metadata(seats)
         recorded = self._recorded(rows, firsts)
-        proposals = None
+        proposals, certain, record_us = None, None, 0.0
         if inputs.proposed:
             proposals = StepProposals(rows, _places(rows, firsts), len(positions), inputs.proposed)
-        tokens, logprobs, record_us = self._draw(
-            logits, metadata, positions, recorded, greatest, proposals
-        )
+            if firsts is None and not recorded and self.table.any_certain:
+                certain = certain_draws(self.table, seats, proposals.ahead)
+        if certain is not None:
+            tokens, logprobs = self._draw_others(logits, certain, seats, positions)
+        else:
+            metadata = self.table.metadata(owners, siblings)
+            tokens, logprobs, record_us = self._draw(
+                logits, metadata, positions, recorded, greatest, proposals
+            )
         for row, first in zip(rows, _places(rows, firsts)) if logprobs else ():
             if first in logprobs:
                 detail = details.setdefault(row.request_id, RowDetail())
@@ -138,7 +142,7 @@ class SampleStep:
         # Where nothing could be drawn the core ends the sequence. An overlapped step may compute it
         # once more before that, so it needs a token that exists.
         kept = np.maximum(drawn if draws.firsts is None else drawn[draws.firsts], 0)
-        seats, ends = draws.seats, draws.ends
+        seats, ends, counts = draws.seats, draws.ends, None
         if draws.proposals is not None:
             counts = draws.proposals.counts(drawn)
             counts = counts if draws.firsts is None else counts[draws.firsts]
@@ -146,29 +150,40 @@ class SampleStep:
         self.seats.append(seats, ends, kept)
         self.table.appended(seats, kept)
         if self.table.grammars:
-            self._advance_grammars(draws, details)
+            self._advance_grammars(draws, counts, details)
         if len(drawn) == len(draws.counts) and draws.firsts is None:
             return drawn[:, None].tolist()  # each row has one
         tokens = iter(drawn.tolist())
         return [list(islice(tokens, count)) for count in draws.counts]
 
-    def _advance_grammars(self, draws: Draws, details: dict[str, RowDetail]) -> None:
-        """Read the drawn tokens into their grammars, and begin with the masks of the next step."""
+    def _advance_grammars(
+        self, draws: Draws, counts: np.ndarray | None, details: dict[str, RowDetail]
+    ) -> None:
+        """Read the drawn tokens into their grammars, and begin with the masks of the next step.
+
+        counts: bool [draws], which draws count; None: all.
+        """
         grammars, drawn = self.table.grammars, draws.tokens.tolist()
-        counts = None if draws.proposals is None else draws.proposals.counts(draws.tokens)
-        for row, seat, first in zip(draws.rows, draws.seats.tolist(), _places(drawn, draws.firsts)):
-            if seat not in grammars or not (counts is None or counts[first]):
+        counted = repeat(True) if counts is None else counts.tolist()
+        found: dict[int, tuple[StepRow, list[int]]] = {}  # of each seat, the tokens in their order
+        places = _places(drawn, draws.firsts)
+        for row, seat, first, counts_too in zip(draws.rows, draws.seats.tolist(), places, counted):
+            if not counts_too or seat not in grammars:
                 continue
-            tokens = drawn[first : first + row.samples]
-            complete, failed = grammars.advance(seat, tokens), NO_TOKEN in tokens
+            if seat in found:
+                found[seat][1].append(drawn[first])
+            else:
+                found[seat] = row, drawn[first : first + row.samples]
+        for seat, (row, tokens) in found.items():
+            forks = row.samples > 1
+            complete = grammars.fork(seat, tokens) if forks else grammars.advance(seat, tokens)
+            failed = NO_TOKEN in tokens
             forced = []
-            if self.table.proposes and not failed and complete == [False]:
+            if grammars.proposes and not (forks or failed or complete[-1]):
                 forced = grammars.forced(seat)
-            if failed or True in complete or forced or counts is not None:
-                # most steps have nothing to tell
+            if failed or True in complete or forced:  # most steps have nothing to tell
                 detail = details.setdefault(row.request_id, RowDetail())
-                detail.complete = (detail.complete or []) + complete
-                detail.forced = forced
+                detail.complete, detail.forced = complete, forced
                 if failed:
                     self._explain(seat, detail)
         grammars.begin()
@@ -181,14 +196,26 @@ class SampleStep:
         elif self.table.allows_few(seat):
             detail.failure, detail.failed_param = NOTHING_LEFT, "allowed_token_ids"
 
+    def _draw_others(
+        self, logits: torch.Tensor, certain: CertainDraws, seats: np.ndarray, positions: np.ndarray
+    ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
+        """Draw the tokens that aren't certain; return all, and log-probabilities by place."""
+        others = certain.others
+        metadata = self.table.metadata(seats[others])
+        drawn, logprobs, _ = self._draw(
+            logits[torch.from_numpy(others)], metadata, positions[others], ahead=certain.ahead
+        )
+        return certain.join(logits, drawn), {int(others[i]): one for i, one in logprobs.items()}
+
     def _draw(
         self,
         logits: torch.Tensor,
         metadata: SamplingMetadata,
         positions: np.ndarray,
-        recorded: list[_Recorded],
-        greatest: torch.Tensor | None,
-        proposals: StepProposals | None,
+        recorded: Sequence[_Recorded] = (),
+        greatest: torch.Tensor | None = None,
+        proposals: StepProposals | None = None,
+        ahead: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, dict[int, TokenLogprobs], float]:
         """Draw the tokens, int64 [draws], on the device.
 
@@ -202,7 +229,8 @@ class SampleStep:
                 greatest = self.sampler.draw(logits, metadata, positions)
             return greatest, {}, 0.0
         logits = logits.float()
-        ahead = None if proposals is None else proposals.ahead
+        if proposals is not None:
+            ahead = proposals.ahead
         if not told:
             adjusted = self.sampler.adjust(logits, metadata, self.seats.tokens, positions, ahead)
             return self.sampler.draw(adjusted, metadata, positions), {}, 0.0

@@ -86,7 +86,6 @@ class SamplingTable:
         """Make an empty table. most_draws: of a step; 0: one for each seat."""
         self.num_seats = num_seats
         self.most_draws = most_draws or num_seats
-        self.proposes = False  # the core wants to know which tokens grammars force
         self.vocab_size = vocab_size
         self.device = device
         self.counts = OutputCounts(vocab_size, device)
@@ -155,6 +154,18 @@ class SamplingTable:
     def allows_few(self, seat: int) -> bool:
         """Return whether a sequence may draw only the tokens that it names."""
         return seat in self._rules and self._rules[seat].allowed is not None
+
+    @property
+    def any_certain(self) -> bool:
+        """Return whether some sequence's token may be known without a draw.
+
+        Elsewhere than on a CPU drawing all rows alike is faster.
+        """
+        return self.device.type == "cpu" and bool(self.grammars)
+
+    def takes_certain(self, seat: int) -> bool:
+        """Return whether a token that is the only one allowed needn't be drawn for a sequence."""
+        return seat not in self._rules and not self._logprobs[seat]
 
     def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
         """Count one more token for each of these sequences. Both int64 [rows].
