@@ -198,6 +198,14 @@ def test_tokens_are_told_together_at_an_interval(run_server, route):
     with run_server(stream_interval=4) as running:
         whole = running.http.post(route, json=asked).json()["choices"][0]
         chunks, _ = stream(running, route, **asked)
+        only_text = {
+            key: asked[key] for key in ("prompt", "messages", "max_tokens") if key in asked
+        }
+        short, general = (
+            [chunk["choices"] for chunk in stream(running, route, **only_text, **more)[0]]
+            for more in ({}, {"trace": "full"})  # the record's text takes the general way
+        )
+    assert short == general and len(short) == len(chunks)
     choices = [chunk["choices"][0] for chunk in chunks]
     told = [choice for choice in choices if choice.get("token_ids")]  # chat begins with the role
     assert [len(choice["token_ids"]) for choice in told] == [1, 4, 4, 2]

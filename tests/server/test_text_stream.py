@@ -16,7 +16,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.core.messages import CoreOutput, CoreRequest
 from engine.sampling_params import SamplingParams
-from engine.server.answering.generation import Generation
+from engine.server.answering.generation import Generation, SentPrompt
 from engine.server.answering.text_stream import TextStream
 from engine.server.http.answers import TextChunk
 from engine.server.http.connection import DirectBody
@@ -130,8 +130,9 @@ def pocket():
     return tokenizer, tokenizer.encode(TEXT)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_each_token_is_written_once_and_in_order(pocket, seed):
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("seed", range(6))
+def test_each_token_is_written_once_and_in_order(pocket, seed, interval):
     """Whatever comes together, and however often the connection is full."""
     tokenizer, token_ids = pocket
     random = Random(seed)
@@ -149,7 +150,9 @@ def test_each_token_is_written_once_and_in_order(pocket, seed):
         for output in outputs:
             delta = process.process(request, output)
             clock.tokens(0, len(delta.token_ids), 1.0)
-            write(json.dumps(delta.text))
+            delta = generation._gathered(part, delta)
+            if delta is not None:
+                write(json.dumps(delta.text))
         return not request.finished and random.random() < 0.8
 
     async def answer():
@@ -157,7 +160,10 @@ def test_each_token_is_written_once_and_in_order(pocket, seed):
             take_all(await mailbox.take())
             if not request.finished:
                 await generation.flow_of_one(
-                    lambda mailbox: TextStream(mailbox, request, clock, chunk, direct, take_all)
+                    lambda mailbox: TextStream(
+                        *(mailbox, request, clock, chunk, direct, take_all),
+                        *(interval, part.gathered),
+                    )
                 )
 
     async def tell():
@@ -175,9 +181,12 @@ def test_each_token_is_written_once_and_in_order(pocket, seed):
     chunk = TextChunk(msgspec.json.encode)
     direct = SimpleNamespace(connection=SimpleNamespace(write=write))
     entry = OpenRequest("x", 1, mailbox)
+    part = SentPrompt(0, entry, request, clock)
     generation = object.__new__(Generation)
+    generation.interval = interval
     generation._mailbox, generation._entries, generation.finished = mailbox, [entry], False
     asyncio.run(tell())
     assert "".join(written) == TEXT == request.sequences[0].text
+    assert len(written) <= len(token_ids) / interval + 3  # the first, the last, and what is left
     assert request.sequences[0].token_ids == token_ids
     assert clock.metrics.generation_tokens.by_labels[()] == len(token_ids)

@@ -114,14 +114,16 @@ class Answer:
     async def _flow(self, direct: Direct) -> None:
         """Take the outputs of an answer whose choices have all begun where they arrive."""
         generation, general = self.generation, partial(self._pass_on, direct)
-        clock = generation.clock_of_one_text if self.only_text else None
-        if clock is None:
+        part = generation.only_text if self.only_text else None
+        if part is None:
             await generation.flow(general)
             return
         chunk = TextChunk(lambda text: self.framing.join([self.text_only(text)]), without_line_ends)
-        request = generation.requests[0]
         await generation.flow_of_one(
-            lambda mailbox: TextStream(mailbox, request, clock, chunk, direct, general)
+            lambda mailbox: TextStream(
+                *(mailbox, part.text, part.clock, chunk, direct, general),
+                *(generation.interval, part.gathered),
+            )
         )
 
     def _pass_on(self, direct: Direct, outputs: list[CoreOutput]) -> bool:

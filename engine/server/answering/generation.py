@@ -37,7 +37,7 @@ MOST_TRACE_CONTEXT = 512  # characters of each: what W3C wants to be passed on a
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class _Part:
+class SentPrompt:
     """Hold one prompt of a generation, from when it is sent to the core."""
 
     def __init__(self, place: int, entry: OpenRequest, text: RequestText, clock: RequestClock):
@@ -64,7 +64,7 @@ class Generation:
         self.finished = False  # every answer is complete
         self._mailbox = Mailbox()
         self._entries: list[OpenRequest] = []  # one for each prompt
-        self._parts: dict[str, _Part] = {}  # by request id
+        self._parts: dict[str, SentPrompt] = {}  # by request id
         self._unanswered: set[str] = set()  # requests in the core that have more to come
         self._received: set[str] = set()  # ids in the record whose end nobody else would record
         self._closed = False
@@ -193,7 +193,7 @@ class Generation:
         entry = self._entries[place]
         text = self.text.output.begin(request, prompt if isinstance(prompt, str) else None, rules)
         clock = RequestClock(self.service.metrics, request, text)
-        self._parts[entry.id] = _Part(place, entry, text, clock)
+        self._parts[entry.id] = SentPrompt(place, entry, text, clock)
         self._unanswered.add(entry.id)
         self.requests.append(text)
         self.service.client.send(entry, request)
@@ -227,19 +227,19 @@ class Generation:
             own.leave()
 
     @property
-    def clock_of_one_text(self) -> RequestClock | None:
-        """Return the clock of an answer whose next tokens add only text; None if they may add more.
+    def only_text(self) -> SentPrompt | None:
+        """Return the part of an answer whose next tokens add only text; None if they may add more.
 
-        It has one sequence, without log-probabilities, stop strings and parts of a message, each
-        token is told at once, and the record doesn't have its text.
+        It has one sequence, without log-probabilities, stop strings and parts of a message, and the
+        record doesn't have its text.
         """
         text = self.requests[0]
-        alone = len(self.requests) == len(text.sequences) == self.interval == 1
+        alone = len(self.requests) == len(text.sequences) == 1
         if not alone or not text.sequences[0].only_text:
             return None
-        clock = self._parts[text.request_id].clock
+        part = self._parts[text.request_id]
         recorded = self.service.recorder.wants_full(text.request_id)
-        return None if recorded or 0 not in clock.last_s else clock
+        return None if recorded or 0 not in part.clock.last_s else part
 
     def deltas(self, outputs: list[CoreOutput]) -> Iterator[tuple[int, TextDelta]]:
         """Yield the deltas of some outputs, each with the index of its prompt."""
@@ -265,7 +265,7 @@ class Generation:
             if self.interval == 1 or (delta := self._gathered(part, delta)) is not None:
                 yield part.place, delta
 
-    def _gathered(self, part: _Part, delta: TextDelta) -> TextDelta | None:
+    def _gathered(self, part: SentPrompt, delta: TextDelta) -> TextDelta | None:
         """Return what is to be told of a sequence now, None if it is to be told later.
 
         Told immediately: the first tokens, and all that is left at the end.
