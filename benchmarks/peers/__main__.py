@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,7 +94,7 @@ class Session:
             else:
                 http[ENGINE] = lambda: servers.glasshouse(str(model), dtype, given.threads, peers)
                 http["llama.cpp"] = lambda: servers.llama_cpp(
-                    str(self.gguf(name, model, dtype)), dtype, given.threads, peers
+                    str(servers.converted(name, model, dtype, peers)), dtype, given.threads, peers
                 )
         return {"in process": in_process if len(in_process) > 1 else {}, "HTTP": http}
 
@@ -140,25 +139,6 @@ class Session:
             self._check_quiet()
             self._turns(systems, works, labels)
         self.save()
-
-    def gguf(self, name: str, model: Path, dtype: str) -> Path:
-        """Return the model as llama.cpp reads it, converted once."""
-        target = PEERS_DIR / "models" / f"{name}-{dtype}.gguf"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            half_done = target.with_suffix(".part")
-            package = str(self.peers.llama_source / "gguf-py")
-            path = os.pathsep.join([package, str(Path(__file__).resolve().parents[2])])
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "benchmarks.peers.convert", "--dtype", dtype),
-                    *(str(model), str(half_done)),
-                ],
-                check=True,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            half_done.rename(target)
-        return target
 
     def _check_quiet(self) -> None:
         """Check the machine while all systems sleep: other work disturbs the figures."""

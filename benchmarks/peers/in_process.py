@@ -17,14 +17,14 @@ class WorkerFailed(RuntimeError):
     """Report that the worker ended, or never came up; the message has its last lines."""
 
 
-class InProcess:
-    """Run one system with one model. `name` also tells the worker what to load."""
+class Worker:
+    """Run a module of ours in a process: a line of JSON for each line that it is sent.
 
-    transport = "in process"
+    `name` "vLLM": in vLLM's environment. The first answer says how long it loaded.
+    """
 
-    def __init__(
-        self, name: str, model: str, dtype: str, threads: int, vocab_size: int, peers: Peers
-    ):
+    def __init__(self, name: str, module: str, arguments: list[str], threads: int, peers: Peers):
+        """Start it. Raises `WorkerFailed`."""
         self.name = name
         python, environment = sys.executable, dict(peers.plain_environment)
         if name == "vLLM":
@@ -33,10 +33,9 @@ class InProcess:
         environment["OMP_NUM_THREADS"] = str(threads)
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
-        command = [python, "-m", "benchmarks.peers.worker", name, model, dtype]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, str(threads), str(vocab_size)],
+                [python, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -52,12 +51,12 @@ class InProcess:
         self.load_s: float = loaded["load_s"]
         self.versions: dict[str, str] = loaded["versions"]
 
-    def run(self, workload: Workload) -> Run:
-        """Run a workload. Raises `WorkerFailed`."""
+    def ask(self, line: str) -> dict:
+        """Send a line; return the answer. Raises `WorkerFailed`."""
         assert self.process.stdin is not None
-        self.process.stdin.write(workload.name + "\n")
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return Run(**self._answer())
+        return self._answer()
 
     def close(self) -> None:
         if self.process.stdin is not None:
@@ -76,3 +75,19 @@ class InProcess:
         if not line:
             raise WorkerFailed(f"{self.name} ended; its log ends so:\n{last_words(self.log)}")
         return json.loads(line)
+
+
+class InProcess(Worker):
+    """Run workloads in one system with one model. `name` also tells the worker what to load."""
+
+    transport = "in process"
+
+    def __init__(
+        self, name: str, model: str, dtype: str, threads: int, vocab_size: int, peers: Peers
+    ):
+        arguments = [name, model, dtype, str(threads), str(vocab_size)]
+        super().__init__(name, "benchmarks.peers.worker", arguments, threads, peers)
+
+    def run(self, workload: Workload) -> Run:
+        """Run a workload. Raises `WorkerFailed`."""
+        return Run(**self.ask(workload.name))

@@ -6,6 +6,7 @@ requests by the same client.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from benchmarks.peers import client
 from benchmarks.peers.install import KEPT, LOGS, TILES, Peers, last_words
 from benchmarks.peers.limits import CACHE_BYTES, LLAMA_SLOT_TOKENS, LLAMA_SLOTS, MAX_MODEL_LEN
+from benchmarks.peers.vllm import settings
 from benchmarks.workloads import Run, Workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +134,44 @@ def llama_cpp(gguf: str, dtype: str, threads: int, peers: Peers) -> Server:
     server = Server("llama.cpp", command, port, peers.plain_environment)
     server.versions = llama_version(peers)
     return server
+
+
+def vllm(model: str, dtype: str, threads: int, peers: Peers) -> Server:
+    """Start vLLM's server: one process speaks HTTP, another one computes."""
+    port = _free_port()
+    options = {
+        "--model": model,
+        "--served-model-name": "model",
+        "--host": HOST,
+        "--port": port,
+        "--dtype": dtype,
+        "--max-model-len": MAX_MODEL_LEN,
+    }
+    command = [str(peers.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += [str(word) for option in options.items() for word in option]
+    command += ["--no-enable-prefix-caching"]
+    environment = {**peers.vllm_environment(), "OMP_NUM_THREADS": str(threads)}
+    environment |= settings(threads, sorted(os.sched_getaffinity(0)), in_process=False)
+    return Server("vLLM", command, port, environment)
+
+
+def converted(name: str, model: Path, dtype: str, peers: Peers) -> Path:
+    """Return the model as llama.cpp reads it, converted once. name: of the file."""
+    target = peers.root / "models" / f"{name}-{dtype}.gguf"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        half_done = target.with_suffix(".part")
+        path = os.pathsep.join([str(peers.llama_source / "gguf-py"), str(ROOT)])
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "benchmarks.peers.convert", "--dtype", dtype),
+                *(str(model), str(half_done)),
+            ],
+            check=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        half_done.rename(target)
+    return target
 
 
 def llama_version(peers: Peers) -> dict[str, str]:

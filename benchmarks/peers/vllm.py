@@ -14,10 +14,13 @@ from benchmarks.peers.limits import CACHE_BYTES, MAX_MODEL_LEN
 from benchmarks.workloads import Run, Workload
 
 
-def settings(threads: int, cores: list[int]) -> dict[str, str]:
-    """Return environment variables that give vLLM the cores and the memory that the others have."""
+def settings(threads: int, cores: list[int], in_process: bool = True) -> dict[str, str]:
+    """Return environment variables that give vLLM the cores and the memory that the others have.
+
+    in_process: its engine core isn't to be a process of its own.
+    """
     return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(not in_process)),
         "VLLM_CPU_KVCACHE_SPACE": str(CACHE_BYTES // 2**30),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[:threads])),
         "VLLM_NO_USAGE_STATS": "1",

@@ -26,7 +26,9 @@ import httpx
 from engine.trace.command import run_command
 from examples.ray_serve.cluster import running
 from examples.ray_serve.load import Load, Outcome, ask, body_of, names
+from examples.ray_serve.one_core_each import one_core_each
 from examples.ray_serve.processes import cpu_seconds, descendants, memory_mb, without_servers
+from examples.ray_serve.replacing import replaced, routed
 from examples.ray_serve.settings import Settings, read
 
 Figures = dict[str, Any]
@@ -74,21 +76,6 @@ async def server_killed(client: httpx.AsyncClient, settings: Settings) -> Figure
 async def replica_killed(client: httpx.AsyncClient, settings: Settings) -> Figures:
     """Kill -9 the process of a replica; its server must end with it."""
     return await killed(client, "replica", "replica")
-
-
-async def replaced(settings: Settings) -> None:
-    """Replace the engines, as SIGHUP does."""
-    from examples.ray_serve.application import deploy_engines  # behind `running`: it imports Ray
-
-    await asyncio.to_thread(deploy_engines, settings)
-
-
-async def routed(settings: Settings) -> None:
-    """Replace the engines and the door, since a router keeps the settings that it began with."""
-    from examples.ray_serve.application import deploy_door
-
-    await replaced(settings)
-    await asyncio.to_thread(deploy_door, settings)
 
 
 async def updated(client: httpx.AsyncClient, settings: Settings) -> Figures:
@@ -256,6 +243,7 @@ SCENES = {
     "replica-killed": replica_killed,
     "update": updated,
     "scaled": scaled,
+    "one-core-each": one_core_each,
     "affinity": affinity,
     "round-robin": round_robin,
 }

@@ -26,8 +26,8 @@ class Process:
         return "server" if "examples.ray_serve.child" in self.command else ""
 
 
-def descendants() -> list[Process]:
-    """Return the children of this process, and theirs, and so on."""
+def descendants(pid: int = 0) -> list[Process]:
+    """Return the children of a process, by default this one, and theirs, and so on."""
     found: dict[int, Process] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -38,11 +38,18 @@ def descendants() -> list[Process]:
         except (OSError, ValueError):
             continue  # it has ended
         found[int(folder.name)] = Process(int(folder.name), parent, command)
-    own, known = [], {os.getpid()}
+    own, known = [], {pid or os.getpid()}
     while more := [p for p in found.values() if p.parent in known and p.pid not in known]:
         own += more
         known |= {process.pid for process in more}
     return own
+
+
+def bind(pid: int, cpu: int) -> None:
+    """Keep a process, its children and all their threads on one CPU."""
+    for one in [pid, *(process.pid for process in descendants(pid))]:
+        for thread in os.listdir(f"/proc/{one}/task"):
+            os.sched_setaffinity(int(thread), {cpu})
 
 
 def cpu_seconds(processes: Iterable[Process]) -> float:

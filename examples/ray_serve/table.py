@@ -18,6 +18,7 @@ NAMES = {
     "replica-killed": "kill −9 of a replica, under load",
     "update": "both replicas replaced, under load",
     "scaled": "one replica of at most two, more requests than seats",
+    "one-core-each": "one replica, then two, each on a core of its own; answers in one piece",
     "affinity": "6 questions about each of 25 texts, by prefix",
     "round-robin": "the same, in turn",
 }
