@@ -102,6 +102,8 @@ class Mailbox:
 
     def hand_over(self, now: float) -> None:
         """Give the coroutine its news: call its taker, or wake it."""
+        if not self._news:  # it has read them meanwhile: its turn came before this call's
+            return
         taker, wake = self._taker, self._wake
         if taker is None or wake is None or wake.done():  # done: the reader was cancelled
             self.wake()
