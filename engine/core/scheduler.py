@@ -282,11 +282,9 @@ class Scheduler:
         request.preempted_as = ""
         self.seats_taken += request.seats
         insort(self.running, request, key=_rank)
-        if not request.host_blocks:
-            request.num_cached_tokens = (
-                request.num_cached_tokens or len(prefix) * self.kv.block_size
-            )
-            if not resumed_from and self.kv.caching:  # a resumed request isn't a new query
+        if not resumed_from:  # what a resumed one finds may be its own, and more than its prompt
+            request.num_cached_tokens = len(prefix) * self.kv.block_size
+            if self.kv.caching:
                 self.stats.prefix_queries += request.num_tokens
                 self.stats.prefix_hits += len(prefix) * self.kv.block_size
         request.first_admitted_ns = request.first_admitted_ns or self.clock()

@@ -283,6 +283,21 @@ def test_rule_5_identical_prompts_at_once(engine, overlapped):
 
 
 @LOOPS
+@MODES
+def test_a_resumed_request_counts_only_what_its_first_admission_found(engine, overlapped, mode):
+    h = engine(num_blocks=9, num_host_blocks=8, preemption_mode=mode, async_scheduling=overlapped)
+    for i in range(4):
+        h.add(f"r{i}", prompt(6, 11 * i), max_tokens=20, n=1 + i % 2)
+    told = set()
+    while h.core.has_work:
+        told |= {output.num_cached_tokens for output in h.step()}
+    resumed = h.recorded(events.RequestResumed)
+    assert any(e.num_cached_tokens > 6 for e in resumed), "none finds more than its prompt"
+    assert {e.num_cached_tokens for e in h.recorded(events.RequestAdmitted)} == {0}
+    assert told == {e.num_cached_tokens for e in h.recorded(events.RequestFinished)} == {0}
+
+
+@LOOPS
 @pytest.mark.parametrize("length", [5, 8, 11])
 def test_rule_6_siblings_share_the_prompt_and_the_first_writer_copies(engine, overlapped, length):
     h = engine(async_scheduling=overlapped)
