@@ -19,7 +19,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +61,19 @@ class ApiServers:
         self.config = config
         self._run = run
         self.on_death: Callable[[str], None] = lambda message: None
-        self.folder = tempfile.TemporaryDirectory(prefix="glasshouse-")
-        self.address = str(Path(self.folder.name) / "first")  # a Unix socket of the first process
         self._listeners = listeners
         self._others: list[_Other] = []
         self._told: list[str] = []  # the signals that tell them to end
+
+    @cached_property
+    def folder(self) -> tempfile.TemporaryDirectory[str]:
+        """Make the folder of the Unix socket. `stop` removes it, so don't ask before it would."""
+        return tempfile.TemporaryDirectory(prefix="glasshouse-")
+
+    @property
+    def address(self) -> str:
+        """Return the Unix socket of the first process."""
+        return str(Path(self.folder.name) / "first")
 
     async def start(self, engine: EngineStart, hub: TraceHub, makes_spans: bool) -> None:
         """Start the processes, for the engine that runs already.

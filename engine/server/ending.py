@@ -69,8 +69,11 @@ class Server(uvicorn.Server):
             self.service.draining = True
             self._loop.call_soon_threadsafe(self.start_draining, name)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()  # signals are handled from here on
+        await super().serve(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         others = self.service.others
         if others is not None:  # what only this process can answer comes here

@@ -12,12 +12,13 @@ import os
 import signal
 import socket
 import stat
-import sys
 from types import FrameType
 
 from engine.config import ConfigError, EngineConfig
 from engine.core.garbage_collection import collector_off
 from engine.server.link.engine_start import EngineStart, Load
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve(config: EngineConfig, load: Load | None = None) -> int:
@@ -32,16 +33,15 @@ def serve(config: EngineConfig, load: Load | None = None) -> int:
     if others:
         listener, *listeners = share(config.host, listener, others + 1)
     print(f"Glasshouse listens on {address(config, listener)}", flush=True)
-    signal.signal(signal.SIGTERM, _end_early)
     engine = EngineStart(config.api_server_count)
+    _end_early(config, engine)
     try:
         engine.run(config, load)
         return _serve(config, engine, listener, listeners)
     finally:
-        engine.close()
-        if config.uds:
-            with contextlib.suppress(OSError):
-                os.unlink(config.uds)
+        for number in SIGNALS:  # the exit code is known, and what is left takes no time
+            signal.signal(number, signal.SIG_IGN)
+        _undo(config, engine)
 
 
 def _serve(
@@ -70,9 +70,26 @@ def _serve(
     return LOST_ANSWERS if server.num_lost else 0
 
 
-def _end_early(number: int, frame: FrameType | None) -> None:
+def _end_early(config: EngineConfig, engine: EngineStart) -> None:
     """End when told to before uvicorn handles signals: nobody has an answer to wait for."""
-    sys.exit(0)
+
+    # Not by an exception: what is being imported may turn it into an error of its own.
+    def end(number: int, frame: FrameType | None) -> None:
+        try:
+            _undo(config, engine)
+        finally:
+            os._exit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
+def _undo(config: EngineConfig, engine: EngineStart) -> None:
+    """End the engine process and remove the Unix socket."""
+    engine.close()
+    if config.uds:
+        with contextlib.suppress(OSError):
+            os.unlink(config.uds)
 
 
 def address(config: EngineConfig, listener: socket.socket) -> str:

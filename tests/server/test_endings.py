@@ -13,7 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine.server.ending import LOST_ANSWERS
+from engine.config import EngineConfig
+from engine.server.ending import LOST_ANSWERS, Server
+from engine.server.lifecycle import bind
+from engine.server.service import Service
 from tests.server.fake_engine import crash, expected_text, fake
 
 STREAM = {"prompt": "hello", "max_tokens": 400, "stream": True}
@@ -111,7 +114,6 @@ def test_a_model_that_can_not_be_loaded(run_server, load, message):
 
 
 def test_a_model_without_tokenizer(tmp_path, run_server):
-    from engine.config import EngineConfig
     from tests.server.running_server import RunningServer
 
     doomed = RunningServer(EngineConfig(model=str(tmp_path), log_format="off"), fake())
@@ -159,6 +161,25 @@ def test_a_signal_does_not_wait_for_ever(run_server):
         assert 0.3 <= time.monotonic() - started < 5
         thread.join(timeout=5)
         assert "shutting down" in lines[-2] and lines[-1] == "data: [DONE]"
+
+
+def test_a_signal_before_the_server_has_begun_ends_it(tokenizer_folder):
+    config = EngineConfig(model=str(tokenizer_folder), log_format="off")
+    listener = bind("127.0.0.1", 0)
+    service = Service(config, fake())
+    server = Server(service)
+    load = server.config.load
+
+    def told_to_end():  # uvicorn handles signals by now
+        server.handle_exit(signal.SIGTERM, None)
+        load()
+
+    server.config.load = told_to_end
+    thread = in_thread(lambda: server.run(sockets=[listener]))
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert service.client.state == "stopped" and not server.num_lost
+    assert not service.client.engine.is_alive
 
 
 def test_the_engine_process_ends_with_the_server(run_server):

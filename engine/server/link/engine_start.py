@@ -23,6 +23,7 @@ Load = Callable[[EngineConfig, Any, Callable[[str], None]], Any]
 its threads may be bound. Called with the config, a Recorder, and what is told of the progress."""
 
 
+KILL_S = 5.0  # for a killed process to be gone
 PROGRAM = "engine.server.link.engine_main"
 """What the new process runs. A name: importing it here would import the engine."""
 
@@ -87,10 +88,12 @@ class EngineStart:
             self._process.wait()
 
     def close(self) -> None:
-        """Kill the process if it runs, and wait for its end."""
+        """Kill the process if it runs, and wait for its end. A signal's handler may call it."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                # With a limit it takes no lock that what the signal interrupts may hold.
+                self._process.wait(KILL_S)
         if self.sentinel is not None:
             os.close(self.sentinel)
             self.sentinel = None
