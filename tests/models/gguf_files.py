@@ -9,7 +9,12 @@ import numpy as np
 
 from engine.models.formats.gguf_blocks import BLOCKS
 
-KINDS = {bool: 7, int: 4, float: 6, str: 8}
+
+class Wide(float):
+    """A number of 64 bits."""
+
+
+KINDS = {bool: 7, int: 4, float: 6, str: 8, Wide: 12}
 
 
 def string(text: str) -> bytes:
@@ -17,7 +22,7 @@ def string(text: str) -> bytes:
 
 
 def value(of) -> bytes:
-    """Type and value: u32, f32, bool, string, or an array of one of them."""
+    """Type and value: u32, f32, f64, bool, string, or an array of one of them."""
     if isinstance(of, list):
         return (
             struct.pack("<I", 9)
@@ -27,7 +32,7 @@ def value(of) -> bytes:
         )
     kind = struct.pack("<I", KINDS[type(of)])
     return kind + (string(of) if isinstance(of, str) else struct.pack(
-        {bool: "<B", int: "<I", float: "<f"}[type(of)], of
+        {bool: "<B", int: "<I", float: "<f", Wide: "<d"}[type(of)], of
     ))  # fmt: skip
 
 

@@ -105,6 +105,10 @@ HOSTILE = {
     "start at 2^63": (head(1) + tensor(start=2**63) + ROOM, "beyond the end"),
     "overlapping": (head(2) + tensor() + tensor("b", start=64) + ROOM, "a and b overlap"),
     "alignment 0": (head(0, 1) + string("general.alignment") + value(0) + ROOM, "power of two"),
+    "alignment -32": (
+        head(0, 1) + string("general.alignment") + struct.pack("<Ii", 5, -32) + ROOM,
+        "power of two",
+    ),
     "alignment 2^30": (head(0, 1) + string("general.alignment") + value(1 << 30) + ROOM, "limit"),
 }
 

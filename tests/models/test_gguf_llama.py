@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from engine.models.errors import ModelError
 from engine.models.formats.gguf_convert import convert
-from engine.models.formats.gguf_model import IN_A_LAYER, OUTSIDE
-from tests.models.gguf_files import file
+from engine.models.formats.gguf_model import IN_A_LAYER, OUTSIDE, ROPE_FACTORS
+from tests.models.gguf_files import Wide, file
 
 TOKENS = ["<s>", "</s>", "<|end|>", "a", "b", "Ġ", "1", "2", "ab", "Ġab", "Ċ"]
 MERGES = ["a b", "Ġ ab"]
@@ -120,6 +121,7 @@ def test_a_first_token_stands_before_a_text_where_the_file_wants_it(model, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path).encode("ab") == [0, 8]
 
 
+SCORED = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [-float(i) for i in range(11)]}
 REFUSED = {
     "another architecture": (
         {"general.architecture": "bert"},
@@ -140,6 +142,31 @@ REFUSED = {
     "a token twice": ({"tokenizer.ggml.tokens": ["a"] * 11}, "a token twice"),
     "a merge of nothing": ({"tokenizer.ggml.merges": ["a z"]}, "merges 'a z'"),
     "an end beyond the vocabulary": ({"tokenizer.ggml.eos_token_id": 11}, "eos token is 11"),
+    "a list for a kind": ({"tokenizer.ggml.model": ["gpt2"]}, r"of kind \['gpt2'\]"),
+    "a list for a cut": ({"tokenizer.ggml.pre": ["smollm"]}, r"rule \['smollm'\]"),
+    "a base beyond 32 bits": ({"llama.rope.freq_base": Wide(1e300)}, "no place in 32 bits"),
+    "a base below 32 bits": ({"llama.rope.freq_base": Wide(1e-300)}, "no place in 32 bits"),
+    "positions divided by nearly nothing": (
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": Wide(1e-308)},
+        "scaling.type is 'yarn'",
+    ),
+    "scores that are words": (SCORED | {"tokenizer.ggml.scores": ["x"] * 11}, "finite numbers"),
+    "scores that are no numbers": (
+        SCORED | {"tokenizer.ggml.scores": [float("nan")] * 11},
+        "finite numbers",
+    ),
+    "a scored token of 2^19 characters": (
+        SCORED | {"tokenizer.ggml.tokens": [*TOKENS[:-1], "a" * 2**19]},
+        "has 524288 characters",
+    ),
+    "heads of 2^32 dimensions with factors": (
+        {
+            "llama.rope.dimension_count": None,
+            "llama.attention.key_length": 2**32 - 2,
+            "factors": True,
+        },
+        "none of Llama 3's",
+    ),
     "kinds of other tokens": ({"tokenizer.ggml.token_type": [1]}, "of each token"),
 }
 
@@ -147,7 +174,15 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_converted_right_is_refused(case, model, tmp_path):
     changed, says = REFUSED[case]
-    with pytest.raises(ModelError, match=says) as raised:
-        converted(tmp_path, metadata(**changed), tensors(model))
+    said, weights = metadata(**changed), tensors(model)
+    if said.pop("factors", False):
+        weights[ROPE_FACTORS] = np.ones(4, np.float32)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=says) as raised:
+            converted(tmp_path, said, weights)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "model.safetensors").exists()

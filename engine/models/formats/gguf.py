@@ -88,7 +88,7 @@ class GGUF:
     def _placed(self, table: dict[str, TensorInfo], header_end: int) -> dict[str, TensorInfo]:
         """Check where the tensors lie in the file: aligned, inside it, without overlap."""
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment.bit_count() != 1:
+        if not isinstance(alignment, int) or alignment < 1 or alignment.bit_count() != 1:
             raise _Broken(f"its alignment is {alignment!r}; it must be a power of two")
         if alignment > LARGEST_ALIGNMENT:
             raise _Broken(f"its alignment is {alignment}; the limit is {LARGEST_ALIGNMENT}")

@@ -92,7 +92,14 @@ def describe(
 
     def short(key: str, default: float | None = None) -> float:
         """Return the decimal that a number of 32 bits was rounded from."""
-        return float(str(np.float32(number(key, float, default))))
+        value = number(key, float, default)
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(str(np.float32(value)))
+        if not 0 < rounded < math.inf:
+            raise ModelError(
+                f"the GGUF file's {architecture}.{key} is {value!r}, which has no place in 32 bits."
+            )
+        return rounded
 
     heads, hidden = number("attention.head_count"), number("embedding_length")
     head_dim = number("attention.key_length", default=max(1, hidden // heads))
@@ -149,7 +156,7 @@ def _rope_scaling(metadata: dict[str, Any], prefix: str, positions: int) -> dict
         return None
     factor, original = said.pop("factor", None), said.pop("original_context_length", None)
     said = {key: of for key, of in said.items() if key != "finetuned"}
-    sound = isinstance(factor, int | float) and 0 < factor < math.inf
+    sound = isinstance(factor, int | float) and 0 < factor < math.inf > positions / factor
     if kind not in ("linear", "yarn") or said or not sound:
         raise ModelError(
             f"the GGUF file's {prefix}type is {kind!r} with {sorted(said) or f'factor {factor!r}'};"
@@ -170,6 +177,12 @@ def _llama3(factors: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
 
     The file has the result only. Raises `ModelError` where no known parameters give it.
     """
+    unknown = ModelError(
+        f"the GGUF file's {ROPE_FACTORS} is none of Llama 3's scalings by"
+        f" {' or '.join(f'{factor:g}' for factor in LLAMA3_FACTORS)}."
+    )
+    if factors.shape != (head_dim // 2,):  # before anything is made of a length that it claims
+        raise unknown
     frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     lengths = 2 * math.pi / frequencies
     low, high = LLAMA3_LOW, LLAMA3_HIGH
@@ -178,7 +191,7 @@ def _llama3(factors: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
         between = 1 / ((1 - smooth) / factor + smooth)
         wanted = np.where(lengths < LLAMA3_LENGTH / high, 1.0, between)
         wanted = np.where(lengths > LLAMA3_LENGTH / low, factor, wanted)
-        if factors.shape == wanted.shape and np.allclose(factors, wanted, rtol=1e-4):
+        if np.allclose(factors, wanted, rtol=1e-4):
             return {
                 "rope_type": "llama3",
                 "low_freq_factor": low,
@@ -186,10 +199,7 @@ def _llama3(factors: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
                 "factor": factor,
                 "original_max_position_embeddings": LLAMA3_LENGTH,
             }
-    raise ModelError(
-        f"the GGUF file's {ROPE_FACTORS} is none of Llama 3's scalings by"
-        f" {' or '.join(f'{factor:g}' for factor in LLAMA3_FACTORS)}."
-    )
+    raise unknown
 
 
 def checked_tensors(

@@ -11,6 +11,7 @@ Others belong to models that aren't served, and are refused by name.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engine.models.errors import ModelError
@@ -18,6 +19,8 @@ from engine.models.formats.gguf_cuts import BYTE_LEVEL, CUTS, ONE_LINE, steps
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of tokens that are found in text unchanged
 SPACE_MARK = "▁"
+LONGEST_SCORED = 512  # characters of a token with a score: SentencePiece's own limit is far below
+MOST_MERGES = 1 << 22  # found by scores: some times those of the largest known vocabularies
 
 
 def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
     Raises `ModelError` where the vocabulary is of another kind, or not sound.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ModelError(
             f"the file's tokenizer is of kind {kind!r}; read are {', '.join(map(repr, _KINDS))}."
         )
@@ -67,7 +70,7 @@ the first token where the file doesn't say."""
 
 def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Parts:
     word = metadata.get("tokenizer.ggml.pre")
-    if word not in CUTS:
+    if not isinstance(word, str) or word not in CUTS:
         raise ModelError(
             f"the file cuts text by the rule {word!r} (tokenizer.ggml.pre), which isn't known here;"
             f" known are {', '.join(CUTS)}."
@@ -140,12 +143,21 @@ def _merges_of_scores(metadata: dict[str, Any], vocabulary: dict[str, int]) -> l
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(vocabulary):
         raise ModelError("the file doesn't have a score for each token.")
-    found = []
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        raise ModelError("the file has scores of tokens that are no finite numbers.")
+    found: list[tuple[float, str, str]] = []
     for token, place in vocabulary.items():
-        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        if len(token) > LONGEST_SCORED:  # the work grows with the square of its length
+            raise ModelError(
+                f"token {place} of the file's vocabulary has {len(token)} characters; the limit of"
+                f" one with a score is {LONGEST_SCORED}."
+            )
+        pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [(left, right) for left, right in pairs if {left, right} <= vocabulary.keys()]
         known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
         found += [(scores[place], left, right) for left, right in known]
+        if len(found) > MOST_MERGES:
+            raise ModelError(f"the file's tokens can be merged in more than {MOST_MERGES} ways.")
     found.sort(key=lambda merge: merge[0], reverse=True)  # stable: pairs of a token stay in order
     return [[left, right] for _, left, right in found]
 
