@@ -15,6 +15,7 @@ import torch
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import linear_cost
+from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.launch import launch
 
 LINEAR = Struct("13q").pack
@@ -84,15 +85,15 @@ class LinearOps:
         outputs, inputs = weight.shape
         if layout is Layout.TILES:
             tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
-            return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+            return WEIGHTS.copy(tiles.permute(0, 3, 1, 4, 2, 5))
         panel = self.panel
         if weight.dtype is torch.float32:
-            return weight.view(-1, panel, inputs).transpose(1, 2).contiguous()
+            return WEIGHTS.copy(weight.view(-1, panel, inputs).transpose(1, 2))
         if self.variant in PAIRED:
             words = weight.view(-1, panel, inputs // 2, 2).permute(0, 2, 1, 3)
         else:  # output i beside output i + panel / 2: the halves of a word
             words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
-        return words.contiguous().view(-1, inputs, panel)
+        return WEIGHTS.copy(words).view(-1, inputs, panel)
 
     def pack_gated(
         self, weight: torch.Tensor, bias: torch.Tensor | None

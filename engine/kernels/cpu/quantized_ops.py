@@ -15,6 +15,7 @@ import torch
 from engine.kernels import quantized
 from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
+from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.linear_ops import LinearOps
 from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
 from engine.kernels.launch import launch
@@ -118,11 +119,8 @@ class QuantizedOps(LinearOps):
         head = panel * len(stacked) * scales.element_size()
         group = min(weight.group, inputs)
         groups = ceil_div(inputs, group)
-        data = torch.zeros(
-            ceil_div(rows, panel),
-            groups * head + inputs // places * panel * 4,
-            dtype=torch.uint8,
-        )
+        size = groups * head + inputs // places * panel * 4
+        data = WEIGHTS.empty((ceil_div(rows, panel), size), torch.uint8)
         step = max(1, PACKED_AT_ONCE // (inputs * panel))
         for start in range(0, len(data), step):
             some = slice(start * panel, (start + step) * panel)

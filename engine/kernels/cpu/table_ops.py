@@ -14,6 +14,7 @@ import torch
 
 from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import tables_cost
+from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.launch import launch
 from engine.kernels.quantized import QuantizedWeight
 from engine.rounding import ceil_div
@@ -48,7 +49,7 @@ def pack_tables(weight: QuantizedWeight, vector: int) -> PackedTables | None:
     data[:, : inputs // 2] = weight.codes
     codes = torch.stack((data & 15, data >> 4), dim=-1).view(rows, -1, PLACES, vector)
     whole = codes[:, :, LOWER] | codes[:, :, UPPER] << 4
-    ordered = whole.transpose(2, 3).reshape(rows, -1)
+    ordered = WEIGHTS.copy(whole.transpose(2, 3)).view(rows, -1)
     every = torch.arange(0, 16, 2, dtype=torch.uint8) * 17 + 16  # bytes of the codes 0 to 15
     entries = replace(weight, codes=every.expand(rows, 8).contiguous(), group=16)
     return PackedTables(ordered, entries.dequantize(), weight.shape)
