@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from benchmarks.workloads import Run, Workload
 from engine.config import EngineConfig
@@ -12,10 +13,14 @@ from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
+from engine.structured_outputs import StructuredOutputsParams
+from engine.text.form_cache import FormCache
+from engine.text.loading import load_text
 from engine.trace.events import Event
 from engine.trace.files import unpack
 from engine.trace.packing_recorder import PackingRecorder
 from engine.worker.model_runner import ModelRunner
+from engine.worker.sampling.grammar_compiler import CompiledGrammar
 
 
 class Engine:
@@ -38,15 +43,15 @@ class Engine:
         with self.cores, quiet_collector():
             yield
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload, grammar: CompiledGrammar | None = None) -> Run:
         with self.looping():
-            return self._run(workload)
+            return self._run(workload, grammar)
 
-    def _run(self, workload: Workload) -> Run:
+    def _run(self, workload: Workload, grammar: CompiledGrammar | None) -> Run:
         core = self.core
         started = time.perf_counter()
         first, ends, steps = 0.0, [], 0
-        self._add(workload)
+        self._add(workload, grammar)
         while core.has_work:
             outputs = core.step()
             steps += 1
@@ -64,7 +69,7 @@ class Engine:
                 found[output.request_id] += output.token_ids
         return list(found.values())
 
-    def _add(self, workload: Workload) -> list[str]:
+    def _add(self, workload: Workload, grammar: CompiledGrammar | None = None) -> list[str]:
         """Give all requests of a workload to the core, and return their names."""
         names = []
         for i, job in enumerate(workload.jobs):
@@ -73,7 +78,8 @@ class Engine:
             )
             names.append(f"{workload.name}-{i}")
             self.core.add_request(
-                CoreRequest(request_id=names[-1], prompt_token_ids=job.prompt, params=params)
+                CoreRequest(request_id=names[-1], prompt_token_ids=job.prompt, params=params),
+                grammar,
             )
         return names
 
@@ -86,3 +92,11 @@ class Engine:
     def close(self) -> None:
         self.core.close()
         self.recorder.close()
+
+
+def compiled(engine: Engine, model: str, schema: dict[str, Any]) -> CompiledGrammar:
+    """Compile a JSON schema for the model that the engine has loaded."""
+    forms = FormCache(load_text(EngineConfig(model=model))[0])
+    grammars = engine.core.executor.grammars  # type: ignore[attr-defined]
+    grammars.set_tokenizer(forms.source())
+    return grammars.compile(forms.find(StructuredOutputsParams(json=schema)).grammar)

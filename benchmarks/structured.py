@@ -26,14 +26,11 @@ import torch
 
 from benchmarks.machine import busy_cores, cpu_name
 from benchmarks.machine_folder import machine_folder
-from benchmarks.run_engine import Engine
+from benchmarks.run_engine import Engine, compiled
 from benchmarks.shapes import shape, weights_for
-from engine.config import EngineConfig
+from benchmarks.workloads import SCHEMA
 from engine.core.messages import CoreRequest
 from engine.sampling_params import SamplingParams
-from engine.structured_outputs import StructuredOutputsParams
-from engine.text.form_cache import FormCache
-from engine.text.loading import load_text
 from engine.trace.command import run_command
 from engine.trace.events import SampleDrawn, StepFinished
 
@@ -43,22 +40,6 @@ SHAPES = ("pocket", "smollm2-135m")
 TEMPERATURE = 0.8
 WITHOUT, WITH = "without", "with"
 PARTS = ("schedule_us", "prepare_us", "forward_us", "sample_us", "update_us")
-SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "minItems": 500,
-    "items": {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["name", "kind", "size", "open", "tags"],
-        "properties": {
-            "name": {"type": "string", "minLength": 10, "maxLength": 40},
-            "kind": {"enum": ["circle", "square", "triangle"]},
-            "size": {"type": "integer", "minimum": 0, "maximum": 9999},
-            "open": {"type": "boolean"},
-            "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
-        },
-    },
-}
 
 
 class Measured(NamedTuple):
@@ -82,11 +63,7 @@ class Case:
     def __init__(self, name: str, path: str, output: int, **options: Any):
         self.engine = Engine(path, "bfloat16", **options)
         self.output, self.requests = output, 1
-        forms = FormCache(load_text(EngineConfig(model=path))[0])
-        form = StructuredOutputsParams(json=SCHEMA)
-        grammars = self.engine.core.executor.grammars  # type: ignore[attr-defined]
-        grammars.set_tokenizer(forms.source())
-        self.compiled = grammars.compile(forms.find(form).grammar)
+        self.compiled = compiled(self.engine, path, SCHEMA)
         self.vocab_size = shape(name).vocab_size
         self._runs = 0
 

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
+
+SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "kind", "size", "open", "tags"],
+        "properties": {
+            "name": {"type": "string", "minLength": 10, "maxLength": 40},
+            "kind": {"enum": ["circle", "square", "triangle"]},
+            "size": {"type": "integer", "minimum": 0, "maximum": 9999},
+            "open": {"type": "boolean"},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
+        },
+    },
+}
+"""A form: a list of records that doesn't end before the requests' last token."""
 
 
 @dataclass(frozen=True)

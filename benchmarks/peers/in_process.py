@@ -81,12 +81,13 @@ class InProcess(Worker):
     """Run workloads in one system with one model. `name` also tells the worker what to load."""
 
     transport = "in process"
+    module = "benchmarks.peers.worker"
 
     def __init__(
         self, name: str, model: str, dtype: str, threads: int, vocab_size: int, peers: Peers
     ):
         arguments = [name, model, dtype, str(threads), str(vocab_size)]
-        super().__init__(name, "benchmarks.peers.worker", arguments, threads, peers)
+        super().__init__(name, self.module, arguments, threads, peers)
 
     def run(self, workload: Workload) -> Run:
         """Run a workload. Raises `WorkerFailed`."""

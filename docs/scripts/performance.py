@@ -35,6 +35,7 @@ TITLES = {
     "speculation": "What proposed tokens gain, by kind of text",
     "ngram": "What proposals by look-up gain here and in vLLM",
     "structured": "What a grammar costs",
+    "peers_structured": "What a JSON schema costs here and in vLLM",
     "step_budget": "Where the time of a decode step goes",
     "viewer_cost": "What a viewer costs",
     "token_cost": "What a streamed token costs the server",
@@ -82,7 +83,8 @@ make bench-growth   # as requests, context and the pool grow; the record; HTTP; 
 
 Quantized checkpoints, which other programs make and read, have commands of their own. Each says what is to be
 installed first: `python -m benchmarks.formats`, `python -m benchmarks.peers.gguf` (beside llama.cpp, on the same
-file), `python -m benchmarks.peers.quantized` (beside vLLM, on the same checkpoint).
+file), `python -m benchmarks.peers.quantized` (beside vLLM, on the same checkpoint). So has what a JSON schema costs:
+`python -m benchmarks.structured`, and beside vLLM with xgrammar `python -m benchmarks.peers.structured`.
 
 What was predicted before each change, and what then came out, also where it missed, stands in
 [docs/archive/NOTES.md](archive/NOTES.md).

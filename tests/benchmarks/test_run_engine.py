@@ -14,6 +14,6 @@ from engine.core.garbage_collection import YOUNG
 def test_the_collector_is_quiet_while_it_runs(monkeypatch):
     before, seen = gc.get_threshold(), []
     with closing(Engine(POCKET_MODEL, "float32", num_gpu_blocks_override=50)) as engine:
-        monkeypatch.setattr(engine, "_run", lambda workload: seen.append(gc.get_threshold()[0]))
+        monkeypatch.setattr(engine, "_run", lambda *_: seen.append(gc.get_threshold()[0]))
         engine.run(Workload("none", "", []))
     assert seen == [YOUNG] and gc.get_threshold() == before
