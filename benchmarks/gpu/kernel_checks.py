@@ -105,6 +105,14 @@ def _of_dtype(
             torch_ops.layer_norm(total, weight.double(), bias.double(), 1e-5),
         ),
     )
+    sums = torch.randn(5, 2 * 700, device=device)  # of a product, as it added them up
+    yield (
+        "add_rms_norm of sums",
+        _error(
+            kernels.add_rms_norm(sums, residual, weight, 1e-5)[0],
+            torch_ops.rms_norm((sums + residual).double(), weight.double(), 1e-5),
+        ),
+    )
     yield "silu_and_mul", _error(kernels.silu_and_mul(x), torch_ops.silu_and_mul(x.double()))
     table, places = (torch.randn(9, 2 * 700, device=device).to(dtype) for _ in range(2))
     ids, positions = (torch.randint(0, n, (5,), device=device) for n in (9, 7))
@@ -127,6 +135,8 @@ def _of_dtype(
         for extra, options in EXTRAS.items():
             error = _attention(kernels, device, dtype, head_dim, STEPS["mixed"], options, (9, 2))
             yield f"qkv_attention captured{extra} d{head_dim}", error
+        error = _attention(kernels, device, dtype, head_dim, STEPS["mixed"], {}, sums=True)
+        yield f"qkv_attention of sums d{head_dim}", error
 
 
 def _few_rows(
@@ -150,6 +160,7 @@ def _few_rows(
         few = kernels.few_rows
         for name, found, exact in (
             ("linear", kernels.linear(x, weight, bias), product + bias.double()),
+            ("sums", kernels.linear(x, weight, bias, wide=True), product + bias.double()),
             ("relu", few.linear_relu(x, weight, bias), (product + bias.double()).relu()),
             ("add", few.linear_add(x, weight, None, residual), product + residual.double()),
             (
@@ -174,19 +185,24 @@ def _attention(
     rows: list[tuple[int, int]],
     options: dict,
     padding: tuple[int, int] | None = None,
+    sums: bool = False,
 ) -> float:
-    """Check attention. padding: tokens and rows that a captured step has beside these."""
+    """Check attention.
+
+    padding: tokens and rows that a captured step has beside these. sums: the projection is in fp32.
+    """
     cache, batch = make_step(rows, 2, head_dim, 16, dtype)
     cache, batch = on_device(finite(cache), batch, device)
     exact = LayerCache(cache.k.double(), cache.v.double())
     options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     spec = AttentionSpec(4, 2, head_dim, head_dim**-0.5, **options)
     tokens = len(batch.positions)
-    qkv = torch.randn(tokens, 8 * head_dim, device=device).to(dtype)
+    qkv = torch.randn(tokens, 8 * head_dim, device=device)
+    qkv = qkv if sums else qkv.to(dtype)
     angles = tuple(torch.rand(tokens, 1, head_dim, device=device) for _ in range(2))
     poison(qkv)
     if padding is None:
-        found = kernels.qkv_attention(qkv, angles, None, cache, batch, spec)
+        found = kernels.qkv_attention(qkv, angles, None, cache, batch, spec, dtype)
     else:
         step = captured(batch, *padding)
         more = [F.pad(x, (0, 0) * (x.dim() - 1) + (0, padding[0])) for x in (qkv, *angles)]

@@ -62,7 +62,7 @@ class Kernels:
     """silu_and_mul of a product, whose sums aren't rounded between, with the weight and bias that
     `pack_gated` returns for gate's rows above up's. None: models call one after the other."""
     keeps_sums: bool = False
-    """Whether `linear` returns fp32 of 16-bit numbers if asked."""
+    """Whether `linear` returns fp32 of 16-bit numbers if asked, where that costs no launch."""
     draw: types.Draw | None = None
     """None: `worker/sampling/exact_draw.py` draws, in plain torch."""
     copy_blocks: types.CopyBlocks | None = None

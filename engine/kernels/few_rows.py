@@ -37,7 +37,7 @@ def linear_add(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> torch.Tensor:
     """Compute x Wᵀ + b + residual, in the residual's dtype."""
-    return torch_ops.linear(x, weight, bias) + residual
+    return (torch_ops.linear(x, weight, bias, wide=True) + residual).to(residual.dtype)
 
 
 def norm_linear(
@@ -47,8 +47,8 @@ def norm_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute rms_norm(x) Wᵀ + b."""
-    return torch_ops.linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
+    """Compute rms_norm(x) Wᵀ + b, in fp32 where the backend keeps sums (`torch_ops.linear`)."""
+    return torch_ops.linear(torch_ops.rms_norm(x, norm, eps), weight, bias, wide=True)
 
 
 def norm_gated(
@@ -58,8 +58,9 @@ def norm_gated(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute silu_and_mul(rms_norm(x) Wᵀ + b).
+    """Compute silu_and_mul(rms_norm(x) Wᵀ + b), in the weight's dtype.
 
     weight: [2 * N, K], gate above up; bias: [2 * N].
     """
-    return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))
+    product = torch_ops.linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
+    return torch_ops.silu_and_mul(product)

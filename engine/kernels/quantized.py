@@ -197,7 +197,10 @@ def quantized_linear(
             out[:, part] = linear(x, expanded, some)
         else:
             wide = logits(x, expanded)
-            out[:, part] = wide if some is None else wide + some
+            if some is None:
+                out[:, part] = wide
+            else:
+                torch.add(wide, some, out=out[:, part])
     return out
 
 

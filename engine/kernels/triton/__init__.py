@@ -68,6 +68,7 @@ def operations(batch_invariant: bool = False) -> Replacements | None:
         "reads_lengths": paged_attention.reads_lengths,
         "wants_lengths": paged_attention.wants_lengths,
         "few_rows": linear.few_rows,
+        "keeps_sums": True,
         "draw": draw.draw,
         "copy_blocks": copy_blocks.copy_blocks,
     }

@@ -36,9 +36,9 @@ BY_ITSELF = frozenset(
 def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: bool = False
 ) -> torch.Tensor:
-    """Compute `torch_ops.linear`, in x's dtype always."""
+    """Compute `torch_ops.linear`; wide: in fp32."""
     if _takes(x, weight, bias):
-        return tiled(x, weight, bias)
+        return tiled(x, weight, bias, torch.float32 if wide else None)
     return torch.cat([torch_ops.linear(row, weight, bias) for row in x.split(1)])
 
 

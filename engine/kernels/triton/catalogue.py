@@ -58,10 +58,13 @@ def variants() -> Iterator[Variant]:
             for center in (False, True):
                 for add in (False, True):
                     yield _norm(dtype, width, center, add)
+                if dtype != "fp32":
+                    yield _norm(dtype, width, center, add=True, sums=True)
         for shape in SHAPES if dtype == "bf16" else SHAPES[1:2]:
             for rows in (1, 4) if shape != SHAPES[2] else (1, 2, 4):
                 for form in FORMS:
-                    yield _skinny(dtype, rows, *shape, form, FORMS[form])
+                    wide = "fp32" if form == "norm linear" else None  # attention reads sums
+                    yield _skinny(dtype, rows, *shape, form, FORMS[form], wide)
     for rows in (1, 4):  # the two differ in the store
         yield _skinny("bf16", rows, *SHAPES[2], "logits", skinny.Form(), "fp32")
     yield from _tiled_products()
@@ -181,11 +184,14 @@ def _angles() -> Variant:
     )
 
 
-def _norm(dtype: str, width: int, center: bool, add: bool) -> Variant:
-    """Make a variant as the models launch it: the residual stream is in fp32."""
-    stream = ("residual_ptr", "total_ptr") if add else ("x_ptr",)
+def _norm(dtype: str, width: int, center: bool, add: bool, sums: bool = False) -> Variant:
+    """Make a variant as the models launch it: the residual stream is in fp32.
+
+    sums: what is added to it, too, as a product adds it up.
+    """
+    stream = ("residual_ptr", "total_ptr", *["x_ptr"] * sums) if add else ("x_ptr",)
     pointers = ["x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr", "total_ptr"]
-    name = ("add " if add else "") + ("layer norm" if center else "rms norm")
+    name = ("add " if add else "") + "sums " * sums + ("layer norm" if center else "rms norm")
     constants = norm.constants(width, center, add, weight=True, bias=center)
     return Variant(
         name=f"{name} {dtype} width {width}",

@@ -26,9 +26,10 @@ def attention_variants() -> Iterator[Variant]:
         for kind in ("decode", "split", "prefill"):
             for head_dim in (64, 128) if dtype == "bf16" else head_dims[:1]:
                 yield _attention(kind, dtype, head_dim, group=4, mixed=True)
-        for head_dim in head_dims:
-            yield _rotate(dtype, head_dim, rotated=True, normed=False)
-        yield _rotate(dtype, 128, rotated=True, normed=True)
+        for sums in (False, True) if dtype != "fp32" else (False,):
+            for head_dim in head_dims:
+                yield _rotate(dtype, head_dim, rotated=True, normed=False, sums=sums)
+            yield _rotate(dtype, 128, rotated=True, normed=True, sums=sums)
         yield _rotate(dtype, 64, rotated=False, normed=False)
         yield _write_kv(dtype)
     for pages in FP8:
@@ -38,7 +39,8 @@ def attention_variants() -> Iterator[Variant]:
             yield _attention(kind, "fp32", 64, 4, pages=pages)
             yield _attention(kind, "bf16", 128, 4, pages=pages, mixed=True)
         yield _attention("decode", "fp16", 128, 4, pages=pages)
-        yield _rotate("bf16", 128, rotated=True, normed=True, pages=pages)
+        for sums in (False, True):
+            yield _rotate("bf16", 128, rotated=True, normed=True, pages=pages, sums=sums)
         yield _rotate("bf16", 64, rotated=False, normed=False, pages=pages)
         yield _write_kv("bf16", pages)
     for head_dim in HEAD_DIMS:
@@ -96,16 +98,19 @@ def _merge(head_dim: int, splits: int) -> Variant:
     )
 
 
-def _rotate(dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str = "") -> Variant:
+def _rotate(
+    dtype: str, head_dim: int, rotated: bool, normed: bool, pages: str = "", sums: bool = False
+) -> Variant:
+    """Make a variant. sums: the projection is in fp32, as its product adds it up."""
     floats = ["qkv_ptr", "q_norm_ptr", "k_norm_ptr", "q_ptr"]
-    extras = (" rotate" if rotated else "") + (" norm" if normed else "")
+    extras = (" rotate" if rotated else "") + (" norm" if normed else "") + " sums" * sums
     return Variant(
         name=f"write{extras} {_named(dtype, pages)} d{head_dim}",
         kernel=rotary.rotate_and_write_kernel,
         types={
             **dict.fromkeys(floats, f"*{dtype}"),
             **dict.fromkeys(("k_ptr", "v_ptr"), f"*{pages or dtype}"),
-            **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
+            **dict.fromkeys(("cos_ptr", "sin_ptr", *["qkv_ptr"] * sums), "*fp32"),
             "slots_ptr": "*i64",
             **dict.fromkeys(("heads", "kv_heads"), "i32"),
             "eps": "fp32",

@@ -19,9 +19,15 @@ from engine.kernels.triton.start import FLOATS
 def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: bool = False
 ) -> torch.Tensor:
-    """Compute `torch_ops.linear`, in x's dtype always."""
+    """Compute `torch_ops.linear`; wide: in fp32 but for many rows with a bias.
+
+    cuBLAS's kernels that add a bias round what they store, and adding it later would be one more
+    launch.
+    """
     if _is_skinny(x, weight, bias):
-        return skinny("linear", x, weight, bias)
+        return skinny("linear", x, weight, bias, dtype=torch.float32 if wide else None)
+    if wide and bias is None:
+        return launch("linear", "torch", torch_ops.logits, (x, weight), _cost, x, weight)
     return launch("linear", "torch", torch_ops.linear, (x, weight, bias), _cost, x, weight)
 
 
@@ -45,7 +51,7 @@ def linear_add(
     """Compute `few_rows.linear_add`."""
     if _is_skinny(x, weight, bias, stream=residual):
         return skinny("linear_add", x, weight, bias, residual=residual)
-    return linear(x, weight, bias) + residual
+    return (linear(x, weight, bias, wide=True) + residual).to(residual.dtype)
 
 
 def norm_linear(
@@ -57,8 +63,8 @@ def norm_linear(
 ) -> torch.Tensor:
     """Compute `few_rows.norm_linear`."""
     if _is_skinny(x, weight, bias, norm, stream=x):
-        return skinny("norm_linear", x, weight, bias, norm, eps)
-    return linear(torch_ops.rms_norm(x, norm, eps), weight, bias)
+        return skinny("norm_linear", x, weight, bias, norm, eps, dtype=torch.float32)
+    return linear(torch_ops.rms_norm(x, norm, eps), weight, bias, wide=True)
 
 
 def norm_gated(
@@ -71,7 +77,7 @@ def norm_gated(
     """Compute `few_rows.norm_gated`."""
     if _is_skinny(x, weight, bias, norm, stream=x):
         return skinny("norm_gated", x, weight, bias, norm, eps, gated=True)
-    return torch_ops.silu_and_mul(norm_linear(x, norm, eps, weight, bias))
+    return torch_ops.silu_and_mul(linear(torch_ops.rms_norm(x, norm, eps), weight, bias))
 
 
 few_rows = FewRows(MAX_ROWS, linear_relu, linear_add, norm_linear, norm_gated)

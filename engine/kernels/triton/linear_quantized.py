@@ -69,7 +69,10 @@ def multiply_expanded(
             out[:, part] = linear(x, expanded, some)
         else:
             wide = logits(x, expanded)
-            out[:, part] = wide if some is None else wide + some
+            if some is None:
+                out[:, part] = wide
+            else:
+                torch.add(wide, some, out=out[:, part])
 
 
 def quantized_embed(ids: torch.Tensor, table: PackedWords | QuantizedWeight) -> torch.Tensor:

@@ -3,7 +3,7 @@
 They are `torch_ops.rms_norm`, `add_rms_norm`, `layer_norm`, `add_layer_norm`.
 
 Grid: one program for each row. A row is read once, kept in registers as fp32, and written once.
-With the residual, its sum is rounded to the residual's dtype (if that isn't fp32) before it is
+With the residual, the sum is rounded to its dtype (fp32 if one of the two is) before it is
 normalised, as the torch reference does, and is written too.
 """
 
@@ -22,12 +22,12 @@ MAX_WIDTH = 32768  # a row must fit the registers of one program
 
 @triton.jit
 def norm_kernel(
-    x_ptr,  # [rows, width], contiguous, like all others; may be fp32 unless ADD
-    residual_ptr,  # [rows, width]; read when ADD; may be fp32, and then total is
+    x_ptr,  # [rows, width], contiguous, like all others; may be fp32
+    residual_ptr,  # [rows, width]; read when ADD; may be fp32
     weight_ptr,  # [width]; read when WEIGHT
     bias_ptr,  # [width]; read when BIAS
     out_ptr,  # [rows, width]
-    total_ptr,  # [rows, width], x + residual; written when ADD
+    total_ptr,  # [rows, width], x + residual; written when ADD, in the wider dtype of the two
     width,
     eps,
     BLOCK: tl.constexpr,  # width, rounded up to a power of two
@@ -49,7 +49,7 @@ def norm_kernel(
     x = tl.load(x_ptr + row + at, mask=real, other=0.0)
     if ADD:
         residual = tl.load(residual_ptr + row + at, mask=real, other=0.0)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(residual.dtype)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + row + at, x, mask=real)
     x = x.to(tl.float32)
     if CENTER:
@@ -127,12 +127,12 @@ def _takes(
 ) -> bool:
     """Return whether all have one dtype of ours and a row fits.
 
-    Only the residual stream may be fp32 instead. Then rounding is the reference's.
+    Only the residual stream, and what is added to it, may be fp32 instead. Then rounding is the
+    reference's.
     """
     dtype = x.dtype if weight is None else weight.dtype
-    stream, added = (x, None) if residual is None else (residual, x)
-    same = all(other is None or other.dtype == dtype for other in (added, bias))
-    wide = stream.dtype in (dtype, torch.float32)
+    same = bias is None or bias.dtype == dtype
+    wide = all(one is None or one.dtype in (dtype, torch.float32) for one in (x, residual))
     return same and wide and dtype in FLOATS and x.shape[-1] <= MAX_WIDTH and x.numel() > 0
 
 
@@ -152,8 +152,8 @@ def _run(
     moved = x.nbytes + out.nbytes
     if residual is not None:
         residual = residual.contiguous()
-        total = torch.empty_like(residual)
-        moved += 2 * total.nbytes
+        total = torch.empty_like(x if x.dtype is torch.float32 else residual)
+        moved += residual.nbytes + total.nbytes
     pointers = tuple(x if tensor is None else tensor for tensor in (residual, weight, bias))
     start(
         name,

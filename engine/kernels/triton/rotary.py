@@ -44,7 +44,7 @@ def _kept(x, LARGEST: tl.constexpr):
 
 @triton.jit
 def rotate_and_write_kernel(
-    qkv_ptr,  # [tokens, (heads + 2 kv_heads) * 2 * HALF], contiguous
+    qkv_ptr,  # [tokens, (heads + 2 kv_heads) * 2 * HALF], contiguous; may be fp32
     cos_ptr,  # fp32 [tokens, 1, 2 * HALF]; read when ROTATE
     sin_ptr,  # fp32 [tokens, 1, 2 * HALF], negated in its first half; read when ROTATE
     q_norm_ptr,  # [2 * HALF]; read when NORM
@@ -92,7 +92,7 @@ def rotate_and_write_kernel(
         right_weight = tl.where(is_q[:, None], q_right[None, :], k_right[None, :])
         left = left * tl.where(turns, factor * left_weight, 1.0)
         right = right * tl.where(turns, factor * right_weight, 1.0)
-        # the reference's norm gives a tensor of the model's dtype: the same rounding here
+        # the reference's norm gives a tensor of the projection's dtype: the same rounding here
         left = left.to(qkv_ptr.dtype.element_ty).to(tl.float32)
         right = right.to(qkv_ptr.dtype.element_ty).to(tl.float32)
     if ROTATE:
@@ -187,11 +187,12 @@ def qkv_attention(
     attend: Callable[..., torch.Tensor] = paged_attention,
 ) -> torch.Tensor:
     """Compute `torch_attention.qkv_attention`: one launch up to the cache, then `attend`."""
-    ours = takes(qkv.dtype, cache, spec) and dtype in (None, qkv.dtype)
+    dtype = dtype or qkv.dtype
+    ours = takes(dtype, cache, spec) and qkv.dtype in (dtype, torch.float32)
     if not ours or not qkv.is_contiguous() or spec.head_dim % 2:
         return torch_attention.qkv_attention(qkv, angles, norms, cache, batch, spec, dtype)
     tokens, heads, kv_heads, dim = len(qkv), spec.num_heads, spec.num_kv_heads, spec.head_dim
-    computed = computed_in(cache.k.dtype, qkv.dtype)
+    computed = computed_in(cache.k.dtype, dtype)
     q = torch.empty((tokens, heads, dim), dtype=computed, device=qkv.device)
     cos, sin = (qkv, qkv) if angles is None else (angle.contiguous() for angle in angles)
     grid = (tokens, triton.cdiv(heads + 2 * kv_heads, HEADS))
@@ -223,7 +224,7 @@ def qkv_attention(
             why=f"tokens × tiles of {HEADS} heads",
         ),
     )
-    return attend(q, cache, batch, spec, qkv.dtype).flatten(1)
+    return attend(q, cache, batch, spec, dtype).flatten(1)
 
 
 def rotate_warps(head_dim: int) -> int:

@@ -104,10 +104,10 @@ def skinny_kernel(
     if RELU:
         out = tl.maximum(out, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if GATED:
-        out = out.to(out_ptr.dtype.element_ty).to(tl.float32)
         gate, up = tl.split(tl.reshape(out, [ROWS, OUTPUTS, 2]))
-        silu = (gate / (1.0 + tl.exp(-gate))).to(out_ptr.dtype.element_ty)
-        out = silu.to(tl.float32) * up
+        out = (
+            gate / (1.0 + tl.exp(-gate)) * up
+        )  # of the sums as they are: rounded once, when stored
     if ADD:
         out = out.to(out_ptr.dtype.element_ty).to(tl.float32) + residual
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=real)

@@ -170,22 +170,25 @@ STEPS = [(True, True), (True, False), (False, True), (False, False)]  # (rotated
 SHAPES = [(torch.float32, 3, 1, 64), (torch.float16, 4, 2, 80), (torch.float32, 5, 5, 6)]
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize(("steps", "shape"), pairs(STEPS, SHAPES, every=3))
-def test_from_the_projection_to_the_result(steps, shape):
+def test_from_the_projection_to_the_result(steps, shape, wide):
+    """wide: the projection is in fp32."""
     (rotated, normed), (dtype, heads, kv_heads, head_dim) = steps, shape
     torch.manual_seed(1)
     cache, batch = make_step([(9, 1), (4, 7)], kv_heads, head_dim, 4, dtype)
     cache = finite(cache)
     tokens = len(batch.positions)
-    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
+    projected = torch.float32 if wide else dtype
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(projected)
     angles = (torch.rand(tokens, 1, head_dim), torch.rand(tokens, 1, head_dim)) if rotated else None
     weights = [torch.rand(head_dim).to(dtype) + 0.5 for _ in range(2)]
     norms = QKNorms(*weights, 1e-5) if normed else None
     spec = AttentionSpec(heads, kv_heads, head_dim, 0.2)
     other = LayerCache(cache.k.clone(), cache.v.clone())
-    expected = torch_attention.qkv_attention(qkv, angles, norms, other, batch, spec)
-    found = rotary.qkv_attention(qkv, angles, norms, cache, batch, spec)
-    assert found.dtype == expected.dtype
+    expected = torch_attention.qkv_attention(qkv, angles, norms, other, batch, spec, dtype)
+    found = rotary.qkv_attention(qkv, angles, norms, cache, batch, spec, dtype)
+    assert found.dtype == expected.dtype == dtype
     near = {"rtol": 0, "atol": 5e-6 if dtype == torch.float32 else 8e-3}
     torch.testing.assert_close(found, expected, **near)
     torch.testing.assert_close(cache.k, other.k, **near)

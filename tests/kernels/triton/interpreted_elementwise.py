@@ -37,15 +37,16 @@ NEAR = {
 
 
 @given(
-    *(st.integers(1, 5), st.integers(1, 1100), DTYPES, st.booleans(), st.booleans()),
-    st.integers(0, 99),
+    *(st.integers(1, 5), st.integers(1, 1100), DTYPES),
+    *(st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99)),
 )
 @FEW
-def test_norms(rows, width, dtype, wide, affine, seed):
-    """wide: the residual stream is in fp32, as the models keep it."""
+def test_norms(rows, width, dtype, wide, added, affine, seed):
+    """wide, added: the stream, and what is added to it, are in fp32, as models have both."""
     torch.manual_seed(seed)
     stream = torch.float32 if wide else dtype
-    x, residual = (torch.randn(rows, width).to(kind) * 3 for kind in (dtype, stream))
+    delta = torch.float32 if added else dtype
+    x, residual = (torch.randn(rows, width).to(kind) * 3 for kind in (delta, stream))
     weight, bias = (torch.randn(width).to(dtype) for _ in range(2))
     near = NEAR[dtype]
     torch.testing.assert_close(
@@ -57,7 +58,7 @@ def test_norms(rows, width, dtype, wide, affine, seed):
         found, total = norm.add_rms_norm(x, residual, weight, 1e-5)
     torch.testing.assert_close(first, torch_ops.rms_norm(residual, weight, 1e-5), **near)
     expected, exact = torch_ops.add_rms_norm(x, residual, weight, 1e-5)
-    assert total.dtype is stream and torch.equal(total, exact)
+    assert total.dtype is exact.dtype and torch.equal(total, exact)
     torch.testing.assert_close(found, expected, **near)
     both = (weight, bias) if affine else (None, None)
     torch.testing.assert_close(

@@ -62,6 +62,9 @@ def test_linear(rows, inputs, outputs, dtype, stream, biased, seed):
     near = NEAR[dtype]
     expected = torch_ops.linear(x, weight, bias)
     torch.testing.assert_close(linear.linear(x, weight, bias), expected, **near)
+    wide = linear.linear(x, weight, bias, wide=True)
+    exact = torch_ops.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    torch.testing.assert_close(wide, exact, rtol=1e-4, atol=1e-5)
     expected = few_rows.linear_relu(x, weight, bias)
     torch.testing.assert_close(linear.linear_relu(x, weight, bias), expected, **near)
     expected = few_rows.linear_add(x, weight, bias, residual)
@@ -88,7 +91,9 @@ def test_after_a_norm(rows, inputs, outputs, dtype, stream, biased, seed):
         (linear.norm_linear, few_rows.norm_linear),
         (linear.norm_gated, few_rows.norm_gated),
     ):
-        torch.testing.assert_close(skinny_alone(ours, *facts), reference(*facts), **near)
+        found, expected = skinny_alone(ours, *facts), reference(*facts)
+        torch.testing.assert_close(found.to(dtype), expected, **near)
+        assert found.dtype is (dtype if ours is linear.norm_gated else torch.float32)
 
 
 def test_no_nan_is_lost():
