@@ -38,7 +38,7 @@ REST_S = 0.2  # before each answer: threads of the system before it may still sp
 
 def prompts(model: str, num: int) -> dict[str, list[list[int]]]:
     """Return the first prompts of each kind of text, as token ids."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     return {
         kind: [
             tokenizer.apply_chat_template(
