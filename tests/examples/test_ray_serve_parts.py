@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from engine.server.http.errors import ApiError, unavailable
 from examples.ray_serve.door import answer
 from examples.ray_serve.own_server import OwnServer
 from examples.ray_serve.prefix import PREFIX_CHARS, in_order, prefix_of, spread
+from examples.ray_serve.processes import bind, descendants
 from examples.ray_serve.relay import Asked, EngineLost, Head, coalesced, relay
 from examples.ray_serve.scaling import load_of, policy
 
@@ -357,3 +361,25 @@ def test_its_load_is_asked_of_a_server_with_the_servers_key(key, tmp_path, monke
     else:
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             asyncio.run(ask())
+
+
+# ------------------------------------------------------------------------------ cores of a replica
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system doesn't bind")
+def test_a_server_and_its_children_are_bound_to_one_core():
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+        "print(child.pid, flush=True)\n"
+        "input()\n"
+        "child.communicate()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as server:
+        child = int(server.stdout.readline())
+        cpu = max(os.sched_getaffinity(0))
+        bind(server.pid, cpu)
+        assert [one.pid for one in descendants(server.pid)] == [child]
+        assert os.sched_getaffinity(server.pid) == os.sched_getaffinity(child) == {cpu}
+        server.communicate(b"\n", timeout=30)
