@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -39,7 +38,6 @@ WARM_S, MEASURED_S = 1.0, 4.0
 REST_S = 1.0  # before each run: streams of the one before it are aborted, threads may still spin
 STREAMS = (1, 16)
 TOKENS = LLAMA_SLOT_TOKENS - 100  # of a stream, so that none ends
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
@@ -60,11 +58,14 @@ def family(pid: int) -> list[int]:
 
 def cpu_s(pids: list[int]) -> float:
     """Return the CPU seconds of processes, of all their threads."""
-    ticks = 0
+    ns = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            try:
+                ns += int((thread / "schedstat").read_text().split()[0])
+            except OSError:  # it has ended meanwhile
+                continue
+    return ns / 1e9
 
 
 def run(server: Server, num: int) -> dict[str, Any]:

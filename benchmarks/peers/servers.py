@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.peers import client
-from benchmarks.peers.install import KEPT, LOGS, TILES, Peers, last_words
+from benchmarks.peers.install import KEPT, LOGS, TILES, VLLM, Peers, last_words
 from benchmarks.peers.limits import CACHE_BYTES, LLAMA_SLOT_TOKENS, LLAMA_SLOTS, MAX_MODEL_LEN
 from benchmarks.peers.vllm import settings
 from benchmarks.workloads import Run, Workload
@@ -152,7 +152,10 @@ def vllm(model: str, dtype: str, threads: int, peers: Peers) -> Server:
     command += ["--no-enable-prefix-caching"]
     environment = {**peers.vllm_environment(), "OMP_NUM_THREADS": str(threads)}
     environment |= settings(threads, sorted(os.sched_getaffinity(0)), in_process=False)
-    return Server("vLLM", command, port, environment)
+    server = Server("vLLM", command, port, environment)
+    name, _, number = VLLM.partition("==")
+    server.versions = {name: number}
+    return server
 
 
 def converted(name: str, model: Path, dtype: str, peers: Peers) -> Path:
