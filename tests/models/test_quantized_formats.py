@@ -13,6 +13,7 @@ from engine.config import EngineConfig
 from engine.config.options import Options
 from engine.kernels import BACKENDS, TORCH, Backend
 from engine.models.errors import ModelError
+from engine.models.formats.compressed_tensors import CompressedTensors
 from engine.models.formats.find import SAME, SCHEMES
 from engine.models.loader import load_model
 from engine.trace.annotate import describe
@@ -206,6 +207,11 @@ SAID = {
     "rotated": ("compressed-tensors W8", {"transform_config": {"a": 1}}, "is rotated"),
     "another packing": ("compressed-tensors W8", {"format": "marlin-24"}, "is 'marlin-24'; read"),
     "blocks of text": ("fp8 blocks", {"weight_block_size": "128"}, "weight_block_size is '128'"),
+    "blocks beyond every matrix": (
+        "compressed-tensors FP8",
+        {"config_groups": {"a": {"weights": {"block_structure": [1 << 40, 128]}}}},
+        r"block_structure is \[\[1099511627776, 128\]\]",
+    ),
     "another method": ("gptq", {"quant_method": "quip"}, "quantized by quip, which is not served"),
 }
 
@@ -216,6 +222,30 @@ def test_what_is_not_read_is_refused_by_name(what, tmp_path):
     save(FORMATS[form], tmp_path)
     change_config(tmp_path, **changed)
     refused(tmp_path, says)
+
+
+@pytest.mark.parametrize(("group", "whole"), [(16, torch.ones(1)), (32, None)])
+def test_four_bit_floats_have_a_scale_for_each_of_their_inputs(group, whole):
+    """A kernel would read the scale of a group that the file doesn't have."""
+    kind = torch.float8_e4m3fn if whole is not None else torch.uint8
+    scheme = CompressedTensors({"format": "nvfp4-pack-quantized"})
+    for inputs, refused in ((4 * group, ""), (4 * group + 8, f"whole groups of {group}")):
+        stored = {
+            ".weight_packed": torch.zeros(8, inputs // 2, dtype=torch.uint8),
+            ".weight_scale": torch.ones(8, inputs // group).to(kind),
+        }
+        if whole is not None:
+            stored[".weight_global_scale"] = whole
+        if refused:
+            with pytest.raises(ModelError, match=refused):
+                scheme.filling("layer", stored, (8, inputs))
+        else:
+            assert scheme.filling("layer", stored, (8, inputs)).matrix.shape == (8, inputs)
+    if whole is not None:
+        stored = {**stored, ".weight_packed": stored[".weight_packed"][:, :-4]}
+        with pytest.raises(ModelError, match="global_scale has shape"):
+            stored[".weight_global_scale"] = torch.ones(8)
+            scheme.filling("layer", stored, (8, 4 * group))
 
 
 def test_the_option_must_name_what_is_found(tmp_path):

@@ -19,7 +19,14 @@ import torch
 from engine.kernels.quantized import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
-from engine.models.formats.fp8 import E4M3, POWERS, WIDER_ACTIVATIONS, float_weight, powers
+from engine.models.formats.fp8 import (
+    E4M3,
+    POWERS,
+    WIDER_ACTIVATIONS,
+    float_weight,
+    is_block,
+    powers,
+)
 from engine.models.formats.mxfp4 import float4_weight
 from engine.models.formats.packed import (
     FLOATS,
@@ -77,8 +84,10 @@ class CompressedTensors:
         weights = [one["weights"] for one in groups if isinstance(one.get("weights"), dict)]
         self.bits = sorted({one.get("num_bits") for one in weights} & set(range(1, 9)))
         self.symmetric = all(one.get("symmetric", True) for one in weights)
-        blocks = [tuple(one["block_structure"]) for one in weights if one.get("block_structure")]
-        self.block = blocks[0] if blocks and len(blocks[0]) == 2 else (128, 128)
+        blocks = [one["block_structure"] for one in weights if one.get("block_structure")]
+        if not all(map(is_block, blocks)):
+            raise ModelError(f"this compressed-tensors checkpoint's block_structure is {blocks!r}.")
+        self.block = tuple(blocks[0]) if blocks else (128, 128)
         self.notes: set[str] = set()
         said = ", ".join(sorted(map(str, formats))) + f" of {', '.join(map(str, self.bits))} bits"
         if any(one.get("input_activations") for one in groups):
@@ -138,13 +147,16 @@ class CompressedTensors:
 
     def _floats(self, stored: Stored, shape: tuple[int, int]) -> QuantizedWeight:
         outputs, inputs = shape
-        codes = wanted(stored, ".weight_packed", (torch.uint8,), (outputs, inputs // 2))
         whole = stored.get(".weight_global_scale")
         group = MXFP4_GROUP if whole is None else NVFP4_GROUP
+        if inputs % group:
+            raise ModelError(f"its inputs are no whole groups of {group}")
+        codes = wanted(stored, ".weight_packed", (torch.uint8,), (outputs, inputs // 2))
         kinds = POWERS if whole is None else (E4M3,)
         scales = wanted(stored, ".weight_scale", kinds, (outputs, inputs // group))
         if whole is None:
             return float4_weight(codes, powers(scales), group)
+        whole = wanted(stored, ".weight_global_scale", FLOATS, [(), (1,), (1, 1)])
         return float4_weight(codes, scales.float() / whole.float().reshape(1, 1), group)
 
 

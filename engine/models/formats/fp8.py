@@ -38,7 +38,7 @@ class FP8:
     def __init__(self, config: dict[str, Any]) -> None:
         """Read quantization_config of the methods fp8 and fbgemm_fp8."""
         block = config.get("weight_block_size")
-        if block is not None and not _is_block(block):
+        if block is not None and not is_block(block):
             raise ModelError(f"this FP8 checkpoint's weight_block_size is {block!r}.")
         self.block = tuple(block or (128, 128))
         self.notes: set[str] = set()
@@ -82,7 +82,8 @@ def powers(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(exponents == 0, 1 << 22, bits).view(torch.float32)
 
 
-def _is_block(block: object) -> bool:
+def is_block(block: object) -> bool:
+    """Return whether it is the height and width of the blocks that share a scale."""
     return (
         isinstance(block, list | tuple)
         and len(block) == 2
