@@ -67,7 +67,7 @@ def test_so_is_one_with_quantized_weights(name):
     x = torch.randn(MOST, 160)
     whole = batch_invariant.quantized_linear(x, packed(weight), None)
     torch.testing.assert_close(whole, x @ weight.dequantize().T, rtol=1e-4, atol=1e-4)
-    for rows in (1, 2, 4, 5, 64):  # each of which another kernel would take
+    for rows in (1, 5, 65):  # each of which another kernel would take
         assert torch.equal(
             batch_invariant.quantized_linear(x[3 : 3 + rows], packed(weight), None),
             whole[3 : 3 + rows],
