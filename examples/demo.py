@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Start a real server, send real requests, and show what the engine did for each answer.
 
-`make demo` starts `koyeb_api_server.py` with the embedded pocket model, asks it in five scenes (one
+`make demo` starts `koyeb_api_server.py` with the embedded pocket model, asks it in six scenes (one
 question as a stream, six at once, a shared beginning, three answers to one prompt, an answer as
-JSON), prints the engine's own record after each, and leaves the server up until Ctrl-C. With
-`--once`, or without a terminal, it stops the server and ends.
+JSON, a question that needs a tool), prints the engine's own record after each, and leaves the
+server up until Ctrl-C. With `--once`, or without a terminal, it stops the server and ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import operator
 import queue
 import re
 import signal
@@ -76,6 +77,17 @@ CARD = {  # a JSON Schema
     "required": ["topic", "holds", "in_memory", "tokens_in_a_block"],
     "additionalProperties": False,
 }
+CALCULATOR = {
+    "name": "calculator",
+    "description": "Work out an arithmetic expression.",
+    "parameters": {
+        "type": "object",
+        "properties": {"expression": {"type": "string", "description": "for example 2 * (3 + 4)"}},
+        "required": ["expression"],
+    },
+}
+SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MOST_CALLS = 3  # to one question
 CORRECTED = 4  # draws shown: those for which the model had most wanted another token
 TOLD = ("grammar.compiled", "request.queued", "request.finished", "request.answered")
 
@@ -232,8 +244,22 @@ def user(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
+def worked_out(arguments: str) -> str:
+    """Do what the calculator is for: two whole numbers with a sign between them."""
+    try:
+        first, sign, second = str(json.loads(arguments)["expression"]).split()
+        return str(SIGNS[sign](int(first), int(second)))
+    except (ValueError, KeyError, TypeError) as error:
+        return f"error: {error}"  # the model reads it
+
+
+def what_was_called(_events: list[Event], lines: list[Line]) -> list[Line]:
+    """Choose the lines about each request's beginning, its calls and its end."""
+    return [line for line in lines if line.kind in (*TOLD, "tool.called", "tool.unreadable")]
+
+
 class Demo:
-    """Play the five scenes."""
+    """Play the six scenes."""
 
     def __init__(self, client: httpx.AsyncClient, record: Record, console: Console):
         self.client, self.record, self.console = client, record, console
@@ -356,6 +382,39 @@ class Demo:
             " surest of.[/]"
         )
 
+    async def agent(self) -> None:
+        self.scene(
+            6,
+            "A question that needs a tool",
+            "The model can't do arithmetic, but it was taught to ask a calculator. The server hands"
+            " over what the model wants to call; the program that asked runs it, and asks again.",
+        )
+        question = "What is 12 times 34?"
+        self.console.print(f"[bold cyan]{question}[/]")
+        messages = user(question)
+        for turn in range(MOST_CALLS):
+            answer = await ask(
+                self.client,
+                f"agent-{turn}",
+                messages=messages,
+                tools=[{"type": "function", "function": CALCULATOR}],
+            )
+            message = answer["choices"][0]["message"]
+            messages.append(message)
+            if not message.get("tool_calls"):
+                self.console.print(f"[cyan]the model answers[/] {message['content']}")
+                break
+            for call in message["tool_calls"]:
+                asked = call["function"]
+                told = worked_out(asked["arguments"])
+                self.console.print(
+                    f"[cyan]the model calls[/] {asked['name']} {asked['arguments']}"
+                    f" [cyan]→[/] {told}"
+                )
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": told})
+        self.console.print()
+        self.engine_says(what_was_called)
+
     def table(self, questions: list[str], answers: list[dict]) -> None:
         table = Table(width=100, show_lines=False, header_style="bold")
         table.add_column("question", style="cyan", ratio=3)
@@ -404,6 +463,7 @@ async def scenes(console: Console, server: Server) -> None:
         await demo.shared()
         await demo.siblings()
         await demo.form()
+        await demo.agent()
 
 
 def stay(console: Console, server: Server) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from pocket.documents import Document
 
 IGNORED = -100
+FIGURE = 4.0  # what a figure counts in the loss, where any other token counts 1
 POOL = 48
 
 
@@ -19,6 +20,7 @@ class Packer:
     ) -> None:
         self.tokenizer, self.draw, self.length = tokenizer, draw, length
         self.pool: list[tuple[list[int], list[int]]] = []
+        self.figures = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
 
     def encode(self, document: Document) -> tuple[list[int], list[int]]:
         """Return (ids, labels) of a document; labels are IGNORED where nothing is learned."""
@@ -45,11 +47,12 @@ class Packer:
             ids += doc_ids
             labels += doc_labels
 
-    def batch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return input ids and next-token labels, both `[rows, length]`."""
+    def batch(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return input ids, next-token labels and what each counts, all `[rows, length]`."""
         packed = [self.row() for _ in range(rows)]
         ids = torch.tensor([row for row, _ in packed])
         labels = torch.tensor([label for _, label in packed])
         shifted = torch.full_like(labels, IGNORED)
         shifted[:, :-1] = labels[:, 1:]
-        return ids, shifted
+        counts = (shifted != IGNORED) + torch.isin(shifted, self.figures) * (FIGURE - 1)
+        return ids, shifted, counts

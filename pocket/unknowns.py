@@ -16,10 +16,15 @@ HONEST_ANSWERS = (
 
 
 class Unknowns:
-    """Draw questions that the model can't answer, from the trained or the held-out topics."""
+    """Draw questions that the model can't answer, from the trained or the held-out topics.
 
-    def __init__(self) -> None:
+    `without`: topics that are left out, since tools can answer them.
+    """
+
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
         sections = read_sections(GRAMMAR_DIR / "unknown.md")
+        for topic in without:
+            del sections[topic]
         self.held_out = [s for title, s in sections.items() if title.endswith(HELD_OUT_MARK)]
         self.trained = [s for title, s in sections.items() if not title.endswith(HELD_OUT_MARK)]
 

@@ -2,8 +2,8 @@
 
 A page marks a place with `<!-- filled: NAME -->` and `<!-- end -->`; the text between becomes what
 the function of that name below returns. The figures in docs/images/ are written, too. Everything
-comes from the records, from engine.fit, from engine.config and from the table of fields; nothing is
-typed.
+comes from the records, from engine.fit, from engine.config, from the table of fields and from the
+pocket model's report; nothing is typed.
 """
 
 # ruff: noqa: E501 - table headings
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from clients.table import clients_table
-from docs.scripts import learner_questions
+from docs.scripts import learner_questions, pocket_card
 from docs.scripts.figures import blocks_figure, seats_figure
 from docs.scripts.glossary import cited
 from docs.scripts.glossary_terms import PAPERS
@@ -47,7 +47,7 @@ from engine.trace.command import run_command
 from engine.trace.wording import ranges, size
 from examples.ray_serve.table import checked_table, limits_table
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "pocket/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGES = ROOT / "docs" / "images"
 MEASURED = ROOT / "benchmarks" / "results" / "intel-xeon-processor-amx"
 PLACE = re.compile(r"(<!-- filled: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -319,6 +319,9 @@ PLACES: dict[str, Callable[[], str]] = {
     "one-group": one_group,
     "exactness": exactness,
     "divided": divided,
+    "pocket-measured": pocket_card.measured,
+    "pocket-trained": pocket_card.trained,
+    "pocket-corpus": pocket_card.corpus,
 }
 
 

@@ -233,7 +233,7 @@ TOOLS = [
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_can_be_forced(server, stream):
-    """The pocket model was never taught to call: the grammar makes it."""
+    """The question needs no tool: the grammar makes the call."""
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     named = {"type": "function", "function": {"name": "person"}}
     for choice, reason in ((named, "stop"), ("required", "tool_calls")):
@@ -253,10 +253,48 @@ def test_a_call_can_be_forced(server, stream):
         assert call.function.name in ("person", "clock")
         wanted = PERSON if call.function.name == "person" else {"maxProperties": 0}
         jsonschema.validate(json.loads(call.function.arguments), wanted)
-    refused = server.http.post(
-        "/v1/chat/completions", json={"messages": HI, "tools": TOOLS, "tool_choice": "auto"}
-    )
-    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+
+
+CALCULATOR = {
+    "name": "calculator",
+    "description": "Work out an arithmetic expression.",
+    "parameters": {
+        "type": "object",
+        "properties": {"expression": {"type": "string", "description": "for example 2 * (3 + 4)"}},
+        "required": ["expression"],
+    },
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_agents_loop_with_a_model_that_was_taught_it(server, stream):
+    """Nothing is forced: the model calls, reads the result, answers; other questions stay so."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    tools = [{"type": "function", "function": CALCULATOR}]
+
+    def asked(messages: list[Any]) -> Any:
+        given = {"model": "pocket", "messages": messages, "tools": tools, "temperature": 0}
+        if not stream:
+            return client.chat.completions.create(**given).choices[0]
+        with client.chat.completions.stream(**given) as events:
+            for _ in events:
+                pass
+            return events.get_final_completion().choices[0]
+
+    messages: list[Any] = [{"role": "user", "content": "What is 48 plus 7?"}]
+    called = asked(messages)
+    assert called.finish_reason == "tool_calls" and not called.message.content
+    (call,) = called.message.tool_calls
+    assert call.function.name == "calculator"
+    assert json.loads(call.function.arguments) == {"expression": "48 + 7"}
+    messages += [
+        {"role": "assistant", "tool_calls": [call.model_dump(include={"id", "type", "function"})]},
+        {"role": "tool", "tool_call_id": call.id, "content": "55"},
+    ]
+    answered = asked(messages)
+    assert answered.finish_reason == "stop" and answered.message.content == "The result is 55."
+    plain = asked(HI)
+    assert plain.finish_reason == "stop" and plain.message.content.startswith("The KV cache")
 
 
 FLAT_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]

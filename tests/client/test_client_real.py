@@ -93,6 +93,15 @@ def test_every_suite_passes(model: Path, tmp_path: Path) -> None:
             url, "--interactive", "--api-key", "a-key",
             stdin="/temp 0\nWhat is a KV cache?\n/stats\n/blocks\n/why\n",
         )  # fmt: skip
+        if model == POCKET:
+            agent = run(
+                url, "--interactive", "--api-key", "a-key",
+                stdin="/temp 0\n/tools\nWhat is 12 times 34?\nWhat time is it?\n/why\n",
+            )  # fmt: skip
+            assert '[calculator {"expression": "12 * 34"} → 408]' in agent.stdout, agent.stdout
+            assert "The result is 408." in agent.stdout
+            told = re.search(r"\[clock \{\} → (.+)\]", agent.stdout)
+            assert told and f"It is {told[1]}." in agent.stdout, agent.stdout
     assert (code, report["verdict"]) == (0, "PASS"), text
     assert set(verdicts(report).values()) == {"PASS"}, text
     assert len(report["checks"]) == 40

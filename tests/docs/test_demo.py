@@ -48,4 +48,7 @@ def test_it_ends_where_nobody_can_end_it():
     assert re.search(r"the\s+grammar\s+allows\s+\d+\s+tokens?\s+\(−\d+%\)", ended.stdout)
     assert re.search(r"the\s+most\s+probable\s+allowed\s+one", ended.stdout)
     assert re.search(r"the\s+grammar\s+took\s+\d+%\s+of\s+its\s+probability", ended.stdout)
+    called = r'the model calls calculator \{"expression": "12 \* 34"\} → 408'
+    assert re.search(called, ended.stdout), ended.stdout[-3000:]
+    assert "the model answers The result is 408." in ended.stdout
     assert "exited with code 0" in ended.stdout

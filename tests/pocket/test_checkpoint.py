@@ -9,9 +9,10 @@ import torch
 from transformers import AutoConfig
 
 from pocket import MODEL_DIR
+from pocket.agents import draw_call, draw_tools
 from pocket.corpus import read_corpus
-from pocket.documents import chat
-from pocket.evaluate import Answerer
+from pocket.documents import chat, with_tools
+from pocket.evaluate import Answerer, tool_hits
 from pocket.unknowns import Unknowns, is_honest
 
 LIMIT_BYTES = 16 * 1024 * 1024
@@ -98,9 +99,39 @@ def test_the_chat_template_is_the_format_of_training(answerer):
     assert list(chain(*pieces)) == tokenizer.encode(trained_on, add_special_tokens=False)
 
 
+@pytest.mark.parametrize("system", ["", "Be concise."])
+def test_the_chat_template_writes_tools_as_in_training(answerer, system):
+    rng = random.Random(4)
+    tools = draw_tools(rng)
+    call = draw_call(tools, rng)
+    trained_on = "".join(text for text, _ in with_tools(tools, [("Hi", "Hello!"), call], system))
+    function = {"name": call.name, "arguments": call.arguments}
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": call.question},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": call.response},
+        {"role": "assistant", "content": call.answer},
+    ]
+    messages = messages if system else messages[1:]
+    tokenizer = answerer.tokenizer
+    written = tokenizer.apply_chat_template(messages, tools=tools.definitions, tokenize=False)
+    assert written == trained_on
+    answers = [{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}]
+    both = tokenizer.apply_chat_template(answers, tools=tools.definitions, tokenize=False)
+    assert both.count("<|user|>") == 1 and both.count("<tool_response>") == 2
+
+
 def test_an_unknown_role_is_refused(answerer):
     with pytest.raises(Exception, match="roles of this model"):
-        answerer.tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
+        answerer.tokenizer.apply_chat_template([{"role": "judge", "content": "x"}], tokenize=False)
+
+
+def test_tools_are_called_and_their_results_told(answerer):
+    for name, hits in tool_hits(answerer, random.Random(5), 24, usual=True).items():
+        assert sum(hits) >= 0.8 * len(hits), name
 
 
 def test_taught_questions_are_answered_word_for_word(greedy):
@@ -132,6 +163,8 @@ def test_the_report_belongs_to_this_checkpoint(answerer):
     assert report["parameters"] == answerer.model.num_parameters()
     assert report["vocabulary"] == len(answerer.tokenizer)
     assert report["questions"] == len(ENTRIES)
-    assert report["loss"][-1]["loss"] < report["loss"][0]["loss"]
+    for phase in report["phases"]:
+        assert phase["loss"][-1]["loss"] < phase["loss"][0]["loss"]
     assert report["evaluation"]["taught_exact"] >= 0.95
     assert report["evaluation"]["unknown_honest"] >= 0.90
+    assert report["evaluation"]["tool_calls_exact"] >= 0.90

@@ -1,11 +1,14 @@
 """The corpus and its generators: enough questions, no doubles, always the same."""
 
+import json
 import random
+import re
 from collections import Counter
 from itertools import islice
 
 import pytest
 
+from pocket.agents import FAILED, draw_call, draw_tools, written
 from pocket.corpus import read_corpus, read_topic
 from pocket.documents import Mixture
 from pocket.phrasings import Phrasings, held_out_wording, normal, worn
@@ -98,6 +101,39 @@ def test_unknown_questions_are_not_taught_ones():
     unknowns, rng = Unknowns(), random.Random(2)
     asked = [unknowns.question(rng) for _ in range(3000)] + unknowns.held_out_questions()
     assert [question for question in asked if normal(question) in taught] == []
+
+
+def test_sums_are_right_and_calls_fit_their_definitions():
+    rng = random.Random(8)
+    seen = Counter()
+    for _ in range(500):
+        tools = draw_tools(rng)
+        call = draw_call(tools, rng)
+        (schema,) = [
+            tool["function"]["parameters"]
+            for tool in tools.definitions
+            if tool["function"]["name"] == call.name
+        ]
+        assert set(call.arguments) == set(schema["properties"])
+        seen[call.name == tools.clock] += 1
+        told = call.response
+        if told.startswith("{"):
+            (told,) = json.loads(told).values()
+        assert told in call.answer or call.answer == FAILED
+        for expression in call.arguments.values():
+            assert set(expression) <= set("0123456789+-*/() ")
+            right = eval(expression)  # digits and signs, as the line above says
+            assert told == written(right) or call.answer == FAILED
+    assert min(seen.values()) > 100
+
+
+def test_a_question_for_a_tool_that_lacks_is_answered_honestly():
+    mixture = Mixture(ENTRIES, 9)
+    for _ in range(200):
+        text = "".join(part for part, _ in mixture.agent())
+        names = set(re.findall(r'^\{"name": "(\w+)", "description"', text, re.MULTILINE))
+        called = set(re.findall(r'^\{"name": "(\w+)", "arguments"', text, re.MULTILINE))
+        assert called <= names
 
 
 def test_a_worn_question_stays_recognisable():
