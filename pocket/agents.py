@@ -1,7 +1,7 @@
 """Write conversations in which the model calls a clock and a calculator, and tells what they say.
 
-Their names, descriptions and parameters differ from one conversation to the next, and tools stand
-beside them that are never called: what to write is read in the definitions.
+They are named as those of the test client. How they are described differs from one conversation to
+the next, either may be missing, and tools stand beside them that are never called.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-from pocket.grammar import invented_word
 from pocket.phrasings import PREFIXES, SUFFIXES
 
 FAILED = "The tool could not do that, so I don't know."
-CLOCK_NAMES = ("get_time", "current_time", "time_now", "get_current_time", "now", "time", "date")
+CLOCK, CALCULATOR, EXPRESSION = "clock", "calculator", "expression"
 CLOCK_DOES = (
     "Say what day it is, and the time.",
     "Say what day it is, and the time.",
@@ -25,7 +24,6 @@ CLOCK_DOES = (
     "Return the current date and time.",
     "The time now.",
 )
-CALCULATOR_NAMES = ("calculate", "calc", "compute", "evaluate", "math", "solve", "arithmetic")
 CALCULATOR_DOES = (
     "Work out an arithmetic expression.",
     "Work out an arithmetic expression.",
@@ -35,7 +33,6 @@ CALCULATOR_DOES = (
     "Add, subtract, multiply and divide numbers.",
     "A calculator.",
 )
-EXPRESSIONS = ("expression", "expression", "formula", "input", "query", "text", "sum")
 SAYS = ("for example 2 * (3 + 4)", "What to work out.", "The expression.", "An expression.", "")
 OTHERS = (
     ("weather", "Tell the weather of a city.", "city"),
@@ -122,44 +119,37 @@ class Call(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Hold the tools of one conversation; "" for a tool that it lacks."""
+    """Hold the tools of one conversation, and which of the two are among them."""
 
     definitions: list[dict[str, Any]]
-    clock: str
-    calculator: str
-    expression: str  # the calculator's parameter
+    clock: bool
+    calculator: bool
 
 
-NO_TOOLS = Tools([], "", "", "")
+NO_TOOLS = Tools([], False, False)
 
 
 def draw_tools(rng: Random, usual: bool | None = None) -> Tools:
     """Draw the definitions of a conversation: one or both of the two tools, and others.
 
-    `usual`: they are named and described as those of the test client; None: half of the time.
+    `usual`: they are described as those of the test client; None: half of the time.
     """
-    which = rng.choice(("both", "both", "both", "clock", "calculator"))
-    clock = calculator = key = ""
-    definitions = []
+    which = rng.choice(("both", "both", "both", CLOCK, CALCULATOR))
     drawn = rng.random() < 0.5
     usual = drawn if usual is None else usual
-    if which != "calculator":
-        clock = "clock" if usual else rng.choice(CLOCK_NAMES)
+    definitions = []
+    if which != CALCULATOR:
         says = CLOCK_DOES[0] if usual else rng.choice(CLOCK_DOES)
-        definitions.append(definition(rng, clock, says, {}))
-    if which != "clock":
-        calculator = "calculator" if usual else rng.choice(CALCULATOR_NAMES)
-        if not usual and rng.random() < 0.2:
-            calculator = invented_word(rng)
-        key = "expression" if usual else rng.choice(EXPRESSIONS)
+        definitions.append(definition(rng, CLOCK, says, {}))
+    if which != CLOCK:
         says = CALCULATOR_DOES[0] if usual else rng.choice(CALCULATOR_DOES)
         hint = SAYS[0] if usual and rng.random() < 0.7 else rng.choice(SAYS)
-        definitions.append(definition(rng, calculator, says, {key: hint}))
+        definitions.append(definition(rng, CALCULATOR, says, {EXPRESSION: hint}))
     for name, says, parameter in rng.sample(OTHERS, rng.choice((0, 0, 0, 1, 2))):
         definitions.append(definition(rng, name, says, {parameter: ""}))
     if not usual:
         rng.shuffle(definitions)
-    return Tools(definitions, clock, calculator, key)
+    return Tools(definitions, which != CALCULATOR, which != CLOCK)
 
 
 def definition(rng: Random, name: str, does: str, parameters: dict[str, str]) -> dict[str, Any]:
@@ -213,7 +203,7 @@ def asked_as_people_do(question: str, rng: Random) -> str:
     return question
 
 
-def clock_call(name: str, rng: Random) -> Call:
+def clock_call(rng: Random) -> Call:
     """Draw a question for the time, with what the clock says."""
     time = f"{rng.randrange(24):02}:{rng.randrange(60):02}"
     seconds = f":{rng.randrange(60):02}"
@@ -225,19 +215,19 @@ def clock_call(name: str, rng: Random) -> Call:
         (6, 2, 1, 1, 1, 1, 1),
     )[0]  # fmt: skip
     asked = asked_as_people_do(rng.choice(TIME_QUESTIONS), rng)
-    return Call(asked, name, {}, response(told, "time", rng), f"It is {told}.")
+    return Call(asked, CLOCK, {}, response(told, "time", rng), f"It is {told}.")
 
 
-def sum_call(name: str, key: str, rng: Random) -> Call:
+def sum_call(rng: Random) -> Call:
     """Draw a question for a sum, with what the calculator says."""
     asked, expression, value = sum_asked(rng)
     told = written(value)
     asked = asked_as_people_do(asked, rng)
     if rng.random() < 0.05:
         said = rng.choice(("error: not an expression", "error: ValueError", "Error: timeout"))
-        return Call(asked, name, {key: expression}, said, FAILED)
+        return Call(asked, CALCULATOR, {EXPRESSION: expression}, said, FAILED)
     said = response(told, "result", rng)
-    return Call(asked, name, {key: expression}, said, f"The result is {told}.")
+    return Call(asked, CALCULATOR, {EXPRESSION: expression}, said, f"The result is {told}.")
 
 
 def response(told: str, key: str, rng: Random) -> str:
@@ -248,8 +238,8 @@ def response(told: str, key: str, rng: Random) -> str:
 def draw_call(tools: Tools, rng: Random) -> Call:
     """Draw a question that one of the tools answers; sums are the more varied."""
     if tools.clock and (not tools.calculator or rng.random() < 0.3):
-        return clock_call(tools.clock, rng)
-    return sum_call(tools.calculator, tools.expression, rng)
+        return clock_call(rng)
+    return sum_call(rng)
 
 
 def question_without_tool(tools: Tools, rng: Random) -> str:

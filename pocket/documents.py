@@ -147,7 +147,7 @@ class Mixture:
         """Return a text without turns: sums with their calls' arguments, results with answers."""
         document: Document = [(BOS, False)]
         for _ in range(self.rng.randint(1, 3)):
-            call = sum_call("calculator", "expression", self.rng)
+            call = sum_call(self.rng)
             read, learned = call.question, json.dumps(call.arguments)
             if self.rng.random() < 0.4:
                 read, learned = call.response, call.answer
@@ -155,12 +155,12 @@ class Mixture:
         return document
 
     def short_or_copies(self) -> Document:
-        """Return a short document; of four one is for copying numbers."""
-        return self.copies() if self.rng.random() < 0.25 else self.short()
+        """Return a short document; of six one is for copying numbers."""
+        return self.copies() if self.rng.random() < 1 / 6 else self.short()
 
     def middle(self) -> Document:
-        """Return a conversation of some hundred tokens, most of them with tools."""
-        return self.agent() if self.rng.random() < 0.8 else self.conversation(8)
+        """Return a conversation of some hundred tokens, seven of ten with tools."""
+        return self.agent() if self.rng.random() < 0.7 else self.conversation(8)
 
     def any_length(self) -> Document:
         """Return a document of any kind, as often as the training reads their tokens."""

@@ -87,7 +87,7 @@ def tool_hits(
 ) -> dict[str, list[bool]]:
     """Ask with tools: is the call right, the answer behind its result, and what needs no tool?
 
-    `usual`: the tools are named as those of the test client.
+    `usual`: the tools are described as those of the test client.
     """
     tools = [draw_tools(rng, usual) for _ in range(count)]
     calls = [draw_call(given, rng) for given in tools]
@@ -133,7 +133,7 @@ def evaluate(folder: Path, show: int = 0, parts: Collection[str] = PARTS) -> dic
 
 
 def tool_figures(answerer: Answerer) -> dict[str, float | int]:
-    """Ask with tools of the usual names, and of others."""
+    """Ask with tools as the test client describes them, and with other descriptions."""
     usual = tool_hits(answerer, random.Random(99), TOOL_QUESTIONS, True)
     others = tool_hits(answerer, random.Random(98), TOOL_QUESTIONS, False)
     return {

@@ -26,7 +26,11 @@ ROWS = (  # what is counted; the report's count and share
         "tool_questions",
         "tool_calls_exact",
     ),
-    ("the same with tools of other names", "tool_questions", "other_tool_calls_exact"),
+    (
+        "the same where the tools are described in other words",
+        "tool_questions",
+        "other_tool_calls_exact",
+    ),
     ("the answers behind their results, word for word", "tool_questions", "tool_answers_exact"),
     (
         "taught questions where tools stand in the prompt, answered word for word",
