@@ -111,8 +111,8 @@ def test_every_program_ends_by_run_command():
         "engine/server/link/engine_main.py",
         "glasshouse/__main__.py",  # glasshouse.command.main, which does
         "benchmarks/peers/convert.py", "benchmarks/peers/install.py", "benchmarks/peers/worker.py",
-        "benchmarks/peers/structured_worker.py", "benchmarks/peers/vllm_quality.py",
-        "benchmarks/formats/maker.py",
+        "benchmarks/peers/ngram_worker.py", "benchmarks/peers/structured_worker.py",
+        "benchmarks/peers/vllm_quality.py", "benchmarks/formats/maker.py",
     }  # fmt: skip
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
