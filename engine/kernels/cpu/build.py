@@ -40,6 +40,8 @@ HEADERS = (
     "tiles.h",
     "codes.h",
     "quantized.h",
+    "quantized_tiles.h",
+    "quantized_tiles_few.h",
     "attention_in_place.h",
     "attention_staged.h",
     "attention_tiles.h",

@@ -11,97 +11,18 @@
 // One tile of x (up to 16 rows): codes become numbers a few steps before they are multiplied, so that both overlap with reading.
 // More tiles: the numbers of a piece of the panel stay in the first cache, and all rows are multiplied by them.
 //
-// A tile adds in an order of its own (even and odd places apart), so it multiplies single rows, too. Both ways add the same
-// products in the same order: a row's result depends neither on the number of rows nor on the other rows.
-#include "quantized.h"
-#include "tiles.h"
+// One row of whole numbers of 8 bits: making bf16 of them would take longer than reading, so vectors multiply it (`one`).
+//
+// A tile adds in an order of its own: even and odd places apart. All ways add the same products in this order: a row's result
+// depends neither on the number of rows nor on the other rows.
+#include "quantized_tiles_few.h"
 
 #if defined(__AMX_BF16__)
 
-constexpr int64_t TILE = 16, LINE = 64;
-constexpr int64_t SUMS = TILE * TILE;   // numbers in a tile of sums
 constexpr int64_t PIECE = 256;          // places whose numbers are kept
 constexpr int64_t GROUPS = PIECE / 16;  // of a piece, at most
 constexpr int64_t TOGETHER = 2;         // groups that become totals at once
 constexpr int64_t CACHED = 1 << 20;     // bytes of x that are worked on at once: half of a core's second cache
-constexpr int64_t SLOTS = 8, LAG = 4;   // steps whose numbers are kept with one tile of x; how many they are ahead
-constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
-
-// Hold the numbers of one step of a panel: two tiles of W.
-template <int64_t STEP>
-struct alignas(LINE) Numbers {
-    __m512bh pairs[2][STEP / 2];
-};
-
-// Read the numbers of one step from its codes; prefetch what lies `ahead` bytes behind. Return where the next codes are.
-template <class Source, int64_t STEP>
-static INLINE const char* expand(const Source& codes, const char* at, int64_t ahead, Numbers<STEP>& to) {
-    constexpr int64_t PAIRS = Source::PLACES / 2;
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < STEP / Source::PLACES; i++, at += WORDS)
-        for (int h = 0; h < 2; h++) {
-            const char* here = at + h * (WORDS / 2);
-            __builtin_prefetch(here + ahead);
-            const uvec words = load_words(here);
-            each<PAIRS>([&](auto j) INLINE_LAMBDA { to.pairs[h][i * PAIRS + j()] = codes.template pair<j()>(words); });
-        }
-    return at;
-}
-
-// Hold the parts of a group as they are added to totals: of both halves of a panel, for values that are multiples of UNIT.
-struct GroupParts {
-    vec scale[2], minus_zero[2], offset[2];
-    INLINE void read(const char* p, float unit, const QuantizedArgs& a) {
-        for (int h = 0; h < 2; h++) {
-            const Parts parts(p, h, unit, a);
-            scale[h] = parts.scale, minus_zero[h] = parts.zero * (-1 / unit), offset[h] = parts.offset;
-        }
-    }
-};
-
-// Describe sums of groups, which become totals of rows.
-struct Groups {
-    vec* totals;        // [rows][2]
-    const float* sums;  // of the first group and half: [16 rows][16]
-    int64_t pitch;      // from one group's sums to the next
-    const GroupParts* parts;
-    int64_t groups;
-    int rows;
-    const float* of_x;  // of the first row and group
-    int64_t x_pitch;    // from one row to the next
-};
-
-template <int ROWS, bool SHIFTED, bool OFFSETS>
-static INLINE void finish_rows(const Groups& f, int row, int h) {
-    vec total[ROWS];
-    for (int i = 0; i < ROWS; i++) total[i] = f.totals[2 * (row + i) + h];
-    const float *sums = f.sums + h * SUMS + row * TILE, *of_x = f.of_x + row * f.x_pitch;
-    for (int64_t g = 0; g < f.groups; g++, sums += f.pitch, of_x++) {
-        const vec scale = f.parts[g].scale[h], minus_zero = f.parts[g].minus_zero[h], offset = f.parts[g].offset[h];
-        for (int i = 0; i < ROWS; i++) {
-            vec values = load(sums + i * TILE);
-            if (SHIFTED) values = fused(minus_zero, vec{} + of_x[i * f.x_pitch], values);
-            total[i] = fused(scale, values, total[i]);
-            if (OFFSETS) total[i] = fused(offset, vec{} + of_x[i * f.x_pitch], total[i]);
-        }
-    }
-    for (int i = 0; i < ROWS; i++) f.totals[2 * (row + i) + h] = total[i];
-}
-template <bool SHIFTED, bool OFFSETS>
-__attribute__((noinline)) static void finish(const Groups& f) {
-    int row = 0;
-    for (; row + 8 <= f.rows; row += 8)
-        for (int h = 0; h < 2; h++) finish_rows<8, SHIFTED, OFFSETS>(f, row, h);
-    for (; row < f.rows; row++)
-        for (int h = 0; h < 2; h++) finish_rows<1, SHIFTED, OFFSETS>(f, row, h);
-}
-// Add groups to totals of rows, one after another.
-static INLINE void finish(const Groups& f, const QuantizedArgs& a) {
-    if (a.offsets)
-        shifted(a) ? finish<true, true>(f) : finish<false, true>(f);
-    else
-        shifted(a) ? finish<true, false>(f) : finish<false, false>(f);
-}
 
 // Hold what a thread computes with.
 struct Room {
@@ -109,64 +30,9 @@ struct Room {
     Room(int64_t tiles) : totals(tiles * 2 * TILE), open(tiles * 2 * TILE) {}
 };
 
-// Hold some rows of x.
-struct Block {
-    Rows<bf16> rows;
-    int64_t first, from, to;  // the first of them in x; tiles of x
-};
-
 // Return the first row of tile t of x. The last tile overlaps the one before it where m is no multiple of 16: the rows they
 // share are computed twice, with equal results. With less than 16 rows the tiles themselves are smaller.
 static INLINE int64_t first_row(int64_t t, int64_t m) { return t * TILE + TILE <= m || m < TILE ? t * TILE : m - TILE; }
-
-// Multiply one tile of x, of `count` rows, by a panel.
-template <class Source, int64_t STEP>
-static void few(const Block& b, int64_t count, int64_t panel, const QuantizedArgs& a) {
-    const Sizes s(a, Source::PLACES);
-    const Source codes(a.table);
-    Numbers<STEP> numbers[SLOTS];
-    alignas(LINE) float sums[2][2][SUMS];  // of two groups, both halves
-    vec totals[TILE][2];
-    for (int64_t i = 0; i < count; i++) totals[i][0] = totals[i][1] = vec{};
-    const char *at = a.w + panel * s.panel, *parts_at = at;
-    const int64_t steps = a.k / STEP, in_group = a.group / STEP;
-    GroupParts parts;
-    Groups f = {totals[0], nullptr, 0, &parts, 1, int(count), nullptr, s.groups};
-    const auto finish_group = [&](int64_t g) INLINE_LAMBDA {
-        parts.read(parts_at, Source::UNIT, a);
-        parts_at += s.record;
-        f.sums = sums[g % 2][0], f.of_x = b.rows.sums + g;
-        finish(f, a);
-    };
-    int64_t expanded = 0, multiplied = 0, g = 0;  // steps of a group, twice; groups that were multiplied
-    for (int64_t t = 0; t < steps + LAG; t++) {
-        if (t < steps) {
-            if (expanded == 0) at += s.head;
-            at = expand<Source, STEP>(codes, at, NEAR, numbers[t % SLOTS]);
-            if (++expanded == in_group) expanded = 0;
-        }
-        const int64_t now = t - LAG;
-        if (now < 0) continue;
-        if (multiplied == 0) {
-            _tile_zero(0);
-            _tile_zero(1);
-        }
-        const Numbers<STEP>& w = numbers[now % SLOTS];
-        _tile_loadd(4, b.rows.x + now * STEP, b.rows.stride * sizeof(bf16));
-        _tile_loadd(6, w.pairs[0], LINE);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, w.pairs[1], LINE);
-        _tile_dpbf16ps(1, 4, 7);
-        if (++multiplied == in_group || now == steps - 1) {
-            _tile_stored(0, sums[g % 2][0], LINE);
-            _tile_stored(1, sums[g % 2][1], LINE);
-            if (g) finish_group(g - 1);
-            multiplied = 0, g++;
-        }
-    }
-    finish_group(g - 1);
-    put(a, b.first, count, panel * PANEL, totals[0]);
-}
 
 // Describe a piece of a panel: several whole groups, or a part of one.
 struct Piece {
@@ -290,7 +156,13 @@ static void linear(const QuantizedArgs& a) {
         const uint8_t rows = uint8_t(a.m < TILE ? a.m : TILE), pairs = STEP / 2;
         configure_tiles({rows, rows, rows, rows, rows, rows, pairs, pairs},
                         {LINE, LINE, LINE, LINE, 2 * STEP, 2 * STEP, LINE, LINE});
-        if (a.m <= TILE) {
+        const Flushing flushing(KIND == SIGNED8);  // numbers of FLOAT8 are made of subnormal ones
+        if (KIND == SIGNED8 && a.m == 1) {
+            const Rows<float> numbers = rows_of<float>((const bf16*)a.x, 1, a);
+#pragma omp for schedule(dynamic, 1) nowait
+            for (int64_t start = 0; start < panels; start += run)
+                for (int64_t n = start; n < start + run && n < panels; n++) one<KIND, STEP>(numbers, n, a);
+        } else if (a.m <= TILE) {
             const Block b = {rows_of<bf16>((const bf16*)a.x, a.m, a), 0, 0, 1};
 #pragma omp for schedule(dynamic, 1) nowait
             for (int64_t start = 0; start < panels; start += run)

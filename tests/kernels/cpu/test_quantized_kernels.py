@@ -158,6 +158,19 @@ def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
     assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
 
 
+@pytest.mark.parametrize("name", ["q4_1", "q8_0", "fp8"])
+def test_numbers_of_any_size_are_added_alike_alone_and_in_company(ops, name):
+    """Matrix tiles take subnormal numbers for zeros; where vectors add one row, they do too."""
+    laid_out = packed(ops, form(name, 48, 320, 32))
+    sizes = 2.0 ** torch.arange(-132, 68, 20)[:, None]  # of rows: the smallest is subnormal
+    rows = numbers(15, len(sizes), 320) * sizes
+    mixed = numbers(16, len(sizes), 320) * sizes[torch.arange(320) % len(sizes), 0]
+    x = torch.cat((rows, mixed)).bfloat16()
+    alone = [ops.quantized_linear(row, laid_out, None, torch.empty(1, 48)) for row in x.split(1)]
+    together = ops.quantized_linear(x, laid_out, None, torch.empty(len(x), 48))
+    assert torch.equal(torch.cat(alone), together) and together.isfinite().all()
+
+
 def test_matrix_tiles_take_whole_steps_whatever_the_rows(ops):
     """K and groups decide, so that a row is multiplied in one way alone and in company."""
     for shape, whole in (((37, 96, 32), True), ((33, 48, 16), True), ((64, 200, 64), False)):

@@ -1,0 +1,113 @@
+// Define what quantized products on matrix tiles have in common: how codes become tiles of W, and how sums of groups become
+// totals of rows.
+#pragma once
+#include "quantized.h"
+#include "tiles.h"
+
+#if defined(__AMX_BF16__)
+
+constexpr int64_t TILE = 16, LINE = 64;
+constexpr int64_t SUMS = TILE * TILE;  // numbers in a tile of sums
+
+// Hold the numbers of one step of a panel: two tiles of W.
+template <int64_t STEP>
+struct alignas(LINE) Numbers {
+    __m512bh pairs[2][STEP / 2];
+};
+
+// Read the numbers of one step from its codes; prefetch what lies `ahead` bytes behind. Return where the next codes are.
+template <class Source, int64_t STEP>
+static INLINE const char* expand(const Source& codes, const char* at, int64_t ahead, Numbers<STEP>& to) {
+    constexpr int64_t PAIRS = Source::PLACES / 2;
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < STEP / Source::PLACES; i++, at += WORDS)
+        for (int h = 0; h < 2; h++) {
+            const char* here = at + h * (WORDS / 2);
+            __builtin_prefetch(here + ahead);
+            const uvec words = load_words(here);
+            each<PAIRS>([&](auto j) INLINE_LAMBDA { to.pairs[h][i * PAIRS + j()] = codes.template pair<j()>(words); });
+        }
+    return at;
+}
+
+// Hold the parts of a group as they are added to totals: of both halves of a panel, for values that are multiples of UNIT.
+struct GroupParts {
+    vec scale[2], minus_zero[2], offset[2];
+    INLINE void read(const char* p, float unit, const QuantizedArgs& a) {
+        for (int h = 0; h < 2; h++) {
+            const Parts parts(p, h, unit, a);
+            scale[h] = parts.scale, minus_zero[h] = parts.zero * (-1 / unit), offset[h] = parts.offset;
+        }
+    }
+};
+
+// Describe sums of groups, which become totals of rows.
+struct Groups {
+    vec* totals;        // [rows][2]
+    const float* sums;  // of the first group and half: [16 rows][16]
+    int64_t pitch;      // from one group's sums to the next
+    const GroupParts* parts;
+    int64_t groups;
+    int rows;
+    const float* of_x;  // of the first row and group
+    int64_t x_pitch;    // from one row to the next
+};
+
+template <int ROWS, bool SHIFTED, bool OFFSETS>
+static INLINE void finish_rows(const Groups& f, int row, int h) {
+    vec total[ROWS];
+    for (int i = 0; i < ROWS; i++) total[i] = f.totals[2 * (row + i) + h];
+    const float *sums = f.sums + h * SUMS + row * TILE, *of_x = f.of_x + row * f.x_pitch;
+    for (int64_t g = 0; g < f.groups; g++, sums += f.pitch, of_x++) {
+        const vec scale = f.parts[g].scale[h], minus_zero = f.parts[g].minus_zero[h], offset = f.parts[g].offset[h];
+        for (int i = 0; i < ROWS; i++) {
+            vec values = load(sums + i * TILE);
+            if (SHIFTED) values = fused(minus_zero, vec{} + of_x[i * f.x_pitch], values);
+            total[i] = fused(scale, values, total[i]);
+            if (OFFSETS) total[i] = fused(offset, vec{} + of_x[i * f.x_pitch], total[i]);
+        }
+    }
+    for (int i = 0; i < ROWS; i++) f.totals[2 * (row + i) + h] = total[i];
+}
+template <bool SHIFTED, bool OFFSETS>
+__attribute__((noinline)) static void finish(const Groups& f) {
+    int row = 0;
+    for (; row + 8 <= f.rows; row += 8)
+        for (int h = 0; h < 2; h++) finish_rows<8, SHIFTED, OFFSETS>(f, row, h);
+    for (; row < f.rows; row++)
+        for (int h = 0; h < 2; h++) finish_rows<1, SHIFTED, OFFSETS>(f, row, h);
+}
+// Add groups to totals of rows, one after another.
+static INLINE void finish(const Groups& f, const QuantizedArgs& a) {
+    if (a.offsets)
+        shifted(a) ? finish<true, true>(f) : finish<false, true>(f);
+    else
+        shifted(a) ? finish<true, false>(f) : finish<false, false>(f);
+}
+
+// Add one group of one row.
+static INLINE void add_group(vec* totals, const vec* values, const GroupParts& parts, const float* of_x,
+                             const QuantizedArgs& a) {
+    for (int h = 0; h < 2; h++) {
+        vec now = values[h];
+        if (shifted(a)) now = fused(parts.minus_zero[h], vec{} + *of_x, now);
+        totals[h] = fused(parts.scale[h], now, totals[h]);
+        if (a.offsets) totals[h] = fused(parts.offset[h], vec{} + *of_x, totals[h]);
+    }
+}
+
+// Hold some rows of x.
+struct Block {
+    Rows<bf16> rows;
+    int64_t first, from, to;  // the first of them in x; tiles of x
+};
+
+// Take subnormal numbers for zeros until the end of a block, as tiles do: vectors must give the same sums.
+struct Flushing {
+    const unsigned before = _mm_getcsr();
+    explicit Flushing(bool on) {
+        if (on) _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+    }
+    ~Flushing() { _mm_setcsr(before); }
+};
+#endif
