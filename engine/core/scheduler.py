@@ -144,11 +144,10 @@ class Scheduler:
         (rule 8). It also waits for a step in flight if proposals may pay: they follow known tokens.
         """
         started = self.clock()
-        proposes = self.speculator is not None or bool(self._forced)
+        forces = any(request.status is Status.RUNNING for request in self._forced)
+        proposes = forces or self.speculator is not None
         if proposes and self._in_flight():
-            if self._forced or (
-                self.speculator is not None and self.speculator.wants(self.running)
-            ):
+            if forces or (self.speculator is not None and self.speculator.wants(self.running)):
                 return None
             proposes = False
         if not self._all_running_fit():

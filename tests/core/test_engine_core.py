@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.admission import RequestError
+from engine.core.request import Status
 from engine.placeholders import NO_TOKEN
 from engine.trace import events
 from tests.support.core_harness import Harness
@@ -628,6 +629,22 @@ def test_a_seat_is_free_once_the_last_step_in_flight_is_back(engine, overlapped)
     h.run()
     h.expect_solo_answers()
     assert "stop" in h.finish_reasons.values()
+
+
+def test_a_waiting_request_whose_grammar_forces_tokens_does_not_stop_the_overlap(engine):
+    h = engine(num_blocks=7, async_scheduling=True)
+    h.add("a", prompt(11), max_tokens=14)
+    h.add("b", prompt(11, 20), max_tokens=14)
+    while not len(h.core.scheduler.waiting) or h.core.scheduler.step_number < 4:
+        h.step()
+    [waits] = h.core.scheduler.waiting.in_order()
+    assert waits.num_output_tokens, "it was preempted"
+    h.core.scheduler.set_forced(waits, [7])
+    h.step()
+    assert h.core._in_flight and waits.status is Status.WAITING
+    h.core.scheduler.set_forced(waits, [])
+    h.run()
+    h.expect_solo_answers()
 
 
 @LOOPS
