@@ -77,9 +77,8 @@ READING = {
 NO_EXAMPLE = {
     "graph.replayed": "It needs a CUDA device: on a CPU, steps that are recorded in full are computed"
     " launch by launch. The records here are from a CPU.",
-    "tool.called": "No record here has one: the pocket model calls no tools.",
-    "tool.unreadable": "No record here has one: the pocket model calls no tools.",
-    "engine.formats_found": "No record here has one: the pocket model writes neither.",
+    "tool.called": "No record here has one: no request brought tools.",
+    "tool.unreadable": "No record here has one: no request brought tools.",
     "engine.divided": "No record here has one: one process computed their model.",
     "engine.failed": "No record here has one: these engines did not fail.",
 }

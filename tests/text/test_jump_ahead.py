@@ -30,7 +30,7 @@ ASKED = {
     "logprobs": {"temperature": 1.0, "seed": 5, "logprobs": 2},
     "bad words": {"temperature": 1.5, "seed": 3, "bad_words": ["street", '"']},
     "min_tokens": {"temperature": 1.5, "seed": 3, "min_tokens": 30},
-    "no form": {"temperature": 1.0, "seed": 3},
+    "no form": {"temperature": 1.0, "seed": 3, "max_tokens": 12},
     "several": {"temperature": 1.5, "seed": 7, "n": 3},
     "cut in a run": {"temperature": 1.5, "seed": 3, "max_tokens": 3},
 }  # fmt: skip
