@@ -213,14 +213,16 @@ TRIES = 20
 
 def record(name: str, model: Path) -> Path:
     """Run one of `RUNS`, again until it can be read beside the other, and write its record."""
-    other, about = BESIDE.get(name, ("", ""))
+    path = RECORDS / f"{name}.jsonl"
+    if name not in BESIDE:
+        return run_once(name, model).replace(path)
+    other, about = BESIDE[name]
     for _ in range(TRIES):
         new = run_once(name, model)
-        part = (
-            where_they_part(read_all(RECORDS / f"{other}.jsonl"), read_all(new)) if other else None
-        )
-        if part is None or (about in part.first.words and about in part.second.words):
-            return new.replace(RECORDS / f"{name}.jsonl")
+        part = where_they_part(read_all(RECORDS / f"{other}.jsonl"), read_all(new))
+        if part is not None and about in part.first.words and about in part.second.words:
+            return new.replace(path)
+    new.unlink()  # the old record stays
     raise RuntimeError(f"{name}: in {TRIES} runs requests came in other steps than in {other}")
 
 

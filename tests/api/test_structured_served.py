@@ -14,6 +14,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from examples.demo import CALCULATOR
 from tests.api.conftest import ServerProcess
 from tests.support.api_schemas import API_SCHEMAS
 from tests.support.cases import FULL, mostly
@@ -253,17 +254,6 @@ def test_a_call_can_be_forced(server, stream):
         assert call.function.name in ("person", "clock")
         wanted = PERSON if call.function.name == "person" else {"maxProperties": 0}
         jsonschema.validate(json.loads(call.function.arguments), wanted)
-
-
-CALCULATOR = {
-    "name": "calculator",
-    "description": "Work out an arithmetic expression.",
-    "parameters": {
-        "type": "object",
-        "properties": {"expression": {"type": "string", "description": "for example 2 * (3 + 4)"}},
-        "required": ["expression"],
-    },
-}
 
 
 @pytest.mark.parametrize("stream", [False, True])
