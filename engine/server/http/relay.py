@@ -74,7 +74,7 @@ class Relay:
             asking.cancel()
             answering.cancel()
             asked, answered = await asyncio.gather(asking, answering, return_exceptions=True)
-            writer.close()
+            writer.transport.abort()  # without waiting until the first process takes what is left
         if isinstance(answered, _Gone):
             await _refuse(scope, receive, send)
         elif isinstance(answered, Exception):  # the first process ended within its answer
