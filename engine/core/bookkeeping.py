@@ -144,7 +144,7 @@ class Bookkeeping:
         if token == NO_TOKEN:
             return self._fail(request, detail)
         if request.grammar is not None:
-            self.scheduler.set_forced(request, [] if detail is None else detail.forced)
+            self.scheduler.proposals.set_forced(request, [] if detail is None else detail.forced)
         token_ids = request.token_ids
         token_ids.append(token)
         num_output_tokens = len(token_ids) - request.num_prompt_tokens

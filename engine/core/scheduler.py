@@ -13,17 +13,16 @@ from bisect import insort
 from collections.abc import Callable
 
 from engine.config import BUDGET, EngineConfig
-from engine.config.speculative import PROPOSED, Speculation
+from engine.config.speculative import Speculation
 from engine.core.block_pool import BlockPool, OutOfBlocks
 from engine.core.core_record import CoreRecord
 from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
 from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
-from engine.core.proposal_room import forced_proposals, most_forced, that_fit
+from engine.core.proposal_rows import ProposalRows
 from engine.core.proposer import Proposer, make_proposer
 from engine.core.request import Request, Status
-from engine.core.speculator import Speculator
 from engine.core.waiting_queue import WaitingQueue
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
@@ -63,14 +62,8 @@ class Scheduler:
             pool,
         )
         self.costs = costs(kv.swap_us_per_block)
-        asked = config.speculation
-        self.speculator: Speculator | None = None
-        self._max_rows = config.max_step_rows
-        self._most_proposed = PROPOSED if asked is None else asked.num_speculative_tokens
-        if asked is not None:
-            made = proposer(asked)
-            self.speculator = Speculator(self.kv, made, self._most_proposed, self._max_rows)
-        self._forced: set[Request] = set()  # those whose grammar forces the next token
+        self.proposals = ProposalRows(config, self.kv, proposer, self._tell_worker)
+        self.speculator = self.proposals.speculator
         self.explain = Explainer(self.record)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # by rank
@@ -103,11 +96,6 @@ class Scheduler:
         self.explain.fork(parent, child)
         self.kv.fork(parent, child)
 
-    def set_forced(self, request: Request, token_ids: list[int]) -> None:
-        """Keep the tokens that the request's grammar forces after all that it has."""
-        request.forced_tokens = token_ids
-        (self._forced.add if token_ids else self._forced.discard)(request)
-
     def release(self, request: Request, why: str) -> None:
         """Remove an ended request.
 
@@ -115,7 +103,7 @@ class Scheduler:
         returned.
         """
         has_seat = request in self.leaving
-        self._forced.discard(request)
+        self.proposals.forget(request)
         if request.status is Status.RUNNING:
             self.running.remove(request)
             has_seat, request.status = True, Status.FINISHED
@@ -144,10 +132,9 @@ class Scheduler:
         (rule 8). It also waits for a step in flight if proposals may pay: they follow known tokens.
         """
         started = self.clock()
-        forces = any(request.status is Status.RUNNING for request in self._forced)
-        proposes = forces or self.speculator is not None
+        proposes = self.proposals.possible
         if proposes and self._in_flight():
-            if forces or (self.speculator is not None and self.speculator.wants(self.running)):
+            if self.proposals.wait_pays(self.running):
                 return None
             proposes = False
         if not self._all_running_fit():
@@ -164,7 +151,7 @@ class Scheduler:
             budget_left = self._admit_waiting(plan, budget_left)
             if proposes:
                 # Last: proposals get only what nobody else wants.
-                budget_left = self._plan_proposals(plan, budget_left)
+                budget_left = self.proposals.add(plan, self.planned, budget_left)
         plan.num_tokens = self.budget - budget_left
         plan.swap_out, self._swap_out = self._swap_out, []
         if not plan.rows and not plan.swap_out:
@@ -311,46 +298,6 @@ class Scheduler:
             request.num_expected_tokens += 1  # its siblings count their own
         if request.table_sent < len(request.block_table):
             self._tell_worker(plan, request)
-
-    def _plan_proposals(self, plan: StepPlan, budget: int) -> int:
-        """Add rows for proposed tokens of decoding requests; return the rest of the
-        budget."""
-        decoding = [
-            request
-            for row, request in zip(plan.rows, self.planned)
-            if row.num_tokens == 1 and row.samples == 1 and request.num_output_tokens
-        ]
-        # A row that forks draws several tokens; the worker has room for as many draws as rows.
-        siblings = sum(row.samples - 1 for row in plan.rows if row.samples)
-        room = min(budget, self._max_rows - len(plan.rows) - siblings)
-        if self._forced:
-            most = min(room, most_forced(len(plan.rows)))
-            turn = plan.step % max(1, len(decoding))  # so that none is always served first
-            ordered = decoding[turn:] + decoding[:turn]
-            forced = that_fit(self.kv, forced_proposals(ordered, self._most_proposed, most))
-            added = self._add_proposals(plan, forced)
-            room, budget = room - added, budget - added
-        if self.speculator is not None:
-            chosen = self.speculator.choose(decoding, len(plan.rows), room)
-            budget -= self._add_proposals(plan, chosen)
-        return budget
-
-    def _add_proposals(self, plan: StepPlan, chosen: list[tuple[Request, list[int]]]) -> int:
-        """Add a row for each proposed token; return how many there are."""
-        before = len(plan.rows)
-        for request, token_ids in chosen:
-            copied = self.kv.grow(request, len(token_ids))
-            assert copied is None, "the row before the proposals has copied what others read"
-            plan.proposed[request.id] = token_ids
-            for start in range(
-                request.num_planned_tokens, request.num_planned_tokens + len(token_ids)
-            ):
-                plan.rows.append(StepRow(request.id, start, 1, 1))
-            request.num_planned_tokens += len(token_ids)
-            request.num_proposed_tokens = len(token_ids)
-            if request.table_sent < len(request.block_table):
-                self._tell_worker(plan, request)
-        return len(plan.rows) - before
 
     def _tell_worker(self, plan: StepPlan, request: Request) -> None:
         """Add the blocks that the worker doesn't know yet to the plan, and for a new row everything

@@ -639,10 +639,10 @@ def test_a_waiting_request_whose_grammar_forces_tokens_does_not_stop_the_overlap
         h.step()
     [waits] = h.core.scheduler.waiting.in_order()
     assert waits.num_output_tokens, "it was preempted"
-    h.core.scheduler.set_forced(waits, [7])
+    h.core.scheduler.proposals.set_forced(waits, [7])
     h.step()
     assert h.core._in_flight and waits.status is Status.WAITING
-    h.core.scheduler.set_forced(waits, [])
+    h.core.scheduler.proposals.set_forced(waits, [])
     h.run()
     h.expect_solo_answers()
 
