@@ -164,8 +164,7 @@ def measure(given: argparse.Namespace) -> dict:
             print(f"{name}: 1 to 64 requests, 64 to 2,000 tokens", flush=True)
             about = shape(name)
             vocab_size = about.vocab_size
-            if model != POCKET_MODEL:  # our server wants a tokenizer
-                save_stand_in(Path(model), vocab_size, about.eos_token_id)
+            save_stand_in(Path(model), vocab_size, about.eos_token_id)  # our server wants one
             result["steps_ms"][name] = by_size(model, given.dtype, vocab_size, given.repeats)
             print(f"{name}: threads", flush=True)
             threads = by_threads(model, given.dtype, vocab_size, given.repeats)

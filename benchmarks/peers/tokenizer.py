@@ -18,8 +18,11 @@ END = "<|end|>"
 def save_stand_in(folder: Path, vocab_size: int, end_id: int | None) -> None:
     """Write tokenizer.json with exactly `vocab_size` tokens beside a model that has none.
 
-    `end_id`: the model's end of sequence, a special token.
+    A tokenizer that is there already stays: it may be a real model's own, in the cache that all
+    commands share. `end_id`: the model's end of sequence, a special token.
     """
+    if (folder / "tokenizer_config.json").exists():  # written last
+        return
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = iter([*letters, *(f"Ġw{number}" for number in range(vocab_size))])
     if vocab_size <= len(letters):

@@ -86,7 +86,15 @@ def test_the_stand_in_has_a_text_for_every_id_and_reads_its_own_words(tmp_path):
     assert tokenizer.decode([300, 301]) == " w44 w45"
     assert tokenizer.decode(tokenizer.encode("Grüße w1")) == "Grüße w1"
     with pytest.raises(ValueError, match="256"):
-        save_stand_in(tmp_path, 100, None)
+        save_stand_in(tmp_path / "other", 100, None)
+
+
+def test_a_tokenizer_that_is_there_stays(tmp_path):
+    """A shape's folder may be a real model's, in the cache that all commands share."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("its own")
+    save_stand_in(tmp_path, 512, 511)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"its own"}
 
 
 @pytest.mark.skipif(not PEERS.has_llama, reason="llama.cpp is not in .peers/: make bench-peers")
