@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import RESULTS, machine_folder
+from benchmarks.machine_folder import RESULTS, keep_results, machine_folder
 from benchmarks.run_engine import Engine
 from benchmarks.run_transformers import Transformers
 from benchmarks.shapes import SHAPES, shape, weights_for
@@ -187,12 +186,8 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m benchmarks.co
         for dtype in options.dtypes:
             rows += measure(name, dtype, 1 if options.quick else REPEATS)
     lines, where = summary(rows), machine()
-    table, folder = markdown(lines, where), options.out
-    folder.mkdir(parents=True, exist_ok=True)
     results = {"machine": where, "summary": lines, "runs": rows}
-    (folder / "compare.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "compare.md").write_text(table)
-    print(table)
+    keep_results(options.out, "compare", results, markdown(lines, where))
     return 0
 
 

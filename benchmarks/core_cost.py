@@ -9,14 +9,13 @@ counts, so the recorder's drain thread is included.
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 import statistics
 import time
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import quiet_collector
@@ -108,11 +107,8 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     """Measure, write the machine's files, and print the table."""
-    rows, folder = measure(), machine_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "core_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "core_cost.md").write_text(markdown(rows))
-    print(markdown(rows))
+    rows = measure()
+    keep_results(machine_folder(), "core_cost", rows, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -32,7 +31,7 @@ import httpx
 
 from benchmarks.footprint_parts import Marks, parts_table
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from engine.config import POCKET_MODEL, cache_folder
 from engine.trace.command import run_command
 
@@ -307,12 +306,10 @@ def main() -> int:
         **measure(options.model),
     }
     page = table(results)
-    print(page)
-    if not options.print:
-        folder = machine_folder()
-        folder.mkdir(exist_ok=True)
-        (folder / "footprint.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "footprint.md").write_text(page)
+    if options.print:
+        print(page)
+    else:
+        keep_results(machine_folder(), "footprint", results, page)
     return 0
 
 

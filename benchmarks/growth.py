@@ -14,7 +14,6 @@ of `results/`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -28,7 +27,7 @@ import torch
 
 from benchmarks import core_cost
 from benchmarks.machine import busy_cores, cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.results import row, speed
@@ -257,10 +256,7 @@ def main() -> None:
     if given.quick:
         given.repeats, given.shapes = 1, ["pocket"]
     result = measure(given)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "growth.md").write_text(markdown(result))
-    print(markdown(result))
+    keep_results(given.out, "growth", result, markdown(result))
 
 
 if __name__ == "__main__":

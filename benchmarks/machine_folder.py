@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import cpu_name
 
@@ -22,3 +24,11 @@ def machine_folder(cpu: str | None = None, variant: str | None = None) -> Path:
     name = re.sub(r"\((R|TM|C)\)", "", cpu or cpu_name(), flags=re.IGNORECASE)
     words = re.findall(r"[a-z0-9]+", f"{name} {variant}".lower())
     return RESULTS / "-".join(words)
+
+
+def keep_results(folder: Path, name: str, results: Any, table: str) -> None:
+    """Write `name`.json and `name`.md, the table for the documents, and print the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table)
+    print(table)

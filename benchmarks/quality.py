@@ -12,7 +12,6 @@ most probable token, and (not vLLM's) how far the distribution is from that in f
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.compare import machine
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers import vllm_quality
 from benchmarks.peers.in_process import WorkerFailed
 from benchmarks.peers.install import Peers
@@ -252,10 +251,8 @@ def main(argv: list[str] | None = None) -> int:
             said = ", ".join(f"{key} {_known(value, '.5g')}" for key, value in m.items())
             print(f"{name:24} {said}", flush=True)
     where = machine()
-    given.out.mkdir(parents=True, exist_ok=True)
     results = {"machine": where, "rows": rows}
-    (given.out / "quality.json").write_text(json.dumps(results, indent=1) + "\n")
-    (given.out / "quality.md").write_text(markdown(rows, where))
+    keep_results(given.out, "quality", results, markdown(rows, where))
     return 0
 
 

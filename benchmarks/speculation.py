@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pydoc_data.topics import topics
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from engine import LLM, SamplingParams
 from engine.trace import events as ev
 from engine.trace.command import run_command
@@ -178,9 +178,10 @@ def markdown(cases: list[Case], num_tokens: int, rounds: int) -> str:
             sum(getattr(c, f"{way}_s") for c in its) for way in ("plain", "proposing")
         )
         proposed = sum(case.proposed for case in its)
-        share = f"{sum(case.accepted for case in its) / proposed:.0%} of {proposed:,}"
+        accepted = sum(case.accepted for case in its)
+        share = f"{accepted / proposed:.0%} of {proposed:,}" if proposed else "none proposed"
         lines.append(
-            f"| {kind} | {sampled} | {requests} | {share if proposed else 'none proposed'}"
+            f"| {kind} | {sampled} | {requests} | {share}"
             f" | {tokens / sum(case.steps for case in its):.2f} | {tokens / plain:,.0f}"
             f" | {tokens / proposing:,.0f} | {plain / proposing:.2f} ×"
             f" | {sum(case.same for case in its)} of {len(its)} |"
@@ -195,14 +196,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=160, help="of each answer")
     parser.add_argument("--rounds", type=int, default=4, help="of which the first doesn't count")
     args = parser.parse_args()
-    cases, folder = measure(args.prompts, args.tokens, args.rounds), machine_folder()
+    cases = measure(args.prompts, args.tokens, args.rounds)
     table = markdown(cases, args.tokens, args.rounds)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speculation.json").write_text(
-        json.dumps([asdict(c) for c in cases], indent=1) + "\n"
-    )
-    (folder / "speculation.md").write_text(table)
-    print(table)
+    keep_results(machine_folder(), "speculation", [asdict(case) for case in cases], table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ at level `profile`, where each is launched alone from Python. Then the kernels o
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.run_engine import Engine
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from engine.core.messages import CoreRequest
@@ -207,12 +206,8 @@ def main() -> None:
         "read_gb_s": found.read_gb_s,
         "gemm_tflop_s": found.gemm_gflop_s["bfloat16"] / 1e3,
     }
-    results, folder = {"machine": limits, "budgets": budgets}, machine_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "step_budget.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = markdown(budgets, limits)
-    (folder / "step_budget.md").write_text(table)
-    print(table)
+    results = {"machine": limits, "budgets": budgets}
+    keep_results(machine_folder(), "step_budget", results, markdown(budgets, limits))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ all. Each figure is the best of the rounds, because other programs make single o
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import statistics
 import threading
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from engine import LLM, SamplingParams
 from engine.kernels.cpu.rank_ops import SharedMemoryRanks, shared_bytes
 from engine.trace import events as ev
@@ -138,13 +137,9 @@ def main() -> None:
         f" {options.tokens} tokens a request, sizes in turn, the best of {options.rounds} rounds."
         f" Made by `python -m benchmarks.tensor_parallel`.\n\n{table(cases, joins)}\n"
     )
-    print(text)
-    folder = machine_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     told = {"cpu": cpu_name(), "model": options.model, "joins": joins}
     told["cases"] = [asdict(case) for case in cases]
-    (folder / "tensor_parallel.json").write_text(json.dumps(told, indent=1) + "\n")
-    (folder / "tensor_parallel.md").write_text(text)
+    keep_results(machine_folder(), "tensor_parallel", told, text)
 
 
 if __name__ == "__main__":

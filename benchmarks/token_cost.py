@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.footprint import processes
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from engine.config import POCKET_MODEL, EngineConfig
 from engine.core.messages import KVShape, StepOutput, StepPlan
 from engine.trace.command import run_command
@@ -256,11 +256,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--streams", type=int, nargs="+", choices=STEP_S, default=list(STEP_S))
     given = parser.parse_args()
-    rows, folder = measure(given.repeats, given.streams), machine_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "token_cost.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "token_cost.md").write_text(markdown(rows))
-    print(markdown(rows))
+    rows = measure(given.repeats, given.streams)
+    keep_results(machine_folder(), "token_cost", rows, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the machine's folder of `results/`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.results import row, speed
@@ -120,10 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     names = given.workloads or [name for name in workloads(100) if name != "W4"]
     result = measure(names, given.shapes, given.repeats)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "transport.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "transport.md").write_text(markdown(result))
-    print(markdown(result))
+    keep_results(given.out, "transport", result, markdown(result))
 
 
 if __name__ == "__main__":

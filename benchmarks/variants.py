@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import RESULTS, machine_folder
+from benchmarks.machine_folder import RESULTS, keep_results, machine_folder
 from engine.kernels.cpu import choice
 from engine.kernels.cpu.build import VARIANTS, variants_here
 from engine.trace.command import run_command
@@ -87,12 +87,10 @@ def main() -> int:
     for path in RESULTS.glob("*/variants.json"):
         measured |= set(json.loads(path.read_text())["us"])
     page = table(results, measured)
-    print(page)
-    if not options.print:
-        folder = machine_folder()
-        folder.mkdir(exist_ok=True)
-        (folder / "variants.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "variants.md").write_text(page)
+    if options.print:
+        print(page)
+    else:
+        keep_results(machine_folder(), "variants", results, page)
     return 0
 
 

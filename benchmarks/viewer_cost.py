@@ -15,7 +15,6 @@ line is one JSON object, which is also written to `viewer_cost.json`, and as a t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -33,7 +32,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine_folder import machine_folder  # noqa: E402
+from benchmarks.machine_folder import keep_results, machine_folder  # noqa: E402
 from engine.trace.command import run_command  # noqa: E402
 
 REQUESTS = 64
@@ -179,11 +178,7 @@ def main() -> None:
         result["page"] = {
             name: round(statistics.median(told[name] for told in frames), 2) for name in frames[0]
         }
-    folder = machine_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "viewer_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "viewer_cost.md").write_text(markdown(result))
-    print(json.dumps(result))
+    keep_results(machine_folder(), "viewer_cost", result, markdown(result))
 
 
 def markdown(result: dict) -> str:

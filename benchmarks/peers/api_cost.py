@@ -12,7 +12,6 @@ told. The engine computes on the cores that the server needs, as it would on suc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers import servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.limits import LLAMA_SLOT_TOKENS
@@ -165,10 +164,7 @@ def main() -> int:
         [start for name, start in starters.items() if there[name]], given.streams, given.repeats
     )
     table = markdown(result, threads, [name for name in starters if not there[name]])
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "api_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "api_cost.md").write_text(table)
-    print(table)
+    keep_results(given.out, "api_cost", result, table)
     return 0
 
 

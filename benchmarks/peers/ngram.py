@@ -20,7 +20,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.machine import cpu_name
-from benchmarks.machine_folder import machine_folder
+from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers.in_process import Worker
 from benchmarks.peers.install import Peers
 from benchmarks.peers.results import ENGINE
@@ -147,10 +147,7 @@ def main() -> None:
     lengths = (given.prompts, given.tokens, given.rounds)
     result = measure(model, [ENGINE, "vLLM"], *lengths, given.threads, peers)
     table = markdown(result, given.tokens, given.rounds)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "ngram.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "ngram.md").write_text(table)
-    print(table)
+    keep_results(given.out, "ngram", result, table)
 
 
 if __name__ == "__main__":
