@@ -65,6 +65,8 @@ class Kernels:
     """Whether `linear` returns fp32 of 16-bit numbers if asked, where that costs no launch."""
     draw: types.Draw | None = None
     """None: `worker/sampling/exact_draw.py` draws, in plain torch."""
+    draw_allowed: types.DrawAllowed | None = None
+    """None: logits are masked, and then drawn from as others."""
     copy_blocks: types.CopyBlocks | None = None
     """None: `KVCache` moves blocks in plain torch."""
 
@@ -121,6 +123,7 @@ def _on_cpu() -> Kernels:
         relu=ops.relu,
         greatest=ops.argmax,
         mask_logits=ops.mask_logits,
+        draw_allowed=ops.draw_allowed,
         rotate=ops.rotate,
     )
 

@@ -171,6 +171,22 @@ class Draw(Protocol):
     ) -> Tensor: ...
 
 
+class DrawAllowed(Protocol):
+    """Draw as `worker/sampling/exact_draw.py` defines it, among the tokens that masks allow.
+
+    `logits`: fp32 [lines, vocab]. `draws`: int64 [5, draws]: of each its line, its sequence's seat,
+    its seed, where its token will stand, and the only token allowed (`NO_TOKEN`: see the mask).
+    By seat: `masks`, int32 [seats, words], token t is bit t % 32 of word t // 32 (None: all tokens
+    are allowed); `parameters`, fp64 [seats, n]: temperature (0: the greatest logit), top_p, min_p;
+    `top_k`, int64 [seats]. Returns int64 [draws]; `NO_TOKEN` where logits of allowed tokens aren't
+    finite.
+    """
+
+    def __call__(
+        self, logits: Tensor, draws: Tensor, masks: Tensor | None, parameters: Tensor, top_k: Tensor
+    ) -> Tensor: ...
+
+
 class CopyBlocks(Protocol):
     def __call__(self, sources: Tensor, targets: Tensor, words: Tensor, pairs: Tensor) -> None: ...
 
@@ -208,4 +224,5 @@ class Replacements(TypedDict, total=False):
     linear_gated: LinearGated | None
     keeps_sums: bool
     draw: Draw | None
+    draw_allowed: DrawAllowed | None
     copy_blocks: CopyBlocks | None

@@ -32,6 +32,7 @@ SOURCES = (
     "linear_tables.cpp",
     "attention.cpp",
     "elementwise.cpp",
+    "draw.cpp",
     "replay.cpp",
     "threads.cpp",
 )

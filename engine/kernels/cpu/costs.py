@@ -104,6 +104,14 @@ def mask_cost(_: None, logits: torch.Tensor, masks: torch.Tensor) -> Cost:
     return Cost([rows], masks.nbytes + touched, 0, why="one mask for each row with a grammar")
 
 
+def draw_allowed_cost(
+    _: None, logits: torch.Tensor, draws: torch.Tensor, masks: torch.Tensor | None
+) -> Cost:
+    count = draws.shape[1]
+    moved = draws.nbytes + (0 if masks is None else count * masks[0].nbytes)
+    return Cost([count], moved, 0, why="of the logits only what a mask allows is read")
+
+
 def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:
     written = (k.numel() + v.numel()) * cache.k.element_size()
     return Cost([len(k)], k.nbytes + v.nbytes + written, 0)

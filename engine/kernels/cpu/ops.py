@@ -15,7 +15,13 @@ import torch
 
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import TYPES, AttentionOps, function
-from engine.kernels.cpu.costs import elementwise_cost, embed_cost, mask_cost, norm_cost
+from engine.kernels.cpu.costs import (
+    draw_allowed_cost,
+    elementwise_cost,
+    embed_cost,
+    mask_cost,
+    norm_cost,
+)
 from engine.kernels.cpu.linear_ops import BLOCK, Layout
 from engine.kernels.cpu.quantized_ops import QuantizedOps
 from engine.kernels.launch import launch
@@ -28,6 +34,7 @@ _ANGLES = Struct("6qd").pack
 _RELU = Struct("3q").pack
 _ARGMAX = Struct("6q").pack
 _MASK = Struct("7q").pack
+_DRAW_ALLOWED = Struct("10q").pack
 
 
 class NativeOps(QuantizedOps, AttentionOps):
@@ -44,6 +51,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         self._relu = function(library, "relu")
         self._argmax = function(library, "argmax")
         self._mask_logits = function(library, "mask_logits")
+        self._draw_allowed = function(library, "draw_allowed")
         # through a handle that releases Python's lock: a replay takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
         self.bind_threads = function(library, "bind_threads")
@@ -221,3 +229,31 @@ class NativeOps(QuantizedOps, AttentionOps):
             logits.shape[1],
         )
         launch("mask_logits", "native", self._mask_logits, (packed,), mask_cost, logits, masks)
+
+    def draw_allowed(
+        self,
+        logits: torch.Tensor,
+        draws: torch.Tensor,
+        masks: torch.Tensor | None,
+        parameters: torch.Tensor,
+        top_k: torch.Tensor,
+    ) -> torch.Tensor:
+        """Draw tokens of those that masks allow: see `signatures.DrawAllowed`."""
+        out = torch.empty(draws.shape[1], dtype=torch.int64)
+        packed = _DRAW_ALLOWED(
+            logits.data_ptr(),
+            draws.data_ptr(),
+            0 if masks is None else masks.data_ptr(),
+            parameters.data_ptr(),
+            top_k.data_ptr(),
+            out.data_ptr(),
+            len(out),
+            logits.shape[1],
+            0 if masks is None else masks.shape[1],
+            parameters.shape[1],
+        )
+        launch(
+            "draw_allowed", "native", self._draw_allowed, (packed,),
+            draw_allowed_cost, logits, draws, masks,
+        )  # fmt: skip
+        return out

@@ -169,6 +169,15 @@ class GrammarMasks:
             self._together = LLExecutor(1)
         self._running = self._thread.submit(self._fill, seats)
 
+    @property
+    def bits(self) -> np.ndarray:
+        """Return the masks of all seats, int32 [seats, words], as of the last call of `only`.
+
+        Where `only` names a token, the seat's mask is that of another token.
+        """
+        assert self._masks is not None
+        return self._masks
+
     def masks(self, seats: np.ndarray, ahead: np.ndarray | None = None) -> np.ndarray:
         """Return the masks of seats that have a grammar, int32 [rows, words].
 

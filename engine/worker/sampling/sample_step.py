@@ -19,7 +19,6 @@ from engine.sampling_params import SamplingParams
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
-from engine.worker.sampling.certain_draws import CertainDraws, certain_draws
 from engine.worker.sampling.draw_events import add_grammar, sample_drawn
 from engine.worker.sampling.logprobs import token_logprobs
 from engine.worker.sampling.proposals import StepProposals
@@ -109,13 +108,16 @@ class SampleStep:
             logits = logits[to_device(of, logits.device)]
             greatest = None
         recorded = self._recorded(rows, firsts)
-        proposals, certain, record_us = None, None, 0.0
+        proposals, ahead = None, None
         if inputs.proposed:
             proposals = StepProposals(rows, _places(rows, firsts), len(positions), inputs.proposed)
-            if firsts is None and not recorded and self.table.any_certain:
-                certain = certain_draws(self.table, seats, proposals.ahead)
-        if certain is not None:
-            tokens, logprobs = self._draw_others(logits, certain, seats, positions)
+            ahead = proposals.ahead
+        held = None
+        if firsts is None and not recorded:
+            held = self.table.held(seats)
+        if held is not None:
+            record_us = 0.0
+            tokens, logprobs = self._draw_held(logits, held, seats, positions, greatest, ahead)
         else:
             metadata = self.table.metadata(owners, siblings)
             tokens, logprobs, record_us = self._draw(
@@ -196,16 +198,34 @@ class SampleStep:
         elif self.table.allows_few(seat):
             detail.failure, detail.failed_param = NOTHING_LEFT, "allowed_token_ids"
 
-    def _draw_others(
-        self, logits: torch.Tensor, certain: CertainDraws, seats: np.ndarray, positions: np.ndarray
+    def _draw_held(
+        self,
+        logits: torch.Tensor,
+        held: np.ndarray,
+        seats: np.ndarray,
+        positions: np.ndarray,
+        greatest: torch.Tensor | None,
+        ahead: np.ndarray | None,
     ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
-        """Draw the tokens that aren't certain; return all, and log-probabilities by place."""
-        others = certain.others
-        metadata = self.table.metadata(seats[others])
+        """Draw where grammars alone say what is allowed, and the other draws as usual.
+
+        held: bool [draws], which are the former. Return all tokens, and log-probabilities by place.
+        """
+        if held.all():
+            return self.sampler.draw_held(logits, None, seats, positions, ahead), {}
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        its, others = np.flatnonzero(held), np.flatnonzero(~held)
+        its_ahead, others_ahead = (None, None) if ahead is None else (ahead[its], ahead[others])
+        tokens[its] = self.sampler.draw_held(logits, its, seats[its], positions[its], its_ahead)
         drawn, logprobs, _ = self._draw(
-            logits[torch.from_numpy(others)], metadata, positions[others], ahead=certain.ahead
+            logits[others],
+            self.table.metadata(seats[others]),
+            positions[others],
+            greatest=None if greatest is None else greatest[others],
+            ahead=others_ahead,
         )
-        return certain.join(logits, drawn), {int(others[i]): one for i, one in logprobs.items()}
+        tokens[others] = drawn
+        return tokens, {int(others[i]): one for i, one in logprobs.items()}
 
     def _draw(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from engine.kernels import kernels_for
+from engine.placeholders import NO_TOKEN
 from engine.worker.sampling.exact_draw import cut_and_draw, draw, integer_weights, keep_min_p
 from engine.worker.sampling.penalties import penalise
 from engine.worker.sampling.sampling_table import SamplingMetadata, SamplingTable
@@ -87,6 +88,65 @@ class Sampler:
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """
+        held, drawn = metadata.grammar_rows, None
+        if len(held) and self.table.draw_allowed is not None:
+            # the same kernel as in `draw_held`: masked logits are as good to it as masks
+            seats, seeds = metadata.seats[held], metadata.seeds[held]
+            drawn = self._draw_allowed(logits, held, seats, seeds, positions[held], None, None)
+            if len(held) == len(logits):
+                return drawn
+        tokens = self._draw_all(logits, metadata, positions)
+        if drawn is not None:
+            tokens[held] = drawn
+        return tokens
+
+    def draw_held(
+        self,
+        logits: torch.Tensor,
+        lines: np.ndarray | None,
+        seats: np.ndarray,
+        positions: np.ndarray,
+        ahead: np.ndarray | None,
+    ) -> torch.Tensor:
+        """Draw for sequences of which `SamplingTable.held` says so, int64 [draws].
+
+        `lines`: int64 [draws], which of the logits are theirs; None: all. The others as in
+        `adjust`. A forced token isn't drawn: only that its logit is finite is looked at.
+        """
+        grammars = self.table.grammars
+        only = grammars.only(seats, ahead)
+        seeds = self.table.seeds(seats)
+        return self._draw_allowed(logits, lines, seats, seeds, positions, only, grammars.bits)
+
+    def _draw_allowed(
+        self,
+        logits: torch.Tensor,
+        lines: np.ndarray | None,
+        seats: np.ndarray,
+        seeds: np.ndarray,
+        positions: np.ndarray,
+        only: list[int] | None,
+        masks: np.ndarray | None,
+    ) -> torch.Tensor:
+        """Call the kernel for it."""
+        draw = self.table.draw_allowed
+        assert draw is not None
+        draws = np.empty((5, len(seats)), np.int64)
+        draws[0] = np.arange(len(seats)) if lines is None else lines
+        draws[1], draws[2], draws[3] = seats, seeds, positions
+        draws[4] = NO_TOKEN if only is None else only
+        return draw(
+            logits.float().contiguous(),
+            torch.from_numpy(draws),
+            None if masks is None else torch.from_numpy(masks),
+            self.table.parameters,
+            self.table.top_k,
+        )
+
+    def _draw_all(
+        self, logits: torch.Tensor, metadata: SamplingMetadata, positions: np.ndarray
+    ) -> torch.Tensor:
+        """Draw for all rows as if none had a grammar: see `draw`."""
         if not len(metadata.random):
             return kernels_for(logits.device).greatest(logits)
         words = to_device(metadata.words(positions), logits.device)

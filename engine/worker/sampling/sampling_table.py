@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from engine.core.messages import NewRow
+from engine.kernels import kernels_for
 from engine.sampling_params import SamplingParams
 from engine.worker.sampling.exact_draw import Cuts
 from engine.worker.sampling.grammar_masks import GrammarMasks
@@ -21,7 +22,7 @@ from engine.worker.sampling.philox import random_words
 from engine.worker.sampling.token_rules import StepRules, TokenRules
 from engine.worker.transfers import to_device
 
-TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
+TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)  # as `DrawAllowed` wants
 AHEAD = 16  # positions for which random words are computed at once
 LEAST_TEMPERATURE = 1e-30  # dividing logits by less would make them infinite
 
@@ -99,6 +100,9 @@ class SamplingTable:
         self._no_rules = StepRules([], device)
         self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
         self.grammars = GrammarMasks(num_seats, vocab_size, ahead=device.type != "cpu")
+        self._held = np.zeros(num_seats, bool)  # with a grammar, and nothing else to look at
+        self.draw_allowed = kernels_for(device).draw_allowed
+        self.parameters, self.top_k = torch.from_numpy(self._floats), torch.from_numpy(self._top_k)
         self._last: SamplingMetadata | None = None
         self._last_key = (b"", b"")
 
@@ -126,6 +130,8 @@ class SamplingTable:
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
             self._lines[seat] = self.counts.add(output)
             self._num_penalised += 1
+        others = rules is not None or self._lines[seat] >= 0 or params.logprobs is not None
+        self._held[seat] = seat in self.grammars and not others
 
     def _rules_of(self, row: NewRow) -> TokenRules | None:
         """Return the rules of a row. Siblings, which follow each other, share them."""
@@ -139,6 +145,7 @@ class SamplingTable:
     def clear(self, seat: int) -> None:
         """Forget the sequence of a seat."""
         self._last = None
+        self._held[seat] = False
         self._rules.pop(seat, None)
         self.grammars.clear(seat)
         if self._lines[seat] >= 0:
@@ -155,17 +162,19 @@ class SamplingTable:
         """Return whether a sequence may draw only the tokens that it names."""
         return seat in self._rules and self._rules[seat].allowed is not None
 
-    @property
-    def any_certain(self) -> bool:
-        """Return whether some sequence's token may be known without a draw.
+    def held(self, seats: np.ndarray) -> np.ndarray | None:
+        """Return which draws need only what the seat's grammar allows, bool [rows]; None: none do.
 
-        Elsewhere than on a CPU drawing all rows alike is faster.
+        On a device without a kernel for that they are drawn as others.
         """
-        return self.device.type == "cpu" and bool(self.grammars)
+        if not self.grammars or self.draw_allowed is None:
+            return None
+        held = self._held[seats]
+        return held if held.any() else None
 
-    def takes_certain(self, seat: int) -> bool:
-        """Return whether a token that is the only one allowed needn't be drawn for a sequence."""
-        return seat not in self._rules and not self._logprobs[seat]
+    def seeds(self, seats: np.ndarray) -> np.ndarray:
+        """Return the seeds of sequences, int64 [rows]."""
+        return self._seeds[seats]
 
     def appended(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
         """Count one more token for each of these sequences. Both int64 [rows].

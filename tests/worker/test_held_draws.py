@@ -1,0 +1,105 @@
+"""Draws of sequences with a grammar and no other rules, which one kernel makes on a CPU."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.placeholders import NO_TOKEN
+from engine.worker.sampling.sampler import Sampler
+from engine.worker.sampling.sampling_table import SamplingTable
+from tests.worker.worker_kit import new_row
+
+CPU, VOCAB = torch.device("cpu"), 70
+
+
+class Matcher:
+    """Allow the even tokens, and force no others than `run`, which it has read."""
+
+    def __init__(self, run: list[int]):
+        self.run = run
+
+    def compute_ff_tokens(self) -> list[int]:
+        return self.run
+
+    def consume_tokens(self, tokens: list[int]) -> None: ...
+
+    def is_error(self) -> bool:
+        return False
+
+    def unsafe_compute_mask_ptr(self, place: int, size: int) -> None:
+        import ctypes
+
+        ctypes.memset(place, 0x55, size)
+
+
+class Grammar:
+    def __init__(self, run: list[int]):
+        self.run = run
+
+    def matcher(self, tokens: list[int]) -> Matcher:
+        return Matcher(self.run)
+
+
+def table_of(*asked: dict) -> SamplingTable:
+    """A table with one sequence a seat. `run`: what its grammar forces; without, it has none."""
+    table = SamplingTable(len(asked), VOCAB, CPU)
+    if table.draw_allowed is None:
+        pytest.skip("no kernels could be built here")
+    table.grammars.proposes = True
+    for seat, one in enumerate(asked):
+        params = {"seed": seat + 3, "temperature": 0.9, **one}
+        run = params.pop("run", None)
+        row = new_row([1, 2, 3], 2, **params)
+        row.grammar = None if run is None else Grammar(run)
+        table.set(seat, row)
+    return table
+
+
+def test_only_those_with_nothing_but_a_grammar_are_held():
+    table = table_of(
+        {"run": []}, {}, {"run": [], "bad_words_token_ids": [[5]]}, {"run": [], "logprobs": 1},
+        {"run": [], "presence_penalty": 1.0}, {"run": [4], "top_p": 0.5, "top_k": 3},
+    )  # fmt: skip
+    every = np.arange(6)
+    assert table.held(every).tolist() == [True, False, False, False, False, True]
+    assert table.held(every[1:5]) is None
+    table.clear(0)
+    assert table.held(every[:2]) is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 4, "top_p": 0.9, "min_p": 0.05}])
+def test_a_draw_is_that_of_masked_logits(temperature, cuts):
+    """A request whose draws are recorded, or which wants log-probabilities, has these."""
+    asked = {"run": [], "temperature": temperature, **cuts}
+    table = table_of(asked, {"temperature": temperature}, asked, asked)
+    sampler, seats = Sampler(table), np.arange(4)
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1))
+    for position in range(3, 60):
+        positions = np.full(4, position)
+        its = seats[table.held(seats)]
+        found = sampler.draw_held(logits, its, its, positions[its], None)
+        metadata = table.metadata(seats)
+        adjusted = sampler.adjust(logits.clone(), metadata, np.zeros((4, 80), np.int32), positions)
+        masked = sampler.draw(adjusted, metadata, positions)
+        assert found.tolist() == masked[its].tolist()
+        assert all(token % 2 == 0 for token in found.tolist())
+        free = table.metadata(seats[1:2])  # and the one without a grammar draws as alone
+        alone = sampler.draw(logits[1:2], free, positions[1:2])
+        assert masked[1] == alone[0]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_forced_tokens_are_taken_and_what_follows_them_is_drawn(broken):
+    table = table_of({"run": [41, 43]}, {"run": [45]})
+    logits = torch.zeros(5, VOCAB)
+    logits[:, 47] = broken  # of a token that is forbidden
+    logits[1, 43] = broken
+    seats, ahead = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 1])
+    found = Sampler(table).draw_held(logits, None, seats, 3 + ahead, ahead).tolist()
+    assert found[:2] == [41, NO_TOKEN] and found[3] == 45
+    assert found[2] % 2 == found[4] % 2 == 0
