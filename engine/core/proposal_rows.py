@@ -51,8 +51,13 @@ class ProposalRows:
         return self.speculator is not None or self._forces()
 
     def _forces(self) -> bool:
-        """Return whether tokens of a running request are forced."""
-        return any(request.status is Status.RUNNING for request in self._forced)
+        """Return whether tokens of a running request are forced, more than a step in flight
+        draws."""
+        return any(
+            request.status is Status.RUNNING
+            and len(request.forced_tokens) > request.num_expected_tokens - request.num_tokens
+            for request in self._forced
+        )
 
     def wait_pays(self, running: list[Request]) -> bool:
         """Return whether the next step should wait for the one in flight, to have proposals."""

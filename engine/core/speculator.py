@@ -80,9 +80,10 @@ class Speculator:
             return True
         step = worth.BareStep(len(running), *self.costs.line(len(running)), 0)
         known = self.everyone.share(self._prior)
-        if any(r.grammar is not None or step.pays(self._share(r, known)) for r in running):
+        free = [request for request in running if request.grammar is None]
+        if any(step.pays(self._share(request, known)) for request in free):
             return True
-        self._fade(running)
+        self._fade(free)
         return False
 
     def choose(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from engine.core.messages import StepOutput, StepPlan, StepStats
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
-from engine.trace import events
+from engine.trace.together import ProposalsVerified
 
 
 def num_right(proposed: Sequence[int], drawn: Sequence[int]) -> int:
@@ -26,11 +26,13 @@ def num_right(proposed: Sequence[int], drawn: Sequence[int]) -> int:
     return len(proposed)
 
 
-def _why(num_proposed: int, right: int, position: int) -> str:
-    """Say why no more proposals were right."""
-    if right < num_proposed:
-        return f"another token was drawn for position {position + right}"
-    return "all were right" if num_proposed else "the draft model would end the text here"
+def accepted_by_place(drafts: Sequence[tuple[int, int]]) -> list[int]:
+    """Count, for each place in a draft, how often its token was right: `StepStats.accepted`.
+
+    drafts: (tokens proposed, right ones) of each.
+    """
+    longest = max((proposed for proposed, _ in drafts), default=0)
+    return [sum(right > place for _, right in drafts) for place in range(longest)]
 
 
 class Verification:
@@ -52,58 +54,40 @@ class Verification:
         Afterwards its counts are as if the wrong proposals had never been planned. Nothing may be
         cached before that: their keys and values are in its last blocks (rule 5).
         """
-        self.step, self.num_drafts, self.num_proposed, self.accepted = plan.step, 0, 0, []
-        drawn = iter(output.tokens[len(requests) :])
-        later = {
-            request_id: [next(drawn)[0] for _ in proposed]
-            for request_id, proposed in plan.proposed.items()
-        }
-        found = {}
-        for place, request in enumerate(requests):
-            proposed = plan.proposed.get(request.id)
-            if proposed is None:
-                continue
-            tokens = output.tokens[place] + later[request.id]
+        self.step, self.num_proposed = plan.step, 0
+        drafts: list[tuple[int, int]] = []  # of each draft: tokens proposed, right ones
+        rows = []
+        speculator, give_back = self.scheduler.speculator, self.scheduler.kv.give_back
+        later = len(requests)  # the row of the next sequence's first proposal
+        counted = {}
+        places = {request.id: place for place, request in enumerate(requests)}
+        for request_id, proposed in plan.proposed.items():
+            place, count = places[request_id], len(proposed)
+            request, begin, later = requests[place], later, later + count
             request.num_proposed_tokens = 0
             if request.status is Status.FINISHED:
-                request.num_planned_tokens -= len(proposed)
+                request.num_planned_tokens -= count
                 continue
-            made = output.drafted.get(request.id, proposed)
+            tokens = [output.tokens[place][0], *[one for (one,) in output.tokens[begin:later]]]
+            made = output.drafted.get(request_id, proposed)
             right = num_right(made, tokens)
-            request.num_planned_tokens -= len(proposed) - right
+            request.num_planned_tokens -= count - right
             request.num_computed_tokens += right
             request.num_expected_tokens += right
-            found[request] = tokens[: right + 1]
-            self._book(plan, place, request, len(made), right)
-        return found
-
-    def _book(
-        self, plan: StepPlan, place: int, request: Request, num_proposed: int, right: int
-    ) -> None:
-        """Count the proposals of a sequence, give back blocks that it doesn't need, record both."""
-        source = -1
-        if request.grammar is None:
-            speculator = self.scheduler.speculator
-            assert speculator is not None
-            source = speculator.verified(request, num_proposed, right)
-        self.num_drafts += num_proposed > 0
-        self.num_proposed += num_proposed
-        self.accepted += [0] * (num_proposed - len(self.accepted))
-        for position in range(right):
-            self.accepted[position] += 1
-        position = plan.rows[place].start + 1
-        self.record(
-            events.SpecVerified(
-                step=plan.step,
-                request_id=request.id,
-                position=position,
-                num_proposed=num_proposed,
-                num_accepted=right,
-                source=source,
-                blocks=self.scheduler.kv.give_back(request),
-                why=_why(num_proposed, right, position),
-            )
-        )
+            counted[request] = tokens[: right + 1]
+            source = -1
+            if request.grammar is None and speculator is not None:
+                source = speculator.verified(request, len(made), right)
+            blocks = give_back(request) if right < count else []
+            self.num_proposed += len(made)
+            if made:
+                drafts.append((len(made), right))
+            rows.append((request_id, plan.rows[place].start + 1, len(made), right, source, blocks))
+        self.num_drafts = len(drafts)
+        self.accepted = accepted_by_place(drafts)
+        if rows:
+            self.record(ProposalsVerified(step=plan.step, rows=rows))
+        return counted
 
     def count(self, stats: StepStats) -> None:
         """Add the counts of the told step."""

@@ -1,6 +1,7 @@
 """Keep what happens to many requests in one step as one event until somebody reads it.
 
-In nearly every step some requests begin a block, and some fill one. One event for each would cost
+In nearly every step some requests begin a block, some fill one, and where grammars force tokens
+many have proposals. One event for each would cost
 the loop more than the fact is worth. So the core records them together, as rows of plain values,
 and `one_by_one` gives them to readers as single events, each with its own `seq`.
 """
@@ -10,7 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Union
 
-from engine.trace.events import ALL_EVENTS, BlockAllocated, BlockCached, BlockEvicted, Event
+from engine.trace.events import (
+    ALL_EVENTS,
+    BlockAllocated,
+    BlockCached,
+    BlockEvicted,
+    Event,
+    SpecVerified,
+)
 
 Evicted = list[tuple[int, bytes]]
 """(block, the hash that it lost)"""
@@ -57,7 +65,37 @@ class BlocksCached(Event, tag="blocks.cached"):
             yield BlockCached(request_id=request_id, blocks=blocks, hashes=names)
 
 
-TOGETHER = (BlocksGrown, BlocksCached)
+class ProposalsVerified(Event, tag="proposals.verified"):
+    """Hold `spec.verified` of several requests."""
+
+    rows: list[tuple[str, int, int, int, int, list[int]]] = []
+    """(request id, position, proposed, accepted, source, blocks given back)"""
+    stands_for: ClassVar = (SpecVerified,)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def one_by_one(self) -> Iterator[Event]:
+        for request_id, position, proposed, accepted, source, blocks in self.rows:
+            yield SpecVerified(
+                request_id=request_id,
+                position=position,
+                num_proposed=proposed,
+                num_accepted=accepted,
+                source=source,
+                blocks=blocks,
+                why=_why_no_more(proposed, accepted, position),
+            )
+
+
+def _why_no_more(num_proposed: int, right: int, position: int) -> str:
+    """Say why no more proposals were right."""
+    if right < num_proposed:
+        return f"another token was drawn for position {position + right}"
+    return "all were right" if num_proposed else "the draft model would end the text here"
+
+
+TOGETHER = (BlocksGrown, BlocksCached, ProposalsVerified)
 
 AnyEvents: Any = Union[ALL_EVENTS + TOGETHER]  # noqa: UP007 - a tuple can't be spelled with |
 """The union that msgspec decodes a batch of another process with."""

@@ -226,6 +226,26 @@ def test_the_loop_overlaps_while_no_proposal_pays(engine):
     assert ahead and verified and max(ahead) < min(verified)
 
 
+def test_a_grammar_stops_the_overlap_only_where_it_forces_more_than_is_being_drawn(engine):
+    h = engine(5, 90, async_scheduling=True)
+    h.core.scheduler.speculator.costs = Costs()
+    h.add("a", prompt(10), max_tokens=60)
+    for _ in range(3):
+        h.step()
+    [request] = h.core.scheduler.running
+    request.grammar = object()
+    h.core.scheduler.speculator.costs = NothingCosts()  # any proposal pays, but it gets none
+    for forced, waits in (([], False), ([7], False), ([7, 8], True), ([], False)):
+        h.core.scheduler.proposals.set_forced(request, forced)
+        h.step()
+        assert bool(h.core._in_flight) != waits, forced
+        h.step()
+        assert h.core._in_flight
+    h.run()
+    h.expect_solo_answers()
+    assert not h.recorded(events.SpecVerified)
+
+
 def test_counts_of_a_step(engine):
     h = engine(5)
     h.add("a", prompt(10), max_tokens=30)

@@ -14,7 +14,7 @@ from engine.trace import events as ev
 from engine.trace.files import bundle, pack, unpack
 from engine.trace.packing_recorder import AT_ONCE, PackingRecorder
 from engine.trace.recorder import Recorder
-from engine.trace.together import BlocksCached, BlocksGrown, how_many
+from engine.trace.together import BlocksCached, BlocksGrown, ProposalsVerified, how_many
 from tests.trace.example_events import ID, stamped
 
 GROWN = [
@@ -22,6 +22,7 @@ GROWN = [
     ("b", [8, 9], 0, 0, 20, [(8, b"\x01\x02"), (9, b"\x03")]),
 ]
 CACHED = [("a", [5, 6], [b"\xaa", b"\xbb"]), ("c", [4], [b"\xcc"])]
+VERIFIED = [("a", 33, 2, 2, -1, []), ("b", 21, 3, 1, 4, [9]), ("c", 7, 0, 0, -1, [])]
 ALONE = [
     ev.BlockAllocated(request_id="a", blocks=[7], index=2, why="for token 32"),
     ev.BlockEvicted(
@@ -33,7 +34,17 @@ ALONE = [
     ev.BlockAllocated(request_id="b", blocks=[8, 9], index=0, why="for tokens 0 to 19"),
     ev.BlockCached(request_id="a", blocks=[5, 6], hashes=["aa", "bb"]),
     ev.BlockCached(request_id="c", blocks=[4], hashes=["cc"]),
-]
+    ev.SpecVerified(
+        request_id="a", position=33, num_proposed=2, num_accepted=2, why="all were right"
+    ),
+    ev.SpecVerified(
+        request_id="b", position=21, num_proposed=3, num_accepted=1, source=4, blocks=[9],
+        why="another token was drawn for position 22",
+    ),
+    ev.SpecVerified(
+        request_id="c", position=7, why="the draft model would end the text here"
+    ),
+]  # fmt: skip
 
 
 def happen(recorder: Recorder) -> None:
@@ -41,6 +52,7 @@ def happen(recorder: Recorder) -> None:
     recorder.record(ev.RequestWaiting(request_id="before"))
     recorder.record(BlocksGrown(rows=list(GROWN)))
     recorder.record(BlocksCached(rows=list(CACHED)))
+    recorder.record(ProposalsVerified(rows=list(VERIFIED)))
     recorder.record(ev.RequestWaiting(request_id="after"))
 
 
@@ -57,7 +69,7 @@ def test_readers_get_one_by_one_what_happened_together():
     with closing(Recorder()) as recorder:
         recorder.subscribe(got.extend)
         happen(recorder)
-    assert [event.seq for event in got] == list(range(1, 9))
+    assert [event.seq for event in got] == list(range(1, 12))
     assert {event.step for event in got} == {3} and len({event.ts_ns for event in got[1:5]}) == 1
     assert all(one.ts_ns <= other.ts_ns for one, other in pairwise(got))
     for event, expected in zip(got[1:-1], ALONE, strict=True):
@@ -65,7 +77,8 @@ def test_readers_get_one_by_one_what_happened_together():
             expected, seq=event.seq, ts_ns=event.ts_ns, step=3, src="core"
         )
         assert event == expected
-    assert how_many(BlocksGrown(rows=GROWN)) + how_many(BlocksCached(rows=CACHED)) == len(ALONE)
+    kinds = BlocksGrown(rows=GROWN), BlocksCached(rows=CACHED), ProposalsVerified(rows=VERIFIED)
+    assert sum(map(how_many, kinds)) == len(ALONE)
 
 
 def test_another_process_gets_what_readers_of_this_one_would():
@@ -83,7 +96,7 @@ def test_another_process_gets_what_readers_of_this_one_would():
             packing.flush()
     packing.close()
     plain.close()
-    assert without_time(received(messages)) == without_time(got) and len(got) == 480
+    assert without_time(received(messages)) == without_time(got) and len(got) == 660
 
 
 def test_text_stays_out_of_a_packed_record_too():

@@ -60,24 +60,37 @@ class _Held:
             self.matcher.consume_tokens(self.forced)
             self.masked = False
 
-    def read(self, token: int) -> bool:
-        """Read a drawn token; return whether the text is complete with it."""
-        matcher = self.matcher
+    def read(self, tokens: list[int]) -> list[bool]:
+        """Read drawn tokens; return for each whether the text is complete with it."""
+        complete: list[bool] = []
+        if self.forced:
+            left = self.forced[self.drawn : self.drawn + len(tokens)]
+            if left == tokens[: len(left)]:
+                complete = [False] * len(left)
+                self.drawn += len(left)
+                if self.drawn == len(self.forced):
+                    complete[-1] = self._next_state()
+        return complete + [self._read_one(token) for token in tokens[len(complete) :]]
+
+    def _read_one(self, token: int) -> bool:
+        """Read a token that isn't the next of a run."""
         if token < 0:
             return False  # nothing was drawn
         if self.forced and token == self.forced[self.drawn]:
             self.drawn += 1
-            if self.drawn < len(self.forced):
-                return False  # more is forced to follow
-        else:
-            if self.forced:  # a sampler of someone's own may draw what the grammar forbids
-                matcher.rollback(len(self.forced) - self.drawn)
-            if matcher.is_stopped():
-                return False  # a step in flight at the end
-            matcher.consume_token(token)
-            self.masked = False
+            return self._next_state() if self.drawn == len(self.forced) else False
+        if self.forced:  # a sampler of someone's own may draw what the grammar forbids
+            self.matcher.rollback(len(self.forced) - self.drawn)
+        if self.matcher.is_stopped():
+            return False  # a step in flight at the end
+        self.matcher.consume_token(token)
+        self.masked = False
+        return self._next_state()
+
+    def _next_state(self) -> bool:
+        """Forget the run that led here; return whether the text is complete."""
         self.forced, self.drawn, self.asked = [], 0, False
-        return matcher.is_stopped() and not matcher.is_error()
+        return self.matcher.is_stopped() and not self.matcher.is_error()
 
 
 class GrammarMasks:
@@ -119,12 +132,11 @@ class GrammarMasks:
             del self._held[seat]
             self._stale.discard(seat)
 
-    def advance(self, seat: int, tokens: Sequence[int]) -> list[bool]:
+    def advance(self, seat: int, tokens: list[int]) -> list[bool]:
         """Read tokens drawn for a seat; return for each whether the text is complete with it."""
         self._wait()
         self._stale.add(seat)
-        read = self._held[seat].read
-        return [read(token) for token in tokens]
+        return self._held[seat].read(tokens)
 
     def fork(self, seat: int, tokens: Sequence[int]) -> list[bool]:
         """Read a token for a seat and for each sibling that forks from it: see `advance`.
@@ -135,7 +147,7 @@ class GrammarMasks:
         held = self._held[seat]
         self._stale.add(seat)
         forks = [held.fork() for _ in tokens[1:]]
-        return [one.read(token) for one, token in zip([held, *forks], tokens)]
+        return [one.read([token])[0] for one, token in zip([held, *forks], tokens)]
 
     def forced(self, seat: int) -> list[int]:
         """Return the tokens that must come next, up to one that may end the text."""

@@ -28,20 +28,26 @@ class StepProposals:
     ) -> None:
         """Sort the draws by sequence. rows: those that draw. places: of each row's first draw."""
         found: dict[str, list[int]] = {name: [] for name in proposed}
+        ahead = [0] * num_draws
         for place, row in zip(places, rows):
-            if row.request_id in found:
-                found[row.request_id].append(place)
-        self._draws = [(its, proposed[name]) for name, its in found.items()]
-        self.ahead = np.zeros(num_draws, np.int64)
+            its = found.get(row.request_id)
+            if its is not None:
+                ahead[place] = len(its)
+                its.append(place)
+        self.ahead = np.array(ahead, np.int64)
         """For each draw, how many of the tokens that it follows are proposals."""
-        for its, _ in self._draws:
-            self.ahead[its] = np.arange(len(its))
+        self._draws = [(its, proposed[name]) for name, its in found.items()]
+        before = [place for its, _ in self._draws for place in its[:-1]]
+        expected = [token for its, ids in self._draws for token in ids[: len(its) - 1]]
+        self._before, self._expected = np.array(before, np.int64), np.array(expected, np.int64)
 
-    def counts(self, drawn: np.ndarray) -> np.ndarray:
+    def counts(self, drawn: np.ndarray) -> np.ndarray | None:
         """Return which draws count, bool [draws]: those with only right proposals before them.
 
-        drawn: int64 [draws].
+        None: all of them, most often where grammars force tokens. drawn: int64 [draws].
         """
+        if (drawn[self._before] == self._expected).all():
+            return None
         counts, tokens = np.ones(len(drawn), bool), drawn.tolist()
         for places, proposals in self._draws:
             for number, (before, proposal) in enumerate(zip(places, proposals), 1):

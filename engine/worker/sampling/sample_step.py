@@ -147,6 +147,7 @@ class SampleStep:
         seats, ends, counts = draws.seats, draws.ends, None
         if draws.proposals is not None:
             counts = draws.proposals.counts(drawn)
+        if counts is not None:
             counts = counts if draws.firsts is None else counts[draws.firsts]
             seats, ends, kept = seats[counts], ends[counts], kept[counts]
         self.seats.append(seats, ends, kept)
@@ -170,21 +171,25 @@ class SampleStep:
         found: dict[int, tuple[StepRow, list[int]]] = {}  # of each seat, the tokens in their order
         places = _places(drawn, draws.firsts)
         for row, seat, first, counts_too in zip(draws.rows, draws.seats.tolist(), places, counted):
-            if not counts_too or seat not in grammars:
+            if not counts_too:
                 continue
             if seat in found:
                 found[seat][1].append(drawn[first])
-            else:
+            elif seat in grammars:
                 found[seat] = row, drawn[first : first + row.samples]
+        proposes = grammars.proposes
         for seat, (row, tokens) in found.items():
-            forks = row.samples > 1
-            complete = grammars.fork(seat, tokens) if forks else grammars.advance(seat, tokens)
-            failed = NO_TOKEN in tokens
-            forced = []
-            if grammars.proposes and not (forks or failed or complete[-1]):
-                forced = grammars.forced(seat)
-            if failed or True in complete or forced:  # most steps have nothing to tell
-                detail = details.setdefault(row.request_id, RowDetail())
+            failed, forced = NO_TOKEN in tokens, []
+            if row.samples > 1:
+                complete = grammars.fork(seat, tokens)
+            else:
+                complete = grammars.advance(seat, tokens)
+                if proposes and not (failed or complete[-1]):
+                    forced = grammars.forced(seat)
+            if forced or failed or True in complete:  # most steps have nothing to tell
+                detail = details.get(row.request_id)
+                if detail is None:
+                    detail = details[row.request_id] = RowDetail()
                 detail.complete, detail.forced = complete, forced
                 if failed:
                     self._explain(seat, detail)

@@ -6,6 +6,8 @@ temperature (0: the greatest logit, lowest id if equal) → min_p, top_k, top_p,
 (`exact_draw.py`, where they are defined to the bit). Raw log-probabilities are taken before all
 this, by `logprobs.py`.
 
+On a CPU one native kernel draws for all sequences with a grammar, from the mask to the draw.
+
 Every operation works on all rows that need it at once, and on each row alone: no row's token
 depends on its neighbours. Rows without these parameters skip the work.
 """
