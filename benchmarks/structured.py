@@ -4,7 +4,9 @@
 
 Both decode as many tokens, in turn, and each turn gives ratios. Tokens that the schema forces come
 several a step. The form is a long list of small records with texts, numbers and choices, which
-never ends before the requests' last token.
+never ends before the requests' last token. A step that gives several tokens of a sequence may take
+longer, so what a reader of a stream feels is measured too: how long its tokens wait for the one
+before them, which is no time where both came together.
 
 On a busy machine only the CPU time with one thread means anything: waiting threads spin, and count.
 Writes `structured.json` and `structured.md` into the machine's folder of `results/`.
@@ -19,6 +21,7 @@ import random
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +50,7 @@ class Measured(NamedTuple):
 
     steps: list[StepFinished]
     cpu_s: float
+    waits_us: list[float]  # of each token, for the one before it in its sequence
 
     @property
     def tokens(self) -> int:
@@ -67,8 +71,11 @@ class Case:
         self.vocab_size = shape(name).vocab_size
         self._runs = 0
 
-    def _compute(self, held: bool, full: bool = False) -> float:
-        """Compute all requests once, with the schema or without; return the CPU seconds."""
+    def _compute(self, held: bool, full: bool = False) -> tuple[float, list[tuple[int, list[int]]]]:
+        """Compute all requests once, with the schema or without.
+
+        Return the CPU seconds, and of each step when it ended and the tokens of each sequence.
+        """
         core, draw = self.engine.core, random.Random(0)
         self._runs += 1
         for i in range(self.requests):
@@ -83,16 +90,19 @@ class Case:
             )
             core.add_request(request, self.compiled if held else None)
         with self.engine.looping():
+            ends: list[tuple[int, list[int]]] = []
             began = time.process_time()
             while core.has_work:
-                core.step()
-            return time.process_time() - began
+                news = core.step()
+                ends.append((time.perf_counter_ns(), [len(one.token_ids) for one in news]))
+            return time.process_time() - began, ends
 
     def run(self, held: bool) -> Measured:
         self.engine.events()
-        cpu_s = self._compute(held)
+        cpu_s, ends = self._compute(held)
         steps = [e for e in self.engine.events() if isinstance(e, StepFinished)]
-        return Measured(steps[WARM_UP:], cpu_s / sum(step.num_sampled for step in steps))
+        cpu_s /= sum(step.num_sampled for step in steps)
+        return Measured(steps[WARM_UP:], cpu_s, waits(ends[WARM_UP - 1 :]))
 
     def forbidden(self) -> dict[str, float]:
         """Return what the grammar allows and takes, per draw."""
@@ -106,15 +116,30 @@ class Case:
         }
 
 
+def waits(ends: list[tuple[int, list[int]]]) -> list[float]:
+    """Return the µs that each token waited for the one before it in its sequence.
+
+    ends: of each step when it ended, in nanoseconds, and how many tokens each sequence got, which
+    is at least one from the first step to the sequence's end.
+    """
+    found: list[float] = []
+    for (before, _), (now, counts) in pairwise(ends):
+        for count in counts:
+            found += [(now - before) / 1e3, *[0.0] * (count - 1)]
+    return found
+
+
 def described(runs: list[Measured]) -> dict[str, float]:
     """Describe runs of one way by medians."""
     steps = [step for run in runs for step in run.steps]
     times = sorted(step.total_us for step in steps)
+    tokens = sorted(one for run in runs for one in run.waits_us)
     parts = {part: statistics.median(getattr(step, part) for step in steps) for part in PARTS}
     return {
         **parts,
         "total_us": statistics.median(times),
         "p99_us": times[int(len(times) * 0.99)],
+        "p99_wait_us": tokens[int(len(tokens) * 0.99)],
         "tokens_s": statistics.median(1e6 / run.us_a_token for run in runs),
         "cpu_us_a_token": statistics.median(run.cpu_s for run in runs) * 1e6,
         "tokens_a_step": sum(run.tokens for run in runs) / len(steps),
@@ -133,7 +158,8 @@ def compare(case: Case, pairs: int) -> dict[str, Any]:
     both = list(zip(*runs.values()))
     found["ratio"] = statistics.median(a.us_a_token / b.us_a_token for a, b in both)
     found["cpu_ratio"] = statistics.median(a.cpu_s / b.cpu_s for a, b in both)
-    found["p99_ratio"] = found[WITH]["p99_us"] / found[WITHOUT]["p99_us"]
+    for name in ("p99", "p99_wait"):
+        found[f"{name}_ratio"] = found[WITH][f"{name}_us"] / found[WITHOUT][f"{name}_us"]
     return found
 
 
@@ -162,23 +188,27 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         f" by `python -m benchmarks.structured`: requests at temperature {TEMPERATURE}"
         " in bf16, in turn without a schema and with one, whose forced tokens come several a step."
         " Ratios are tokens for the same time, against without: the median over turns, on the clock"
-        " and in CPU time. Where other programs kept cores busy, only CPU time with one thread says"
-        " something.",
+        " and in CPU time; of p99, with over without. Where other programs kept cores busy, only"
+        " CPU time with one thread says something.",
         "",
         "| shape | requests | threads | cores busy afterwards | schema | tokens/s | on the clock"
-        " | CPU time | µs of CPU a token | tokens a step | p99 of a step, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        " | CPU time | µs of CPU a token | tokens a step | p99 of a step, ms"
+        " | p99 between a stream's tokens, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         for way in (WITHOUT, WITH):
             one, clock, cpu = line[way], "", ""
+            p99, wait = f"{one['p99_us'] / 1e3:.1f}", f"{one['p99_wait_us'] / 1e3:.1f}"
             if way == WITH:
                 clock, cpu = f"{line['ratio']:.2f}", f"{line['cpu_ratio']:.2f}"
+                p99 += f" ({line['p99_ratio']:.2f}×)"
+                wait += f" ({line['p99_wait_ratio']:.2f}×)"
             out.append(
                 f"| {line['shape']} | {line['requests']} | {line['threads'] or 'all'}"
                 f" | {line['busy']:.1f} | {way}"
                 f" | {one['tokens_s']:,.0f} | {clock} | {cpu} | {one['cpu_us_a_token']:,.0f}"
-                f" | {one['tokens_a_step']:.1f} | {one['p99_us'] / 1e3:.1f} |"
+                f" | {one['tokens_a_step']:.1f} | {p99} | {wait} |"
             )
     out += ["", "What the grammar does, and where the time of a step goes (median µs):", ""]
     out += [

@@ -48,10 +48,12 @@ def forced_proposals(
 
 
 def that_fit(
-    kv: KVManager, found: Iterable[tuple[Request, list[int]]]
+    kv: KVManager, found: list[tuple[Request, list[int]]]
 ) -> list[tuple[Request, list[int]]]:
     """Cut proposals for which no block is free; they never take one from a sequence."""
     free = kv.pool.num_free
+    if sum(len(token_ids) for _, token_ids in found) <= free:
+        return [one for one in found if one[1]]  # as none takes more blocks than it has tokens
     chosen = []
     for request, token_ids in found:
         count = len(token_ids)

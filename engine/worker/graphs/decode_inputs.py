@@ -50,6 +50,7 @@ class DecodeInputs:
             else _fields(self._packed)
             for _ in range(STAGED)
         )
+        self._host_tables = self.tables.numpy() if device.type == "cpu" else None
         self._tables_of: tuple[int, int, bytes] | None = None  # whose tables are here now
 
     def fill(self, inputs: StepInputs, size: int, drawn: DrawnTokens | None) -> None:
@@ -86,8 +87,11 @@ class DecodeInputs:
         width = inputs.table_width
         tables_of = inputs.table_version, width, inputs.seats.tobytes()
         if tables_of != self._tables_of:
-            tables = to_device(inputs.block_tables, self.device)
-            self.tables[: inputs.num_rows, :width] = tables
+            if self._host_tables is not None:
+                self._host_tables[: inputs.num_rows, :width] = inputs.block_tables
+            else:
+                tables = to_device(inputs.block_tables, self.device)
+                self.tables[: inputs.num_rows, :width] = tables
             self._tables_of = tables_of
 
     def batch(self, size: int) -> AttentionBatch:
