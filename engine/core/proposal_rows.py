@@ -77,7 +77,8 @@ class ProposalRows:
         siblings = sum(row.samples - 1 for row in plan.rows if row.samples)
         room = min(budget, self._max_rows - len(plan.rows) - siblings)
         if self._forced:
-            most = min(room, most_forced(len(plan.rows)))
+            num_tokens = sum(row.num_tokens for row in plan.rows)
+            most = min(room, most_forced(len(plan.rows), num_tokens))
             turn = plan.step % max(1, len(decoding))  # so that none is always served first
             ordered = decoding[turn:] + decoding[:turn]
             forced = that_fit(self.kv, forced_proposals(ordered, self._most_proposed, most))

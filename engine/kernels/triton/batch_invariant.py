@@ -26,7 +26,7 @@ BY_ITSELF = frozenset(
         *("pack_weight", "pack_quantized", "embed", "quantized_embed"),
         *("angles", "rotate", "silu_and_mul", "relu", "mask_logits"),  # number by number
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),  # a program for each row
-        *("greatest", "draw"),  # pieces of a row, cut by the vocabulary
+        *("greatest", "draw", "draw_allowed"),  # pieces of a row, cut by the vocabulary
         *("name", "why", "reads_lengths", "keeps_sums"),  # which compute nothing
     }
 )
