@@ -152,6 +152,23 @@ def test_a_row_is_the_same_in_any_company(ops, company, dtype):
     assert torch.equal(ops.linear(x[:company], packed, None), alone[:company])
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("outputs", [1024, 1056])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, gated, outputs, wide):
+    """A prompt's outputs are more than a core's caches hold: on tiles they take another way."""
+    rows, outputs = 1100, 2 * outputs if gated else outputs
+    x, weight = numbers(1, rows, 1216).bfloat16(), numbers(2, outputs, 1216).bfloat16()
+    bias = numbers(3, outputs).bfloat16()
+    weight, bias = ops.pack_gated(weight, bias) if gated else (ops.pack_weight(weight), bias)
+    if weight.dim() == 2:
+        pytest.skip("torch's product")
+    dtype = torch.float32 if wide else torch.bfloat16
+    few = torch.cat([ops.product(some, weight, bias, dtype, gated) for some in x.split(48)])
+    for company in (rows, rows - 70):
+        assert torch.equal(ops.product(x[:company], weight, bias, dtype, gated), few[:company])
+
+
 def test_products_of_torch_are_right_after_ours_on_tiles(ops):
     """Tiles are configured anew by each user: neither may disturb the other."""
     x, weight = numbers(1, 40, 256).bfloat16(), numbers(2, 512, 256).bfloat16()
