@@ -114,9 +114,9 @@ def texts() -> list[str]:
 class Ours:
     """Run the engine's model on its own pages, one text at a time."""
 
-    def __init__(self, model: str, way: Way, length: int) -> None:
+    def __init__(self, model: str, way: Way, length: int, **options: bool) -> None:
         self.way = way
-        self.model = load_model(EngineConfig(model=model, dtype=way.dtype), CPU)
+        self.model = load_model(EngineConfig(model=model, dtype=way.dtype, **options), CPU)
         dtype = getattr(torch, way.cache or way.dtype)
         blocks = -(-length // BLOCK)
         self.caches = []

@@ -7,7 +7,9 @@ Each tool makes a checkpoint of SmolLM2 and one of the pocket model, once. Exact
 SmolLM2's: what its codes stand for, against the format's own library, bit by bit, and greedy tokens
 in fp32, against transformers on the expanded weights. Quality is measured on the pocket model,
 which was trained in higher precision: SmolLM2 is to be had here only as a file in Q4_1, so rounding
-it again says nothing of a format. Speed is measured in bf16, in turns with the plain model.
+it again says nothing of a format. Speed is measured in bf16, in turns with the plain model. Formats
+that end in -int8 are the others' checkpoints with --quantized-activations: of these there is no
+library to be equal to.
 `formats.json` and `formats.md` are written after each format; a later call replaces only the parts
 that it measured again.
 """
@@ -38,18 +40,20 @@ VOCABULARY = 49152  # SmolLM2's
 
 def measure(peers: Peers, name: str, parts: list[str], row: dict[str, Any]) -> None:
     """Make and measure one format, into its row. Raises `ToolFailed`."""
-    real, small = (made.checkpoint(peers, name, model) for model in (REAL, SMALL))
+    same_as = FORMS[name].same_as
+    rounded = {"quantized_activations": True} if same_as else {}
+    real, small = (made.checkpoint(peers, same_as or name, model) for model in (REAL, SMALL))
     plain = {model: find_model(model, None, None) for model in (REAL, SMALL)}
     row.pop("refused", None)
     try:
         row["bytes"], row["plain_bytes"] = (checks.num_bytes(of) for of in (real, plain[REAL]))
-        if "exact" in parts:
+        if "exact" in parts and not rounded:
             row["exact"] = exact(peers, name, real)
         if "quality" in parts:
-            row["quality"] = checks.quality(small, plain[SMALL])
+            row["quality"] = checks.quality(small, plain[SMALL], **rounded)
         if "speed" in parts:
             folders = {"quantized": str(real), "plain": str(plain[REAL])}
-            row["paces"] = speed.paces(folders, VOCABULARY)
+            row["paces"] = speed.paces(folders, VOCABULARY, **rounded)
     except ModelError as refused:
         row["refused"] = str(refused)
 

@@ -127,12 +127,15 @@ def _greedy(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]
     return torch.cat(drawn, 1).tolist()
 
 
-def quality(folder: Path, source: Path) -> dict[str, float | None]:
-    """Score the answers on real text beside the source's own weights, both in fp32."""
+def quality(folder: Path, source: Path, **options: bool) -> dict[str, float | None]:
+    """Score the answers on real text beside the source's own weights, both in fp32.
+
+    options: of the engine with the folder's weights.
+    """
     tokenizer = load_tokenizer(str(source))
     score = Score()
     plain = Ours(str(source), REFERENCE, QUALITY_TOKENS)
-    quantized = Ours(str(folder), Way("quantized", "float32"), QUALITY_TOKENS)
+    quantized = Ours(str(folder), Way("quantized", "float32"), QUALITY_TOKENS, **options)
     for text in texts():
         ids = tokenizer.encode(text, add_special_tokens=False)[: QUALITY_TOKENS + 1]
         found, expected = (of.logits(ids[:-1]) for of in (quantized, plain))

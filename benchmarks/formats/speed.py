@@ -12,10 +12,18 @@ POOL = 512 << 20
 """Bytes of the KV cache of each model."""
 
 
-def paces(folders: dict[str, str], vocab_size: int) -> dict[str, dict[str, list[float]]]:
-    """Return tokens a second: {workload: {folder: one figure for each turn}}."""
+def paces(
+    folders: dict[str, str], vocab_size: int, **quantized: bool
+) -> dict[str, dict[str, list[float]]]:
+    """Return tokens a second: {workload: {folder: one figure for each turn}}.
+
+    quantized: options of the engine with the folder of that name.
+    """
     options = {"kv_cache_memory_bytes": POOL, "max_model_len": 2048}
-    engines = {name: Engine(model, "bfloat16", **options) for name, model in folders.items()}
+    engines = {
+        name: Engine(model, "bfloat16", **options, **(quantized if name == "quantized" else {}))
+        for name, model in folders.items()
+    }
     works = {name: workloads(vocab_size)[name] for name in TIMED}
     for engine in engines.values():
         for name in ("W1", "W4"):

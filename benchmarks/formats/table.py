@@ -20,7 +20,8 @@ def markdown(rows: Iterable[dict[str, Any]], where: dict[str, Any], left_out: li
         " transformers' on the expanded weights. KL and changed: how far the answers on real text"
         " are from those of the unquantized model, in nats, and how often the most probable token"
         " is another, on the pocket model. Bytes: of SmolLM2's checkpoint, beside that in bf16."
-        " Speed: tokens a second with SmolLM2, over those of its bf16 weights in turns. K types:"
+        " Speed: tokens a second with SmolLM2, over those of its bf16 weights in turns. Int8"
+        " activations: the same checkpoint with --quantized-activations. K types:"
         " llama-quantize stores rows that are no whole blocks of 256 weights in other types, which"
         " are all of the pocket model's, so KL and changed are those of Q5_0, Q5_1 and Q8_0 there,"
         " and two thirds of SmolLM2's matrices.\n",

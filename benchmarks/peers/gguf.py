@@ -4,8 +4,9 @@
 
 Both serve SmolLM2-135M-Instruct from the very same bytes: q4_1 as its maker wrote it, q4_0 and q8_0
 written by `engine.quantize`, with tables of 8 bits. Servers, client and workloads are those of
-`benchmarks.peers`. llama.cpp rounds activations to 8 bits; the engine doesn't. `gguf.json`,
-`gguf.md` and `gguf.svg` are written after each type.
+`benchmarks.peers`. llama.cpp rounds activations to 8 bits; the engine does so only in the kinds
+that end in -int8, by --quantized-activations. `gguf.json`, `gguf.md` and `gguf.svg` are written
+after each kind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from engine.quantize.weight_rounding import Grid, round_to_nearest
 from engine.trace.command import run_command
 
 AS_MADE = "q4_1"
-KINDS = ("q4_0", AS_MADE, "q8_0")
+ROUNDED = "-int8"
+TYPES_OF_BLOCKS = ("q4_0", AS_MADE, "q8_0")
+KINDS = (*TYPES_OF_BLOCKS, *(f"{kind}{ROUNDED}" for kind in TYPES_OF_BLOCKS))
 
 
 class SameGGUF(SameFile):
@@ -37,9 +40,14 @@ class SameGGUF(SameFile):
     results, peer, kinds = "gguf", "llama.cpp", KINDS
 
     def systems(self, kind: str) -> dict[str, Callable[[], System]]:
-        path, threads, peers = str(gguf_file(kind)), self.given.threads, self.peers
+        path, threads, peers = (
+            str(gguf_file(kind.removesuffix(ROUNDED))),
+            self.given.threads,
+            self.peers,
+        )
+        flags = ("--quantized-activations",) if kind.endswith(ROUNDED) else ()
         return {
-            ENGINE: lambda: servers.glasshouse(path, DTYPE, threads, peers),
+            ENGINE: lambda: servers.glasshouse(path, DTYPE, threads, peers, *flags),
             self.peer: lambda: servers.llama_cpp(path, DTYPE, threads, peers),
         }
 

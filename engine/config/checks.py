@@ -54,6 +54,7 @@ def check(options: Options) -> None:
         )
     _check_memory(options)
     _check_machine(options)
+    _check_quantized(options)
     _check_server(options)
 
 
@@ -83,6 +84,18 @@ def _check_machine(options: Options) -> None:
         )
     if options.dtype == "float16" and options.device == "cpu":
         raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")
+
+
+def _check_quantized(options: Options) -> None:
+    if options.quantized_activations and options.device == "cuda":
+        raise ConfigError(
+            "--quantized-activations is for CPUs, and --device is cuda: leave one of them out."
+        )
+    if options.quantized_activations and options.quantization == "none":
+        raise ConfigError(
+            "--quantized-activations needs quantized weights, and --quantization none expands them:"
+            " leave one of them out."
+        )
 
 
 def _check_server(options: Options) -> None:

@@ -16,7 +16,7 @@ class Cost(NamedTuple):
     grid: list[int]  # number of pieces that the work was cut into
     num_bytes: int  # read and written
     flops: int
-    flops_type: str = "float32"  # dtype of the products: "float32" or "bfloat16"
+    flops_type: str = "float32"  # dtype of the products: "float32", "bfloat16" or "int8"
     why: str = ""  # why this grid, or this variant
     # Only compiled kernels have these:
     constexprs: dict[str, int] | None = None

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from engine.kernels import torch_ops
+from engine.kernels import int8_activations, torch_ops
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 MultiplyInFp32 = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,6 +48,7 @@ class QuantizedWeight:
     table: torch.Tensor | None = None  # fp32 [2 ** bits], or [N, 2 ** bits] if each row has its own
     inputs: torch.Tensor | None = None  # int64 [K]: column k of the codes is for input inputs[k]
     factor: float = 1.0  # multiplies all weights last, after rounding to fp32
+    x_group: int = 0  # inputs that share a scale when activations are rounded to 8 bits; 0: no
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,6 +110,11 @@ class QuantizedWeight:
         ordered[:, self.inputs] = weight
         return ordered
 
+    def whole_numbers(self) -> torch.Tensor:
+        """Return code − zero where no table is: fp32 [N, K], in the order of the codes."""
+        zero = self._wide(self.zero) if isinstance(self.zero, torch.Tensor) else self.zero
+        return self._values() - zero
+
     def _values(self) -> torch.Tensor:
         """Return value(code): fp32 [N, K]."""
         if self.codes.dtype is not torch.uint8:
@@ -133,7 +139,8 @@ def alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     def kind(of: QuantizedWeight) -> tuple[object, ...]:
         parts = of.scales, of.offsets
         return (
-            (of.codes.dtype, of.shape[1], of.bits, of.group, of.factor, of.codes.device),
+            (of.codes.dtype, of.shape[1], of.bits, of.group, of.factor, of.x_group),
+            of.codes.device,
             [None if part is None else part.dtype for part in parts],
             of.zero if isinstance(of.zero, int) else None,
             None if of.table is None else of.table.dim(),
@@ -184,10 +191,13 @@ def quantized_linear(
 
     out: where to write the result, whose rows may be parts of longer ones; its dtype may be fp32
     where x has less. linear, logits: the backend's, which multiply with the expanded weights.
+    Where the weight says so, activations are rounded to 8 bits (`int8_activations`).
     """
     rows, width = weight.shape
     if out is None:
         out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)
+    if weight.x_group:
+        return int8_activations.linear(x, weight, bias, out)
     step = max(1, EXPANDED // width)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))

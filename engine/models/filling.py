@@ -18,6 +18,7 @@ from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError
 from engine.models.hub import Progress
 from engine.models.native import NativeModel
+from engine.models.rounded_activations import RoundedActivations
 from engine.models.weights import StoredMatrix, WeightSource
 
 HEAD_OF_ITS_OWN = (
@@ -25,6 +26,7 @@ HEAD_OF_ITS_OWN = (
     " is used. Set tie_word_embeddings to false in config.json to say so."
 )
 
+TABLE = "embed_tokens.weight"
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
 
@@ -35,10 +37,12 @@ def fill(
     progress: Progress | None,
     scales: dict[str, float],
     warn: Callable[[str], None],
+    rounding: RoundedActivations | None = None,
 ) -> None:
     """Copy every tensor to its place, those of the KV cache to `scales`.
 
-    Raises `ModelError` unless names and shapes match.
+    rounding: marks matrices for products with activations in 8 bits. Raises `ModelError` unless
+    names and shapes match.
     """
     targets = dict(model.weight_targets())
     missing, unexpected = set(targets), []
@@ -49,7 +53,9 @@ def fill(
         name = name if name in targets else f"model.{name}"
         done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
         if name in targets:
-            _place(name, tensor, targets[name], source.where)
+            multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE)
+            marking = rounding if multiplies else None
+            _place(name, tensor, targets[name], source.where, marking)
             missing.discard(name)
         elif not isinstance(tensor, torch.Tensor):
             unexpected.append(name.removeprefix("model.model."))
@@ -74,7 +80,13 @@ def fill(
         )
 
 
-def _place(name: str, tensor: torch.Tensor | StoredMatrix, target: Target, where: str) -> None:
+def _place(
+    name: str,
+    tensor: torch.Tensor | StoredMatrix,
+    target: Target,
+    where: str,
+    rounding: RoundedActivations | None,
+) -> None:
     """Put one tensor where it goes. Raises `ModelError` where it has another shape."""
     if isinstance(tensor, torch.Tensor):
         _check_shape(name, tensor, target.shape)
@@ -91,7 +103,7 @@ def _place(name: str, tensor: torch.Tensor | StoredMatrix, target: Target, where
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     if isinstance(target, Slot):
-        target.fill(filling)
+        target.fill(filling if rounding is None else rounding.mark(filling))
     else:  # --quantization none
         target.copy_(expanded(filling))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
 from engine.kernels import Kernels, kernels_for
 from engine.kernels.ranks import Ranks
 from engine.layers.embedding import Embedding, LogitsHead
@@ -44,6 +44,7 @@ from engine.models.formats.scheme import QuantizedCheckpoint
 from engine.models.hub import Progress, find_model
 from engine.models.native import NativeModel
 from engine.models.registry import NATIVE, native_class
+from engine.models.rounded_activations import RoundedActivations, check_rounding
 from engine.models.weights import Found, WeightSource
 from engine.one_line import one_line
 from engine.trace.events import EngineModelLoaded, EngineWarning
@@ -65,7 +66,8 @@ def load_model(
 
     dtype: of weights and activations; None: as `config.dtype` says (`choose_dtype`). ranks: load
     the share of one of them. Records `engine.model_loaded`. Raises `ModelError`, one line: not
-    found, gated, not readable, quantized, not servable, weights missing or left over.
+    found, gated, not readable, quantized, not servable, weights missing or left over; `ConfigError`
+    where an option doesn't suit the model.
     """
     started = time.monotonic()
     folder = find_model(
@@ -78,7 +80,7 @@ def load_model(
         model, found = _make(
             config, folder, description, device, dtype, progress, warnings.append, ranks
         )
-    except ModelError:
+    except (ModelError, ConfigError):
         raise
     except Exception as error:  # inconsistent files raise any of torch's and transformers' errors
         name = (description.architectures or [description.model_type])[0]
@@ -137,6 +139,10 @@ def _make(
     if ranks is not None:
         check_divides(description, ranks.size)
     source = weight_source(config, folder, description, native is not None)
+    found = None if source is None else source.found
+    rounding = RoundedActivations() if config.quantized_activations else None
+    if rounding is not None:
+        check_rounding(device.type, found, config.model)
     if native is not None:
         scales: dict[str, float] = {}
         layers = PLAIN if config.quantization == "none" else _layers(source)
@@ -145,11 +151,13 @@ def _make(
             layers = divided(ranks, description.num_key_value_heads)
         with _made_as(device, dtype):
             model = native(description, layers)
-        _fill_native(model, source, device, progress, scales, warn)
+        _fill_native(model, source, device, progress, scales, warn, rounding)
         said = kv_scales.judge(scales, config.kv_cache_dtype)
         if said:
             warn(said)
-        return model, None if source is None else source.found
+        if found is not None and rounding is not None:
+            found = found._replace(activations=rounding.said(config.model))
+        return model, found
     # Takes seconds to import, and memory that a native model has no use for.
     from engine.models.hf_adapter import TransformersModel
 
@@ -192,16 +200,17 @@ def _fill_native(
     progress: Progress | None,
     scales: dict[str, float],
     warn: Callable[[str], None],
+    rounding: RoundedActivations | None,
 ) -> None:
     """Fill and pack the weights. source: None for random weights.
 
-    scales: collects those of an 8-bit KV cache, see `kv_scales`.
+    scales: collects those of an 8-bit KV cache, see `kv_scales`. rounding: see `fill`.
     """
     model.to(device).eval()
     if source is None:
         fill_randomly(model)
     else:
-        fill(model, source, progress, scales, warn)
+        fill(model, source, progress, scales, warn, rounding)
         for note in sorted(source.notes):
             warn(note)
     for module in model.modules():

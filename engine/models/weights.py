@@ -15,9 +15,10 @@ class Found(NamedTuple):
 
     method: str  # as --quantization names it
     says: str  # for people: "4 bits, groups of 128"
+    activations: str = ""  # what becomes of them, where that is worth saying
 
     def __str__(self) -> str:
-        return f"{self.method}: {self.says}"
+        return f"{self.method}: {self.says}" + (f"; {self.activations}" if self.activations else "")
 
 
 class StoredMatrix(Protocol):

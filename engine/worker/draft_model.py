@@ -36,7 +36,14 @@ def load_draft(
     name = asked.model
     folder = find_model(config.model, config.revision, config.hf_token, None, config.download_dir)
     check_vocabulary(config.model, folder, name, found)
-    own = replace(config, model=name, revision=None, quantization=None, speculative_config={})
+    own = replace(
+        config,
+        model=name,
+        revision=None,
+        quantization=None,
+        quantized_activations=False,
+        speculative_config={},
+    )
     try:
         draft = load_model(own, device, dtype, None, progress)
     except ModelError as error:

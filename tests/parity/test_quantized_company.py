@@ -1,7 +1,7 @@
 """Rule 9 with a quantized model in bf16: a token depends on its own request alone.
 
 Codes are multiplied by kernels of their own, which must add a row's products in one order for one
-row and for many, on each variant.
+row and for many, on each variant; so must those that take activations in 8 bits.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ def quantized(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("rounds", [False, True], ids=["exact", "activations in 8 bits"])
 @pytest.mark.parametrize(
     "variant", [*EXACT[:1], *(pytest.param(each, marks=pytest.mark.full) for each in EXACT[1:])]
 )
 def test_a_token_of_a_quantized_model_depends_on_its_own_request_alone(
-    quantized, variant, monkeypatch
+    quantized, variant, rounds, monkeypatch
 ):
     monkeypatch.setenv("GLASSHOUSE_CPU_VARIANT", variant)
     engine.kernels.forget()
     try:
         prompts, params = PROMPTS[SOME], PARAMS[SOME]
-        with start(quantized, enable_prefix_caching=False) as alone:
+        asked = {"quantized_activations": rounds}
+        with start(quantized, enable_prefix_caching=False, **asked) as alone:
             answers = [alone.run([prompt], [wanted])[0] for prompt, wanted in zip(prompts, params)]
         for options in WAYS.values():
-            with start(quantized, **options) as together:
+            with start(quantized, **options, **asked) as together:
                 assert together.run(prompts, params) == answers
     finally:
         engine.kernels.forget()

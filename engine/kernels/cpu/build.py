@@ -30,6 +30,8 @@ SOURCES = (
     "linear_quantized.cpp",
     "linear_quantized_amx.cpp",
     "linear_tables.cpp",
+    "linear_int8.cpp",
+    "linear_int8_amx.cpp",
     "attention.cpp",
     "elementwise.cpp",
     "draw.cpp",
@@ -43,6 +45,8 @@ HEADERS = (
     "quantized.h",
     "quantized_tiles.h",
     "quantized_tiles_few.h",
+    "int8_dot.h",
+    "int8_rows.h",
     "attention_in_place.h",
     "attention_staged.h",
     "attention_tiles.h",
@@ -65,15 +69,21 @@ FLAGS += ("-fno-math-errno", "-fno-trapping-math")
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "amx": (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
-    "avx512_bf16": (*_AVX512, "avx512_bf16"),
+    "amx": (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+    "avx512_bf16": (*_AVX512, "avx512_vnni", "avx512_bf16"),
     "avx512": _AVX512,
     "avx2": ("avx2", "fma", "f16c"),
     "neon": ("neon",),
     "portable": (),
 }
 """Best first: name → flags that the CPU must have: of /proc/cpuinfo, or NEON for 64-bit ARM."""
-COMPILER_NAMES = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
+COMPILER_NAMES = {
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
+}
 ARM = frozenset({"neon"})  # each 64-bit ARM has it, and compilers use it unasked
 
 

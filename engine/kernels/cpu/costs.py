@@ -35,6 +35,9 @@ class Panels(Protocol):
     @property
     def group(self) -> int: ...
 
+    @property
+    def x_group(self) -> int: ...
+
 
 class TablesOfRows(Protocol):
     """Describe a weight whose rows have tables: see `table_ops.PackedTables`."""
@@ -69,13 +72,16 @@ def quantized_cost(
 ) -> Cost:
     rows, (outputs, inputs) = len(x), weight.shape
     pairs = x.dtype is torch.bfloat16 and variant in IN_PAIRS
+    flops_type = "bfloat16" if pairs else "float32"
+    activations = f"; activations int8 in groups of {weight.x_group}" if weight.x_group else ""
     return Cost(
         [outputs],
         weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
         2 * rows * outputs * inputs,
-        "bfloat16" if pairs else "float32",
+        "int8" if weight.x_group else flops_type,
         f"{rows} rows of {weight.kind.name.lower()} in groups of {weight.group}: "
-        f"{8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight; variant {variant}",
+        f"{8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight{activations};"
+        f" variant {variant}",
     )
 
 

@@ -23,6 +23,7 @@ from engine.kernels.quantized import QuantizedWeight
 from engine.rounding import ceil_div
 
 _LINEAR = Struct("19qd").pack  # QuantizedArgs
+_INT8 = Struct("19qdq").pack  # Int8Args
 _EMBED = Struct("22qd").pack  # QuantizedEmbedArgs
 
 VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
@@ -31,6 +32,9 @@ PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """enum PartType: what scales, zeros and offsets are stored in."""
 HALF_STEP = 16
 """Matrix tiles take groups of a multiple of this many inputs."""
+INT8_VECTOR_ROWS = 4
+"""Rows of activations in 8 bits that vectors multiply even where there are tiles, at most: these
+compute the same bits, and are faster for more."""
 PACKED_AT_ONCE = 1 << 24
 """Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
 
@@ -66,6 +70,7 @@ class PackedPanels:
     zero: int  # of all groups, beside their own
     table: torch.Tensor | None  # fp32 [16]
     inputs: torch.Tensor | None  # int32 [K]
+    x_group: int  # inputs that share a scale of activations in 8 bits; 0: these aren't rounded
 
     @property
     def num_bytes(self) -> int:
@@ -93,6 +98,10 @@ class QuantizedOps(LinearOps):
         self._embed_quantized = function(library, "embed_quantized")
         self._linear_quantized_amx = (
             function(library, "linear_quantized_amx") if self.tiles else self._linear_quantized
+        )
+        self._linear_int8 = function(library, "linear_int8")
+        self._linear_int8_amx = (
+            function(library, "linear_int8_amx") if self.tiles else self._linear_int8
         )
         self._tables = TableProduct(library, variant)
 
@@ -144,6 +153,7 @@ class QuantizedOps(LinearOps):
             else weight.zero - shift,
             table,
             None if weight.inputs is None else weight.inputs.int(),
+            weight.x_group,
         )
 
     def _kind(self, weight: QuantizedWeight) -> tuple[Kind, int, torch.Tensor | None]:
@@ -226,7 +236,7 @@ class QuantizedOps(LinearOps):
         if isinstance(weight, PackedTables):
             self._tables.into(x, weight, bias, out)
             return out
-        packed = _LINEAR(
+        fields = (
             x.data_ptr(),
             weight.data.data_ptr(),
             0 if weight.table is None else weight.table.data_ptr(),
@@ -244,8 +254,14 @@ class QuantizedOps(LinearOps):
             TYPES[out.dtype],
             *weight.fields,
         )
-        tiles = x.dtype is torch.bfloat16 and self.on_tiles(weight)
-        run = self._linear_quantized_amx if tiles else self._linear_quantized
+        if weight.x_group:
+            many = len(x) > INT8_VECTOR_ROWS and self.on_tiles(weight)
+            run = self._linear_int8_amx if many else self._linear_int8
+            packed = _INT8(*fields, weight.x_group)
+        else:
+            tiles = x.dtype is torch.bfloat16 and self.on_tiles(weight)
+            run = self._linear_quantized_amx if tiles else self._linear_quantized
+            packed = _LINEAR(*fields)
         launch(
             "linear_quantized", "native", run, (packed,),
             quantized_cost, x, weight, out, self.variant,

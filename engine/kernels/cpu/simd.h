@@ -130,7 +130,10 @@ INLINE float fused(float a, float b, float c) {
 #endif
 }
 
-INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
+template <class V>
+INLINE V vmax(V a, V b) {
+    return a > b ? a : b;
+}
 // Reorder lanes of two vectors: numbers below VEC choose from `a`, the others from `b`.
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -140,24 +143,26 @@ INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 typedef std::make_integer_sequence<int, VEC> Lanes;
 
 // Set every lane to the sum (the largest) of all: add the vector to itself with halves swapped, then quarters, and so on.
-template <int H, int... L>
-INLINE vec swapped(vec v, std::integer_sequence<int, L...>) {
+template <int H, class V, int... L>
+INLINE V swapped(V v, std::integer_sequence<int, L...>) {
     return PICK(v, v, (L ^ H)...);
 }
-template <int H = VEC / 2>
-INLINE vec sum_of(vec v) {
+template <int H = VEC / 2, class V>
+INLINE V sum_of(V v) {
     v = v + swapped<H>(v, Lanes());
     if constexpr (H > 1) v = sum_of<H / 2>(v);
     return v;
 }
-template <int H = VEC / 2>
-INLINE vec largest_of(vec v) {
+template <int H = VEC / 2, class V>
+INLINE V largest_of(V v) {
     v = vmax(v, swapped<H>(v, Lanes()));
     if constexpr (H > 1) v = largest_of<H / 2>(v);
     return v;
 }
 INLINE float sum(vec v) { return sum_of(v)[0]; }
+INLINE int32_t sum(ivec v) { return sum_of(v)[0]; }
 INLINE float largest(vec v) { return largest_of(v)[0]; }
+INLINE int32_t largest(ivec v) { return largest_of(v)[0]; }
 
 // Add up VEC vectors at once: lane i of v[0] becomes the sum of v[i]. Each round adds the halves of two vectors and puts the
 // two results into one, so there are VEC - 1 additions instead of VEC * log2(VEC):

@@ -17,6 +17,7 @@ import torch
 from engine.kernels.quantized import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
+from engine.models.formats.fp8 import WIDER_ACTIVATIONS
 from engine.models.formats.packed import FLOATS, Stored, wanted
 from engine.models.weights import Found
 from engine.rounding import ceil_div
@@ -40,12 +41,13 @@ class BitsAndBytes:
     def __init__(self, config: dict[str, Any]) -> None:
         """Read quantization_config."""
         self.notes: set[str] = set()
+        activations = ""
         if config.get("load_in_8bit") or config.get("_load_in_8bit"):
-            said = "8-bit integers, one scale a row; activations are not quantized here"
+            said, activations = "8-bit integers, one scale a row", WIDER_ACTIVATIONS
         else:
             said = f"4 bits, {config.get('bnb_4bit_quant_type', 'fp4')}"
             said += ", nested scales" if config.get("bnb_4bit_use_double_quant") else ""
-        self.found = Found("bitsandbytes", said)
+        self.found = Found("bitsandbytes", said, activations)
 
     def filling(self, layer: str, stored: Stored, shape: tuple[int, int]) -> Filling:
         """Make the matrix of a layer; see `Scheme.filling`."""

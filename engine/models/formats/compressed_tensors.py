@@ -7,7 +7,8 @@
 
 each with weight_scale: one for all, for each row, or for each group of inputs. Which matrices have
 which of these is read from the tensors themselves; config.json's patterns of names are not run.
-Activations that the checkpoint would have quantized stay as they are, which is more exact.
+Activations that the checkpoint would have quantized stay as they are, which is more exact, unless
+--quantized-activations rounds them, in groups of the engine's own.
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ class CompressedTensors:
         self.block = tuple(blocks[0]) if blocks else (128, 128)
         self.notes: set[str] = set()
         said = ", ".join(sorted(map(str, formats))) + f" of {', '.join(map(str, self.bits))} bits"
-        if any(one.get("input_activations") for one in groups):
-            said += f"; {WIDER_ACTIVATIONS}"
-        self.found = Found("compressed-tensors", said)
+        asks = any(one.get("input_activations") for one in groups)
+        self.found = Found("compressed-tensors", said, WIDER_ACTIVATIONS if asks else "")
 
     def filling(self, layer: str, stored: Stored, shape: tuple[int, int]) -> Filling:
         """Make the matrix of a layer; see `Scheme.filling`."""

@@ -43,7 +43,7 @@ class FP8:
         self.block = tuple(block or (128, 128))
         self.notes: set[str] = set()
         of = f"blocks of {block[0]} × {block[1]}" if block else "a scale for each row or matrix"
-        self.found = Found("fp8", f"8-bit floats, {of}; {WIDER_ACTIVATIONS}")
+        self.found = Found("fp8", f"8-bit floats, {of}", WIDER_ACTIVATIONS)
 
     def filling(self, layer: str, stored: Stored, shape: tuple[int, int]) -> Filling:
         """Make the matrix of a layer; see `Scheme.filling`."""
