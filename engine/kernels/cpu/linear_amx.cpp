@@ -13,13 +13,11 @@
 //   x  stays in the second one (CACHED), tile after tile: the first block of W that meets its tiles stores them in this order.
 //      Rows whose length is a power of 2 would push one another out of the first cache.
 //   W  the part at work stays in the first one (SLAB)
-//   y  goes past them to memory, in whole lines: a block's outputs are a few bytes of each row, and a cache would have to read
-//      each line first. A gated block has half a line, which waits for the next block's half.
+//   y  goes past them to memory, in whole lines (goes_past_caches). A gated block has half a line, which waits for the next
+//      block's half.
 #include "tiles.h"
 
 #if defined(__AMX_BF16__)
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,7 +28,6 @@ constexpr int64_t LINE = 64, LINES = STEP / LINE;  // what the memory returns at
 constexpr int64_t NEAR = 4 * STEP;                 // how far ahead to prefetch, where W is read once
 constexpr int64_t CACHED = 1 << 20;       // bytes of x that are worked on at once: half of a core's second cache
 constexpr int64_t SLAB = 9, SLABBED = 4;  // steps that stay in the first cache, at most; with that many passes and more
-constexpr int64_t PAST = 2 << 20;         // bytes of y, from which on it doesn't stay in a core's caches
 constexpr int64_t SUMS = TILE * TILE;     // numbers in a tile of sums
 
 struct AmxLinearArgs {
@@ -249,30 +246,6 @@ static void block(const AmxLinearArgs& a, int64_t b, Room& room) {
     room.source = STORED_TILES;
 }
 
-// Keep a thread's memory from product to product, in pages of 2 MB where the system has them.
-struct Memory {
-    char* start = nullptr;
-    int64_t size = 0;
-    char* of(int64_t bytes) {
-        constexpr int64_t PAGE = 2 << 20;
-        if (bytes > size) {
-            free(start);
-            size = (bytes + PAGE - 1) / PAGE * PAGE;
-            start = (char*)aligned_alloc(PAGE, size);
-            madvise(start, size, MADV_HUGEPAGE);
-        }
-        return start;
-    }
-    ~Memory() { free(start); }
-};
-
-// Return whether y is so large that it goes past the caches, and lies in whole lines.
-static bool goes_away(const AmxLinearArgs& a) {
-    const int64_t row = a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float));
-    return a.m >= TILE && a.m * row > PAST && row % LINE == 0 && (uintptr_t)a.y % LINE == 0 &&
-           (!a.gated || a.y_type == BF16);
-}
-
 EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     const AmxLinearArgs& a = *args;
     if (!a.m) return;
@@ -284,10 +257,13 @@ EXPORT void glasshouse_linear_amx(const AmxLinearArgs* args) {
     // Two blocks at least, that share lines of y, if each is half of one.
     const int64_t least = a.gated ? 2 : 1, share = blocks / (4 * omp_get_max_threads() * least),
                   run = (share < 1 ? 1 : share) * least;
-    const bool away = goes_away(a), stored = at_once >= 2 * SLABBED;
+    // Of fp32 a gated block writes whole lines, but nobody asks for it.
+    const bool away = a.m >= TILE && (!a.gated || a.y_type == BF16) &&
+                      goes_past_caches(a.y, a.m, a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float))),
+               stored = at_once >= 2 * SLABBED;
 #pragma omp parallel if (a.n * a.k > 16384)
     {
-        static thread_local Memory memory;
+        static thread_local KeptMemory memory;
         configure_tiles(a.m < TILE ? a.m : TILE);
         const int64_t sums = at_once / 2 * 4 * SUMS * sizeof(float), halves = at_once * SUMS * sizeof(bf16),
                       x = stored ? at_once * TILE * a.k * int64_t(sizeof(bf16)) : 0;

@@ -9,7 +9,8 @@
 // while the tiles multiply the next groups.
 //
 // One tile of x (up to 16 rows): codes become numbers a few steps before they are multiplied, so that both overlap with reading.
-// More tiles: the numbers of a piece of the panel stay in the first cache, and all rows are multiplied by them.
+// More tiles: the numbers of a piece of the panel stay in the first cache, and all rows are multiplied by them. As without
+// codes (linear_amx.cpp) the first panel stores the tiles of x in the order in which they are read, and y goes past the caches.
 //
 // One row of whole numbers of 8 bits: making bf16 of them would take longer than reading, so vectors multiply it (`one`).
 //
@@ -27,8 +28,12 @@ constexpr int64_t CACHED = 1 << 20;     // bytes of x that are worked on at once
 // Hold what a thread computes with.
 struct Room {
     std::vector<vec> totals, open;  // [tiles of x][16][2]; sums of a group that isn't complete: [tiles of x][2][16]
-    Room(int64_t tiles) : totals(tiles * 2 * TILE), open(tiles * 2 * TILE) {}
+    char* x;                        // tiles in order: [pieces][pairs of tiles][steps][2 tiles]
+    bool stored = false;            // whether they are there
+    bool away;                      // whether y goes past the caches
+    Room(int64_t tiles, char* x, bool away) : totals(tiles * 2 * TILE), open(tiles * 2 * TILE), x(x), away(away) {}
 };
+constexpr int64_t PLACE = 2 * TILE * sizeof(bf16);  // bytes of one place of two tiles of x
 
 // Return the first row of tile t of x. The last tile overlaps the one before it where m is no multiple of 16: the rows they
 // share are computed twice, with equal results. With less than 16 rows the tiles themselves are smaller.
@@ -40,10 +45,18 @@ struct Piece {
     bool begins, ends;      // whether it has a group's first place, and its last
 };
 
+// Say where two tiles of x lie: bytes from one row to the next, and from one step to the next.
+struct XTiles {
+    const char* at[2];
+    int64_t row, step;
+    char* store;  // where they are stored in order
+};
+
 // Multiply one or two tiles of x by groups of a piece. Tiles 0 to 3 are the sums, 4 and 5 x, 6 and 7 W.
-template <int TILES, int64_t STEP>
-static INLINE void multiply(const bf16* const (&x)[2], int64_t stride, const Numbers<STEP>* w, int64_t groups,
-                            const Piece& p, float* open, float* sums) {
+template <int TILES, bool STORES, int64_t STEP>
+static INLINE void multiply(const XTiles& x, const Numbers<STEP>* w, int64_t groups, const Piece& p, float* open,
+                            float* sums) {
+    constexpr int64_t ROW = STEP * sizeof(bf16), WHOLE = TILE * ROW;
     for (int64_t g = 0, i = 0; g < groups; g++, sums += 4 * SUMS) {
         if (p.begins) {
             _tile_zero(0);
@@ -61,13 +74,15 @@ static INLINE void multiply(const bf16* const (&x)[2], int64_t stride, const Num
             }
         }
         for (int64_t end = i + p.steps; i < end; i++) {
-            _tile_loadd(4, x[0] + i * STEP, stride);
+            _tile_loadd(4, x.at[0] + i * x.step, x.row);
+            if (STORES) _tile_stored(4, x.store + i * 2 * WHOLE, ROW);
             _tile_loadd(6, w[i].pairs[0], LINE);
             _tile_dpbf16ps(0, 4, 6);
             _tile_loadd(7, w[i].pairs[1], LINE);
             _tile_dpbf16ps(1, 4, 7);
             if (TILES == 2) {
-                _tile_loadd(5, x[1] + i * STEP, stride);
+                _tile_loadd(5, x.at[1] + i * x.step, x.row);
+                if (STORES) _tile_stored(5, x.store + i * 2 * WHOLE + WHOLE, ROW);
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
@@ -78,6 +93,23 @@ static INLINE void multiply(const bf16* const (&x)[2], int64_t stride, const Num
         if (TILES == 2) {
             _tile_stored(2, to + 2 * SUMS, LINE);
             _tile_stored(3, to + 3 * SUMS, LINE);
+        }
+    }
+}
+
+// Write a tile's rows of a whole panel past the caches.
+static void put_away(const QuantizedArgs& a, int64_t row, int64_t column, const vec* sums) {
+    vec bias[2] = {};
+    for (int h = 0; a.bias && h < 2; h++)
+        WITH_TYPE(a.bias_type, B, bias[h] = load((const B*)a.bias + column + h * VEC));
+    for (int64_t i = 0; i < TILE; i++, sums += 2) {
+        const int64_t at = (row + i) * a.y_stride + column;
+        const __m512 low = (__m512)(sums[0] + bias[0]), high = (__m512)(sums[1] + bias[1]);
+        if (a.y_type == BF16) {
+            _mm512_stream_si512((__m512i*)((bf16*)a.y + at), (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        } else {
+            _mm512_stream_ps((float*)a.y + at, low);
+            _mm512_stream_ps((float*)a.y + at + VEC, high);
         }
     }
 }
@@ -104,8 +136,8 @@ static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs&
             for (int64_t j = 0; j < p.steps; j++) at = expand<Source, STEP>(codes, at, bytes, numbers[i * p.steps + j]);
             if (p.ends) parts[i].read(group, Source::UNIT, a);
         }
-        const bf16* first = b.rows.x + k;
-        const int64_t stride = b.rows.stride * sizeof(bf16);
+        const char* first = (const char*)(b.rows.x + k);
+        const int64_t stride = b.rows.stride * sizeof(bf16), places = p.groups * p.steps * STEP;
         Groups last[2];  // whose sums wait: vectors add them while the tiles multiply the next
         int before = 0, turn = 0;
         for (int64_t t = 0; t < tiles; t += 2) {
@@ -114,12 +146,19 @@ static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs&
             float* open = (float*)(room.open.data() + t * 2 * TILE);
             for (int64_t i = 0; i < p.groups; i += TOGETHER, turn ^= 1) {
                 const int64_t groups = p.groups - i < TOGETHER ? p.groups - i : TOGETHER, step = i * p.steps;
-                const bf16* const x[2] = {first + row[0] * b.rows.stride + step * STEP,
-                                          first + row[1] * b.rows.stride + step * STEP};
-                if (both)
-                    multiply<2, STEP>(x, stride, numbers + step, groups, p, open, sums[turn]);
-                else
-                    multiply<1, STEP>(x, stride, numbers + step, groups, p, open, sums[turn]);
+                const int64_t at = step * STEP * sizeof(bf16), row_bytes = STEP * sizeof(bf16);
+                char* const tile = room.x + (k * ((tiles + 1) / 2) + t / 2 * places + step * STEP) * PLACE;
+                float* to = sums[turn];
+                if (room.stored) {
+                    const XTiles x = {{tile, tile + STEP * PLACE / 2}, row_bytes, STEP * PLACE, nullptr};
+                    both ? multiply<2, false, STEP>(x, numbers + step, groups, p, open, to)
+                         : multiply<1, false, STEP>(x, numbers + step, groups, p, open, to);
+                } else {
+                    const XTiles x = {
+                        {first + row[0] * stride + at, first + row[1] * stride + at}, stride, row_bytes, tile};
+                    both ? multiply<2, true, STEP>(x, numbers + step, groups, p, open, to)
+                         : multiply<1, true, STEP>(x, numbers + step, groups, p, open, to);
+                }
                 for (int j = 0; j < before; j++) finish(last[j], a);
                 before = p.ends ? 1 + both : 0;
                 for (int j = 0; j < before; j++)
@@ -134,10 +173,16 @@ static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs&
             }
         }
         for (int j = 0; j < before; j++) finish(last[j], a);
-        k += p.groups * p.steps * STEP;
+        k += places;
     }
-    for (int64_t t = 0; t < tiles; t++)
-        put(a, first_row(b.from + t, a.m), TILE, panel * PANEL, room.totals.data() + t * 2 * TILE);
+    room.stored = true;
+    const int64_t column = panel * PANEL;
+    const bool away = room.away && column + PANEL <= a.n;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t row = first_row(b.from + t, a.m);
+        const vec* totals = room.totals.data() + t * 2 * TILE;
+        away ? put_away(a, row, column, totals) : put(a, row, TILE, column, totals);
+    }
 }
 
 template <int64_t KIND, int64_t STEP>
@@ -168,12 +213,15 @@ static void linear(const QuantizedArgs& a) {
             for (int64_t start = 0; start < panels; start += run)
                 for (int64_t n = start; n < start + run && n < panels; n++) few<Source, STEP>(b, a.m, n, a);
         } else {
-            Room room(at_once);
+            static thread_local KeptMemory kept;
+            const int64_t pitch = a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float));
+            Room room(at_once, kept.of(at_once / 2 * a.k * PLACE), goes_past_caches(a.y, a.m, pitch));
             for (int64_t from = 0; from < tiles; from += at_once) {
                 const int64_t to = from + at_once < tiles ? from + at_once : tiles, first = first_row(from, a.m),
                               count = first_row(to - 1, a.m) + TILE - first;
                 const bf16* x = (const bf16*)a.x + first * a.x_stride;
                 Block b = {{}, first, from, to};
+                room.stored = false;
 #pragma omp single copyprivate(b)
                 b.rows = place_rows(x, count, shared, a);
                 if (b.rows.sums || b.rows.x == shared.numbers.data()) {
@@ -185,6 +233,7 @@ static void linear(const QuantizedArgs& a) {
                     for (int64_t n = start; n < start + run && n < panels; n++) many<Source, STEP>(b, n, room, a);
             }
         }
+        _mm_sfence();  // what went past the caches may be read by other threads now
         _tile_release();
     }
 }

@@ -8,6 +8,9 @@
 #include "simd.h"
 
 #if defined(__AMX_BF16__)
+#include <stdlib.h>
+#include <sys/mman.h>
+
 // Configure the eight registers: rows, and bytes of a row. The setting belongs to the thread: release it after use, because
 // torch makes its own.
 static INLINE void configure_tiles(const uint8_t (&rows)[8], const uint16_t (&bytes)[8]) {
@@ -53,4 +56,28 @@ static INLINE void turn(__m512i r[16], uint32_t* out) {
         _mm512_store_si512(out + (8 + i) * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
     }
 }
+
+// Return whether `rows` of y, `pitch` bytes apart, are more than a core's caches hold, and lie in whole lines. Then they are
+// written past the caches: a block of W makes a few bytes of each row, and a cache would read each line before it is written.
+static INLINE bool goes_past_caches(const void* y, int64_t rows, int64_t pitch) {
+    constexpr int64_t CACHE = 2 << 20, LINE_BYTES = 64;
+    return rows * pitch > CACHE && pitch % LINE_BYTES == 0 && (uintptr_t)y % LINE_BYTES == 0;
+}
+
+// Keep a thread's memory from product to product, in pages of 2 MB where the system has them.
+struct KeptMemory {
+    char* start = nullptr;
+    int64_t size = 0;
+    char* of(int64_t bytes) {
+        constexpr int64_t PAGE = 2 << 20;
+        if (bytes > size) {
+            free(start);
+            size = (bytes + PAGE - 1) / PAGE * PAGE;
+            start = (char*)aligned_alloc(PAGE, size);
+            madvise(start, size, MADV_HUGEPAGE);
+        }
+        return start;
+    }
+    ~KeptMemory() { free(start); }
+};
 #endif

@@ -158,6 +158,24 @@ def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
     assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
 
 
+@pytest.mark.parametrize("outputs", [1024, 1040])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", ["q4_1", "gptq in another order"])
+def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, name, outputs, wide):
+    """A prompt's outputs are more than a core's caches hold: on tiles they take another way."""
+    rows, laid_out = 1100, packed(ops, form(name, outputs, 416, 32))
+    x, bias = numbers(17, rows, 416, dtype=torch.bfloat16), numbers(18, outputs)
+    dtype = torch.float32 if wide else torch.bfloat16
+
+    def product(some: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((len(some), outputs), dtype=dtype)
+        return ops.quantized_linear(some, laid_out, bias, out)
+
+    few = torch.cat([product(some) for some in x.split(16)])
+    for company in (rows, rows - 70):
+        assert torch.equal(product(x[:company]), few[:company])
+
+
 @pytest.mark.parametrize("name", ["q4_1", "q8_0", "fp8"])
 def test_numbers_of_any_size_are_added_alike_alone_and_in_company(ops, name):
     """Matrix tiles take subnormal numbers for zeros; where vectors add one row, they do too."""
