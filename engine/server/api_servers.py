@@ -111,8 +111,6 @@ class ApiServers:
                 partial(_same, other), sock=control_end
             )
             loop.add_reader(process.sentinel, self._ended, other)
-            for signal_name in self._told:  # meanwhile
-                other.send(control.End(signal_name))
 
     @property
     def are_up(self) -> bool:
@@ -126,7 +124,7 @@ class ApiServers:
     @property
     def num_with_losses(self) -> int:
         """Count the processes that ended before they had answered all."""
-        return sum(bool(other.process.exitcode) for other in self._others)
+        return sum(other.is_up and bool(other.process.exitcode) for other in self._others)
 
     @property
     def pids(self) -> list[int]:
@@ -141,10 +139,17 @@ class ApiServers:
         return [other.counts for other in self._others]
 
     def end(self, signal_name: str) -> None:
-        """Tell all to answer what they have, and to end; a second time, to end at once."""
+        """Tell all to answer what they have, and to end; a second time, to end at once.
+
+        One that takes no requests yet is killed: it has nothing to answer, and would only listen
+        when it has imported and loaded what it serves with.
+        """
         self._told.append(signal_name)
         for other in self._others:
-            other.send(control.End(signal_name))
+            if other.is_up:
+                other.send(control.End(signal_name))
+            else:
+                other.process.kill()
 
     async def stop(self) -> None:
         """Wait until all have ended, for a while; kill what is left."""

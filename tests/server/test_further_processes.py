@@ -172,7 +172,7 @@ def test_all_are_watched_without_being_asked_for(sleepers, several):
     asyncio.run(run())
 
 
-def test_one_that_begins_while_the_server_ends_is_told(sleepers, several, monkeypatch):
+def test_one_that_begins_while_the_server_ends_is_ended(sleepers, several, monkeypatch):
     servers, start = several(3)
     begin = Sleeper.start
 
@@ -185,9 +185,35 @@ def test_one_that_begins_while_the_server_ends_is_told(sleepers, several, monkey
     async def run():
         await start()
         [sleeper] = sleepers  # no further one was started
-        await until(lambda: sleeper.told() == [control.End("SIGTERM")])
+        await until(lambda: not sleeper.is_alive())
         await servers.stop()
-        assert not sleeper.is_alive()
+
+    asyncio.run(run())
+
+
+@pytest.mark.timeout(60)
+def test_the_server_ends_without_waiting_for_those_that_are_not_up(
+    sleepers, several, make_service
+):
+    """Those that are up answer what they have; the others would take no order for seconds."""
+    servers, start = several(3)
+    service = make_service(api_server_count=3, shutdown_timeout=600.0)
+    service.others = servers
+
+    async def run():
+        await start()
+        sleepers[0].tell(control.Up())
+        await until(lambda: servers._others[0].is_up)
+        server = Server(service)
+        server._loop = asyncio.get_running_loop()
+        server.start_draining("SIGTERM")
+        await until(lambda: not sleepers[1].is_alive())
+        assert sleepers[0].is_alive() and not server.should_exit
+        await until(lambda: sleepers[0].told() == [control.End("SIGTERM")])
+        sleepers[0].popen.kill()  # it ends before it has answered all
+        await until(lambda: server.should_exit)
+        assert server.num_lost == 1  # nothing of the one that wasn't up
+        await servers.stop()
 
     asyncio.run(run())
 
