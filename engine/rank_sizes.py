@@ -8,6 +8,14 @@ from __future__ import annotations
 
 from engine.rounding import ceil_div
 
+FLAG = "--tensor-parallel-size"
+PLAIN_ONLY = (
+    f"{FLAG} divides plain weights only, and this checkpoint's are quantized. Leave it out, or"
+    " expand them when loading (--quantization none)."
+)
+NEVER_RUN = (
+    f"{FLAG} on CUDA was tested by two processes on a CPU only: it has never run on several GPUs"
+)
 ROWS = 64
 """A share of the vocabulary has a multiple of this many rows, as the kernels' layouts want."""
 

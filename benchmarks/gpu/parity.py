@@ -5,7 +5,9 @@ Greedy tokens must be equal in fp32, logits near in bf16.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, Qwen3Config
@@ -36,10 +38,21 @@ MODELS = {
 }
 
 
-def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> list[dict]:
-    """Count, for each model, the prompts that got exactly transformers' tokens."""
+def parity(
+    device: torch.device,
+    folder: Path,
+    prompts: int,
+    tokens: int,
+    names: Sequence[str] = tuple(MODELS),
+    **options: Any,
+) -> list[dict]:
+    """Count, for each model, the prompts that got exactly transformers' tokens.
+
+    options: of the engine.
+    """
     results = []
-    for name, shape in MODELS.items():
+    for name in names:
+        shape = MODELS[name]
         torch.manual_seed(0)
         where = str(folder / name)
         AutoModelForCausalLM.from_config(shape, trust_remote_code=False).float().save_pretrained(
@@ -61,7 +74,7 @@ def parity(device: torch.device, folder: Path, prompts: int, tokens: int) -> lis
                     eos_token_id=None,
                 )
             expected.append(made[0, len(prompt) :].tolist())
-        found = _engine(where, device, asked, tokens)
+        found = _engine(where, device, asked, tokens, **options)
         equal = sum(a == b for a, b in zip(found, expected))
         results.append({"model": name, "prompts": prompts, "equal": equal})
     return results
@@ -100,7 +113,7 @@ def _logits(model: CausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _engine(
-    model: str, device: torch.device, prompts: list[list[int]], tokens: int
+    model: str, device: torch.device, prompts: list[list[int]], tokens: int, **options: Any
 ) -> list[list[int]]:
     config = EngineConfig(
         model=model,
@@ -110,6 +123,7 @@ def _engine(
         swap_space=0.01,
         num_gpu_blocks_override=256,
         max_num_batched_tokens=64,
+        **options,
     )
     recorder = Recorder("steps")
     runner = ModelRunner(config, recorder)
@@ -124,5 +138,6 @@ def _engine(
         for output in core.step():
             answers[output.request_id] += output.token_ids
     core.close()
+    runner.close()
     recorder.close()
     return list(answers.values())

@@ -41,6 +41,7 @@ PARTS = {
     "profile": Part(240, "where the time of three workloads goes, by kernel"),
     "prompt_attention": Part(120, "attention of prompts by Triton and by torch's SDPA"),
     "record_cost": Part(120, "what the record takes of throughput"),
+    "tensor_parallel": Part(480, "one model on 2, 4, 8 GPUs, where the machine has them"),
     "memcheck": Part(540, "the kernels under compute-sanitizer"),
 }
 """The parts in the order in which they run: the most telling first."""
@@ -86,7 +87,15 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
     """Return each part; sizes are of a GPU, or tiny. few: not all checks of kernels."""
     import torch
 
-    from benchmarks.gpu import attention_speed, kernel_checks, memcheck, parity, peers, speed
+    from benchmarks.gpu import (
+        attention_speed,
+        kernel_checks,
+        memcheck,
+        parity,
+        peers,
+        several_gpus,
+        speed,
+    )
     from engine.kernels import on_cuda
 
     kernels = on_cuda()
@@ -151,6 +160,11 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
             for result in peers.beside_transformers(shape, device, folder, *sizes):
                 yield "peers", result
 
+    def several() -> Results:
+        sizes = [2] if dry else several_gpus.sizes(torch.cuda.device_count())
+        for result in several_gpus.tensor_parallel(device, folder, sizes, dry):
+            yield "tensor_parallel", result
+
     return {
         "kernels": check_kernels,
         "parity": check_engine,
@@ -160,6 +174,7 @@ def _runs(device, dry: bool, limit, folder: Path, few: bool) -> dict[str, Callab
         "profile": profile,
         "prompt_attention": prompt_attention,
         "record_cost": record_cost,
+        "tensor_parallel": several,
         "memcheck": check_memory,
     }
 

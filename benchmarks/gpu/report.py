@@ -27,6 +27,7 @@ def faults(record: dict) -> list[dict]:
     wrong += [run for run in record.get("memcheck", []) if run.get("errors")]
     wrong += [r for r in record.get("parity", []) if r["equal"] != r["prompts"]]
     wrong += [result for result in record.get("bf16_logits", []) if not within(result)]
+    wrong += [r for r in record.get("tensor_parallel", []) if r["equal"] != r["prompts"]]
     for part, state in record.get("parts", {}).items():
         if state["ended"] != "complete":
             wrong.append({"part": part, "ended": state["ended"], "why": state["why"]})
@@ -161,6 +162,7 @@ def markdown(record: dict) -> str:
             f" greatest (allowed {r['allowed']:.0e})"
             for r in record.get("bf16_logits", [])
         ),
+        *(f"- tensor parallel: {_divided(run)}" for run in record.get("tensor_parallel", [])),
         "",
         "| workload | wanted | found | reached |",
         "|---|---|---|---|",
@@ -192,6 +194,23 @@ def _parts(record: dict) -> Iterator[str]:
         other = [name for name in ("torch", "triton", "date") if state[name] != record[name]]
         if other:
             yield f"{part}: with {', '.join(f'{name} {state[name]}' for name in other)}"
+
+
+def _divided(run: dict) -> str:
+    if not run["ran"]:
+        return f"not run, {run['why']}"
+    if "model" in run:
+        return (
+            f"{run['model']} on {run['gpus']} GPUs, fp32, greedy: {run['equal']} of"
+            f" {run['prompts']} prompts got the very tokens of transformers"
+        )
+    told = run["told_s"]
+    return (
+        f"{run['shape']} bf16 on {run['gpus']} GPU{'s' * (run['gpus'] > 1)},"
+        f" {_many(run['requests'])}: {run['tokens_per_s']:,.0f} tokens/s, a decode step"
+        f" {run['decode_step_us']:,.0f} µs"
+        + (f"; the end of a rank was told after {told:.2f} s" if told else "")
+    )
 
 
 def _memcheck(run: dict) -> str:

@@ -66,8 +66,8 @@ against what the machine was measured to reach at best. Figures from elsewhere a
 - One user, one answer at a time, on a CPU: nothing here batches then. Programs that are made for that, with
   weights of 4 bits, need less memory and less of its bandwidth; here such weights are served too, but most work
   went into many requests at once.
-- One model on several GPUs: this version uses one GPU for a model. (`--tensor-parallel-size` divides a model among
-  processes of a CPU only.) Several engines, each with its own GPU: [SCALING](SCALING.md).
+- One model on several GPUs: `--tensor-parallel-size` divides it, but that has never run on several GPUs
+  ([why](ARCHITECTURE_OVERVIEW.md#fewer-bits-more-devices)). Several engines, each with its own GPU: [SCALING](SCALING.md).
 - A model that is so small that it answers before a scheduler has thought: transformers in your own process has
   less between you and the model.
 

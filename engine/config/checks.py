@@ -76,12 +76,6 @@ def _check_memory(options: Options) -> None:
 
 
 def _check_machine(options: Options) -> None:
-    if options.tensor_parallel_size > 1 and options.device == "cuda":
-        raise ConfigError(
-            f"--tensor-parallel-size is {options.tensor_parallel_size}; this version uses one GPU,"
-            " so on CUDA it must be 1. Take a GPU that holds the model (python -m engine.fit"
-            " MODEL)."
-        )
     if options.dtype == "float16" and options.device == "cpu":
         raise ConfigError("--dtype float16 is not computed on a CPU; use bfloat16 or float32.")
 

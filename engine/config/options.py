@@ -147,7 +147,7 @@ class Options:
     )
     tensor_parallel_size: int = _option(
         1,
-        "processes that share each layer, on a CPU: 1 to 8; on CUDA 1 in this version",
+        "processes that share each layer, on CUDA each with a GPU: 1 to 8",
         short="-tp",
     )
     enforce_eager: bool = _option(

@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.fit.shape import LLAMA_FAMILY, PlanError, Shape, shape_of
-from engine.rank_sizes import copies_of_a_head, rows_of_a_rank, wrong_shares
-
-FLAG = "--tensor-parallel-size"
+from engine.rank_sizes import FLAG, copies_of_a_head, rows_of_a_rank, wrong_shares
 
 
 def share_of(name: str, config: dict[str, Any], size: int) -> Shape:

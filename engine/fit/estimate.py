@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from engine.config import ConfigError, EngineConfig
-from engine.fit.divided import FLAG, share_of
+from engine.fit.divided import share_of
 from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
 from engine.fp8_formats import FP8_FORMATS
+from engine.rank_sizes import FLAG, PLAIN_ONLY
 from engine.rounding import ceil_div
 
 GIB = 2**30
@@ -193,7 +194,7 @@ def make_plan(
         defaults.kv_cache_dtype,
         draft_shape,
         ranks,
-        _refusal(ranks),
+        PLAIN_ONLY if ranks > 1 and shape.quantized is not None else "",
     )
 
 
@@ -206,12 +207,3 @@ def _share(named: tuple[str, dict[str, Any]], ranks: int, draft: str | None) -> 
     if draft is not None:
         raise PlanError(f"{FLAG} is {ranks}, and a draft model is not divided: leave one out.")
     return share_of(*named, ranks)
-
-
-def _refusal(ranks: int) -> str:
-    """Return in the engine's own words why it does not start so on GPUs; "" if it does."""
-    try:
-        EngineConfig(device="cuda", tensor_parallel_size=ranks)
-    except ConfigError as error:
-        return str(error)
-    return ""

@@ -7,6 +7,7 @@ from textwrap import wrap
 
 from engine.fit.estimate import ALLOWANCE, GB, GIB, Plan
 from engine.fit.shape import BYTES, Shape
+from engine.rank_sizes import NEVER_RUN
 from engine.rounding import ceil_div
 
 WIDTH = 98
@@ -145,10 +146,11 @@ def _verdict(plan: Plan) -> list[str]:
                 " version does not start so:",
                 *wrap(plan.refusal, WIDTH),
             ]
-        return [
+        found = [
             f"Smallest that fits: --instance-type {gpu.instance(plan.ranks)} --regions {region}",
             f"(regions: {gpu.regions}; prices: https://www.koyeb.com/pricing)",
         ]
+        return found + (wrap(f"{NEVER_RUN}.", WIDTH) if plan.ranks > 1 else [])
     usable = [gpu for gpu in plan.offered if gpu.memory_gb is not None and plan.converts(gpu)]
     tokens = max(0, max(map(plan.left_for_kv, usable)) // plan.kv_bytes_per_token)
     if tokens == 0:

@@ -24,6 +24,10 @@ class Ranks(Protocol):
     rank: int  # of this process, from 0
     size: int
 
+    def meet(self) -> None:
+        """Find the others. Nothing can be joined before; it returns when all have come."""
+        ...
+
     def sum(
         self, part: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
@@ -48,8 +52,19 @@ class Ranks(Protocol):
         """
         ...
 
+    def ids_of_first(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's ids, which alone may know what the step before has drawn.
+
+        ids: int64 [tokens]; may be overwritten.
+        """
+        ...
+
     def joined(self) -> Joined:
-        """Return what was spent so far."""
+        """Return what was spent so far, as far as the host knows it."""
+        ...
+
+    def stop(self) -> None:
+        """Make every rank return from joining, now and later, as far as that can be done."""
         ...
 
     def check(self) -> None:
@@ -65,6 +80,10 @@ class RankLost(RuntimeError):
 
     Usually the process of one has ended. The message says which and how, if known.
     """
+
+
+class JoinFailed(RankLost):
+    """Report that this rank could not join; who is gone, others have to find out."""
 
 
 class RankSilent(RankLost):

@@ -120,7 +120,7 @@ class VocabularyEmbedding(Embedding):
     ) -> torch.Tensor:
         assert positions is None, "all ranks would add the positions' vectors"
         own = self._vocabulary
-        places = self._ranks.own_ids(ids, own.start, own.each)
+        places = self._ranks.own_ids(self._ranks.ids_of_first(ids), own.start, own.each)
         return self._ranks.sum(super().forward(places), None, torch.float32)
 
     def weight_targets(self, prefix: str) -> Iterator[tuple[str, Target]]:

@@ -8,12 +8,10 @@ from engine.kernels.cpu.rank_ops import MOST_RANKS, WIDEST
 from engine.layers.kinds import PLAIN, Layers
 from engine.models.errors import ModelError
 from engine.models.registry import native_class
-from engine.rank_sizes import wrong_shares
+from engine.rank_sizes import FLAG, PLAIN_ONLY, wrong_shares
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-FLAG = "--tensor-parallel-size"
 
 
 def check_divides(config: PretrainedConfig, size: int) -> None:
@@ -42,7 +40,4 @@ def check_divides(config: PretrainedConfig, size: int) -> None:
 def refuse_quantized(layers: Layers) -> None:
     """Raise `ModelError` if a checkpoint needs layers that compute with codes."""
     if layers is not PLAIN:
-        raise ModelError(
-            f"{FLAG} divides plain weights only, and this checkpoint's are quantized. Leave it out,"
-            " or expand them when loading (--quantization none)."
-        )
+        raise ModelError(PLAIN_ONLY)

@@ -225,7 +225,7 @@ class StepFinished(Event, tag="step.finished"):
     prepare_us: float = 0.0  # plan → tensors
     draft_us: float = 0.0  # the draft model proposed tokens
     forward_us: float = 0.0  # tensors → logits
-    joined_us: float = 0.0  # of it: rank 0 adding the ranks' numbers, and waiting for them
+    joined_us: float = 0.0  # of it: rank 0 adding the ranks' numbers, and waiting; 0 on CUDA
     sample_us: float = 0.0  # logits → tokens
     record_us: float = 0.0  # making the draws' own events: the record's cost, at level full
     # the tokens waited that long: the overlapped loop was busy with the next step

@@ -108,11 +108,14 @@ def drop_read_code(maps: Path = Path("/proc/self/maps")) -> int:
     return dropped
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Choose the device for `--device`: auto is CUDA where there is one."""
+def pick_device(wanted: str, rank: int = 0) -> torch.device:
+    """Choose the device for `--device`: auto is CUDA where there is one, for each rank its own.
+
+    All of them see all GPUs: without seeing its neighbour, a rank can't read that one's memory.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    return torch.device(wanted, rank) if wanted == "cuda" and rank else torch.device(wanted)
 
 
 # --------------------------------------------------------------------------------------- details

@@ -74,6 +74,10 @@ class DrawnTokens:
         kernels_for(token_ids.device).take_drawn(token_ids, self.tokens, places)
 
 
+LOOK_S = 5e-5
+"""Seconds between two looks at a device that computes with others."""
+
+
 class Clock:
     """Record when the parts of a step ended, by the device's clock or the host's.
 
@@ -93,17 +97,23 @@ class Clock:
         else:
             self._marks.append(time.monotonic_ns())
 
-    def wait(self) -> int:
+    def wait(self, patience: Callable[[], None] | None = None) -> int:
         """Wait until the device has passed the last mark.
 
         Return when that was, by `time.monotonic_ns`, or 0 if it had already passed (time
-        unknown).
+        unknown). patience: what raises when waiting has no sense any more, as for a rank that is
+        gone; the device would wait for ever.
         """
         if not self._on_device:
             return self._marks[-1]
         if self._marks[-1].query():
             return 0
-        self._marks[-1].synchronize()
+        if patience is None:
+            self._marks[-1].synchronize()
+            return time.monotonic_ns()
+        while not self._marks[-1].query():
+            patience()
+            time.sleep(LOOK_S)
         return time.monotonic_ns()
 
     def spans_us(self) -> list[float]:

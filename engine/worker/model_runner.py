@@ -35,8 +35,8 @@ from engine.worker.memory.kv_cache import KVCache, bytes_per_block
 from engine.worker.memory.kv_dtype import chosen_kv_dtype
 from engine.worker.memory.kv_sizing import size_kv
 from engine.worker.memory.start_memory import memory_for
-from engine.worker.parallel.other_ranks import OtherRanks, check_size
-from engine.worker.parallel.rank_messages import MakePages
+from engine.worker.parallel.other_ranks import OtherRanks
+from engine.worker.parallel.rank_messages import Capture, MakePages, Measure, Tried
 from engine.worker.parallel.shares_held import divided_event
 from engine.worker.platforms import platform_for
 from engine.worker.platforms.platform import Trial
@@ -77,7 +77,7 @@ class ModelRunner(StepRunner):
         self.draft: CausalLM | None = None
         self.cores = Cores()  # for `with runner.cores:` around many steps
         if config.tensor_parallel_size > 1:
-            check_size(config, self.device.type)
+            self.platform.check_ranks(config.tensor_parallel_size)
 
     @property
     def budget(self) -> int:
@@ -97,8 +97,9 @@ class ModelRunner(StepRunner):
         """
         try:
             self._load(progress)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            if self.others is not None:
+                self.others.break_off(error)
             raise
 
     def close(self) -> None:
@@ -115,7 +116,7 @@ class ModelRunner(StepRunner):
             )
             # before a process is started; what transformers says of the file is then known to all
             check_divides(read_config(folder), config.tensor_parallel_size)
-            self.others = OtherRanks(config, folder)
+            self.others = OtherRanks(config, folder, self.platform)
         self.cores = self.platform.prepare(self.config, self.recorder)
         stored = chosen_kv_dtype(self.config.kv_cache_dtype, self.device)
         with memory_for(start_memory.LOAD, self.device):
@@ -123,6 +124,7 @@ class ModelRunner(StepRunner):
             self.model = load_model(config, self.device, None, self.recorder, progress, ranks)
         if self.others is not None:
             self.recorder.record(divided_event(self.model, self.others))
+            self.others.meet()
         self.model_dtype = self._model_dtype()
         # Keys and values are kept in the dtype in which the model computes them. On a CPU fp32
         # pages beside bf16 weights were measured too: gathering twice the bytes costs more than
@@ -136,16 +138,20 @@ class ModelRunner(StepRunner):
             self.draft = load_draft(
                 self.config, self.model, self.device, self.model_dtype, progress
             )
-        block_bytes = bytes_per_block(self.kv_spec, self.config.block_size, self.kv_dtype)
-        block_bytes *= config.tensor_parallel_size  # each rank has pages of as many heads
+        own_bytes = bytes_per_block(self.kv_spec, self.config.block_size, self.kv_dtype)
+        block_bytes = own_bytes * config.tensor_parallel_size  # ranks have pages of as many heads
         with memory_for(start_memory.PROFILE, self.device):
             memory = self.platform.kv_memory(self.config.gpu_memory_utilization, self._largest_step)
+            if self.others is not None and self.platform.tries_largest_step:
+                memory = self.others.least_memory(memory)
+        shared = self.platform.shares_memory
         size = size_kv(
             self.config,
-            block_bytes,
+            block_bytes if shared else own_bytes,
             self.model.max_model_len,
             memory,
-            self.platform.shares_memory,
+            shared,
+            1 if shared else config.tensor_parallel_size,
         )
         with memory_for(start_memory.KV_CACHE, self.device):
             self._make_state(size.num_blocks, size.num_host_blocks, size.max_model_len)
@@ -154,6 +160,8 @@ class ModelRunner(StepRunner):
             self._warm_up(size.num_blocks, size.max_model_len)
         if self._graphs_wanted():
             with memory_for(start_memory.GRAPHS, self.device):
+                if self.others is not None:
+                    self.others.tell(Capture())
                 self.graphs = self.platform.graphs(self.graph_shape(), self.recorder)
                 draft_shape = self._draft_shape()
                 if self.drafter is not None and draft_shape is not None:
@@ -228,6 +236,9 @@ class ModelRunner(StepRunner):
     @contextmanager
     def _largest_step(self) -> Iterator[Trial]:
         """Make rows and pages for the largest step, and forget them at the end."""
+        captured = self._graphs_wanted()
+        if self.others is not None:
+            self.others.tell(Measure(captured))
         tokens, longest = self.budget, self.model.max_model_len
         lengths = [min(longest, tokens - start) for start in range(0, tokens, longest)]
         lengths = lengths[: self.config.max_num_seqs]
@@ -237,11 +248,17 @@ class ModelRunner(StepRunner):
         for i, length in enumerate(lengths):
             first = sum(pages[:i])
             add_dummy(plan, f"profile {i}", length, list(range(first, first + pages[i])))
+
+        def compute() -> None:
+            self.execute(plan)
+            if self.others is not None:
+                self.others.tell(Tried())
+
         yield Trial(
-            compute=lambda: self.execute(plan),
+            compute=compute,
             # raw, adjusted, softmax and weights of every row, [rows, vocab] × 4 bytes each
             draw_bytes=self.config.max_step_rows * self.model.vocab_size * 16,
-            graph_shape=self.graph_shape() if self._graphs_wanted() else None,
+            graph_shape=self.graph_shape() if captured else None,
             draft_shape=self._draft_shape(),
         )
         del self.caches, self.draft_caches, self.cache, self.seats, self.table, self.sampling

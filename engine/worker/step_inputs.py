@@ -67,9 +67,9 @@ class StepInputs:
         """Return the rows' block tables, int32 [rows, table_width]."""
         return self.all_tables[self.seats, : self.table_width]
 
-    def last_of(self, rows: list[int], hidden: torch.Tensor) -> torch.Tensor:
-        """Take the last token of each of these rows. hidden: [tokens, width] → [rows, width]."""
-        return hidden[to_device(self.query_start[1:][rows] - 1, hidden.device)]
+    def last_of(self, rows: list[int]) -> np.ndarray:
+        """Return the place of the last token of each of these rows, int64 [rows]."""
+        return self.query_start[1:][rows] - 1
 
     def ids(self, device: torch.device) -> torch.Tensor:
         """Return the token ids, int64, on a device."""

@@ -8,6 +8,7 @@ parameters. It decides nothing. `model_runner.py` makes what it computes with.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from engine.core.messages import RowDetail, StepOutput, StepPlan
 from engine.kernels.batch import LayerCache
 from engine.kernels.launch import recording
+from engine.kernels.ranks import RankLost
 from engine.models.causal_lm import CausalLM
 from engine.placeholders import NO_TOKEN, UNKNOWN
 from engine.trace.recorder import Recorder
@@ -116,12 +118,16 @@ class StepRunner:
         # Chunks of a prompt draw nothing, so their logits aren't checked. A chunk's last token has
         # attended to all before it: where a key or value is NaN or infinite, so are its hidden
         # states. With this check nothing broken enters the prefix cache.
-        finite = inputs.last_of(silent, hidden).isfinite().all(dim=-1) if silent else None
+        finite = None
+        if silent:
+            ends = to_device(inputs.last_of(silent), self.device)
+            finite = hidden[ends].isfinite().all(dim=-1)
         clock.mark()
 
         details: dict[str, RowDetail] = {}
         if self.seats.any_prompt_logprobs:
-            prompt_logprobs(self._compute_logits, self.seats, inputs, hidden, details)
+            compute_logits = partial(self._compute_logits, hidden)
+            prompt_logprobs(compute_logits, self.seats, inputs, details)
         if self.others is not None:
             self.others.check()
         draws = None
@@ -137,7 +143,7 @@ class StepRunner:
         clock.mark()
 
         def finish() -> StepOutput:
-            done_ns = clock.wait()
+            done_ns = self._wait(clock)
             by_row = (
                 [[] for _ in plan.rows] if draws is None else self.sampling.book(draws, details)
             )
@@ -164,6 +170,18 @@ class StepRunner:
 
         self._last = InFlight(finish)
         return self._last
+
+    def _wait(self, clock: Clock) -> int:
+        """Wait until the device has computed a step. Raises `RankLost`. Returns as `Clock.wait`."""
+        if self.others is None:
+            return clock.wait()
+        try:
+            done_ns = clock.wait(self.others.patience())
+            self.others.check()
+        except RankLost as error:
+            self.others.break_off(error)
+            raise
+        return done_ns
 
     def _compute(
         self, inputs: StepInputs, drawing: list[int]
@@ -202,13 +220,20 @@ class StepRunner:
     def _logits(self, hidden: torch.Tensor, inputs: StepInputs, drawing: list[int]) -> torch.Tensor:
         """Compute the logits of the rows that draw, each at its last token."""
         if len(drawing) < len(hidden):  # else every row has one token and draws
-            hidden = inputs.last_of(drawing, hidden)
+            return self._compute_logits(hidden, inputs.last_of(drawing))
         return self._compute_logits(hidden)
 
-    def _compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute logits of hidden states, outside a captured step. [n, width] → [n, vocab]"""
+    def _compute_logits(
+        self, hidden: torch.Tensor, places: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Compute logits, outside a captured step: of hidden states [tokens, width], or of some.
+
+        places: int64 [n] → [n, vocab].
+        """
         if self.others is not None:
-            self.others.tell(Logits(hidden))
+            self.others.tell(Logits(places))
+        if places is not None:
+            hidden = hidden[to_device(places, self.device)]
         return self.model.compute_logits(hidden)
 
     def _joined_us(self) -> float:

@@ -97,8 +97,6 @@ def test_other_words_for_a_dtype():
 def test_short_flags():
     assert parse("-tp", "1").tensor_parallel_size == 1
     assert parse("-tp", "2").tensor_parallel_size == 2
-    with pytest.raises(ConfigError, match="--tensor-parallel-size is 2"):
-        parse("-tp", "2", "--device", "cuda")
     with pytest.raises(ConfigError, match="names a draft model, which is not divided"):
         draft = {"method": "draft", "model": "smollm2"}
         EngineConfig(tensor_parallel_size=2, speculative_config=draft)

@@ -87,7 +87,7 @@ def test_secrets_are_never_shown():
         (["--max-num-seqs", "0"], "at least 1"),
         (["--gpu-memory-utilization", "1.5"], "share"),
         (["--preemption-mode", "swap", "--swap-space", "0"], "--swap-space"),
-        (["--tensor-parallel-size", "2", "--device", "cuda"], "--tensor-parallel-size"),
+        (["--tensor-parallel-size", "0"], "--tensor-parallel-size"),
         (["--device", "cpu", "--dtype", "float16"], "float16"),
         (["--api-key", ""], "anyone could pass"),
         (["--scheduling-policy", "lottery"], "lottery"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.config import ConfigError, EngineConfig
+from engine.config import EngineConfig
 from engine.fit.__main__ import main
 from engine.fit.divided import share_of
 from engine.fit.estimate import make_plan
 from engine.fit.known import known_config
 from engine.fit.quantized_bytes import Quantized
 from engine.fit.shape import PlanError
+from engine.layers.kinds import PLAIN
+from engine.models.dividing import refuse_quantized
+from engine.models.errors import ModelError
 from engine.models.loader import load_model
 from engine.worker.memory.kv_cache import bytes_per_block
 from tests.layers.test_rank_shares import Alone
@@ -90,13 +93,24 @@ def test_a_draft_model_is_not_divided():
 
 
 def test_the_report_says_what_the_engine_refuses(capsys):
-    with pytest.raises(ConfigError) as refusal:
-        EngineConfig(device="cuda", tensor_parallel_size=4)
-    options = [MODEL, "--max-model-len", "8192", "--tensor-parallel-size", "4"]
+    with pytest.raises(ModelError) as refusal:
+        refuse_quantized(PLAIN._replace())
+    options = ["Llama-2-7B-AWQ", "--max-model-len", "4096", "--tensor-parallel-size", "2"]
     assert main(options) == 1  # nothing that could be started
     text = capsys.readouterr().out
-    assert "4-gpu-nvidia-a100 (na) would hold it, but this version does not start so" in text
+    assert "2-gpu-nvidia-a100 (na) would hold it, but this version does not start so" in text
     assert str(refusal.value) in text.replace("\n", " ")
-    assert "Each of 4 ranks" in text and "l40s" not in text and "Smallest" not in text
+    assert "Each of 2 ranks" in text and "l40s" not in text and "Smallest" not in text
+    assert make_plan("Llama-2-7B-AWQ").refusal == ""
+
+
+def test_the_report_says_that_several_gpus_were_never_tried(capsys):
+    EngineConfig(device="cuda", tensor_parallel_size=4)  # accepted
+    options = [MODEL, "--max-model-len", "8192", "--tensor-parallel-size"]
+    assert main([*options, "4"]) == 0
+    text = capsys.readouterr().out
+    assert "Smallest that fits: --instance-type 4-gpu-nvidia-a100" in text
+    assert "never run on several GPUs" in text.replace("\n", " ")
     assert all(len(line) <= 100 for line in text.splitlines())
-    assert make_plan(MODEL).refusal == ""
+    main([*options, "1"])
+    assert "several GPUs" not in capsys.readouterr().out.replace("\n", " ")

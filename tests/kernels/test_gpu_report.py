@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import Qwen3Config
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import memcheck, report, speed
+from benchmarks.gpu import memcheck, report, several_gpus, speed
 from benchmarks.gpu.attention_speed import faster_from
 
 
@@ -95,6 +97,29 @@ def test_what_is_wrong_is_found():
         "bf16_logits": [good, {"error": 0.03, "allowed": 0.02}],
     }
     assert len(report.faults(record)) == 4
+
+
+def test_several_gpus_have_their_lines_or_say_why_not():
+    card = {"device": "x", "torch": "2", "triton": "3", "cuda": "13", "date": "d", "parts": {}}
+    card |= {"limits": {"copy_gb_s": 1.0, "matrix_tflop_s": 1.0}, "dry_run": False}
+    [missing] = several_gpus.tensor_parallel(torch.device("cuda"), Path(), [], False)
+    assert several_gpus.sizes(1) == [] and several_gpus.sizes(7) == [2, 4]
+    page = report.markdown({**card, "tensor_parallel": [missing]})
+    assert "tensor parallel: not run, this machine has 0 GPUs, and it takes two" in page
+    same = {"ran": True, "gpus": 2, "prompts": 3, "equal": 2}
+    record = {
+        "tensor_parallel": [
+            {**same, "model": "llama"},
+            {
+                **same, "equal": 3, "shape": "s", "requests": 64,
+                "tokens_per_s": 1234.5, "decode_step_us": 2000.0, "told_s": 0.25,
+            },
+        ],
+    }  # fmt: skip
+    assert report.faults(record) == record["tensor_parallel"][:1]
+    page = report.markdown({**card, **record})
+    assert "llama on 2 GPUs, fp32, greedy: 2 of 3 prompts" in page
+    assert "64 requests: 1,234 tokens/s, a decode step 2,000 µs" in page and "0.25 s" in page
 
 
 def test_a_line_for_every_row_of_the_table_and_whether_it_was_reached():

@@ -192,9 +192,7 @@ def test_one_that_begins_while_the_server_ends_is_ended(sleepers, several, monke
 
 
 @pytest.mark.timeout(60)
-def test_the_server_ends_without_waiting_for_those_that_are_not_up(
-    sleepers, several, make_service
-):
+def test_the_server_ends_without_waiting_for_those_that_are_not_up(sleepers, several, make_service):
     """Those that are up answer what they have; the others would take no order for seconds."""
     servers, start = several(3)
     service = make_service(api_server_count=3, shutdown_timeout=600.0)

@@ -173,6 +173,15 @@ def test_a_clock_of_a_device_waits_for_the_last_mark(monkeypatch):
         clock.mark()
     assert clock.wait() > 0
     assert [event.waited for event in Event.made] == [False, False, True]
+    looks = []
+
+    def patience():
+        looks.append(True)
+        Event.made[-1].ready = len(looks) == 3
+
+    Event.made[-1].waited = False
+    assert clock.wait(patience) > 0
+    assert len(looks) == 3 and not Event.made[-1].waited
     assert np.allclose(clock.spans_us(), [1000.0, 1000.0])
     Event.made[-1].ready = True
     assert clock.wait() == 0  # it had passed already: nobody knows when

@@ -34,6 +34,13 @@ def test_a_gpu_gives_all_and_its_host_pool_is_elsewhere():
     assert got.num_blocks == 8192 and got.num_host_blocks == 1024
 
 
+def test_gpus_with_a_share_of_each_block_share_the_host_pool():
+    config = EngineConfig(max_num_seqs=64, swap_space=1.0)
+    got = size_kv(config, BLOCK_BYTES, 2048, KVMemory(GIB, "of the least", GIB), False, 4)
+    assert got.num_blocks == 1024 and got.num_host_blocks == 256
+    assert "1,048,576 B on each of 4 devices for a block" in got.why
+
+
 def test_swapping_comes_out_of_a_cpus_memory_a_quarter_at_most():
     got = size(budget=GIB)
     assert got.num_host_blocks == 256 and got.num_blocks == 768

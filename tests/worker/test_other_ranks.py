@@ -10,13 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.child_process import ROOT
-from engine.config import EngineConfig
-from engine.kernels.ranks import RankLost, RankSilent
+from engine.config import ConfigError, EngineConfig
+from engine.kernels.ranks import JoinFailed, RankLost, RankSilent
 from engine.server.link.engine_client import EXIT_TIMEOUT_S
+from engine.worker.memory.kv_sizing import KVMemory
 from engine.worker.parallel import other_ranks
 from engine.worker.parallel.other_ranks import END_S, OtherRanks
+from engine.worker.parallel.rank_messages import Measured
+from engine.worker.platforms.cpu import CpuPlatform
+from engine.worker.platforms.cuda import CudaPlatform
 from tests.models import tiny_models
 
 ENDS, HANGS = ["false"], ["sleep", "600"]
@@ -33,7 +38,7 @@ def started(monkeypatch, tmp_path):
         monkeypatch.setattr(other_ranks, "command_of", lambda *_arguments: next(left))
         size = len(commands) + 1
         config = EngineConfig(model="none", tensor_parallel_size=size, **options)
-        begun.append(OtherRanks(config, tmp_path))
+        begun.append(OtherRanks(config, tmp_path, CpuPlatform(torch.device("cpu"))))
         return begun[-1]
 
     yield start
@@ -73,17 +78,76 @@ def test_the_server_waits_longer_for_rank_0_than_rank_0_for_the_others():
     assert END_S < EXIT_TIMEOUT_S
 
 
+def test_a_step_that_does_not_end_is_told(started):
+    """On a GPU the device waits for the others, and the host looks."""
+    patient, hasty = started(HANGS), started(HANGS, engine_timeout=1e-9)
+    patient.patience()()
+    with pytest.raises(RankSilent, match=r"a step of 2 ranks has not ended after 5e-09 s"):
+        hasty.patience()()
+    patient.break_off(KeyboardInterrupt())
+    with pytest.raises(RankLost, match="broken off"):
+        patient.patience()()
+
+
+def test_the_rank_with_the_least_memory_decides(started):
+    others = started(HANGS, HANGS)
+    others._answers.put((2, Measured(300, "the second's", 900)))
+    others._answers.put((1, Measured(200, "the first's", 1000)))
+    assert others.least_memory(KVMemory(400, "rank 0's", 950)) == (
+        *(200, "rank 1 of 3 has the least: the first's", 900),
+    )
+
+
+def test_one_that_does_not_measure_is_told(started):
+    with pytest.raises(RankSilent, match=r"has not said how much memory it has after 0\.1 s"):
+        started(HANGS, engine_timeout=0.02).least_memory(KVMemory(1, "", 1))
+
+
+def test_an_error_after_the_end_of_a_rank_is_told_as_that_end(started):
+    """What a library says of it means nothing to a user."""
+    others = started(HANGS, ENDS)
+    with pytest.raises(RankLost):
+        others.wait_until_loaded()
+    with pytest.raises(RankLost, match=r"^rank 2 of 3, .* ended with code 1$"):
+        others.break_off(JoinFailed("connection reset by peer"))
+
+
+@pytest.mark.parametrize("visible", [None, "0"])
+def test_more_ranks_than_gpus_are_refused(visible, monkeypatch):
+    platform = CudaPlatform(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("engine.worker.platforms.cuda.why_not", lambda backend: "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    shown = ""
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        shown = r" \(CUDA_VISIBLE_DEVICES is '0'\)"
+    with pytest.raises(ConfigError, match=rf"is 2, but this machine shows 1 GPU{shown}, and"):
+        platform.check_ranks(2)
+    with pytest.raises(ConfigError, match="is 9; at most 8"):
+        platform.check_ranks(9)
+
+
+def test_a_torch_without_nccl_is_told(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_backend_available", lambda backend: False)
+    with pytest.raises(ConfigError, match="is 2, but this torch has no NCCL"):
+        CudaPlatform(torch.device("cuda")).check_ranks(2)
+
+
 STARTS = """
 import sys, threading, time
 from pathlib import Path
 from engine.config import EngineConfig
 from engine.worker.parallel.other_ranks import OtherRanks
+from engine.worker.platforms.cpu import CpuPlatform
+import torch
 
 folder = sys.argv[1]
 config = EngineConfig(model=folder, tensor_parallel_size=2, device="cpu", cpu_threads=1)
 made = []
 # as AsyncLLM does, but in a thread that ends
-starting = threading.Thread(target=lambda: made.append(OtherRanks(config, Path(folder))))
+platform = CpuPlatform(torch.device("cpu"))
+starting = threading.Thread(target=lambda: made.append(OtherRanks(config, Path(folder), platform)))
 starting.start()
 starting.join()
 others = made[0]

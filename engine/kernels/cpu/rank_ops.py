@@ -78,6 +78,9 @@ class SharedMemoryRanks:
         self._group = ctypes.create_string_buffer(packed)
         self._at = ctypes.addressof(self._group)
 
+    def meet(self) -> None:
+        """Return at once: who has the memory has met the others."""
+
     def sum(
         self, part: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
@@ -109,6 +112,9 @@ class SharedMemoryRanks:
         packed = _OWN_IDS(ids.data_ptr(), out.data_ptr(), len(ids), start, count, count)
         launch("own_ids", "native", self._own_ids, (packed,), elementwise_cost, ids, out)
         return out
+
+    def ids_of_first(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids  # on a CPU the host knows all tokens, and has told them
 
     def joined(self) -> Joined:
         _, ns, calls = _COUNTED(self._memory, _LINE * (1 + self.rank))

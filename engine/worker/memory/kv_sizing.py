@@ -42,11 +42,14 @@ def size_kv(
     model_max_len: int,
     memory: KVMemory,
     shared: bool,
+    num_devices: int = 1,
 ) -> KVSize:
     """Choose the pool's size.
 
     `model_max_len`: positions of the model. `memory.free_bytes` is the limit for a size that the
     user fixed. `shared`: the host pool and all other programs take from the same memory.
+    `num_devices`: of these, each has a share of every block, of `bytes_per_block`, and of the host
+    pool; `memory` is that of one.
 
     Raises `ConfigError` when what the user fixed can't be held.
     """
@@ -60,14 +63,15 @@ def size_kv(
     most = config.max_num_seqs * ceil_div(max_model_len, size)  # nothing could fill more
     host = 0
     if config.preemption_mode != "recompute":
-        host_bytes = int(config.swap_space * GIB)
+        host_bytes = int(config.swap_space * GIB) // num_devices
         if shared:
             host_bytes = min(host_bytes, memory.num_bytes // 4)
         host = min(host_bytes // bytes_per_block, most)
     blocks, why = _choose(config, bytes_per_block, memory, shared, host, most)
     capacity = blocks * size
+    each = f" on each of {num_devices} devices" if num_devices > 1 else ""
     why += (
-        f"; {bytes_per_block:,} B for a block of {size} tokens"
+        f"; {bytes_per_block:,} B{each} for a block of {size} tokens"
         f" → {blocks:,} blocks = {capacity:,} tokens"
     )
     if host:

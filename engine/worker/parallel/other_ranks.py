@@ -1,15 +1,16 @@
 """Start the other ranks' processes from rank 0, tell them what to compute, and watch them.
 
-A rank that ends, however it ends, closes its connection. Whoever waits for its numbers then learns
-it from the kernel of the system (`ranks.cpp`), and a thread that watches the connections says which
-rank it was. One that lives but doesn't answer is noticed after the engine's patience.
+A rank that ends, however it ends, closes its connection. Whoever waits for its numbers on a CPU
+then learns it from the kernel of the system (`ranks.cpp`), and a thread that watches the
+connections says which rank it was. On GPUs the device waits, and the host looks meanwhile what that
+thread has found. A rank that lives but doesn't answer is noticed after the engine's patience.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
+import queue
 import signal
 import socket
 import struct
@@ -25,18 +26,28 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine.child_process import command_of, start_lasting
-from engine.config import ConfigError, EngineConfig
-from engine.kernels.cpu.build import BuildError
-from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
-from engine.kernels.ranks import RankLost, RankSilent
+from engine.config import EngineConfig
+from engine.kernels.ranks import JoinFailed, RankLost, RankSilent
 from engine.trace.events import RankShare
-from engine.worker.parallel.rank_messages import Loaded, RankFailed, Start, receive, send
+from engine.worker.memory.kv_sizing import KVMemory
+from engine.worker.parallel.rank_messages import (
+    Loaded,
+    Measured,
+    Meet,
+    RankFailed,
+    Start,
+    receive,
+    send,
+)
+from engine.worker.platforms.platform import Place, Platform
 
 END_S = 2.0
 """Seconds that all ranks get to end by themselves; then they are killed. Less than the server's
 `EXIT_TIMEOUT_S`, which kills rank 0."""
 TOLD_S = 5.0
 """Seconds to wait until it is known which rank has ended, and how."""
+AWAIT_S = 0.05
+"""Seconds between two looks whether a rank that is to answer still lives."""
 PATIENCE = 5
 """How many times `--engine-timeout` rank 0 waits for a rank that lives. Ranks compute as much as
 each other, but one may be slow once, as when its pages come from a disk."""
@@ -45,33 +56,33 @@ each other, but one may be slow once, as when its pages come from a disk."""
 class OtherRanks:
     """Hold the processes of ranks 1, 2, …: `wait_until_loaded`, then `tell` what to compute."""
 
-    def __init__(self, config: EngineConfig, folder: Path) -> None:
+    def __init__(self, config: EngineConfig, folder: Path, platform: Platform) -> None:
         """Start the processes, which begin to load the model in `folder`.
 
-        Raises `ConfigError` if ranks can't be joined here.
+        platform: of all ranks. Raises `ConfigError` if ranks can't be joined here.
         """
         self.size = config.tensor_parallel_size
         self._patience_s = PATIENCE * config.engine_timeout
-        try:
-            num_bytes = shared_bytes(self.size)
-        except BuildError as error:
-            raise ConfigError(f"--tensor-parallel-size is {self.size}, but {error}.") from None
-        file = _shared_file(num_bytes)
+        file = _shared_file(platform.bytes_to_join(self.size))
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.shares: list[RankShare] = []  # of ranks 1, 2, …, when they are loaded
         self.lost = ""  # which rank is gone, and how it ended
         self._found = threading.Event()  # set when `lost` is
+        self._ended = False  # whether it is a rank that has ended by itself
+        self._answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._on_lost: Callable[[], None] = lambda: None
         self._end = weakref.finalize(self, _end, self._connections, self._processes)
         try:
             for rank in range(1, self.size):
                 self._start(file, rank, replace(config, model=str(folder), tokenizer=None))
-            memory = mmap.mmap(file, num_bytes)
+            fds = [connection.fileno() for connection in self._connections]
+            self.ranks = platform.ranks(Place(file, 0, self.size, fds, self._patience_s))
+        except BaseException:
+            self._end()
+            raise
         finally:
             os.close(file)
-        fds = [connection.fileno() for connection in self._connections]
-        self.ranks = SharedMemoryRanks(memory, 0, self.size, fds, self._patience_s)
 
     def _start(self, file: int, rank: int, config: EngineConfig) -> None:
         ours, theirs = Pipe()
@@ -117,6 +128,56 @@ class OtherRanks:
         self.shares = [shares[connection] for connection in self._connections]
         threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
 
+    def meet(self) -> None:
+        """Have all ranks find each other. Raises `RankLost`.
+
+        In a thread, because NCCL waits for ever for one that doesn't come.
+        """
+        self.tell(Meet())
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+        def meet() -> None:
+            try:
+                self.ranks.meet()
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+        threading.Thread(target=meet, name="meeting of ranks", daemon=True).start()
+        error = self._await(done, "has not come to meet the others")
+        if error is not None:
+            raise JoinFailed(f"the ranks could not meet: {error}") from error
+
+    def least_memory(self, own: KVMemory) -> KVMemory:
+        """Return the memory for pages of the rank that has the least. Raises `RankLost`.
+
+        All ranks have as many blocks. own: that of rank 0.
+        """
+        found = {0: own}
+        while len(found) < self.size:
+            rank, answer = self._await(self._answers, "has not said how much memory it has")
+            if isinstance(answer, Measured):
+                found[rank] = KVMemory(*answer)
+        rank = min(found, key=lambda rank: found[rank].num_bytes)
+        why = f"rank {rank} of {self.size} has the least: {found[rank].why}"
+        free = min(memory.free_bytes for memory in found.values())
+        return KVMemory(found[rank].num_bytes, why, free)
+
+    def patience(self) -> Callable[[], None]:
+        """Return what raises `RankLost` when the device waits for a rank in vain: call it often."""
+        began_s = time.monotonic()
+
+        def look() -> None:
+            if self._found.is_set():
+                raise RankLost(self.lost)
+            if time.monotonic() - began_s > self._patience_s:
+                raise RankSilent(
+                    f"a step of {self.size} ranks has not ended after {self._patience_s:g} s: one"
+                    " of them, which are processes of the model, lives but does not compute"
+                )
+
+        return look
+
     def tell(self, message: Any) -> None:
         """Send a message to every rank. Raises `RankLost`."""
         if self._found.is_set():
@@ -153,8 +214,12 @@ class OtherRanks:
         """End the other ranks after a step that an error has ended before its end.
 
         They may have joined more or less often than this one, so nothing later would fit: `tell`
-        and `check` raise `RankLost` from now on.
+        and `check` raise `RankLost` from now on. So does this, if a rank that is gone explains the
+        error.
         """
+        if isinstance(error, JoinFailed):
+            self._found.wait(TOLD_S)
+        explained = self._ended and isinstance(error, Exception)
         if not self._found.is_set():
             self.lost = (
                 str(error)
@@ -163,12 +228,29 @@ class OtherRanks:
                 " it can't go on: make a new engine"
             )
             self._found.set()
-        self.ranks.stop()
-        self._end()
+        self.close()
+        if explained and not (isinstance(error, RankLost) and str(error) == self.lost):
+            raise RankLost(self.lost) from error
 
     def close(self) -> None:
         """End the other ranks."""
+        self.ranks.stop()
         self._end()
+
+    def _await(self, answers: queue.SimpleQueue[Any], what: str) -> Any:
+        """Take the next answer. Raises `RankLost`. what: what a rank that hangs hasn't done."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return answers.get(timeout=AWAIT_S)
+            except queue.Empty:
+                if self._found.is_set():
+                    raise RankLost(self.lost) from None
+            if time.monotonic() > deadline:
+                raise RankSilent(
+                    f"one of {self.size} ranks, which are processes of the model, lives but {what}"
+                    f" after {self._patience_s:g} s"
+                )
 
     def _raise(self) -> None:
         """Raise the error of a rank that is gone, once it is known which."""
@@ -182,38 +264,31 @@ class OtherRanks:
             answer.why if isinstance(answer, RankFailed) else _how_it_ended(self._processes[place])
         )
         self.lost = f"rank {place + 1} of {self.size}, a process of the model, {how}"
+        self._ended = True
         self._found.set()
         self._on_lost()
-
-
-def check_size(config: EngineConfig, device_type: str) -> None:
-    """Raise `ConfigError` where a model can't be divided, whatever model it is."""
-    size = config.tensor_parallel_size
-    if device_type != "cpu":
-        raise ConfigError(
-            f"--tensor-parallel-size is {size}: this version divides a model among processes of a"
-            f" CPU only, and --device is {device_type}. Take a GPU that holds the model"
-            " (python -m engine.fit MODEL)."
-        )
-    if size > MOST_RANKS:
-        raise ConfigError(f"--tensor-parallel-size is {size}; at most {MOST_RANKS} can share one.")
+        self.ranks.stop()
 
 
 def _watch(ranks: weakref.ref[OtherRanks]) -> None:
-    """Wait until a connection ends or its rank says why it will."""
+    """Pass answers on until a connection ends or its rank says why it will."""
     held = ranks()
     if held is None:
         return
-    connections = list(held._connections)
+    connections, answers = list(held._connections), held._answers
     del held  # so that it can be collected while this thread waits
-    try:
-        ready = wait(connections)[0]
-        answer = receive(ready)  # type: ignore[arg-type]
-    except (EOFError, OSError):
-        answer = None
+    while True:
+        ready = cast(Connection, wait(connections)[0])
+        try:
+            answer = receive(ready)
+        except (EOFError, OSError):
+            answer = None
+        if answer is None or isinstance(answer, RankFailed):
+            break
+        answers.put((connections.index(ready) + 1, answer))
     held = ranks()
     if held is not None and held._end.alive:
-        held._lose(ready, answer)  # type: ignore[arg-type]
+        held._lose(ready, answer)
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:

@@ -39,6 +39,35 @@ class RankFailed(NamedTuple):
     why: str
 
 
+class Meet(NamedTuple):
+    """Find the other ranks, to join from now on."""
+
+
+class Measure(NamedTuple):
+    """Measure the memory for pages: what follows until `Tried` is the largest step.
+
+    captured: steps will be captured. Answered by `Measured`.
+    """
+
+    captured: bool
+
+
+class Tried(NamedTuple):
+    """End the largest step."""
+
+
+class Measured(NamedTuple):
+    """Tell how much memory a rank has for pages: see `KVMemory`."""
+
+    num_bytes: int
+    why: str
+    free_bytes: int
+
+
+class Capture(NamedTuple):
+    """Capture the steps that will be replayed, on the pages as they are."""
+
+
 class MakePages(NamedTuple):
     """Make a KV cache of this rank's heads, in place of the one before."""
 
@@ -108,9 +137,12 @@ class Compute(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Compute logits of hidden states [n, width], for rank 0 to gather."""
+    """Compute logits of hidden states of the step, for rank 0 to gather.
 
-    hidden: torch.Tensor
+    places: of which of its tokens, int64 [n]; None: of all.
+    """
+
+    places: np.ndarray | None
 
 
 NOBODYS = StepRow("", 0, 0, 0)

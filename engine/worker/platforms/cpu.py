@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 
-from engine.config import BUDGET, EngineConfig
+from engine.config import BUDGET, ConfigError, EngineConfig
 from engine.kernels import cpu
+from engine.kernels.cpu.build import BuildError
+from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
 from engine.kernels.fp8_cache import LARGEST
+from engine.rank_sizes import FLAG
 from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker import host
@@ -18,7 +22,7 @@ from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.graphs.cpu_tapes import CpuTapes
 from engine.worker.graphs.step_graphs import GraphShape
 from engine.worker.memory.kv_sizing import KVMemory, gib
-from engine.worker.platforms.platform import Trial
+from engine.worker.platforms.platform import Place, Trial, check_most
 
 RESERVE = 128 * 2**20
 """Bytes left for what steps, answers and the record will still take, where at least twice as many
@@ -48,6 +52,21 @@ class CpuPlatform:
             recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
         return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
+
+    def check_ranks(self, size: int) -> None:
+        check_most(size, MOST_RANKS)
+
+    def bytes_to_join(self, size: int) -> int:
+        try:
+            return shared_bytes(size)
+        except BuildError as error:
+            raise ConfigError(f"{FLAG} is {size}, but {error}.") from None
+
+    def ranks(self, place: Place) -> SharedMemoryRanks:
+        memory = mmap.mmap(place.file, shared_bytes(place.size))
+        return SharedMemoryRanks(
+            memory, place.rank, place.size, place.connections, place.patience_s
+        )
 
     def kv_memory(
         self, share: float, trial: Callable[[], AbstractContextManager[Trial]]

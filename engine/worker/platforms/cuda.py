@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 
-from engine.config import CUDA_BUDGET, EngineConfig
+from engine.config import CUDA_BUDGET, ConfigError, EngineConfig
 from engine.kernels import kernels_for, make_batch_invariant
+from engine.kernels.group_ranks import MOST_RANKS, GroupRanks, why_not
+from engine.rank_sizes import FLAG, NEVER_RUN
+from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
 from engine.worker.cores import Cores
 from engine.worker.graphs.cuda_graphs import CudaGraphs, sample_memory
@@ -16,7 +20,7 @@ from engine.worker.graphs.step_graphs import GraphShape
 from engine.worker.memory import start_memory
 from engine.worker.memory.kv_sizing import KVMemory, gib
 from engine.worker.memory.start_memory import memory_for
-from engine.worker.platforms.platform import Trial
+from engine.worker.platforms.platform import Place, Trial, check_most
 
 
 class CudaPlatform:
@@ -26,6 +30,8 @@ class CudaPlatform:
     step_tokens = CUDA_BUDGET
     shares_memory = False
     tries_largest_step = True
+    backend = "nccl"
+    """What joins the GPUs of a divided model, as torch.distributed names it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -33,7 +39,37 @@ class CudaPlatform:
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
         if config.batch_invariant:
             make_batch_invariant()
+        if config.tensor_parallel_size > 1:
+            recorder.record(EngineWarning(message=f"{NEVER_RUN}."))
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)
         return Cores()
+
+    def check_ranks(self, size: int) -> None:
+        check_most(size, MOST_RANKS)
+        missing = why_not(self.backend)
+        if missing:
+            raise ConfigError(f"{FLAG} is {size}, but {missing}.")
+        self._check_gpus(size)
+
+    def _check_gpus(self, size: int) -> None:
+        count = torch.cuda.device_count()
+        if size > count:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+            raise ConfigError(
+                f"{FLAG} is {size}, but this machine shows {count} GPU{'s' * (count != 1)}{shown},"
+                f" and each rank needs one: give at most {count}."
+            )
+
+    def bytes_to_join(self, size: int) -> int:
+        return 0
+
+    def ranks(self, place: Place) -> GroupRanks:
+        device = torch.device(self.device.type, place.rank)
+        return GroupRanks(
+            self.backend, device, place.file, place.rank, place.size, place.patience_s
+        )
 
     def kv_memory(
         self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
@@ -43,6 +79,7 @@ class CudaPlatform:
             activations = max(self._peak_bytes(largest.compute), largest.draw_bytes)
             graphs, graphs_why = self._graph_bytes(largest.graph_shape)
             draft_graphs, draft_why = self._graph_bytes(largest.draft_shape)
+        del largest  # it has the pages that stood for the cache
         torch.cuda.empty_cache()
         free_bytes, total = torch.cuda.mem_get_info(self.device)
         used = total - free_bytes

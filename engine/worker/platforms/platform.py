@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
+from engine.kernels.ranks import Ranks
+from engine.rank_sizes import FLAG
 from engine.trace.recorder import Recorder
 from engine.worker.cores import Cores
 from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
@@ -24,6 +26,16 @@ class Trial:
     draw_bytes: int  # what drawing for every seat takes, beside what computing does
     graph_shape: GraphShape | None  # None: no graphs are wanted
     draft_shape: GraphShape | None = None  # the same of the draft model
+
+
+class Place(NamedTuple):
+    """Say which rank of a divided model this process is, and where it meets the others."""
+
+    file: int  # what ranks join by: a file without a name, which all of them have open
+    rank: int
+    size: int  # number of ranks
+    connections: Sequence[int]  # files of which the system closes the other end with its process
+    patience_s: float = 0.0  # how long this rank waits for one that lives; 0: for ever
 
 
 class Platform(Protocol):
@@ -43,6 +55,18 @@ class Platform(Protocol):
         """Set up the process before the model is loaded; returns the cores to bind."""
         ...
 
+    def check_ranks(self, size: int) -> None:
+        """Raise `ConfigError` if a model can't be divided among so many, whatever model it is."""
+        ...
+
+    def bytes_to_join(self, size: int) -> int:
+        """Return the bytes of zeros of the file that ranks join by. Raises `ConfigError`."""
+        ...
+
+    def ranks(self, place: Place) -> Ranks:
+        """Return what joins this process with the others, once all have called `meet`."""
+        ...
+
     def kv_memory(
         self, share: float, trial: Callable[[], AbstractContextManager[Trial]]
     ) -> KVMemory:
@@ -58,3 +82,9 @@ class Platform(Protocol):
     ) -> StepGraphs:
         """Capture steps. captured: these numbers of rows only; None: all that may come."""
         ...
+
+
+def check_most(size: int, most: int) -> None:
+    """Raise `ConfigError` for more ranks than can be joined."""
+    if size > most:
+        raise ConfigError(f"{FLAG} is {size}; at most {most} can share one model.")

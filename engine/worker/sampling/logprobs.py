@@ -67,16 +67,14 @@ def token_logprobs(
 
 
 def prompt_logprobs(
-    compute_logits: Callable[[torch.Tensor], torch.Tensor],
+    compute_logits: Callable[[np.ndarray], torch.Tensor],
     seats: Seats,
     inputs: StepInputs,
-    hidden: torch.Tensor,
     details: dict[str, RowDetail],
 ) -> None:
     """Put the prompt log-probabilities that a step's requests want into `details`, by request.
 
-    Waits for the device. compute_logits: [n, width] → [n, vocab]. hidden: [tokens, width], of all
-    tokens of the step.
+    Waits for the device. compute_logits: places of tokens in the step, int64 [n] → [n, vocab].
     """
     for row, seat, first in zip(inputs.rows, inputs.seats.tolist(), inputs.query_start):
         new = seats.new(seat)
@@ -88,7 +86,7 @@ def prompt_logprobs(
         entries: list[TokenLogprobs] = []
         for begin in range(0, count, SLICE):
             end = min(begin + SLICE, count)
-            logits = compute_logits(hidden[first + begin : first + end]).float()
+            logits = compute_logits(np.arange(first + begin, first + end)).float()
             entries += token_logprobs(logits, targets[begin:end], [wanted] * (end - begin))
         details[row.request_id] = RowDetail(prompt_logprobs=entries)
 

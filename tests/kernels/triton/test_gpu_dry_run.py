@@ -79,6 +79,7 @@ def test_all_parts(tmp_path):
     assert [case["requests"] for case in record["speed"]] == [1, 3]
     check_decode_attention(record)
     assert [row["tokens"] for row in record["prompt_attention"][0]["prompts"]] == [5, 9]
+    assert [row["gpus"] for row in record["tensor_parallel"]] == [2]  # processes on the CPU
     assert not record["memcheck"][0]["ran"]  # there is no device, and it says so
     assert {"paged_attention", "rotate_and_write"} <= {row["kernel"] for row in record["profile"]}
     assert all(row["us"] > 0 and row["share_of_limit"] > 0 for row in record["profile"])
