@@ -40,8 +40,8 @@ INLINE ivec nearest(vec v) {
 // the lower halves of its bytes, then those in the upper halves.
 struct Int8Rows {
     int8_t* codes;
-    int64_t stride, groups;
-    // Of each row and group:
+    int64_t stride, groups, count;  // bytes from row to row, groups of each, rows
+    // Of each group and row, [groups][count]:
     float *scales, *sums, *scaled;  // the scale, the sum of codes, both multiplied
     int32_t* begin;  // what sums begin with, so that codes of W count less the zero that all groups share
 };
@@ -71,7 +71,7 @@ static Int8Rows place_int8(Int8Memory& memory, const Int8Args& a) {
         memory.begin.resize(count * groups);
     }
     float* parts = memory.parts.data();
-    return {memory.codes.data(), stride, groups, parts, parts + count * groups, parts + 2 * count * groups,
+    return {memory.codes.data(), stride, groups, count, parts, parts + count * groups, parts + 2 * count * groups,
             memory.begin.data()};
 }
 
@@ -99,50 +99,69 @@ static INLINE void put_codes(int8_t* to, int64_t k, ivec codes, int64_t count) {
 #endif
 }
 
-template <int BITS, class X>
-static INLINE void round_row(const X* x, int64_t row, const Int8Rows& rows, const Int8Args& a) {
-    x += row * a.w.x_stride;
-    int8_t* codes = rows.codes + row * rows.stride;
+// Set lane i of v[0] to the largest of v[i], of VEC vectors: as `sums` in simd.h adds them up.
+template <int H, int... L>
+static INLINE ivec larger(ivec a, ivec b, std::integer_sequence<int, L...>) {
+    return vmax(PICK(a, b, lane<H>(L)...), PICK(a, b, (lane<H>(L) + H)...));
+}
+template <int H = VEC / 2>
+static INLINE void largest_of_each(ivec* v) {
+    for (int i = 0; i < H; i++) v[i] = larger<H>(v[i], v[i + H], Lanes());
+    if constexpr (H > 1) largest_of_each<H / 2>(v);
+}
+
+// Round the inputs of up to VEC groups of a row, from group `first` on. SUMS: whether anything needs the sums of codes.
+template <int BITS, bool SUMS, class X>
+static INLINE void round_groups(const X* x, int64_t row, int64_t first, int64_t shift, const Int8Rows& rows,
+                                const Int8Args& a) {
+    const int64_t some = rows.groups - first < VEC ? rows.groups - first : VEC;
     const int32_t* inputs = a.w.inputs;
-    const int32_t shift = shift_of(a.w);
-    for (int64_t g = 0, k = 0; g < rows.groups; g++) {
-        const int64_t end = k + a.x_group < a.w.k ? k + a.x_group : a.w.k;
-        ivec most = {};
+    ivec most[VEC] = {};
+    for (int64_t g = 0; g < some; g++) {
+        const int64_t k = (first + g) * a.x_group, end = k + a.x_group < a.w.k ? k + a.x_group : a.w.k;
         for (int64_t i = k; i < end; i += VEC) {
-            const vec some = inputs_at(x, i, end - i < VEC ? end - i : VEC, inputs);
-            most = vmax(most, (ivec)some & 0x7fffffff);  // bits of sizes: so what isn't a number is larger than all
+            const vec now = inputs_at(x, i, end - i < VEC ? end - i : VEC, inputs);
+            most[g] = vmax(most[g], (ivec)now & 0x7fffffff);  // bits of sizes: what isn't a number is larger than all
         }
-        const int32_t bits = largest(most);
-        float size;
-        memcpy(&size, &bits, sizeof size);
-        const bool finite = bits < INFINITE, none = !finite || size < TINY;
-        const float times = none ? 0 : 127 / size;
+    }
+    largest_of_each(most);
+    const vec size = (vec)most[0];
+    const ivec finite = most[0] < INFINITE, counts = finite & (ivec)(size >= TINY);
+    const vec times = (vec)((ivec)(127 / size) & counts), scales = (vec)((ivec)(size / 127) & counts);
+    const vec all_scales = (vec)((ivec)scales | (~finite & 0x7fc00000));  // not a number
+    int8_t* codes = rows.codes + row * rows.stride;
+    for (int64_t g = 0; g < some; g++) {
+        const int64_t k = (first + g) * a.x_group, end = k + a.x_group < a.w.k ? k + a.x_group : a.w.k;
         ivec sums = {};
         for (int64_t i = k; i < end; i += VEC) {
             const int64_t count = end - i < VEC ? end - i : VEC;
-            const ivec now = none ? ivec{} : nearest(inputs_at(x, i, count, inputs) * times);
-            sums = sums + now;
+            const ivec now = nearest(inputs_at(x, i, count, inputs) * times[g]);
+            if (SUMS) sums = sums + now;
             put_codes<BITS>(codes, i, now, count);
         }
-        const int32_t whole = sum(sums);
-        const int64_t at = row * rows.groups + g;
-        rows.scales[at] = !finite ? NAN : none ? 0 : size / 127;
-        rows.sums[at] = float(whole);
-        rows.scaled[at] = rows.scales[at] * rows.sums[at];
-        rows.begin[at] = -shift * whole;
-        k = end;
+        const int64_t at = (first + g) * rows.count + row;
+        rows.scales[at] = all_scales[g];
+        if (SUMS) {
+            const int32_t whole = sum(sums);
+            rows.sums[at] = float(whole);
+            rows.scaled[at] = rows.scales[at] * rows.sums[at];
+            rows.begin[at] = int32_t(-shift * whole);
+        }
     }
 }
 // Round row `row` of x.
-template <int BITS>
+template <int BITS, bool SUMS>
 __attribute__((noinline)) static void round_row(int64_t row, const Int8Rows& rows, const Int8Args& a) {
-    WITH_TYPE(a.w.x_type, X, round_row<BITS>((const X*)a.w.x, row, rows, a));
+    const int64_t shift = shift_of(a.w);
+    WITH_TYPE(a.w.x_type, X,
+              for (int64_t g = 0; g < rows.groups; g += VEC)
+                  round_groups<BITS, SUMS>((const X*)a.w.x + row * a.w.x_stride, row, g, shift, rows, a));
 }
 // Round all rows, by all threads.
-template <int BITS>
+template <int BITS, bool SUMS>
 static INLINE void round_rows(const Int8Rows& rows, const Int8Args& a) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < a.w.m; i++) round_row<BITS>(i, rows, a);
+    for (int64_t i = 0; i < a.w.m; i++) round_row<BITS, SUMS>(i, rows, a);
 }
 
 // Hold what a group of W brings to totals, for half a panel.

@@ -24,14 +24,14 @@ __attribute__((noinline)) static void rows_by_panel(const Int8Rows& rows, int64_
     const char* at = a.w + panel * s.panel;
     const int8_t* x = rows.codes + row * rows.stride;
     vec totals[M][2] = {};
-    for (int64_t k = 0, of_row = row * rows.groups; k < a.k;) {
+    for (int64_t k = 0, at_row = row; k < a.k;) {
         Int8Parts parts[2];
         for (int h = 0; h < 2; h++) parts[h].read(at, h, a);
         at += s.head;
         const int64_t group_end = k + a.group < a.k ? k + a.group : a.k;
-        for (; k < group_end; of_row++) {
+        for (; k < group_end; at_row += rows.count) {
             ivec sums[M][2];
-            for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = all(rows.begin[of_row + m * rows.groups]);
+            for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = all(rows.begin[at_row + m]);
             const int64_t end = k + args.x_group < group_end ? k + args.x_group : group_end;
             for (; k < end; k += PLACES, x += PLACES, at += WORDS) {
                 uvec lower[2], upper[2];
@@ -64,7 +64,7 @@ __attribute__((noinline)) static void rows_by_panel(const Int8Rows& rows, int64_
                 }
             }
             for (int m = 0; m < M; m++) {
-                const int64_t i = of_row + m * rows.groups;
+                const int64_t i = at_row + m;
                 const vec scale = vec{} + rows.scales[i];
                 for (int h = 0; h < 2; h++) {
                     vec values = __builtin_convertvector(sums[m][h], vec);
@@ -101,9 +101,9 @@ static void linear(const Int8Args& args) {
         Int8Rows x = shared;
         if (alone) {
             x = place_int8(memory, args);
-            for (int64_t i = 0; i < a.m; i++) round_row<BITS>(i, x, args);
+            for (int64_t i = 0; i < a.m; i++) round_row<BITS, true>(i, x, args);
         } else {
-            round_rows<BITS>(x, args);
+            round_rows<BITS, true>(x, args);
         }
         for (int64_t from = 0; from < a.m; from += at_once) {
             const int64_t to = from + at_once < a.m ? from + at_once : a.m;

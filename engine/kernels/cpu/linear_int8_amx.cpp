@@ -10,11 +10,12 @@
 #if defined(__AMX_INT8__)
 
 constexpr int64_t TILE = 16, LINE = 64;
-constexpr int64_t SUMS = TILE * TILE;   // numbers in a tile of sums
-constexpr int64_t PIECE = 256;          // places of a panel that all rows are multiplied by at once
+constexpr int64_t SUMS = TILE * TILE;  // numbers in a tile of sums
+constexpr int64_t LONGEST = 256;       // places of a group: int8_activations.py
+constexpr int64_t PIECE = 128;  // places of a panel that all rows are multiplied by at once, where groups are shorter
 constexpr int64_t GROUPS = PIECE / 16;  // of a piece, at most
 constexpr int64_t TOGETHER = 2;         // groups that become totals at once
-constexpr int64_t CACHED = 1 << 20;     // bytes of x that are worked on at once: half of a core's second cache
+constexpr int64_t CACHED = 1 << 19;     // bytes of x that are worked on at once: a quarter of a core's second cache
 
 // Describe where the tiles of W lie, in bytes: rows of a tile, the other half's tile, the tiles of the next step.
 struct Pitches {
@@ -58,8 +59,8 @@ struct Waiting {
     const Int8Parts (*parts)[2];  // of each group and half
     int64_t groups;
     int rows;
-    const Int8Rows* x;
-    int64_t at;  // of the first row and group
+    const float *scales, *of_x, *scaled;  // of the first group and row: Int8Rows'
+    int64_t pitch;                        // from group to group
 };
 
 template <int ROWS, bool SHIFTED, bool OFFSETS>
@@ -67,16 +68,17 @@ static INLINE void finish_rows(const Waiting& f, int row, int h) {
     vec total[ROWS];
     for (int i = 0; i < ROWS; i++) total[i] = f.totals[2 * (row + i) + h];
     const int32_t* sums = f.sums + h * SUMS + row * TILE;
-    int64_t at = f.at + row * f.x->groups;
-    for (int64_t g = 0; g < f.groups; g++, sums += 4 * SUMS, at++) {
+    const float *scales = f.scales + row, *of_x = f.of_x + row, *scaled = f.scaled + row;
+    for (int64_t g = 0; g < f.groups; g++) {
         const Int8Parts& parts = f.parts[g][h];
+        const vec scale = parts.scale, minus_zero = parts.minus_zero, offset = parts.offset;
         for (int i = 0; i < ROWS; i++) {
-            const int64_t one = at + i * f.x->groups;
             vec values = (vec)_mm512_cvtepi32_ps(_mm512_load_si512(sums + i * TILE));
-            if (SHIFTED) values = fused(parts.minus_zero, vec{} + f.x->sums[one], values);
-            total[i] = fused(parts.scale * (vec{} + f.x->scales[one]), values, total[i]);
-            if (OFFSETS) total[i] = fused(parts.offset, vec{} + f.x->scaled[one], total[i]);
+            if (SHIFTED) values = fused(minus_zero, vec{} + of_x[i], values);
+            total[i] = fused(scale * scales[i], values, total[i]);
+            if (OFFSETS) total[i] = fused(offset, vec{} + scaled[i], total[i]);
         }
+        sums += 4 * SUMS, scales += f.pitch, of_x += f.pitch, scaled += f.pitch;
     }
     for (int i = 0; i < ROWS; i++) f.totals[2 * (row + i) + h] = total[i];
 }
@@ -115,46 +117,63 @@ struct Work {
 // share are computed twice, with equal results. With less than 16 rows the tiles themselves are smaller.
 static INLINE int64_t first_row(int64_t t, int64_t m) { return t * TILE + TILE <= m || m < TILE ? t * TILE : m - TILE; }
 
-// Multiply the tiles of x by a panel, a piece of it at a time.
-template <int BITS, int64_t STEP, bool SHIFTED, bool OFFSETS>
-static void panel_by(const Work& work, int64_t panel, const Int8Args& args) {
-    constexpr int PLACES = 32 / BITS;
-    const QuantizedArgs& a = args.w;
-    const Int8Rows& x = work.x;
-    const Sizes s(a, PLACES);
-    const Pitches pitches =
-        BITS == 8 ? Pitches{WORDS, LINE, STEP / 4 * WORDS} : Pitches{LINE, STEP / 4 * LINE, 2 * (STEP / 4 * LINE)};
-    const uvec zero = uvec{} + uint32_t(shift_of(a) & 0xff) * 0x01010101u;
-    alignas(LINE) char spreads[BITS == 8 ? LINE : PIECE * PANEL];
-    alignas(LINE) int32_t sums[2][TOGETHER * 4 * SUMS];  // of the groups now, and of those before
+// Hold a piece of a panel as it is multiplied: some groups, and their codes where they had to be spread.
+template <int BITS>
+struct Piece {
+    alignas(LINE) char spread[BITS == 8 ? LINE : LONGEST * PANEL];
     Int8Parts parts[GROUPS][2];
     const char* codes[GROUPS];
     int64_t steps[GROUPS];
-    const int64_t tiles = work.to - work.from, in_piece = PIECE / args.x_group;
+};
+
+// Prepare group g of a panel as group i of a piece.
+template <int BITS, int64_t STEP, bool SHIFTED>
+static INLINE void prepare(Piece<BITS>& to, int64_t i, int64_t g, const char* panel, const Sizes& s, uvec zero,
+                           const Int8Args& args) {
+    constexpr int PLACES = 32 / BITS;
+    const QuantizedArgs& a = args.w;
+    const int64_t k = g * args.x_group, left = a.k - k < args.x_group ? a.k - k : args.x_group;
+    const char* group = panel + k / a.group * s.record;
+    const char* at = group + s.head + k % a.group / PLACES * WORDS;
+    to.steps[i] = left / STEP;
+    for (int h = 0; h < 2; h++) {
+        to.parts[i][h].read(group, h, a);
+        if (BITS == 8 && SHIFTED) to.parts[i][h].minus_zero = to.parts[i][h].minus_zero - float(a.zero);
+    }
+    if (BITS == 8) {
+        to.codes[i] = at;
+        for (int64_t line = 0; line < left * PANEL; line += LINE) __builtin_prefetch(at + LONGEST * PANEL + line);
+    } else {
+        char* codes = to.spread + i * args.x_group * PANEL;
+        to.codes[i] = codes;
+        for (int64_t j = 0; j < to.steps[i]; j++)
+            spread<STEP>(at + j * STEP / PLACES * WORDS, LONGEST / PLACES * WORDS, zero, codes + j * STEP * PANEL);
+    }
+}
+
+// Multiply the tiles of x by a panel, a piece of it at a time. The next piece is prepared while the first tiles of x are
+// multiplied by this one: vectors and tiles work side by side, and tiles can't be loaded from what was just written.
+template <int BITS, int64_t STEP, bool SHIFTED, bool OFFSETS>
+static void panel_by(const Work& work, int64_t panel, const Int8Args& args) {
+    const QuantizedArgs& a = args.w;
+    const Int8Rows& x = work.x;
+    const Sizes s(a, 32 / BITS);
+    const Pitches pitches =
+        BITS == 8 ? Pitches{WORDS, LINE, STEP / 4 * WORDS} : Pitches{LINE, STEP / 4 * LINE, 2 * (STEP / 4 * LINE)};
+    const uvec zero = uvec{} + uint32_t(shift_of(a) & 0xff) * 0x01010101u;
+    const char* w = a.w + panel * s.panel;
+    Piece<BITS> pieces[2];
+    alignas(LINE) int32_t sums[2][TOGETHER * 4 * SUMS];  // of the groups now, and of those before
+    const int64_t tiles = work.to - work.from, in_piece = args.x_group < PIECE ? PIECE / args.x_group : 1;
     const int rows = int(a.m < TILE ? a.m : TILE);
     vec* totals = work.totals.data();
     for (int64_t i = 0; i < tiles * 2 * TILE; i++) totals[i] = vec{};
-    for (int64_t g = 0; g < x.groups; g += in_piece) {
+    for (int64_t i = 0; i < in_piece && i < x.groups; i++)
+        prepare<BITS, STEP, SHIFTED>(pieces[0], i, i, w, s, zero, args);
+    int64_t now = 0;  // which of the pieces
+    for (int64_t g = 0; g < x.groups; g += in_piece, now ^= 1) {
         const int64_t count = x.groups - g < in_piece ? x.groups - g : in_piece;
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t k = (g + i) * args.x_group, left = a.k - k < args.x_group ? a.k - k : args.x_group;
-            const char* group = a.w + panel * s.panel + k / a.group * s.record;
-            const char* at = group + s.head + k % a.group / PLACES * WORDS;
-            steps[i] = left / STEP;
-            for (int h = 0; h < 2; h++) {
-                parts[i][h].read(group, h, a);
-                if (BITS == 8 && SHIFTED) parts[i][h].minus_zero = parts[i][h].minus_zero - float(a.zero);
-            }
-            codes[i] = at;
-            if (BITS == 8) {
-                for (int64_t line = 0; line < left * PANEL; line += LINE) __builtin_prefetch(at + PIECE * PANEL + line);
-            } else {
-                char* to = spreads + i * args.x_group * PANEL;
-                codes[i] = to;
-                for (int64_t j = 0; j < steps[i]; j++)
-                    spread<STEP>(at + j * STEP / 8 * WORDS, PIECE / 8 * WORDS, zero, to + j * STEP * PANEL);
-            }
-        }
+        const Piece<BITS>& piece = pieces[now];
         Waiting last[2];  // sums that wait: vectors add them while the tiles multiply the next
         int before = 0, turn = 0;
         for (int64_t t = 0; t < tiles; t += 2) {
@@ -162,20 +181,31 @@ static void panel_by(const Work& work, int64_t panel, const Int8Args& args) {
             const int both = t + 1 < tiles;
             for (int64_t i = 0; i < count; i += TOGETHER, turn ^= 1) {
                 const int64_t some = count - i < TOGETHER ? count - i : TOGETHER;
-                for (int64_t j = 0; j < some; j++) {
-                    const int64_t k = (g + i + j) * args.x_group;
+                for (int64_t j = i; j < i + some; j++) {
+                    const int64_t k = (g + j) * args.x_group;
                     const int8_t* const at[2] = {x.codes + row[0] * x.stride + k, x.codes + row[1] * x.stride + k};
-                    int32_t* to = sums[turn] + j * 4 * SUMS;
+                    int32_t* to = sums[turn] + (j - i) * 4 * SUMS;
                     if (both)
-                        multiply<2, STEP>(at, x.stride, codes[i + j], pitches, steps[i + j], to);
+                        multiply<2, STEP>(at, x.stride, piece.codes[j], pitches, piece.steps[j], to);
                     else
-                        multiply<1, STEP>(at, x.stride, codes[i + j], pitches, steps[i + j], to);
+                        multiply<1, STEP>(at, x.stride, piece.codes[j], pitches, piece.steps[j], to);
+                    if (t == 0 && g + in_piece + j < x.groups)
+                        prepare<BITS, STEP, SHIFTED>(pieces[now ^ 1], j, g + in_piece + j, w, s, zero, args);
                 }
                 for (int j = 0; j < before; j++) finish<SHIFTED, OFFSETS>(last[j]);
                 before = 1 + both;
-                for (int j = 0; j < before; j++)
-                    last[j] = {totals + (t + j) * 2 * TILE, sums[turn] + 2 * j * SUMS, parts + i, some, rows, &x,
-                               row[j] * x.groups + g + i};
+                for (int j = 0; j < before; j++) {
+                    const int64_t at = (g + i) * x.count + row[j];
+                    last[j] = {totals + (t + j) * 2 * TILE,
+                               sums[turn] + 2 * j * SUMS,
+                               piece.parts + i,
+                               some,
+                               rows,
+                               x.scales + at,
+                               x.sums + at,
+                               x.scaled + at,
+                               x.count};
+                }
             }
         }
         for (int j = 0; j < before; j++) finish<SHIFTED, OFFSETS>(last[j]);
@@ -201,7 +231,7 @@ static void linear(const Int8Args& args) {
         configure_tiles({rows, rows, rows, rows, rows, rows, quarter, quarter},
                         {LINE, LINE, LINE, LINE, STEP, STEP, LINE, LINE});
         std::vector<vec> totals(at_once * 2 * TILE);
-        round_rows<BITS>(x, args);
+        round_rows<BITS, SHIFTED || OFFSETS>(x, args);
         for (int64_t from = 0; from < tiles; from += at_once) {
             const Work work = {x, from, from + at_once < tiles ? from + at_once : tiles, totals};
 #pragma omp for schedule(dynamic, 1) nowait

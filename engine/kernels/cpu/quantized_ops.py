@@ -32,7 +32,7 @@ PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """enum PartType: what scales, zeros and offsets are stored in."""
 HALF_STEP = 16
 """Matrix tiles take groups of a multiple of this many inputs."""
-INT8_VECTOR_ROWS = 4
+INT8_VECTOR_ROWS = 8
 """Rows of activations in 8 bits that vectors multiply even where there are tiles, at most: these
 compute the same bits, and are faster for more."""
 PACKED_AT_ONCE = 1 << 24
