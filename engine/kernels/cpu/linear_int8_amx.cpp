@@ -5,14 +5,12 @@
 // A tile of sums holds one group of 16 rows of x and 16 outputs, whole numbers. It goes through the first cache to the vector
 // registers, which scale it and add it to the totals while the tiles multiply the next groups.
 #include "int8_rows.h"
-#include "tiles.h"
+#include "quantized_tiles.h"
 
 #if defined(__AMX_INT8__)
 
-constexpr int64_t TILE = 16, LINE = 64;
-constexpr int64_t SUMS = TILE * TILE;  // numbers in a tile of sums
-constexpr int64_t LONGEST = 256;       // places of a group: int8_activations.py
-constexpr int64_t PIECE = 128;  // places of a panel that all rows are multiplied by at once, where groups are shorter
+constexpr int64_t LONGEST = 256;  // places of a group: int8_activations.py
+constexpr int64_t PIECE = 128;    // places of a panel that all rows are multiplied by at once, where groups are shorter
 constexpr int64_t GROUPS = PIECE / 16;  // of a piece, at most
 constexpr int64_t TOGETHER = 2;         // groups that become totals at once
 constexpr int64_t CACHED = 1 << 19;     // bytes of x that are worked on at once: a quarter of a core's second cache
@@ -111,6 +109,7 @@ struct Work {
     const Int8Rows& x;
     int64_t from, to;
     std::vector<vec>& totals;  // [tiles of x][16][2]
+    bool away;                 // whether y goes past the caches
 };
 
 // Return the first row of tile t of x. The last tile overlaps the one before it where m is no multiple of 16: the rows they
@@ -210,8 +209,12 @@ static void panel_by(const Work& work, int64_t panel, const Int8Args& args) {
         }
         for (int j = 0; j < before; j++) finish<SHIFTED, OFFSETS>(last[j]);
     }
-    for (int64_t t = 0; t < tiles; t++)
-        put(a, first_row(work.from + t, a.m), rows, panel * PANEL, totals + t * 2 * TILE);
+    const int64_t column = panel * PANEL;
+    const bool away = work.away && rows == TILE && column + PANEL <= a.n;
+    for (int64_t t = 0; t < tiles; t++, totals += 2 * TILE) {
+        const int64_t row = first_row(work.from + t, a.m);
+        away ? put_away(a, row, column, totals) : put(a, row, rows, column, totals);
+    }
 }
 
 template <int BITS, int64_t STEP, bool SHIFTED, bool OFFSETS>
@@ -231,14 +234,17 @@ static void linear(const Int8Args& args) {
         configure_tiles({rows, rows, rows, rows, rows, rows, quarter, quarter},
                         {LINE, LINE, LINE, LINE, STEP, STEP, LINE, LINE});
         std::vector<vec> totals(at_once * 2 * TILE);
+        const int64_t pitch = a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float));
+        const bool away = goes_past_caches(a.y, a.m, pitch);
         round_rows<BITS, SHIFTED || OFFSETS>(x, args);
         for (int64_t from = 0; from < tiles; from += at_once) {
-            const Work work = {x, from, from + at_once < tiles ? from + at_once : tiles, totals};
+            const Work work = {x, from, from + at_once < tiles ? from + at_once : tiles, totals, away};
 #pragma omp for schedule(dynamic, 1) nowait
             for (int64_t start = 0; start < panels; start += run)
                 for (int64_t n = start; n < start + run && n < panels; n++)
                     panel_by<BITS, STEP, SHIFTED, OFFSETS>(work, n, args);
         }
+        _mm_sfence();  // what went past the caches may be read by other threads now
         _tile_release();
     }
 }

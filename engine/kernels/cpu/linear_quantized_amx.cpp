@@ -97,23 +97,6 @@ static INLINE void multiply(const XTiles& x, const Numbers<STEP>* w, int64_t gro
     }
 }
 
-// Write a tile's rows of a whole panel past the caches.
-static void put_away(const QuantizedArgs& a, int64_t row, int64_t column, const vec* sums) {
-    vec bias[2] = {};
-    for (int h = 0; a.bias && h < 2; h++)
-        WITH_TYPE(a.bias_type, B, bias[h] = load((const B*)a.bias + column + h * VEC));
-    for (int64_t i = 0; i < TILE; i++, sums += 2) {
-        const int64_t at = (row + i) * a.y_stride + column;
-        const __m512 low = (__m512)(sums[0] + bias[0]), high = (__m512)(sums[1] + bias[1]);
-        if (a.y_type == BF16) {
-            _mm512_stream_si512((__m512i*)((bf16*)a.y + at), (__m512i)_mm512_cvtne2ps_pbh(high, low));
-        } else {
-            _mm512_stream_ps((float*)a.y + at, low);
-            _mm512_stream_ps((float*)a.y + at + VEC, high);
-        }
-    }
-}
-
 // Multiply several tiles of x by a panel, a piece of it at a time.
 template <class Source, int64_t STEP>
 static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs& a) {
