@@ -103,6 +103,16 @@ def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
     assert torch.equal(ops.quantized_linear(x, laid_out, None)[250:], alone)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nor_on_whether_caches_hold_the_outputs(ops, dtype):
+    laid_out = packed(ops, rounding("q4_1", 1040, 64, 32))
+    x, bias = spread(9, 1100, 64, dtype), numbers(4, 1040, dtype=dtype)
+    out = ops.quantized_linear(x, laid_out, bias)
+    assert out.nbytes > 2 << 20
+    for rows in (slice(0, 3), slice(1083, 1100)):
+        assert torch.equal(ops.quantized_linear(x[rows], laid_out, bias), out[rows])
+
+
 @pytest.mark.parametrize("name", ["q4_1", "q8_0", "gptq of 8 bits"])
 def test_codes_at_their_limits_do_not_run_over(ops, name):
     """Sums of products in 16 bits would, with the largest codes of both."""
