@@ -170,7 +170,7 @@ struct Int8Parts {
     INLINE void read(const char* p, int64_t h, const QuantizedArgs& a) {
         const int64_t size = PANEL * part_size(a);
         scale = load_part_of(p, a.part_type, h * VEC);
-        if (a.zeros) minus_zero = -load_part_of(p += size, a.part_type, h * VEC);
+        minus_zero = a.zeros ? -load_part_of(p += size, a.part_type, h * VEC) : vec{};  // tiles add a.zero, each time
         if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
     }
 };

@@ -23,7 +23,8 @@ SHAPES = [
 """(N, K, group): rows that end within a panel, short last groups, groups that are cut, groups that
 are no whole steps of matrix tiles."""
 FORMS = [
-    "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "q8_0", "q5_0", "gptq of 8 bits"
+    "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "q8_0", "q5_0", "gptq of 8 bits",
+    "8 bits with one zero",
 ]  # fmt: skip
 ROWS = (1, 2, 3, 4, 5, 7, 12, 13, 16, 17, 40)
 

@@ -72,6 +72,8 @@ def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
         case "gptq of 8 bits":
             zeros = whole(257, outputs, groups, dtype=torch.int16)
             return QuantizedWeight(eight, 8, group, part(wide), zeros)
+        case "8 bits with one zero":
+            return QuantizedWeight(eight, 8, group, part(wide), 127)
         case "fp8":
             numbers = torch.randn(outputs, inputs, generator=draw).to(torch.float8_e4m3fn)
             numbers[0, :3] = torch.tensor([448.0, -(2**-9), 0.0]).to(torch.float8_e4m3fn)
