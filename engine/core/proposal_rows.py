@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from engine.config import EngineConfig
 from engine.config.speculative import PROPOSED, Speculation
@@ -59,9 +59,15 @@ class ProposalRows:
             for request in self._forced
         )
 
-    def wait_pays(self, running: list[Request]) -> bool:
-        """Return whether the next step should wait for the one in flight, to have proposals."""
-        return self._forces() or (self.speculator is not None and self.speculator.wants(running))
+    def wait_pays(self, running: list[Request], leaving: Iterable[Request]) -> bool:
+        """Return whether the next step should wait for the one in flight, to have proposals.
+
+        leaving: those that have ended while that step still computes them.
+        """
+        rows = len(running)
+        if most_forced(rows, rows) and self._forces():
+            return True
+        return self.speculator is not None and self.speculator.wants(running, leaving)
 
     def add(self, plan: StepPlan, planned: list[Request], budget: int) -> int:
         """Add rows for proposed tokens of decoding requests; return the rest of the budget.

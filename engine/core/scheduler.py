@@ -134,7 +134,7 @@ class Scheduler:
         started = self.clock()
         proposes = self.proposals.possible
         if proposes and self._in_flight():
-            if self.proposals.wait_pays(self.running):
+            if self.proposals.wait_pays(self.running, self.leaving):
                 return None
             proposes = False
         if not self._all_running_fit():

@@ -71,12 +71,13 @@ class Speculator:
         # Where the last proposals came from.
         self._sources: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
 
-    def wants(self, running: list[Request]) -> bool:
+    def wants(self, running: list[Request], leaving: Iterable[Request]) -> bool:
         """Return whether the next step should wait for the one in flight, to have proposals.
 
-        It must if that one checks some; else only if some might pay.
+        It must if that one checks some, also of a request that has ended meanwhile: of a step with
+        proposals the worker keeps no drawn tokens for the next one. Else only if some might pay.
         """
-        if any(request.num_proposed_tokens for request in running):
+        if any(request.num_proposed_tokens for request in (*running, *leaving)):
             return True
         step = worth.BareStep(len(running), *self.costs.line(len(running)), 0)
         known = self.everyone.share(self._prior)

@@ -226,6 +226,25 @@ def test_the_loop_overlaps_while_no_proposal_pays(engine):
     assert ahead and verified and max(ahead) < min(verified)
 
 
+def test_no_step_follows_proposals_in_flight_though_their_request_is_aborted(engine):
+    """The worker keeps no drawn tokens of such a step, so the others' next ones aren't known."""
+    h = engine(5, 90, async_scheduling=True)
+    costs = h.core.scheduler.speculator.costs = Costs()
+    costs.each = 0.0
+    for request_id in ("a", "b"):
+        h.add(request_id, prompt(10), max_tokens=60)
+    proposed: set[str] = set()
+    while proposed != {"a"}:
+        assert h.core.has_work
+        h.step()
+        proposed = set().union(*(plan.proposed for plan, *_ in h.core._in_flight))
+    costs.each = 1.0  # from now on no proposal pays
+    h.core.abort("a", "gone")
+    assert h.core.scheduler.schedule() is None
+    h.run()
+    h.expect_solo_answers("b")
+
+
 def test_a_grammar_stops_the_overlap_only_where_it_forces_more_than_is_being_drawn(engine):
     h = engine(5, 90, async_scheduling=True)
     h.core.scheduler.speculator.costs = Costs()
