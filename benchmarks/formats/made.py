@@ -1,7 +1,12 @@
-"""Make the checkpoint of a model in a format once, and keep it in the folder of the peers."""
+"""Make the checkpoint of a model in a format once, and keep it in the folder of the peers.
+
+Its name has a part of the hash of the weights that it was made from: a model that was trained again
+gets new ones.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -26,7 +31,8 @@ class ToolFailed(RuntimeError):
 
 def checkpoint(peers: Peers, name: str, model: str) -> Path:
     """Return the folder of a model in a format. Raises `ToolFailed`."""
-    target, source = MADE / f"{model}-{name}", find_model(model, None, None)
+    source = find_model(model, None, None)
+    target = _kept_as(model, source, name)
     if target.is_dir():
         return target
     MADE.mkdir(parents=True, exist_ok=True)
@@ -57,9 +63,14 @@ def read_by_library(peers: Peers, name: str, folder: Path, numbers: Path) -> Non
     _run(name, command, peers.plain_environment)
 
 
+def _kept_as(model: str, source: Path, name: str) -> Path:
+    weights = (source / "model.safetensors").read_bytes()
+    return MADE / f"{model}-{hashlib.sha256(weights).hexdigest()[:8]}-{name}"
+
+
 def _plain_gguf(peers: Peers, model: str, source: Path) -> Path:
     """Return the model's own numbers as a GGUF file."""
-    target = MADE / f"{model}-float32.gguf"
+    target = _kept_as(model, source, "float32.gguf")
     if not target.exists():
         half_done = target.with_suffix(".part")
         command = [sys.executable, "-m", "benchmarks.peers.convert", "--dtype", "float32"]

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.formats import checks, squeezellm
+from benchmarks.formats import made as checkpoints
 from benchmarks.formats.forms import AUTO_ROUND, COMPRESSOR, FORMS, MADE, ROUNDED
 from benchmarks.formats.maker import READERS, TOOLS, by_description
 from benchmarks.formats.table import markdown
+from benchmarks.peers.install import Peers
 from tests.models.quantized_files import FORMATS, save
 
 
@@ -73,6 +75,18 @@ def test_k_means_are_stored_as_the_engine_reads_them(sparse, tmp_path, monkeypat
     assert error < (0.08 if sparse else 0.12)
     near = [(ours[name][0] - of).abs().amin() for of in plain[name][0]]
     assert max(near) < plain[name].abs().max() / 4
+
+
+def test_a_model_that_was_trained_again_is_quantized_again(tmp_path, monkeypatch):
+    """Else the quality of old weights would stand beside the new ones as a reference."""
+    calls = []
+    monkeypatch.setattr(checkpoints, "MADE", tmp_path / "kept")
+    monkeypatch.setattr(checkpoints.squeezellm, "make", lambda _, out, **how: out.mkdir())
+    monkeypatch.setattr(checkpoints, "find_model", lambda *_: tmp_path)
+    for weights in (b"first", b"first", b"second"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        calls.append(checkpoints.checkpoint(Peers(), "squeezellm", "pocket"))
+    assert calls[0] == calls[1] != calls[2] and all(folder.is_dir() for folder in calls)
 
 
 def test_what_tables_hold_is_the_mean_of_what_is_near():
