@@ -10,6 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.server.link import engine_client
 from tests.server.fake_engine import fake
 from tests.server.tiny_tokenizer import ASSISTANT, END, TH, USER
 
@@ -111,6 +112,15 @@ def test_health_while_loading(run_server):
         assert "pretending to load" in stages
         assert answer.json()["status"] == "ready"
         assert young.http.get("/ping").status_code == 200
+
+
+@pytest.mark.timeout(60)
+def test_an_engine_that_still_loads_is_not_waited_for(run_server, monkeypatch):
+    """It would read the order to end only when it is ready, and has nothing to answer."""
+    monkeypatch.setattr(engine_client, "EXIT_TIMEOUT_S", 1000.0)
+    with run_server(load=fake(load_s=1000.0), wait=False) as young:
+        while young.http.get("/health").json()["detail"] != "pretending to load":
+            time.sleep(0.01)
 
 
 def test_models(server):

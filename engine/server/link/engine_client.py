@@ -115,14 +115,15 @@ class EngineClient:
         self._fail_requests(unavailable(why, RETRY_AFTER_S))
 
     async def stop(self) -> None:
-        """End the engine process: ask first, then kill it."""
+        """End the engine process: ask first, then kill it; at once if it still loads."""
+        reads_orders = self.state != "loading"
         self.state = "stopped" if self.state != "failed" else self.state
         self.abort_all("The server is shutting down.")
         engine = self.engine
         if engine is not None and engine.sentinel is not None:
             self._loop.remove_reader(engine.sentinel)
             self._send(wire.Stop())
-            deadline = self._loop.time() + EXIT_TIMEOUT_S
+            deadline = self._loop.time() + (EXIT_TIMEOUT_S if reads_orders else 0)
             while engine.is_alive and self._loop.time() < deadline:
                 await asyncio.sleep(0.02)
             engine.close()
