@@ -36,7 +36,7 @@ from benchmarks.machine_folder import machine_folder  # noqa: E402
 from engine.kernels import TORCH, cpu  # noqa: E402
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache  # noqa: E402
 from engine.kernels.machine_limits import machine_limits  # noqa: E402
-from engine.kernels.quantized import QuantizedWeight  # noqa: E402
+from engine.kernels.quantized_weight import QuantizedWeight  # noqa: E402
 from engine.rounding import ceil_div  # noqa: E402
 from engine.trace.command import run_command  # noqa: E402
 

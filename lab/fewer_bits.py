@@ -246,6 +246,6 @@ CHAPTER = Chapter(
     " greatest weight of a group and the number of steps.",
     predict,
     run,
-    "engine/kernels/quantized.py",
+    "engine/kernels/quantized_weight.py",
     "what a quantized weight is: one formula, which all formats are read into",
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from engine.kernels import Kernels
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 
 GROUP = 32
 ROWS = {"few rows": 3, "some rows": 17, "many rows": 70}

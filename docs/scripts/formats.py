@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from engine.config import POCKET_MODEL
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.filling import expanded
 from engine.models.formats.find import SCHEMES

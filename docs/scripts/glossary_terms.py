@@ -358,7 +358,7 @@ TERMS = (
         "engine/kernels/cost.py Cost",
         "roofline",
     ),
-    Term("Quantization", "What is quantization?", "engine/kernels/quantized.py", "gptq"),
+    Term("Quantization", "What is quantization?", "engine/kernels/quantized_weight.py", "gptq"),
     Term("AWQ", "What is AWQ?", "engine/models/formats/awq.py", "awq"),
     Term("FP8", "What is FP8?", "engine/fp8_formats.py", "fp8"),
     Term(

@@ -17,14 +17,12 @@ number of rows and of threads. Without the option (`x_group` is 0) activations a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
-
-if TYPE_CHECKING:
-    from engine.kernels.quantized import QuantizedWeight
 
 LARGEST_CODE = 127
 LARGEST_GROUP = 256
@@ -37,7 +35,7 @@ EXPANDED = 1 << 22
 """Weights that are whole numbers in fp64 at once, at most: 32 MB."""
 
 
-class Rounded(NamedTuple):
+class RoundedRows(NamedTuple):
     """Hold rows in 8 bits. The last group may be short: groups = ⌈K / x_group⌉."""
 
     codes: torch.Tensor  # fp64 [tokens, groups, x_group], whole numbers; zeros fill the last group
@@ -58,7 +56,7 @@ def with_rounded_activations(weight: QuantizedWeight) -> QuantizedWeight:
     return weight
 
 
-def rounded(x: torch.Tensor, weight: QuantizedWeight) -> Rounded:
+def rounded(x: torch.Tensor, weight: QuantizedWeight) -> RoundedRows:
     """Round activations x: [tokens, K] to 8 bits, in the order of the weight's codes.
 
     A group with a number that isn't finite has NaN as its scale.
@@ -74,7 +72,7 @@ def rounded(x: torch.Tensor, weight: QuantizedWeight) -> Rounded:
     codes = (grouped * times[..., None]).round()
     scales = torch.where(counts, largest / LARGEST_CODE, 0.0)
     scales = torch.where(finite, scales, torch.nan)
-    return Rounded(torch.where(counts[..., None], codes, 0.0).double(), scales)
+    return RoundedRows(torch.where(counts[..., None], codes, 0.0).double(), scales)
 
 
 def linear(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 from engine.kernels.few_rows import FewRows
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 
 Pair = tuple[Tensor, Tensor]
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from engine.kernels import kernels_for
-from engine.kernels.quantized import QuantizedWeight, alike, joined
+from engine.kernels.quantized_weight import QuantizedWeight, alike, joined
 from engine.kernels.signatures import PackedWeight
 from engine.layers.activation import silu_and_mul
 from engine.layers.embedding import Embedding

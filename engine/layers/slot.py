@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 
 Matrix = QuantizedWeight | torch.Tensor
 """A matrix [N, K] of a checkpoint: codes, or plain numbers."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.embedding import LogitsHead
 from engine.layers.slot import Filling, Share, Slot, Target
 from engine.models import kv_scales

@@ -6,7 +6,7 @@ from collections import Counter
 
 from engine.config import ConfigError
 from engine.kernels.int8_activations import with_rounded_activations
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.weights import Found
 

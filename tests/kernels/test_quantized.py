@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.kernels import kernels_for, quantized, torch_ops
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 
 ROWS, WIDTH = 6, 20
 

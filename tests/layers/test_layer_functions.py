@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 
 from engine.kernels import kernels_for
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.activation import silu_and_mul
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.linear import GatedLinear, Linear

@@ -19,7 +19,7 @@ from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.linear_ops import LinearOps
 from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
 from engine.kernels.launch import launch
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
 
 _LINEAR = Struct("19qd").pack  # QuantizedArgs

@@ -16,7 +16,7 @@ from engine.kernels.cpu.attention_ops import TYPES, function
 from engine.kernels.cpu.costs import tables_cost
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.launch import launch
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
 
 _TABLES = Struct("13q").pack  # TablesArgs

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from engine.kernels import quantized, torch_ops
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.kernels.signatures import Replacements
 from engine.kernels.triton import linear_quantized, paged_attention, rotary
 from engine.kernels.triton.code_words import PackedWords

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from engine.kernels import quantized
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.kernels.signatures import Linear, Logits
 from engine.kernels.triton.code_words import PackedWords
 from engine.kernels.triton.expand import expand

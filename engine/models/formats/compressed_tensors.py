@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
 from engine.models.formats.fp8 import (

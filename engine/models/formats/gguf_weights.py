@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
 from engine.models.formats import gguf_model

@@ -11,7 +11,7 @@ from engine.kernels import int8_activations, quantized
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.int8_activations import most_lost, with_rounded_activations
 from engine.kernels.launch import recording
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight, alike
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 from tests.kernels.cpu.test_quantized_kernels import DTYPES, form, numbers, off, packed
@@ -166,7 +166,7 @@ def test_what_the_kernels_do_not_take_is_computed_by_the_formula(ops):
 
 def test_a_weight_with_the_option_joins_only_its_like():
     plain = form("q4_0", 40, 64, 32)
-    assert not quantized.alike(plain, with_rounded_activations(plain))
+    assert not alike(plain, with_rounded_activations(plain))
 
 
 def test_a_factor_is_worked_into_the_scales(ops):

@@ -11,7 +11,7 @@ import torch
 
 from engine.kernels.cpu.large_pages import PAGE, REGION, SMALLEST, LargePages
 from engine.kernels.cpu.ops import NativeOps
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 
 LINUX = sys.platform == "linux"
 pytestmark = pytest.mark.skipif(not LINUX, reason="large pages are asked for on Linux")

@@ -10,7 +10,7 @@ from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
 from engine.kernels.cpu.table_ops import PackedTables
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
 

@@ -8,7 +8,7 @@ import torch
 import engine.kernels
 from engine.kernels import Backend, on_cuda, quantized
 from engine.kernels.launch import recording
-from engine.kernels.quantized import QuantizedWeight
+from engine.kernels.quantized_weight import QuantizedWeight
 from engine.kernels.triton import expand, linear_quantized, tiled_quantized
 from engine.kernels.triton.code_words import PackedWords, pack_quantized
 from engine.layers.quantized import QuantizedLinear
