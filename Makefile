@@ -60,7 +60,7 @@ lengthy-tests: $(VENV)/.test ## measure which tests test-fast leaves out, on a m
 # What computes in this process; pyproject.toml says how much it must be. tests/parity reaches three
 # lines more.
 coverage: $(VENV)/.test ## which lines of engine/ the tests reach; fails below 92 %
-	$(PYTEST) -m "not (slow or lengthy)" --cov --cov-report=term $(FAST) tests/exercises tests/kernels/cpu \
+	TESTS_BEST_VARIANT=1 $(PYTEST) -m "not (slow or lengthy)" --cov --cov-report=term $(FAST) tests/exercises tests/kernels/cpu \
 		tests/kernels/test_*.py tests/models tests/quantize tests/whatif $(PYTEST_ARGS)
 
 grade: $(VENV)/.run ## what your exercises/ have achieved, of 100 points (docs/EXERCISES.md; STEP=… for hints)
