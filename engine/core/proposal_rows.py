@@ -51,8 +51,7 @@ class ProposalRows:
         return self.speculator is not None or self._forces()
 
     def _forces(self) -> bool:
-        """Return whether tokens of a running request are forced, more than a step in flight
-        draws."""
+        """Return whether more is forced for a running request than a step in flight draws."""
         return any(
             request.status is Status.RUNNING
             and len(request.forced_tokens) > request.num_expected_tokens - request.num_tokens

@@ -154,7 +154,7 @@ class GroupRanks:
     def _of_all(self, part: torch.Tensor) -> torch.Tensor:
         """Return the parts of all ranks, [ranks, …]."""
         parts = part.new_empty((self.size, *part.shape))
-        self._call(dist.all_gather_single, parts.view(-1, *part.shape[1:]), part)
+        self._call(_all_gather(), parts.view(-1, *part.shape[1:]), part)
         return parts
 
     def _call(self, collective: Callable[..., Any], *arguments: Any) -> None:
@@ -184,6 +184,12 @@ def _tree(parts: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) ->
         left = pairs + left[2 * len(pairs) :]
     total = left[0] if bias is None else left[0] + bias
     return total.to(dtype)
+
+
+def _all_gather() -> Callable[..., Any]:
+    """Return torch's all-gather into one tensor; an older torch has only the name that a newer one
+    warns of."""
+    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def _leave(group: dist.ProcessGroup) -> None:

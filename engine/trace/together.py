@@ -1,9 +1,9 @@
 """Keep what happens to many requests in one step as one event until somebody reads it.
 
 In nearly every step some requests begin a block, some fill one, and where grammars force tokens
-many have proposals. One event for each would cost
-the loop more than the fact is worth. So the core records them together, as rows of plain values,
-and `one_by_one` gives them to readers as single events, each with its own `seq`.
+many have proposals. One event for each would cost the loop more than the fact is worth. So the core
+records them together, as rows of plain values, and `one_by_one` gives them to readers as single
+events, each with its own `seq`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+
+from engine.kernels import group_ranks
 
 
 @pytest.mark.timeout(120)
@@ -24,3 +27,8 @@ def test_processes_join(check, size):
         timeout=100,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_a_torch_without_the_newer_name_gathers_by_the_older(monkeypatch):
+    monkeypatch.delattr(dist, "all_gather_single", raising=False)
+    assert group_ranks._all_gather() is dist.all_gather_into_tensor

@@ -14,7 +14,14 @@ from engine.kernels.launch import recording
 from engine.kernels.quantized_weight import QuantizedWeight, alike
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
-from tests.kernels.cpu.test_quantized_kernels import DTYPES, form, numbers, off, packed
+from tests.kernels.cpu.test_quantized_kernels import (
+    DTYPES,
+    expect_same_on_threads,
+    form,
+    numbers,
+    off,
+    packed,
+)
 
 SHAPES = [
     *((37, 96, 32), (33, 48, 16), (64, 200, 64), (8, 416, 256), (40, 704, 704), (40, 768, 384)),
@@ -86,15 +93,7 @@ def test_products(ops, name, shape):
 @pytest.mark.parametrize("name", ["awq", "q8_0"])
 def test_a_row_is_the_same_on_any_number_of_threads(ops, name, rows):
     laid_out = packed(ops, rounding(name, 420, 384, 32))
-    x = spread(5, rows, 384, torch.bfloat16)
-    alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
-    finally:
-        torch.set_num_threads(before)
+    expect_same_on_threads(ops, laid_out, spread(5, rows, 384, torch.bfloat16))
 
 
 def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):

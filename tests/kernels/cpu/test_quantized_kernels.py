@@ -97,6 +97,18 @@ def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def expect_same_on_threads(ops, weight: PackedPanels | PackedTables, x: torch.Tensor) -> None:
+    """Check that each row is the same alone and with all others, by one thread and by two."""
+    alone = torch.cat([ops.quantized_linear(row, weight, None) for row in x.split(1)])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(ops.quantized_linear(x, weight, None), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference, as a share of the largest number."""
     return float((found.double() - expected).abs().max() / expected.abs().max())
@@ -142,15 +154,7 @@ def test_products(ops, name, shape):
 @pytest.mark.parametrize("rows", [1, 2, 4, 6, 200, 300])
 def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
     laid_out = packed(ops, form("awq", 420, 384, 64))
-    x = numbers(3, rows, 384, dtype=dtype)
-    alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
-    finally:
-        torch.set_num_threads(before)
+    expect_same_on_threads(ops, laid_out, numbers(3, rows, 384, dtype=dtype))
 
 
 def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
