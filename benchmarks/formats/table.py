@@ -36,7 +36,7 @@ def markdown(rows: Iterable[dict[str, Any]], where: dict[str, Any], left_out: li
             continue
         cells = [says, *_exact(row.get("exact")), *_quality(row.get("quality"))]
         cells.append(f"{row['bytes'] / row['plain_bytes']:.0%}")
-        cells += [_speed(row.get("paces", {}).get(name)) for name in TIMED]
+        cells += [ratio(row.get("paces", {}).get(name)) for name in TIMED]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join([*out, "", *(f"Left out: {why}" for why in left_out)]).rstrip() + "\n"
 
@@ -52,7 +52,7 @@ def _quality(found: dict[str, float] | None) -> list[str]:
     return ["–", "–"] if found is None else [f"{found['kl']:.5f}", f"{found['changed']:.1%}"]
 
 
-def _speed(paces: dict[str, list[float]] | None) -> str:
+def ratio(paces: dict[str, list[float]] | None) -> str:
     """Return the ratio of the medians, and the least and the greatest of the turns'."""
     if paces is None:
         return "–"

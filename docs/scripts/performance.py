@@ -30,6 +30,7 @@ TITLES = {
     "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",
     "formats": "Quantized checkpoints that other tools make",
+    "formats_shapes": "Quantized weights beside bf16, by shape",
     "gguf": "Beside llama.cpp, on the same quantized file",
     "quantized": "Beside vLLM, on the same quantized checkpoint",
     "speculation": "What proposed tokens gain, by kind of text",

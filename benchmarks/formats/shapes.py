@@ -1,0 +1,137 @@
+"""Measure quantized weights of a model's shape beside the engine's own bf16, in turns.
+
+    python -m benchmarks.formats.shapes [--shapes qwen3-0.6b …] [--formats gptq …] [--out FOLDER]
+
+`python -m engine.quantize` makes the checkpoints: speed depends on the layout of weights, not on
+their values. The table says also what part of the memory's bandwidth one request used: bytes of the
+checkpoint, which one token reads once, over the time of a token, against the speed at which all
+threads read memory just before and after. `formats_shapes.json` and `.md` are written after each
+format; a later call replaces only the rows that it measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.compare import machine
+from benchmarks.formats import checks, speed
+from benchmarks.formats.table import ratio
+from benchmarks.machine_folder import machine_folder
+from benchmarks.peers.install import PEERS_DIR
+from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from engine.trace.command import run_command
+
+FORMATS = ("gptq", "awq-like", "w4a16", "int8", "q4_0", "q8_0")
+ROUNDED = "-int8-activations"
+"""Ends the name of a format that is also measured with --quantized-activations."""
+KEPT = PEERS_DIR / "models" / "shapes"
+READ_BYTES = 512 << 20
+
+
+def checkpoint(name: str, plain: str, form: str) -> Path:
+    """Return the folder of a shape's weights in a format, made once."""
+    folder = KEPT / f"{name}-{form}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            made = Path(work) / "made"
+            command = [sys.executable, "-m", "engine.quantize", plain, "--format", form]
+            subprocess.run([*command, "--out", str(made)], check=True)
+            made.rename(folder)
+    return folder
+
+
+def bandwidth() -> float:
+    """Return bytes a second at which all threads read memory that no cache holds: the best of 7."""
+    numbers = torch.ones(READ_BYTES // 4)
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - started)
+    return READ_BYTES / min(seconds)
+
+
+def measure(name: str, plain: str, form: str) -> dict[str, Any]:
+    """Measure one format of one shape; returns its row."""
+    stored = form.removesuffix(ROUNDED)
+    options = {"quantized_activations": True} if form != stored else {}
+    quantized = checkpoint(name, plain, stored)
+    folders = {"quantized": str(quantized), "plain": plain}
+    read = [bandwidth()]
+    paces = speed.paces(folders, shape(name).vocab_size, **options)
+    read.append(bandwidth())
+    return {
+        "shape": name,
+        "format": form,
+        "bytes": {of: checks.num_bytes(Path(folder)) for of, folder in folders.items()},
+        "bandwidth": read,
+        "paces": paces,
+    }
+
+
+def share(row: dict[str, Any], of: str) -> float:
+    """Return the part of the bandwidth that one request used."""
+    pace = statistics.median(row["paces"]["W1"][of])
+    return row["bytes"][of] * pace / max(row["bandwidth"])
+
+
+def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
+    """Make the table of the page."""
+    out = [
+        f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
+        f" {where['date']}, by `python -m benchmarks.formats.shapes`: tokens a second with"
+        " weights quantized by `python -m engine.quantize`, over those of the same weights in bf16,"
+        " in turns. Bandwidth: bytes of the checkpoint times tokens a second, over the speed at"
+        " which the same threads read memory. Activations are in bf16, but where it says int8.\n",
+        "| shape | format | bytes | one request | 16 requests | prompt of 1,024"
+        " | of the bandwidth, one request | in bf16 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["shape"], row["format"])):
+        cells = [row["shape"], row["format"].replace(ROUNDED, ", int8 activations")]
+        cells.append(f"{row['bytes']['quantized'] / row['bytes']['plain']:.0%}")
+        cells += [ratio(row["paces"][name]) for name in speed.TIMED]
+        cells += [f"{share(row, 'quantized'):.0%}", f"{share(row, 'plain'):.0%}"]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure what is asked for, and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.formats.shapes")
+    rounded = [f"{form}{ROUNDED}" for form in FORMATS]
+    parser.add_argument(
+        "--shapes", nargs="+", choices=[*SHAPES, *LARGE_SHAPES], default=["qwen3-0.6b"]
+    )
+    parser.add_argument("--formats", nargs="+", choices=[*FORMATS, *rounded], default=list(FORMATS))
+    parser.add_argument("--out", type=Path, default=machine_folder(), help="folder for the results")
+    given = parser.parse_args(argv)
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "formats_shapes.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = {(row["shape"], row["format"]): row for row in known}
+    with tempfile.TemporaryDirectory() as work:
+        for name in given.shapes:
+            plain = weights_for(name, Path(work), torch.bfloat16)
+            for form in given.formats:
+                row = rows[name, form] = measure(name, plain, form)
+                print(f"{name} {form}: {row['paces']}", flush=True)
+                made = {"machine": machine(), "rows": list(rows.values())}
+                path.write_text(json.dumps(made, indent=1) + "\n")
+                path.with_suffix(".md").write_text(markdown(made["rows"], made["machine"]))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,38 @@
+"""The table of quantized weights by shape says what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.formats import shapes
+
+PACES = {"quantized": [30.0, 20.0, 10.0], "plain": [10.0, 10.0, 5.0]}
+ROW = {
+    "shape": "qwen3-0.6b",
+    "bytes": {"quantized": 40, "plain": 100},
+    "bandwidth": [1600.0, 1000.0],
+    "paces": {"W1": PACES, "W2": PACES, "W4": PACES},
+}
+WHERE = {"cpu": "a CPU", "threads": 2, "torch": "2", "date": "today"}
+
+
+def test_the_table_has_ratios_and_parts_of_the_bandwidth():
+    rows = [{**ROW, "format": "q4_0"}, {**ROW, "format": "gptq-int8-activations"}]
+    lines = shapes.markdown(rows, WHERE).splitlines()
+    figures = "40% | 2.00× (2.00–3.00) | 2.00× (2.00–3.00) | 2.00× (2.00–3.00) | 50% | 62% |"
+    assert lines[4] == f"| qwen3-0.6b | gptq, int8 activations | {figures}"
+    assert lines[5] == f"| qwen3-0.6b | q4_0 | {figures}"
+
+
+@pytest.mark.slow
+def test_a_shape_is_quantized_once_and_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "KEPT", tmp_path / "kept")
+    assert shapes.main(["--shapes", "pocket", "--formats", "q4_0", "--out", str(tmp_path)]) == 0
+    table = (tmp_path / "formats_shapes.md").read_text().splitlines()
+    assert len(table) == 5 and table[4].startswith("| pocket | q4_0 |")
+    made = tmp_path / "kept" / "pocket-q4_0"
+    changed = made.stat().st_mtime_ns
+    assert shapes.checkpoint("pocket", "pocket", "q4_0") == Path(made)
+    assert made.stat().st_mtime_ns == changed
