@@ -8,6 +8,10 @@ never ends before the requests' last token. A step that gives several tokens of 
 longer, so what a reader of a stream feels is measured too: how long its tokens wait for the one
 before them, which is no time where both came together.
 
+A p99 is that of each turn by itself, and of these the median. With some hundred steps a turn, one
+step that is slow in every request counts, as it must. A moment in which the machine took a core
+away, for several times a small model's step, counts in its turn only.
+
 On a busy machine only the CPU time with one thread means anything: waiting threads spin, and count.
 Writes `structured.json` and `structured.md` into the machine's folder of `results/`.
 """
@@ -116,6 +120,16 @@ class Case:
         }
 
 
+def p99(values: list[float]) -> float:
+    """Return what one value in a hundred exceeds."""
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+def slowest(run: Measured) -> dict[str, float]:
+    """Return the p99 of a run's steps and of its tokens' waits, in µs."""
+    return {"p99": p99([step.total_us for step in run.steps]), "p99_wait": p99(run.waits_us)}
+
+
 def waits(ends: list[tuple[int, list[int]]]) -> list[float]:
     """Return the µs that each token waited for the one before it in its sequence.
 
@@ -132,14 +146,12 @@ def waits(ends: list[tuple[int, list[int]]]) -> list[float]:
 def described(runs: list[Measured]) -> dict[str, float]:
     """Describe runs of one way by medians."""
     steps = [step for run in runs for step in run.steps]
-    times = sorted(step.total_us for step in steps)
-    tokens = sorted(one for run in runs for one in run.waits_us)
     parts = {part: statistics.median(getattr(step, part) for step in steps) for part in PARTS}
     return {
         **parts,
-        "total_us": statistics.median(times),
-        "p99_us": times[int(len(times) * 0.99)],
-        "p99_wait_us": tokens[int(len(tokens) * 0.99)],
+        "total_us": statistics.median(step.total_us for step in steps),
+        "p99_us": statistics.median(slowest(run)["p99"] for run in runs),
+        "p99_wait_us": statistics.median(slowest(run)["p99_wait"] for run in runs),
         "tokens_s": statistics.median(1e6 / run.us_a_token for run in runs),
         "cpu_us_a_token": statistics.median(run.cpu_s for run in runs) * 1e6,
         "tokens_a_step": sum(run.tokens for run in runs) / len(steps),
@@ -159,7 +171,9 @@ def compare(case: Case, pairs: int) -> dict[str, Any]:
     found["ratio"] = statistics.median(a.us_a_token / b.us_a_token for a, b in both)
     found["cpu_ratio"] = statistics.median(a.cpu_s / b.cpu_s for a, b in both)
     for name in ("p99", "p99_wait"):
-        found[f"{name}_ratio"] = found[WITH][f"{name}_us"] / found[WITHOUT][f"{name}_us"]
+        found[f"{name}_ratio"] = statistics.median(
+            slowest(b)[name] / slowest(a)[name] for a, b in both
+        )
     return found
 
 
@@ -187,9 +201,9 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         f"Measured on {cpu_name()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
         f" by `python -m benchmarks.structured`: requests at temperature {TEMPERATURE}"
         " in bf16, in turn without a schema and with one, whose forced tokens come several a step."
-        " Ratios are tokens for the same time, against without: the median over turns, on the clock"
-        " and in CPU time; of p99, with over without. Where other programs kept cores busy, only"
-        " CPU time with one thread says something.",
+        " Ratios are tokens for the same time, against without, on the clock and in CPU time; of"
+        " p99, with over without. Ratios and p99 are medians over turns. Where other programs kept"
+        " cores busy, only CPU time with one thread says something.",
         "",
         "| shape | requests | threads | cores busy afterwards | schema | tokens/s | on the clock"
         " | CPU time | µs of CPU a token | tokens a step | p99 of a step, ms"

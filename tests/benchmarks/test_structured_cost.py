@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from benchmarks.structured import Case, compare, markdown, waits
+from benchmarks.structured import Case, Measured, compare, described, markdown, waits
 from engine.config import POCKET_MODEL
+from engine.trace.events import StepFinished
 
 
 def test_tokens_that_come_together_wait_for_none():
@@ -32,3 +33,15 @@ def test_both_ways_decode_as_many_tokens():
     given = {"shape": "pocket", "requests": 1, "threads": 1, "output": 60, "busy": 0.25}
     rows = [line for line in markdown([{**given, **found}]).splitlines() if line.startswith("| p")]
     assert len(rows) == 4 and rows[0].startswith("| pocket | 1 | 1 | 0.2 | without | ")
+
+
+def test_a_slow_moment_of_the_machine_is_not_a_slow_step_of_each_request():
+    def turn(*slow: float) -> Measured:
+        times = [1000.0] * (120 - len(slow)) + list(slow)
+        steps = [StepFinished(num_sampled=1, total_us=time) for time in times]
+        return Measured(steps, 1.0, times)
+
+    taken = described([turn(), turn(*[8000.0] * 40), turn()])
+    assert (taken["p99_us"], taken["p99_wait_us"]) == (1000.0, 1000.0)
+    often = described([turn(5000.0, 5000.0), turn(5000.0, 5000.0), turn()])
+    assert (often["p99_us"], often["p99_wait_us"]) == (5000.0, 5000.0)
