@@ -24,14 +24,19 @@ from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers.in_process import Worker
 from benchmarks.peers.install import Peers
 from benchmarks.peers.results import ENGINE
-from benchmarks.speculation import KINDS, LOOKUP
-from engine.config.speculative import LOOKUP_MAX, LOOKUP_MIN
+from benchmarks.speculation import KINDS
 from engine.models.hub import find_model
 from engine.trace.command import run_command
 from engine.worker.host import physical_cores
 
 MODEL, DTYPE = "smollm2", "bfloat16"
-CONFIG = {**LOOKUP, "prompt_lookup_min": LOOKUP_MIN, "prompt_lookup_max": LOOKUP_MAX}
+CONFIG = {
+    "method": "ngram",
+    "num_speculative_tokens": 7,
+    "prompt_lookup_min": 2,
+    "prompt_lookup_max": 4,
+}
+"""vLLM always proposes as many tokens as it may, so that more of them would cost it more."""
 WAYS: dict[str, dict[str, Any] | None] = {"without": None, "with": CONFIG}
 REST_S = 0.2  # before each answer: threads of the system before it may still spin
 

@@ -195,8 +195,8 @@ class Options:
     speculative_config: dict[str, Any] = _option(
         dict,
         "propose tokens and let one step check several; the text stays the same. JSON:"
-        ' {"method": "ngram", "num_speculative_tokens": 7, "prompt_lookup_min": 2,'
-        ' "prompt_lookup_max": 4}, or {"method": "draft", "model": "a smaller one",'
+        ' {"method": "ngram", "num_speculative_tokens": 15, "prompt_lookup_min": 1,'
+        ' "prompt_lookup_max": 16}, or {"method": "draft", "model": "a smaller one",'
         ' "num_speculative_tokens": 4}',
     )
     preemption_mode: Literal["recompute", "swap", "auto"] = _option(

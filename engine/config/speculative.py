@@ -12,9 +12,10 @@ from typing import Any
 from engine.config.option_types import ConfigError
 
 FLAG = "--speculative-config"
-PROPOSED = 7  # with the row before them 8 rows, which kernels compute together
+PROPOSED = 7  # forced tokens: with the row before them 8 rows, which kernels compute together
+LOOKED_UP = 15  # with the row before them a tile of matrix units
 DRAFTED = 4  # each takes a pass of the draft model
-LOOKUP_MIN, LOOKUP_MAX = 2, 4  # tokens that must be equal
+LOOKUP_MIN, LOOKUP_MAX = 1, 16  # tokens that must be equal
 MOST_PROPOSED = 64
 SPECULATIVE_ROWS = 128
 """Rows of a step up to which tokens are proposed, where there aren't as many seats."""
@@ -59,7 +60,7 @@ def speculation(given: Mapping[str, Any]) -> Speculation | None:
         )
     if method == "draft":
         return _draft(given)
-    most = _number(given, "num_speculative_tokens", PROPOSED, MOST_PROPOSED)
+    most = _number(given, "num_speculative_tokens", LOOKED_UP, MOST_PROPOSED)
     least = given.get("prompt_lookup_min")
     longest = _number(given, "prompt_lookup_max", max(LOOKUP_MAX, _as_number(least)), 1024)
     shortest = _number(given, "prompt_lookup_min", min(LOOKUP_MIN, longest), 1024)

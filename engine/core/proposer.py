@@ -23,6 +23,7 @@ class Proposed(NamedTuple):
 
     token_ids: list[int]  # none: no idea
     source: int = -1  # position of the sequence from which they were copied; −1: none
+    matched: int = 0  # tokens before that position that are equal to the sequence's last ones
 
 
 class Proposer(Protocol):
@@ -48,7 +49,8 @@ class NgramProposer:
     """Look up where the last tokens stood before, and propose what followed there.
 
     The longest equal part counts, of `longest` down to `shortest` tokens, and of several places
-    the last. Known as prompt lookup (Saxena 2023).
+    the last. While what was proposed comes true, it goes on at the same place without a search.
+    Known as prompt lookup (Saxena 2023).
     """
 
     drafts = False
@@ -56,32 +58,66 @@ class NgramProposer:
     def __init__(self, shortest: int, longest: int) -> None:
         self.shortest = shortest
         self.longest = longest
-        self._texts: WeakKeyDictionary[Request, bytearray] = WeakKeyDictionary()
+        self._texts: WeakKeyDictionary[Request, _Text] = WeakKeyDictionary()
 
     def propose(self, request: Request, most: int) -> Proposed:
-        text = self._text(request)
-        count = len(text) // TOKEN_BYTES
-        if count <= self.shortest:
-            return Proposed([])
-        least = _last_place(text, count, self.shortest)
-        if least < 0:  # most often: then nothing longer is found either
-            return Proposed([])
-        for length in range(min(self.longest, count - 1), self.shortest - 1, -1):
-            place = _last_place(text, count, length) if length > self.shortest else least
-            if place >= 0:
-                source = place + length
-                return Proposed(_copied(request.token_ids, source, most), source)
-        return Proposed([])
-
-    def _text(self, request: Request) -> bytearray:
-        """Return the sequence's tokens as bytes, in which C searches."""
         text = self._texts.get(request)
         if text is None:
-            text = self._texts[request] = bytearray()
-        known = len(text) // TOKEN_BYTES
-        if known < len(request.token_ids):
-            text += array("i", request.token_ids[known:]).tobytes()
-        return text
+            text = self._texts[request] = _Text()
+        text.follow(request.token_ids)
+        if not text.matched:
+            text.search(self.shortest, self.longest)
+        if not text.matched:
+            return Proposed([])
+        source = text.count - text.distance
+        return Proposed(_copied(request.token_ids, source, most), source, text.matched)
+
+
+class _Text:
+    """Hold a sequence's tokens as bytes, in which C searches, and where its last ones stood."""
+
+    def __init__(self) -> None:
+        self.count = 0  # tokens
+        self.matched = 0  # last tokens that are equal to those `distance` before them
+        self.distance = 0
+        self._bytes = bytearray()
+
+    def follow(self, token_ids: list[int]) -> None:
+        """Take the tokens that have come. One that isn't the copied one ends the equal part."""
+        known, self.count = self.count, len(token_ids)
+        self._bytes += array("i", token_ids[known:]).tobytes()
+        if self.matched:
+            begin = known - self.distance
+            if token_ids[begin : begin + self.count - known] == token_ids[known:]:
+                self.matched += self.count - known
+            else:
+                self.matched = 0
+
+    def search(self, shortest: int, longest: int) -> None:
+        """Find the longest equal part of so many tokens, and of several places the last."""
+        length, end = shortest, self.count - 1  # it may overlap itself, but not be itself
+        longest = min(longest, self.count - 1)
+        while length <= longest and (place := self._last_place(length, end)) >= 0:
+            own = self.count - length
+            while length < longest and place and self._same(place - 1, own - 1):
+                place, own, length = place - 1, own - 1, length + 1
+            self.matched, self.distance = length, own - place
+            length, end = length + 1, place + length - 1
+
+    def _same(self, place: int, other: int) -> bool:
+        """Return whether the tokens at two places are equal."""
+        one, two = place * TOKEN_BYTES, other * TOKEN_BYTES
+        return self._bytes[one : one + TOKEN_BYTES] == self._bytes[two : two + TOKEN_BYTES]
+
+    def _last_place(self, length: int, end: int) -> int:
+        """Return where the last `length` tokens stood last before the place `end`; −1: nowhere."""
+        wanted = bytes(self._bytes[(self.count - length) * TOKEN_BYTES :])
+        end *= TOKEN_BYTES
+        while True:
+            found = self._bytes.rfind(wanted, 0, end)
+            if found < 0 or found % TOKEN_BYTES == 0:
+                return found // TOKEN_BYTES
+            end = found + len(wanted) - 1  # it began inside a token: look before it
 
 
 class DraftProposer:
@@ -95,17 +131,6 @@ class DraftProposer:
 
     def propose(self, request: Request, most: int) -> Proposed:
         return Proposed([UNKNOWN] * most)
-
-
-def _last_place(text: bytearray, count: int, length: int) -> int:
-    """Return where the last `length` of `count` tokens stood last before, −1 if nowhere."""
-    wanted = bytes(text[(count - length) * TOKEN_BYTES :])
-    end = (count - 1) * TOKEN_BYTES  # it may overlap itself, but not be itself
-    while True:
-        found = text.rfind(wanted, 0, end)
-        if found < 0 or found % TOKEN_BYTES == 0:
-            return found // TOKEN_BYTES
-        end = found + len(wanted) - 1  # it began inside a token: look before it
 
 
 def _copied(tokens: list[int], source: int, most: int) -> list[int]:

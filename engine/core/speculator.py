@@ -1,8 +1,8 @@
 """Choose how many proposals a step checks: as many as make tokens come faster (`worth.py`).
 
 Both sides are measured: the times of steps by their rows (`step_costs.py`), and how often the
-proposals of a sequence were right. Where many sequences share a step, a row costs what a token is
-worth, and none is added.
+proposals of a sequence were right, what was looked up by how much of the text is equal (`hits.py`).
+Where many sequences share a step, a row costs what a token is worth, and none is added.
 
 Not for sequences with a grammar: they are proposed what it forces (`proposal_room.py`).
 """
@@ -13,45 +13,16 @@ from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from engine.core import worth
+from engine.core.hits import Hits, HitsByLength, chances
 from engine.core.kv_manager import KVManager
 from engine.core.proposal_room import most_proposals, that_fit, until_end
-from engine.core.proposer import Proposer
+from engine.core.proposer import Proposed, Proposer
 from engine.core.request import Request
 from engine.core.step_costs import StepCosts
 
-FADING = 0.9
-"""What a draft leaves of the weight of the ones before it."""
-FORGETTING = 0.98
-"""The same of a step in which no proposal of a sequence was worth trying. Hence one whose proposals
-were wrong is tried again, after some tens of steps."""
-PRIOR = 2.0
-"""Proposals of a sequence that weigh as much as what is known of all others."""
 LOOKED_UP, DRAFTED = 0.5, 0.7
 """How probable it is that a proposal is right, before any was checked. A draft model that costs
 half a step must be thought good, or it would never be tried."""
-
-
-class Hits:
-    """Count right and wrong proposals, older ones with less weight.
-
-    After a wrong one those behind it say nothing, so a draft has one wrong proposal at most.
-    """
-
-    def __init__(self) -> None:
-        self.right = 0.0
-        self.wrong = 0.0
-
-    def add(self, right: int, wrong: int) -> None:
-        self.right = self.right * FADING + right
-        self.wrong = self.wrong * FADING + wrong
-
-    def fade(self) -> None:
-        self.right *= FORGETTING
-        self.wrong *= FORGETTING
-
-    def share(self, prior: float) -> float:
-        """Estimate how probable it is that the next proposal is right."""
-        return (self.right + PRIOR * prior) / (self.right + self.wrong + PRIOR)
 
 
 class Speculator:
@@ -68,8 +39,10 @@ class Speculator:
         self.everyone = Hits()
         self._prior = DRAFTED if proposer.drafts else LOOKED_UP
         self._hits: WeakKeyDictionary[Request, Hits] = WeakKeyDictionary()
-        # Where the last proposals came from.
-        self._sources: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        # Of what was looked up: the same by the length of the equal part.
+        self.everyone_by_length = HitsByLength()
+        self._by_length: WeakKeyDictionary[Request, HitsByLength] = WeakKeyDictionary()
+        self._last: WeakKeyDictionary[Request, Proposed] = WeakKeyDictionary()
 
     def wants(self, running: list[Request], leaving: Iterable[Request]) -> bool:
         """Return whether the next step should wait for the one in flight, to have proposals.
@@ -114,9 +87,12 @@ class Speculator:
             if token_ids:
                 found[request] = token_ids
                 shares.append(share)
-        counts = self._counts(step, found, shares)
         if self.proposer.drafts:
+            most = [len(token_ids) for token_ids in found.values()]
+            counts = worth.by_passes(step, shares, most, self._pass_us)
             left_out += [request for request, count in zip(found, counts) if not count]
+        else:
+            counts = self._counts(step, found)
         self._fade(left_out)
         cut = [(r, token_ids[:n]) for (r, token_ids), n in zip(found.items(), counts)]
         return that_fit(self.kv, cut)
@@ -126,14 +102,20 @@ class Speculator:
         hits = self._hits.get(request)
         return known if hits is None else hits.share(known)
 
-    def _counts(
-        self, step: worth.BareStep, found: dict[Request, list[int]], shares: list[float]
-    ) -> list[int]:
-        """Return how many of the proposals found for each sequence pay."""
-        most = [len(token_ids) for token_ids in found.values()]
-        if not self.proposer.drafts:
-            return worth.most_probable(step, shares, most)
-        return worth.by_passes(step, shares, most, self._pass_us)
+    def _counts(self, step: worth.BareStep, found: dict[Request, list[int]]) -> list[int]:
+        """Return how many of the looked-up proposals of each sequence pay."""
+        everyone = self.everyone_by_length
+        lines = [
+            chances(self._by_length.get(request), everyone, self._last[request].matched, len(its))
+            for request, its in found.items()
+        ]
+        counts = worth.most_probable(step, lines)
+        for request, count in zip(found, counts):
+            if not count:
+                for each in (self._by_length.get(request), everyone):
+                    if each is not None:
+                        each.fade(self._last[request].matched)
+        return counts
 
     def _pass_us(self, num_rows: int) -> float:
         """Return the time of a pass of the draft model; nothing until it is known."""
@@ -152,20 +134,26 @@ class Speculator:
 
     def verified(self, request: Request, num_proposed: int, right: int) -> int:
         """Learn how many proposals were right. Returns where they came from (`Proposed.source`)."""
+        wrong = int(right < num_proposed)
         hits = self._hits.get(request)
         if hits is None:
             hits = self._hits[request] = Hits()
+            self._by_length[request] = HitsByLength()
         for each in (hits, self.everyone):
-            each.add(right, int(right < num_proposed))
-        return self._sources[request]
+            each.add(right, wrong)
+        last = self._last[request]
+        if not self.proposer.drafts:
+            for by_length in (self._by_length[request], self.everyone_by_length):
+                by_length.add(last.matched, right, wrong)
+        return last.source
 
     def _proposals(self, request: Request, room: int) -> list[int]:
         """Return proposals that the sequence has room for, up to one that would end it."""
         most = most_proposals(request, min(self.most, room))
         if most <= 0:
             return []
-        token_ids, source = self.proposer.propose(request, most)
-        if not token_ids:
-            return token_ids
-        self._sources[request] = source
-        return until_end(request, token_ids)
+        proposed = self.proposer.propose(request, most)
+        if not proposed.token_ids:
+            return []
+        self._last[request] = proposed
+        return until_end(request, proposed.token_ids)

@@ -5,7 +5,8 @@ q tokens for one row more, so tokens per second grow while
 
     q > each · (tokens expected so far) / (time of the step so far).
 
-The j-th proposal of a sequence counts only if those before it are right: with probability q^j.
+The j-th proposal of a sequence counts only if those before it are right: with probability q^j, if
+all have the same q.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ class BareStep(NamedTuple):
         return chance * self.time > self.each * self.num_rows
 
 
-def most_probable(step: BareStep, shares: Sequence[float], most: Sequence[int]) -> list[int]:
+def most_probable(step: BareStep, chances: Sequence[Sequence[float]]) -> list[int]:
     """Add the most probable proposals first, until the next one wouldn't pay.
 
-    shares: of each sequence, how probable its next proposal is. most: how many it has.
+    chances: of each sequence, how probable it is that its first proposal counts, and each further
+    one: that all up to it are right.
     """
-    counts = [0] * len(shares)
+    counts = [0] * len(chances)
     tokens, time = float(step.num_rows), step.time
-    next_ones = [(-share, place) for place, share in enumerate(shares) if most[place]]
+    next_ones = [(-its[0], place) for place, its in enumerate(chances) if its]
     heapify(next_ones)
     for _ in range(step.room):
         if not next_ones:
@@ -49,8 +51,8 @@ def most_probable(step: BareStep, shares: Sequence[float], most: Sequence[int]) 
             break
         counts[place] += 1
         tokens, time = tokens + chance, time + step.each
-        if counts[place] < most[place]:
-            heapreplace(next_ones, (-chance * shares[place], place))
+        if counts[place] < len(chances[place]):
+            heapreplace(next_ones, (-chances[place][counts[place]], place))
         else:
             heappop(next_ones)
     return counts

@@ -13,12 +13,12 @@ from engine.config.speculative import Speculation
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
-        ({"method": "ngram"}, (7, 2, 4)),
-        ({"method": "ngram", "num_speculative_tokens": 3}, (3, 2, 4)),
-        ({"method": "ngram", "prompt_lookup_max": 1}, (7, 1, 1)),
-        ({"method": "ngram", "prompt_lookup_min": 6}, (7, 6, 6)),
-        ({"method": "ngram", "prompt_lookup_min": 3, "prompt_lookup_max": 5}, (7, 3, 5)),
-        ({"method": "ngram", "prompt_lookup_min": None}, (7, 2, 4)),
+        ({"method": "ngram"}, (15, 1, 16)),
+        ({"method": "ngram", "num_speculative_tokens": 3}, (3, 1, 16)),
+        ({"method": "ngram", "prompt_lookup_max": 1}, (15, 1, 1)),
+        ({"method": "ngram", "prompt_lookup_min": 20}, (15, 20, 20)),
+        ({"method": "ngram", "prompt_lookup_min": 3, "prompt_lookup_max": 5}, (15, 3, 5)),
+        ({"method": "ngram", "prompt_lookup_min": None}, (15, 1, 16)),
     ],
 )
 def test_what_is_asked_for(given, asked):
@@ -38,7 +38,7 @@ def test_nothing_is_asked_for():
     assert EngineConfig(max_num_seqs=9).max_step_rows == 9
 
 
-@pytest.mark.parametrize(("seats", "rows"), [(1, 8), (10, 80), (100, 128), (300, 300)])
+@pytest.mark.parametrize(("seats", "rows"), [(1, 16), (5, 80), (100, 128), (300, 300)])
 def test_rows_of_a_step(seats, rows):
     config = EngineConfig(max_num_seqs=seats, speculative_config={"method": "ngram"})
     assert config.max_step_rows == rows
@@ -71,4 +71,4 @@ def test_as_a_flag():
     config = EngineConfig.from_args(
         ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 5}'], environ={}
     )
-    assert config.speculation == Speculation("ngram", 5, 2, 4)
+    assert config.speculation == Speculation("ngram", 5, 1, 16)

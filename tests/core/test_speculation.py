@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import sys
 
 import pytest
 
 from engine.core import worth
 from engine.core.block_pool import block_hash, root_hash
+from engine.core.hits import HitsByLength, chances
 from engine.core.messages import CoreRequest
 from engine.core.proposer import NgramProposer
 from engine.core.request import Request
@@ -18,7 +21,7 @@ from engine.placeholders import UNKNOWN
 from engine.sampling_params import SamplingParams
 from engine.trace import events
 from tests.support.core_harness import Harness
-from tests.support.paged_oracle import next_token, solo_answer
+from tests.support.paged_oracle import solo_answer
 from tests.support.proposing import NothingCosts, proposals, proposing_scheduler
 
 LOOPS = pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
@@ -319,23 +322,42 @@ def test_prompt_lookup(token_ids, most, found, source):
     assert proposal.source == source or not found
 
 
-def test_prompt_lookup_follows_the_text():
-    """It finds what a search of the whole text finds, at every length of a growing text."""
-    request, proposer = sequence([next_token([], 0) % 3]), NgramProposer(1, 3)
-    for _ in range(200):
+def equal_tokens(tokens: list[int], source: int) -> int:
+    """Return how many tokens before a place are equal to the last ones."""
+    count = 0
+    while count < source and tokens[source - 1 - count] == tokens[-1 - count]:
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(1, 400), (1, 3), (3, 5), (4, 4)])
+def test_prompt_lookup_follows_the_text(shortest, longest):
+    """It finds what a search of the whole text finds, at every length of a growing text.
+
+    With a limit below the text's length, a place that has come true is kept, though the limit
+    would let a later one win.
+    """
+    draw = random.Random(3)
+    request, proposer = sequence([draw.randrange(3)]), NgramProposer(shortest, longest)
+    found = 0
+    for _ in range(300):
         tokens = request.token_ids
-        expected: list[int] = []
-        for length in (3, 2, 1):
-            places = [
-                place
-                for place in range(len(tokens) - length)
-                if tokens[place : place + length] == tokens[-length:]
-            ]
-            if places:
-                expected = tokens[places[-1] + length :][:2]
-                break
-        assert proposer.propose(request, len(expected) or 1).token_ids == expected
-        tokens.append(next_token(tokens, 1) % 3)
+        lengths = {place: equal_tokens(tokens, place) for place in range(1, len(tokens))}
+        most = max(lengths.values(), default=0)
+        proposed = proposer.propose(request, 2)
+        assert bool(proposed.token_ids) == (most >= shortest)
+        if proposed.token_ids:
+            found += 1
+            assert lengths[proposed.source] >= proposed.matched >= min(most, longest)
+            copied = tokens[proposed.source :][:2]
+            assert proposed.token_ids == (copied * 2)[:2]
+            if longest > len(tokens):
+                assert proposed.matched == most
+                assert proposed.source == max(p for p, its in lengths.items() if its == most)
+        for _ in range(draw.choice([1, 1, 2, 5])):  # drawn in one step
+            source = tokens[proposed.source] if proposed.token_ids else 0
+            tokens.append(source if draw.random() < 0.6 else draw.randrange(3))
+    assert found > 100
 
 
 def speculator(fixed: float, each: float, most: int = 7) -> Speculator:
@@ -359,7 +381,7 @@ def decoding(count: int) -> list[Request]:
     ("fixed", "each", "requests", "proposed"),
     [
         (100.0, 0.0, 1, 7),  # rows cost nothing
-        (100.0, 5.0, 1, 3),  # half are right: 0.5, 0.25, 0.125 pay, 0.06 doesn't
+        (100.0, 50.0, 1, 4),  # behind nine equal tokens 0.87 are right: 0.87⁴ pays, 0.87⁵ doesn't
         (0.0, 100.0, 1, 0),  # a row costs a step
         (100.0, 5.0, 64, 0),  # a full batch: a row costs what a token is worth
         (0.0, 0.0, 1, 0),  # no time was measured: nothing is known
@@ -371,22 +393,59 @@ def test_what_pays_is_proposed(fixed, each, requests, proposed):
 
 
 def test_the_number_adapts_to_what_was_right():
-    made, (request,) = speculator(100.0, 5.0), decoding(1)
+    made, (request,) = speculator(100.0, 50.0), decoding(1)
     [(_, usual)] = made.choose([request], 1, 2000)
     for _ in range(10):
         made.choose([request], 1, 2000)
         made.verified(request, 7, 7)
     [(_, more)] = made.choose([request], 1, 2000)
-    assert len(more) == 7 > len(usual) == 3
+    assert len(more) == 7 > len(usual) == 4
     for _ in range(80):
         if made.choose([request], 1, 2000):
             made.verified(request, 1, 0)
     tried = 0
-    for _ in range(200):
+    for _ in range(1000):
         if made.choose([request], 1, 2000):
             made.verified(request, 1, 0)
             tried += 1
-    assert 5 < tried < 50, "what was wrong is tried again, but seldom: a row costs a 20th of a step"
+    assert 5 < tried < 50, "what was wrong is tried again, but seldom: a row costs half a step"
+
+
+def test_short_equal_parts_are_doubted_and_long_ones_trusted():
+    """Of one sequence, proposals behind one equal token may be wrong and those behind many right:
+    what is known of either says nothing of the other."""
+    made = speculator(100.0, 20.0, 15)
+    short = sequence([1, 2, 3, 4, 5, 6, 7, 9, 4])
+    long = sequence([*range(1, 30), *range(1, 25)])
+    for _ in range(20):
+        for request, right in ((short, 0), (long, 15)):
+            for _, token_ids in made.choose([request], 1, 2000):
+                made.verified(request, len(token_ids), min(right, len(token_ids)))
+    assert made.choose([short], 1, 2000) == []
+    [(_, token_ids)] = made.choose([long], 1, 2000)
+    assert len(token_ids) == 15
+    new_short, new_long = sequence([8, 8, 3, 8, 7, 3]), sequence([*range(30, 60), *range(30, 50)])
+    found = dict(made.choose([new_short, new_long], 2, 2000))
+    assert new_short not in found, "what others' were is known"
+    assert len(found[new_long]) == 15
+
+
+@pytest.mark.parametrize(("matched", "count"), [(1, 15), (5, 3), (14, 2), (40, 2)])
+def test_chances_by_length(matched, count):
+    """Each place of a draft has a chance of its own: by its class, its sequence and all others."""
+    own, everyone, none = HitsByLength(), HitsByLength(), HitsByLength()
+    prior = chances(None, none, matched, count)
+    assert prior == chances(none, none, matched, count)
+    assert prior[0] < 1 and all(b / a >= prior[0] for a, b in itertools.pairwise(prior))
+    for _ in range(60):
+        everyone.add(matched, count, 0)
+    trusted = chances(None, everyone, matched, count)
+    assert all(a > b for a, b in zip(trusted, prior)) and trusted[-1] > 0.6
+    for _ in range(60):
+        own.add(matched, 0, 1)
+    assert chances(own, everyone, matched, count)[0] < 0.3
+    other = 1 if matched > 1 else 3
+    assert chances(own, none, other, 1) == chances(None, none, other, 1)
 
 
 def test_costs_follow_the_shortest_of_the_last_steps():

@@ -20,7 +20,9 @@
 // A query's sums have a fixed order: a score is summed over the head's dimensions lane by lane, weights and values over
 // blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are
 // joined one after another. On matrix tiles, where bf16 is multiplied, the order is another one (attention_tiles.h), for
-// decoding rows too. How tasks are cut and queries combined, for speed, changes no bit of a query's result.
+// decoding rows too. How tasks are cut and queries combined, for speed, changes no bit of a query's result. So rows that
+// check proposed tokens of one sequence, each a token further than the one before it, are taken as one chunk.
+#include <cstring>
 #include <vector>
 
 #include "tiles.h"
@@ -308,8 +310,42 @@ __attribute__((noinline)) static Scratch& scratch() {
     return x;
 }
 
+// Rows in place of the given ones, where some were joined.
+struct Rows {
+    std::vector<int32_t> tables, query_start, context_lens;
+};
+
+// Return whether row + 1 is one token that follows the one of `row`, in the same blocks.
+static bool goes_on(const AttentionArgs& a, int64_t row) {
+    const int32_t *start = a.query_start + row, context = a.context_lens[row];
+    if (start[1] - start[0] != 1 || start[2] - start[1] != 1 || a.context_lens[row + 1] != context + 1) return false;
+    const int32_t* table = a.tables + row * a.width;
+    return !memcmp(table, table + a.width, (context + a.block_size - 1) / a.block_size * sizeof(int32_t));
+}
+
+// Take rows that go on with the one before them as one row with it, if there are any.
+static AttentionArgs joined(const AttentionArgs& a, Rows& to) {
+    int64_t row = 0;
+    while (row + 1 < a.rows && !goes_on(a, row)) row++;
+    if (row + 1 >= a.rows) return a;
+    to.tables.clear(), to.query_start.clear(), to.context_lens.clear();
+    for (row = 0; row < a.rows; row++) {
+        to.query_start.push_back(a.query_start[row]);
+        while (row + 1 < a.rows && goes_on(a, row)) row++;
+        const int32_t* table = a.tables + row * a.width;
+        to.tables.insert(to.tables.end(), table, table + a.width);
+        to.context_lens.push_back(a.context_lens[row]);
+    }
+    to.query_start.push_back(a.query_start[a.rows]);
+    AttentionArgs b = a;
+    b.tables = to.tables.data(), b.query_start = to.query_start.data(), b.context_lens = to.context_lens.data();
+    b.rows = to.context_lens.size();
+    return b;
+}
+
 EXPORT int64_t glasshouse_attention(const AttentionArgs* args) {
-    const AttentionArgs& a = *args;
+    static thread_local Rows rows;
+    const AttentionArgs a = joined(*args, rows);
     static thread_local std::vector<Task> tasks;
     static thread_local std::vector<float> kept;
     int64_t work = 0;

@@ -404,6 +404,33 @@ def test_a_token_attends_alike_in_any_company(
     for start in range(0, length - chunk, 50):
         step((start, start + chunk))
     step((20, 21), (300, 301), (0, 40), (200, 202), (256, 333))
+    step(*((token, token + 1) for token in range(248, 265)))  # proposals are taken as a chunk
+    step((9, 10), (70, 71), *((token, token + 1) for token in (10, 11, 71, 73, 74, 75, 75)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_only_seem_to_go_on_are_attended_alone(ops, dtype):
+    """Contexts one longer than the one before, but in other blocks: all, or only the last one."""
+    lengths = (63, 64, 65, 66)
+    cache, batch = paged(3, [(length - 1, 1) for length in lengths], 6, 2, 32, 16, dtype)
+    batch.block_tables[3, :4] = batch.block_tables[2, :4]  # all that row 2 has, but for its last
+    spec = AttentionSpec(6, 2, 32, 0.2)
+    q = numbers(1, 4, 6, 32)
+    found = ops.paged_attention(q, cache, batch, spec)
+    for row, length in enumerate(lengths):
+        alone = dataclasses.replace(
+            batch,
+            block_tables=batch.block_tables[row : row + 1],
+            query_start=torch.tensor([0, 1], dtype=torch.int32),
+            context_lens=batch.context_lens[row : row + 1],
+            num_decode_rows=1,
+            query_lens=[1],
+            context_lens_list=[length],
+            max_context_len=length,
+            scratch={},
+        )
+        one = ops.paged_attention(q[row : row + 1], cache, alone, spec)
+        assert torch.equal(one, found[row : row + 1])
 
 
 @pytest.mark.parametrize("window", [None, 300])
