@@ -17,9 +17,10 @@ from engine.config import ConfigError, EngineConfig
 from engine.kernels.ranks import JoinFailed, RankLost, RankSilent
 from engine.server.link.engine_client import EXIT_TIMEOUT_S
 from engine.worker.memory.kv_sizing import KVMemory
-from engine.worker.parallel import other_ranks
-from engine.worker.parallel.other_ranks import END_S, OtherRanks
+from engine.worker.parallel import rank_processes
+from engine.worker.parallel.other_ranks import OtherRanks
 from engine.worker.parallel.rank_messages import Measured
+from engine.worker.parallel.rank_processes import END_S
 from engine.worker.platforms.cpu import CpuPlatform
 from engine.worker.platforms.cuda import CudaPlatform
 from tests.models import tiny_models
@@ -27,15 +28,19 @@ from tests.models import tiny_models
 ENDS, HANGS = ["false"], ["sleep", "600"]
 
 
+def has_ended(others: OtherRanks) -> bool:
+    return all(one.returncode is not None for one in others._processes._processes)
+
+
 @pytest.fixture
 def started(monkeypatch, tmp_path):
     """Starts these commands as ranks 1, 2, …"""
-    monkeypatch.setattr(other_ranks, "END_S", 0.2)
+    monkeypatch.setattr(rank_processes, "END_S", 0.2)
     begun = []
 
     def start(*commands: list[str], **options) -> OtherRanks:
         left = iter(commands)
-        monkeypatch.setattr(other_ranks, "command_of", lambda *_arguments: next(left))
+        monkeypatch.setattr(rank_processes, "command_of", lambda *_arguments: next(left))
         size = len(commands) + 1
         config = EngineConfig(model="none", tensor_parallel_size=size, **options)
         begun.append(OtherRanks(config, tmp_path, CpuPlatform(torch.device("cpu"))))
@@ -44,7 +49,7 @@ def started(monkeypatch, tmp_path):
     yield start
     for others in begun:
         others.close()
-        assert all(process.returncode is not None for process in others._processes)
+        assert has_ended(others)
 
 
 def test_one_that_ends_at_once_is_told_though_another_loads(started):
@@ -68,7 +73,7 @@ def test_after_a_step_that_was_broken_off_nothing_is_told_to_ranks(started):
     others = started(HANGS, HANGS)
     others.check()
     others.break_off(KeyboardInterrupt())
-    assert all(process.returncode is not None for process in others._processes)
+    assert has_ended(others)
     for call in (others.check, lambda: others.tell("anything")):
         with pytest.raises(RankLost, match=r"broken off by KeyboardInterrupt; .* a new engine"):
             call()

@@ -1,4 +1,4 @@
-"""Start the other ranks' processes from rank 0, tell them what to compute, and watch them.
+"""Tell the other ranks' processes from rank 0 what to compute, and watch them.
 
 A rank that ends, however it ends, closes its connection. Whoever waits for its numbers on a CPU
 then learns it from the kernel of the system (`ranks.cpp`), and a thread that watches the
@@ -11,21 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
-import socket
-import struct
-import subprocess
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-from engine.child_process import command_of, start_lasting
 from engine.config import EngineConfig
 from engine.kernels.ranks import JoinFailed, RankLost, RankSilent
 from engine.trace.events import RankShare
@@ -39,13 +33,9 @@ from engine.worker.parallel.rank_messages import (
     receive,
     send,
 )
+from engine.worker.parallel.rank_processes import TOLD_S, RankProcesses, shared_file
 from engine.worker.platforms.platform import Place, Platform
 
-END_S = 2.0
-"""Seconds that all ranks get to end by themselves; then they are killed. Less than the server's
-`EXIT_TIMEOUT_S`, which kills rank 0."""
-TOLD_S = 5.0
-"""Seconds to wait until it is known which rank has ended, and how."""
 AWAIT_S = 0.05
 """Seconds between two looks whether a rank that is to answer still lives."""
 PATIENCE = 5
@@ -63,42 +53,28 @@ class OtherRanks:
         """
         self.size = config.tensor_parallel_size
         self._patience_s = PATIENCE * config.engine_timeout
-        file = _shared_file(platform.bytes_to_join(self.size))
-        self._connections: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        file = shared_file(platform.bytes_to_join(self.size))
+        self._processes = RankProcesses()
+        self._connections = self._processes.connections
         self.shares: list[RankShare] = []  # of ranks 1, 2, …, when they are loaded
         self.lost = ""  # which rank is gone, and how it ended
         self._found = threading.Event()  # set when `lost` is
         self._ended = False  # whether it is a rank that has ended by itself
         self._answers: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._on_lost: Callable[[], None] = lambda: None
-        self._end = weakref.finalize(self, _end, self._connections, self._processes)
         try:
             for rank in range(1, self.size):
-                self._start(file, rank, replace(config, model=str(folder), tokenizer=None))
+                connection = self._processes.start(file, self.size, self._patience_s)
+                its = replace(config, model=str(folder), tokenizer=None)
+                with contextlib.suppress(OSError):  # it has ended: `wait_until_loaded` says how
+                    send(connection, Start(its, rank))
             fds = [connection.fileno() for connection in self._connections]
             self.ranks = platform.ranks(Place(file, 0, self.size, fds, self._patience_s))
         except BaseException:
-            self._end()
+            self._processes.end()
             raise
         finally:
             os.close(file)
-
-    def _start(self, file: int, rank: int, config: EngineConfig) -> None:
-        ours, theirs = Pipe()
-        _limit_sending(ours, self._patience_s)
-        arguments = theirs.fileno(), file, self.size, os.getpid()
-        process = start_lasting(
-            command_of("engine.worker.parallel.rank_process", *arguments),
-            pass_fds=(theirs.fileno(), file),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        )
-        theirs.close()
-        self._connections.append(ours)
-        self._processes.append(process)
-        with contextlib.suppress(OSError):  # it has ended: `wait_until_loaded` says how
-            send(ours, Start(config, rank))
 
     def wait_until_loaded(self) -> None:
         """Wait until all ranks have their weights, and begin to watch. Raises `RankLost`.
@@ -235,7 +211,7 @@ class OtherRanks:
     def close(self) -> None:
         """End the other ranks."""
         self.ranks.stop()
-        self._end()
+        self._processes.end()
 
     def _await(self, answers: queue.SimpleQueue[Any], what: str) -> Any:
         """Take the next answer. Raises `RankLost`. what: what a rank that hangs hasn't done."""
@@ -260,9 +236,8 @@ class OtherRanks:
     def _lose(self, connection: Connection, answer: Any) -> None:
         """Note that the rank of a connection is gone. answer: the last that it said."""
         place = self._connections.index(connection)
-        how = (
-            answer.why if isinstance(answer, RankFailed) else _how_it_ended(self._processes[place])
-        )
+        failed = isinstance(answer, RankFailed)
+        how = answer.why if failed else self._processes.how_it_ended(place)
         self.lost = f"rank {place + 1} of {self.size}, a process of the model, {how}"
         self._ended = True
         self._found.set()
@@ -287,50 +262,5 @@ def _watch(ranks: weakref.ref[OtherRanks]) -> None:
             break
         answers.put((connections.index(ready) + 1, answer))
     held = ranks()
-    if held is not None and held._end.alive:
+    if held is not None and not held._processes.ended:
         held._lose(ready, answer)
-
-
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        code = process.wait(TOLD_S)
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"ended with code {code}"
-    return "closed its connection"
-
-
-def _end(connections: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
-    for connection in connections:  # not closed yet: a thread waits for them, and sees this
-        with socket.socket(fileno=os.dup(connection.fileno())) as end, contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-    deadline = time.monotonic() + END_S
-    try:
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-    finally:  # also when a second Ctrl-C ends this wait
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        for connection in connections:
-            connection.close()
-
-
-def _limit_sending(connection: Connection, seconds: float) -> None:
-    """Let a message fail with `BlockingIOError` when it isn't taken for so long."""
-    limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))  # struct timeval
-    with socket.socket(fileno=os.dup(connection.fileno())) as end:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
-def _shared_file(num_bytes: int) -> int:
-    """Return the number of a file of zeros in memory, which has no name that could stay behind."""
-    if hasattr(os, "memfd_create"):
-        file = os.memfd_create("glasshouse-ranks")
-    else:
-        with tempfile.TemporaryFile() as temporary:
-            file = os.dup(temporary.fileno())
-    os.ftruncate(file, num_bytes)
-    return file

@@ -18,7 +18,7 @@ from engine.trace.events import (
     GraphReplayed,
     KernelLaunched,
 )
-from engine.worker.parallel import other_ranks
+from engine.worker.parallel import rank_processes
 from engine.worker.platforms import PLATFORMS
 from tests.kernels.triton.dry_rank import MEMORY, DryCuda, stand_in
 from tests.kernels.triton.interpreted_engine import MODELS
@@ -35,9 +35,9 @@ TOKENS = 3
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    command_of = other_ranks.command_of
+    command_of = rank_processes.command_of
     monkeypatch.setattr(
-        other_ranks,
+        rank_processes,
         "command_of",
         lambda module, *arguments: command_of("tests.kernels.triton.dry_rank", *arguments),
     )
