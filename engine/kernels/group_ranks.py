@@ -36,6 +36,8 @@ LEAVE_S = 0.5
 LEFT_S = 10.0
 """Seconds to wait for it before another group is made."""
 _LEAVING: list[threading.Thread] = []
+_KEPT: list[int] = []
+"""The number of the file in which the ranks of the last group met."""
 LONG_S = 86_400.0  # as long as "for ever" may be said to be
 LOOPBACK = {"nccl": "NCCL_SOCKET_IFNAME", "gloo": "GLOO_SOCKET_IFNAME"}
 """What says by which network interface ranks first find each other."""
@@ -50,12 +52,13 @@ class GroupRanks:
         """Prepare to take part in a group.
 
         backend: "nccl" or "gloo". device: what this rank computes on. file: an empty file that all
-        ranks have open, in which they tell each other where they are; it is kept open. patience_s:
+        ranks have open, in which they tell each other where they are; it is kept open until this
+        process makes the next group. patience_s:
         how long gloo waits for one that lives, 0: for ever, as NCCL does.
         """
         self.rank, self.size = rank, size
         self._backend, self._device = backend, device
-        self._file = os.dup(file)
+        self._file = _kept(file)
         self._patience_s = patience_s
         self._times = 0
         self._group: dist.ProcessGroup | None = None
@@ -174,6 +177,19 @@ def why_not(backend: str) -> str:
     if dist.is_initialized():
         return "this process is in a process group of torch.distributed already"
     return ""
+
+
+def _kept(file: int) -> int:
+    """Return the number of a file that stays open: the last group's, which is this one's now.
+
+    When torch's store of a group is collected, long after the group maybe, it opens that number
+    once more to count itself out. So the number may never be that of a file of someone else.
+    """
+    if _KEPT:
+        os.dup2(file, _KEPT[0], inheritable=False)
+    else:
+        _KEPT.append(os.dup(file))
+    return _KEPT[0]
 
 
 def _tree(parts: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

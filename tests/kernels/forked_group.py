@@ -7,6 +7,7 @@ The processes are forks of one that has imported torch and computed nothing yet.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -73,7 +74,27 @@ def losing(ranks: GroupRanks) -> None:
     raise AssertionError("a rank that has left the group is in it")
 
 
-CHECKS: dict[str, Callable[[GroupRanks], None]] = {"joining": joining, "losing": losing}
+def again(ranks: GroupRanks) -> None:
+    """Groups that this process makes one after another leave no more files open than the first."""
+    open_files = []
+    for turn in range(3):
+        if turn:
+            file = os.memfd_create("meeting")
+            ranks = GroupRanks("gloo", torch.device("cpu"), file, 0, 1, 60.0)
+            os.close(file)
+        ranks.meet()
+        ranks.stop()
+        assert not why_not("gloo")
+        gc.collect()
+        open_files.append(sorted(os.listdir("/proc/self/fd")))
+    assert len(set(map(len, open_files))) == 1, open_files
+
+
+CHECKS: dict[str, Callable[[GroupRanks], None]] = {
+    "joining": joining,
+    "losing": losing,
+    "again": again,
+}
 
 
 def main() -> None:

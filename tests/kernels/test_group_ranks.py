@@ -15,7 +15,9 @@ from engine.kernels import group_ranks
 
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(sys.platform != "linux", reason="ranks meet in a file of Linux's kernel")
-@pytest.mark.parametrize(("check", "size"), [("joining", 2), ("joining", 3), ("losing", 3)])
+@pytest.mark.parametrize(
+    ("check", "size"), [("joining", 2), ("joining", 3), ("losing", 3), ("again", 1)]
+)
 def test_processes_join(check, size):
     result = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.kernels.forked_group", check, str(size)],
