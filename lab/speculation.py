@@ -6,6 +6,7 @@ from functools import partial
 from itertools import accumulate
 from random import Random
 
+from engine.config.speculative import LOOKUP_MAX, LOOKUP_MIN
 from engine.core.proposer import NgramProposer, Proposed
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
@@ -136,7 +137,8 @@ def _told(name: str, run: Run) -> str:
 
 def _looked_up(job: Job, text: list[int]) -> str:
     """Say what look-up in the text itself would have proposed."""
-    request, proposer = Request(job.request(), (0, 0, 0), 0, job.num_output), NgramProposer(2, 4)
+    request = Request(job.request(), (0, 0, 0), 0, job.num_output)
+    proposer = NgramProposer(LOOKUP_MIN, LOOKUP_MAX)
     found = right = 0
     for token in text:
         proposed = proposer.propose(request, 1).token_ids
