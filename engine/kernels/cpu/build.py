@@ -45,6 +45,7 @@ HEADERS = (
     "quantized.h",
     "quantized_tiles.h",
     "quantized_tiles_few.h",
+    "quantized_tiles_many.h",
     "int8_dot.h",
     "int8_rows.h",
     "attention_in_place.h",

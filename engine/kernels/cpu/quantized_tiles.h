@@ -53,21 +53,25 @@ struct Groups {
     int64_t x_pitch;    // from one row to the next
 };
 
-template <int ROWS, bool SHIFTED, bool OFFSETS>
+// Add groups to the totals of some rows, of half `h` of a panel; ONE: of a single group. (Indices that are known when compiled keep the totals in
+// registers; with a loop over rows, GCC writes them to memory as well. And `vec{} + x` would be an addition.)
+template <int ROWS, bool SHIFTED, bool OFFSETS, bool ONE = false>
 static INLINE void finish_rows(const Groups& f, int row, int h) {
     vec total[ROWS];
-    for (int i = 0; i < ROWS; i++) total[i] = f.totals[2 * (row + i) + h];
+    vec* const totals = f.totals + 2 * row + h;
+    each<ROWS>([&](auto i) INLINE_LAMBDA { total[i()] = totals[2 * i()]; });
     const float *sums = f.sums + h * SUMS + row * TILE, *of_x = f.of_x + row * f.x_pitch;
-    for (int64_t g = 0; g < f.groups; g++, sums += f.pitch, of_x++) {
+    for (int64_t g = 0; g < (ONE ? 1 : f.groups); g++, sums += f.pitch, of_x++) {
         const vec scale = f.parts[g].scale[h], minus_zero = f.parts[g].minus_zero[h], offset = f.parts[g].offset[h];
-        for (int i = 0; i < ROWS; i++) {
-            vec values = load(sums + i * TILE);
-            if (SHIFTED) values = fused(minus_zero, vec{} + of_x[i * f.x_pitch], values);
-            total[i] = fused(scale, values, total[i]);
-            if (OFFSETS) total[i] = fused(offset, vec{} + of_x[i * f.x_pitch], total[i]);
-        }
+        each<ROWS>([&](auto i) INLINE_LAMBDA {
+            vec values = load(sums + i() * TILE), of_row = {};
+            if (SHIFTED || OFFSETS) of_row = every(of_x[i() * f.x_pitch]);
+            if (SHIFTED) values = fused(minus_zero, of_row, values);
+            total[i()] = fused(scale, values, total[i()]);
+            if (OFFSETS) total[i()] = fused(offset, of_row, total[i()]);
+        });
     }
-    for (int i = 0; i < ROWS; i++) f.totals[2 * (row + i) + h] = total[i];
+    each<ROWS>([&](auto i) INLINE_LAMBDA { totals[2 * i()] = total[i()]; });
 }
 template <bool SHIFTED, bool OFFSETS>
 __attribute__((noinline)) static void finish(const Groups& f) {
@@ -90,9 +94,9 @@ static INLINE void add_group(vec* totals, const vec* values, const GroupParts& p
                              const QuantizedArgs& a) {
     for (int h = 0; h < 2; h++) {
         vec now = values[h];
-        if (shifted(a)) now = fused(parts.minus_zero[h], vec{} + *of_x, now);
+        if (shifted(a)) now = fused(parts.minus_zero[h], every(*of_x), now);
         totals[h] = fused(parts.scale[h], now, totals[h]);
-        if (a.offsets) totals[h] = fused(parts.offset[h], vec{} + *of_x, totals[h]);
+        if (a.offsets) totals[h] = fused(parts.offset[h], every(*of_x), totals[h]);
     }
 }
 

@@ -79,6 +79,8 @@ INLINE vec load(const bf16* p) {
     memcpy(&h, p, sizeof h);
     return (vec)(widen(h) << 16);
 }
+// Set every lane. (Subtracting zero changes no number, so it costs nothing; adding it makes 0 of -0, and is done.)
+INLINE vec every(float x) { return x - vec{}; }
 INLINE void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 // Round to nearest, ties to even: add just under half of the last kept bit, plus that bit. NaN stays NaN.
 INLINE hvec to_bf16(vec v) {
