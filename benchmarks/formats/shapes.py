@@ -31,7 +31,18 @@ from benchmarks.peers.install import PEERS_DIR
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
 from engine.trace.command import run_command
 
-FORMATS = ("gptq", "awq-like", "w4a16", "int8", "q4_0", "q8_0")
+FORMATS = {
+    "gptq": ["gptq"],
+    "gptq-32": ["gptq", "--group-size", "32"],
+    "awq-like": ["awq-like"],
+    "w4a16": ["w4a16"],
+    "int8": ["int8"],
+    "q4_0": ["q4_0"],
+    "q8_0": ["q8_0"],
+}
+"""Options of `python -m engine.quantize`, by the format's name in the table."""
+GGUF = ("q4_0", "q8_0")
+"""Those that need a tokenizer, which a shape with random weights hasn't."""
 ROUNDED = "-int8-activations"
 """Ends the name of a format that is also measured with --quantized-activations."""
 KEPT = PEERS_DIR / "models" / "shapes"
@@ -45,8 +56,8 @@ def checkpoint(name: str, plain: str, form: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             made = Path(work) / "made"
-            command = [sys.executable, "-m", "engine.quantize", plain, "--format", form]
-            subprocess.run([*command, "--out", str(made)], check=True)
+            command = [sys.executable, "-m", "engine.quantize", plain, "--weights-only"]
+            subprocess.run([*command, "--format", *FORMATS[form], "--out", str(made)], check=True)
             made.rename(folder)
     return folder
 
@@ -114,7 +125,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--shapes", nargs="+", choices=[*SHAPES, *LARGE_SHAPES], default=["qwen3-0.6b"]
     )
-    parser.add_argument("--formats", nargs="+", choices=[*FORMATS, *rounded], default=list(FORMATS))
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=[*FORMATS, *rounded],
+        default=[form for form in FORMATS if form not in GGUF],
+    )
     parser.add_argument("--out", type=Path, default=machine_folder(), help="folder for the results")
     given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)

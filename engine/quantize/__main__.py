@@ -36,13 +36,17 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m engine.quanti
         out.mkdir(parents=True, exist_ok=True)
         write = _gguf if arguments.format in TYPES else _safetensors
         make = write(source, arguments, out)
-        before, texts = measure(source)
-        made = make()
-        after, _ = measure(source, texts)
+        losses = None
+        if arguments.weights_only:
+            made = make()
+        else:
+            before, texts = measure(source)
+            made = make()
+            losses = before, measure(source, texts)[0]
     except ModelError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    print(_report(made, before, after, source, out))
+    print(_report(made, losses, source, out))
     return 0
 
 
@@ -58,7 +62,16 @@ def _arguments(argv: Sequence[str] | None, name: str) -> argparse.Namespace:
         action="store_true",
         help="round as GPTQ does: later inputs make up for the error of earlier ones",
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="compare weights alone; else the model first writes text, on which outputs and its"
+        " loss are compared, which takes a large model many minutes",
+    )
+    given = parser.parse_args(argv)
+    if given.weights_only and given.feedback:
+        parser.error("--feedback rounds on text that the model writes: leave --weights-only out.")
+    return given
 
 
 def _safetensors(
@@ -83,7 +96,7 @@ def _safetensors(
         return Grid(bits, group or inputs, packing.symmetric)
 
     def make() -> list[Made]:
-        made = _shown(source, grid_of, arguments.feedback, take)
+        made = _shown(source, grid_of, arguments, take)
         for name, tensor in Checkpoint.open(source.folder).tensors():
             if name.removesuffix(".weight") not in source.layers:
                 tensors[name] = tensor
@@ -112,7 +125,7 @@ def _gguf(source: Source, arguments: argparse.Namespace, out: Path) -> Callable[
 
     def make() -> list[Made]:
         grid = Grid(kind.bits, BLOCK, symmetric=True)
-        made = _shown(source, lambda inputs: grid, arguments.feedback, take)
+        made = _shown(source, lambda inputs: grid, arguments, take)
         for name, tensor in Checkpoint.open(source.folder).tensors():
             if name.removesuffix(".weight") not in source.layers:
                 file.add_plain(name, tensor)
@@ -125,35 +138,42 @@ def _gguf(source: Source, arguments: argparse.Namespace, out: Path) -> Callable[
 def _shown(
     source: Source,
     grid_of: Callable[[int], Grid],
-    feedback: bool,
+    arguments: argparse.Namespace,
     take: Callable[[str, Rounded, Grid], None],
 ) -> list[Made]:
     """Quantize, and print how far it is."""
     made: list[Made] = []
-    for one in quantize(source, grid_of, feedback, take):
+    on_text = not arguments.weights_only
+    for one in quantize(source, grid_of, take, feedback=arguments.feedback, on_text=on_text):
         made.append(one)
         print(f"\r{len(made)} of {len(source.layers)} matrices", end="", file=sys.stderr)
     print(file=sys.stderr)
     return made
 
 
-def _report(made: list[Made], before: float, after: float, source: Source, out: Path) -> str:
+def _report(made: list[Made], losses: tuple[float, float] | None, source: Source, out: Path) -> str:
+    """Say what quantizing did. losses: before and after, where they were measured."""
     kinds: dict[str, list[Made]] = {}
     for one in made:
         kinds.setdefault(one.layer.rpartition(".")[2], []).append(one)
-    lines = [f"{'matrix':<12}{'number':>7}{'error of weights':>18}{'error of outputs':>18}"]
+    on_text = losses is not None
+    outputs = f"{'error of outputs':>18}" if on_text else ""
+    lines = [f"{'matrix':<12}{'number':>7}{'error of weights':>18}{outputs}"]
     for kind, some in kinds.items():
         weights = sum(one.error for one in some) / len(some)
-        outputs = sum(one.output_error for one in some) / len(some)
-        lines.append(f"{kind:<12}{len(some):>7}{weights:>18.2%}{outputs:>18.2%}")
+        errors = [one.output_error for one in some if one.output_error is not None]
+        outputs = f"{sum(errors) / len(errors):>18.2%}" if on_text else ""
+        lines.append(f"{kind:<12}{len(some):>7}{weights:>18.2%}{outputs}")
     files = [*out.glob("*.safetensors"), *out.glob("*.gguf")]
     size = sum(file.stat().st_size for file in files)
     was = Checkpoint.open(source.folder).num_bytes
+    lines += ["", f"bytes of the weights        {was:>14,} → {size:,}"]
+    if losses is not None:
+        lines.append(
+            f"negative log-likelihood     {losses[0]:>14.4f} → {losses[1]:.4f} nats a token, on"
+            " text that the model wrote itself"
+        )
     lines += [
-        "",
-        f"bytes of the weights        {was:>14,} → {size:,}",
-        f"negative log-likelihood     {before:>14.4f} → {after:.4f} nats a token, on text that the"
-        " model wrote itself",
         "",
         LAST_WORD,
         "",

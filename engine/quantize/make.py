@@ -27,7 +27,7 @@ class Made(NamedTuple):
     layer: str
     shape: tuple[int, int]
     error: float  # of the weights: root of mean squares, as part of the weights' own
-    output_error: float  # the same of the outputs on the model's own text
+    output_error: float | None  # of the outputs on the model's own text, where it was measured
 
 
 class Source:
@@ -81,17 +81,20 @@ class Source:
 def quantize(
     source: Source,
     grid_of: Callable[[int], Grid],
-    feedback: bool,
     take: Callable[[str, Rounded, Grid], None],
+    *,
+    feedback: bool = False,
+    on_text: bool = True,
 ) -> Iterator[Made]:
     """Round all matrices, block after block, each on what the rounded ones before it give.
 
-    grid_of: for a number of inputs. take: called with each layer's name and rounded matrix. The
-    source's model has the rounded weights afterwards.
+    grid_of: for a number of inputs. take: called with each layer's name and rounded matrix.
+    feedback: as GPTQ rounds, which needs on_text. on_text: compare outputs on text that the model
+    writes first. The source's model has the rounded weights afterwards.
     """
-    texts = write_text(source.model, "calibrate", source.first)
+    texts = write_text(source.model, "calibrate", source.first) if on_text else None
     for block in source.blocks():
-        seen = inputs_of(source.model, dict(block), texts)
+        seen = inputs_of(source.model, dict(block), texts) if texts is not None else {}
         for name, layer in block.items():
             weight, grid = layer.weight.data, grid_of(layer.in_features)
             if feedback:
@@ -105,7 +108,7 @@ def quantize(
                 name,
                 (layer.out_features, layer.in_features),
                 float(changed.norm() / weight.norm()),
-                _part(changed, weight, seen[name]),
+                _part(changed, weight, seen[name]) if on_text else None,
             )
             layer.weight.data.copy_(numbers)
 

@@ -99,6 +99,25 @@ def test_what_is_written_is_read_again(form, feedback, tmp_path, few, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_weights_only_needs_no_text(tmp_path, few, monkeypatch, capsys):
+    """The checkpoint is the same; the model is never run, which would take a large one long."""
+    config = LlamaConfig(**CONFIG)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "plain")
+    said = [str(tmp_path / "plain"), "--format", "gptq", "--out"]
+    assert main([*said, str(tmp_path / "measured")]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(own_text, "write_text", None)
+    monkeypatch.setattr("engine.quantize.make.write_text", None)
+    assert main([*said, str(tmp_path / "out"), "--weights-only"]) == 0
+    out = capsys.readouterr().out
+    assert "error of weights" in out and "outputs" not in out and "nats" not in out
+    files = [tmp_path / name / "model.safetensors" for name in ("measured", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(SystemExit):
+        main([*said, str(tmp_path / "other"), "--weights-only", "--feedback"])
+    assert "leave --weights-only out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["q4_0", "q8_0"])
 def test_a_gguf_file_is_a_whole_model(form, tmp_path, few, monkeypatch, capsys):
     monkeypatch.setattr("engine.models.formats.gguf_folder._kept", lambda: tmp_path / "cache")
