@@ -66,7 +66,7 @@ class Kernels:
     draw: types.Draw | None = None
     """None: `worker/sampling/exact_draw.py` draws, in plain torch."""
     draw_allowed: types.DrawAllowed | None = None
-    """None: logits are masked, and then drawn from as others."""
+    """None: logits are masked, and tokens drawn as above."""
     copy_blocks: types.CopyBlocks | None = None
     """None: `KVCache` moves blocks in plain torch."""
 

@@ -174,12 +174,12 @@ class Draw(Protocol):
 class DrawAllowed(Protocol):
     """Draw as `worker/sampling/exact_draw.py` defines it, among the tokens that masks allow.
 
-    `logits`: fp32 [lines, vocab]. `draws`: int64 [5, draws]: of each its line, its sequence's seat,
-    its seed, where its token will stand, and the only token allowed (`NO_TOKEN`: see the mask).
-    By seat: `masks`, int32 [seats, words], token t is bit t % 32 of word t // 32 (None: all tokens
-    are allowed); `parameters`, fp64 [seats, n]: temperature (0: the greatest logit), top_p, min_p;
-    `top_k`, int64 [seats]. Returns int64 [draws]; `NO_TOKEN` where logits of allowed tokens aren't
-    finite.
+    `logits`: fp32 [lines, vocab]. `draws`: int64 [6, draws]: of each its line, its sequence's seat,
+    its seed, where its token will stand, the only token allowed (`NO_TOKEN`: see the mask), and the
+    line of its mask (−1: all tokens are allowed). `masks`: int32 [*, words], token t is bit t % 32
+    of word t // 32; None: no draw has one. By seat: `parameters`, fp64 [seats, n]: temperature (0:
+    the greatest logit), top_p, min_p; `top_k`, int64 [seats]. Returns int64 [draws]; `NO_TOKEN`
+    where logits of allowed tokens aren't finite.
     """
 
     def __call__(

@@ -113,9 +113,11 @@ def mask_cost(_: None, logits: torch.Tensor, masks: torch.Tensor) -> Cost:
 def draw_allowed_cost(
     _: None, logits: torch.Tensor, draws: torch.Tensor, masks: torch.Tensor | None
 ) -> Cost:
-    count = draws.shape[1]
-    moved = draws.nbytes + (0 if masks is None else count * masks[0].nbytes)
-    return Cost([count], moved, 0, why="of the logits only what a mask allows is read")
+    count, masked = draws.shape[1], int((draws[5] >= 0).sum())
+    read = (count - masked) * logits[0].nbytes
+    read += 0 if masks is None else masked * masks[0].nbytes
+    why = "of logits with a mask only what it allows is read" if masked else ""
+    return Cost([count], draws.nbytes + read, 0, why=why)
 
 
 def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:

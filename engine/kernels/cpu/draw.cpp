@@ -1,25 +1,25 @@
-// Draw the tokens of sequences that a grammar holds: `worker/sampling/exact_draw.py` defines the draw, in plain torch.
+// Draw tokens from logits: `worker/sampling/exact_draw.py` defines the draw, in plain torch.
 //
-// A mask often allows a few tokens of many thousands. Only what it allows is read, in words of 32 tokens, and a row takes one
-// pass for its greatest logit, one for the exponentials, one for the weights and one for the token. Weights are integers, and a
-// token that isn't allowed adds an exact zero to the sum of exponentials. So a mask gives the same token as logits of minus infinity.
+// A grammar's mask often allows a few tokens of many thousands. Only what it allows is read, in words of 32 tokens; the weights
+// of what was read lie side by side, and all further passes go over these. Weights are integers, and a token that isn't allowed
+// adds an exact zero to the sum of exponentials. So a mask gives the same token as logits of minus infinity.
 #include <algorithm>
-#include <functional>
 #include <vector>
 
 #include "simd.h"
 
-constexpr int WORD = 32;                  // tokens
-constexpr float ONE = 1073741824;         // 2^30, the weight of probability 1
-constexpr int64_t TOGETHER = 256 * 1024;  // logits from which on rows are divided among threads
+constexpr int WORD = 32;                 // tokens
+constexpr float ONE = 1073741824;        // 2^30, the weight of probability 1
+constexpr int64_t TOGETHER = 32 * 1024;  // logits from which on rows are divided among threads
 constexpr int64_t NO_TOKEN = -1;
-enum Field { LINE, SEAT, SEED, POSITION, ONLY, FIELDS };  // the lines of `draws`
+enum Field { LINE, SEAT, SEED, POSITION, ONLY, MASK, FIELDS };  // the lines of `draws`
 enum Parameter { TEMPERATURE, TOP_P, MIN_P };
 
 struct DrawAllowedArgs {
-    const float* logits;       // [lines, width]
-    const int64_t* draws;      // [FIELDS, count]; ONLY: the only token that is allowed, or NO_TOKEN
-    const int32_t* masks;      // [seats, words], bit t % 32 of word t / 32 is token t's; null: all are allowed
+    const float* logits;  // [lines, width]
+    const int64_t*
+        draws;  // [FIELDS, count]; ONLY: the only token that is allowed, or NO_TOKEN; MASK: -1: all are allowed
+    const int32_t* masks;      // [*, words], bit t % 32 of word t / 32 is token t's
     const double* parameters;  // [seats, parameters]
     const int64_t* top_k;      // [seats], at least 1
     int64_t* out;              // [count]; NO_TOKEN: the logits aren't finite, or nothing is allowed
@@ -44,54 +44,24 @@ struct Row {
     const float* logits;
     const uint32_t* mask;  // null: all are allowed
     int64_t width;
-    float temperature;
 
-    // Call body(place, vector of logits over the temperature, -1 in lanes that count) for each vector with an allowed token.
+    // Call body(place, vector of logits, -1 in lanes that count) for each vector with an allowed token.
     template <class Body>
     INLINE void allowed(Body body) const {
+        int64_t start = 0;
+        for (; !mask && start + VEC <= width; start += VEC) body(start, load(logits + start), ivec{} - 1);
         uvec numbers;
         for (int lane = 0; lane < VEC; lane++) numbers[lane] = lane;
-        for (int64_t start = 0; start < width; start += WORD) {
+        for (; start < width; start += WORD) {
             uint32_t word = mask ? mask[start / WORD] : 0xFFFFFFFFu;
             if (width - start < WORD) word &= (1u << (width - start)) - 1;
             for (int64_t i = start; word; i += VEC, word = VEC < WORD ? word >> (VEC % WORD) : 0) {
                 ivec counts = (ivec)((((uvec{} + word) >> numbers) & 1) == 1);
-                body(i, (width - i < VEC ? load_part(logits + i, width - i) : load(logits + i)) / temperature, counts);
+                body(i, width - i < VEC ? load_part(logits + i, width - i) : load(logits + i), counts);
             }
         }
     }
 };
-
-// A key that is greater for a greater weight, and of equal weights for the lower id.
-static uint64_t rank(int32_t weight, int64_t id) { return uint64_t(weight) << 32 | (0xFFFFFFFFu - uint32_t(id)); }
-
-// The rank of the last token that min_p, top_k and top_p keep. ranks: of all tokens with a weight; reordered.
-static uint64_t last_kept(std::vector<uint64_t>& ranks, int64_t top_k, double top_p, double min_p) {
-    auto floor = uint64_t(ceil((*std::max_element(ranks.begin(), ranks.end()) >> 32) * min_p));
-    auto light = [&](uint64_t one) { return one >> 32 < floor; };
-    ranks.erase(std::remove_if(ranks.begin(), ranks.end(), light), ranks.end());
-    if (top_k < int64_t(ranks.size())) {
-        std::nth_element(ranks.begin(), ranks.begin() + top_k - 1, ranks.end(), std::greater<uint64_t>());
-        ranks.resize(top_k);
-    }
-    if (top_p >= 1) return *std::min_element(ranks.begin(), ranks.end());
-    int64_t total = 0, before = 0;
-    for (uint64_t one : ranks) total += int64_t(one >> 32);
-    auto enough = int64_t(ceil(double(total) * top_p));
-    std::make_heap(ranks.begin(), ranks.end());
-    for (auto end = ranks.end();; --end) {  // the greatest first
-        before += int64_t(ranks.front() >> 32);
-        if (before >= enough) return ranks.front();
-        std::pop_heap(ranks.begin(), end);
-    }
-}
-
-// Add up the lanes.
-static INLINE int32_t total_of(ivec w) {
-    int32_t total = 0;
-    for (int lane = 0; lane < VEC; lane++) total += w[lane];
-    return total;
-}
 
 // Return whether every allowed logit is a number and the greatest, which `best` becomes, isn't infinite.
 static bool is_finite(const Row& row, float& best) {
@@ -102,95 +72,172 @@ static bool is_finite(const Row& row, float& best) {
         top = vmax(counts ? v : vec{} - INFINITY, top);
     });
     best = largest(top);
-    return best > -INFINITY && best < INFINITY && !total_of(strange);
+    return best > -INFINITY && best < INFINITY && !sum(strange);
 }
 
 // The first token with the greatest logit.
 static int64_t greatest(const Row& row, float best) {
     int64_t found = NO_TOKEN;
     row.allowed([&](int64_t i, vec v, ivec counts) INLINE_LAMBDA {
-        if (found >= 0) return;
         ivec equal = (ivec)(v == best) & counts;
+        if (found >= 0 || !sum(equal)) return;
         for (int lane = VEC - 1; lane >= 0; lane--) found = equal[lane] ? i + lane : found;
     });
     return found;
 }
 
-// One token, in proportion to the weights that the cuts leave. word: its random number.
-static int64_t draw(const Row& row, float best, uint32_t word, int64_t top_k, double top_p, double min_p) {
-    static thread_local std::vector<float> exponentials;
-    static thread_local std::vector<int32_t> weights;
-    static thread_local std::vector<uint64_t> ranks;
-    exponentials.resize(row.width + VEC), weights.resize(row.width + VEC);
-    auto weights_at = [&](int64_t i) INLINE_LAMBDA {
-        ivec w;
-        memcpy(&w, &weights[i], sizeof w);
-        return w;
-    };
-    auto set_weights = [&](int64_t i, ivec w) INLINE_LAMBDA { memcpy(&weights[i], &w, sizeof w); };
-    vec sums = {};
-    row.allowed([&](int64_t i, vec v, ivec counts) INLINE_LAMBDA {
-        vec e = counts ? exp(v - best) : vec{};
-        sums = sums + e;
-        store(&exponentials[i], e);
-    });
-    const float all = sum(sums);
-    const bool cuts = top_k < row.width || top_p < 1 || min_p > 0;
-    ivec totals = {};
-    ranks.clear();
-    row.allowed([&](int64_t i, vec, ivec) INLINE_LAMBDA {
-        ivec w = __builtin_convertvector(load(&exponentials[i]) / all * ONE + 0.5f, ivec);
-        totals += w;
-        set_weights(i, w);
-        for (int lane = 0; cuts && lane < VEC; lane++)
-            if (w[lane]) ranks.push_back(rank(w[lane], i + lane));
-    });
-    if (cuts) {
-        const uint64_t last = last_kept(ranks, top_k, top_p, min_p);
-        totals = ivec{};
-        row.allowed([&](int64_t i, vec, ivec) INLINE_LAMBDA {
-            ivec w = weights_at(i);
-            for (int lane = 0; lane < VEC; lane++) w[lane] = rank(w[lane], i + lane) < last ? 0 : w[lane];
-            totals += w;
-            set_weights(i, w);
-        });
+// The weights of one row's tokens, by id, without vectors of which none is allowed. Their sum is below 2^31.
+class Weights {
+    std::vector<int32_t> weights;  // first the exponentials, as floats
+    std::vector<int32_t> starts;   // of each vector, the id of its first token
+    int64_t size = 0;              // vectors
+
+    template <class V = ivec>
+    INLINE V at(int64_t i) const {
+        V v;
+        memcpy(&v, &weights[i * VEC], sizeof v);
+        return v;
     }
-    int32_t rest = int32_t(int64_t(word) * total_of(totals) >> 32);  // weight before the token, from here on
-    int64_t found = NO_TOKEN;
-    row.allowed([&](int64_t i, vec, ivec) INLINE_LAMBDA {
-        if (found >= 0) return;
-        ivec w = weights_at(i);
-        int32_t here = total_of(w);
-        if (rest >= here) {
-            rest -= here;
-            return;
+    template <class V>
+    INLINE void set(int64_t i, V v) {
+        memcpy(&weights[i * VEC], &v, sizeof v);
+    }
+
+    // Add up what `of` makes of each vector.
+    template <class Of>
+    INLINE int32_t total(Of of) const {
+        ivec totals = {};
+        for (int64_t i = 0; i < size; i++) totals += of(at(i));
+        return sum(totals);
+    }
+
+    // The greatest weight up to `high` for which the tokens of at least that weight come to `wanted`: those of `low` do.
+    // value: what a vector of weights comes to. Each pass tries three, and leaves a quarter of the weights between.
+    template <class Value>
+    INLINE int32_t border(int32_t low, int32_t high, int64_t wanted, Value value) const {
+        while (low < high) {
+            const int32_t step = (high - low) / 4 + 1;
+            int32_t tried[3];
+            for (int which = 0; which < 3; which++)
+                tried[which] = int32_t(std::min(int64_t(high), low + int64_t(step) * (which + 1)));
+            ivec first = {}, second = {}, third = {};
+            for (int64_t i = 0; i < size; i++) {
+                ivec w = at(i), v = value(w);
+                first += v & (w >= tried[0]), second += v & (w >= tried[1]), third += v & (w >= tried[2]);
+            }
+            const int32_t found[3] = {sum(first), sum(second), sum(third)};
+            for (int which = 2; which >= 0; which--) {
+                if (found[which] >= wanted) {
+                    low = tried[which];
+                    break;
+                }
+                high = tried[which] - 1;
+            }
         }
-        int lane = 0;
-        while (rest >= w[lane]) rest -= w[lane++];
-        found = i + lane;
-    });
-    return found;
-}
+        return low;
+    }
+
+    // Keep the tokens of more than `least`, and of that weight the first `ties`. Vectors with none of them are dropped.
+    void keep(int32_t least, int64_t ties) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < size; i++) {
+            ivec w = at(i);
+            if (!sum(w >= least)) continue;
+            ivec equal = w == least;
+            int32_t here = -sum(equal);
+            for (int lane = VEC - 1; here > ties && lane >= 0; lane--) here += equal[lane], equal[lane] = 0;
+            ties -= here;
+            starts[kept] = starts[i];
+            set(kept++, w & ((w > least) | equal));
+        }
+        size = kept;
+    }
+
+  public:
+    // Compute the weights of a row's allowed tokens: step 1. best: the greatest of its logits over the temperature.
+    void compute(const Row& row, float best, float temperature) {
+        const size_t most = (row.width + WORD - 1) / WORD * (WORD / VEC);
+        if (starts.size() < most) weights.resize(most * VEC), starts.resize(most);
+        size = 0;
+        vec sums = {};
+        row.allowed([&](int64_t i, vec v, ivec counts) INLINE_LAMBDA {
+            vec e = counts ? exp(v / temperature - best) : vec{};
+            sums = sums + e;
+            starts[size] = int32_t(i);
+            set(size++, e);
+        });
+        const float all = sum(sums);
+        for (int64_t i = 0; i < size; i++) set(i, __builtin_convertvector(at<vec>(i) / all * ONE + 0.5f, ivec));
+    }
+
+    // Cut tokens by min_p, top_k and top_p: step 2.
+    void cut(int64_t top_k, double top_p, double min_p) {
+        const auto one = [](ivec) INLINE_LAMBDA { return ivec{} + 1; };
+        const auto itself = [](ivec w) INLINE_LAMBDA { return w; };
+        const auto count_from = [&](int32_t from) { return -total([&](ivec w) INLINE_LAMBDA { return w >= from; }); };
+        ivec tops = {};
+        for (int64_t i = 0; i < size; i++) tops = vmax(at(i), tops);
+        const int32_t top = largest(tops), floor = std::max(1, int32_t(ceil(top * min_p)));
+        if (top_k < count_from(floor)) {
+            const int32_t least = border(floor, top, top_k, one);
+            keep(least, top_k - count_from(least + 1));
+        } else {
+            keep(floor, INT64_MAX);
+        }
+        if (top_p < 1) {
+            const auto enough = int64_t(ceil(double(total(itself)) * top_p));
+            const int32_t least = border(1, top, enough, itself);
+            const int64_t above = total([&](ivec w) INLINE_LAMBDA { return w & (w > least); });
+            keep(least, std::max(int64_t(1), (enough - above + least - 1) / least));
+        }
+    }
+
+    // Draw a token in proportion to the weights: step 3. word: its random number.
+    int64_t draw(uint32_t word) const {
+        constexpr int64_t TOGETHER = 32;  // vectors, whose weights are added up before they are compared
+        int32_t rest =
+            int32_t(int64_t(word) * total([](ivec w) INLINE_LAMBDA { return w; }) >> 32);  // before the token
+        for (int64_t start = 0; start < size; start += TOGETHER) {
+            const int64_t end = std::min(size, start + TOGETHER);
+            ivec totals = {};
+            for (int64_t i = start; i < end; i++) totals += at(i);
+            const int32_t here = sum(totals);
+            if (rest >= here) {
+                rest -= here;
+                continue;
+            }
+            for (const int32_t* w = &weights[start * VEC];; w++) {
+                if (rest < *w) return starts[(w - &weights[0]) / VEC] + (w - &weights[0]) % VEC;
+                rest -= *w;
+            }
+        }
+        return NO_TOKEN;
+    }
+};
 
 EXPORT void glasshouse_draw_allowed(const DrawAllowedArgs* a) {
     auto field = [&](Field which) { return a->draws + which * a->count; };
 #pragma omp parallel for schedule(dynamic, 1) if (a->count > 1 && a->count * a->width > TOGETHER)
     for (int64_t i = 0; i < a->count; i++) {
-        const int64_t seat = field(SEAT)[i], only = field(ONLY)[i];
+        static thread_local Weights weights;
+        const int64_t seat = field(SEAT)[i], only = field(ONLY)[i], mask = field(MASK)[i];
         const double* parameters = a->parameters + seat * a->parameters_width;
         const float temperature = float(parameters[TEMPERATURE]);
-        const int32_t* mask = a->masks ? a->masks + seat * a->words : nullptr;
-        Row row{a->logits + field(LINE)[i] * a->width, (const uint32_t*)mask, a->width, temperature ? temperature : 1};
+        const auto* bits = mask < 0 ? nullptr : (const uint32_t*)a->masks + mask * a->words;
+        const Row row{a->logits + field(LINE)[i] * a->width, bits, a->width};
         float best;
+        a->out[i] = NO_TOKEN;
         if (only != NO_TOKEN) {
-            a->out[i] = std::isfinite(row.logits[only]) ? only : NO_TOKEN;
+            if (std::isfinite(row.logits[only])) a->out[i] = only;
         } else if (!is_finite(row, best)) {
-            a->out[i] = NO_TOKEN;
+            continue;
         } else if (!temperature) {
             a->out[i] = greatest(row, best);
-        } else {
-            uint32_t word = random_word(uint64_t(field(SEED)[i]), uint64_t(field(POSITION)[i]));
-            a->out[i] = draw(row, best, word, a->top_k[seat], parameters[TOP_P], parameters[MIN_P]);
+        } else if (std::isfinite(best /= temperature)) {
+            const double top_p = parameters[TOP_P], min_p = parameters[MIN_P];
+            weights.compute(row, best, temperature);
+            if (a->top_k[seat] < row.width || top_p < 1 || min_p > 0) weights.cut(a->top_k[seat], top_p, min_p);
+            a->out[i] = weights.draw(random_word(uint64_t(field(SEED)[i]), uint64_t(field(POSITION)[i])));
         }
     }
 }

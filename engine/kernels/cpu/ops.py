@@ -238,7 +238,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         parameters: torch.Tensor,
         top_k: torch.Tensor,
     ) -> torch.Tensor:
-        """Draw tokens of those that masks allow: see `signatures.DrawAllowed`."""
+        """Draw tokens, of those that masks allow: see `signatures.DrawAllowed`."""
         out = torch.empty(draws.shape[1], dtype=torch.int64)
         packed = _DRAW_ALLOWED(
             logits.data_ptr(),

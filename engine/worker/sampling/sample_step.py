@@ -112,12 +112,12 @@ class SampleStep:
         if inputs.proposed:
             proposals = StepProposals(rows, _places(rows, firsts), len(positions), inputs.proposed)
             ahead = proposals.ahead
-        held = None
+        simple = None
         if firsts is None and not recorded:
-            held = self.table.held(seats)
-        if held is not None:
+            simple = self.table.needs_kernel(seats)
+        if simple is not None:
             record_us = 0.0
-            tokens, logprobs = self._draw_held(logits, held, seats, positions, greatest, ahead)
+            tokens, logprobs = self._draw_simple(logits, simple, seats, positions, ahead)
         else:
             metadata = self.table.metadata(owners, siblings)
             tokens, logprobs, record_us = self._draw(
@@ -203,30 +203,29 @@ class SampleStep:
         elif self.table.allows_few(seat):
             detail.failure, detail.failed_param = NOTHING_LEFT, "allowed_token_ids"
 
-    def _draw_held(
+    def _draw_simple(
         self,
         logits: torch.Tensor,
-        held: np.ndarray,
+        simple: np.ndarray,
         seats: np.ndarray,
         positions: np.ndarray,
-        greatest: torch.Tensor | None,
         ahead: np.ndarray | None,
     ) -> tuple[torch.Tensor, dict[int, TokenLogprobs]]:
-        """Draw where grammars alone say what is allowed, and the other draws as usual.
+        """Draw where one kernel does it all, and the other draws as usual.
 
-        held: bool [draws], which are the former. Return all tokens, and log-probabilities by place.
+        simple: bool [draws], which are the former. Return all tokens, and log-probabilities by
+        place.
         """
-        if held.all():
-            return self.sampler.draw_held(logits, None, seats, positions, ahead), {}
+        if simple.all():
+            return self.sampler.draw_simple(logits, None, seats, positions, ahead), {}
         tokens = torch.empty(len(logits), dtype=torch.int64)
-        its, others = np.flatnonzero(held), np.flatnonzero(~held)
+        its, others = np.flatnonzero(simple), np.flatnonzero(~simple)
         its_ahead, others_ahead = (None, None) if ahead is None else (ahead[its], ahead[others])
-        tokens[its] = self.sampler.draw_held(logits, its, seats[its], positions[its], its_ahead)
+        tokens[its] = self.sampler.draw_simple(logits, its, seats[its], positions[its], its_ahead)
         drawn, logprobs, _ = self._draw(
             logits[others],
             self.table.metadata(seats[others]),
             positions[others],
-            greatest=None if greatest is None else greatest[others],
             ahead=others_ahead,
         )
         tokens[others] = drawn

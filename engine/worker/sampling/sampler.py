@@ -6,7 +6,8 @@ temperature (0: the greatest logit, lowest id if equal) → min_p, top_k, top_p,
 (`exact_draw.py`, where they are defined to the bit). Raw log-probabilities are taken before all
 this, by `logprobs.py`.
 
-On a CPU one native kernel draws for all sequences with a grammar, from the mask to the draw.
+On a CPU one native kernel draws for all rows of a step. It also applies temperatures, and the masks
+of rows for which nothing else comes before that.
 
 Every operation works on all rows that need it at once, and on each row alone: no row's token
 depends on its neighbours. Rows without these parameters skip the work.
@@ -90,67 +91,12 @@ class Sampler:
 
         `positions`: int64 [rows], where the drawn token will stand in its sequence.
         """
-        held, drawn = metadata.grammar_rows, None
-        if len(held) and self.table.draw_allowed is not None:
-            # the same kernel as in `draw_held`: masked logits are as good to it as masks
-            seats, seeds = metadata.seats[held], metadata.seeds[held]
-            drawn = self._draw_allowed(logits, held, seats, seeds, positions[held], None, None)
-            if len(held) == len(logits):
-                return drawn
-        tokens = self._draw_all(logits, metadata, positions)
-        if drawn is not None:
-            tokens[held] = drawn
-        return tokens
-
-    def draw_held(
-        self,
-        logits: torch.Tensor,
-        lines: np.ndarray | None,
-        seats: np.ndarray,
-        positions: np.ndarray,
-        ahead: np.ndarray | None,
-    ) -> torch.Tensor:
-        """Draw for sequences of which `SamplingTable.held` says so, int64 [draws].
-
-        `lines`: int64 [draws], which of the logits are theirs; None: all. The others as in
-        `adjust`. A forced token isn't drawn: only that its logit is finite is looked at.
-        """
-        grammars = self.table.grammars
-        only = grammars.only(seats, ahead)
-        seeds = self.table.seeds(seats)
-        return self._draw_allowed(logits, lines, seats, seeds, positions, only, grammars.bits)
-
-    def _draw_allowed(
-        self,
-        logits: torch.Tensor,
-        lines: np.ndarray | None,
-        seats: np.ndarray,
-        seeds: np.ndarray,
-        positions: np.ndarray,
-        only: list[int] | None,
-        masks: np.ndarray | None,
-    ) -> torch.Tensor:
-        """Call the kernel for it."""
-        draw = self.table.draw_allowed
-        assert draw is not None
-        draws = np.empty((5, len(seats)), np.int64)
-        draws[0] = np.arange(len(seats)) if lines is None else lines
-        draws[1], draws[2], draws[3] = seats, seeds, positions
-        draws[4] = NO_TOKEN if only is None else only
-        return draw(
-            logits.float().contiguous(),
-            torch.from_numpy(draws),
-            None if masks is None else torch.from_numpy(masks),
-            self.table.parameters,
-            self.table.top_k,
-        )
-
-    def _draw_all(
-        self, logits: torch.Tensor, metadata: SamplingMetadata, positions: np.ndarray
-    ) -> torch.Tensor:
-        """Draw for all rows as if none had a grammar: see `draw`."""
         if not len(metadata.random):
             return kernels_for(logits.device).greatest(logits)
+        if self.table.draw_allowed is not None:
+            # the same kernel as in `draw_simple`: masked logits are as good to it as masks
+            draws = _draws(None, metadata.seats, metadata.seeds, positions)
+            return self._draw_allowed(logits, draws)
         words = to_device(metadata.words(positions), logits.device)
         if not len(metadata.greedy):
             return self._draw(logits, metadata, words)
@@ -160,6 +106,36 @@ class Sampler:
             logits[metadata.random], metadata, words[metadata.random]
         )
         return tokens
+
+    def draw_simple(
+        self,
+        logits: torch.Tensor,
+        lines: np.ndarray | None,
+        seats: np.ndarray,
+        positions: np.ndarray,
+        ahead: np.ndarray | None,
+    ) -> torch.Tensor:
+        """Draw for sequences of which `SamplingTable.needs_kernel` says so, int64 [draws].
+
+        `lines`: int64 [draws], which of the logits are theirs; None: all. The others as in
+        `adjust`. A forced token isn't drawn: only that its logit is finite is looked at.
+        """
+        draws = _draws(lines, seats, self.table.seeds(seats), positions)
+        grammars = self.table.grammars
+        if not grammars:
+            return self._draw_allowed(logits, draws)
+        draws[4] = grammars.only(seats, ahead)
+        np.copyto(draws[5], seats, where=self.table.masked[seats])
+        return self._draw_allowed(logits, draws, torch.from_numpy(grammars.bits))
+
+    def _draw_allowed(
+        self, logits: torch.Tensor, draws: np.ndarray, masks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Call the kernel for it."""
+        draw, table = self.table.draw_allowed, self.table
+        assert draw is not None
+        logits = logits.float().contiguous()
+        return draw(logits, torch.from_numpy(draws), masks, table.parameters, table.top_k)
 
     def _draw(
         self, logits: torch.Tensor, metadata: SamplingMetadata, words: torch.Tensor
@@ -190,6 +166,17 @@ class Sampler:
         if metadata.free_min_p:
             weights = keep_min_p(weights, metadata.cuts.min_p[metadata.free])
         return draw(weights, words)
+
+
+def _draws(
+    lines: np.ndarray | None, seats: np.ndarray, seeds: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """Describe draws without masks to `DrawAllowed`."""
+    draws = np.empty((6, len(seats)), np.int64)
+    draws[0] = np.arange(len(seats)) if lines is None else lines
+    draws[1], draws[2], draws[3] = seats, seeds, positions
+    draws[4], draws[5] = NO_TOKEN, -1
+    return draws
 
 
 def _counted(seen: np.ndarray, ends: np.ndarray, ahead: np.ndarray) -> np.ndarray:

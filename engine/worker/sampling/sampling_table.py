@@ -8,6 +8,7 @@ steady decode does no work here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ from engine.worker.transfers import to_device
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)  # as `DrawAllowed` wants
 AHEAD = 16  # positions for which random words are computed at once
 LEAST_TEMPERATURE = 1e-30  # dividing logits by less would make them infinite
+
+
+class Needs(IntEnum):
+    """Say what draws a sequence's tokens from its logits: the least that suffices."""
+
+    MAXIMUM = 0  # only the greatest logit is wanted
+    KERNEL = 1  # `DrawAllowed`, with its parameters and its grammar's mask
+    MORE = 2  # it has rules or penalties, or wants log-probabilities
 
 
 @dataclass
@@ -100,7 +109,8 @@ class SamplingTable:
         self._no_rules = StepRules([], device)
         self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
         self.grammars = GrammarMasks(num_seats, vocab_size, ahead=device.type != "cpu")
-        self._held = np.zeros(num_seats, bool)  # with a grammar, and nothing else to look at
+        self.masked = np.zeros(num_seats, bool)  # seats whose sequence has a grammar
+        self._needs = np.zeros(num_seats, np.int8)
         self.draw_allowed = kernels_for(device).draw_allowed
         self.parameters, self.top_k = torch.from_numpy(self._floats), torch.from_numpy(self._top_k)
         self._last: SamplingMetadata | None = None
@@ -130,8 +140,13 @@ class SamplingTable:
             output = np.array(row.token_ids[row.num_prompt_tokens :], np.int64)
             self._lines[seat] = self.counts.add(output)
             self._num_penalised += 1
-        others = rules is not None or self._lines[seat] >= 0 or params.logprobs is not None
-        self._held[seat] = seat in self.grammars and not others
+        self.masked[seat] = seat in self.grammars
+        if rules is not None or self._lines[seat] >= 0 or params.logprobs is not None:
+            self._needs[seat] = Needs.MORE
+        elif params.temperature or self.masked[seat]:
+            self._needs[seat] = Needs.KERNEL
+        else:
+            self._needs[seat] = Needs.MAXIMUM
 
     def _rules_of(self, row: NewRow) -> TokenRules | None:
         """Return the rules of a row. Siblings, which follow each other, share them."""
@@ -145,7 +160,7 @@ class SamplingTable:
     def clear(self, seat: int) -> None:
         """Forget the sequence of a seat."""
         self._last = None
-        self._held[seat] = False
+        self.masked[seat] = False
         self._rules.pop(seat, None)
         self.grammars.clear(seat)
         if self._lines[seat] >= 0:
@@ -162,15 +177,16 @@ class SamplingTable:
         """Return whether a sequence may draw only the tokens that it names."""
         return seat in self._rules and self._rules[seat].allowed is not None
 
-    def held(self, seats: np.ndarray) -> np.ndarray | None:
-        """Return which draws need only what the seat's grammar allows, bool [rows]; None: none do.
+    def needs_kernel(self, seats: np.ndarray) -> np.ndarray | None:
+        """Return which draws `DrawAllowed` makes with nothing before it, bool [rows].
 
-        On a device without a kernel for that they are drawn as others.
+        With them it makes those of which only the greatest logit is wanted. None: nobody needs it,
+        or this device doesn't have it.
         """
-        if not self.grammars or self.draw_allowed is None:
+        if self.draw_allowed is None:
             return None
-        held = self._held[seats]
-        return held if held.any() else None
+        needs = self._needs[seats]
+        return needs <= Needs.KERNEL if (needs == Needs.KERNEL).any() else None
 
     def seeds(self, seats: np.ndarray) -> np.ndarray:
         """Return the seeds of sequences, int64 [rows]."""

@@ -1,4 +1,4 @@
-"""Draws among allowed tokens, against the definition in plain torch, in every variant."""
+"""Draws, of allowed tokens or of all, against the definition in plain torch, in every variant."""
 
 from __future__ import annotations
 
@@ -48,9 +48,13 @@ class Asked:
         self.parameters = torch.tensor([[0.7, 1.0, 0.0, 9.0]] * (count + 2), dtype=torch.float64)
         self.top_k = torch.full((count + 2,), width)
 
-    def draw(self, ops, logits: torch.Tensor | None = None, masked: bool = True) -> list[int]:
-        draws = torch.stack([self.lines, self.seats, self.seeds, self.positions, self.only])
-        masks = bits(self.allowed) if masked else None
+    def draw(
+        self, ops, logits: torch.Tensor | None = None, masked: bool | torch.Tensor = True
+    ) -> list[int]:
+        """Draw. masked: whether there are masks, or bool [draws], which draws have one."""
+        which = torch.where(torch.as_tensor(masked), self.seats, -1)
+        draws = torch.stack([self.lines, self.seats, self.seeds, self.positions, self.only, which])
+        masks = None if masked is False else bits(self.allowed)
         logits = self.logits if logits is None else logits
         found = ops.draw_allowed(logits, draws, masks, self.parameters, self.top_k)
         assert found.dtype is torch.int64 and found.shape == (self.count,)
@@ -100,6 +104,18 @@ def test_the_token_is_the_definitions(ops, seed, count, width, share, coarse):
     asked.check(found)
     # what is forbidden by minus infinity gives the same tokens as what a mask forbids
     assert asked.draw(ops, asked.masked_logits(), masked=False) == found
+
+
+def test_draws_with_a_mask_and_draws_without_one_share_a_call(ops):
+    asked = Asked(11, 6, 500, 0.1, False)
+    masked = torch.tensor([True, False] * 3)
+    found = asked.draw(ops, masked=masked)
+    held, free = asked.draw(ops), asked.draw(ops, masked=False)
+    assert found == [free[place] if place % 2 else held[place] for place in range(6)]
+    for place, (token, seat) in enumerate(zip(found, asked.seats)):
+        assert place % 2 or asked.allowed[seat, token]
+    asked.allowed[:] = True
+    asked.check(free)
 
 
 def test_a_draw_is_the_same_alone_and_among_others_on_several_threads(ops):
