@@ -75,12 +75,13 @@ class Bookkeeping:
         self.told_step, self.tokens_told = plan.step, self.tokens_told + len(news) + accepted
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
-        if self.scheduler.speculator is not None and num_tokens == num_rows:
-            took_us = output.prepare_us + output.forward_us + output.sample_us
-            self.scheduler.speculator.costs.observe(num_rows, took_us)
         for pass_rows, pass_us in output.draft_passes:
             self.scheduler.speculator.passes.observe(pass_rows, pass_us)  # type: ignore[union-attr]
         now = self.clock()
+        if self.scheduler.speculator is not None and num_tokens == num_rows:
+            took_us = plan.schedule_us + output.prepare_us + output.forward_us + output.sample_us
+            took_us += (now - update_started) / 1e3
+            self.scheduler.speculator.costs.observe(num_rows, took_us)
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.record(
             events.StepFinished(

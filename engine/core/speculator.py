@@ -52,7 +52,7 @@ class Speculator:
         """
         if any(request.num_proposed_tokens for request in (*running, *leaving)):
             return True
-        step = worth.BareStep(len(running), *self.costs.line(len(running)), 0)
+        step = self._step(len(running), 0)
         known = self.everyone.share(self._prior)
         free = [request for request in running if request.grammar is None]
         if any(step.pays(self._share(request, known)) for request in free):
@@ -71,7 +71,7 @@ class Speculator:
         room = min(budget, self.max_rows - num_rows)
         if room <= 0:
             return []
-        step = worth.BareStep(num_rows, *self.costs.line(num_rows), room)
+        step = self._step(num_rows, room)
         known = self.everyone.share(self._prior)
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
@@ -96,6 +96,11 @@ class Speculator:
         self._fade(left_out)
         cut = [(r, token_ids[:n]) for (r, token_ids), n in zip(found.items(), counts)]
         return that_fit(self.kv, cut)
+
+    def _step(self, num_rows: int, room: int) -> worth.BareStep:
+        """Return what is known of a step before proposals."""
+        costs = self.costs
+        return worth.BareStep(num_rows, *costs.line(num_rows), room, costs.of(num_rows))
 
     def _share(self, request: Request, known: float) -> float:
         """Estimate how probable it is that its next proposal is right. known: of all sequences."""

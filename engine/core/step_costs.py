@@ -47,24 +47,33 @@ class StepCosts:
         """Return whether any number of rows came often enough to count."""
         return any(count > ENOUGH for count in self._counts.values())
 
+    def of(self, num_rows: int) -> float:
+        """Return the µs of steps with exactly this number of rows; 0.0 if they are unknown."""
+        return self._us[num_rows] if self._is_known(num_rows) else 0.0
+
     def line(self, num_rows: int) -> tuple[float, float]:
         """Return µs (fixed, for each row) of steps with about this number of rows.
 
-        They are fitted to the times of half as many rows to twice as many and eight.
+        They are fitted to the times of half as many rows to twice as many and sixteen; to those of
+        exactly as many only if few others are known, as one row more may cost more than each later.
         """
         line = self._lines.get(num_rows)
         if line is None:
             line = self._lines[num_rows] = self._fitted(num_rows)
         return line
 
+    def _is_known(self, num_rows: int) -> bool:
+        return (
+            self._counts.get(num_rows, 0) > ENOUGH and self._steps - self._last[num_rows] <= LASTING
+        )
+
     def _fitted(self, num_rows: int) -> tuple[float, float]:
-        known = [
-            (rows, us)
-            for rows, us in self._us.items()
-            if self._counts[rows] > ENOUGH and self._steps - self._last[rows] <= LASTING
-        ]
-        near = [(r, us) for r, us in known if num_rows <= 2 * r and r <= 2 * num_rows + 8]
-        if len(near) < 2:
+        known = [(rows, us) for rows, us in self._us.items() if self._is_known(rows)]
+        near = [(r, us) for r, us in known if num_rows <= 2 * r and r <= 2 * num_rows + 16]
+        others = [(r, us) for r, us in near if r != num_rows]
+        if len(others) >= 2:
+            near = others
+        elif len(near) < 2:
             near = known
         if len(near) < 2:
             us = near[0][1] if near else 1.0

@@ -23,10 +23,17 @@ class BareStep(NamedTuple):
     fixed: float  # µs
     each: float  # µs for a row
     room: int
+    measured: float = 0.0  # µs without proposals; 0.0: unknown
 
     @property
     def time(self) -> float:
+        """Return the time that those with some rows more let expect."""
         return self.fixed + self.each * self.num_rows
+
+    @property
+    def bare(self) -> float:
+        """Return the time without proposals. With the first one more than a row may be added."""
+        return self.measured or self.time
 
     def pays(self, chance: float) -> bool:
         """Return whether a proposal that is right with this probability makes tokens faster."""
@@ -34,7 +41,7 @@ class BareStep(NamedTuple):
 
 
 def most_probable(step: BareStep, chances: Sequence[Sequence[float]]) -> list[int]:
-    """Add the most probable proposals first, until the next one wouldn't pay.
+    """Add the most probable proposals first, until the next one wouldn't pay. None if all don't.
 
     chances: of each sequence, how probable it is that its first proposal counts, and each further
     one: that all up to it are right.
@@ -55,6 +62,8 @@ def most_probable(step: BareStep, chances: Sequence[Sequence[float]]) -> list[in
             heapreplace(next_ones, (-chances[place][counts[place]], place))
         else:
             heappop(next_ones)
+    if tokens * step.bare <= step.num_rows * time:
+        return [0] * len(chances)
     return counts
 
 
@@ -75,7 +84,7 @@ def by_passes(
     promising ones first. pass_us: the time of a pass for so many sequences.
     """
     order = sorted((i for i in range(len(shares)) if most[i]), key=lambda i: -shares[i])
-    best, chosen = (step.num_rows / step.time if step.time else 0.0), (0, 0)
+    best, chosen = (step.num_rows / step.bare if step.bare else 0.0), (0, 0)
     longest = max(most, default=0)
     compared = [passes for passes in PASSES if passes < longest] + [longest]
     expected = [0.0] * len(compared)  # tokens added, by the number of passes

@@ -38,6 +38,9 @@ class NothingCosts:
 
     def observe(self, num_rows: int, us: float) -> None: ...
 
+    def of(self, num_rows: int) -> float:
+        return 0.0
+
     def line(self, num_rows: int) -> tuple[float, float]:
         return 1.0, 0.0
 
