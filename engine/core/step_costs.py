@@ -10,6 +10,10 @@ AGING = 1.01
 """A time grows by this with each step that took longer, so that it follows longer contexts."""
 FIRST_SHARE = 0.1
 """What a row is thought to add to a step, as a share of it, until steps of two sizes are known."""
+LEAST_SHARE = 0.04
+"""What a row adds at least, as a share of what a step takes for each of its rows. Where other
+programs run, steps of many rows may seem as short as those of few; without this, proposals that are
+hardly ever right would then be tried."""
 
 ENOUGH = 8
 """Steps with a number of rows from which on their shortest counts: that of two is too long."""
@@ -84,5 +88,7 @@ class StepCosts:
         mean_us = sum(us for _, us in near) / len(near)
         covariance = sum((rows - mean_rows) * (us - mean_us) for rows, us in near)
         variance = sum((rows - mean_rows) ** 2 for rows, _ in near)
-        each = max(0.0, covariance / variance)
+        rows, us = min(near)
+        least = LEAST_SHARE * us / rows
+        each = max(least, covariance / variance)
         return mean_us - each * mean_rows, each

@@ -464,17 +464,25 @@ def test_costs_follow_the_shortest_of_the_last_steps():
     assert abs(fixed - 500) < 25 and abs(each - 20) < 2
 
 
+def test_a_row_costs_something_though_longer_steps_seem_shorter():
+    costs = StepCosts()
+    for rows in (2, 4, 8) * 10:
+        costs.observe(rows, 130.0 - rows)
+    fixed, each = costs.line(1)
+    assert each > 1 and 110 < fixed + 4 * each < 135
+
+
 def test_nothing_is_proposed_where_the_first_row_more_costs_too_much():
     """A step of one row may take another way through the kernels than one of some rows."""
     costs = StepCosts()
     for _ in range(50):
         for rows in (1, 2, 4, 8):
-            costs.observe(rows, 100.0 if rows == 1 else 140.0 + rows)
+            costs.observe(rows, 100.0 if rows == 1 else 140.0 + 5 * rows)
     fixed, each = costs.line(1)
-    assert abs(fixed - 140) < 3 and abs(each - 1) < 0.2 and costs.of(1) < 102 and not costs.of(3)
+    assert abs(fixed - 140) < 3 and abs(each - 5) < 0.5 and costs.of(1) < 102 and not costs.of(3)
     step = worth.BareStep(1, fixed, each, 15, costs.of(1))
     assert worth.most_probable(step, [[0.3, 0.05]]) == [0]
-    assert worth.most_probable(step, [[0.3, 0.05], [0.3, 0.2]]) == [2, 2]
+    assert worth.most_probable(step, [[0.3, 0.05], [0.3, 0.2]]) == [1, 2]
     assert worth.most_probable(step._replace(measured=0.0), [[0.3, 0.05]]) == [2]
     assert worth.by_passes(step, [0.3], [2], lambda rows: 0.0) == [0]
     assert worth.by_passes(step, [0.9], [2], lambda rows: 0.0) == [2]
