@@ -11,10 +11,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from engine.core.scheduler import Scheduler
+from engine.trace.events import StepFinished, StepPlanned, StepRow
 from lab.chapter import CannotShow
 from lab.chapters import CHAPTERS
 from lab.drawings import Lines
-from lab.grammars import EXAMPLE, fits
+from lab.grammars import ANSWERS, EXAMPLE, fits, steps_of_all
 from lab.workbench import Job, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,21 @@ def test_a_grammar_removes_what_was_predicted(ran):
     assert outcome.measured["removed"] == pytest.approx(expected["removed"].value, abs=1e-4)
     assert 0 < outcome.measured["removed"] < 1 and 0.2 < outcome.measured["single"] < 1
     assert outcome.findings[0].startswith('with seed 0: {"title":"')
+
+
+def test_steps_with_forced_tokens_count_where_all_answers_go_on(bench):
+    def events(step, starts):
+        rows = [StepRow(f"answer-{i % ANSWERS}", start, 1, 1) for i, start in enumerate(starts)]
+        return [StepPlanned(step=step, rows=rows), StepFinished(step=step)]
+
+    run = Run(bench.kv)
+    run.events = [
+        *events(1, [0] * ANSWERS),  # prompts
+        *events(2, [5] * ANSWERS + [6, 6]),  # two answers have a forced token each
+        *events(3, [7] * (ANSWERS - 1)),
+        *events(4, [8] * (ANSWERS - 1) + [3]),
+    ]
+    assert [step.planned.step for step in steps_of_all(run, 5)] == [2]
 
 
 def test_what_does_not_follow_the_schema_is_not_counted():
