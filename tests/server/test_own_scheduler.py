@@ -58,7 +58,7 @@ def test_a_name_that_names_none_is_told(run_server, name, says):
     with run_server(scheduler_cls=name, wait=False) as doomed:
         doomed.wait("failed")
         detail = doomed.http.get("/health").json()["detail"]
-        assert says in detail and name in detail
+        assert says in detail and name in detail and "Error" not in detail
 
 
 def test_an_error_in_it_is_told_with_its_name(run_server):

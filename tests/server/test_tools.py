@@ -36,6 +36,16 @@ def client(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
+@pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])
+def test_a_name_of_no_format_is_refused(run_server, flag):
+    with run_server(load_scripted, wait=False, **{flag: "hermess"}) as doomed:
+        doomed.wait("failed")
+        detail = doomed.http.get("/health").json()["detail"]
+    assert re.match(
+        f"--{flag}".replace("_", "-") + " is 'hermess'; choose one of auto, none, ", detail
+    )
+
+
 def say(text):
     return [{"role": "user", "content": f"SAY:{text}"}]
 

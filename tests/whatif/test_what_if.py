@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.config import ConfigError, EngineConfig
 from engine.core.messages import KVShape
 from engine.core.named_scheduler import named_scheduler
 from engine.core.scheduler import Scheduler
@@ -154,7 +154,7 @@ def test_a_policy_of_ones_own():
     order = [e.request_id for e in answer.events if isinstance(e, ev.RequestAdmitted)]
     assert order == ["r0", "r5", "r4", "r3", "r2", "r1"]
     for wrong in ("mine", "no.such.module:X", "json:loads", f"{__name__}:nothing"):
-        with pytest.raises(ValueError, match=r"no class|imported|no subclass"):
+        with pytest.raises(ConfigError, match=r"no class|imported|no subclass"):
             named_scheduler(wrong)
 
 

@@ -76,9 +76,7 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load) -> None:
     recorder = PackingRecorder(events.send, config.trace, text=config.trace_text == "on")
     failed = False
     try:
-        scheduler = named_scheduler(
-            config.scheduler_cls
-        )  # before the model: a typo is told at once
+        scheduler = named_scheduler(config.scheduler_cls)  # before the model: typos come first
         executor = load(config, recorder, Stages(servers[0]))
         core = EngineCore(config, executor, recorder, scheduler)
         cores = getattr(executor, "cores", None)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from engine.config import ConfigError
 from engine.text.chat_template import ChatTemplate
 from engine.text.errors import TextError
 from engine.text.messages.formats import (
@@ -25,7 +26,7 @@ from engine.text.messages.message_pieces import AssistantMessage
 from engine.text.messages.parser import MessageParser
 from engine.trace.events import EngineFormatsFound
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
 _NAME, _KEY, _VALUE = "probe_tool", "probe_key", "probe value"
 _PARAMETERS = {"type": "object", "properties": {_KEY: {"type": "string"}}, "required": [_KEY]}
 _TOOLS = [
@@ -53,7 +54,12 @@ class MessageFormats(NamedTuple):
 
 
 def find_formats(chat: ChatTemplate, calls: str = AUTO, reasoning: str = AUTO) -> MessageFormats:
-    """Find the formats of a model. `calls`, `reasoning`: names of formats, "auto" or "none"."""
+    """Find the formats of a model. `calls`, `reasoning`: names of formats, "auto" or "none".
+
+    Raises `ConfigError` for a name that is none of these.
+    """
+    _check_name("--tool-call-parser", calls, CALL_FORMATS)
+    _check_name("--reasoning-parser", reasoning, REASONING_FORMATS)
     without, with_tools = _rendered(chat, [_ASKS], None), _rendered(chat, [_ASKS], _TOOLS)
     takes_tools = with_tools is not None and _NAME in with_tools and with_tools != without
     reasons: list[str] = []
@@ -73,6 +79,12 @@ def find_formats(chat: ChatTemplate, calls: str = AUTO, reasoning: str = AUTO) -
             reasons.append(f"reasoning between {thinks.begin} and {thinks.end}, which the chat "
                            "template has")  # fmt: skip
     return MessageFormats(found, thinks, takes_tools, "; ".join(reasons))
+
+
+def _check_name(flag: str, name: str, formats: Mapping[str, object]) -> None:
+    known = (AUTO, NONE, *sorted(formats))
+    if name not in known:
+        raise ConfigError(f"{flag} is {name!r}; choose one of {', '.join(known)}.")
 
 
 def _calls_of(chat: ChatTemplate) -> CallFormat | None:
