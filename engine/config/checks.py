@@ -16,6 +16,10 @@ AT_LEAST_ONE = (
     "num_gpu_blocks_override", "kv_cache_memory_bytes", "tensor_parallel_size",
     "max_num_queued_reqs", "trace_buffer", "stream_interval", "api_server_count",
 )  # fmt: skip
+AT_MOST = {
+    "cpu_threads": 1024,  # torch and OpenMP crash on far more
+    "api_server_count": 64,  # each is a whole process: with hundreds, memory ends before they start
+}
 NOT_NEGATIVE = (
     "swap_space", "cpu_threads", "shutdown_timeout", "response_store_bytes", "response_store_ttl",
 )  # fmt: skip
@@ -37,6 +41,11 @@ def check(options: Options) -> None:
     for name in NOT_NEGATIVE:
         if getattr(options, name) < 0:
             raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; it can't be negative.")
+    for name, most in AT_MOST.items():
+        if getattr(options, name) > most:
+            raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; at most {most:,}.")
+    if not options.model:
+        raise ConfigError("--model is empty: name a model, or leave it out for pocket.")
     if options.engine_timeout <= 0:
         raise ConfigError(
             f"--engine-timeout is {options.engine_timeout:g}; it must be more than 0 seconds."
