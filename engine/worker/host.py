@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from engine.config import ConfigError
+
 CGROUP = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # cgroup v1 states a number near 2^63 when there is none
 
@@ -112,9 +114,15 @@ def pick_device(wanted: str, rank: int = 0) -> torch.device:
     """Choose the device for `--device`: auto is CUDA where there is one, for each rank its own.
 
     All of them see all GPUs: without seeing its neighbour, a rank can't read that one's memory.
+    Raises `ConfigError` where CUDA is asked for and there is none.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    elif wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device is cuda, but torch {torch.__version__} finds no CUDA device here: use"
+            " --device cpu, or a torch with CUDA on a machine with a GPU."
+        )
     return torch.device(wanted, rank) if wanted == "cuda" and rank else torch.device(wanted)
 
 

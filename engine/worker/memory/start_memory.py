@@ -21,7 +21,7 @@ PROFILE = (
 KV_CACHE = (
     "making the KV cache",
     "lower --gpu-memory-utilization (or --kv-cache-memory-bytes, --num-gpu-blocks-override), and"
-    " --swap-space if the host's memory is what is full",
+    " --swap-space or --max-num-seqs if the host's memory is what is full",
 )
 WARM_UP = ("computing for the first time", "lower --gpu-memory-utilization or --max-num-seqs")
 GRAPHS = (
