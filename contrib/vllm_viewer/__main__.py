@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ BLOCK = 32  # tokens; vLLM's attention on a CPU wants a multiple of 32
 
 
 def main() -> int:
-    """Return 0 if the record can be folded to its end, else 1."""
+    """Return 0 if the record can be folded to its end, 1 if not, 2 without vLLM."""
     parser = argparse.ArgumentParser(prog="python -m contrib.vllm_viewer", description=__doc__)
     parser.add_argument("model")
     parser.add_argument("-o", "--output", type=Path, default=Path("vllm-record.jsonl"))
@@ -32,7 +33,13 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="without async scheduling")
     arguments = parser.parse_args()
     os.environ.update(SETTINGS, GLASSHOUSE_RECORD=str(arguments.output))
-    _run(arguments)
+    try:
+        _run(arguments)
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        print("vLLM isn't installed here: run this with the python that has it.", file=sys.stderr)
+        return 2
     return _check(arguments.output)
 
 

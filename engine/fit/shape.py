@@ -79,7 +79,8 @@ def read_config(model: str) -> tuple[str, dict[str, Any]]:
         return model, known_config(model) or _from_hub(model)
     path = folder / "config.json"
     try:
-        return folder.resolve().name, json.loads(path.read_text())
+        pocket = folder == Path(POCKET_MODEL)
+        return "pocket" if pocket else folder.resolve().name, json.loads(path.read_text())
     except OSError:
         raise PlanError(f"{folder} has no config.json; name a model's folder or its id.") from None
     except ValueError:

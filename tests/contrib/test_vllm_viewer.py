@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from contrib.vllm_viewer import __main__ as viewer
 from contrib.vllm_viewer.watch import Watch
 from engine.trace import events as ev
 from engine.trace.__main__ import main
@@ -178,6 +181,15 @@ def test_a_model_without_one_table_a_request_tells_no_blocks():
     assert not scene.told(ev.BlockAllocated) and not scene.told(ev.EngineKvSized)
     assert scene.told(ev.StepFinished)
     scene.folded()
+
+
+def test_without_vllm_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(viewer, "SETTINGS", {})
+    monkeypatch.setenv("GLASSHOUSE_RECORD", "")  # put back afterwards
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(sys, "argv", ["vllm_viewer", "a-model"])
+    assert viewer.main() == 2
+    assert capsys.readouterr().err.startswith("vLLM isn't installed here")
 
 
 def test_readers_take_the_record(preempted, tmp_path, capsys):

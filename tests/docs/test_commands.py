@@ -78,6 +78,12 @@ def commands(block: Block) -> list[list[str]]:
     return [words for words in split if words]
 
 
+def test_the_quickstart_names_every_program():
+    page = (ROOT / "docs/README_QUICKSTART.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"The same programs from anywhere[^.]*\.", page)
+    assert re.findall(r"`(\w+)`", sentence) == list(PROGRAMS)
+
+
 def test_there_are_commands():
     assert len(of("run")) > 10 and len(of("needs-account")) > 5 and len(of("long")) > 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -43,6 +44,14 @@ PUBLISHED = {  # numbers of parameters on the models' own cards and in their saf
     "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
     "mistralai/Mistral-7B-v0.3": 7_248_023_552,
 }
+
+
+def test_the_embedded_model_is_called_by_its_name(capsys):
+    assert main(["pocket"]) == main([]) == 0
+    assert (
+        re.findall("^.*: LlamaForCausalLM", capsys.readouterr().out, re.M)
+        == ["pocket: LlamaForCausalLM"] * 2
+    )
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
