@@ -6,11 +6,13 @@ The first argument of each function is what the kernel returned.
 from __future__ import annotations
 
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from engine.kernels.cost import Cost, attention_work
+from engine.rounding import ceil_div
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
@@ -140,11 +142,29 @@ def attention_cost(
     heads fill them.
     """
     work = attention_work(q, cache, batch, spec, rows)
+    again = _read_once(batch, spec, rows) * 2 * spec.num_kv_heads * spec.head_dim
     why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks"
     # `on_tiles` in attention.cpp
     in_bf16 = tiles and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
     dtype = "bfloat16" if in_bf16 else "float32"
-    return Cost([tasks], work.num_bytes, work.flops, dtype, why)
+    num_bytes = work.num_bytes - again * cache.k.element_size()
+    return Cost([tasks], num_bytes, work.flops, dtype, why)
+
+
+def _read_once(batch: AttentionBatch, spec: AttentionSpec, rows: range) -> int:
+    """Count the positions that a row needn't read again: it goes on with the row before it.
+
+    Such rows are attended as one chunk (`goes_on` in attention.cpp).
+    """
+    lengths, contexts, found = batch.query_lens, batch.context_lens_list, 0
+    for row, after in pairwise(rows):
+        context = contexts[row]
+        if lengths[row] == lengths[after] == 1 and contexts[after] == context + 1:
+            pages = ceil_div(context, batch.block_size)
+            tables = batch.block_tables[:, :pages]
+            if torch.equal(tables[row], tables[after]):
+                found += min(context + 1, spec.sliding_window or context + 1) - 1
+    return found
 
 
 def norm_cost(_: None, x: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> Cost:

@@ -469,6 +469,30 @@ def test_a_cost_names_the_dtype_of_the_products(dim, dtype, tiles, said):
     assert cost.flops_type == said and cost.grid == [3]
 
 
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_cost_counts_what_rows_that_go_on_read_once(window):
+    """As of the same tokens in one chunk; rows in other blocks read their own."""
+    cache, chunk = paged(3, [(60, 5)], 4, 2, 32, 16, torch.float32)
+    spec = AttentionSpec(4, 2, 32, 1.0, window)
+    contexts = [61, 62, 63, 64, 65]
+    rows = dataclasses.replace(
+        chunk,
+        block_tables=chunk.block_tables.repeat(5, 1),
+        query_lens=[1] * 5,
+        context_lens_list=contexts,
+    )
+    q = numbers(1, 5, 4, 32)
+    [of_chunk, of_rows] = [
+        attention_cost(1, q, cache, batch, spec, range(len(batch.query_lens)), True)
+        for batch in (chunk, rows)
+    ]
+    assert of_rows.num_bytes == of_chunk.num_bytes and of_rows.flops == of_chunk.flops
+    rows.block_tables[2, 0] += 1
+    apart = attention_cost(1, q, cache, rows, spec, range(5), True)
+    again = sum(min(context, window or context) - 1 for context in contexts[2:4])
+    assert apart.num_bytes == of_rows.num_bytes + again * 2 * 2 * 32 * 4
+
+
 def test_large_scores_stay_finite(ops):
     cache, batch = paged(3, [(40, 1), (0, 9)], 4, 2, 64, 16, torch.float32)
     spec = AttentionSpec(4, 2, 64, 1.0)
