@@ -41,6 +41,8 @@ def check(options: Options) -> None:
     for name in NOT_NEGATIVE:
         if getattr(options, name) < 0:
             raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; it can't be negative.")
+    for name in FIELDS:
+        _check_text(name, getattr(options, name))
     for name, most in AT_MOST.items():
         if getattr(options, name) > most:
             raise ConfigError(f"{flag_of(name)} is {getattr(options, name)}; at most {most:,}.")
@@ -65,6 +67,18 @@ def check(options: Options) -> None:
     _check_machine(options)
     _check_quantized(options)
     _check_server(options)
+
+
+def _check_text(name: str, value: object) -> None:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # Python's stand-ins for bytes that the locale doesn't know
+                raise ConfigError(
+                    f"{flag_of(name)} is {text!a}, which has bytes that are no text in this"
+                    " locale: set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+                ) from None
 
 
 def _check_memory(options: Options) -> None:

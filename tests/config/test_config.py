@@ -91,6 +91,8 @@ def test_secrets_are_never_shown():
         (["--device", "cpu", "--dtype", "float16"], "float16"),
         (["--api-key", ""], "anyone could pass"),
         (["--model", ""], "--model is empty"),
+        (["--model", "/m/\udcc3\udcbc"], "set PYTHONUTF8=1"),
+        (["--api-key", "a", "\udcff"], "set PYTHONUTF8=1"),
         (["--cpu-threads", "1025"], "--cpu-threads is 1025; at most 1,024"),
         (["--api-server-count", "65"], "--api-server-count is 65; at most 64"),
         (["--scheduling-policy", "lottery"], "lottery"),
