@@ -34,6 +34,7 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import io
 import itertools
 import json
 import math
@@ -1852,6 +1853,8 @@ def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any
 
 def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
     args = parse_arguments(argv, name)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale such as C has no ✓
+        sys.stdout.reconfigure(errors="replace")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     options = {k: v for k, v in vars(args).items() if k not in ("api_key", "url", "json")}
     report = Report(base_url(args.url), options)

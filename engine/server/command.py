@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from engine.config import ConfigError, EngineConfig
 from engine.server.lifecycle import serve
+from engine.trace.command import write_any_text
 
 
 def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> int:
@@ -15,6 +16,7 @@ def main(argv: Sequence[str] | None = None, name: str = "koyeb_api_server") -> i
 
     Returns 2 for impossible options. Exit codes otherwise: 0 ended as told, 1 the engine failed.
     """
+    write_any_text()
     try:
         code = serve(EngineConfig.from_args(argv, prog=name))
     except ConfigError as error:

@@ -3,10 +3,20 @@ gone."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+
+def write_any_text() -> None:
+    """Let standard output take any text: what its encoding lacks becomes a question mark.
+
+    A locale such as C or ISO-8859-1 has no “, … or –, and printing must not end a program.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -15,6 +25,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     If the reader of its output stops early, as `head` does, the process ends silently with status
     0.
     """
+    write_any_text()
     try:
         status = main() or 0
         sys.stdout.flush()  # flushing the buffer may show that the reader is gone

@@ -99,6 +99,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(record, name):
     assert ended.stderr == "" and ended.returncode in (0, 1)
 
 
+def test_a_locale_without_our_characters_ends_no_program():
+    command = [sys.executable, "-m", "engine.trace", "annotate", "docs/records/tour.jsonl"]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr
+    assert b"?" in done.stdout and len(done.stdout.splitlines()) > 100
+
+
 def test_every_program_ends_by_run_command():
     """So every program handles a closed pipe in the same way."""
     own_way = {
