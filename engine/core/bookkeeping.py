@@ -79,8 +79,9 @@ class Bookkeeping:
             self.scheduler.speculator.passes.observe(pass_rows, pass_us)  # type: ignore[union-attr]
         now = self.clock()
         if self.scheduler.speculator is not None and num_tokens == num_rows:
-            took_us = plan.schedule_us + output.prepare_us + output.forward_us + output.sample_us
-            took_us += (now - update_started) / 1e3
+            took_us = output.prepare_us + output.forward_us + output.sample_us
+            if loop == "plain" or plan.proposed:  # else the worker computes meanwhile
+                took_us += plan.schedule_us + (now - update_started) / 1e3
             self.scheduler.speculator.costs.observe(num_rows, took_us)
         ready_ns = update_started - output.done_ns if output.done_ns else 0
         self.record(

@@ -57,16 +57,22 @@ class HitsByLength:
         last = matched + right
         place = matched
         while place < last:
-            kind = _class(place)
+            kind = equal_class(place)
             end = min(last, LENGTHS[kind] + 1) if kind < len(LENGTHS) else last
-            self._of(kind).add(end - place, 0)
+            fails = wrong if end == last and equal_class(last) == kind else 0
+            self._of(kind).add(end - place, fails)
+            wrong -= fails
             place = end
         if wrong:
-            self._of(_class(last)).add(0, 1)
+            self._of(equal_class(last)).add(0, wrong)
 
     def fade(self, matched: int) -> None:
-        """Forget a little of the class, of which nothing was worth trying."""
-        hits = self._hits.get(_class(matched))
+        """Forget a little of the class of so many equal tokens: nothing was worth trying."""
+        self.fade_class(equal_class(matched))
+
+    def fade_class(self, kind: int) -> None:
+        """Forget a little of a class."""
+        hits = self._hits.get(kind)
         if hits is not None:
             hits.fade()
 
@@ -93,7 +99,7 @@ def chances(
     chance, kind, share = 1.0, -1, 1.0
     for place in range(matched, matched + count):
         if kind < len(LENGTHS) and (kind < 0 or place > LENGTHS[kind]):
-            kind = _class(place)
+            kind = equal_class(place)
             share = everyone.share(kind, USUAL[kind])
             if own is not None:
                 share = own.share(kind, share)
@@ -102,5 +108,6 @@ def chances(
     return found
 
 
-def _class(matched: int) -> int:
+def equal_class(matched: int) -> int:
+    """Return the class of so many equal tokens."""
     return bisect_left(LENGTHS, matched)

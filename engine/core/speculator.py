@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from engine.core import worth
-from engine.core.hits import Hits, HitsByLength, chances
+from engine.core.hits import Hits, HitsByLength, chances, equal_class
 from engine.core.kv_manager import KVManager
 from engine.core.proposal_room import most_proposals, that_fit, until_end
 from engine.core.proposer import Proposed, Proposer
@@ -23,6 +23,25 @@ from engine.core.step_costs import StepCosts
 LOOKED_UP, DRAFTED = 0.5, 0.7
 """How probable it is that a proposal is right, before any was checked. A draft model that costs
 half a step must be thought good, or it would never be tried."""
+IN_VAIN = 8
+"""So many times in a row a step may wait for a sequence that is then proposed nothing, or nothing
+right: where some text repeats, most of it doesn't."""
+LONGEST_REST = 16
+"""From then on none waits for it for 1, 2, 4, ... and at most so many steps."""
+
+
+class _Rest:
+    """Count how often a step waited for a sequence in vain, and for how many steps none does."""
+
+    __slots__ = ("left", "times")
+
+    def __init__(self) -> None:
+        self.left = self.times = 0
+
+    def once_more(self) -> None:
+        """Count one more time in vain."""
+        self.times += 1
+        self.left = min(1 << min(max(0, self.times - IN_VAIN), 10) >> 1, LONGEST_REST)
 
 
 class Speculator:
@@ -43,19 +62,26 @@ class Speculator:
         self.everyone_by_length = HitsByLength()
         self._by_length: WeakKeyDictionary[Request, HitsByLength] = WeakKeyDictionary()
         self._last: WeakKeyDictionary[Request, Proposed] = WeakKeyDictionary()
+        self._rests: WeakKeyDictionary[Request, _Rest] = WeakKeyDictionary()
 
     def wants(self, running: list[Request], leaving: Iterable[Request]) -> bool:
         """Return whether the next step should wait for the one in flight, to have proposals.
 
         It must if that one checks some, also of a request that has ended meanwhile: of a step with
-        proposals the worker keeps no drawn tokens for the next one. Else only if some might pay.
+        proposals the worker keeps no drawn tokens for the next one. Else only if some might pay,
+        of a sequence for which steps didn't wait in vain lately: what is found, and whether that
+        pays, is known only when one has waited.
         """
         if any(request.num_proposed_tokens for request in (*running, *leaving)):
             return True
         step = self._step(len(running), 0)
         known = self.everyone.share(self._prior)
         free = [request for request in running if request.grammar is None]
-        if any(step.pays(self._share(request, known)) for request in free):
+        paying = [request for request in free if step.pays(self._share(request, known))]
+        resting = [rest for request in paying if (rest := self._rests.get(request)) and rest.left]
+        for rest in resting:
+            rest.left -= 1
+        if len(resting) < len(paying):
             return True
         self._fade(free)
         return False
@@ -76,9 +102,8 @@ class Speculator:
         found: dict[Request, list[int]] = {}
         shares: list[float] = []
         left_out: list[Request] = []
-        for request in decoding:
-            if request.grammar is not None:
-                continue
+        free = [request for request in decoding if request.grammar is None]
+        for request in free:
             share = self._share(request, known)
             if not step.pays(share):  # not even the first proposal
                 left_out.append(request)
@@ -95,6 +120,10 @@ class Speculator:
             counts = self._counts(step, found)
         self._fade(left_out)
         cut = [(r, token_ids[:n]) for (r, token_ids), n in zip(found.items(), counts)]
+        proposed = {request for request, token_ids in cut if token_ids}
+        for request in free:
+            if request not in proposed:
+                self._rests.setdefault(request, _Rest()).once_more()
         return that_fit(self.kv, cut)
 
     def _step(self, num_rows: int, room: int) -> worth.BareStep:
@@ -115,11 +144,12 @@ class Speculator:
             for request, its in found.items()
         ]
         counts = worth.most_probable(step, lines)
-        for request, count in zip(found, counts):
-            if not count:
-                for each in (self._by_length.get(request), everyone):
-                    if each is not None:
-                        each.fade(self._last[request].matched)
+        left_out = [request for request, count in zip(found, counts) if not count]
+        for request in left_out:
+            if request in self._by_length:
+                self._by_length[request].fade(self._last[request].matched)
+        for kind in {equal_class(self._last[request].matched) for request in left_out}:
+            everyone.fade_class(kind)  # once a step, however many were left out
         return counts
 
     def _pass_us(self, num_rows: int) -> float:
@@ -146,6 +176,10 @@ class Speculator:
             self._by_length[request] = HitsByLength()
         for each in (hits, self.everyone):
             each.add(right, wrong)
+        if right:
+            self._rests.pop(request, None)
+        else:
+            self._rests.setdefault(request, _Rest()).once_more()
         last = self._last[request]
         if not self.proposer.drafts:
             for by_length in (self._by_length[request], self.everyone_by_length):

@@ -48,6 +48,26 @@ def prompt(length: int, start: int = 0) -> list[int]:
     return [(start + i) % 50 for i in range(length)]
 
 
+def free_text(name: str, draw: random.Random, length: int) -> Request:
+    """Make a request whose tokens are random."""
+    token_ids = [draw.randrange(60) for _ in range(length)]
+    params = SamplingParams(max_tokens=5000)
+    core = CoreRequest(request_id=name, prompt_token_ids=token_ids, params=params)
+    return Request(core, (0, 0, 0), 0, 100_000)
+
+
+class EndlessBlocks:
+    """Stand in for a pool with room for any proposal."""
+
+    block_size = 16
+
+    class pool:
+        num_free = 10_000
+
+    def blocks_to_grow(self, request: Request, count: int) -> int:
+        return 0
+
+
 def steps(harness: Harness) -> int:
     return len(harness.recorded(events.StepFinished))
 
@@ -562,3 +582,64 @@ def test_a_draft_model_is_tried_before_its_time_is_known():
         for request in requests:
             made.verified(request, 1, 0)
     assert made.choose(requests, 2, 2000) == []
+
+
+@pytest.mark.parametrize("first_row", [0, 200, 400, 600])
+def test_free_text_is_hardly_ever_waited_for(first_row):
+    """Whatever holds proposals back: that none is found, that none pays, that all are wrong."""
+    draw, waits = random.Random(1), 0
+    speculator = Speculator(EndlessBlocks(), NgramProposer(1, 16), 15, 128)  # type: ignore[arg-type]
+    for _ in range(30):
+        for rows in (1, 4, 8, 16):
+            speculator.costs.observe(rows, 1000 + 20 * rows + first_row * (rows > 1))
+    request = free_text("a", draw, 200)
+    for _ in range(1000):
+        waited = speculator.wants([request], [])
+        waits += waited
+        token = draw.randrange(60)
+        for _, token_ids in speculator.choose([request], 1, 1000) if waited else []:
+            speculator.verified(request, len(token_ids), int(token_ids[0] == token))
+        request.token_ids.append(token)
+        speculator.costs.observe(1, 1020.0)
+    assert waits < 120
+    # a text that repeats is waited for in nearly every step again
+    for token in itertools.islice(itertools.cycle(request.token_ids[-30:]), 300):
+        waited = speculator.wants([request], [])
+        waits += waited
+        for _, token_ids in speculator.choose([request], 1, 1000) if waited else []:
+            speculator.verified(request, len(token_ids), int(token_ids[0] == token))
+        request.token_ids.append(token)
+        speculator.costs.observe(1, 1020.0)
+    assert waits > 300
+
+
+def test_chances_fade_once_a_step_however_many_were_left_out():
+    """Else what all know of one equal token is forgotten the sooner the more requests there are."""
+    found = []
+    for count in (1, 32):
+        draw = random.Random(1)
+        speculator = Speculator(EndlessBlocks(), NgramProposer(1, 16), 15, 128)  # type: ignore[arg-type]
+        for _ in range(30):
+            for rows in (1, 8, 32, 64):
+                speculator.costs.observe(rows, 1000.0 + 900 * rows)
+        speculator.everyone.add(100, 0)  # worth a look
+        for _ in range(200):
+            speculator.everyone_by_length.add(1, 0, 1)
+        requests = [free_text(f"a{i}", draw, 200) for i in range(count)]
+        speculator.choose(requests, count, 2000)
+        found.append(chances(None, speculator.everyone_by_length, 1, 1)[0])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("right", [0, 1, 5, 30])
+def test_a_draft_fades_the_ones_before_it_once(right):
+    """Whether its right and its wrong proposals fall into one class or into several."""
+    by_length = HitsByLength()
+    for _ in range(400):
+        by_length.add(1, right, 1)
+    for kind, hits in by_length._hits.items():
+        one = HitsByLength()
+        one.add(1, right, 1)
+        expected = one._hits[kind]
+        assert hits.right == pytest.approx(10 * expected.right)
+        assert hits.wrong == pytest.approx(10 * expected.wrong)
