@@ -179,8 +179,9 @@ def measure(num_prompts: int, num_tokens: int, rounds: int) -> list[Case]:
                 figures = counted.since_last()
                 if turn:  # the first fills the caches, and tapes steps
                     case.plain_s = min(case.plain_s, plain_s)
-                    case.proposing_s = min(case.proposing_s, proposing_s)
-                    case.steps, case.proposed, case.accepted = figures
+                    if proposing_s < case.proposing_s:
+                        case.proposing_s = proposing_s
+                        case.steps, case.proposed, case.accepted = figures
                 case.same = case.same and answers == expected
                 case.tokens = sum(map(len, answers))
             if len(talks) == 1:
@@ -225,7 +226,8 @@ def markdown(cases: list[Case], num_tokens: int, rounds: int) -> str:
     lines = [
         f"Measured on {cpu_name()}, {time.strftime('%Y-%m-%d')}: SmolLM2-135M-Instruct in bf16,"
         f" {num_tokens} tokens a request, with `--speculative-config '{json.dumps(LOOKUP)}'` beside"
-        f" without, in turn; each prompt's shortest of {rounds - 1} times. At best: tokens a step"
+        f" without, in turn; each prompt's shortest of {rounds - 1} times, after one that is not"
+        " timed, from which chances are known, too. At best: tokens a step"
         " if of all places at which the last token stood before always the best one were copied,"
         " which nobody knows. Other programs ran too. Made by `python -m benchmarks.speculation`.",
         "",

@@ -25,6 +25,8 @@ from course.judge import Verdict
 ROOT = Path(__file__).resolve().parents[1]
 HOLES = Path(__file__).parent / "holes"
 YOURS = ROOT / "exercises"
+MISSING = 3
+"""The exit status where points are missing: 1 is that of a grader that failed."""
 LIMIT_S = 60  # for one check; on a slow machine most of it is the import of torch
 
 
@@ -40,7 +42,7 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; return 0 if all that is asked for is achieved, else 1."""
+    """Print the table; return 0 if all that is asked for is achieved, else `MISSING`."""
     arguments = _parser().parse_args(argv)
     if arguments.reset:
         reset(arguments.folder, arguments.reset)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [BY_NAME[arguments.step]] if arguments.step else list(COURSE)
     results = grade(arguments.folder, wanted)
     print("\n".join(told(results, arguments.folder, both_hints=bool(arguments.step))))
-    return 0 if all(result.state == "right" for result in results) else 1
+    return 0 if all(result.state == "right" for result in results) else MISSING
 
 
 def begin(folder: Path) -> list[str]:

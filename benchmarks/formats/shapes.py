@@ -12,6 +12,7 @@ format; a later call replaces only the rows that it measured again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from benchmarks.formats.table import ratio
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers.install import PEERS_DIR
 from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from engine.models.hub import find_model
 from engine.trace.command import run_command
 
 FORMATS = {
@@ -50,8 +52,9 @@ READ_BYTES = 512 << 20
 
 
 def checkpoint(name: str, plain: str, form: str) -> Path:
-    """Return the folder of a shape's weights in a format, made once."""
-    folder = KEPT / f"{name}-{form}"
+    """Return the folder of these weights in a format, made once."""
+    weights = (Path(find_model(plain, None, None)) / "model.safetensors").read_bytes()
+    folder = KEPT / f"{name}-{hashlib.sha256(weights).hexdigest()[:8]}-{form}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:

@@ -19,6 +19,7 @@ AT_LEAST_ONE = (
 AT_MOST = {
     "cpu_threads": 1024,  # torch and OpenMP crash on far more
     "api_server_count": 64,  # each is a whole process: with hundreds, memory ends before they start
+    "max_num_seqs": 65_536,  # seats have tables of their own, made at the start
 }
 NOT_NEGATIVE = (
     "swap_space", "cpu_threads", "shutdown_timeout", "response_store_bytes", "response_store_ttl",
@@ -76,8 +77,8 @@ def _check_text(name: str, value: object) -> None:
                 text.encode()
             except UnicodeEncodeError:  # Python's stand-ins for bytes that the locale doesn't know
                 raise ConfigError(
-                    f"{flag_of(name)} is {text!a}, which has bytes that are no text in this"
-                    " locale: set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+                    f"{flag_of(name)} has bytes that are no text in this locale: set PYTHONUTF8=1,"
+                    " or LC_ALL=C.UTF-8."  # without the value: it may be a secret
                 ) from None
 
 

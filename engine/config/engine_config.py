@@ -24,7 +24,7 @@ class EngineConfig(Options):
         check(self)
         if not self.served_model_name:
             path = Path(self.model)
-            name = path.name if path.is_dir() else self.model
+            name = path.name if path.exists() else self.model
             self.served_model_name = ["pocket" if self.model == POCKET_MODEL else name]
 
     @property

@@ -38,8 +38,8 @@ def test_flags_may_have_underscores_and_values_keep_theirs():
      ("1m", 10**6), ("1M", 2**20)],
 )  # fmt: skip
 def test_whole_numbers(text, number):
-    config = parse("--kv-cache-memory-bytes", text, MAX_NUM_SEQS=text)
-    assert (config.kv_cache_memory_bytes, config.max_num_seqs) == (number, number)
+    config = parse("--kv-cache-memory-bytes", text, MAX_NUM_BATCHED_TOKENS=text)
+    assert (config.kv_cache_memory_bytes, config.max_num_batched_tokens) == (number, number)
 
 
 @pytest.mark.parametrize(

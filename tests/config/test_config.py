@@ -66,6 +66,12 @@ def test_flag_wins_over_environment_wins_over_default():
     assert config.served_model_name == ["a/b"]
 
 
+def test_a_path_is_served_under_its_last_part(tmp_path):
+    (tmp_path / "model-q4_0.gguf").touch()
+    for path in (tmp_path, tmp_path / "model-q4_0.gguf"):
+        assert EngineConfig(model=str(path)).served_model_name == [path.name]
+
+
 def test_booleans_both_ways():
     assert EngineConfig.from_args(["--no-enable-prefix-caching"], {}).enable_prefix_caching is False
     assert EngineConfig.from_args([], {"ENABLE_PREFIX_CACHING": "0"}).enable_prefix_caching is False
@@ -92,7 +98,8 @@ def test_secrets_are_never_shown():
         (["--api-key", ""], "anyone could pass"),
         (["--model", ""], "--model is empty"),
         (["--model", "/m/\udcc3\udcbc"], "set PYTHONUTF8=1"),
-        (["--api-key", "a", "\udcff"], "set PYTHONUTF8=1"),
+        (["--api-key", "a", "geheim\udcff"], "--api-key has bytes that are no text in this locale"),
+        (["--max-num-seqs", "99999999999"], "--max-num-seqs is 99999999999; at most 65,536"),
         (["--cpu-threads", "1025"], "--cpu-threads is 1025; at most 1,024"),
         (["--api-server-count", "65"], "--api-server-count is 65; at most 64"),
         (["--scheduling-policy", "lottery"], "lottery"),
@@ -103,6 +110,7 @@ def test_the_impossible_is_refused_in_one_line(arguments, says):
     with pytest.raises(ConfigError) as caught:
         EngineConfig.from_args(arguments, {})
     assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert "geheim" not in str(caught.value)  # a key is never shown
 
 
 def test_environment_is_checked_too():

@@ -10,6 +10,7 @@ short or changed would kill the process that loads it, so it is built again.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -220,7 +221,9 @@ def _build(variant: str, sources: tuple[str, ...], path: Path) -> Path:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
         os.close(handle)
     except OSError:  # no home, or a read-only one: a temporary folder for this process
-        path = Path(tempfile.mkdtemp(prefix="glasshouse-")) / path.name
+        folder = tempfile.mkdtemp(prefix="glasshouse-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / path.name
         temporary = str(path) + ".tmp"
     try:
         _compile(variant, sources, temporary)

@@ -159,13 +159,16 @@ class Weights {
         const size_t most = (row.width + WORD - 1) / WORD * (WORD / VEC);
         if (starts.size() < most) weights.resize(most * VEC), starts.resize(most);
         size = 0;
-        vec sums = {};
         row.allowed([&](int64_t i, vec v, ivec counts) INLINE_LAMBDA {
-            vec e = counts ? exp(v / temperature - best) : vec{};
-            sums = sums + e;
             starts[size] = int32_t(i);
-            set(size++, e);
+            set(size++, counts ? exp(v / temperature - best) : vec{});
         });
+        vec sums = {};  // of sums of 64 vectors: one long sum would round too much of a large vocabulary away
+        for (int64_t i = 0; i < size;) {
+            vec some = {};
+            for (const int64_t end = std::min<int64_t>(size, i + 64); i < end; i++) some = some + at<vec>(i);
+            sums = sums + some;
+        }
         const float all = sum(sums);
         for (int64_t i = 0; i < size; i++) set(i, __builtin_convertvector(at<vec>(i) / all * ONE + 0.5f, ivec));
     }

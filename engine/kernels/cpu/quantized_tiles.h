@@ -53,8 +53,9 @@ struct Groups {
     int64_t x_pitch;    // from one row to the next
 };
 
-// Add groups to the totals of some rows, of half `h` of a panel; ONE: of a single group. (Indices that are known when compiled keep the totals in
-// registers; with a loop over rows, GCC writes them to memory as well. And `vec{} + x` would be an addition.)
+// Add groups to the totals of some rows, of half `h` of a panel; ONE: of a single group. (Indices that are known when
+// compiled keep the totals in registers; with a loop over rows, GCC writes them to memory as well. And `vec{} + x` would
+// be an addition.)
 template <int ROWS, bool SHIFTED, bool OFFSETS, bool ONE = false>
 static INLINE void finish_rows(const Groups& f, int row, int h) {
     vec total[ROWS];

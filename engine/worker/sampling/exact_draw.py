@@ -16,8 +16,8 @@ temperature; u: one word in [0, 2^32) from Philox, keyed by the seed, counted by
    which the running sum of kept weights exceeds r: token i is drawn with probability w_i / T.
 
 Only the softmax may round differently on another device, or in the kernel that draws on a CPU. Then
-a token can differ where r falls within that rounding of a border, about once in a million draws. A
-sequence's draws are all made by the same code.
+a token can differ where r falls within that rounding of a border, the more rarely the smaller the
+vocabulary is. A sequence's draws are all made by the same code.
 
 Temperature 0 doesn't come here: it takes the token with the greatest logit, the lowest id if equal.
 
