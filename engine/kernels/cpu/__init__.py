@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from engine.kernels.cpu.build import BuildError, load
-from engine.kernels.cpu.choice import choose
+from engine.kernels.cpu.build import BuildError, is_built, load
+from engine.kernels.cpu.choice import choose, is_known
 from engine.kernels.cpu.ops import NativeOps
 
 
@@ -24,6 +24,16 @@ def native() -> NativeOps | None:
 def available() -> bool:
     """Return whether there are native kernels here."""
     return _load()[0] is not None
+
+
+def must_compile() -> bool:
+    """Return whether the first call of `native` will compile, which takes up to some minutes."""
+    if os.environ.get("GLASSHOUSE_NATIVE") == "0":
+        return False
+    try:
+        return not (is_known() and is_built(choose().variant))
+    except BuildError:
+        return False  # it can't
 
 
 def why() -> str:

@@ -156,6 +156,11 @@ def compiled(variant: str, sources: tuple[str, ...] = ()) -> Path:
     return path if _is_whole(path) else _build(variant, sources, path)
 
 
+def is_built(variant: str) -> bool:
+    """Return whether a variant's library is in the cache. Raises `BuildError`: no compiler."""
+    return _is_whole(library_path(variant, SOURCES))
+
+
 @lru_cache(maxsize=1)
 def _compiler() -> tuple[str, str]:
     """Return (path, what it says of its version) of the C++ compiler. Raises BuildError."""

@@ -56,17 +56,13 @@ def choose() -> ChosenVariant:
             known = "unknown" if forced not in VARIANTS else "not for this CPU"
             raise BuildError(f"{FORCE}={forced} is {known}; choose one of {', '.join(here)}")
         return ChosenVariant(forced, f"as {FORCE} says")
-    candidates = [variant for variant in here if variant != "portable"]
+    candidates = _candidates()
     if len(candidates) < 2:
         return ChosenVariant(here[0], "the only one for this CPU")
-    kept = _file(candidates)
-    try:
-        times = json.loads(kept.read_text())
-        if set(dict(times)) != set(candidates):
-            raise ValueError("of other variants")
-    except (OSError, ValueError, TypeError):
+    times = _kept(candidates)
+    if times is None:
         times = measure(candidates)
-        write_whole(kept, json.dumps(times))
+        write_whole(_file(candidates), json.dumps(times))
     best = best_of(times)
     said = "; ".join(
         f"{variant} {' / '.join(f'{us:.0f}' for us in times[variant])}" for variant in candidates
@@ -75,6 +71,25 @@ def choose() -> ChosenVariant:
     return ChosenVariant(
         best, f"the fastest by measurement, µs of a product of {rows} rows by one thread: {said}"
     )
+
+
+def is_known() -> bool:
+    """Return whether `choose` has nothing to compile or to measure."""
+    candidates = _candidates()
+    return bool(os.environ.get(FORCE)) or len(candidates) < 2 or _kept(candidates) is not None
+
+
+def _candidates() -> list[str]:
+    return [variant for variant in variants_here() if variant != "portable"]
+
+
+def _kept(candidates: list[str]) -> dict[str, list[float]] | None:
+    """Return the times that were measured here before; None if there are none of these variants."""
+    try:
+        times = json.loads(_file(candidates).read_text())
+        return times if set(dict(times)) == set(candidates) else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def best_of(times: dict[str, list[float]]) -> str:

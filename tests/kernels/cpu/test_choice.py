@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from engine.kernels import cpu
 from engine.kernels.cpu import choice
 from engine.kernels.cpu.build import BuildError, variants_here
 
@@ -53,6 +54,22 @@ def test_a_spoiled_file_is_measured_again(several, kept):
     assert choice.choose().variant == "avx2"
     assert json.loads(file.read_text()) == times
     assert len(measured) == 2
+
+
+def test_whether_the_first_call_will_compile_is_known_before(several, monkeypatch):
+    _, _, measured = several
+    built = set()
+    monkeypatch.delenv("GLASSHOUSE_NATIVE", raising=False)
+    monkeypatch.setattr(cpu, "is_built", lambda variant: variant in built)
+    assert cpu.must_compile() and not measured  # asking compiles and measures nothing
+    choice.choose()
+    assert cpu.must_compile()
+    built.add("avx2")
+    assert not cpu.must_compile()
+    monkeypatch.setenv(choice.FORCE, "portable")
+    assert cpu.must_compile()
+    monkeypatch.setenv("GLASSHOUSE_NATIVE", "0")
+    assert not cpu.must_compile()
 
 
 def test_a_name_decides(several, monkeypatch):
