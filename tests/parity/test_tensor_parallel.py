@@ -141,4 +141,4 @@ def test_after_a_step_that_was_broken_off_no_token_comes(model):
         with pytest.raises(RankLost, match="broken off by KeyboardInterrupt"):
             engine.run(PROMPTS[1:2], temperature=0.0, max_tokens=2)
         assert not any(engine.outputs.values())
-        assert others._processes[0].poll() is not None
+        assert others._processes._processes[0].poll() is not None
