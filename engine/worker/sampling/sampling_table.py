@@ -8,7 +8,6 @@ steady decode does no work here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
 import torch
@@ -26,14 +25,6 @@ from engine.worker.transfers import to_device
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)  # as `DrawAllowed` wants
 AHEAD = 16  # positions for which random words are computed at once
 LEAST_TEMPERATURE = 1e-30  # dividing logits by less would make them infinite
-
-
-class Needs(IntEnum):
-    """Say what draws a sequence's tokens from its logits: the least that suffices."""
-
-    MAXIMUM = 0  # only the greatest logit is wanted
-    KERNEL = 1  # `DrawAllowed`, with its parameters and its grammar's mask
-    MORE = 2  # it has rules or penalties, or wants log-probabilities
 
 
 @dataclass
@@ -110,7 +101,10 @@ class SamplingTable:
         self._last_rules: tuple[int, int, SamplingParams, TokenRules | None] | None = None
         self.grammars = GrammarMasks(num_seats, vocab_size, ahead=device.type != "cpu")
         self.masked = np.zeros(num_seats, bool)  # seats whose sequence has a grammar
-        self._needs = np.zeros(num_seats, np.int8)
+        # What draws a sequence's tokens: the greatest logit or `DrawAllowed` (simple), or more.
+        self._simple = np.ones(num_seats, bool)
+        self._needs_kernel = np.zeros(num_seats, bool)
+        self._kernel_seats: set[int] = set()  # of these: without any, no step asks further
         self.draw_allowed = kernels_for(device).draw_allowed
         self.parameters, self.top_k = torch.from_numpy(self._floats), torch.from_numpy(self._top_k)
         self._last: SamplingMetadata | None = None
@@ -141,12 +135,10 @@ class SamplingTable:
             self._lines[seat] = self.counts.add(output)
             self._num_penalised += 1
         self.masked[seat] = seat in self.grammars
-        if rules is not None or self._lines[seat] >= 0 or params.logprobs is not None:
-            self._needs[seat] = Needs.MORE
-        elif params.temperature or self.masked[seat]:
-            self._needs[seat] = Needs.KERNEL
-        else:
-            self._needs[seat] = Needs.MAXIMUM
+        more = rules is not None or self._lines[seat] >= 0 or params.logprobs is not None
+        by_kernel = not more and bool(params.temperature or self.masked[seat])
+        self._simple[seat], self._needs_kernel[seat] = not more, by_kernel
+        (self._kernel_seats.add if by_kernel else self._kernel_seats.discard)(seat)
 
     def _rules_of(self, row: NewRow) -> TokenRules | None:
         """Return the rules of a row. Siblings, which follow each other, share them."""
@@ -161,6 +153,7 @@ class SamplingTable:
         """Forget the sequence of a seat."""
         self._last = None
         self.masked[seat] = False
+        self._kernel_seats.discard(seat)
         self._rules.pop(seat, None)
         self.grammars.clear(seat)
         if self._lines[seat] >= 0:
@@ -183,10 +176,9 @@ class SamplingTable:
         With them it makes those of which only the greatest logit is wanted. None: nobody needs it,
         or this device doesn't have it.
         """
-        if self.draw_allowed is None:
+        if not self._kernel_seats or self.draw_allowed is None:
             return None
-        needs = self._needs[seats]
-        return needs <= Needs.KERNEL if (needs == Needs.KERNEL).any() else None
+        return self._simple[seats] if self._needs_kernel[seats].any() else None
 
     def seeds(self, seats: np.ndarray) -> np.ndarray:
         """Return the seeds of sequences, int64 [rows]."""
