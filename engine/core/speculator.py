@@ -38,10 +38,10 @@ class _Rest:
     def __init__(self) -> None:
         self.left = self.times = 0
 
-    def once_more(self) -> None:
+    def once_more(self, longest: int) -> None:
         """Count one more time in vain."""
         self.times += 1
-        self.left = min(1 << min(max(0, self.times - IN_VAIN), 10) >> 1, LONGEST_REST)
+        self.left = min(1 << min(max(0, self.times - IN_VAIN), 10) >> 1, longest)
 
 
 class Speculator:
@@ -62,6 +62,7 @@ class Speculator:
         self.everyone_by_length = HitsByLength()
         self._by_length: WeakKeyDictionary[Request, HitsByLength] = WeakKeyDictionary()
         self._last: WeakKeyDictionary[Request, Proposed] = WeakKeyDictionary()
+        self.longest_rest = LONGEST_REST
         self._rests: WeakKeyDictionary[Request, _Rest] = WeakKeyDictionary()
 
     def wants(self, running: list[Request], leaving: Iterable[Request]) -> bool:
@@ -123,7 +124,7 @@ class Speculator:
         proposed = {request for request, token_ids in cut if token_ids}
         for request in free:
             if request not in proposed:
-                self._rests.setdefault(request, _Rest()).once_more()
+                self._rests.setdefault(request, _Rest()).once_more(self.longest_rest)
         return that_fit(self.kv, cut)
 
     def _step(self, num_rows: int, room: int) -> worth.BareStep:
@@ -179,7 +180,7 @@ class Speculator:
         if right:
             self._rests.pop(request, None)
         else:
-            self._rests.setdefault(request, _Rest()).once_more()
+            self._rests.setdefault(request, _Rest()).once_more(self.longest_rest)
         last = self._last[request]
         if not self.proposer.drafts:
             for by_length in (self._by_length[request], self.everyone_by_length):

@@ -55,6 +55,7 @@ class EagerScheduler(Scheduler):
         if self.speculator is not None:
             self.speculator.costs = NothingCosts()  # type: ignore[assignment]
             self.speculator.passes = NothingCosts()  # type: ignore[assignment]
+            self.speculator.longest_rest = 0  # every step waits for proposals
 
 
 proposing_scheduler = partial(EagerScheduler, proposer=HalfRight)

@@ -56,16 +56,15 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
     # NumPy's BLAS, which nothing here uses, takes a buffer for each thread: 40 MB on two cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with collector_off():
-        from engine.kernels import cpu
         from engine.server.link.surroundings import surroundings
         from engine.worker.model_runner import ModelRunner
 
     recorder.record(surroundings(config))
     runner = ModelRunner(config, recorder)
-    if runner.device.type == "cpu" and cpu.must_compile():
-        progress("compiling the kernels for this CPU, for up to some minutes")
-        cpu.native()
-    progress(f"loading {config.model}")
+    if runner.platform.must_compile():
+        progress(f"compiling the kernels for this CPU, then loading {config.model}")
+    else:
+        progress(f"loading {config.model}")
     runner.load(bytes_done)
     if not config.async_scheduling:
         runner.cores.hold()  # until this process ends; its loop runs on this thread

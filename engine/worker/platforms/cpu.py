@@ -40,6 +40,9 @@ class CpuPlatform:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    def must_compile(self) -> bool:
+        return cpu.must_compile()
+
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
         if config.batch_invariant:
             recorder.record(EngineWarning(message=f"{ON_A_CPU}."))

@@ -36,6 +36,9 @@ class CudaPlatform:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    def must_compile(self) -> bool:
+        return False
+
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
         if config.batch_invariant:
             make_batch_invariant()

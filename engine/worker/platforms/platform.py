@@ -51,6 +51,10 @@ class Platform(Protocol):
     tries_largest_step: bool
     """Whether `kv_memory` computes the largest step; if not, the warm-up computes long prompts."""
 
+    def must_compile(self) -> bool:
+        """Return whether `prepare` will compile kernels, for up to some minutes."""
+        ...
+
     def prepare(self, config: EngineConfig, recorder: Recorder) -> Cores:
         """Set up the process before the model is loaded; returns the cores to bind."""
         ...
