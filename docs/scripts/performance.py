@@ -123,7 +123,7 @@ def first_page(results: Path, links: list[str]) -> str:
             "",
             "*Prompts and answers of 32 to 256 tokens; one request: 32 in, 128 out. (we: n×): Glasshouse's speed over"
             " theirs in the same session, the same transport. Quality is measured on real text, by `make quality`;"
-            " –: not measured.*\n",
+            " –: not measured while the machine was quiet.*\n",
         ]
     parts += [*gpu_lines(results), ""]
     if links:
