@@ -66,12 +66,8 @@ class HitsByLength:
         if wrong:
             self._of(equal_class(last)).add(0, wrong)
 
-    def fade(self, matched: int) -> None:
-        """Forget a little of the class of so many equal tokens: nothing was worth trying."""
-        self.fade_class(equal_class(matched))
-
-    def fade_class(self, kind: int) -> None:
-        """Forget a little of a class."""
+    def fade(self, kind: int) -> None:
+        """Forget a little of a class, of which nothing was worth trying."""
         hits = self._hits.get(kind)
         if hits is not None:
             hits.fade()

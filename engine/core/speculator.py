@@ -41,7 +41,9 @@ class _Rest:
     def once_more(self, longest: int) -> None:
         """Count one more time in vain."""
         self.times += 1
-        self.left = min(1 << min(max(0, self.times - IN_VAIN), 10) >> 1, longest)
+        beyond = self.times - IN_VAIN
+        if beyond > 0:
+            self.left = min(longest, 1 << min(beyond - 1, 10))
 
 
 class Speculator:
@@ -145,12 +147,15 @@ class Speculator:
             for request, its in found.items()
         ]
         counts = worth.most_probable(step, lines)
-        left_out = [request for request, count in zip(found, counts) if not count]
-        for request in left_out:
-            if request in self._by_length:
-                self._by_length[request].fade(self._last[request].matched)
-        for kind in {equal_class(self._last[request].matched) for request in left_out}:
-            everyone.fade_class(kind)  # once a step, however many were left out
+        left_out = set()
+        for request, count in zip(found, counts):
+            if not count:
+                kind = equal_class(self._last[request].matched)
+                left_out.add(kind)
+                if request in self._by_length:
+                    self._by_length[request].fade(kind)
+        for kind in left_out:
+            everyone.fade(kind)  # once a step, however many sequences were left out
         return counts
 
     def _pass_us(self, num_rows: int) -> float:

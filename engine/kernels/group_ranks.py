@@ -53,8 +53,8 @@ class GroupRanks:
 
         backend: "nccl" or "gloo". device: what this rank computes on. file: an empty file that all
         ranks have open, in which they tell each other where they are; it is kept open until this
-        process makes the next group. patience_s:
-        how long gloo waits for one that lives, 0: for ever, as NCCL does.
+        process makes the next group. patience_s: how long gloo waits for one that lives, 0: for
+        ever, as NCCL does.
         """
         self.rank, self.size = rank, size
         self._backend, self._device = backend, device

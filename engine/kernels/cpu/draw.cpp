@@ -17,8 +17,8 @@ enum Parameter { TEMPERATURE, TOP_P, MIN_P };
 
 struct DrawAllowedArgs {
     const float* logits;  // [lines, width]
-    const int64_t*
-        draws;  // [FIELDS, count]; ONLY: the only token that is allowed, or NO_TOKEN; MASK: -1: all are allowed
+    // [FIELDS, count]; ONLY: the only token that is allowed, or NO_TOKEN; MASK: -1: all are allowed
+    const int64_t* draws;
     const int32_t* masks;      // [*, words], bit t % 32 of word t / 32 is token t's
     const double* parameters;  // [seats, parameters]
     const int64_t* top_k;      // [seats], at least 1
@@ -197,11 +197,11 @@ class Weights {
 
     // Draw a token in proportion to the weights: step 3. word: its random number.
     int64_t draw(uint32_t word) const {
-        constexpr int64_t TOGETHER = 32;  // vectors, whose weights are added up before they are compared
-        int32_t rest =
-            int32_t(int64_t(word) * total([](ivec w) INLINE_LAMBDA { return w; }) >> 32);  // before the token
-        for (int64_t start = 0; start < size; start += TOGETHER) {
-            const int64_t end = std::min(size, start + TOGETHER);
+        constexpr int64_t BLOCK = 32;  // vectors, whose weights are added up before they are compared
+        const int64_t all = total([](ivec w) INLINE_LAMBDA { return w; });
+        int32_t rest = int32_t(word * all >> 32);  // before the token
+        for (int64_t start = 0; start < size; start += BLOCK) {
+            const int64_t end = std::min(size, start + BLOCK);
             ivec totals = {};
             for (int64_t i = start; i < end; i++) totals += at(i);
             const int32_t here = sum(totals);

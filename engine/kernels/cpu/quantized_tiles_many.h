@@ -173,9 +173,9 @@ static void many(const Block& b, int64_t panel, Room& room, const QuantizedArgs&
     alignas(LINE) float sums[2][GROUPS * 2 * SUMS], nowhere[4 * SUMS];
     const int64_t whole = a.k / a.group, tiles = b.to - b.from;
     const bool short_groups = a.group == STEP;
-    Groups described[3]
-                    [2];  // sums in tiles, and those that wait; not copied: that would wait for earlier stores of tiles
-    int64_t next = 0;     // units of the sums in tiles
+    // Of the sums in tiles, and of those that wait. Not copied: that would wait for earlier stores of tiles.
+    Groups described[3][2];
+    int64_t next = 0;  // units of the sums in tiles
     int64_t waiting_units = 0;
     int turn = 0, now = 0, waits = 0;
     float* before = nowhere;  // where these belong
