@@ -260,9 +260,9 @@ def markdown(cases: list[Case], num_tokens: int, rounds: int) -> str:
 def main() -> None:
     """Measure, write the machine's files, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=5, help="of each kind, at most 5")
-    parser.add_argument("--tokens", type=int, default=160, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=4, help="of which the first doesn't count")
+    parser.add_argument("--prompts", type=int, default=3, help="of each kind, at most 5")
+    parser.add_argument("--tokens", type=int, default=80, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=2, help="of which the first doesn't count")
     args = parser.parse_args()
     cases = measure(args.prompts, args.tokens, args.rounds)
     table = markdown(cases, args.tokens, args.rounds)

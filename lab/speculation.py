@@ -32,7 +32,7 @@ class Remembers:
         self.chance = chance
         self.random = Random(1)
 
-    def propose(self, request: Request, most: int) -> Proposed:
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
         first = request.num_output_tokens
         return Proposed([self._said(token) for token in self.text[first : first + most]])
 

@@ -21,6 +21,7 @@ LENGTHS = (1, 2, 3, 5, 8, 14)
 """The most equal tokens of each class but the last."""
 USUAL = (0.25, 0.5, 0.65, 0.75, 0.75, 0.87, 0.95)
 """How probable a proposal of each class is right, before any was checked."""
+NUM_CLASSES = len(USUAL)
 
 
 class Hits:
@@ -72,6 +73,12 @@ class HitsByLength:
         if hits is not None:
             hits.fade()
 
+    def fade_before(self, kind: int) -> None:
+        """Forget a little of the classes before one."""
+        for each, hits in self._hits.items():
+            if each < kind:
+                hits.fade()
+
     def share(self, kind: int, prior: float) -> float:
         """Estimate how probable the next proposal of a class is right."""
         hits = self._hits.get(kind)
@@ -107,3 +114,22 @@ def chances(
 def equal_class(matched: int) -> int:
     """Return the class of so many equal tokens."""
     return bisect_left(LENGTHS, matched)
+
+
+def fewest_equal(kind: int) -> int:
+    """Return the fewest equal tokens of a class."""
+    return LENGTHS[kind - 1] + 1 if kind else 1
+
+
+def first_class(own: HitsByLength | None, everyone: HitsByLength, least: float) -> int:
+    """Return the shortest class of which a proposal is right with more than `least`.
+
+    own: what is known of the sequence's proposals. The number of classes: none is.
+    """
+    for kind, usual in enumerate(USUAL):
+        share = everyone.share(kind, usual)
+        if own is not None:
+            share = own.share(kind, share)
+        if share > least:
+            return kind
+    return NUM_CLASSES

@@ -33,8 +33,11 @@ class Proposer(Protocol):
     """Whether the worker's draft model finds the tokens: each place in a step costs a pass of it,
     and `propose` returns `UNKNOWN` for each."""
 
-    def propose(self, request: Request, most: int) -> Proposed:
-        """Propose up to `most` of the tokens that follow all of `request.token_ids`."""
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
+        """Propose up to `most` of the tokens that follow all of `request.token_ids`.
+
+        least_equal: tokens before a copy that must be equal to the last ones, if it's copied.
+        """
         ...
 
 
@@ -60,14 +63,14 @@ class NgramProposer:
         self.longest = longest
         self._texts: WeakKeyDictionary[Request, _Text] = WeakKeyDictionary()
 
-    def propose(self, request: Request, most: int) -> Proposed:
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
         text = self._texts.get(request)
         if text is None:
             text = self._texts[request] = _Text()
         text.follow(request.token_ids)
         if not text.matched:
-            text.search(self.shortest, self.longest)
-        if not text.matched:
+            text.search(max(self.shortest, least_equal), self.longest)
+        if not text.matched or text.matched < least_equal:
             return Proposed([])
         source = text.count - text.distance
         return Proposed(_copied(request.token_ids, source, most), source, text.matched)
@@ -129,7 +132,7 @@ class DraftProposer:
 
     drafts = True
 
-    def propose(self, request: Request, most: int) -> Proposed:
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
         return Proposed([UNKNOWN] * most)
 
 

@@ -13,9 +13,17 @@ from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from engine.core import worth
-from engine.core.hits import Hits, HitsByLength, chances, equal_class
+from engine.core.hits import (
+    NUM_CLASSES,
+    Hits,
+    HitsByLength,
+    chances,
+    equal_class,
+    fewest_equal,
+    first_class,
+)
 from engine.core.kv_manager import KVManager
-from engine.core.proposal_room import most_proposals, that_fit, until_end
+from engine.core.proposal_room import TILE, most_proposals, that_fit, until_end
 from engine.core.proposer import Proposed, Proposer
 from engine.core.request import Request
 from engine.core.step_costs import StepCosts
@@ -28,6 +36,11 @@ IN_VAIN = 8
 right: where some text repeats, most of it doesn't."""
 LONGEST_REST = 16
 """From then on none waits for it for 1, 2, 4, ... and at most so many steps."""
+LOOK_US, LOOK_TOKEN_US = 5.0, 0.004
+"""About what looking up takes: for a sequence, and for each of its tokens."""
+LOOKING_SHARE = 0.01
+"""How much of a step looking up may take for sequences whose last look-up brought nothing right.
+They take turns."""
 
 
 class _Rest:
@@ -66,6 +79,7 @@ class Speculator:
         self._last: WeakKeyDictionary[Request, Proposed] = WeakKeyDictionary()
         self.longest_rest = LONGEST_REST
         self._rests: WeakKeyDictionary[Request, _Rest] = WeakKeyDictionary()
+        self._turn = 0  # which of them is looked up next
 
     def wants(self, running: list[Request], leaving: Iterable[Request]) -> bool:
         """Return whether the next step should wait for the one in flight, to have proposals.
@@ -94,40 +108,40 @@ class Speculator:
     ) -> list[tuple[Request, list[int]]]:
         """Return the proposals that a step checks, of requests that have one row each in it.
 
-        Those that have a grammar are left out.
+        Those that have a grammar are left out. Where proposals may fill more than a tile, what a
+        row more costs is hardly known: few steps have the same number, and a tile's first costs
+        most. There a sequence's proposals must pay on average, and a draft model's, which cost
+        passes, must always. Else what is found must pay.
         num_rows: of the step so far. budget: tokens that it may still compute.
         """
         room = min(budget, self.max_rows - num_rows)
         if room <= 0:
             return []
         step = self._step(num_rows, room)
-        known = self.everyone.share(self._prior)
-        found: dict[Request, list[int]] = {}
-        shares: list[float] = []
-        left_out: list[Request] = []
         free = [request for request in decoding if request.grammar is None]
-        for request in free:
-            share = self._share(request, known)
-            if not step.pays(share):  # not even the first proposal
-                left_out.append(request)
-                continue
-            token_ids = self._proposals(request, room)
-            if token_ids:
-                found[request] = token_ids
-                shares.append(share)
-        if self.proposer.drafts:
-            most = [len(token_ids) for token_ids in found.values()]
-            counts = worth.by_passes(step, shares, most, self._pass_us)
-            left_out += [request for request, count in zip(found, counts) if not count]
-        else:
-            counts = self._counts(step, found)
-        self._fade(left_out)
+        asked = free
+        if self.proposer.drafts or num_rows + self.most * len(free) > TILE:
+            known = self.everyone.share(self._prior)
+            asked = [request for request in free if step.pays(self._share(request, known))]
+        choose = self._drafted if self.proposer.drafts else self._looked_up
+        found, counts = choose(step, asked)
         cut = [(r, token_ids[:n]) for (r, token_ids), n in zip(found.items(), counts)]
         proposed = {request for request, token_ids in cut if token_ids}
+        tried = set(asked)
+        if self.proposer.drafts:
+            tried -= found.keys() - proposed
+        self._fade([request for request in free if request not in tried])
         for request in free:
             if request not in proposed:
-                self._rests.setdefault(request, _Rest()).once_more(self.longest_rest)
+                self._in_vain(request)
         return that_fit(self.kv, cut)
+
+    def _in_vain(self, request: Request) -> None:
+        """Count that nothing right was proposed for a sequence."""
+        rest = self._rests.get(request)
+        if rest is None:
+            rest = self._rests[request] = _Rest()
+        rest.once_more(self.longest_rest)
 
     def _step(self, num_rows: int, room: int) -> worth.BareStep:
         """Return what is known of a step before proposals."""
@@ -139,24 +153,65 @@ class Speculator:
         hits = self._hits.get(request)
         return known if hits is None else hits.share(known)
 
-    def _counts(self, step: worth.BareStep, found: dict[Request, list[int]]) -> list[int]:
-        """Return how many of the looked-up proposals of each sequence pay."""
-        everyone = self.everyone_by_length
-        lines = [
-            chances(self._by_length.get(request), everyone, self._last[request].matched, len(its))
-            for request, its in found.items()
-        ]
+    def _drafted(
+        self, step: worth.BareStep, asked: list[Request]
+    ) -> tuple[dict[Request, list[int]], list[int]]:
+        """Return places for a draft model's tokens, and how many of them pay."""
+        places = {request: self._proposals(request, step.room) for request in asked}
+        found = {request: token_ids for request, token_ids in places.items() if token_ids}
+        known = self.everyone.share(self._prior)
+        shares = [self._share(request, known) for request in found]
+        most = [len(token_ids) for token_ids in found.values()]
+        return found, worth.by_passes(step, shares, most, self._pass_us)
+
+    def _looked_up(
+        self, step: worth.BareStep, asked: list[Request]
+    ) -> tuple[dict[Request, list[int]], list[int]]:
+        """Return what is found, and how much of it pays by the length of the equal part.
+
+        Parts so short that not even the first proposal would pay aren't searched for.
+        """
+        everyone, least = self.everyone_by_length, step.least_chance
+        found: dict[Request, list[int]] = {}
+        lines: list[list[float]] = []
+        of_all = first_class(None, everyone, least)
+        doubted = set(range(of_all)) if asked else set()
+        for request in self._in_turn(asked, step.time):
+            own, kind = self._by_length.get(request), of_all
+            if own is not None:
+                kind = first_class(own, everyone, least)
+                own.fade_before(kind)
+            if kind == NUM_CLASSES:
+                continue
+            token_ids = self._proposals(request, step.room, fewest_equal(kind))
+            if token_ids:
+                found[request] = token_ids
+                lines.append(chances(own, everyone, self._last[request].matched, len(token_ids)))
         counts = worth.most_probable(step, lines)
-        left_out = set()
         for request, count in zip(found, counts):
             if not count:
                 kind = equal_class(self._last[request].matched)
-                left_out.add(kind)
+                doubted.add(kind)
                 if request in self._by_length:
                     self._by_length[request].fade(kind)
-        for kind in left_out:
+        for kind in doubted:
             everyone.fade(kind)  # once a step, however many sequences were left out
-        return counts
+        return found, counts
+
+    def _in_turn(self, free: list[Request], step_us: float) -> list[Request]:
+        """Return those to look up: all whose last proposals were right, of the others some."""
+        found = [request for request in free if request not in self._rests]
+        others = [request for request in free if request in self._rests]
+        if others:
+            first = self._turn % len(others)
+            us = step_us * LOOKING_SHARE
+            for request in others[first:] + others[:first]:
+                found.append(request)
+                self._turn += 1
+                us -= LOOK_US + LOOK_TOKEN_US * request.num_tokens
+                if us <= 0:
+                    break
+        return found
 
     def _pass_us(self, num_rows: int) -> float:
         """Return the time of a pass of the draft model; nothing until it is known."""
@@ -185,19 +240,19 @@ class Speculator:
         if right:
             self._rests.pop(request, None)
         else:
-            self._rests.setdefault(request, _Rest()).once_more(self.longest_rest)
+            self._in_vain(request)
         last = self._last[request]
         if not self.proposer.drafts:
             for by_length in (self._by_length[request], self.everyone_by_length):
                 by_length.add(last.matched, right, wrong)
         return last.source
 
-    def _proposals(self, request: Request, room: int) -> list[int]:
+    def _proposals(self, request: Request, room: int, least_equal: int = 0) -> list[int]:
         """Return proposals that the sequence has room for, up to one that would end it."""
         most = most_proposals(request, min(self.most, room))
         if most <= 0:
             return []
-        proposed = self.proposer.propose(request, most)
+        proposed = self.proposer.propose(request, most, least_equal)
         if not proposed.token_ids:
             return []
         self._last[request] = proposed

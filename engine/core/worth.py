@@ -35,9 +35,14 @@ class BareStep(NamedTuple):
         """Return the time without proposals. With the first one more than a row may be added."""
         return self.measured or self.time
 
+    @property
+    def least_chance(self) -> float:
+        """Return which chance of being right a first proposal must exceed to make tokens faster."""
+        return self.each * self.num_rows / self.time if self.time > 0 else 1.0
+
     def pays(self, chance: float) -> bool:
         """Return whether a proposal that is right with this probability makes tokens faster."""
-        return chance * self.time > self.each * self.num_rows
+        return chance > self.least_chance
 
 
 def most_probable(step: BareStep, chances: Sequence[Sequence[float]]) -> list[int]:

@@ -12,7 +12,7 @@ from engine.core import worth
 from engine.core.block_pool import block_hash, root_hash
 from engine.core.hits import HitsByLength, chances
 from engine.core.messages import CoreRequest
-from engine.core.proposer import NgramProposer
+from engine.core.proposer import NgramProposer, Proposed
 from engine.core.request import Request
 from engine.core.speculator import Speculator
 from engine.core.step_costs import StepCosts
@@ -611,6 +611,92 @@ def test_free_text_is_hardly_ever_waited_for(first_row):
         request.token_ids.append(token)
         speculator.costs.observe(1, 1020.0)
     assert waits > 300
+
+
+def checked_step(speculator: Speculator, request: Request, future: list[int]) -> int:
+    """Take a step of one sequence whose text is known; return how many proposals were right."""
+    right = 0
+    for _, token_ids in speculator.choose([request], 1, 1000):
+        right = num_right(token_ids, future)
+        speculator.verified(request, len(token_ids), right)
+    request.token_ids += future[: right + 1]
+    return right
+
+
+@pytest.mark.parametrize("each", [1, 60, 200])
+def test_a_copy_is_found_at_once_after_free_text(each):
+    """Short equal parts that were wrong for long don't hold a long one back."""
+    for seed in range(10):
+        draw = random.Random(seed)
+        speculator = Speculator(EndlessBlocks(), NgramProposer(1, 16), 15, 128)  # type: ignore[arg-type]
+        for _ in range(30):
+            for rows in (1, 4, 8, 16):
+                speculator.costs.observe(rows, 1000.0 + each * rows)
+        request = free_text("a", draw, 300)
+        copied = request.token_ids[100:200]
+        for _ in range(300):
+            checked_step(speculator, request, [draw.randrange(60)])
+        steps, end = 0, request.num_tokens + len(copied)
+        while request.num_tokens < end:
+            checked_step(speculator, request, copied[request.num_tokens - end :])
+            steps += 1
+        assert steps <= 12  # seven of 16 tokens, and some until enough are equal
+
+
+class CountedLookups(NgramProposer):
+    """Count how often each sequence is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 16)
+        self.counts: dict[str, int] = {}
+
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
+        self.counts[request.id] = self.counts.get(request.id, 0) + 1
+        return super().propose(request, most, least_equal)
+
+
+@pytest.mark.parametrize(("step_us", "looked_up"), [(200.0, 1), (1600.0, 3), (20_000.0, 8)])
+def test_looking_up_takes_a_small_part_of_a_step(step_us, looked_up):
+    """Of 8 sequences of free text so many are looked up in a step, all in turn."""
+    draw, proposer = random.Random(2), CountedLookups()
+    speculator = Speculator(EndlessBlocks(), proposer, 1, 256)  # type: ignore[arg-type]
+    for _ in range(30):
+        for rows in (4, 8, 16):
+            speculator.costs.observe(rows, step_us + step_us / 100 * (rows - 8))
+    requests = [free_text(f"a{i}", draw, 20) for i in range(8)]
+    for step in range(81):
+        if step == 1:  # all were tried once
+            assert set(proposer.counts.values()) == {1} and len(proposer.counts) == 8
+            proposer.counts.clear()
+        for request, token_ids in speculator.choose(requests, 8, 2000):
+            speculator.verified(request, len(token_ids), 0)
+        for request in requests:
+            request.token_ids.append(draw.randrange(10**6))
+    counts = proposer.counts.values()
+    assert len(counts) == 8 and max(counts) - min(counts) <= 1
+    assert abs(sum(counts) / 80 - looked_up) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 12, 64])
+def test_a_copy_does_not_outweigh_what_is_known_of_all_beyond_a_tile(count):
+    """What a row more costs is hardly known there."""
+    made = speculator(100.0, 100.0 / count, 15)
+    for _ in range(50):
+        made.everyone.add(0, 1)
+    assert not made.choose(decoding(count), count, 2000)
+    for _ in range(40):
+        made.everyone.add(3, 0)
+    assert made.choose(decoding(count), count, 2000), "most was right lately"
+
+
+def test_short_parts_are_not_searched_where_only_long_ones_pay():
+    proposer, tokens = NgramProposer(1, 16), [1, 2, 3, 9, 1, 2, 3]
+    assert proposer.propose(sequence(tokens), 1, 4).token_ids == []
+    request = sequence(tokens)
+    assert proposer.propose(request, 1, 3) == ([9], 3, 3)
+    assert proposer.propose(request, 1, 4).token_ids == []
+    request.token_ids.append(9)  # it came true
+    assert proposer.propose(request, 1, 4) == ([1], 4, 4)
 
 
 def test_chances_fade_once_a_step_however_many_were_left_out():

@@ -21,7 +21,7 @@ class HalfRight:
     def __init__(self, asked: Speculation) -> None:
         self.random = Random(asked.num_speculative_tokens)
 
-    def propose(self, request: Request, most: int) -> Proposed:
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
         tokens = list(request.token_ids)
         right = self.random.choice([0, 1, 2, most, most])
         for _ in range(self.random.choice([most, most, self.random.randint(0, most)])):
@@ -74,7 +74,7 @@ class Replay:
     def __init__(self) -> None:
         self.texts: list[list[int]] = []
 
-    def propose(self, request: Request, most: int) -> Proposed:
+    def propose(self, request: Request, most: int, least_equal: int = 0) -> Proposed:
         count = request.num_tokens
         for text in self.texts:
             if text[:count] == request.token_ids:
