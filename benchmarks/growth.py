@@ -33,7 +33,8 @@ from benchmarks.peers.install import Peers
 from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from benchmarks.shape_names import LARGE_SHAPES, SHAPES
+from benchmarks.shapes import shape, weights_for
 from benchmarks.transport import by_transport, shown, table
 from benchmarks.workloads import workloads
 from engine.config import POCKET_MODEL

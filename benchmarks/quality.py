@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.compare import machine
+from benchmarks.beside_transformers import machine
 from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.peers import vllm_quality
 from benchmarks.peers.in_process import WorkerFailed

@@ -15,12 +15,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.shape_names import LARGE_SHAPES, SHAPES
 from engine.config import POCKET_MODEL
 from engine.models.errors import ModelError
 from engine.models.hub import find_model
-
-SHAPES = ("pocket", "opt-125m", "smollm2-135m")
-LARGE_SHAPES = ("qwen3-0.6b",)  # minutes more: measured only when asked for
 
 
 def shape(name: str) -> PretrainedConfig:

@@ -23,7 +23,8 @@ import torch
 from benchmarks.machine import cpu_name
 from benchmarks.machine_folder import keep_results, machine_folder
 from benchmarks.run_engine import Engine
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from benchmarks.shape_names import LARGE_SHAPES, SHAPES
+from benchmarks.shapes import shape, weights_for
 from engine.core.messages import CoreRequest
 from engine.kernels.machine_limits import machine_limits
 from engine.sampling_params import SamplingParams

@@ -26,7 +26,8 @@ from benchmarks.peers.install import Peers
 from benchmarks.peers.results import row, speed
 from benchmarks.peers.tokenizer import save_stand_in
 from benchmarks.run_engine import Engine
-from benchmarks.shapes import SHAPES, shape, weights_for
+from benchmarks.shape_names import SHAPES
+from benchmarks.shapes import shape, weights_for
 from benchmarks.workloads import workloads
 from engine.trace.command import run_command
 from engine.worker.host import physical_cores

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import machine
+from benchmarks.beside_transformers import machine
 from benchmarks.formats import checks, made, speed
 from benchmarks.formats.forms import FORMS, OURS
 from benchmarks.formats.table import markdown

@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.compare import machine
+from benchmarks.beside_transformers import machine
 from benchmarks.formats import checks, speed
 from benchmarks.formats.table import ratio
 from benchmarks.machine_folder import machine_folder
 from benchmarks.peers.install import PEERS_DIR
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from benchmarks.shape_names import LARGE_SHAPES, SHAPES
+from benchmarks.shapes import shape, weights_for
 from engine.models.hub import find_model
 from engine.trace.command import run_command
 

@@ -33,7 +33,8 @@ from benchmarks.peers.install import PEERS_DIR, Peers
 from benchmarks.peers.results import ENGINE
 from benchmarks.peers.servers import Server, ServerFailed
 from benchmarks.peers.tokenizer import save_stand_in
-from benchmarks.shapes import LARGE_SHAPES, SHAPES, shape, weights_for
+from benchmarks.shape_names import LARGE_SHAPES, SHAPES
+from benchmarks.shapes import shape, weights_for
 from benchmarks.workloads import Workload, workloads
 from engine.trace.command import run_command
 from engine.worker.host import physical_cores

@@ -16,6 +16,7 @@ from engine.models.formats.gguf_cuts import CUTS, steps
 from engine.models.formats.gguf_files import MAGIC
 from engine.models.formats.gguf_model import KINDS, Architecture, Tensor, tensors_of
 from engine.models.formats.gguf_tokenizer import CONTROL
+from engine.quantize.formats import GGUF
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
 from engine.rounding import ceil_div
 
@@ -49,7 +50,10 @@ def _q8_0(rounded: Rounded) -> np.ndarray:
     return np.concatenate((_scales(rounded), codes), 1).reshape(len(rounded.codes), -1)
 
 
-TYPES = {"q4_0": BlockType(Q4_0, 4, _q4_0), "q8_0": BlockType(Q8_0, 8, _q8_0)}
+TYPES = {
+    "q4_0": BlockType(Q4_0, GGUF["q4_0"], _q4_0),
+    "q8_0": BlockType(Q8_0, GGUF["q8_0"], _q8_0),
+}
 
 
 class GGUFFile:

@@ -9,6 +9,7 @@ import torch
 
 from engine.models.formats.awq import ORDER
 from engine.models.formats.packed import nibbles
+from engine.quantize.formats import SAFETENSORS
 from engine.quantize.weight_rounding import Grid, Rounded
 
 Stored = dict[str, torch.Tensor]
@@ -112,20 +113,24 @@ def _compressed(form: str, strategy: str) -> Callable[[Grid, list[str]], dict[st
 
 
 PACKINGS = {
-    "gptq": Packing("GPTQ's layout", (4, 8), True, _gptq, _gptq_config),
+    "gptq": Packing("GPTQ's layout", SAFETENSORS["gptq"], True, _gptq, _gptq_config),
     "awq-like": Packing(
-        "AWQ's layout (without its scaling by activations)", (4,), False, _awq, _awq_config
+        "AWQ's layout (without its scaling by activations)",
+        SAFETENSORS["awq-like"],
+        False,
+        _awq,
+        _awq_config,
     ),
     "w4a16": Packing(
         "compressed-tensors, pack-quantized",
-        (4,),
+        SAFETENSORS["w4a16"],
         True,
         _packed,
         _compressed("pack-quantized", "group"),
     ),
     "int8": Packing(
         "compressed-tensors, int-quantized",
-        (8,),
+        SAFETENSORS["int8"],
         True,
         _integers,
         _compressed("int-quantized", "channel"),
