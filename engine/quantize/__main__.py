@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.models.errors import ModelError
 from engine.models.hub import find_model
-from engine.quantize.formats import GGUF, SAFETENSORS
+from engine.quantize.format_names import GGUF, SAFETENSORS
 from engine.trace.command import run_command
 
 

@@ -16,7 +16,7 @@ from engine.models.formats.gguf_cuts import CUTS, steps
 from engine.models.formats.gguf_files import MAGIC
 from engine.models.formats.gguf_model import KINDS, Architecture, Tensor, tensors_of
 from engine.models.formats.gguf_tokenizer import CONTROL
-from engine.quantize.formats import GGUF
+from engine.quantize.format_names import GGUF
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
 from engine.rounding import ceil_div
 

@@ -9,7 +9,7 @@ import torch
 
 from engine.models.formats.awq import ORDER
 from engine.models.formats.packed import nibbles
-from engine.quantize.formats import SAFETENSORS
+from engine.quantize.format_names import SAFETENSORS
 from engine.quantize.weight_rounding import Grid, Rounded
 
 Stored = dict[str, torch.Tensor]

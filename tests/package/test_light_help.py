@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.quantize.formats import GGUF, SAFETENSORS
+from engine.quantize.format_names import GGUF, SAFETENSORS
 from engine.quantize.gguf_file import TYPES
 from engine.quantize.packing import PACKINGS
 from glasshouse.command import PROGRAMS
