@@ -19,6 +19,7 @@ from engine.core.grammar_gate import compiled_event
 from engine.core.messages import CoreRequest
 from engine.core.named_scheduler import named_scheduler
 from engine.counts import Counts
+from engine.models.fitting_options import check_local
 from engine.sampling_params import ParameterError, SamplingParams
 from engine.text.chat_template import ChatTemplate
 from engine.text.input import InputProcessor
@@ -81,6 +82,7 @@ class LocalEngine:
 
     def _start(self) -> None:
         config = self.config
+        check_local(config)
         self.tokenizer, self._defaults = load_text(config)
         self.recorder.read_tokens(self.tokenizer.texts)
         self.chat_template = ChatTemplate(

@@ -16,6 +16,8 @@ PLAIN_ONLY = (
 NEVER_RUN = (
     f"{FLAG} on CUDA was tested by two processes on a CPU only: it has never run on several GPUs"
 )
+MOST_RANKS = 8  # in ranks.cpp
+WIDEST = 1 << 16  # numbers of a row that is summed; PIECE in ranks.cpp
 ROWS = 64
 """A share of the vocabulary has a multiple of this many rows, as the kernels' layouts want."""
 

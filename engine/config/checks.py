@@ -9,6 +9,7 @@ import sys
 from engine.config.option_types import ConfigError, settled
 from engine.config.options import FIELDS, KINDS, Options, flag_of
 from engine.config.speculative import speculation
+from engine.rank_sizes import MOST_RANKS
 from engine.sampling_params import WHOLE_VOCABULARY
 
 AT_LEAST_ONE = (
@@ -19,6 +20,7 @@ AT_LEAST_ONE = (
 AT_MOST = {
     "cpu_threads": 1024,  # torch and OpenMP crash on far more
     "api_server_count": 64,  # each is a whole process: with hundreds, memory ends before they start
+    "tensor_parallel_size": MOST_RANKS,
     "max_num_seqs": 65_536,  # seats have tables of their own, made at the start
 }
 NOT_NEGATIVE = (

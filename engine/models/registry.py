@@ -22,6 +22,8 @@ NATIVE: dict[str, str] = {
     "OPTForCausalLM": "engine.models.opt:OPTModel",
 }
 """`module:class` by the name that config.json gives under `architectures`."""
+DIVIDED = tuple(name for name, place in NATIVE.items() if place.endswith(":LlamaModel"))
+"""Those whose class can be divided among ranks (`divides`), known without importing it."""
 
 
 class MakeNative(Protocol):

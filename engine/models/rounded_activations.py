@@ -8,26 +8,7 @@ from engine.config import ConfigError
 from engine.kernels.int8_activations import with_rounded_activations
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
-from engine.models.weights import Found
-
-OPTION = "--quantized-activations"
-
-
-def check_rounding(device: str, found: Found | None, name: str) -> None:
-    """Raise `ConfigError` where no product could take activations in 8 bits.
-
-    device: its kind. found: how the checkpoint is quantized. name: the model's.
-    """
-    if device != "cpu":
-        raise ConfigError(
-            f"{OPTION} is for CPUs, and the device is {device}: leave the option out, or add"
-            " --device cpu."
-        )
-    if found is None:
-        raise ConfigError(
-            f"{OPTION} needs quantized weights, and those of {name} are plain numbers: leave the"
-            " option out, or quantize the checkpoint (`python -m engine.quantize`)."
-        )
+from engine.models.fitting_options import ROUNDING as OPTION
 
 
 class RoundedActivations:

@@ -12,9 +12,8 @@ from engine.fit.estimate import make_plan
 from engine.fit.known import known_config
 from engine.fit.quantized_bytes import Quantized
 from engine.fit.shape import PlanError
-from engine.layers.kinds import PLAIN
-from engine.models.dividing import refuse_quantized
 from engine.models.errors import ModelError
+from engine.models.fitting_options import check_quantized
 from engine.models.loader import load_model
 from engine.worker.memory.kv_cache import bytes_per_block
 from tests.layers.test_rank_shares import Alone
@@ -94,7 +93,7 @@ def test_a_draft_model_is_not_divided():
 
 def test_the_report_says_what_the_engine_refuses(capsys):
     with pytest.raises(ModelError) as refusal:
-        refuse_quantized(PLAIN._replace())
+        check_quantized(EngineConfig(tensor_parallel_size=2), "awq")
     options = ["Llama-2-7B-AWQ", "--max-model-len", "4096", "--tensor-parallel-size", "2"]
     assert main(options) == 1  # nothing that could be started
     text = capsys.readouterr().out

@@ -14,7 +14,8 @@ from engine.config.options import Options
 from engine.kernels import BACKENDS, TORCH, Backend
 from engine.models.errors import ModelError
 from engine.models.formats.compressed_tensors import CompressedTensors
-from engine.models.formats.find import SAME, SCHEMES
+from engine.models.formats.find import SCHEMES
+from engine.models.formats.method import SAME
 from engine.models.loader import load_model
 from engine.trace.annotate import describe
 from engine.trace.context import Context

@@ -8,9 +8,8 @@ import torch
 from engine.config import ConfigError, EngineConfig
 from engine.kernels.cpu.quantized_ops import PackedPanels
 from engine.layers.quantized import QuantizedHead, QuantizedLinear
+from engine.models.fitting_options import check_rounding
 from engine.models.loader import load_model
-from engine.models.rounded_activations import check_rounding
-from engine.models.weights import Found
 from engine.trace.annotate import describe
 from engine.trace.context import Context
 from engine.trace.recorder import Recorder
@@ -80,7 +79,7 @@ def test_with_plain_weights_or_on_another_device_it_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="plain numbers"):
         loaded("pocket", load_format="dummy")
     with pytest.raises(ConfigError, match="for CPUs"):
-        check_rounding("cuda", Found("gptq", "4 bits"), "a model")
+        check_rounding("cuda", True, "a model")
     for other in ({"device": "cuda"}, {"quantization": "none"}):
         with pytest.raises(ConfigError, match="leave one of them out"):
             EngineConfig(quantized_activations=True, **other)

@@ -16,8 +16,16 @@ from engine.quantize.packing import PACKINGS
 from glasshouse.command import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
+IMPOSSIBLE = [
+    ["--tensor-parallel-size", "9"],
+    ["--tensor-parallel-size", "7"],
+    ["--quantized-activations"],
+    ["--quantization", "gptq"],
+    ["--max-model-len", "1000000"],
+]
+"""What pocket can't take."""
 REFUSED: dict[str, list[list[str]]] = {
-    "serve": [["--max-num-seqs", "0"], ["--nonsense"]],
+    "serve": [["--max-num-seqs", "0"], ["--nonsense"], *IMPOSSIBLE],
     "class": [["--port", "-1"]],
     "chat": [["--nonsense"]],
     "lab": [

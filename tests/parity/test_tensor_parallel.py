@@ -117,8 +117,8 @@ def kill_rank_1(engine: TokenEngine) -> None:
     [(9, ConfigError, "is 9; at most 8"), (3, ModelError, "is 3, by which the 4 query heads")],
 )
 def test_what_cannot_be_divided_is_refused_before_a_process_is_started(model, size, error, words):
-    config = EngineConfig(model=str(model[0]), tensor_parallel_size=size, device="cpu")
     with pytest.raises(error, match=words):
+        config = EngineConfig(model=str(model[0]), tensor_parallel_size=size, device="cpu")
         ModelRunner(config, Recorder("off")).load()
 
 

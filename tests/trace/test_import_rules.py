@@ -27,7 +27,7 @@ BELOW = {
     "worker": {"models", "layers", "kernels", "core.messages"},
     # what kind of model is it, is it there? asked before torch is imported
     "text": {"core", "models.formats", "models.named", "models.asking"},
-    "server": {"text", "core", "worker", "models.hub"},
+    "server": {"text", "core", "worker", "models.hub", "models.errors", "models.fitting_options"},
     "config": set(),
     "whatif": {"core"},
     "fit": {"models.sizes", "models.errors", "models.formats"},

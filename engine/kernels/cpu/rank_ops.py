@@ -15,12 +15,11 @@ from engine.kernels.cpu.build import load
 from engine.kernels.cpu.costs import elementwise_cost
 from engine.kernels.launch import launch
 from engine.kernels.ranks import Joined, RankLost, RankSilent
+from engine.rank_sizes import WIDEST
 
 SOURCES = ("ranks.cpp",)
 """A library of its own, for any CPU: who has one process doesn't wait until it is compiled."""
 VARIANT = "portable"
-MOST_RANKS = 8  # in ranks.cpp
-WIDEST = 1 << 16  # numbers of a row that is summed; PIECE in ranks.cpp
 
 _GROUP = Struct("7q").pack
 _SUM = Struct("7q").pack

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.models.errors import ModelError
 from engine.models.formats.awq import AWQ
 from engine.models.formats.bitsandbytes import BitsAndBytes
 from engine.models.formats.compressed_tensors import CompressedTensors
 from engine.models.formats.fp8 import FP8
 from engine.models.formats.gptq import GPTQ
+from engine.models.formats.method import method_of, quantization_said
 from engine.models.formats.mxfp4 import MXFP4
 from engine.models.formats.scheme import Scheme
 from engine.models.formats.squeezellm import SqueezeLLM
-from engine.models.weights import Found
 
 SCHEMES: dict[str, Callable[[dict[str, Any]], Scheme]] = {
     "gptq": GPTQ,
@@ -30,83 +28,11 @@ SCHEMES: dict[str, Callable[[dict[str, Any]], Scheme]] = {
 }
 """By `quant_method`."""
 
-BESIDE = ("quantize_config.json", "quant_config.json", "quantization_config.json")
-"""Where older checkpoints say it, beside config.json."""
-LARGEST = 1 << 22  # bytes of such a file
-
 
 def find_scheme(folder: Path, config: Any) -> Scheme | None:
     """Return the reader of the folder's matrices; None where they are plain numbers.
 
     config: config.json's quantization_config, or None. Raises `ModelError`.
     """
-    if config is None:
-        config = _beside(folder)
-    elif hasattr(config, "to_dict"):
-        config = config.to_dict()
-    if config is None or _only_kv_scales(config):
-        return None
-    if not isinstance(config, dict):
-        raise ModelError(f"the quantization_config of {folder} is {str(config)[:60]!r}.")
-    method = str(config.get("quant_method", "unknown")).replace("_", "-")
-    method = {"fbgemm-fp8": "fbgemm_fp8"}.get(method, method)
-    make = SCHEMES.get(method)
-    if make is None:
-        raise ModelError(
-            f"{folder} is quantized by {method}, which is not served; served are"
-            f" {', '.join(SCHEMES)} and GGUF. Use the model's checkpoint in one of these, or its"
-            " unquantized one."
-        )
-    return make(config)
-
-
-SAME = {"awq_marlin": "awq", "gptq_marlin": "gptq", "gptq_v2": "gptq", "fbgemm_fp8": "fp8"}
-"""Names by which other engines ask for a format together with a kernel."""
-
-
-def check_wanted(wanted: str | None, found: Found | None) -> None:
-    """Check --quantization against what was found. Raises `ModelError`."""
-    if wanted is None or wanted == "none":
-        return
-    method = SAME.get(wanted, wanted)
-    if found is not None and method == found.method:
-        return
-    if found is None:
-        raise ModelError(
-            f"--quantization is {wanted}, but the checkpoint is not quantized: quantize it with"
-            " `python -m engine.quantize`, or leave the option out."
-        )
-    raise ModelError(
-        f"--quantization is {wanted}, but the checkpoint is {found.method}: leave the option out."
-    )
-
-
-def _only_kv_scales(config: Any) -> bool:
-    """Return whether the config (of compressed-tensors) is about the KV cache only."""
-    if not isinstance(config, dict):
-        return False
-    return bool(config.get("kv_cache_scheme")) and not config.get("config_groups")
-
-
-def _beside(folder: Path) -> dict[str, Any] | None:
-    """Read what older checkpoints say beside config.json, and add the method's name."""
-    for name in BESIDE:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            config = json.loads(path.read_bytes()[:LARGEST])
-        except (OSError, ValueError):
-            config = None
-        if not isinstance(config, dict):
-            raise ModelError(f"{path} is not JSON; download it again.")
-        if "quant_method" in config:
-            return config
-        if "wbits" in config:
-            method = "squeezellm"
-        elif name == "quant_config.json":
-            method = "awq"
-        else:
-            method = "gptq"
-        return {**config, "quant_method": method}
-    return None
+    said = quantization_said(folder, config)
+    return None if said is None else SCHEMES[method_of(folder, said)](said)

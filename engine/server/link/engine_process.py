@@ -21,6 +21,7 @@ from engine.config import EngineConfig
 from engine.core.engine_core import EngineCore
 from engine.core.garbage_collection import collector_off, quiet_collector
 from engine.core.named_scheduler import named_scheduler
+from engine.models.fitting_options import check_fitting
 from engine.models.hub import find_draft, find_model
 from engine.one_line import one_line
 from engine.server import logs
@@ -49,9 +50,12 @@ def load_worker(config: EngineConfig, recorder: Recorder, progress: Progress) ->
         share = done / total if total else 1.0
         progress(f"{DOING[what]} {config.model}: {share:.0%} of {total / 1e6:,.0f} MB")
 
-    # Before importing torch, which takes seconds: report a missing model immediately.
-    find_model(config.model, config.revision, config.hf_token, bytes_done, config.download_dir)
+    # Before importing torch, which takes seconds: report a missing model, and what it can't do.
+    folder = find_model(
+        config.model, config.revision, config.hf_token, bytes_done, config.download_dir
+    )
     find_draft(config, bytes_done)
+    check_fitting(config, folder)
     progress("importing torch")
     # NumPy's BLAS, which nothing here uses, takes a buffer for each thread: 40 MB on two cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.config import ConfigError, EngineConfig
+from engine.models.length import check_length
 from engine.rounding import ceil_div
 
 GIB = 2**30
@@ -54,10 +55,7 @@ def size_kv(
     Raises `ConfigError` when what the user fixed can't be held.
     """
     wanted_len = config.max_model_len
-    if wanted_len is not None and wanted_len > model_max_len:
-        raise ConfigError(
-            f"--max-model-len is {wanted_len}, but the model has only {model_max_len} positions."
-        )
+    check_length(wanted_len, model_max_len)
     max_model_len = wanted_len or model_max_len
     size = config.block_size
     most = config.max_num_seqs * ceil_div(max_model_len, size)  # nothing could fill more

@@ -11,7 +11,7 @@ import torch
 from engine.config import BUDGET, ConfigError, EngineConfig
 from engine.kernels import cpu
 from engine.kernels.cpu.build import BuildError
-from engine.kernels.cpu.rank_ops import MOST_RANKS, SharedMemoryRanks, shared_bytes
+from engine.kernels.cpu.rank_ops import SharedMemoryRanks, shared_bytes
 from engine.kernels.fp8_cache import LARGEST
 from engine.rank_sizes import FLAG
 from engine.trace.events import EngineWarning
@@ -22,7 +22,7 @@ from engine.worker.cores import Cores, cores_to_bind
 from engine.worker.graphs.cpu_tapes import CpuTapes
 from engine.worker.graphs.step_graphs import GraphShape
 from engine.worker.memory.kv_sizing import KVMemory, gib
-from engine.worker.platforms.platform import Place, Trial, check_most
+from engine.worker.platforms.platform import Place, Trial
 
 RESERVE = 128 * 2**20
 """Bytes left for what steps, answers and the record will still take, where at least twice as many
@@ -57,7 +57,7 @@ class CpuPlatform:
         return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
 
     def check_ranks(self, size: int) -> None:
-        check_most(size, MOST_RANKS)
+        pass  # as many as the option may name
 
     def bytes_to_join(self, size: int) -> int:
         try:

@@ -10,7 +10,7 @@ import torch
 
 from engine.config import CUDA_BUDGET, ConfigError, EngineConfig
 from engine.kernels import kernels_for, make_batch_invariant
-from engine.kernels.group_ranks import MOST_RANKS, GroupRanks, why_not
+from engine.kernels.group_ranks import GroupRanks, why_not
 from engine.rank_sizes import FLAG, NEVER_RUN
 from engine.trace.events import EngineWarning
 from engine.trace.recorder import Recorder
@@ -20,7 +20,7 @@ from engine.worker.graphs.step_graphs import GraphShape
 from engine.worker.memory import start_memory
 from engine.worker.memory.kv_sizing import KVMemory, gib
 from engine.worker.memory.start_memory import memory_for
-from engine.worker.platforms.platform import Place, Trial, check_most
+from engine.worker.platforms.platform import Place, Trial
 
 
 class CudaPlatform:
@@ -49,7 +49,6 @@ class CudaPlatform:
         return Cores()
 
     def check_ranks(self, size: int) -> None:
-        check_most(size, MOST_RANKS)
         missing = why_not(self.backend)
         if missing:
             raise ConfigError(f"{FLAG} is {size}, but {missing}.")

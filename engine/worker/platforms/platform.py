@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from engine.config import ConfigError, EngineConfig
+from engine.config import EngineConfig
 from engine.kernels.ranks import Ranks
-from engine.rank_sizes import FLAG
 from engine.trace.recorder import Recorder
 from engine.worker.cores import Cores
 from engine.worker.graphs.step_graphs import GraphShape, StepGraphs
@@ -86,9 +85,3 @@ class Platform(Protocol):
     ) -> StepGraphs:
         """Capture steps. captured: these numbers of rows only; None: all that may come."""
         ...
-
-
-def check_most(size: int, most: int) -> None:
-    """Raise `ConfigError` for more ranks than can be joined."""
-    if size > most:
-        raise ConfigError(f"{FLAG} is {size}; at most {most} can share one model.")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.kernels.cpu.rank_ops import WIDEST, SharedMemoryRanks, shared_bytes
+from engine.kernels.cpu.rank_ops import SharedMemoryRanks, shared_bytes
 from engine.kernels.ranks import RankLost, Ranks, RankSilent
+from engine.rank_sizes import WIDEST
 
 
 def on_all_ranks(size: int, call: Callable[[Ranks], Any]) -> list[Any]:
