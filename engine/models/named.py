@@ -32,7 +32,7 @@ again."""
 
 
 def local_folder(model: str, progress: Progress | None = None) -> str:
-    """Return the folder of a model that is one of `NAMES`, or a GGUF file; others stay unchanged.
+    """Return the folder of a name of `packaged.NAMES`, or of a GGUF file; others stay unchanged.
 
     A name means the model even where a folder has the same name: `./smollm2` is the folder. May
     fetch and convert; raises `ModelError`, one line, where that can't be done.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from engine.kernels.cpu.build import BuildError, is_built, load
+from engine.kernels.cpu.build import SOURCES, BuildError, is_built, library_path, load
+from engine.kernels.cpu.build_folder import folder_to_build_in, said_of
 from engine.kernels.cpu.choice import choose, is_known
 from engine.kernels.cpu.ops import NativeOps
 
@@ -34,6 +35,12 @@ def must_compile() -> bool:
         return not (is_known() and is_built(choose().variant))
     except BuildError:
         return False  # it can't
+
+
+def not_kept() -> str:
+    """Say that kernels in use aren't kept in the cache, why, and what to do; "" if they are."""
+    ops = native() if folder_to_build_in().reason else None
+    return "" if ops is None else said_of(library_path(ops.variant, SOURCES).name)
 
 
 def why() -> str:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from engine.config import cache_folder
+from engine.kernels.cpu.build_folder import place_of
 
 SOURCES = (
     "linear.cpp",
@@ -185,7 +185,7 @@ def library_path(variant: str, sources: tuple[str, ...]) -> Path:
     for name in HEADERS + sources:
         digest.update((FOLDER / name).read_bytes())
     digest.update(repr((_flags(variant), _compiler(), platform.machine())).encode())
-    return cache_folder() / f"cpu-{variant}-{digest.hexdigest()[:16]}.so"
+    return place_of(f"cpu-{variant}-{digest.hexdigest()[:16]}.so")
 
 
 def _is_whole(path: Path) -> bool:
@@ -206,7 +206,7 @@ def _seal(library: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file, all of it or nothing; where the cache is read-only, nothing."""
+    """Write a small file, all of it or nothing; where that can't be done, nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
@@ -220,12 +220,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _build(variant: str, sources: tuple[str, ...], path: Path) -> Path:
-    """Compile to `path`. Returns where the library is: elsewhere if the cache can't be written."""
+    """Compile to `path`. Returns where the library is: elsewhere if no folder keeps it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
         os.close(handle)
-    except OSError:  # no home, or a read-only one: a temporary folder for this process
+    except OSError:  # nothing can be kept here: a temporary folder for this process
         folder = tempfile.mkdtemp(prefix="glasshouse-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         path = Path(folder) / path.name

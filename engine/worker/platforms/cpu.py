@@ -54,6 +54,9 @@ class CpuPlatform:
         if native is None:
             recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
+        not_kept = cpu.not_kept()
+        if not_kept:
+            recorder.record(EngineWarning(message=not_kept))
         return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
 
     def check_ranks(self, size: int) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 import subprocess
 import sys
+import tempfile
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from engine.config import EngineConfig
 from engine.kernels import TORCH, cpu
-from engine.kernels.cpu import build
+from engine.kernels.cpu import build, build_folder
+from engine.trace.events import EngineWarning
+from engine.trace.recorder import Recorder
+from engine.worker.platforms import platform_for
 from tests.support.cases import mostly
 
 
@@ -17,7 +26,7 @@ from tests.support.cases import mostly
 def fresh(monkeypatch, tmp_path):
     """An empty cache, and nothing remembered from before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget = (build._compiler, cpu._load)
+    forget = (build._compiler, cpu._load, build_folder._chosen)
     for remembered in forget:
         remembered.cache_clear()
     yield tmp_path
@@ -113,9 +122,87 @@ def test_two_processes_build_at_once(fresh):
 
 @needs_compiler
 def test_unwritable_cache_still_builds(fresh, small, monkeypatch):
-    (fresh / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))  # no folder can be made in it
+    unwritable(fresh, monkeypatch)
+    (fresh / "tmp").chmod(0o777)  # nor is there a safe folder: anybody could replace it
     assert build.load("portable").glasshouse_linear
+    assert not build.is_built("portable")
+    said = build_folder.said_of("any")
+    assert "each start compiles" in said and str(fresh / "file") in said
+
+
+@needs_compiler
+def test_where_the_cache_is_unwritable_a_private_folder_keeps_it(fresh, small, monkeypatch):
+    unwritable(fresh, monkeypatch)
+    assert not build.is_built("portable")
+    build.load("portable")
+    [built] = (fresh / "tmp").rglob("cpu-*.so")
+    assert built.parent.stat().st_mode & 0o777 == 0o700
+    assert build.is_built("portable")
+    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("built again"))
+    build.load("portable")
+    said = build_folder.said_of(built.name)
+    assert str(built.parent) in said and str(fresh / "file" / "glasshouse") in said
+    assert "Not a directory" in said and "Set XDG_CACHE_HOME" in said
+
+
+@pytest.mark.parametrize("prepared", ["for all", "a link", "another's", "a file"])
+def test_a_folder_that_others_may_change_is_not_used(fresh, monkeypatch, prepared):
+    unwritable(fresh, monkeypatch)
+    folder = fresh / "tmp" / f"glasshouse-{os.getuid()}"
+    if prepared == "for all":
+        folder.mkdir()
+        folder.chmod(0o770)
+    elif prepared == "a link":
+        (fresh / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(fresh / "elsewhere")
+    elif prepared == "another's":
+        folder.mkdir(mode=0o700)
+        real = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: real + 1)
+        folder.rename(fresh / "tmp" / f"glasshouse-{real + 1}")
+    else:
+        folder.touch()
+    path, reason = build_folder.folder_to_build_in()
+    assert path == fresh / "file" / "glasshouse" and reason
+
+
+def test_what_a_read_only_cache_has_is_used_without_a_word(fresh, monkeypatch):
+    cache = fresh / "glasshouse"
+    cache.mkdir()
+    (cache / "kept.so").touch()
+    monkeypatch.setattr(build_folder.tempfile, "TemporaryFile", refusing)
+    monkeypatch.setattr(tempfile, "tempdir", str(fresh))
+    assert build_folder.place_of("kept.so") == cache / "kept.so"
+    assert build_folder.said_of("kept.so") == ""
+    assert build_folder.place_of("new.so").parent == fresh / f"glasshouse-{os.getuid()}"
+    assert "Read-only file system" in build_folder.said_of("new.so")
+
+
+@needs_compiler
+def test_the_start_says_that_kernels_are_not_kept(fresh, monkeypatch):
+    with monkeypatch.context() as patch:
+        unwritable(fresh, patch)
+        patch.setattr(cpu, "native", lambda: SimpleNamespace(variant="portable", bind_threads=None))
+        build_folder._chosen.cache_clear()
+        recorder, seen = Recorder("steps"), []
+        recorder.subscribe(seen.extend)
+        threads = torch.get_num_threads()
+        platform_for(torch.device("cpu")).prepare(EngineConfig(cpu_threads=threads), recorder)
+        recorder.close()
+    [warning] = [event.message for event in seen if isinstance(event, EngineWarning)]
+    assert "kernels can't be kept in" in warning and "they are kept in" in warning
+
+
+def refusing(**_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def unwritable(folder, monkeypatch) -> None:
+    """Let the cache be where no folder can be made, and temporary files in a folder here."""
+    (folder / "file").touch()
+    (folder / "tmp").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "tmp"))
 
 
 @needs_compiler
