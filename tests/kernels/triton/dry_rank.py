@@ -18,7 +18,7 @@ from engine.worker.parallel import rank_process
 from engine.worker.platforms import PLATFORMS
 from engine.worker.platforms.cuda import CudaPlatform
 
-MEMORY = 7 << 10
+MEMORY = 4 << 10
 """Bytes of this rank's device: for fewer blocks than its sequences could use."""
 
 
