@@ -234,7 +234,8 @@ class Service:
         return self._templates.render(template, variables, self.limits.prompt_characters)
 
     def _failed(self, message: str) -> None:
-        self.recorder.record(EngineFailed(message=message))
+        if self.number == 1:  # once, though every server process hears of it
+            self.recorder.record(EngineFailed(message=message))
         self.on_failure(message)
 
     # ------------------------------------------------------------------------------ what routes ask

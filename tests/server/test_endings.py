@@ -105,12 +105,15 @@ def test_killing_the_engine_fails_open_requests_at_once(run_server):
         (crash, "The engine process ended with code 7."),
     ],
 )
-def test_a_model_that_can_not_be_loaded(run_server, load, message):
-    with run_server(load=load, wait=False) as doomed:
+def test_a_model_that_can_not_be_loaded(run_server, load, message, tmp_path):
+    record = tmp_path / "record.jsonl"
+    with run_server(load=load, wait=False, trace_file=str(record)) as doomed:
         doomed.wait("failed")
         assert doomed.http.get("/health").json()["detail"] == message
         doomed.thread.join(timeout=5)
         assert not doomed.thread.is_alive()
+    failed = [line for line in record.read_text().splitlines() if '"engine.failed"' in line]
+    assert len(failed) == 1 and message in failed[0]
 
 
 def test_a_model_without_tokenizer(tmp_path, run_server):

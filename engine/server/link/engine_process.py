@@ -30,7 +30,6 @@ from engine.server.link.channel import Channel, Closed
 from engine.server.link.engine_loop import EngineLoop
 from engine.server.link.engine_start import Ends, Load
 from engine.server.link.shared_loop import SharedLoop
-from engine.trace.events import EngineFailed
 from engine.trace.files import unpack
 from engine.trace.packing_recorder import PackingRecorder
 from engine.trace.recorder import Recorder
@@ -101,8 +100,8 @@ def run_engine(config: EngineConfig, ends: Ends, load: Load) -> None:
         message = what_failed(error)
         if not type(error).__module__.startswith("engine."):  # an unforeseen error
             logger.error("{}", "".join(traceback.format_exception(error)))
-        recorder.record(EngineFailed(message=message))
         with contextlib.suppress(Closed):
+            recorder.flush()  # what led to it comes before the server's word that it failed
             _tell_all(servers, wire.Failed(message))
     recorder.close()
     sys.exit(1 if failed else 0)
