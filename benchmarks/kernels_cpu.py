@@ -160,7 +160,7 @@ def quantized(bench: Bench, ops: cpu.NativeOps) -> None:
         first = ops.pack_weight(torch.randn(outputs, inputs).bfloat16())
         plain = [first.clone() for _ in range(bench.cold // size)]
         for form in QUANTIZED:
-            weight = ops.pack_quantized(quantized_weight(form, outputs, inputs))
+            weight = ops.pack_quantized(quantized_weight(form, outputs, inputs), torch.bfloat16)
             assert not isinstance(weight, QuantizedWeight)
             sets = len(plain) * size // weight.num_bytes
             packed = [replace(weight, data=weight.data.clone()) for _ in range(sets)]

@@ -26,7 +26,7 @@ def quantized_errors(
     """
     inputs, outputs = (96, 5) if device.type == "cpu" else (1536, 701)
     for name, weight in _forms(outputs, inputs, device).items():
-        packed, exact = kernels.pack_quantized(weight), weight.dequantize().double()
+        packed, exact = kernels.pack_quantized(weight, dtype), weight.dequantize().double()
         for some, rows in ROWS.items():
             x = (torch.randn(rows, inputs, device=device) / inputs**0.5).to(dtype)
             found = kernels.quantized_linear(x, packed, None)

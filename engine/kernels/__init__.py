@@ -61,6 +61,8 @@ class Kernels:
     linear_gated: types.LinearGated | None = None
     """silu_and_mul of a product, whose sums aren't rounded between, with the weight and bias that
     `pack_gated` returns for gate's rows above up's. None: models call one after the other."""
+    pack_quantized_gated: types.PackQuantizedGated | None = None
+    """With what it returns `quantized_linear` computes that for a quantized weight. None: none."""
     keeps_sums: bool = False
     """Whether `linear` returns fp32 of 16-bit numbers if asked, where that costs no launch."""
     draw: types.Draw | None = None
@@ -113,6 +115,7 @@ def _on_cpu() -> Kernels:
         keeps_sums=ops.keeps_sums,
         logits=ops.logits,
         pack_quantized=ops.pack_quantized,
+        pack_quantized_gated=ops.pack_quantized_gated,
         quantized_linear=ops.quantized_linear,
         quantized_embed=ops.quantized_embed,
         rms_norm=ops.rms_norm,

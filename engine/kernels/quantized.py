@@ -22,7 +22,7 @@ EXPANDED = 1 << 24
 """Weights of a large matrix that are expanded at once, at most: 64 MB in fp32."""
 
 
-def pack_quantized(weight: QuantizedWeight) -> QuantizedWeight:
+def pack_quantized(weight: QuantizedWeight, dtype: torch.dtype) -> QuantizedWeight:
     """Return the weight in the order of this backend's functions below: unchanged."""
     return weight
 

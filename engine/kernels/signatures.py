@@ -89,7 +89,15 @@ class PackedWeight(Protocol):
 
 
 class PackQuantized(Protocol):
-    def __call__(self, weight: QuantizedWeight) -> PackedWeight: ...
+    """Lay a weight out. dtype: of the rows that it will multiply."""
+
+    def __call__(self, weight: QuantizedWeight, dtype: torch.dtype) -> PackedWeight: ...
+
+
+class PackQuantizedGated(Protocol):
+    """Lay a weight out for silu(first half of the outputs) * the others; None: not this one."""
+
+    def __call__(self, weight: QuantizedWeight, dtype: torch.dtype) -> PackedWeight | None: ...
 
 
 class QuantizedLinear(Protocol):
@@ -222,6 +230,7 @@ class Replacements(TypedDict, total=False):
     few_rows: FewRows | None
     pack_gated: PackGated | None
     linear_gated: LinearGated | None
+    pack_quantized_gated: PackQuantizedGated | None
     keeps_sums: bool
     draw: Draw | None
     draw_allowed: DrawAllowed | None

@@ -52,6 +52,7 @@ class QuantizedLinear(nn.Module):
         like = torch.empty(0)
         self.slots = {name: Slot(outputs, inputs, like) for name, outputs in parts.items()}
         self.outputs = sum(parts.values())
+        self._dtype = like.dtype  # of x
         self.runs: list[_Run] = []
         self.outliers: list[tuple[int, int, Outliers]] = []  # first output, end, what is added
 
@@ -87,7 +88,10 @@ class QuantizedLinear(nn.Module):
                 self.outliers.append((start, start + slot.shape[0], slot.outliers))
                 slot.outliers = None
             start += slot.shape[0]
-        self.runs = _packed_runs([slot.take() for slot in self.slots.values()], self.bias)
+        self._pack([slot.take() for slot in self.slots.values()])
+
+    def _pack(self, parts: list[Matrix]) -> None:
+        self.runs = _packed_runs(parts, self.bias, self._dtype)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -99,9 +103,27 @@ class QuantizedLinear(nn.Module):
 class GatedQuantizedLinear(QuantizedLinear):
     """Compute silu(gate) * up of the halves of x Wᵀ + b, as `GatedLinear` does."""
 
+    def __init__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> None:
+        super().__init__(inputs, parts, bias)
+        self._at_once = False  # whether the product's kernel computes it
+
     def forward(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
         """Compute the gated half. x: [tokens, K] → [tokens, N / 2], in x's dtype always."""
-        return silu_and_mul(super().forward(x))
+        if not self._at_once:
+            return silu_and_mul(super().forward(x))
+        out = torch.empty(len(x), self.outputs // 2, dtype=x.dtype, device=x.device)
+        self.runs[0].into(x, out)
+        return out
+
+    def _pack(self, parts: list[Matrix]) -> None:
+        gated = None
+        if self.bias is None and not self.outliers:
+            gated = _packed_gated(parts, self._dtype)
+        if gated is None:
+            super()._pack(parts)
+        else:
+            self._at_once = True
+            self.runs = [_Run(0, self.outputs, gated, None)]
 
 
 class QuantizedEmbedding(nn.Module):
@@ -128,7 +150,7 @@ class QuantizedEmbedding(nn.Module):
         yield f"{prefix}.weight", self.slot
 
     def pack(self) -> None:
-        self.runs = _packed_runs([self.slot.take()], None)
+        self.runs = _packed_runs([self.slot.take()], None, self.slot.dtype)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -163,7 +185,7 @@ class QuantizedHead(nn.Module):
 
     def pack(self) -> None:
         if self.tied_to is None:
-            self.own_runs = _packed_runs([self.slot.take()], None)
+            self.own_runs = _packed_runs([self.slot.take()], None, self.slot.dtype)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -175,17 +197,33 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def _packed_runs(parts: Sequence[Matrix], bias: torch.Tensor | None) -> list[_Run]:
-    """Pack matrices that stand one below the other: as few runs as their kinds allow."""
+def _packed_runs(
+    parts: Sequence[Matrix], bias: torch.Tensor | None, dtype: torch.dtype
+) -> list[_Run]:
+    """Pack matrices that stand one below the other: as few runs as their kinds allow.
+
+    dtype: of the rows that they will multiply.
+    """
     runs: list[_Run] = []
     start = 0
     for together in _neighbours(parts):
         stop = start + sum(part.shape[0] for part in together)
         runs.append(
-            _Run(start, stop, _packed(together), None if bias is None else bias[start:stop])
+            _Run(start, stop, _packed(together, dtype), None if bias is None else bias[start:stop])
         )
         start = stop
     return runs
+
+
+def _packed_gated(parts: Sequence[Matrix], dtype: torch.dtype) -> PackedWeight | None:
+    """Pack gate above up for a kernel that gates its product, if there is one for them."""
+    together = _neighbours(parts)
+    quantized = [part for part in together[0] if isinstance(part, QuantizedWeight)]
+    if len(together) > 1 or not quantized:
+        return None
+    whole = joined(quantized)
+    pack = kernels_for(whole.codes.device).pack_quantized_gated
+    return None if pack is None else pack(whole, dtype)
 
 
 def _neighbours(parts: Sequence[Matrix]) -> list[list[Matrix]]:
@@ -204,12 +242,12 @@ def _neighbours(parts: Sequence[Matrix]) -> list[list[Matrix]]:
     return groups
 
 
-def _packed(together: list[Matrix]) -> PackedWeight | nn.Parameter:
+def _packed(together: list[Matrix], dtype: torch.dtype) -> PackedWeight | nn.Parameter:
     """Join matrices of one kind and give them to the kernels."""
     quantized = [part for part in together if isinstance(part, QuantizedWeight)]
     if quantized:
         whole = joined(quantized)
-        return kernels_for(whole.codes.device).pack_quantized(whole)
+        return kernels_for(whole.codes.device).pack_quantized(whole, dtype)
     plain = torch.cat([part for part in together if isinstance(part, torch.Tensor)])
     return nn.Parameter(kernels_for(plain.device).pack_weight(plain), requires_grad=False)
 

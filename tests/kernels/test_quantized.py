@@ -109,7 +109,7 @@ def test_the_reference_multiplies_by_the_rounded_numbers(weight, dtype, monkeypa
 
 def test_this_machines_kernels_compute_the_same(weight):
     kernels = kernels_for(torch.device("cpu"))
-    packed = kernels.pack_quantized(weight)
+    packed = kernels.pack_quantized(weight, torch.float32)
     assert packed.shape == weight.shape and packed.num_bytes > 0
     x, whole = numbers(2, WIDTH), weight.dequantize()
     torch.testing.assert_close(kernels.quantized_linear(x, packed, None), x @ whole.T)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from enum import IntEnum
 from struct import Struct
 
 import torch
 
 from engine.kernels import quantized
 from engine.kernels.cpu.attention_ops import TYPES, function
+from engine.kernels.cpu.code_kinds import PARTS, Kind, parts_of
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
+from engine.kernels.cpu.expanded_ops import ExpandedProduct, PackedExpandable, pack_expandable
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.linear_ops import LinearOps
 from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
@@ -28,8 +29,6 @@ _EMBED = Struct("22qd").pack  # QuantizedEmbedArgs
 
 VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
 """Outputs in a vector: VEC in simd.h. A panel has two."""
-PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""enum PartType: what scales, zeros and offsets are stored in."""
 HALF_STEP = 16
 """Matrix tiles take groups of a multiple of this many inputs."""
 INT8_VECTOR_ROWS = 8
@@ -37,20 +36,6 @@ INT8_VECTOR_ROWS = 8
 compute the same bits, and are faster for more."""
 PACKED_AT_ONCE = 1 << 24
 """Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
-
-
-class Kind(IntEnum):
-    """Name how numbers are made of codes, for C++."""
-
-    TABLE4 = 0
-    SIGNED4 = 1
-    SIGNED8 = 2
-    FLOAT8 = 3
-
-    @property
-    def places(self) -> int:
-        """Return how many codes a word of 32 bits holds."""
-        return 8 if self <= Kind.SIGNED4 else 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +68,7 @@ class PackedPanels:
         return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.zero
 
 
-Packed = PackedPanels | PackedTables | QuantizedWeight
+Packed = PackedPanels | PackedExpandable | PackedTables | QuantizedWeight
 """What `pack_quantized` returns."""
 
 
@@ -104,9 +89,12 @@ class QuantizedOps(LinearOps):
             function(library, "linear_int8_amx") if self.tiles else self._linear_int8
         )
         self._tables = TableProduct(library, variant)
+        self._expanding = ExpandedProduct(library, variant) if self.tiles else None
 
-    def pack_quantized(self, weight: QuantizedWeight) -> Packed:
+    def pack_quantized(self, weight: QuantizedWeight, dtype: torch.dtype) -> Packed:
         """Lay out a weight for the functions below; what they don't take is returned unchanged.
+
+        dtype: of the rows that it will multiply.
 
         They take any N. K, and groups if there are several, must fill words of 32 bits; rows with
         tables of their own must be one group.
@@ -114,6 +102,10 @@ class QuantizedOps(LinearOps):
         tables = pack_tables(weight, self._vector)
         if tables is not None:
             return tables
+        if self._expanding is not None and dtype is torch.bfloat16:
+            expandable = pack_expandable(weight)
+            if expandable is not None:
+                return expandable
         rows, inputs = weight.shape
         places = 8 if weight.bits == 4 else 4
         several = weight.group < inputs
@@ -122,7 +114,7 @@ class QuantizedOps(LinearOps):
         if weight.table is not None and (weight.table.dim() == 2 or weight.bits == 8):
             return weight
         kind, shift, table = self._kind(weight)
-        scales, zeros, offsets = _parts(weight, shift, self.variant)
+        scales, zeros, offsets = parts_of(weight, shift, self._vector > 4)
         stacked = [part for part in (scales, zeros, offsets) if part is not None]
         panel = 2 * self._vector
         head = panel * len(stacked) * scales.element_size()
@@ -155,6 +147,17 @@ class QuantizedOps(LinearOps):
             None if weight.inputs is None else weight.inputs.int(),
             weight.x_group,
         )
+
+    def pack_quantized_gated(
+        self, weight: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedExpandable | None:
+        """Lay out a weight whose product is to be silu(first half of the outputs) * the others.
+
+        None: such a product isn't computed at once. dtype: see `pack_quantized`.
+        """
+        if self._expanding is None or dtype is not torch.bfloat16:
+            return None
+        return pack_expandable(weight, gated=True)
 
     def _kind(self, weight: QuantizedWeight) -> tuple[Kind, int, torch.Tensor | None]:
         """Return the kind, what is subtracted from codes, and its table.
@@ -229,12 +232,18 @@ class QuantizedOps(LinearOps):
             out = torch.empty((len(x), outputs), dtype=x.dtype)
         if x.dtype not in TYPES or out.dtype not in TYPES:
             return self._expanded(x, weight, bias, out)
+        if isinstance(weight, PackedExpandable) and x.dtype is not torch.bfloat16:
+            return self._expanded(x, weight, bias, out)
         if x.stride(-1) != 1:
             x = x.contiguous()
         if bias is not None and bias.dtype not in TYPES:
             bias = bias.float()
         if isinstance(weight, PackedTables):
             self._tables.into(x, weight, bias, out)
+            return out
+        if isinstance(weight, PackedExpandable):
+            assert self._expanding is not None
+            self._expanding.into(x, weight, bias, out)
             return out
         fields = (
             x.data_ptr(),
@@ -278,7 +287,7 @@ class QuantizedOps(LinearOps):
     def _expanded(
         self,
         x: torch.Tensor,
-        weight: PackedPanels | PackedTables,
+        weight: PackedPanels | PackedExpandable | PackedTables,
         bias: torch.Tensor | None,
         out: torch.Tensor,
     ) -> torch.Tensor:
@@ -298,6 +307,9 @@ class QuantizedOps(LinearOps):
             return quantized.quantized_embed(ids, table)
         if isinstance(table, PackedTables):
             return numbers_of(table, self._vector, ids)
+        if isinstance(table, PackedExpandable):
+            assert self._expanding is not None
+            return self._expanding.rows(ids, table)
         outputs, inputs = table.shape
         out = torch.empty((len(ids), inputs), dtype=torch.float32)
         packed = _EMBED(
@@ -341,22 +353,3 @@ def _shifted(codes: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
     if not shift:
         return codes
     return codes ^ 0x88 if bits == 4 else codes - shift
-
-
-def _parts(
-    weight: QuantizedWeight, shift: int, variant: str
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return scales, zeros and offsets in one dtype, which holds each of them exactly."""
-    shape = weight.shape[0], ceil_div(weight.shape[1], weight.group)
-    scales = torch.ones(shape, dtype=torch.bfloat16) if weight.scales is None else weight.scales
-    offsets = weight.offsets
-    if weight.factor != 1.0:
-        scales = scales.float() * weight.factor
-        offsets = None if offsets is None else offsets.float() * weight.factor
-    same = offsets is None or offsets.dtype is scales.dtype
-    dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
-    if dtype is torch.float16 and VECTOR[variant] == 4:
-        dtype = torch.float32
-    zero = weight.zero  # whole numbers up to 256
-    zeros = (zero - shift).to(dtype) if isinstance(zero, torch.Tensor) else None
-    return scales.to(dtype), zeros, None if offsets is None else offsets.to(dtype)

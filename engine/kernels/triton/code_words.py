@@ -110,8 +110,10 @@ def format_constants(
     }
 
 
-def pack_quantized(weight: QuantizedWeight) -> PackedWords | QuantizedWeight:
+def pack_quantized(weight: QuantizedWeight, dtype: torch.dtype) -> PackedWords | QuantizedWeight:
     """Lay out a weight for the kernels; what they don't take is returned unchanged.
+
+    One layout is for rows of any dtype.
 
     They take any N. K must fill blocks, and groups, if there are several, must be multiples of 16.
     """

@@ -79,5 +79,5 @@ def test_weights_are_packed_there(dtype: torch.dtype, ops: NativeOps) -> None:
 
 def test_codes_are_packed_there(ops: NativeOps) -> None:
     codes, scales = torch.randint(0, 256, (512, 256), dtype=torch.uint8), torch.randn(512, 8).half()
-    packed = ops.pack_quantized(QuantizedWeight(codes, 8, 32, scales, 128))
+    packed = ops.pack_quantized(QuantizedWeight(codes, 8, 32, scales, 128), torch.float32)
     assert not isinstance(packed, QuantizedWeight) and "hg" in flags_at(packed.data)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine.kernels import quantized
-from engine.kernels.cpu.quantized_ops import Kind, PackedPanels
+from engine.kernels.cpu.code_kinds import Kind
+from engine.kernels.cpu.expanded_ops import PackedExpandable
+from engine.kernels.cpu.quantized_ops import PackedPanels
 from engine.kernels.cpu.table_ops import PackedTables
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
@@ -87,17 +91,26 @@ FORMS = [
 ]  # fmt: skip
 
 
-def packed(ops, weight: QuantizedWeight) -> PackedPanels | PackedTables:
-    found = ops.pack_quantized(weight)
-    assert isinstance(found, (PackedPanels, PackedTables))
+Laid = PackedPanels | PackedExpandable | PackedTables
+
+
+def packed(ops, weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> Laid:
+    found = ops.pack_quantized(weight, dtype)
+    assert isinstance(found, Laid)
     return found
+
+
+def multiplied(laid_out: Laid, weight: QuantizedWeight) -> torch.Tensor:
+    """Return the numbers that rows are multiplied by: some weights of 4 bits are rounded."""
+    exact = weight.dequantize()
+    return exact.bfloat16().float() if isinstance(laid_out, PackedExpandable) else exact
 
 
 def numbers(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def expect_same_on_threads(ops, weight: PackedPanels | PackedTables, x: torch.Tensor) -> None:
+def expect_same_on_threads(ops, weight: Laid, x: torch.Tensor) -> None:
     """Check that each row is the same alone and with all others, by one thread and by two."""
     alone = torch.cat([ops.quantized_linear(row, weight, None) for row in x.split(1)])
     before = torch.get_num_threads()
@@ -117,15 +130,15 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", FORMS)
 def test_the_packed_numbers_are_those_of_the_formula_to_the_bit(ops, name, shape):
-    """Looked up, and by products with rows that are 1 at one input: nothing is rounded but sums."""
+    """Looked up, and by products with rows that are 1 at one input."""
     weight = form(name, *shape)
-    laid_out, expected = packed(ops, weight), weight.dequantize()
     ids = torch.cat((torch.arange(shape[0]), torch.tensor([5, 5])))
-    assert torch.equal(ops.quantized_embed(ids, laid_out), expected[ids])
     for dtype in DTYPES:
+        laid_out = packed(ops, weight, dtype)
+        assert torch.equal(ops.quantized_embed(ids, laid_out), weight.dequantize()[ids])
         out = torch.full((shape[1], shape[0]), torch.nan)
         ops.quantized_linear(torch.eye(shape[1], dtype=dtype), laid_out, None, out)
-        assert torch.equal(out.T, expected)
+        assert torch.equal(out.T, multiplied(laid_out, weight))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -136,7 +149,8 @@ def test_products(ops, name, shape):
     dtype = DTYPES[(FORMS.index(name) + SHAPES.index(shape)) % 2]  # each, in diagonals
     outputs, inputs, _ = shape
     weight = form(name, *shape)
-    laid_out, exact = packed(ops, weight), weight.dequantize().double()
+    laid_out = packed(ops, weight, dtype)
+    exact = multiplied(laid_out, weight).double()
     x, bias = numbers(1, max(ROWS), inputs, dtype=dtype), numbers(2, outputs, dtype=dtype)
     expected = x.double() @ exact.T + bias.double()
     alone = torch.cat([ops.quantized_linear(row, laid_out, bias) for row in x.split(1)])
@@ -153,12 +167,12 @@ def test_products(ops, name, shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 4, 6, 200, 300])
 def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
-    laid_out = packed(ops, form("awq", 420, 384, 64))
+    laid_out = packed(ops, form("awq", 420, 384, 64), dtype)
     expect_same_on_threads(ops, laid_out, numbers(3, rows, 384, dtype=dtype))
 
 
 def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
-    laid_out = packed(ops, form("q8_0", 40, 16384, 32))
+    laid_out = packed(ops, form("q8_0", 40, 16384, 32), torch.bfloat16)
     x = numbers(14, 70, 16384, dtype=torch.bfloat16)
     alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
     assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
@@ -166,10 +180,12 @@ def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
 
 @pytest.mark.parametrize("outputs", [1024, 1040])
 @pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("name", ["q4_1", "gptq in another order"])
-def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, name, outputs, wide):
+@pytest.mark.parametrize(
+    ("name", "group"), [("q4_1", 32), ("gptq in another order", 32), ("awq", 64)]
+)
+def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, name, group, outputs, wide):
     """A prompt's outputs are more than a core's caches hold: on tiles they take another way."""
-    rows, laid_out = 1100, packed(ops, form(name, outputs, 416, 32))
+    rows, laid_out = 1100, packed(ops, form(name, outputs, 416, group), torch.bfloat16)
     x, bias = numbers(17, rows, 416, dtype=torch.bfloat16), numbers(18, outputs)
     dtype = torch.float32 if wide else torch.bfloat16
 
@@ -185,7 +201,7 @@ def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, name, outputs, wide):
 @pytest.mark.parametrize("name", ["q4_1", "q8_0", "fp8"])
 def test_numbers_of_any_size_are_added_alike_alone_and_in_company(ops, name):
     """Matrix tiles take subnormal numbers for zeros; where vectors add one row, they do too."""
-    laid_out = packed(ops, form(name, 48, 320, 32))
+    laid_out = packed(ops, form(name, 48, 320, 32), torch.bfloat16)
     sizes = 2.0 ** torch.arange(-132, 68, 20)[:, None]  # of rows: the smallest is subnormal
     rows = numbers(15, len(sizes), 320) * sizes
     mixed = numbers(16, len(sizes), 320) * sizes[torch.arange(320) % len(sizes), 0]
@@ -193,6 +209,52 @@ def test_numbers_of_any_size_are_added_alike_alone_and_in_company(ops, name):
     alone = [ops.quantized_linear(row, laid_out, None, torch.empty(1, 48)) for row in x.split(1)]
     together = ops.quantized_linear(x, laid_out, None, torch.empty(len(x), 48))
     assert torch.equal(torch.cat(alone), together) and together.isfinite().all()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("inputs", [128, 192, 576, 608, 1024])
+@pytest.mark.parametrize("name", ["awq", "w4a16", "nf4", "one group"])
+def test_large_groups_of_4_bits_are_multiplied_like_an_expanded_checkpoint(ops, name, inputs, wide):
+    """To the bit, on matrix tiles: `--quantization none` and this give the same text in bf16."""
+    if not ops.tiles:
+        pytest.skip("only tiles of AMX expand them")
+    outputs, group = 96, inputs if name == "one group" else 64 if inputs % 128 else 128
+    weight = form("q4_0" if name == "w4a16" else "awq", outputs, inputs, group)
+    if name == "nf4":
+        weight = replace(
+            weight, zero=0, table=numbers(4, 16), scales=numbers(5, outputs, -(-inputs // group))
+        )
+    laid_out, bias = packed(ops, weight, torch.bfloat16), numbers(6, outputs).bfloat16()
+    assert isinstance(laid_out, PackedExpandable)
+    expanded = ops.pack_weight(weight.dequantize().bfloat16())
+    x = numbers(7, 700, inputs).bfloat16()
+    for rows in (*ROWS, 16, 17, 32, 700):
+        expected = ops.linear(x[:rows], expanded, bias, wide)
+        out = torch.full(expected.shape, torch.nan, dtype=expected.dtype)
+        assert torch.equal(ops.quantized_linear(x[:rows], laid_out, bias, out), expected)
+
+
+@pytest.mark.parametrize("outputs", [64, 96, 4160])  # lines of y: whole; half of one; past caches
+@pytest.mark.parametrize("name", ["q4_0", "awq"])
+def test_a_gated_product_is_that_of_the_expanded_weights(ops, name, outputs):
+    weight = form(name, outputs, 192, 64)
+    laid_out = ops.pack_quantized_gated(weight, torch.bfloat16)
+    assert ops.pack_quantized_gated(weight, torch.float32) is None
+    if not ops.tiles:
+        assert laid_out is None
+        return
+    expanded, _ = ops.pack_gated(weight.dequantize().bfloat16(), None)
+    x = numbers(7, 600, 192).bfloat16()
+    for rows in (1, 2, 16, 17, 48, 600):
+        expected = ops.linear_gated(x[:rows], expanded, None)
+        out = torch.full(expected.shape, torch.nan, dtype=expected.dtype)
+        assert torch.equal(ops.quantized_linear(x[:rows], laid_out, None, out), expected)
+
+
+def test_small_groups_stay_exact(ops):
+    for name, group in (("q4_0", 32), ("q4_1", 64), ("q8_0", 128)):
+        laid_out = packed(ops, form(name, 32, 256, group), torch.bfloat16)
+        assert isinstance(laid_out, PackedPanels)
 
 
 def test_matrix_tiles_take_whole_steps_whatever_the_rows(ops):
@@ -205,10 +267,10 @@ def test_a_table_of_any_numbers_is_exact_in_fp32_and_rounded_to_bf16_at_most(ops
     """Values like nf4's have more digits than bf16."""
     table = numbers(4, 16)
     weight = QuantizedWeight(form("q4_0", 40, 64, 32).codes, 4, 32, numbers(5, 40, 2), table=table)
-    laid_out, exact = packed(ops, weight), weight.dequantize().double()
+    exact = weight.dequantize().double()
     for dtype, most in zip(DTYPES, (1e-6, 4e-3)):
         x = numbers(6, 9, 64, dtype=dtype)
-        found = ops.quantized_linear(x, laid_out, None, torch.empty(9, 40))
+        found = ops.quantized_linear(x, packed(ops, weight, dtype), None, torch.empty(9, 40))
         assert off(found, x.double() @ exact.T) < most
 
 
@@ -222,12 +284,14 @@ def test_a_factor_is_worked_into_the_scales(ops):
 
 def test_other_dtypes_get_expanded_weights(ops, monkeypatch):
     monkeypatch.setattr(quantized, "EXPANDED", 64 * 7)  # so that it takes several turns
-    weight = form("awq", 40, 64, 32)
-    laid_out, bias = packed(ops, weight), numbers(9, 40, dtype=torch.float64)
-    x = numbers(8, 3, 64, dtype=torch.float64)
-    found = ops.quantized_linear(x, laid_out, bias)
-    assert found.dtype is torch.float64
-    torch.testing.assert_close(found, x @ weight.dequantize().double().T + bias)
+    weight, x = form("awq", 40, 64, 64), numbers(8, 3, 64, dtype=torch.float64)
+    bias = numbers(9, 40, dtype=torch.float64)
+    for dtype in DTYPES:
+        found = ops.quantized_linear(x, packed(ops, weight, dtype), bias)
+        assert found.dtype is torch.float64
+        torch.testing.assert_close(found, x @ weight.dequantize().double().T + bias)
+    found = ops.quantized_linear(x.float(), packed(ops, weight, torch.bfloat16), None)
+    torch.testing.assert_close(found, x.float() @ weight.dequantize().T)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +307,7 @@ def test_other_dtypes_get_expanded_weights(ops, monkeypatch):
     ids=["K", "group", "tables of rows in groups", "table of 256"],
 )
 def test_what_the_kernels_do_not_take_is_computed_by_the_reference(ops, weight):
-    assert ops.pack_quantized(weight) is weight
+    assert ops.pack_quantized(weight, torch.float32) is weight
     x = numbers(10, 3, weight.shape[1])
     torch.testing.assert_close(ops.quantized_linear(x, weight, None), x @ weight.dequantize().T)
     ids = torch.tensor([3, 1])
@@ -254,15 +318,21 @@ def test_nothing_is_kept_twice_and_little_is_added(ops):
     """What the panel's last outputs lack is filled up; scales and codes lie as they came."""
     weight = form("q4_0", 64, 256, 32)
     laid_out = packed(ops, weight)
+    assert isinstance(laid_out, PackedPanels)
     parts = 4 if ops.variant in ("neon", "portable") else 2  # bytes of a scale
     tables = 64 if laid_out.kind is Kind.TABLE4 else 0
     assert laid_out.num_bytes == weight.codes.nbytes + 64 * 8 * parts + tables
     assert laid_out.shape == weight.shape
+    large = form("awq", 64, 256, 128)
+    if ops.tiles:
+        parts = 64 * 2 * (2 + 2)  # scales and zeros, of two groups
+        assert packed(ops, large, torch.bfloat16).num_bytes == large.codes.nbytes + parts + 64
 
 
-def test_a_launch_counts_the_bytes_that_are_read(ops):
-    laid_out = packed(ops, form("q4_0", 64, 256, 32))
-    x, recorder = numbers(11, 3, 256), Recorder("full")
+@pytest.mark.parametrize(("group", "dtype"), [(32, torch.float32), (64, torch.bfloat16)])
+def test_a_launch_counts_the_bytes_that_are_read(ops, group, dtype):
+    laid_out = packed(ops, form("q4_0", 64, 256, group), dtype)
+    x, recorder = numbers(11, 3, 256, dtype=dtype), Recorder("full")
     seen: list = []
     recorder.subscribe(seen.extend)
     with recording(recorder):
@@ -275,10 +345,11 @@ def test_a_launch_counts_the_bytes_that_are_read(ops):
     assert launched.flops == 2 * 3 * 64 * 256
 
 
-def test_a_tape_repeats_it_without_torch_between(ops):
+@pytest.mark.parametrize(("group", "dtype"), [(32, torch.float32), (64, torch.bfloat16)])
+def test_a_tape_repeats_it_without_torch_between(ops, group, dtype):
     """Also with inputs in another order, which the kernel takes as they come."""
-    laid_out = packed(ops, form("gptq in another order", 96, 64, 32))
-    x = numbers(12, 2, 64)
+    laid_out = packed(ops, form("gptq in another order", 96, 64, group), dtype)
+    x = numbers(12, 2, 64, dtype=dtype)
     tape = Tape(ops.replay, Arena())
     with tape.recording():
         out = ops.quantized_linear(x, laid_out, None)

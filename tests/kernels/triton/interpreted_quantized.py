@@ -87,7 +87,7 @@ def poisoned(monkeypatch):
 
 
 def packed(weight: QuantizedWeight) -> PackedWords:
-    found = pack_quantized(weight)
+    found = pack_quantized(weight, torch.float32)
     assert isinstance(found, PackedWords) and found.shape == weight.shape
     return found
 
@@ -201,7 +201,7 @@ def test_a_layer_multiplies_by_codes(monkeypatch):
     ids=["K", "group", "table of 256"],
 )
 def test_what_the_kernels_do_not_take_is_left_to_torch(weight, monkeypatch):
-    assert pack_quantized(weight) is weight
+    assert pack_quantized(weight, torch.float32) is weight
     monkeypatch.undo()
     x = numbers(10, 3, weight.shape[1])
     found = on_cuda().quantized_linear(x, weight, None)

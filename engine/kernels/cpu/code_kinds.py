@@ -1,0 +1,49 @@
+"""Name how codes and the parts of groups are stored, for C++ (codes.h, quantized.h)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+from engine.kernels.quantized_weight import QuantizedWeight
+from engine.rounding import ceil_div
+
+PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""enum PartType: what scales, zeros and offsets are stored in."""
+
+
+class Kind(IntEnum):
+    """Name how numbers are made of codes."""
+
+    TABLE4 = 0
+    SIGNED4 = 1
+    SIGNED8 = 2
+    FLOAT8 = 3
+
+    @property
+    def places(self) -> int:
+        """Return how many codes a word of 32 bits holds."""
+        return 8 if self <= Kind.SIGNED4 else 4
+
+
+def parts_of(
+    weight: QuantizedWeight, shift: int, half_precision: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return scales, zeros less `shift`, and offsets in one dtype, which holds each exactly.
+
+    half_precision: whether fp16 may be it.
+    """
+    shape = weight.shape[0], ceil_div(weight.shape[1], weight.group)
+    scales = torch.ones(shape, dtype=torch.bfloat16) if weight.scales is None else weight.scales
+    offsets = weight.offsets
+    if weight.factor != 1.0:
+        scales = scales.float() * weight.factor
+        offsets = None if offsets is None else offsets.float() * weight.factor
+    same = offsets is None or offsets.dtype is scales.dtype
+    dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
+    if dtype is torch.float16 and not half_precision:
+        dtype = torch.float32
+    zero = weight.zero  # whole numbers up to 256
+    zeros = (zero - shift).to(dtype) if isinstance(zero, torch.Tensor) else None
+    return scales.to(dtype), zeros, None if offsets is None else offsets.to(dtype)
