@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import engine.kernels
+from engine.kernels.cpu.build import variants_here
 from engine.quantize import own_text
 from engine.quantize.__main__ import main
 from tests.parity.test_company import EXACT, PARAMS, PROMPTS
@@ -50,6 +51,22 @@ def test_a_token_of_a_quantized_model_depends_on_its_own_request_alone(
         for options in WAYS.values():
             with start(quantized, **options, **asked) as together:
                 assert together.run(prompts, params) == answers
+    finally:
+        engine.kernels.forget()
+
+
+@pytest.mark.skipif("amx" not in variants_here(), reason="only matrix tiles expand weights so")
+def test_on_tiles_weights_of_4_bits_give_the_text_of_the_expanded_checkpoint(
+    quantized, monkeypatch
+):
+    """Also sampled: logits are the same to the bit."""
+    monkeypatch.setenv("GLASSHOUSE_CPU_VARIANT", "amx")
+    engine.kernels.forget()
+    try:
+        with start(quantized) as by_codes, start(quantized, quantization="none") as expanded:
+            assert by_codes.run(PROMPTS[SOME], PARAMS[SOME]) == expanded.run(
+                PROMPTS[SOME], PARAMS[SOME]
+            )
     finally:
         engine.kernels.forget()
 

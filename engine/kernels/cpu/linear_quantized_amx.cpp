@@ -1,4 +1,5 @@
-// Compute y = x W^T + bias with quantized weights on matrix tiles (AMX), for any number of rows of x in bf16.
+// Compute y = x W^T + bias with quantized weights on matrix tiles (AMX), for any number of rows of x in bf16: weights of 8
+// bits, and of 4 bits in groups of less than 64 places or with offsets; linear_expanded_amx.cpp has the others.
 //
 // W lies in panels (quantized.h). A panel's codes become numbers in bf16, exact ones, in the order of a tile of W (tiles.h):
 // `PairCodes` gives a pair of places of 16 outputs, which is a row of such a tile. A tile of sums holds one group at a time,

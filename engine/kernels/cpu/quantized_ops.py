@@ -222,8 +222,8 @@ class QuantizedOps(LinearOps):
     ) -> torch.Tensor:
         """Compute `quantized.quantized_linear`; weight: what `pack_quantized` made.
 
-        Weights aren't rounded (a table's entries are, to bf16, where x is in bf16 and the CPU
-        multiplies it). For few rows the time is that of reading the codes once.
+        Weights aren't rounded, but where x is in bf16 and the CPU multiplies it: a table's entries,
+        and what `PackedExpandable` holds. For few rows the time is that of reading the codes once.
         """
         if isinstance(weight, QuantizedWeight):
             return quantized.quantized_linear(x, weight, bias, out, self.linear, self.logits)
