@@ -13,7 +13,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.core.messages import KVShape, StepPlan
-from engine.kernels import asynchronous, kernels_for
+from engine.kernels import asynchronous, cpu, kernels_for
 from engine.kernels.batch import LayerKV
 from engine.models.causal_lm import CausalLM
 from engine.models.description import read_config
@@ -207,7 +207,8 @@ class ModelRunner(StepRunner):
         if self.others is not None:
             width = self.seats.block_table.shape[1]
             self.others.tell(MakePages(num_blocks, num_host_blocks, self.kv_dtype, width))
-        self.grammars = GrammarCompiler(vocab)
+        native = cpu.native() if self.device.type == "cpu" else None
+        self.grammars = GrammarCompiler(vocab, None if native is None else native.grammars)
         most_rows = self.config.max_step_rows
         self.table = SamplingTable(num_seats, vocab, self.device, most_rows)
         # In the overlapped loop the next step is planned before this one's tokens are known.

@@ -12,6 +12,7 @@ import pytest
 
 from engine.config import POCKET_MODEL
 from engine.core.messages import GrammarTokenizer
+from engine.kernels import cpu
 from engine.placeholders import NO_TOKEN
 from engine.structured_outputs import StructuredOutputsParams
 from engine.text.form_to_grammar import checked_grammar
@@ -26,9 +27,13 @@ FORCED = {"const": {"street": "Lange Gasse", "city": "Wien"}}
 COMPACT = {"disable_any_whitespace": True}
 
 
-@pytest.fixture(scope="module")
-def grammars() -> GrammarCompiler:
-    made = GrammarCompiler(VOCAB)
+@pytest.fixture(scope="module", params=["python", "native"])
+def grammars(request) -> GrammarCompiler:
+    """Make the compiler for matchers of llguidance's Python class, or for native ones too."""
+    ops = cpu.native()
+    if request.param == "native" and ops is None:
+        pytest.skip(cpu.why())
+    made = GrammarCompiler(VOCAB, ops.grammars if request.param == "native" else None)
     source = (Path(POCKET_MODEL) / "tokenizer.json").read_text()
     made.set_tokenizer(GrammarTokenizer(tokenizer_json=source, eos_token_ids=[EOS]))
     return made
@@ -49,6 +54,12 @@ def holding(grammar: Any, *outputs: list[int], ahead: bool = False) -> GrammarMa
     for seat, output in enumerate(outputs):
         masks.set(seat, row_of(grammar, output))
     return masks
+
+
+def advance(masks: GrammarMasks, seat: int, tokens: list[int]) -> list[bool]:
+    """Read tokens for one seat; return for each whether the text is complete with it."""
+    found = masks.advance(np.array([seat] * len(tokens)), np.array(tokens))
+    return found[0].complete if found else [False] * len(tokens)
 
 
 def states(grammar: CompiledGrammar, seed: int, most: int = 60) -> list[tuple[np.ndarray, int]]:
@@ -85,7 +96,7 @@ def test_masks_and_ends_are_those_of_the_matcher(grammars, ahead, options):
                 alone += int(np.unpackbits(mask.view(np.uint8)).sum() == 1)
                 drawn[seat].append(token)
                 ended = grammar.matcher(drawn[seat]).is_stopped()
-                assert masks.advance(seat, [token]) == [ended], (name, step)
+                assert advance(masks, seat, [token]) == [ended], (name, step)
             masks.begin()
     assert alone > 300  # there were forced runs
 
@@ -103,10 +114,13 @@ def test_a_forced_run_is_asked_for_once(grammars):
             return getattr(self.matcher, name)
 
     walk = states(grammar, 0)
-    masks = holding(SimpleNamespace(matcher=lambda output: Counting(grammar.matcher(output))), [])
+    counting = SimpleNamespace(
+        matcher=lambda output: Counting(grammar.matcher(output)), native=None
+    )
+    masks = holding(counting, [])
     for wanted, token in walk:
         assert (masks.masks(np.array([0]))[0] == wanted).all()
-        masks.advance(0, [token])
+        advance(masks, 0, [token])
     runs = asked.count("compute_ff_tokens")
     assert asked.count("consume_tokens") == runs < len(walk) / 3
     assert asked.count("unsafe_compute_mask_ptr") == 0
@@ -127,7 +141,7 @@ def test_siblings_fork_within_a_run_and_at_its_end(grammars):
     walk = [token for _, token in states(long, 0)]
     masks = holding(long, walk[:2])
     masks.masks(np.array([0]))
-    masks.advance(0, [walk[2]])
+    advance(masks, 0, [walk[2]])
     masks.masks(np.array([0]))
     assert masks.fork(0, [walk[3], walk[3]]) == [False, False]
     assert (masks.masks(np.array([0]))[0] == states(long, 0)[4][0]).all()
@@ -142,8 +156,8 @@ def test_a_token_that_the_grammar_forbids_fails_its_sequence_alone(grammars, pla
     masks = holding(grammar, before, before)
     wrong = next(t for t in range(5, VOCAB) if t != walk[place][1])
     masks.masks(np.array([0, 1]))
-    assert masks.advance(0, [wrong]) == [False]
-    masks.advance(1, [walk[place][1]])
+    assert advance(masks, 0, [wrong]) == [False]
+    advance(masks, 1, [walk[place][1]])
     nothing, other = masks.masks(np.array([0, 1]))
     assert not nothing.any() and (other == walk[place + 1][0]).all()
     assert masks.failure(0).startswith("its grammar failed: ") and not masks.failure(1)
@@ -154,7 +168,7 @@ def test_where_nothing_was_drawn_nothing_is_read(grammars):
     masks = holding(grammar, [])
     (first, _), *_ = states(grammar, 0)
     masks.masks(np.array([0]))
-    assert masks.advance(0, [NO_TOKEN]) == [False] and masks.failure(0) == ""
+    assert advance(masks, 0, [NO_TOKEN]) == [False] and masks.failure(0) == ""
     assert (masks.masks(np.array([0]))[0] == first).all()
 
 
@@ -163,8 +177,8 @@ def test_a_text_that_is_complete_reads_no_more(grammars):
     walk = [token for _, token in states(grammar, 0)]
     masks = holding(grammar, walk[:-1])
     masks.masks(np.array([0]))
-    assert masks.advance(0, [walk[-1]]) == [True]
-    assert masks.advance(0, [EOS]) == [False] and masks.failure(0) == ""
+    assert advance(masks, 0, [walk[-1]]) == [True]
+    assert advance(masks, 0, [EOS]) == [False] and masks.failure(0) == ""
 
 
 def test_masks_of_a_run_are_known_ahead(grammars):

@@ -39,6 +39,8 @@ class Matcher:
 
 
 class Grammar:
+    native = None
+
     def __init__(self, run: list[int]):
         self.run = run
 

@@ -37,6 +37,7 @@ SOURCES = (
     "attention.cpp",
     "elementwise.cpp",
     "draw.cpp",
+    "grammars.cpp",
     "replay.cpp",
     "threads.cpp",
 )

@@ -22,6 +22,7 @@ from engine.kernels.cpu.costs import (
     mask_cost,
     norm_cost,
 )
+from engine.kernels.cpu.grammar_ops import GrammarOps
 from engine.kernels.cpu.linear_ops import BLOCK, Layout
 from engine.kernels.cpu.quantized_ops import QuantizedOps
 from engine.kernels.launch import launch
@@ -55,6 +56,7 @@ class NativeOps(QuantizedOps, AttentionOps):
         # through a handle that releases Python's lock: a replay takes as long as a whole step
         self.replay = function(ctypes.CDLL(library._name), "replay")
         self.bind_threads = function(library, "bind_threads")
+        self.grammars = GrammarOps(library)
 
     # ---------------------------------------------------------------------------- norms, activation
 

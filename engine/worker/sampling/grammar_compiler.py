@@ -16,11 +16,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.core.messages import GrammarTokenizer
+from engine.kernels.cpu.grammar_ops import GrammarOps
 from engine.structured_outputs import GRAMMAR_LIMITS
+from engine.worker.sampling.native_matchers import NativeGrammar, NativeTokenizer, interface
 
 MOST_KEPT = 64
 """Compiled grammars that are kept for later requests; those of running ones live as long as they
 are used."""
+LONGEST_TWICE_S = 0.02
+"""A grammar that takes longer to compile isn't compiled a second time, for native code."""
 STACK = 8 * 2**20  # bytes: twice what the check of a grammar had
 
 
@@ -32,11 +36,15 @@ class GrammarError(ValueError):
 
 
 class CompiledGrammar:
-    """Hold one grammar, compiled. `duration_us`: what compiling took."""
+    """Hold one grammar, compiled. `duration_us`: what compiling took.
 
-    def __init__(self, template: Any, duration_us: float):
+    `native`: it is compiled for native code, too.
+    """
+
+    def __init__(self, template: Any, duration_us: float, native: NativeGrammar | None = None):
         self._template = template
         self.duration_us = duration_us
+        self.native = native
 
     def matcher(self, output: Sequence[int]) -> Any:
         """Make a sequence's own matcher, which has read the tokens of `output`."""
@@ -47,10 +55,15 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """Compile grammars for one model. `vocab_size`: the width of its logits."""
+    """Compile grammars for one model. `vocab_size`: the width of its logits.
 
-    def __init__(self, vocab_size: int):
+    `ops`: what reads many grammars at once, if anything does.
+    """
+
+    def __init__(self, vocab_size: int, ops: GrammarOps | None = None):
         self._vocab_size = vocab_size
+        self._ops = ops
+        self._native: NativeTokenizer | None = None
         self._source: GrammarTokenizer | None = None
         self._tokenizer: Any = None
         self._known: OrderedDict[str, CompiledGrammar] = OrderedDict()
@@ -105,10 +118,15 @@ class GrammarCompiler:
 
         started = time.perf_counter_ns()
         limits = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)
-        matcher = LLMatcher(self._tokens(), grammar, log_level=0, limits=limits)
+        tokens = self._tokens()
+        began = time.perf_counter()
+        matcher = LLMatcher(tokens, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(matcher.get_error().partition("\n")[0].strip()[:500])
-        made = CompiledGrammar(matcher, (time.perf_counter_ns() - started) / 1e3)
+        native = None
+        if self._native is not None and time.perf_counter() - began < LONGEST_TWICE_S:
+            native = self._native.compile(grammar)
+        made = CompiledGrammar(matcher, (time.perf_counter_ns() - started) / 1e3, native)
         with self._lock:
             self._known[grammar] = made
             while len(self._known) > MOST_KEPT:
@@ -132,6 +150,10 @@ class GrammarCompiler:
                 raise GrammarError(
                     f"this model's tokenizer can't be used with grammars: {error}"
                 ) from None
+            found = interface() if self._ops is not None else None
+            if found is not None and self._ops is not None:
+                eos = self._source.eos_token_ids
+                self._native = NativeTokenizer(found, self._ops, self._tokenizer, eos)
         return self._tokenizer
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence, Sized
-from itertools import islice, repeat
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.sequences import request_and_index, sequence_name
 from engine.worker.sampling.draw_events import add_grammar, sample_drawn
+from engine.worker.sampling.grammar_masks import Advanced
 from engine.worker.sampling.logprobs import token_logprobs
 from engine.worker.sampling.proposals import StepProposals
 from engine.worker.sampling.sampler import Sampler
@@ -166,33 +167,30 @@ class SampleStep:
 
         counts: bool [draws], which draws count; None: all.
         """
-        grammars, drawn = self.table.grammars, draws.tokens.tolist()
-        counted = repeat(True) if counts is None else counts.tolist()
-        found: dict[int, tuple[StepRow, list[int]]] = {}  # of each seat, the tokens in their order
-        places = _places(drawn, draws.firsts)
-        for row, seat, first, counts_too in zip(draws.rows, draws.seats.tolist(), places, counted):
-            if not counts_too:
-                continue
-            if seat in found:
-                found[seat][1].append(drawn[first])
-            elif seat in grammars:
-                found[seat] = row, drawn[first : first + row.samples]
-        proposes = grammars.proposes
-        for seat, (row, tokens) in found.items():
-            failed, forced = NO_TOKEN in tokens, []
-            if row.samples > 1:
-                complete = grammars.fork(seat, tokens)
-            else:
-                complete = grammars.advance(seat, tokens)
-                if proposes and not (failed or complete[-1]):
-                    forced = grammars.forced(seat)
-            if forced or failed or True in complete:  # most steps have nothing to tell
-                detail = details.get(row.request_id)
-                if detail is None:
-                    detail = details[row.request_id] = RowDetail()
-                detail.complete, detail.forced = complete, forced
-                if failed:
-                    self._explain(seat, detail)
+        grammars, tokens, counted = self.table.grammars, draws.tokens, counts
+        told: list[Advanced] = []
+        if draws.firsts is not None:
+            tokens = tokens[draws.firsts]
+            counted = np.ones(len(tokens), bool) if counted is None else counted.copy()
+            for place, row in enumerate(draws.rows):
+                seat = int(draws.seats[place])
+                if row.samples > 1 and counted[place] and seat in grammars:
+                    counted[place] = False
+                    first = int(draws.firsts[place])
+                    its = draws.tokens[first : first + row.samples].tolist()
+                    complete, failed = grammars.fork(seat, its), NO_TOKEN in its
+                    if failed or True in complete:
+                        told.append(Advanced(place, complete, [], failed))
+        for place, complete, forced, failed in told + grammars.advance(
+            draws.seats, tokens, counted
+        ):
+            request_id = draws.rows[place].request_id
+            detail = details.get(request_id)
+            if detail is None:
+                detail = details[request_id] = RowDetail()
+            detail.complete, detail.forced = complete, forced
+            if failed:
+                self._explain(int(draws.seats[place]), detail)
         grammars.begin()
 
     def _explain(self, seat: int, detail: RowDetail) -> None:
