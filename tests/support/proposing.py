@@ -42,7 +42,7 @@ class NothingCosts:
         return 0.0
 
     def line(self, num_rows: int) -> tuple[float, float]:
-        return 1.0, 0.0
+        return 1e6, 0.0  # of so long a step looking up is no part that counts
 
 
 class EagerScheduler(Scheduler):
