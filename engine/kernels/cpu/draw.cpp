@@ -8,9 +8,9 @@
 
 #include "simd.h"
 
-constexpr int WORD = 32;                 // tokens
-constexpr float ONE = 1073741824;        // 2^30, the weight of probability 1
-constexpr int64_t TOGETHER = 32 * 1024;  // logits from which on rows are divided among threads
+constexpr int WORD = 32;                // tokens
+constexpr float ONE = 1073741824;       // 2^30, the weight of probability 1
+constexpr int64_t TOGETHER = 8 * 1024;  // logits from which on rows are divided among threads
 constexpr int64_t NO_TOKEN = -1;
 enum Field { LINE, SEAT, SEED, POSITION, ONLY, MASK, FIELDS };  // the lines of `draws`
 enum Parameter { TEMPERATURE, TOP_P, MIN_P };

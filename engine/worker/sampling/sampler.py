@@ -134,7 +134,8 @@ class Sampler:
         """Call the kernel for it."""
         draw, table = self.table.draw_allowed, self.table
         assert draw is not None
-        logits = logits.float().contiguous()
+        if logits.dtype is not torch.float32 or not logits.is_contiguous():
+            logits = logits.float().contiguous()
         return draw(logits, torch.from_numpy(draws), masks, table.parameters, table.top_k)
 
     def _draw(
