@@ -15,19 +15,24 @@ struct alignas(LINE) Numbers {
     __m512bh pairs[2][STEP / 2];
 };
 
-// Read the numbers of one step from its codes; prefetch what lies `ahead` bytes behind. Return where the next codes are.
+// Read the numbers of one word of each output of a panel, of word `i` of a step; prefetch what lies `ahead` bytes behind.
+template <class Source, int64_t STEP>
+static INLINE void expand_words(const Source& codes, const char* at, int64_t i, int64_t ahead, Numbers<STEP>& to) {
+    constexpr int64_t PAIRS = Source::PLACES / 2;
+    for (int h = 0; h < 2; h++) {
+        const char* here = at + i * WORDS + h * (WORDS / 2);
+        __builtin_prefetch(here + ahead);
+        const uvec words = load_words(here);
+        each<PAIRS>([&](auto j) INLINE_LAMBDA { to.pairs[h][i * PAIRS + j()] = codes.template pair<j()>(words); });
+    }
+}
+
+// Read the numbers of one step. Return where the next codes are.
 template <class Source, int64_t STEP>
 static INLINE const char* expand(const Source& codes, const char* at, int64_t ahead, Numbers<STEP>& to) {
-    constexpr int64_t PAIRS = Source::PLACES / 2;
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < STEP / Source::PLACES; i++, at += WORDS)
-        for (int h = 0; h < 2; h++) {
-            const char* here = at + h * (WORDS / 2);
-            __builtin_prefetch(here + ahead);
-            const uvec words = load_words(here);
-            each<PAIRS>([&](auto j) INLINE_LAMBDA { to.pairs[h][i * PAIRS + j()] = codes.template pair<j()>(words); });
-        }
-    return at;
+    for (int64_t i = 0; i < STEP / Source::PLACES; i++) expand_words(codes, at, i, ahead, to);
+    return at + STEP / Source::PLACES * WORDS;
 }
 
 // Hold the parts of a group as they are added to totals: of both halves of a panel, for values that are multiples of UNIT.

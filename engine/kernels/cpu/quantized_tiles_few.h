@@ -1,11 +1,11 @@
-// Multiply up to 16 rows of x by a panel of W: codes become numbers just before they are multiplied, so that both overlap with
-// reading. One row of whole numbers of 8 bits is multiplied by vectors, in the tiles' own order of sums.
+// Multiply up to 16 rows of x by a panel of W: the codes of a step become numbers while the tiles multiply the step before, in
+// turns of some instructions each, because a core looks only some hundreds of them ahead. One row of whole numbers of 8 bits is
+// multiplied by vectors, in the tiles' own order of sums.
 #pragma once
 #include "quantized_tiles.h"
 
 #if defined(__AMX_BF16__)
 
-constexpr int64_t SLOTS = 8, LAG = 4;       // steps whose numbers are kept with one tile of x; how many they are ahead
 constexpr int64_t NEAR = 2048, FAR = 4096;  // bytes: how far ahead W is prefetched; with one row
 
 // Multiply one tile of x, of `count` rows, by a panel.
@@ -13,7 +13,7 @@ template <class Source, int64_t STEP>
 static void few(const Block& b, int64_t count, int64_t panel, const QuantizedArgs& a) {
     const Sizes s(a, Source::PLACES);
     const Source codes(a.table);
-    Numbers<STEP> numbers[SLOTS];
+    Numbers<STEP> numbers[2];
     alignas(LINE) float sums[2][2][SUMS];  // of two groups, both halves
     vec totals[TILE][2];
     for (int64_t i = 0; i < count; i++) totals[i][0] = totals[i][1] = vec{};
@@ -32,30 +32,32 @@ static void few(const Block& b, int64_t count, int64_t panel, const QuantizedArg
             finish(f, a);
         }
     };
-    int64_t expanded = 0, multiplied = 0, g = 0;  // steps of a group, twice; groups that were multiplied
-    for (int64_t t = 0; t < steps + LAG; t++) {
-        if (t < steps) {
-            if (expanded == 0) at += s.head;
-            at = expand<Source, STEP>(codes, at, ahead, numbers[t % SLOTS]);
-            if (++expanded == in_group) expanded = 0;
-        }
-        const int64_t now = t - LAG;
-        if (now < 0) continue;
-        if (multiplied == 0) {
+    constexpr int64_t ROWS_OF_WORDS = STEP / Source::PLACES;
+    int64_t g = 0;  // the group that is multiplied
+    at = expand<Source, STEP>(codes, at + s.head, ahead, numbers[0]);
+    for (int64_t t = 0, left = in_group; t < steps; t++) {
+        const Numbers<STEP>& w = numbers[t % 2];
+        Numbers<STEP>& next = numbers[(t + 1) % 2];
+        if (left == in_group) {
             _tile_zero(0);
             _tile_zero(1);
         }
-        const Numbers<STEP>& w = numbers[now % SLOTS];
-        _tile_loadd(4, b.rows.x + now * STEP, b.rows.stride * sizeof(bf16));
+        const bool ends = --left == 0 || t + 1 == steps;
+        if (ends) left = in_group, at += s.head;
+        const bool more = t + 1 < steps;
+        _tile_loadd(4, b.rows.x + t * STEP, b.rows.stride * sizeof(bf16));
         _tile_loadd(6, w.pairs[0], LINE);
+        for (int64_t i = 0; more && i < ROWS_OF_WORDS / 2; i++) expand_words(codes, at, i, ahead, next);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, w.pairs[1], LINE);
+        for (int64_t i = ROWS_OF_WORDS / 2; more && i < ROWS_OF_WORDS; i++) expand_words(codes, at, i, ahead, next);
         _tile_dpbf16ps(1, 4, 7);
-        if (++multiplied == in_group || now == steps - 1) {
+        at += ROWS_OF_WORDS * WORDS;
+        if (ends) {
             _tile_stored(0, sums[g % 2][0], LINE);
             _tile_stored(1, sums[g % 2][1], LINE);
             if (g) finish_group(g - 1);
-            multiplied = 0, g++;
+            g++;
         }
     }
     finish_group(g - 1);
