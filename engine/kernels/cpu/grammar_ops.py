@@ -49,7 +49,7 @@ class _Room:
         self.addresses = [part.ctypes.data for part in parts]
 
 
-class Tokenized:
+class TokenizedTexts:
     """Hold what a tokenizer made of texts, for matchers that ask on any thread.
 
     `function`, `address`: llguidance's tokenize_fn and its tokenize_user_data.
@@ -107,9 +107,9 @@ class GrammarOps:
         """Make one for another thread: `read` uses memory of its own."""
         return GrammarOps(self._library)
 
-    def tokenized(self) -> Tokenized:
+    def tokenized(self) -> TokenizedTexts:
         """Make an empty table of texts and their tokens."""
-        return Tokenized(self._library)
+        return TokenizedTexts(self._library)
 
     def new(self, matcher: int, line: int, history: Sequence[int]) -> int:
         """Hold a sequence's matcher, which has read `history`; its mask is written to a line."""

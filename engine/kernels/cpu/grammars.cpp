@@ -24,7 +24,7 @@ struct MatcherFunctions {
 };
 
 // What the tokenizer made of texts. Matchers ask on many threads, Python adds.
-struct Tokenized {
+struct TokenizedTexts {
     static constexpr size_t MOST = 65536;  // texts
     std::unordered_map<std::string, std::vector<uint32_t>> known;
     std::vector<std::string> unknown;  // asked for, and not there
@@ -32,19 +32,19 @@ struct Tokenized {
 };
 static thread_local bool missed;  // the matcher that this thread works on has asked for an unknown text
 
-EXPORT Tokenized* glasshouse_new_tokenized() { return new Tokenized; }
-EXPORT void glasshouse_free_tokenized(Tokenized* tokenized) { delete tokenized; }
+EXPORT TokenizedTexts* glasshouse_new_tokenized() { return new TokenizedTexts; }
+EXPORT void glasshouse_free_tokenized(TokenizedTexts* tokenized) { delete tokenized; }
 
 // Add the tokens of a text.
-EXPORT void glasshouse_add_tokenized(Tokenized* t, const char* text, int64_t size, const uint32_t* tokens,
+EXPORT void glasshouse_add_tokenized(TokenizedTexts* t, const char* text, int64_t size, const uint32_t* tokens,
                                      int64_t count) {
     std::unique_lock hold(t->lock);
-    if (t->known.size() >= Tokenized::MOST) t->known.clear();
+    if (t->known.size() >= TokenizedTexts::MOST) t->known.clear();
     t->known[std::string(text, size)].assign(tokens, tokens + count);
 }
 
 // Take one of the unknown texts out: return its length, or -1 if there is none. A text longer than the room stays.
-EXPORT int64_t glasshouse_take_unknown(Tokenized* t, char* text, int64_t room) {
+EXPORT int64_t glasshouse_take_unknown(TokenizedTexts* t, char* text, int64_t room) {
     std::unique_lock hold(t->lock);
     if (t->unknown.empty()) return -1;
     const std::string& last = t->unknown.back();
@@ -56,7 +56,7 @@ EXPORT int64_t glasshouse_take_unknown(Tokenized* t, char* text, int64_t room) {
 }
 
 // llguidance's LlgTokenizeFn.
-EXPORT size_t glasshouse_tokenize(Tokenized* t, const char* text, size_t size, uint32_t* out, size_t room) {
+EXPORT size_t glasshouse_tokenize(TokenizedTexts* t, const char* text, size_t size, uint32_t* out, size_t room) {
     const std::string key(text, size);
     {
         std::shared_lock hold(t->lock);
