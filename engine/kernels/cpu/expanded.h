@@ -56,6 +56,15 @@ struct alignas(LINE) UnitParts {
     }
 };
 
+// Write 16 outputs of a gated row: silu(gate) * up. They are rounded as those of linear_amx.cpp are, which makes subnormal ones
+// zeros, whatever the number of rows: `store` would keep them.
+static INLINE __m256i rounded(vec now) { return (__m256i)_mm512_cvtneps_pbh((__m512)now); }
+static INLINE void store_rounded(bf16* y, vec now) { _mm256_storeu_si256((__m256i*)y, rounded(now)); }
+static INLINE void store_rounded(float* y, vec now) { store(y, now); }
+static INLINE void put_gated_row(const QuantizedArgs& a, int64_t row, int64_t column, const vec (&sums)[2]) {
+    WITH_TYPE(a.y_type, Y, store_rounded((Y*)a.y + row * a.y_stride + column, silu(sums[0]) * sums[1]));
+}
+
 // Write rows `first` to `first + ROWS` of half a unit's tiles. codes: of the half. to: the first tile; PITCH bytes behind it
 // the next one. AHEAD: how many bytes ahead codes are prefetched, 0: they aren't.
 template <int64_t UNIT, bool ZEROS, int ROWS, int64_t PITCH, int64_t AHEAD>

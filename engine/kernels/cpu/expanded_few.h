@@ -25,9 +25,7 @@ static INLINE void put_few(const ExpandedArgs& args, int64_t n, const float (&su
         }
     }
     if (!args.gated) return put(a, 0, a.m, n * PANEL, rows[0]);
-    WITH_TYPE(a.y_type, Y,
-              for (int64_t i = 0; i < a.m; i++)
-                  store((Y*)a.y + i * a.y_stride + n * TILE, silu(rows[i][0]) * rows[i][1]));
+    for (int64_t i = 0; i < a.m; i++) put_gated_row(a, i, n * TILE, rows[i]);
 }
 
 // Multiply tile J of a unit's half H by the rows. Tiles 0 and 1 are the halves' sums, 2 and 3 W, 4 to 7 x, which the second

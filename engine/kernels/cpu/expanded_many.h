@@ -42,13 +42,11 @@ static INLINE void put_gated(const ExpandedArgs& args, int64_t row, int64_t coun
                              const vec (&rows)[TILE][2], bool away, bf16* halves) {
     const QuantizedArgs& a = args.w;
     if (!away) {
-        WITH_TYPE(a.y_type, Y,
-                  for (int64_t i = 0; i < count; i++)
-                      store((Y*)a.y + (row + i) * a.y_stride + n * TILE, silu(rows[i][0]) * rows[i][1]));
+        for (int64_t i = 0; i < count; i++) put_gated_row(a, row + i, n * TILE, rows[i]);
         return;
     }
     for (int64_t i = 0; i < TILE; i++, halves += TILE) {
-        const __m256i now = (__m256i)_mm512_cvtneps_pbh((__m512)(silu(rows[i][0]) * rows[i][1]));
+        const __m256i now = rounded(silu(rows[i][0]) * rows[i][1]);
         if (n % 2 == 0) {
             _mm256_storeu_si256((__m256i*)halves, now);
         } else {

@@ -67,6 +67,7 @@ def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpan
         weight.bits != 4
         or weight.offsets is not None
         or weight.x_group
+        or weight.factor != 1.0  # it would round twice
         or (weight.table is not None and weight.table.dim() != 1)
         or (group < inputs and group % UNIT)
         or (gated and rows % PANEL)
