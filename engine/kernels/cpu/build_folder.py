@@ -70,8 +70,9 @@ def _private(temporary: Path) -> Path | None:
     folder = temporary / f"glasshouse-{os.getuid()}"
     try:
         above = os.stat(temporary)
-        if above.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above.st_mode & stat.S_ISVTX:
-            return None  # others could put a folder of theirs in its place
+        shared = above.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above.st_mode & stat.S_ISVTX
+        if shared or above.st_uid not in (0, os.getuid()):
+            return None  # others, or its owner, could put a folder of theirs in its place
         os.makedirs(folder, mode=0o700, exist_ok=True)
         found = os.lstat(folder)  # not what a link leads to
     except OSError:

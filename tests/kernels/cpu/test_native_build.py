@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import stat
 import subprocess
 import sys
 import tempfile
@@ -145,7 +146,7 @@ def test_where_the_cache_is_unwritable_a_private_folder_keeps_it(fresh, small, m
     assert "Not a directory" in said and "Set XDG_CACHE_HOME" in said
 
 
-@pytest.mark.parametrize("prepared", ["for all", "a link", "another's", "a file"])
+@pytest.mark.parametrize("prepared", ["for all", "a link", "another's", "a file", "in another's"])
 def test_a_folder_that_others_may_change_is_not_used(fresh, monkeypatch, prepared):
     unwritable(fresh, monkeypatch)
     folder = fresh / "tmp" / f"glasshouse-{os.getuid()}"
@@ -160,6 +161,15 @@ def test_a_folder_that_others_may_change_is_not_used(fresh, monkeypatch, prepare
         real = os.getuid()
         monkeypatch.setattr(os, "getuid", lambda: real + 1)
         folder.rename(fresh / "tmp" / f"glasshouse-{real + 1}")
+    elif prepared == "in another's":  # who owns the folder above can put another in its place
+        real_stat = os.stat
+
+        def stat_of_another(path, **how):
+            found = list(real_stat(path, **how))
+            found[stat.ST_UID] = os.getuid() + 1
+            return os.stat_result(found)
+
+        monkeypatch.setattr(os, "stat", stat_of_another)
     else:
         folder.touch()
     path, reason = build_folder.folder_to_build_in()
