@@ -69,13 +69,14 @@ def check_quantized(config: EngineConfig, method: str | None) -> None:
     Raises `ModelError` or `ConfigError`.
     """
     check_wanted(config.quantization, method)
-    if method is not None and config.load_format == "dummy":
-        raise ModelError("random weights (--load-format dummy) are plain, not quantized.")
     if method == "gguf":
         return  # such a file may have plain weights: what it has is known when it is read
+    expanded = method is None or config.quantization == "none"
+    if config.load_format == "dummy" and not expanded:
+        raise ModelError("random weights (--load-format dummy) are plain, not quantized.")
     if config.quantized_activations:
         check_rounding(config.device, method is not None, config.model)
-    if method is not None and config.tensor_parallel_size > 1 and config.quantization != "none":
+    if config.tensor_parallel_size > 1 and not expanded:
         raise ModelError(PLAIN_ONLY)
 
 

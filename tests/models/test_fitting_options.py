@@ -65,6 +65,7 @@ def test_what_config_json_tells_is_refused_before_anything_is_read(said, options
         ({"num_key_value_heads": None}, {"tensor_parallel_size": 3}),  # transformers knows it
         ({"rope_scaling": {"factor": 4.0}}, {"max_model_len": 200}),
         ({"quantization_config": GPTQ}, {"tensor_parallel_size": 2, "quantization": "none"}),
+        ({"quantization_config": GPTQ}, {"load_format": "dummy", "quantization": "none"}),
         ({"quantization_config": GPTQ}, {"quantized_activations": True, "device": "cpu"}),
         ({"architectures": None}, {"tensor_parallel_size": 2}),
     ],

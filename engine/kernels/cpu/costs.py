@@ -77,7 +77,7 @@ def quantized_cost(
     flops_type = "bfloat16" if pairs else "float32"
     activations = f"; activations int8 in groups of {weight.x_group}" if weight.x_group else ""
     return Cost(
-        [outputs],
+        [out.shape[1]],
         weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
         2 * rows * outputs * inputs,
         "int8" if weight.x_group else flops_type,

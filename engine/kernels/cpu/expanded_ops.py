@@ -161,8 +161,9 @@ class ExpandedProduct:
             TYPES[out.dtype],
             *weight.fields,
         )
+        name = "linear_quantized_gated" if weight.gated else "linear_quantized"
         launch(
-            "linear_quantized", "native", self._linear, (packed,),
+            name, "native", self._linear, (packed,),
             quantized_cost, x, weight, out, self._variant,
         )  # fmt: skip
 

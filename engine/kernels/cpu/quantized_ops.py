@@ -228,8 +228,10 @@ class QuantizedOps(LinearOps):
         if isinstance(weight, QuantizedWeight):
             return quantized.quantized_linear(x, weight, bias, out, self.linear, self.logits)
         outputs, inputs = weight.shape
+        gated = isinstance(weight, PackedExpandable) and weight.gated
+        assert not gated or x.dtype is torch.bfloat16, "gated for rows in bf16"
         if out is None:
-            out = torch.empty((len(x), outputs), dtype=x.dtype)
+            out = torch.empty((len(x), outputs // 2 if gated else outputs), dtype=x.dtype)
         if x.dtype not in TYPES or out.dtype not in TYPES:
             return self._expanded(x, weight, bias, out)
         if isinstance(weight, PackedExpandable) and x.dtype is not torch.bfloat16:

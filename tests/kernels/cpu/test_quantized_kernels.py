@@ -249,6 +249,7 @@ def test_a_gated_product_is_that_of_the_expanded_weights(ops, name, outputs):
         expected = ops.linear_gated(x[:rows], expanded, None)
         out = torch.full(expected.shape, torch.nan, dtype=expected.dtype)
         assert torch.equal(ops.quantized_linear(x[:rows], laid_out, None, out), expected)
+    assert torch.equal(ops.quantized_linear(x, laid_out, None), expected)
 
 
 def test_subnormal_outputs_of_a_gated_product_are_zeros_whatever_the_rows(ops):
