@@ -26,18 +26,20 @@ def lies_within(selector: str, height: int) -> str:
     }})()"""
 
 
-def caught_up(page, server=None) -> None:
+def caught_up(page, server=None, step: int | None = None) -> None:
     """Wait until nothing runs and the page shows it. With a `server`, wait also until it has no
-    open request and the page shows its last step: records arrive late, so a page may lag behind."""
-    shown = ""
-    page.evaluate("room.live || room.follow()")  # a file opens at its first mark: go to its end
+    open request and the page shows its last step: records arrive late, so a page may lag behind.
+    step: the last one of a file."""
+    shown = "" if step is None else f" && room.record.state.step === {step}"
     if server is not None:
         server.wait_until_idle()
         last = server.http.get("/trace/state").json()["state"]["step"]
         shown = f" && room.record.state.step >= {last}"  # more if the page still sends
     until(
         page,
-        "room.record.steps.length > 0 && room.record.state.running.length === 0"
+        # A file opens at its first mark, whenever that is found: go to its end each time.
+        "(room.live || room.follow(), true)"
+        " && room.record.steps.length > 0 && room.record.state.running.length === 0"
         " && room.record.state.waiting.length === 0"
         " && [...room.ledger.steps.values()].every((step) => step.finished || step.cut)" + shown,
     )

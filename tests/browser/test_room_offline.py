@@ -50,7 +50,7 @@ def test_one_file_opens_without_a_server(open_room, recorded, tmp_path):
     assert page.inner_text("#status") == path.name
     events = list(read_jsonl(path))
     until(page, f"room.record.length === {len(events)} && room.record.lines.length > 0")
-    caught_up(page)
+    caught_up(page, step=state["step"])
     assert shown_state(page) == state
     (last,) = requests_of(events)[-1:]
     page.evaluate(f"room.select({{ request: {last!r} }})")
@@ -149,7 +149,7 @@ def test_a_file_is_dropped_onto_the_page(open_room, recorded):
     )
     page.wait_for_selector("#status[data-state=file]")
     until(page, f"room.record.length === {len(path.read_text().splitlines())}")
-    caught_up(page)
+    caught_up(page, step=state["step"])
     assert shown_state(page) == state
     assert page.locator("#provoke").is_hidden() and page.locator(".to-server").is_visible()
 

@@ -269,7 +269,7 @@ def test_where_there_can_be_no_native_matcher_python_holds_the_grammar(in_time, 
     assert compiled(compiler(), **form).native is None
     monkeypatch.setattr(grammar_compiler, "LONGEST_TWICE_S", 0)
     assert compiled(compiler(), **form).native is None
-    monkeypatch.setattr(grammar_compiler, "interface", lambda: None)
+    monkeypatch.setattr(native_matchers, "interface", lambda: None)
     assert compiled(compiler(), **form).native is None
 
 

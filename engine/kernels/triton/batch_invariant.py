@@ -23,7 +23,7 @@ from engine.kernels.triton.tiled import tiled
 BY_ITSELF = frozenset(
     {
         *("write_kv", "copy_blocks", "take_drawn", "take_inputs", "hand_out"),  # copies
-        *("pack_weight", "pack_quantized", "embed", "quantized_embed"),
+        *("pack_weight", "pack_quantized", "pack_quantized_gated", "embed", "quantized_embed"),
         *("angles", "rotate", "silu_and_mul", "relu", "mask_logits"),  # number by number
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),  # a program for each row
         *("greatest", "draw", "draw_allowed"),  # pieces of a row, cut by the vocabulary

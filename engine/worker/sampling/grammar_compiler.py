@@ -13,12 +13,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.core.messages import GrammarTokenizer
-from engine.kernels.cpu.grammar_ops import GrammarOps
 from engine.structured_outputs import GRAMMAR_LIMITS
-from engine.worker.sampling.native_matchers import NativeGrammar, NativeTokenizer, interface
+
+if TYPE_CHECKING:  # they bring torch, which compiling for Python needs not
+    from engine.kernels.cpu.grammar_ops import GrammarOps
+    from engine.worker.sampling.native_matchers import NativeGrammar, NativeTokenizer
 
 MOST_KEPT = 64
 """Compiled grammars that are kept for later requests; those of running ones live as long as they
@@ -150,11 +152,16 @@ class GrammarCompiler:
                 raise GrammarError(
                     f"this model's tokenizer can't be used with grammars: {error}"
                 ) from None
-            found = interface() if self._ops is not None else None
-            if found is not None and self._ops is not None:
-                eos = self._source.eos_token_ids
-                self._native = NativeTokenizer(found, self._ops, self._tokenizer, eos)
+            if self._ops is not None:
+                self._native = self._made_native(self._ops, self._source.eos_token_ids)
         return self._tokenizer
+
+    def _made_native(self, ops: GrammarOps, eos: Sequence[int]) -> NativeTokenizer | None:
+        """Return the tokenizer for native code, if llguidance has an interface for that here."""
+        from engine.worker.sampling.native_matchers import NativeTokenizer, interface
+
+        found = interface()
+        return None if found is None else NativeTokenizer(found, ops, self._tokenizer, eos)
 
 
 def reason_of(matcher: Any) -> str:
