@@ -56,11 +56,7 @@ struct alignas(LINE) UnitParts {
     }
 };
 
-// Write 16 outputs of a gated row: silu(gate) * up. They are rounded as those of linear_amx.cpp are, which makes subnormal ones
-// zeros, whatever the number of rows: `store` would keep them.
-static INLINE __m256i rounded(vec now) { return (__m256i)_mm512_cvtneps_pbh((__m512)now); }
-static INLINE void store_rounded(bf16* y, vec now) { _mm256_storeu_si256((__m256i*)y, rounded(now)); }
-static INLINE void store_rounded(float* y, vec now) { store(y, now); }
+// Write 16 outputs of a gated row: silu(gate) * up, rounded as those of linear_amx.cpp are, whatever the number of rows.
 static INLINE void put_gated_row(const QuantizedArgs& a, int64_t row, int64_t column, const vec (&sums)[2]) {
     WITH_TYPE(a.y_type, Y, store_rounded((Y*)a.y + row * a.y_stride + column, silu(sums[0]) * sums[1]));
 }
@@ -78,11 +74,11 @@ INLINE void expand(const UnitParts<ZEROS>& parts, __m512 table, const char* code
         if (AHEAD && (UNIT == 128 || o % 2 == 0)) __builtin_prefetch(codes + AHEAD);
         if constexpr (UNIT == 128) {
             const __m512i words = _mm512_loadu_si512(codes);
-            each<4>([&](auto j)
-                        INLINE_LAMBDA {  // the permutation reads 5 bits of an index; the fifth chooses equal halves
-                            _mm512_store_si512(to + j() * PITCH,
-                                               _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * j()), weights));
-                        });
+            // The permutation reads 5 bits of an index: the fifth chooses between equal halves.
+            each<4>([&](auto j) INLINE_LAMBDA {
+                _mm512_store_si512(to + j() * PITCH,
+                                   _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * j()), weights));
+            });
         } else {
             const __m512i words = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)codes));
             each<2>([&](auto j) INLINE_LAMBDA {  // the upper half of a row has the next nibble

@@ -61,8 +61,8 @@ static INLINE void put_gated(const ExpandedArgs& args, int64_t row, int64_t coun
 struct Writing {
     const ExpandedArgs& args;
     const ExpandedRoom& room;
-    alignas(LINE) float sums
-        [2][4 * SUMS];  // of the tiles that are written, and of the next: [2][2 halves][16 outputs][16 rows]
+    // Of the tiles that are written, and of the next ones: [2][2 halves][16 outputs][16 rows].
+    alignas(LINE) float sums[2][4 * SUMS];
     vec rows[TILE][2];
     int64_t tile = 0, panel = 0;  // of x, the first; of W
     int64_t part = 0, parts = 0;  // of each tile: a half is transposed, the other one, rows are written

@@ -12,10 +12,11 @@ from struct import Struct
 
 import torch
 
-from engine.kernels.cpu.attention_ops import TYPES, function
-from engine.kernels.cpu.code_kinds import PARTS, Kind, parts_of
+from engine.kernels.cpu.attention_ops import function
+from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, parts_of
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
 from engine.kernels.cpu.large_pages import WEIGHTS
+from engine.kernels.cpu.quantized_args import look_up_args, product_args
 from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
@@ -24,8 +25,6 @@ _LINEAR = Struct("19qdqq").pack  # ExpandedArgs
 _EMBED = Struct("22qdqq").pack  # ExpandedEmbedArgs
 PANEL, TILE = 32, 16  # outputs
 UNIT = 64  # places that lie in one group, at least
-PACKED_AT_ONCE = 1 << 24
-"""Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,25 +141,7 @@ class ExpandedProduct:
 
         Of a gated weight the result is [tokens, N / 2], and there is no bias.
         """
-        outputs, inputs = weight.shape
-        packed = _LINEAR(
-            x.data_ptr(),
-            weight.data.data_ptr(),
-            weight.table.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            0 if weight.inputs is None else weight.inputs.data_ptr(),
-            len(x),
-            outputs,
-            inputs,
-            weight.group,
-            x.stride(0),
-            out.stride(0),
-            TYPES[x.dtype],
-            0 if bias is None else TYPES[bias.dtype],
-            TYPES[out.dtype],
-            *weight.fields,
-        )
+        packed = _LINEAR(*product_args(x, weight, bias, out))
         name = "linear_quantized_gated" if weight.gated else "linear_quantized"
         launch(
             name, "native", self._linear, (packed,),
@@ -169,25 +150,8 @@ class ExpandedProduct:
 
     def rows(self, ids: torch.Tensor, table: PackedExpandable) -> torch.Tensor:
         """Return rows of the weight, not rounded. ids: int64 [n] → fp32 [n, K]."""
-        outputs, inputs = table.shape
-        out = torch.empty((len(ids), inputs), dtype=torch.float32)
-        packed = _EMBED(
-            ids.data_ptr(),
-            out.data_ptr(),
-            len(ids),
-            0,
-            table.data.data_ptr(),
-            table.table.data_ptr(),
-            0,
-            0,
-            0 if table.inputs is None else table.inputs.data_ptr(),
-            0,
-            outputs,
-            inputs,
-            table.group,
-            *[0] * 5,
-            *table.fields,
-        )
+        out = torch.empty((len(ids), table.shape[1]), dtype=torch.float32)
+        packed = _EMBED(*look_up_args(ids, table, out))
         launch(
             "embed_quantized", "native", self._embed, (packed,), quantized_embed_cost, table, out
         )

@@ -96,9 +96,6 @@ static INLINE void gate(const float* sums, const bf16* bias, int64_t rows, Store
         store(i, silu(gate) * up);
     }
 }
-static INLINE __m256i rounded(vec a) { return (__m256i)_mm512_cvtneps_pbh((__m512)a); }
-static INLINE void store_one(bf16* y, vec a) { _mm256_storeu_si256((__m256i*)y, rounded(a)); }
-static INLINE void store_one(float* y, vec a) { store(y, a); }
 // Write a gated block past the caches: keep the first half of each line, write the line with the second one.
 static INLINE void put_gated_lines(const float* sums, const bf16* bias, bf16* y, bf16* halves, bool second,
                                    int64_t stride) {
@@ -108,7 +105,7 @@ static INLINE void put_gated_lines(const float* sums, const bf16* bias, bf16* y,
             store_line<true>(y - TILE + i * stride, _mm512_inserti64x4(half, rounded(now), 1));
         });
     else
-        gate(sums, bias, TILE, [&](int64_t i, vec now) INLINE_LAMBDA { store_one(halves + i * TILE, now); });
+        gate(sums, bias, TILE, [&](int64_t i, vec now) INLINE_LAMBDA { store_rounded(halves + i * TILE, now); });
 }
 
 // Write the sums of a pass to y. AWAY: past the caches.
@@ -124,7 +121,7 @@ static INLINE void put_pass(const AmxLinearArgs& a, const Pass& p, const float* 
             put_gated_lines(sums, bias, (bf16*)a.y + at, p.halves[t], p.column % (2 * OUTPUTS) != 0, a.y_stride);
         } else {
             WITH_TYPE(a.y_type, Y, gate(sums, bias, rows, [&](int64_t i, vec now) INLINE_LAMBDA {
-                          store_one((Y*)a.y + at + i * a.y_stride, now);
+                          store_rounded((Y*)a.y + at + i * a.y_stride, now);
                       }));
         }
     }

@@ -13,11 +13,12 @@ import torch
 
 from engine.kernels import quantized
 from engine.kernels.cpu.attention_ops import TYPES, function
-from engine.kernels.cpu.code_kinds import PARTS, Kind, parts_of
+from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, parts_of
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
 from engine.kernels.cpu.expanded_ops import ExpandedProduct, PackedExpandable, pack_expandable
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.linear_ops import LinearOps
+from engine.kernels.cpu.quantized_args import look_up_args, product_args
 from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
 from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
@@ -34,8 +35,6 @@ HALF_STEP = 16
 INT8_VECTOR_ROWS = 8
 """Rows of activations in 8 bits that vectors multiply even where there are tiles, at most: these
 compute the same bits, and are faster for more."""
-PACKED_AT_ONCE = 1 << 24
-"""Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +226,7 @@ class QuantizedOps(LinearOps):
         """
         if isinstance(weight, QuantizedWeight):
             return quantized.quantized_linear(x, weight, bias, out, self.linear, self.logits)
-        outputs, inputs = weight.shape
+        outputs = weight.shape[0]
         gated = isinstance(weight, PackedExpandable) and weight.gated
         assert not gated or x.dtype is torch.bfloat16, "gated for rows in bf16"
         if out is None:
@@ -247,24 +246,7 @@ class QuantizedOps(LinearOps):
             assert self._expanding is not None
             self._expanding.into(x, weight, bias, out)
             return out
-        fields = (
-            x.data_ptr(),
-            weight.data.data_ptr(),
-            0 if weight.table is None else weight.table.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            0 if weight.inputs is None else weight.inputs.data_ptr(),
-            len(x),
-            outputs,
-            inputs,
-            weight.group,
-            x.stride(0),
-            out.stride(0),
-            TYPES[x.dtype],
-            0 if bias is None else TYPES[bias.dtype],
-            TYPES[out.dtype],
-            *weight.fields,
-        )
+        fields = product_args(x, weight, bias, out)
         if weight.x_group:
             many = len(x) > INT8_VECTOR_ROWS and self.on_tiles(weight)
             run = self._linear_int8_amx if many else self._linear_int8
@@ -312,25 +294,8 @@ class QuantizedOps(LinearOps):
         if isinstance(table, PackedExpandable):
             assert self._expanding is not None
             return self._expanding.rows(ids, table)
-        outputs, inputs = table.shape
-        out = torch.empty((len(ids), inputs), dtype=torch.float32)
-        packed = _EMBED(
-            ids.data_ptr(),
-            out.data_ptr(),
-            len(ids),
-            0,
-            table.data.data_ptr(),
-            0 if table.table is None else table.table.data_ptr(),
-            0,
-            0,
-            0 if table.inputs is None else table.inputs.data_ptr(),
-            0,
-            outputs,
-            inputs,
-            table.group,
-            *[0] * 5,
-            *table.fields,
-        )
+        out = torch.empty((len(ids), table.shape[1]), dtype=torch.float32)
+        packed = _EMBED(*look_up_args(ids, table, out))
         launch(
             "embed_quantized", "native", self._embed_quantized, (packed,),
             quantized_embed_cost, table, out,

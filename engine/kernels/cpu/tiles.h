@@ -57,6 +57,11 @@ static INLINE void turn(__m512i r[16], uint32_t* out) {
     }
 }
 
+// Round as the products on tiles do, to nearest: subnormal numbers become zeros, which `store` of simd.h would keep.
+static INLINE __m256i rounded(vec now) { return (__m256i)_mm512_cvtneps_pbh((__m512)now); }
+static INLINE void store_rounded(bf16* y, vec now) { _mm256_storeu_si256((__m256i*)y, rounded(now)); }
+static INLINE void store_rounded(float* y, vec now) { store(y, now); }
+
 // Return whether `rows` of y, `pitch` bytes apart, are more than a core's caches hold, and lie in whole lines. Then they are
 // written past the caches: a block of W makes a few bytes of each row, and a cache would read each line before it is written.
 static INLINE bool goes_past_caches(const void* y, int64_t rows, int64_t pitch) {

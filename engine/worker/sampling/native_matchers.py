@@ -186,8 +186,10 @@ class NativeTokenizer:
     def _make_first_mask(self, matcher: Matcher) -> None:
         """Let a matcher see what its copies begin with, so that they don't compute it again."""
         address = self.ops.new(matcher.address, 0, ())
-        self._read(self._compiling, np.array([address]), np.zeros((1, self._words), np.int32))
-        self.ops.free(address)
+        try:
+            self._read(self._compiling, np.array([address]), np.zeros((1, self._words), np.int32))
+        finally:
+            self.ops.free(address)
 
     def read(
         self,
