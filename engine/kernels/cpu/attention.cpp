@@ -6,7 +6,7 @@
 // in address order. A task:
 //
 //   for each KEYS positions of the context, in order, and each key head:
-//     copy their K and V from the pages to adjacent fp32 rows (they stay in the caches nearby)
+//     copy their K and V from the pages to adjacent rows in fp32, or as pairs of bf16 (they stay in the caches nearby)
 //     prefetch a share of the next KEYS positions
 //     scores = q K^T; mask what lies in the future, or before the window
 //     update the softmax: m is the largest score so far, l the sum of e^(score - m), o the weighted sum of values. A larger
@@ -19,9 +19,10 @@
 //
 // A query's sums have a fixed order: a score is summed over the head's dimensions lane by lane, weights and values over
 // blocks of KEYS positions that begin at multiples of KEYS, and parts of PART positions that begin at multiples of PART are
-// joined one after another. On matrix tiles, where bf16 is multiplied, the order is another one (attention_tiles.h), for
-// decoding rows too. How tasks are cut and queries combined, for speed, changes no bit of a query's result. So rows that
-// check proposed tokens of one sequence, each a token further than the one before it, are taken as one chunk.
+// joined one after another. Where pairs of bf16 are multiplied, on matrix tiles (attention_tiles.h) or without
+// (attention_pairs.h), the order is another one, for decoding rows too. How tasks are cut and queries combined, for speed,
+// changes no bit of a query's result. So rows that check proposed tokens of one sequence, each a token further than the one
+// before it, are taken as one chunk.
 #include <cstring>
 #include <vector>
 
@@ -41,10 +42,11 @@ struct AttentionArgs {
 };
 
 constexpr int KEYS = VEC >= 16 ? 64 : 32, PART = 256, QUERIES = 128, MAX_DIM = 256;
-constexpr int FEW = 32;          // queries of a task that decodes: q, scores and o stay in the first cache
-constexpr int CHUNK = FEW;       // the same of a chunk, without matrix tiles
-constexpr int FEW_ON_TILES = 8;  // queries of a key head that attention_tiles_few.h takes
-constexpr int TILE = 4;          // queries that attention_staged.h computes together; QUERIES is a multiple
+constexpr int FEW = 32;             // queries of a task that decodes: q, scores and o stay in the first cache
+constexpr int CHUNK = FEW;          // the same of a chunk in fp32
+constexpr int CHUNK_IN_PAIRS = 96;  // and of attention_pairs.h, in whole tiles: K and V are laid out once for them
+constexpr int FEW_ON_TILES = 8;     // queries of a key head that attention_tiles_few.h takes
+constexpr int TILE = 4;             // queries that attention_staged.h computes together; QUERIES is a multiple
 
 struct Task {
     int64_t row, kv_head, kv_heads;
@@ -132,8 +134,10 @@ static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, 
 }
 
 // Prefetch the next KEYS positions, or fewer, while the present ones are computed, a little in each turn of the inner loops:
-// many loads at once would only wait for each other, and the arithmetic with them.
-template <class KV>
+// many loads at once would only wait for each other, and the arithmetic with them. CACHE: into which, and those behind it. A
+// block is more than the first one holds, and would drive out what is at work there.
+constexpr int SECOND_CACHE = 2, FIRST_CACHE = 3;
+template <class KV, int CACHE = FIRST_CACHE>
 struct Ahead {
     const KV *k, *v;
     int64_t numbers;  // of a position, all key heads of the task
@@ -149,7 +153,8 @@ struct Ahead {
     static constexpr int64_t ASKED = 2 * VEC > 64 / sizeof(KV) ? 2 * VEC : 64 / sizeof(KV);
     INLINE void ask(const KV* from, Walk& w) {  // for ASKED numbers, in address order
         if (w.asked >= keys) return;
-        for (int64_t d = 0; d < ASKED; d += 64 / sizeof(KV)) __builtin_prefetch(from + at[w.asked] + w.place + d);
+        for (int64_t d = 0; d < ASKED; d += 64 / sizeof(KV))
+            __builtin_prefetch(from + at[w.asked] + w.place + d, 0, CACHE);
         if ((w.place += ASKED) >= numbers) w.place = 0, w.asked++;
     }
     INLINE void ask_k() { ask(k, of_k); }
@@ -204,6 +209,15 @@ static INLINE void begin_block(Scratch& x, const AttentionArgs& a, const Task& t
 
 #include "attention_in_place.h"
 #include "attention_staged.h"
+#if defined(__AVX512BF16__)
+#include "attention_bf16.h"
+//
+#include "attention_pairs.h"
+static bool in_pairs(const AttentionArgs& a) { return !a.tiles && a.kv_type == BF16 && a.dim % 32 == 0; }
+#else
+static bool in_pairs(const AttentionArgs&) { return false; }
+static void attend_pairs(Scratch&, const AttentionArgs&, const Task&, int64_t) {}
+#endif
 #if defined(__AMX_BF16__)
 #include "attention_tiles.h"
 //
@@ -229,6 +243,7 @@ static void attend(Scratch& x, const AttentionArgs& a, const Task& t) {
     x.state = &x.states[0];
     clear(x, t, padded);
     if (on_tiles(a)) return attend_tiles(x, a, t, padded);
+    if (in_pairs(a)) return attend_pairs(x, a, t, padded);
     const bool halves = in_halves((const KV*)nullptr, a.dim);
     for (int64_t i = 0; halves && i < t.kv_heads * padded; i++) reorder(x.q + i * x.pitch, a.dim, split);
     const int64_t in_place = t.tokens == 1 && a.dim % (2 * VEC) == 0 ? t.heads : 0;
@@ -282,6 +297,7 @@ static void plan(std::vector<Task>& tasks, const AttentionArgs& a, bool by_part,
         int64_t length = a.query_start[row + 1] - a.query_start[row], start = a.context_lens[row] - length;
         int64_t most = length == 1   ? FEW
                        : on_tiles(a) ? QUERIES
+                       : in_pairs(a) ? CHUNK_IN_PAIRS
                                      : CHUNK,
                 heads = group < most ? group : most, tokens = most / heads;
         int64_t room = most / padded_queries(heads), many = side_by_side < room ? side_by_side : room;

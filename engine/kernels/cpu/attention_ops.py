@@ -37,9 +37,12 @@ def function(
 class AttentionOps:
     """Compute what lies between a layer's two projections, by one loaded library."""
 
-    def __init__(self, library: ctypes.PyDLL, tiles: bool) -> None:
-        """Bind the library. tiles: whether matrix tiles may be used."""
-        self.tiles = tiles
+    def __init__(self, library: ctypes.PyDLL, tiles: bool, pairs: bool) -> None:
+        """Bind the library.
+
+        tiles: whether matrix tiles may be used. pairs: whether bf16 is multiplied in pairs.
+        """
+        self.tiles, self.pairs = tiles, pairs
         self._rotate = function(library, "rotate")
         self._write = function(library, "write_kv")
         self._attention = function(library, "attention", ctypes.c_int64)
@@ -120,7 +123,7 @@ class AttentionOps:
             spec.scale,
             spec.soft_cap or 0.0,
         )
-        run, facts = self._attention, (q, cache, batch, spec, range(step.rows), self.tiles)
+        run, facts = self._attention, (q, cache, batch, spec, range(step.rows), self.pairs)
         launch("paged_attention", "native", run, (packed,), attention_cost, *facts)
         return out
 

@@ -12,7 +12,7 @@
 // of every 16th key's weight are added by halves; parts are joined as `join` does.
 #pragma once
 
-constexpr int GROUP = 16, GROUPS = QUERIES / GROUP, WORDS = 256;  // queries of a vector; words of a tile
+constexpr int GROUP = 16, GROUPS = QUERIES / GROUP;  // queries of a vector
 
 struct alignas(64) Group {                         // what is known of 16 queries
     float m[GROUP], l[GROUP], o[MAX_DIM * GROUP];  // o: [dim, queries]
@@ -31,21 +31,6 @@ static INLINE __m512i beside(vec low, vec high) {
     alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return _mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-}
-
-// Compute e^(x - from) for x <= from, to 5e-6 of its value; scaled is from * LOG2. 2^t = 2^floor(t) 2^r, and 2^r is a
-// polynomial that is exact at five points of 0 to 1 (Chebyshev's). Small results stop at 2^-126, the smallest number that
-// isn't subnormal: subnormal numbers take a hundred times as long, and beside any weight both count as 0.
-constexpr float LOG2 = 1.44269504f;
-static INLINE vec weight_of(vec x, vec scaled) {
-    const vec none = {};
-    __m512 t = _mm512_max_ps((__m512)fused(x, none + LOG2, -scaled), _mm512_set1_ps(-126.0f));
-    vec r = (vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    vec p = fused(r, none + 0.0136703095f, none + 0.0517449978f);
-    p = fused(p, r, none + 0.241604357f);
-    p = fused(p, r, none + 0.692972922f);
-    p = fused(p, r, none + 1.00000349f);
-    return (vec)_mm512_scalef_ps((__m512)p, t);
 }
 
 // Reset groups that have seen no key.

@@ -4,8 +4,7 @@
 //   softmax: a vector holds 16 / Q keys of Q queries
 //   values  C[Q queries, 16 dims]  +=  A: the weights in bf16        x  B: V, two positions side by side
 //
-// m, l and o are in x.state. Two positions' values are put side by side within 16 bytes, so o's dimensions lie in another
-// order meanwhile: of each 32 the first four of every eight, then the others.
+// m, l and o are in x.state, o's dimensions in the order of attention_bf16.h.
 #pragma once
 
 template <int Q>
@@ -49,24 +48,6 @@ static INLINE void scores_of_few(const uint32_t* q, const bf16* const* k, int64_
     }
 }
 
-// Put the values of two positions side by side: tiles [KEYS / 32][dim / 32][2][16 pairs of positions, 16 dimensions]. ask():
-// called for each 64 bytes.
-template <class Ask>
-static INLINE void values_side_by_side(uint32_t* tiles, const bf16* v, const int64_t* at, int64_t keys, int64_t dim,
-                                       Ask ask) {
-    auto number = [&](int64_t j, int64_t d)
-                      INLINE_LAMBDA { return j < keys ? _mm512_loadu_si512(v + at[j] + d) : _mm512_setzero_si512(); };
-    for (int64_t j = 0; j < KEYS; j += 2) {
-        uint32_t* to = tiles + j / 32 * dim * 16 + j % 32 * 8;
-        for (int64_t d = 0; d < dim; d += 32, to += 2 * WORDS) {
-            ask();
-            const __m512i even = number(j, d), odd = number(j + 1, d);
-            _mm512_store_si512(to, _mm512_unpacklo_epi16(even, odd));
-            _mm512_store_si512(to + WORDS, _mm512_unpackhi_epi16(even, odd));
-        }
-    }
-}
-
 // Store 2 * 16 / Q keys' weights of Q queries, query by query: rows of KEYS.
 template <int Q, int... L>
 static INLINE void put_weights(bf16* rows, int64_t i, vec low, vec high, std::integer_sequence<int, L...>) {
@@ -102,13 +83,6 @@ static INLINE void values_of_few(const bf16* weights, const uint32_t* v, float* 
         _tile_stored(6, o + d, stride);
         _tile_stored(7, o + d + 16, stride);
     }
-}
-
-// Bring 32 dimensions of o into their order.
-template <int... L>
-static INLINE Two in_order(Two x, std::integer_sequence<int, L...>) {
-    return {PICK(x.a, x.b, (L / 8 * 4 + L % 4 + L % 8 / 4 * VEC)...),
-            PICK(x.a, x.b, (8 + L / 8 * 4 + L % 4 + L % 8 / 4 * VEC)...)};
 }
 
 template <int Q>

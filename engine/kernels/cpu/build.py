@@ -56,6 +56,8 @@ HEADERS = (
     "int8_rows.h",
     "attention_in_place.h",
     "attention_staged.h",
+    "attention_bf16.h",
+    "attention_pairs.h",
     "attention_tiles.h",
     "attention_tiles_few.h",
 )

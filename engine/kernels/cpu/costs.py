@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 
 IN_PAIRS = ("amx", "avx512_bf16")
-"""Variants that multiply pairs of bf16 (InPairs in linear_quantized.cpp)."""
+"""Variants that multiply pairs of bf16 (InPairs in linear_quantized.cpp, attention_pairs.h)."""
 FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
 
 
@@ -134,18 +134,18 @@ def attention_cost(
     batch: AttentionBatch,
     spec: AttentionSpec,
     rows: range,
-    tiles: bool,
+    pairs: bool,
 ) -> Cost:
     """Count the cost of attention.
 
-    tasks: how many the kernel cut the rows into. tiles: bf16 is multiplied on matrix tiles, where
-    heads fill them.
+    tasks: how many the kernel cut the rows into. pairs: bf16 is multiplied in pairs, on matrix
+    tiles or without, where heads fill vectors of them.
     """
     work = attention_work(q, cache, batch, spec, rows)
     again = _read_once(batch, spec, rows) * 2 * spec.num_kv_heads * spec.head_dim
     why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks"
-    # `on_tiles` in attention.cpp
-    in_bf16 = tiles and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
+    # `on_tiles` and `in_pairs` in attention.cpp
+    in_bf16 = pairs and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
     dtype = "bfloat16" if in_bf16 else "float32"
     num_bytes = work.num_bytes - again * cache.k.element_size()
     return Cost([tasks], num_bytes, work.flops, dtype, why)

@@ -16,6 +16,7 @@ import torch
 from engine.kernels import torch_ops
 from engine.kernels.cpu.attention_ops import TYPES, AttentionOps, function
 from engine.kernels.cpu.costs import (
+    IN_PAIRS,
     draw_allowed_cost,
     elementwise_cost,
     embed_cost,
@@ -44,7 +45,7 @@ class NativeOps(QuantizedOps, AttentionOps):
     def __init__(self, library: ctypes.PyDLL, variant: str) -> None:
         """Bind the functions of the library. variant: what it was compiled for."""
         QuantizedOps.__init__(self, library, variant)
-        AttentionOps.__init__(self, library, self.tiles)
+        AttentionOps.__init__(self, library, self.tiles, variant in IN_PAIRS)
         self._norm = function(library, "norm")
         self._silu = function(library, "silu_and_mul")
         self._embed = function(library, "embed")

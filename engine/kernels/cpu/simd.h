@@ -197,6 +197,32 @@ INLINE void transpose(vec* v) {
     if constexpr (H > 1) transpose<H / 2>(v);
 }
 
+#if defined(__AVX512F__)
+// Transpose 16 rows of 16 pairs in registers: out[p][i] = rows[i][p]; rows of out are `pitch` words apart.
+INLINE void turn(__m512i r[16], uint32_t* out, int64_t pitch = 16) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int h = 0; h < 16; h += 8)
+        for (int i = 0; i < 4; i++) {
+            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
+            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        _mm512_store_si512(out + i * pitch, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_store_si512(out + (8 + i) * pitch, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+    }
+}
+#endif
+
 // Compute e^x to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of
 // degree 7 (next term < 5e-9); 2^n is written into the exponent's bits. ln 2 is split into two parts, the first short enough
 // for n * it to be exact. Below -87 the result would be subnormal: it is 0.

@@ -33,30 +33,6 @@ static INLINE void configure_tiles(int64_t rows = 16) {
     configure_tiles({m, m, m, m, m, m, 16, 16}, {64, 64, 64, 64, 64, 64, 64, 64});
 }
 
-// Transpose 16 rows of 16 pairs in registers: out[p][i] = rows[i][p].
-static INLINE void turn(__m512i r[16], uint32_t* out) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int h = 0; h < 16; h += 8)
-        for (int i = 0; i < 4; i++) {
-            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
-            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
-        }
-    for (int i = 0; i < 8; i++) {
-        _mm512_store_si512(out + i * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
-        _mm512_store_si512(out + (8 + i) * 16, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
-    }
-}
-
 // Round as the products on tiles do, to nearest: subnormal numbers become zeros, which `store` of simd.h would keep.
 static INLINE __m256i rounded(vec now) { return (__m256i)_mm512_cvtneps_pbh((__m512)now); }
 static INLINE void store_rounded(bf16* y, vec now) { _mm256_storeu_si256((__m256i*)y, rounded(now)); }

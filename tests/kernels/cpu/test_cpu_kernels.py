@@ -368,7 +368,10 @@ def test_long_chunks_beside_decode_rows(ops, dtype):
 
 
 @pytest.mark.parametrize("block_size", [16, 4])
-@pytest.mark.parametrize("heads, kv_heads, dim", [(2, 2, 64), (6, 2, 32), (7, 1, 64), (9, 1, 32)])
+@pytest.mark.parametrize(
+    "heads, kv_heads, dim",
+    [(2, 2, 64), (6, 2, 32), (7, 1, 64), (9, 1, 32), (8, 1, 96), (4, 2, 160)],
+)
 @pytest.mark.parametrize("window, soft_cap", [(None, None), (100, 3.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_attends_alike_in_any_company(
@@ -406,6 +409,26 @@ def test_a_token_attends_alike_in_any_company(
     step((20, 21), (300, 301), (0, 40), (200, 202), (256, 333))
     step(*((token, token + 1) for token in range(248, 265)))  # proposals are taken as a chunk
     step((9, 10), (70, 71), *((token, token + 1) for token in (10, 11, 71, 73, 74, 75, 75)))
+
+
+@pytest.mark.parametrize("heads, kv_heads, dim", [(3, 1, 64), (9, 1, 32), (4, 4, 160), (4, 2, 40)])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_was_never_written_does_not_count(ops, heads, kv_heads, dim, window, dtype):
+    """Not even as 0 times not-a-number: positions that end within a vector, a pair, a block."""
+    rows = [(context - 1, 1) for context in (1, 2, 15, 16, 17, 63, 64, 65, 90)]
+    rows += [(0, 33), (30, 37), (60, 3)]
+    cache, batch = paged(3, rows, heads, kv_heads, dim, 16, dtype)
+    spec = AttentionSpec(heads, kv_heads, dim, 0.2, window)
+    q = numbers(1, sum(batch.query_lens), heads, dim)
+    expected = ops.paged_attention(q, cache, batch, spec)
+    written = torch.zeros(len(cache.k) * 16, dtype=torch.bool)
+    for row, context in enumerate(batch.context_lens_list):
+        places = torch.arange(context)
+        written[batch.block_tables[row].long()[places // 16] * 16 + places % 16] = True
+    for pages in cache.k, cache.v:
+        pages.flatten(0, 1)[~written] = torch.nan
+    assert torch.equal(ops.paged_attention(q, cache, batch, spec), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -454,18 +477,18 @@ def test_a_group_larger_than_a_task(ops):
 
 
 @pytest.mark.parametrize(
-    "dim, dtype, tiles, said",
+    "dim, dtype, pairs, said",
     [
         (64, torch.bfloat16, True, "bfloat16"),
-        (80, torch.bfloat16, True, "float32"),  # such heads don't fill tiles
+        (80, torch.bfloat16, True, "float32"),  # such heads don't fill vectors
         (64, torch.float32, True, "float32"),
         (64, torch.bfloat16, False, "float32"),
     ],
 )
-def test_a_cost_names_the_dtype_of_the_products(dim, dtype, tiles, said):
+def test_a_cost_names_the_dtype_of_the_products(dim, dtype, pairs, said):
     cache, batch = paged(3, [(40, 1), (0, 9)], 4, 2, dim, 16, dtype)
     spec = AttentionSpec(4, 2, dim, 1.0)
-    cost = attention_cost(3, numbers(1, 10, 4, dim), cache, batch, spec, range(2), tiles)
+    cost = attention_cost(3, numbers(1, 10, 4, dim), cache, batch, spec, range(2), pairs)
     assert cost.flops_type == said and cost.grid == [3]
 
 
