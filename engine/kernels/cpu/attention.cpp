@@ -137,7 +137,7 @@ static INLINE void softmax(Scratch& x, int64_t query, float* s, float soft_cap, 
 // many loads at once would only wait for each other, and the arithmetic with them. CACHE: into which, and those behind it. A
 // block is more than the first one holds, and would drive out what is at work there.
 constexpr int SECOND_CACHE = 2, FIRST_CACHE = 3;
-template <class KV, int CACHE = FIRST_CACHE>
+template <class KV, int CACHE = SECOND_CACHE>
 struct Ahead {
     const KV *k, *v;
     int64_t numbers;  // of a position, all key heads of the task

@@ -142,7 +142,7 @@ struct Block {
 // Attend for Q queries from number i of the task on, and `base + i` of the state.
 template <int Q, bool IN_PLACE>
 static INLINE void tile_of_pairs(Scratch& x, Pairs& y, const AttentionArgs& a, const Task& t, const Block& b,
-                                 int64_t base, int64_t i, Ahead<bf16, SECOND_CACHE>& next) {
+                                 int64_t base, int64_t i, Ahead<bf16>& next) {
     const int64_t* positions = y.positions + i;
     auto below = [&](int64_t h) INLINE_LAMBDA {
         const int64_t end = positions[h] + 1 - b.first;
@@ -218,7 +218,7 @@ static void attend_pairs(Scratch& x, const AttentionArgs& a, const Task& t, int6
         }
     for (int64_t i = 0; i < queries; i++) y.positions[i] = start + i / t.heads;
     memset(y.l, 0, all * sizeof y.l[0]);
-    Ahead<bf16, SECOND_CACHE> here, next;
+    Ahead<bf16> here, next;
     here.k = next.k = (const bf16*)a.k, here.v = next.v = (const bf16*)a.v;
     here.numbers = next.numbers = t.kv_heads * dim;
     next.find(a, t, t.first);
