@@ -132,7 +132,7 @@ static INLINE void values_of_heads(float* o, const uint32_t (*weights)[KEYS / 2]
     if constexpr (D > 1) values_of_heads<Q, D / 2>(o, weights, pairs, dim, v, d);
 }
 
-// Hold what a tile of queries needs to know of a block. `at`: where V of each position starts.
+// Hold what a tile of queries needs to know of a block. `at`: where K and V of each position start.
 struct Block {
     const bf16 *k, *v;
     const int64_t* at;
