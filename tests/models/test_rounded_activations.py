@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.config import ConfigError, EngineConfig
-from engine.kernels.cpu.quantized_ops import PackedPanels
+from engine.kernels.cpu.quantized_panels import PackedPanels
 from engine.layers.quantized import QuantizedHead, QuantizedLinear
 from engine.models.fitting_options import check_rounding
 from engine.models.loader import load_model

@@ -10,7 +10,7 @@
 #pragma once
 #include "simd.h"
 
-enum Kind : int64_t { TABLE4 = 0, SIGNED4 = 1, SIGNED8 = 2, FLOAT8 = 3 };  // quantized_ops.py
+enum Kind : int64_t { TABLE4 = 0, SIGNED4 = 1, SIGNED8 = 2, FLOAT8 = 3 };  // code_kinds.py
 constexpr int64_t ENTRIES = 16;                                            // of a table
 
 // Call body(i) for i = 0 .. N - 1, known when compiled.

@@ -23,7 +23,7 @@ FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
 
 
 class Panels(Protocol):
-    """Describe a quantized weight: see `quantized_ops.PackedPanels`."""
+    """Describe a quantized weight: see `quantized_panels.PackedPanels`."""
 
     @property
     def shape(self) -> tuple[int, int]: ...

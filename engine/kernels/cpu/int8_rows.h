@@ -51,7 +51,7 @@ constexpr int PLACE[8] = {0, 2, 4, 6, 1, 3, 5, 7};  // where each of eight input
 // Return what is added to each code of W, as `dot` takes it.
 static INLINE int32_t shift_of(const QuantizedArgs& a) {
 #if defined(__AVX512F__)
-    if (a.kind == TABLE4) return -int32_t(a.table[0]);  // whole numbers less a zero: quantized_ops.py
+    if (a.kind == TABLE4) return -int32_t(a.table[0]);  // whole numbers less a zero: quantized_panels.py
 #endif
     return int32_t(a.zero) + (a.kind == SIGNED8 ? ADDED : 8);
 }

@@ -1,28 +1,25 @@
-"""Call the products with quantized weights from Python, and lay the weights out for them.
+"""Call the products with quantized weights from Python.
 
-`linear_quantized.cpp` states the order in memory, `codes.h` that of the codes within a word.
+`quantized_panels.py`, `expanded_ops.py` and `table_ops.py` lay the weights out for them.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from struct import Struct
 
 import torch
 
 from engine.kernels import quantized
 from engine.kernels.cpu.attention_ops import TYPES, function
-from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, parts_of
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
 from engine.kernels.cpu.expanded_ops import ExpandedProduct, PackedExpandable, pack_expandable
-from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.linear_ops import LinearOps
 from engine.kernels.cpu.quantized_args import look_up_args, product_args
+from engine.kernels.cpu.quantized_panels import PackedPanels, pack_panels
 from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of, pack_tables
 from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
-from engine.rounding import ceil_div
 
 _LINEAR = Struct("19qd").pack  # QuantizedArgs
 _INT8 = Struct("19qdq").pack  # Int8Args
@@ -35,37 +32,6 @@ HALF_STEP = 16
 INT8_VECTOR_ROWS = 8
 """Rows of activations in 8 bits that vectors multiply even where there are tiles, at most: these
 compute the same bits, and are faster for more."""
-
-
-@dataclass(frozen=True, eq=False)
-class PackedPanels:
-    """Hold a quantized weight as linear_quantized.cpp reads it.
-
-    data: uint8 [panels, bytes of a panel]. zeros, offsets: whether groups have them.
-    """
-
-    data: torch.Tensor
-    shape: tuple[int, int]
-    kind: Kind
-    group: int
-    parts: torch.dtype
-    zeros: bool
-    offsets: bool
-    zero: int  # of all groups, beside their own
-    table: torch.Tensor | None  # fp32 [16]
-    inputs: torch.Tensor | None  # int32 [K]
-    x_group: int  # inputs that share a scale of activations in 8 bits; 0: these aren't rounded
-
-    @property
-    def num_bytes(self) -> int:
-        others = (part.nbytes for part in (self.table, self.inputs) if part is not None)
-        return self.data.nbytes + sum(others)
-
-    @property
-    def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets, zero."""
-        return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.zero
-
 
 Packed = PackedPanels | PackedExpandable | PackedTables | QuantizedWeight
 """What `pack_quantized` returns."""
@@ -105,47 +71,8 @@ class QuantizedOps(LinearOps):
             expandable = pack_expandable(weight)
             if expandable is not None:
                 return expandable
-        rows, inputs = weight.shape
-        places = 8 if weight.bits == 4 else 4
-        several = weight.group < inputs
-        if inputs % places or (several and weight.group % places):
-            return weight
-        if weight.table is not None and (weight.table.dim() == 2 or weight.bits == 8):
-            return weight
-        kind, shift, table = self._kind(weight)
-        scales, zeros, offsets = parts_of(weight, shift, self._vector > 4)
-        stacked = [part for part in (scales, zeros, offsets) if part is not None]
-        panel = 2 * self._vector
-        head = panel * len(stacked) * scales.element_size()
-        group = min(weight.group, inputs)
-        groups = ceil_div(inputs, group)
-        size = groups * head + inputs // places * panel * 4
-        data = WEIGHTS.empty((ceil_div(rows, panel), size), torch.uint8)
-        step = max(1, PACKED_AT_ONCE // (inputs * panel))
-        for start in range(0, len(data), step):
-            some = slice(start * panel, (start + step) * panel)
-            self._fill(
-                data[start : start + step],
-                _shifted(weight.codes[some].view(torch.uint8), weight.bits, shift),
-                [part[some] for part in stacked],
-                weight.bits,
-                group,
-            )
-        return PackedPanels(
-            data,
-            (rows, inputs),
-            kind,
-            group,
-            scales.dtype,
-            zeros is not None,
-            offsets is not None,
-            0
-            if table is not None or isinstance(weight.zero, torch.Tensor)
-            else weight.zero - shift,
-            table,
-            None if weight.inputs is None else weight.inputs.int(),
-            weight.x_group,
-        )
+        panels = pack_panels(weight, self._vector)
+        return weight if panels is None else panels
 
     def pack_quantized_gated(
         self, weight: QuantizedWeight, dtype: torch.dtype
@@ -157,60 +84,6 @@ class QuantizedOps(LinearOps):
         if self._expanding is None or dtype is not torch.bfloat16:
             return None
         return pack_expandable(weight, gated=True)
-
-    def _kind(self, weight: QuantizedWeight) -> tuple[Kind, int, torch.Tensor | None]:
-        """Return the kind, what is subtracted from codes, and its table.
-
-        Codes become signed. A zero that all groups share is worked into them where it fits.
-        """
-        zero = weight.zero if isinstance(weight.zero, int) else 0
-        if weight.codes.dtype is not torch.uint8:
-            return Kind.FLOAT8, 0, None
-        if weight.bits == 8:
-            fits = int(weight.codes.max()) - zero < 128 and zero <= 128
-            return Kind.SIGNED8, zero if fits else 128, None
-        if weight.table is not None or self._vector == 16:
-            values = torch.arange(16.0) if weight.table is None else weight.table.float()
-            return Kind.TABLE4, 0, values - zero
-        return Kind.SIGNED4, 8, None
-
-    def _fill(
-        self,
-        data: torch.Tensor,
-        codes: torch.Tensor,
-        parts: list[torch.Tensor],
-        bits: int,
-        group: int,
-    ) -> None:
-        """Write some panels. codes: uint8 rows, parts: [rows, groups]; rows may be missing."""
-        panels, panel = len(data), 2 * self._vector
-        missing = panels * panel - len(codes)
-        if missing:
-            codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-            parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)) for part in parts]
-        words = codes.view(torch.int32)
-        if bits == 4:
-            words = _paired(words)
-        places = 32 // bits
-        steps, count = group // places, words.shape[1]
-        whole = count // steps
-        words = words.view(panels, panel, count).transpose(1, 2)  # [panels, words of K, panel]
-        parts = [part.view(panels, panel, -1).transpose(1, 2) for part in parts]
-        head = sum(panel * part.element_size() for part in parts)
-        record = head + steps * panel * 4
-        for first, groups, length in ((0, whole, steps), (whole, 1, count - whole * steps)):
-            if not groups or not length:
-                continue
-            at = first * record
-            size = head + length * panel * 4
-            target = data[:, at : at + groups * size].view(panels, groups, size)
-            place = 0
-            for part in parts:
-                raw = part[:, first : first + groups].contiguous().view(torch.uint8)
-                target[:, :, place : place + raw.shape[2]] = raw
-                place += raw.shape[2]
-            some = words[:, first * steps : first * steps + groups * length].contiguous()
-            target[:, :, head:] = some.view(torch.uint8).view(panels, groups, size - head)
 
     def quantized_linear(
         self,
@@ -301,22 +174,3 @@ class QuantizedOps(LinearOps):
             quantized_embed_cost, table, out,
         )  # fmt: skip
         return out
-
-
-def _paired(words: torch.Tensor) -> torch.Tensor:
-    """Move the even places of eight into a word's lower half, the odd ones into its upper half."""
-    even = _joined(words & 0x0F0F0F0F)
-    return _joined((words >> 4) & 0x0F0F0F0F).bitwise_left_shift_(16).bitwise_or_(even)
-
-
-def _joined(nibbles: torch.Tensor) -> torch.Tensor:
-    """Join the lower halves of a word's four bytes into 16 bits."""
-    pairs = nibbles.bitwise_or_(nibbles >> 4).bitwise_and_(0x00FF00FF)
-    return pairs.bitwise_or_(pairs >> 8).bitwise_and_(0xFFFF)
-
-
-def _shifted(codes: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
-    """Subtract a number from codes: in two's complement, of 4 bits where the number is 8."""
-    if not shift:
-        return codes
-    return codes ^ 0x88 if bits == 4 else codes - shift

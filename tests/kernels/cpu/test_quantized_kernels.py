@@ -10,7 +10,7 @@ import torch
 from engine.kernels import quantized
 from engine.kernels.cpu.code_kinds import Kind
 from engine.kernels.cpu.expanded_ops import PackedExpandable
-from engine.kernels.cpu.quantized_ops import PackedPanels
+from engine.kernels.cpu.quantized_panels import PackedPanels
 from engine.kernels.cpu.table_ops import PackedTables
 from engine.kernels.cpu.tape import Arena, Tape
 from engine.kernels.launch import recording
