@@ -149,6 +149,11 @@ def test_a_gated_layer_is_the_product_and_silu(make, kinds):
     found = gated(x, wide=True)
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=3e-2, atol=3e-2)
+    kernels = kernels_for(x.device)
+    if kernels.pack_quantized_gated is not None and kernels.keeps_sums:  # rounded once, at its end
+        sums = product(x, wide=True)
+        assert torch.equal(found, silu_and_mul(sums).bfloat16())
+        assert not torch.equal(found, silu_and_mul(sums.bfloat16()))
 
 
 def test_tied_head_has_no_weight_of_its_own():

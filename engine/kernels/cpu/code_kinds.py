@@ -29,6 +29,14 @@ class Kind(IntEnum):
         return 8 if self <= Kind.SIGNED4 else 4
 
 
+def gated_order(outputs: int, vector: int) -> torch.Tensor:
+    """Return the outputs of gate above up in the order of gated panels: int64 [outputs].
+
+    A panel has a vector of gate's and the same ones of up.
+    """
+    return torch.arange(outputs).view(2, -1, vector).transpose(0, 1).flatten()
+
+
 def parts_of(
     weight: QuantizedWeight, shift: int, half_precision: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:

@@ -22,9 +22,8 @@
 constexpr int64_t STEP = 32, TILE_BYTES = TILE * LINE;  // places of a tile
 
 struct ExpandedArgs {
-    QuantizedArgs w;  // x in bf16; `w.w` as above; y [m, n / 2] if it is gated
+    QuantizedArgs w;  // x in bf16; `w.w` as above
     int64_t unit;
-    int64_t gated;  // y = silu(gate) * up: of each panel, the first half is of gate, the second of up
 };
 
 // Hold sizes in memory that all panels have in common, in bytes.

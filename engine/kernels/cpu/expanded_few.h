@@ -24,7 +24,7 @@ static INLINE void put_few(const ExpandedArgs& args, int64_t n, const float (&su
             for (int64_t i = 0; i < a.m; i++) rows[i][h] = of[i];
         }
     }
-    if (!args.gated) return put(a, 0, a.m, n * PANEL, rows[0]);
+    if (!a.gated) return put(a, 0, a.m, n * PANEL, rows[0]);
     for (int64_t i = 0; i < a.m; i++) put_gated_row(a, i, n * TILE, rows[i]);
 }
 

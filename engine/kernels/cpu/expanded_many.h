@@ -94,7 +94,7 @@ struct Writing {
         const QuantizedArgs& a = args.w;
         const int64_t row = room.from + t * TILE, count = a.m - row < TILE ? a.m - row : TILE;
         const bool away = room.away && count == TILE;
-        if (args.gated)
+        if (a.gated)
             put_gated(args, row, count, panel, rows, away, room.halves + t * SUMS);
         else if (away && (panel + 1) * PANEL <= a.n)
             put_away(a, row, panel * PANEL, rows[0]);

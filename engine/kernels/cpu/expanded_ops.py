@@ -13,7 +13,7 @@ from struct import Struct
 import torch
 
 from engine.kernels.cpu.attention_ops import function
-from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, parts_of
+from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, gated_order, parts_of
 from engine.kernels.cpu.costs import quantized_cost, quantized_embed_cost
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.cpu.quantized_args import look_up_args, product_args
@@ -21,8 +21,8 @@ from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
 
-_LINEAR = Struct("19qdqq").pack  # ExpandedArgs
-_EMBED = Struct("22qdqq").pack  # ExpandedEmbedArgs
+_LINEAR = Struct("20qdq").pack  # ExpandedArgs
+_EMBED = Struct("23qdq").pack  # ExpandedEmbedArgs
 PANEL, TILE = 32, 16  # outputs
 UNIT = 64  # places that lie in one group, at least
 
@@ -51,8 +51,8 @@ class PackedExpandable:
 
     @property
     def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets, zero, unit, gated."""
-        return self.kind, PARTS[self.parts], self.zeros, 0, 0, self.unit, self.gated
+        """Return kind, part_type, zeros, offsets, gated, zero, unit."""
+        return self.kind, PARTS[self.parts], self.zeros, 0, self.gated, 0, self.unit
 
 
 def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpandable | None:
@@ -72,8 +72,7 @@ def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpan
         or (gated and rows % PANEL)
     ):
         return None
-    if gated:
-        weight = weight.rows(torch.arange(rows).view(2, -1, TILE).transpose(0, 1).flatten())
+    order = gated_order(rows, TILE) if gated else None
     unit = 2 * UNIT if inputs % (2 * UNIT) == 0 and group % (2 * UNIT) == 0 else UNIT
     scales, zeros, _ = parts_of(weight, 0)
     parts = torch.stack([scales] if zeros is None else [scales, zeros], dim=2)  # [N, groups, parts]
@@ -84,13 +83,13 @@ def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpan
     for start in range(0, panels, step):
         target = data[start : start + step]
         some = slice(start * PANEL, (start + step) * PANEL)
-        of_panels = _filled(parts[some], len(target)).permute(0, 2, 3, 1)
+        chosen = some if order is None else order[some]
+        of_panels = _filled(parts[chosen], len(target)).permute(0, 2, 3, 1)
         target[:, :head] = of_panels.contiguous().view(len(target), -1).view(torch.uint8)
-        codes = _filled(_ordered(weight.codes[some], units, unit), len(target))
+        codes = _filled(_ordered(weight.codes[chosen], units, unit), len(target))
         target[:, head:] = codes.transpose(1, 2).flatten(1)
     values = torch.arange(16.0) if weight.table is None else weight.table.float()
     zero = weight.zero if isinstance(weight.zero, int) else 0
-    order = None if weight.inputs is None else weight.inputs.int()
     return PackedExpandable(
         data,
         (rows, inputs),
@@ -99,7 +98,7 @@ def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpan
         parts.dtype,
         zeros is not None,
         values - zero,
-        order,
+        None if weight.inputs is None else weight.inputs.int(),
         gated,
     )
 

@@ -65,7 +65,7 @@ static void linear_many(const ExpandedArgs& args, ExpandSlab* expand_slab) {
     const QuantizedArgs& a = args.w;
     const ExpandedSizes s(args);
     // Of gated ones two panels at least, an even number: they share lines of y.
-    const int64_t panels = (a.n + PANEL - 1) / PANEL, least = args.gated ? 2 : 1,
+    const int64_t panels = (a.n + PANEL - 1) / PANEL, least = a.gated ? 2 : 1,
                   share = panels / (4 * omp_get_max_threads() * least),
                   run = (share < 1 ? 1 : share) * least;  // panels that a thread takes at once
     const int64_t steps = s.units * (args.unit / STEP), bytes = steps * TILE_BYTES;  // of a tile of x
@@ -74,7 +74,7 @@ static void linear_many(const ExpandedArgs& args, ExpandSlab* expand_slab) {
                   rounds = most < 4 ? (tiles + 3) / 4 : (tiles + most - 1) / most,
                   at_once = ((tiles + rounds - 1) / rounds + 1) / 2 * 2;
     // A gated panel writes whole lines with the next one, in bf16.
-    const bool away = (!args.gated || (a.y_type == BF16 && panels % 2 == 0)) &&
+    const bool away = (!a.gated || (a.y_type == BF16 && panels % 2 == 0)) &&
                       goes_past_caches(a.y, a.m, a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float)));
     const int64_t sums = at_once * 2 * SUMS * sizeof(float), halves = at_once * SUMS * sizeof(bf16);
     static thread_local KeptMemory memory;

@@ -235,7 +235,7 @@ static void linear(const Int8Args& args) {
                         {LINE, LINE, LINE, LINE, STEP, STEP, LINE, LINE});
         std::vector<vec> totals(at_once * 2 * TILE);
         const int64_t pitch = a.y_stride * (a.y_type == BF16 ? sizeof(bf16) : sizeof(float));
-        const bool away = goes_past_caches(a.y, a.m, pitch);
+        const bool away = !a.gated && goes_past_caches(a.y, a.m, pitch);  // a gated panel has half of a line
         round_rows<BITS, SHIFTED || OFFSETS>(x, args);
         for (int64_t from = 0; from < tiles; from += at_once) {
             const Work work = {x, from, from + at_once < tiles ? from + at_once : tiles, totals, away};

@@ -11,7 +11,8 @@
 //
 // One tile of x (up to 16 rows): codes become numbers a few steps before they are multiplied, so that both overlap with reading.
 // More tiles: the numbers of a piece of the panel stay in the first cache, and all rows are multiplied by them. As without
-// codes (linear_amx.cpp) the first panel stores the tiles of x in the order in which they are read, and y goes past the caches.
+// codes (linear_amx.cpp) the first panel stores the tiles of x in the order in which they are read, and y goes past the caches,
+// if it isn't gated: then a panel has half of a line.
 //
 // One row of whole numbers of 8 bits: making bf16 of them would take longer than reading, so vectors multiply it (`one`).
 //
@@ -58,7 +59,8 @@ static void linear(const QuantizedArgs& a) {
             const auto run_many = a.offsets    ? shifted(a) ? many<STEP, true, true> : many<STEP, false, true>
                                   : shifted(a) ? many<STEP, true, false>
                                                : many<STEP, false, false>;
-            Room room(at_once, kept.of(at_once / 2 * a.k * PLACE), goes_past_caches(a.y, a.m, pitch));
+            const bool away = !a.gated && goes_past_caches(a.y, a.m, pitch);
+            Room room(at_once, kept.of(at_once / 2 * a.k * PLACE), away);
             for (int64_t from = 0; from < tiles; from += at_once) {
                 const int64_t to = from + at_once < tiles ? from + at_once : tiles, first = first_row(from, a.m),
                               count = first_row(to - 1, a.m) + TILE - first;

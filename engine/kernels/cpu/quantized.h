@@ -23,12 +23,13 @@ struct QuantizedArgs {
     const char* w;          // packed
     const float* table;     // [ENTRIES], for the kind TABLE4
     const void* bias;       // [n] or null
-    void* y;                // [m, n]
+    void* y;                // [m, n], or [m, n / 2] of whole panels
     const int32_t* inputs;  // [k] or null: the code at place k is for input inputs[k]
     int64_t m, n, k, group, x_stride, y_stride;
     int64_t x_type, bias_type, y_type;
     int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether groups have them
-    double zero;                              // of all groups, beside their own
+    int64_t gated;  // y = silu(gate) * up: of each panel, the first vector is of gate, the second of up
+    double zero;    // of all groups, beside their own
 };
 
 enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
@@ -88,7 +89,7 @@ struct Rows {
     float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
 };
 
-// Write `count` rows of a panel's outputs, from `column` on. sums: [count][2].
+// Write `count` rows of a panel's outputs, from `column` on: of gated ones half as many. sums: [count][2].
 __attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, int64_t count, int64_t column,
                                           const vec* sums) {
     const int64_t lanes[2] = {a.n - column < VEC ? a.n - column : VEC, a.n - column < PANEL ? a.n - column - VEC : VEC};
@@ -102,8 +103,10 @@ __attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, i
     }
     WITH_TYPE(
         a.y_type, Y, for (int64_t i = 0; i < count; i++) {
-            Y* y = (Y*)a.y + (row + i) * a.y_stride + column;
-            if (lanes[1] == VEC) {
+            Y* y = (Y*)a.y + (row + i) * a.y_stride + (a.gated ? column / 2 : column);
+            if (a.gated) {
+                store(y, silu(sums[2 * i] + bias[0]) * (sums[2 * i + 1] + bias[1]));
+            } else if (lanes[1] == VEC) {
                 store(y, sums[2 * i] + bias[0]);
                 store(y + VEC, sums[2 * i + 1] + bias[1]);
             } else {

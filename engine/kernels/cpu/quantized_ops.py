@@ -21,9 +21,9 @@ from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of,
 from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
 
-_LINEAR = Struct("19qd").pack  # QuantizedArgs
-_INT8 = Struct("19qdq").pack  # Int8Args
-_EMBED = Struct("22qd").pack  # QuantizedEmbedArgs
+_LINEAR = Struct("20qd").pack  # QuantizedArgs
+_INT8 = Struct("20qdq").pack  # Int8Args
+_EMBED = Struct("23qd").pack  # QuantizedEmbedArgs
 
 VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
 """Outputs in a vector: VEC in simd.h. A panel has two."""
@@ -67,23 +67,27 @@ class QuantizedOps(LinearOps):
         tables = pack_tables(weight, self._vector)
         if tables is not None:
             return tables
-        if self._expanding is not None and dtype is torch.bfloat16:
-            expandable = pack_expandable(weight)
-            if expandable is not None:
-                return expandable
-        panels = pack_panels(weight, self._vector)
-        return weight if panels is None else panels
+        laid_out = self._pack_panels(weight, dtype)
+        return weight if laid_out is None else laid_out
 
     def pack_quantized_gated(
         self, weight: QuantizedWeight, dtype: torch.dtype
-    ) -> PackedExpandable | None:
+    ) -> PackedPanels | PackedExpandable | None:
         """Lay out a weight whose product is to be silu(first half of the outputs) * the others.
 
-        None: such a product isn't computed at once. dtype: see `pack_quantized`.
+        None: such a product isn't computed at once. Rows mustn't have tables of their own, and half
+        of the outputs must fill vectors. dtype: see `pack_quantized`.
         """
-        if self._expanding is None or dtype is not torch.bfloat16:
-            return None
-        return pack_expandable(weight, gated=True)
+        return self._pack_panels(weight, dtype, gated=True) if dtype in TYPES else None
+
+    def _pack_panels(
+        self, weight: QuantizedWeight, dtype: torch.dtype, gated: bool = False
+    ) -> PackedPanels | PackedExpandable | None:
+        if self._expanding is not None and dtype is torch.bfloat16:
+            expandable = pack_expandable(weight, gated)
+            if expandable is not None:
+                return expandable
+        return pack_panels(weight, self._vector, gated)
 
     def quantized_linear(
         self,
@@ -99,11 +103,9 @@ class QuantizedOps(LinearOps):
         """
         if isinstance(weight, QuantizedWeight):
             return quantized.quantized_linear(x, weight, bias, out, self.linear, self.logits)
-        outputs = weight.shape[0]
-        gated = isinstance(weight, PackedExpandable) and weight.gated
-        assert not gated or x.dtype is torch.bfloat16, "gated for rows in bf16"
         if out is None:
-            out = torch.empty((len(x), outputs // 2 if gated else outputs), dtype=x.dtype)
+            outputs = weight.shape[0] // 2 if weight.gated else weight.shape[0]
+            out = torch.empty((len(x), outputs), dtype=x.dtype)
         if x.dtype not in TYPES or out.dtype not in TYPES:
             return self._expanded(x, weight, bias, out)
         if isinstance(weight, PackedExpandable) and x.dtype is not torch.bfloat16:
@@ -128,9 +130,9 @@ class QuantizedOps(LinearOps):
             tiles = x.dtype is torch.bfloat16 and self.on_tiles(weight)
             run = self._linear_quantized_amx if tiles else self._linear_quantized
             packed = _LINEAR(*fields)
+        name = "linear_quantized_gated" if weight.gated else "linear_quantized"
         launch(
-            "linear_quantized", "native", run, (packed,),
-            quantized_cost, x, weight, out, self.variant,
+            name, "native", run, (packed,), quantized_cost, x, weight, out, self.variant
         )  # fmt: skip
         return out
 
@@ -149,6 +151,7 @@ class QuantizedOps(LinearOps):
         out: torch.Tensor,
     ) -> torch.Tensor:
         """Compute the product for dtypes that the kernel doesn't take, some outputs at a time."""
+        assert not weight.gated, "packed for rows of another dtype"
         outputs, inputs = weight.shape
         step = max(1, quantized.EXPANDED // inputs)
         for start in range(0, outputs, step):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, parts_of
+from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, gated_order, parts_of
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
@@ -33,6 +33,7 @@ class PackedPanels:
     table: torch.Tensor | None  # fp32 [16]
     inputs: torch.Tensor | None  # int32 [K]
     x_group: int  # inputs that share a scale of activations in 8 bits; 0: these aren't rounded
+    gated: bool  # the product is silu(first half of the outputs) * the others
 
     @property
     def num_bytes(self) -> int:
@@ -41,23 +42,29 @@ class PackedPanels:
 
     @property
     def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets, zero."""
-        return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.zero
+        """Return kind, part_type, zeros, offsets, gated, zero."""
+        return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.gated, self.zero
 
 
-def pack_panels(weight: QuantizedWeight, vector: int) -> PackedPanels | None:
-    """Lay out a weight for vectors of so many outputs; None if it isn't for this kernel."""
+def pack_panels(weight: QuantizedWeight, vector: int, gated: bool = False) -> PackedPanels | None:
+    """Lay out a weight for vectors of so many outputs; None if it isn't for this kernel.
+
+    gated: a panel gets a vector of gate's outputs, which are the first half, and the same of up.
+    """
     rows, inputs = weight.shape
+    panel = 2 * vector
     places = 8 if weight.bits == 4 else 4
     several = weight.group < inputs
     if inputs % places or (several and weight.group % places):
         return None
     if weight.table is not None and (weight.table.dim() == 2 or weight.bits == 8):
         return None
+    if gated and rows % panel:
+        return None
+    order = gated_order(rows, vector) if gated else None
     kind, shift, table = _kind(weight, vector)
     scales, zeros, offsets = parts_of(weight, shift, vector > 4)
     stacked = [part for part in (scales, zeros, offsets) if part is not None]
-    panel = 2 * vector
     head = panel * len(stacked) * scales.element_size()
     group = min(weight.group, inputs)
     groups = ceil_div(inputs, group)
@@ -66,10 +73,11 @@ def pack_panels(weight: QuantizedWeight, vector: int) -> PackedPanels | None:
     step = max(1, PACKED_AT_ONCE // (inputs * panel))
     for start in range(0, len(data), step):
         some = slice(start * panel, (start + step) * panel)
+        chosen = some if order is None else order[some]
         _fill(
             data[start : start + step],
-            _shifted(weight.codes.view(torch.uint8)[some], weight.bits, shift),
-            [part[some] for part in stacked],
+            _shifted(weight.codes.view(torch.uint8)[chosen], weight.bits, shift),
+            [part[chosen] for part in stacked],
             weight.bits,
             group,
             vector,
@@ -86,6 +94,7 @@ def pack_panels(weight: QuantizedWeight, vector: int) -> PackedPanels | None:
         table,
         None if weight.inputs is None else weight.inputs.int(),
         weight.x_group,
+        gated,
     )
 
 

@@ -33,6 +33,8 @@ class PackedTables:
     table: torch.Tensor
     shape: tuple[int, int]
 
+    gated = False  # there is no such product
+
     @property
     def num_bytes(self) -> int:
         return self.data.nbytes + self.table.nbytes

@@ -234,43 +234,6 @@ def test_large_groups_of_4_bits_are_multiplied_like_an_expanded_checkpoint(ops, 
         assert torch.equal(ops.quantized_linear(x[:rows], laid_out, bias, out), expected)
 
 
-@pytest.mark.parametrize("outputs", [64, 96, 4160])  # lines of y: whole; half of one; past caches
-@pytest.mark.parametrize("name", ["q4_0", "awq"])
-def test_a_gated_product_is_that_of_the_expanded_weights(ops, name, outputs):
-    weight = form(name, outputs, 192, 64)
-    laid_out = ops.pack_quantized_gated(weight, torch.bfloat16)
-    assert ops.pack_quantized_gated(weight, torch.float32) is None
-    if not ops.tiles:
-        assert laid_out is None
-        return
-    expanded, _ = ops.pack_gated(weight.dequantize().bfloat16(), None)
-    x = numbers(7, 600, 192).bfloat16()
-    for rows in (1, 2, 16, 17, 48, 600):
-        expected = ops.linear_gated(x[:rows], expanded, None)
-        out = torch.full(expected.shape, torch.nan, dtype=expected.dtype)
-        assert torch.equal(ops.quantized_linear(x[:rows], laid_out, None, out), expected)
-    assert torch.equal(ops.quantized_linear(x, laid_out, None), expected)
-
-
-def test_subnormal_outputs_of_a_gated_product_are_zeros_whatever_the_rows(ops):
-    """As those of `linear_gated` are. silu of very negative numbers makes them."""
-    if not ops.tiles:
-        pytest.skip("only tiles of AMX gate them")
-    outputs, rows = 2080, 600  # past the caches; one row and 17 aren't
-    codes = torch.full((2 * outputs, 32), 0x99, dtype=torch.uint8)  # weights are scales
-    scales = torch.cat((torch.full((outputs, 1), -2.0), torch.full((outputs, 1), 2.0**-14)))
-    weight = QuantizedWeight(codes, 4, 64, scales, 8)
-    laid_out = ops.pack_quantized_gated(weight, torch.bfloat16)
-    expanded, _ = ops.pack_gated(weight.dequantize().bfloat16(), None)
-    x = torch.ones(rows, 64).bfloat16()
-    exact = ops.quantized_linear(x[:1], laid_out, None, torch.empty(1, outputs))
-    assert 0 < exact.abs().min() <= exact.abs().max() < torch.finfo(torch.bfloat16).tiny
-    for some in (1, 17, rows):
-        out = torch.full((some, outputs), torch.nan, dtype=torch.bfloat16)
-        ops.quantized_linear(x[:some], laid_out, None, out)
-        assert not out.any() and torch.equal(out, ops.linear_gated(x[:some], expanded, None))
-
-
 def test_small_groups_stay_exact(ops):
     for name, group in (("q4_0", 32), ("q4_1", 64), ("q8_0", 128)):
         laid_out = packed(ops, form(name, 32, 256, group), torch.bfloat16)
