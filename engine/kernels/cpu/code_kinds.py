@@ -20,13 +20,14 @@ class Kind(IntEnum):
 
     TABLE4 = 0
     SIGNED4 = 1
-    SIGNED8 = 2
-    FLOAT8 = 3
+    UNSIGNED4 = 2
+    SIGNED8 = 3
+    FLOAT8 = 4
 
     @property
     def places(self) -> int:
         """Return how many codes a word of 32 bits holds."""
-        return 8 if self <= Kind.SIGNED4 else 4
+        return 8 if self <= Kind.UNSIGNED4 else 4
 
 
 def gated_order(outputs: int, vector: int) -> torch.Tensor:

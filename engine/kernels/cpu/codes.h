@@ -6,12 +6,13 @@
 //   4 bits: place p of 8 in nibble 4 (p % 2) + p / 2: the two places of a pair lie at the same height of the word's halves
 //
 // A `Codes` gives the numbers of one place, or on AVX512-BF16 of a pair of places in bf16. All of these numbers are exact; a
-// table's entries are rounded to bf16 for pairs. Where a number costs less as a multiple, `UNIT` is its size.
+// table's entries are rounded to bf16 for pairs. Where a number costs less as a multiple, `UNIT` is its size; where it costs
+// less with something added, that is `ADDED`.
 #pragma once
 #include "simd.h"
 
-enum Kind : int64_t { TABLE4 = 0, SIGNED4 = 1, SIGNED8 = 2, FLOAT8 = 3 };  // code_kinds.py
-constexpr int64_t ENTRIES = 16;                                            // of a table
+enum Kind : int64_t { TABLE4 = 0, SIGNED4 = 1, UNSIGNED4 = 2, SIGNED8 = 3, FLOAT8 = 4 };  // code_kinds.py
+constexpr int64_t ENTRIES = 16;                                                           // of a table
 
 // Call body(i) for i = 0 .. N - 1, known when compiled.
 template <int... I, class Body>
@@ -51,10 +52,15 @@ INLINE vec whole(uvec integers) { return __builtin_convertvector((ivec)integers,
 template <int64_t KIND>
 struct Codes;
 
+struct Numbers4 {
+    static constexpr int PLACES = 8;
+    static constexpr float UNIT = 1, ADDED = 0;
+};
+
 template <>
 struct Codes<SIGNED8> {  // two's complement, moved to the top of the word: a multiple of 2^24
     static constexpr int PLACES = 4;
-    static constexpr float UNIT = 1.0f / (1 << 24);
+    static constexpr float UNIT = 1.0f / (1 << 24), ADDED = 0;
     explicit Codes(const float*) {}
     template <int P>
     INLINE vec number(uvec words) const {
@@ -64,7 +70,7 @@ struct Codes<SIGNED8> {  // two's complement, moved to the top of the word: a mu
 template <>
 struct Codes<FLOAT8> {  // e4m3: sign, 4 bits of exponent (bias 7), 3 of fraction; no infinities
     static constexpr int PLACES = 4;
-    static constexpr float UNIT = 1;
+    static constexpr float UNIT = 1, ADDED = 0;
     explicit Codes(const float*) {}
     template <int P>
     INLINE vec number(uvec words) const {  // the bits of an fp32 with too small an exponent
@@ -75,7 +81,7 @@ struct Codes<FLOAT8> {  // e4m3: sign, 4 bits of exponent (bias 7), 3 of fractio
 template <>
 struct Codes<SIGNED4> {  // two's complement, a multiple of 2^28
     static constexpr int PLACES = 8;
-    static constexpr float UNIT = 1.0f / (1 << 28);
+    static constexpr float UNIT = 1.0f / (1 << 28), ADDED = 0;
     explicit Codes(const float*) {}
     template <int P>
     INLINE vec number(uvec words) const {
@@ -84,9 +90,15 @@ struct Codes<SIGNED4> {  // two's complement, a multiple of 2^28
     }
 };
 template <>
-struct Codes<TABLE4> {
-    static constexpr int PLACES = 8;
-    static constexpr float UNIT = 1;
+struct Codes<UNSIGNED4> : Numbers4 {  // the code itself
+    explicit Codes(const float*) {}
+    template <int P>
+    INLINE vec number(uvec words) const {
+        return whole(words >> 4 * nibble(P) & 15);
+    }
+};
+template <>
+struct Codes<TABLE4> : Numbers4 {
 #if defined(__AVX512F__)
     __m512 entries;
     explicit Codes(const float* table) : entries(_mm512_loadu_ps(table)) {}
@@ -125,6 +137,20 @@ struct PairCodes : Codes<KIND> {
         const uvec even = (uvec)this->template number<2 * P>(words),
                    odd = (uvec)this->template number<2 * P + 1>(words);
         return (__m512bh)(even >> 16 | (odd & 0xffff0000u));
+    }
+};
+template <>
+struct PairCodes<UNSIGNED4>
+    : Codes<UNSIGNED4> {  // 16 + code: the code is the fraction's upper bits, so no table is read
+    static constexpr float ADDED = 16;
+    using Codes<UNSIGNED4>::Codes;
+    template <int P>
+    INLINE __m512bh pair(uvec words) const {
+        const __m512i fraction = P == 0 ? _mm512_slli_epi16((__m512i)words, 3)
+                                        : _mm512_srli_epi16((__m512i)words, 4 * P > 3 ? 4 * P - 3 : 0);
+        constexpr int AND_OR = 0xea;  // a & b | c
+        return (__m512bh)_mm512_ternarylogic_epi32(fraction, _mm512_set1_epi16(15 << 3), _mm512_set1_epi16(0x4180),
+                                                   AND_OR);
     }
 };
 template <>

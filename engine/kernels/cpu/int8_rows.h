@@ -53,7 +53,7 @@ static INLINE int32_t shift_of(const QuantizedArgs& a) {
 #if defined(__AVX512F__)
     if (a.kind == TABLE4) return -int32_t(a.table[0]);  // whole numbers less a zero: quantized_panels.py
 #endif
-    return int32_t(a.zero) + (a.kind == SIGNED8 ? ADDED : 8);
+    return int32_t(a.zero) + (a.kind == SIGNED8 ? ADDED : a.kind == SIGNED4 ? 8 : 0);
 }
 
 // Keep memory for rows in 8 bits.

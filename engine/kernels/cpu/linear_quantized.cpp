@@ -57,7 +57,19 @@ static INLINE void direct(const Rows<typename D::number>& rows, int64_t row, int
     vec totals[M][P][2] = {};
     const typename D::number* x = rows.x;
     for (int64_t g = 0, left = a.k; g < s.groups; g++, left -= a.group) {
-        vec values[M][P][2] = {};
+        vec values[M][P][2];
+        for (int m = 0; m < M; m++) {
+            const vec begin = rows.begins ? every(rows.begins[m * s.groups + g]) : vec{};
+            for (int p = 0; p < P; p++)
+                for (int h = 0; h < 2; h++) values[m][p][h] = begin;
+        }
+        if (a.zeros)
+            for (int p = 0; p < P; p++)
+                for (int h = 0; h < 2; h++) {
+                    const vec zero = Parts(group + p * s.panel, h, 1, a, Source::ADDED).zero;
+                    for (int m = 0; m < M; m++)
+                        values[m][p][h] = zero * (rows.sums[m * s.groups + g] * (-1 / Source::UNIT));
+                }
         const int64_t steps = (left < a.group ? left : a.group) / PLACES;
         const char* at = group + s.head;
         for (int64_t i = 0; i < steps; i++, at += WORDS, x += PLACES) {
@@ -82,8 +94,7 @@ static INLINE void direct(const Rows<typename D::number>& rows, int64_t row, int
             for (int h = 0; h < 2; h++) {
                 const Parts parts(group + p * s.panel, h, Source::UNIT, a);
                 for (int m = 0; m < M; m++)
-                    totals[m][p][h] =
-                        parts.add(totals[m][p][h], values[m][p][h], rows.sums + m * s.groups + g, Source::UNIT, a);
+                    totals[m][p][h] = parts.add(totals[m][p][h], values[m][p][h], rows.sums + m * s.groups + g, a);
             }
         group += s.record;
     }
@@ -137,41 +148,47 @@ struct FromKept {
 
 // Hold the sums of rows: of the group that has begun, and of all groups before.
 struct Sums {
-    vec *values, *totals;  // [rows][2]
-    const float* of_x;     // [rows, groups]
+    vec *values, *totals;        // [rows][2]
+    const float *of_x, *begins;  // [rows, groups], or null: of Rows
 };
 
-// Multiply M rows by a piece. Prefetch `every` bytes from `ahead` on in each step.
+// Multiply M rows by a piece. Prefetch `ahead_by` bytes from `ahead` on in each step. unit, added: of the numbers.
 template <class D, int M, class From>
 static INLINE void piece_by_rows(const typename D::number* x, int64_t stride, From from, const Piece& piece,
-                                 const char* ahead, int64_t every, float unit, const Sums& sums, const Sizes& s,
-                                 const QuantizedArgs& a) {
+                                 const char* ahead, int64_t ahead_by, float unit, float added, const Sums& sums,
+                                 const Sizes& s, const QuantizedArgs& a) {
     constexpr int64_t PLACES = From::STEPS * D::STEP;
     for (int64_t g = 0; g < piece.groups; g++) {
         vec now[M][2];
-        for (int m = 0; m < M; m++)
-            for (int h = 0; h < 2; h++) now[m][h] = piece.begins ? vec{} : sums.values[2 * m + h];
+        const int64_t at = piece.first + g;
+        if (!piece.begins) {
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++) now[m][h] = sums.values[2 * m + h];
+        } else if (a.zeros) {
+            const vec zeros[2] = {Parts(piece.parts + g * s.record, 0, unit, a, added).zero,
+                                  Parts(piece.parts + g * s.record, 1, unit, a, added).zero};
+            for (int m = 0; m < M; m++)
+                for (int h = 0; h < 2; h++) now[m][h] = zeros[h] * (sums.of_x[m * s.groups + at] * (-1 / unit));
+        } else if (sums.begins) {
+            for (int m = 0; m < M; m++) now[m][0] = now[m][1] = every(sums.begins[m * s.groups + at]);
+        } else {
+            for (int m = 0; m < M; m++) now[m][0] = now[m][1] = vec{};
+        }
         from.group(piece.codes + g * s.record);
         for (int64_t k = 0; k < piece.places; k += PLACES, x += PLACES)
             from.word([&](const typename D::operand* two, int64_t place) INLINE_LAMBDA {
                 __builtin_prefetch(ahead);
-                ahead += every;
+                ahead += ahead_by;
                 for (int m = 0; m < M; m++)
                     for (int h = 0; h < 2; h++) now[m][h] = D::add(now[m][h], x + m * stride + place, two[h]);
             });
         if (piece.ends) {
             const Parts parts[2] = {{piece.parts + g * s.record, 0, unit, a}, {piece.parts + g * s.record, 1, unit, a}};
-            const float* of_x = sums.of_x + piece.first + g;
-            if (shifted(a)) {
-                const float times = 1 / unit;
-                for (int m = 0; m < M; m++)
-                    for (int h = 0; h < 2; h++) now[m][h] = now[m][h] - parts[h].zero * (of_x[m * s.groups] * times);
-            }
             for (int m = 0; m < M; m++)
                 for (int h = 0; h < 2; h++) now[m][h] = sums.totals[2 * m + h] + parts[h].scale * now[m][h];
             if (a.offsets)
                 for (int m = 0; m < M; m++)
-                    for (int h = 0; h < 2; h++) now[m][h] = now[m][h] + parts[h].offset * of_x[m * s.groups];
+                    for (int h = 0; h < 2; h++) now[m][h] = now[m][h] + parts[h].offset * sums.of_x[m * s.groups + at];
             for (int m = 0; m < M; m++)
                 for (int h = 0; h < 2; h++) sums.totals[2 * m + h] = now[m][h];
         } else {
@@ -209,7 +226,7 @@ template <class D, int64_t KIND>
 static void many(const Rows<typename D::number>& rows, int64_t row, int64_t count, int64_t panel,
                  const QuantizedArgs& a) {
     typedef typename D::template Source<KIND> Source;
-    constexpr float UNIT = Source::UNIT;
+    constexpr float UNIT = Source::UNIT, ADDED = Source::ADDED;
     const Sizes s(a, Source::PLACES);
     const Source codes(a.table);
     typename D::operand numbers[CHUNK / D::STEP * 2];
@@ -232,12 +249,14 @@ static void many(const Rows<typename D::number>& rows, int64_t row, int64_t coun
             height = (count - i + passes - pass - 1) / (passes - pass);
             if (pass == 0) height = first_height(height);
             const typename D::number* x = rows.x + i * rows.stride + k;
-            const Sums sums = {values + 2 * i, totals + 2 * i, rows.sums + i * s.groups};
+            const Sums sums = {values + 2 * i, totals + 2 * i, rows.sums ? rows.sums + i * s.groups : nullptr,
+                               rows.begins ? rows.begins + i * s.groups : nullptr};
             if (pass == 0)
                 piece_by<D>(FirstHeights(), height, x, rows.stride, FromCodes<D, Source>{codes, nullptr, numbers},
-                            piece, ahead, every, UNIT, sums, s, a);
+                            piece, ahead, every, UNIT, ADDED, sums, s, a);
             else
-                piece_again<D>(height, x, rows.stride, FromKept<D>{numbers}, piece, ahead, every, UNIT, sums, s, a);
+                piece_again<D>(height, x, rows.stride, FromKept<D>{numbers}, piece, ahead, every, UNIT, ADDED, sums, s,
+                               a);
         }
         k += piece.groups * piece.places;
     }
@@ -277,13 +296,16 @@ static void panels(const Rows<typename D::number>& rows, int64_t row, int64_t co
 
 template <class D, class X, int64_t KIND>
 static void linear(const QuantizedArgs& a) {
+    typedef typename D::template Source<KIND> Source;
+    // Where all groups have one zero, its part of the sums is known before: values begin with it.
+    const float begin = a.zeros ? 0 : -(float(a.zero) + Source::ADDED) / Source::UNIT;
     const int64_t count = (a.n + PANEL - 1) / PANEL, share = count / (4 * omp_get_max_threads());
     const int64_t run = share < 4 ? 4 : share / 4 * 4;  // panels that a thread takes at once
 #pragma omp parallel if (a.n * a.k > 16384)
     for (int64_t from = 0; from < a.m; from += AT_ONCE) {
         const int64_t rows = a.m - from < AT_ONCE ? a.m - from : AT_ONCE;
         const Rows<typename D::number> numbers =
-            rows_of<typename D::number>((const X*)a.x + from * a.x_stride, rows, a);
+            rows_of<typename D::number>((const X*)a.x + from * a.x_stride, rows, a, begin);
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t first = 0; first < count; first += run)
             panels<D, KIND>(numbers, from, rows, first, first + run < count ? first + run : count, a);
@@ -326,7 +348,8 @@ static void look_up(int64_t id, float* out, const QuantizedArgs& a) {
         for (int64_t i = 0; i < a.group && k < a.k; i += PLACES, at += WORDS)
             each<PLACES>([&](auto j) INLINE_LAMBDA {
                 const vec value = codes.template number<j()>(load_words(at));
-                out[a.inputs ? a.inputs[k] : k] = parts.add(vec{}, value, &one, Codes<KIND>::UNIT, a)[lane];
+                const vec less = value - parts.zero * (1 / Codes<KIND>::UNIT);
+                out[a.inputs ? a.inputs[k] : k] = parts.add(vec{}, less, &one, a)[lane];
                 k++;
             });
     }

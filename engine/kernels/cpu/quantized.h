@@ -66,16 +66,15 @@ struct Sizes {
 // Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum.
 struct Parts {
     vec scale, zero, offset = {};
-    Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a) {
+    Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a, float added = 0) {
         const int64_t size = PANEL * part_size(a);
         scale = load_part_of(p, a.part_type, h * VEC) * unit;
-        zero = vec{} + float(a.zero);
+        zero = vec{} + (float(a.zero) + added);
         if (a.zeros) zero = zero + load_part_of(p += size, a.part_type, h * VEC);
         if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
     }
-    // unit: of `values`, which are its multiples; `of_x`: the sum of x over the group.
-    INLINE vec add(vec total, vec values, const float* of_x, float unit, const QuantizedArgs& a) const {
-        if (shifted(a)) values = values - zero * (*of_x / unit);
+    // Add a sum of `values` less the zero's part of it. of_x: the sum of x over the group.
+    INLINE vec add(vec total, vec values, const float* of_x, const QuantizedArgs& a) const {
         total = total + scale * values;
         return a.offsets ? total + offset * *of_x : total;
     }
@@ -86,7 +85,8 @@ template <class N>
 struct Rows {
     N* x;
     int64_t stride;
-    float* sums;  // of each row over each group: [rows, groups], or null if nothing needs them
+    float* sums;    // of each row over each group: [rows, groups], or null if nothing needs them
+    float* begins;  // what a group's sums of values begin with, for all outputs: [rows, groups], or null if that is 0
 };
 
 // Write `count` rows of a panel's outputs, from `column` on: of gated ones half as many. sums: [count][2].
@@ -119,29 +119,35 @@ __attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, i
 template <class N>
 struct RowsMemory {
     std::vector<N> numbers;
-    std::vector<float> sums;
+    std::vector<float> sums, begins;
 };
 
-// Return where `count` rows of x lie, or will when each has been through `fill_row`.
+// Return where `count` rows of x lie, or will when each has been through `fill_row`. begin: what times a sum of x is where sums
+// of values begin.
 template <class N, class X>
-static Rows<N> place_rows(const X* x, int64_t count, RowsMemory<N>& memory, const QuantizedArgs& a) {
-    Rows<N> rows = {(N*)x, a.x_stride, nullptr};
+static Rows<N> place_rows(const X* x, int64_t count, RowsMemory<N>& memory, const QuantizedArgs& a, float begin = 0) {
+    Rows<N> rows = {(N*)x, a.x_stride, nullptr, nullptr};
     if (a.inputs || sizeof(X) != sizeof(N)) {
         rows.stride = (a.k + VEC - 1) / VEC * VEC + VEC;
         if (int64_t(memory.numbers.size()) < count * rows.stride) memory.numbers.resize(count * rows.stride);
         rows.x = memory.numbers.data();
     }
-    if (shifted(a) || a.offsets) {
+    if (shifted(a) || a.offsets || begin != 0) {
         const int64_t groups = (a.k + a.group - 1) / a.group;
         if (int64_t(memory.sums.size()) < count * groups) memory.sums.resize(count * groups);
         rows.sums = memory.sums.data();
+        if (begin != 0) {
+            if (int64_t(memory.begins.size()) < count * groups) memory.begins.resize(count * groups);
+            rows.begins = memory.begins.data();
+        }
     }
     return rows;
 }
 
 // Write row `i`, if it doesn't lie there, and its sums: of VEC groups at once.
 template <class N, class X>
-__attribute__((noinline)) static void fill_row(const X* x, int64_t i, const Rows<N>& rows, const QuantizedArgs& a) {
+__attribute__((noinline)) static void fill_row(const X* x, int64_t i, const Rows<N>& rows, const QuantizedArgs& a,
+                                               float begin = 0) {
     N* row = rows.x + i * rows.stride;
     if (a.inputs || sizeof(X) != sizeof(N)) {
         const X* from = x + i * a.x_stride;
@@ -164,16 +170,17 @@ __attribute__((noinline)) static void fill_row(const X* x, int64_t i, const Rows
         }
         sums(of_x);
         store_part(rows.sums + i * groups + g, of_x[0], some);
+        if (rows.begins) store_part(rows.begins + i * groups + g, of_x[0] * begin, some);
     }
 }
 
 // Return rows of x, in this thread's own memory if they can't be multiplied where they lie.
 template <class N, class X>
-static Rows<N> rows_of(const X* x, int64_t count, const QuantizedArgs& a) {
+static Rows<N> rows_of(const X* x, int64_t count, const QuantizedArgs& a, float begin) {
     static thread_local RowsMemory<N> memory;
-    const Rows<N> rows = place_rows(x, count, memory, a);
+    const Rows<N> rows = place_rows(x, count, memory, a, begin);
     if (rows.sums || memory.numbers.data() == rows.x)
-        for (int64_t i = 0; i < count; i++) fill_row(x, i, rows, a);
+        for (int64_t i = 0; i < count; i++) fill_row(x, i, rows, a, begin);
     return rows;
 }
 
@@ -186,6 +193,10 @@ static void with_kind(int64_t kind, Body body) {
 #if !defined(__AVX512F__)  // there a table costs nothing, and whole numbers are one
         case SIGNED4:
             return body(std::integral_constant<int64_t, SIGNED4>());
+#endif
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+        case UNSIGNED4:
+            return body(std::integral_constant<int64_t, UNSIGNED4>());
 #endif
         case SIGNED8:
             return body(std::integral_constant<int64_t, SIGNED8>());

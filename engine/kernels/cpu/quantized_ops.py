@@ -87,7 +87,8 @@ class QuantizedOps(LinearOps):
             expandable = pack_expandable(weight, gated)
             if expandable is not None:
                 return expandable
-        return pack_panels(weight, self._vector, gated)
+        pairs = self.variant == "avx512_bf16" and dtype is torch.bfloat16
+        return pack_panels(weight, self._vector, pairs, gated)
 
     def quantized_linear(
         self,

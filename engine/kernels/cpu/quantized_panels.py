@@ -46,10 +46,13 @@ class PackedPanels:
         return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.gated, self.zero
 
 
-def pack_panels(weight: QuantizedWeight, vector: int, gated: bool = False) -> PackedPanels | None:
+def pack_panels(
+    weight: QuantizedWeight, vector: int, pairs: bool, gated: bool = False
+) -> PackedPanels | None:
     """Lay out a weight for vectors of so many outputs; None if it isn't for this kernel.
 
-    gated: a panel gets a vector of gate's outputs, which are the first half, and the same of up.
+    pairs: whether vectors will multiply pairs of bf16 by it. gated: a panel gets a vector of gate's
+    outputs, which are the first half, and the same of up.
     """
     rows, inputs = weight.shape
     panel = 2 * vector
@@ -62,7 +65,7 @@ def pack_panels(weight: QuantizedWeight, vector: int, gated: bool = False) -> Pa
     if gated and rows % panel:
         return None
     order = gated_order(rows, vector) if gated else None
-    kind, shift, table = _kind(weight, vector)
+    kind, shift, table = _kind(weight, vector, pairs)
     scales, zeros, offsets = parts_of(weight, shift, vector > 4)
     stacked = [part for part in (scales, zeros, offsets) if part is not None]
     head = panel * len(stacked) * scales.element_size()
@@ -98,10 +101,13 @@ def pack_panels(weight: QuantizedWeight, vector: int, gated: bool = False) -> Pa
     )
 
 
-def _kind(weight: QuantizedWeight, vector: int) -> tuple[Kind, int, torch.Tensor | None]:
+def _kind(
+    weight: QuantizedWeight, vector: int, pairs: bool
+) -> tuple[Kind, int, torch.Tensor | None]:
     """Return the kind, what is subtracted from codes, and its table.
 
-    Codes become signed. A zero that all groups share is worked into them where it fits.
+    Codes become signed, but pairs of 4 bits. A zero that all groups share is worked into them where
+    it fits.
     """
     zero = weight.zero if isinstance(weight.zero, int) else 0
     if weight.codes.dtype is not torch.uint8:
@@ -109,6 +115,8 @@ def _kind(weight: QuantizedWeight, vector: int) -> tuple[Kind, int, torch.Tensor
     if weight.bits == 8:
         fits = int(weight.codes.max()) - zero < 128 and zero <= 128
         return Kind.SIGNED8, zero if fits else 128, None
+    if weight.table is None and pairs:
+        return Kind.UNSIGNED4, 0, None
     if weight.table is not None or vector == 16:
         values = torch.arange(16.0) if weight.table is None else weight.table.float()
         return Kind.TABLE4, 0, values - zero
