@@ -6,7 +6,7 @@
 // there are registers for their sums, the first of them leave the numbers of CHUNK places in the first cache for the others.
 //
 // Both ways add the same products in the same order: within a group over k, then group by group. A row's result depends
-// neither on the number of rows nor on the other rows.
+// neither on the number of rows nor on the other rows. A group's sum begins with - zero * (sum of x), which is known before.
 #include "quantized.h"
 
 constexpr int64_t ROWS = REGISTERS * 3 / 8;

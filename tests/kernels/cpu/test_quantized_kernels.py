@@ -164,6 +164,20 @@ def test_products(ops, name, shape):
         assert torch.equal(ops.quantized_linear(x[:rows], laid_out, bias), alone[:rows])
 
 
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "awq"])
+def test_sums_lose_little_by_what_is_added_to_codes(ops, name):
+    """Where pairs are multiplied, each code counts 16 more: of inputs of one sign, sums are large,
+    and most of them goes again."""
+    weight = form(name, 40, 416, 32)
+    x = (numbers(21, 20, 416).abs() + 3).bfloat16()
+    out = torch.empty(20, 40)
+    ops.quantized_linear(x, packed(ops, weight, torch.bfloat16), None, out)
+    expected = x.double() @ weight.dequantize().double().T
+    assert weight.scales is not None
+    largest = x.double() @ (weight.scales.double().abs() * (16 + 16)).repeat_interleave(32, 1).T
+    assert ((out - expected).abs() <= 32 * 2**-24 * largest).all()  # 32 additions of a group
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 4, 6, 200, 300])
 def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
