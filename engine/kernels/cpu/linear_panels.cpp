@@ -18,7 +18,9 @@
 //   AVX512-BF16  two places a step: an instruction multiplies pairs of bf16 and adds both products to an fp32 sum.
 //
 // Up to some 8 rows the memory is slower than the multipliers, and is prefetched. With few rows one panel has too few sums to
-// keep the multipliers busy (each waits 4 cycles for the one before it), so several panels are computed together.
+// keep the multipliers busy (each waits 4 cycles for the one before it), so several panels are computed together: more is under
+// way then than the first cache can ask for, so the second one is asked for what is far, the first for what is near. With many
+// rows the next panel is asked for, which the first cache couldn't keep.
 //
 // Each sum runs over k from first to last, whatever the number of rows: a row's result doesn't depend on the other rows.
 #include <vector>
@@ -35,7 +37,8 @@ struct PanelArgs {
 
 constexpr int64_t PANEL = 2 * VEC, ROWS = REGISTERS * 3 / 8;
 constexpr int64_t AT_ONCE = 16 * ROWS;  // rows of x that a panel multiplies before the next panel
-constexpr int64_t NEAR = 2048;          // bytes: how far ahead W is prefetched
+constexpr int64_t FAR = 2048;           // bytes: how far ahead W is prefetched
+constexpr int64_t NEAR = 512;           // the same, to the first cache, if what is far goes to the second
 
 // Multiply rows of type X by weights of type W. number: the form in which x is multiplied.
 template <class X, class W>
@@ -92,8 +95,8 @@ static __attribute__((noinline)) void put_gated(const vec* sums, int64_t panels,
 }
 
 // Multiply M rows of x (`stride` apart) by P panels of W. y: the result of row 0 and the first panel. ahead: what to prefetch
-// meanwhile, `every` bytes for each step, and the same of each panel.
-template <class D, int M, int P, class W, class Y>
+// meanwhile, `every` bytes for each step, and the same of each panel; NEXT: of the next panel.
+template <class D, int M, int P, bool NEXT, class W, class Y>
 static INLINE void tile(const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
                         const PanelArgs& a, const char* ahead, int64_t every) {
     const int64_t panel = a.k * PANEL, steps = a.k / D::STEP;
@@ -101,10 +104,13 @@ static INLINE void tile(const typename D::number* x, int64_t stride, const W* w,
     for (int64_t k = 0; k < steps; k++)
         for (int p = 0; p < P; p++) {
             const char* line = ahead + p * panel * sizeof(W) + k * every;
-            for (int64_t b = 0; b < int64_t(PANEL * D::STEP * sizeof(W)); b += 64)
-                if (b < every) __builtin_prefetch(line + b);
+            const W* here = w + p * panel + k * PANEL * D::STEP;
+            for (int64_t b = 0; b < int64_t(PANEL * D::STEP * sizeof(W)); b += 64) {
+                if (P > 1) __builtin_prefetch((const char*)here + NEAR + b);
+                if (b < every) NEXT || P > 1 ? __builtin_prefetch(line + b, 0, 2) : __builtin_prefetch(line + b);
+            }
             typename D::operand two[2];
-            D::weights(w + p * panel + k * PANEL * D::STEP, two);
+            D::weights(here, two);
             for (int i = 0; i < M; i++)
                 for (int h = 0; h < 2; h++) sums[i][p][h] = D::add(sums[i][p][h], x + i * stride + k * D::STEP, two[h]);
         }
@@ -123,13 +129,13 @@ static INLINE void tile(const typename D::number* x, int64_t stride, const W* w,
 }
 
 // Choose the tile of `height` rows, M or fewer.
-template <class D, int M, class W, class Y, class... Rest>
+template <class D, int M, bool NEXT, class W, class Y, class... Rest>
 static INLINE void tile_of(int64_t height, const typename D::number* x, int64_t stride, const W* w, const W* bias, Y* y,
                            Rest&&... rest) {
     if constexpr (M > 1) {
-        if (height < M) return tile_of<D, M - 1>(height, x, stride, w, bias, y, rest...);
+        if (height < M) return tile_of<D, M - 1, NEXT>(height, x, stride, w, bias, y, rest...);
     }
-    tile<D, M, 1>(x, stride, w, bias, y, rest...);
+    tile<D, M, 1, NEXT>(x, stride, w, bias, y, rest...);
 }
 
 // Multiply panels [first, last) by all of `rows` rows: as few passes over a panel as possible, all of nearly the same height.
@@ -141,19 +147,22 @@ static void panels(const typename D::number* x, int64_t stride, Y* y, int64_t ro
                   every = (place + passes - 1) / passes;
     for (int64_t n = first; n < last;) {
         const W *w = (const W*)a.w + n * a.k * PANEL, *bias = a.bias ? (const W*)a.bias + n * PANEL : nullptr;
-        const char *near = (const char*)w + NEAR, *next = (const char*)(w + a.k * PANEL);
+        const char *far = (const char*)w + FAR, *next = (const char*)(w + a.k * PANEL);
         Y* out = y + n * (a.gated ? VEC : PANEL);
         if (rows == 1 && n + 4 <= last) {
-            tile<D, 1, 4>(x, stride, w, bias, out, a, near, place), n += 4;
+            tile<D, 1, 4, false>(x, stride, w, bias, out, a, far, place), n += 4;
         } else if (rows == 2 && n + 2 <= last) {
-            tile<D, 2, 2>(x, stride, w, bias, out, a, near, place), n += 2;
+            tile<D, 2, 2, false>(x, stride, w, bias, out, a, far, place), n += 2;
         } else if (rows == 3 && n + 2 <= last) {
-            tile<D, 3, 2>(x, stride, w, bias, out, a, near, place), n += 2;
+            tile<D, 3, 2, false>(x, stride, w, bias, out, a, far, place), n += 2;
+        } else if (passes == 1) {
+            tile_of<D, int(ROWS), false>(rows, x, stride, w, bias, out, a, far, place), n++;
         } else {
             for (int64_t i = 0, pass = 0, height; pass < passes; i += height, pass++) {
                 height = (rows - i + passes - pass - 1) / (passes - pass);
-                const char* ahead = passes == 1 ? near : next + pass * every * (a.k / D::STEP);
-                tile_of<D, int(ROWS)>(height, x + i * stride, stride, w, bias, out + i * a.y_stride, a, ahead, every);
+                const char* ahead = next + pass * every * (a.k / D::STEP);
+                tile_of<D, int(ROWS), true>(height, x + i * stride, stride, w, bias, out + i * a.y_stride, a, ahead,
+                                            every);
             }
             n++;
         }

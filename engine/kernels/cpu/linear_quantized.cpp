@@ -12,7 +12,8 @@
 constexpr int64_t ROWS = REGISTERS * 3 / 8;
 constexpr int64_t AT_ONCE = 8 * ROWS;  // rows of x that a panel multiplies before the next panel
 constexpr int64_t CHUNK = 256;         // places that are expanded at once
-constexpr int64_t NEAR = 2048;         // bytes: how far ahead W is prefetched
+constexpr int64_t FAR = 2048;          // bytes: how far ahead W is prefetched
+constexpr int64_t NEAR = 512;          // the same, to the first cache, if what is far goes to the second
 
 // Multiply rows by numbers of type `number`, one place a step.
 struct InFloat {
@@ -53,7 +54,7 @@ static INLINE void direct(const Rows<typename D::number>& rows, int64_t row, int
     constexpr int PLACES = Source::PLACES;
     const Sizes s(a, PLACES);
     const Source codes(a.table);
-    const char *group = a.w + panel * s.panel, *last = group + s.panel - NEAR;
+    const char *group = a.w + panel * s.panel, *last = group + s.panel - FAR;
     vec totals[M][P][2] = {};
     const typename D::number* x = rows.x;
     for (int64_t g = 0, left = a.k; g < s.groups; g++, left -= a.group) {
@@ -73,12 +74,15 @@ static INLINE void direct(const Rows<typename D::number>& rows, int64_t row, int
         const int64_t steps = (left < a.group ? left : a.group) / PLACES;
         const char* at = group + s.head;
         for (int64_t i = 0; i < steps; i++, at += WORDS, x += PLACES) {
-            const int64_t ahead = at < last ? NEAR : NEAR + (P - 1) * s.panel;  // at the end: of the next panels
+            const int64_t ahead = at < last ? FAR : FAR + (P - 1) * s.panel;  // at the end: of the next panels
             uvec words[P][2];
             for (int p = 0; p < P; p++)
                 for (int h = 0; h < 2; h++) {
                     const char* here = at + p * s.panel + h * (WORDS / 2);
-                    if (h == 0 || WORDS > 64) __builtin_prefetch(here + ahead);
+                    if (h == 0 || WORDS > 64) {
+                        if (P > 1) __builtin_prefetch(here + NEAR);
+                        P > 1 ? __builtin_prefetch(here + ahead, 0, 2) : __builtin_prefetch(here + ahead);
+                    }
                     words[p][h] = load_words(here);
                 }
             each<PLACES / D::STEP>([&](auto j) INLINE_LAMBDA {
