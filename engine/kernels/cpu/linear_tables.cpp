@@ -80,7 +80,7 @@ EXPORT void glasshouse_linear_tables(const TablesArgs* args) {
         for (int64_t n = 0; n < a.n; n++) {
             const Codes<TABLE4> codes(a.table + n * ENTRIES);
             float bias = 0, sums[ROWS];
-            if (a.bias) WITH_TYPE(a.bias_type, B, bias = to_float(((const B*)a.bias)[n]));
+            WITH_TYPE(a.bias_type, B, if (a.bias) bias = to_float(((const B*)a.bias)[n]));
             for (int64_t i = 0; i < count; i += ROWS) {
                 const int64_t some = count - i < ROWS ? count - i : ROWS;
                 rows_by(some, x + i * pitch, pitch, a.w + n * blocks * BYTES, codes, blocks, sums);

@@ -176,7 +176,7 @@ __attribute__((noinline)) static void fill_row(const X* x, int64_t i, const Rows
 
 // Return rows of x, in this thread's own memory if they can't be multiplied where they lie.
 template <class N, class X>
-static Rows<N> rows_of(const X* x, int64_t count, const QuantizedArgs& a, float begin) {
+static Rows<N> rows_of(const X* x, int64_t count, const QuantizedArgs& a, float begin = 0) {
     static thread_local RowsMemory<N> memory;
     const Rows<N> rows = place_rows(x, count, memory, a, begin);
     if (rows.sums || memory.numbers.data() == rows.x)
