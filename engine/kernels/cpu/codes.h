@@ -140,9 +140,8 @@ struct PairCodes : Codes<KIND> {
     }
 };
 template <>
-struct PairCodes<UNSIGNED4>
-    : Codes<UNSIGNED4> {  // 16 + code: the code is the fraction's upper bits, so no table is read
-    static constexpr float ADDED = 16;
+struct PairCodes<UNSIGNED4> : Codes<UNSIGNED4> {
+    static constexpr float ADDED = 16;  // the code is the upper bits of 16 + code's fraction, so no table is read
     using Codes<UNSIGNED4>::Codes;
     template <int P>
     INLINE __m512bh pair(uvec words) const {

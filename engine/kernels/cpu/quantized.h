@@ -63,7 +63,8 @@ struct Sizes {
     }
 };
 
-// Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum.
+// Read what makes numbers of the codes of a group, for half `h` of a panel, and add a group's part to a sum. unit, added: of the
+// numbers (codes.h); `zero` has what was added to them, too.
 struct Parts {
     vec scale, zero, offset = {};
     Parts(const char* p, int64_t h, float unit, const QuantizedArgs& a, float added = 0) {
@@ -73,7 +74,7 @@ struct Parts {
         if (a.zeros) zero = zero + load_part_of(p += size, a.part_type, h * VEC);
         if (a.offsets) offset = load_part_of(p += size, a.part_type, h * VEC);
     }
-    // Add a sum of `values` less the zero's part of it. of_x: the sum of x over the group.
+    // Add the group's part. values: its sum, from which the zero's part is gone. of_x: the sum of x over the group.
     INLINE vec add(vec total, vec values, const float* of_x, const QuantizedArgs& a) const {
         total = total + scale * values;
         return a.offsets ? total + offset * *of_x : total;
@@ -122,8 +123,8 @@ struct RowsMemory {
     std::vector<float> sums, begins;
 };
 
-// Return where `count` rows of x lie, or will when each has been through `fill_row`. begin: what times a sum of x is where sums
-// of values begin.
+// Return where `count` rows of x lie, or will when each has been through `fill_row`. begin: sums of values begin with a group's
+// sum of x times this.
 template <class N, class X>
 static Rows<N> place_rows(const X* x, int64_t count, RowsMemory<N>& memory, const QuantizedArgs& a, float begin = 0) {
     Rows<N> rows = {(N*)x, a.x_stride, nullptr, nullptr};

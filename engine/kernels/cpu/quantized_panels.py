@@ -106,8 +106,8 @@ def _kind(
 ) -> tuple[Kind, int, torch.Tensor | None]:
     """Return the kind, what is subtracted from codes, and its table.
 
-    Codes become signed, but pairs of 4 bits. A zero that all groups share is worked into them where
-    it fits.
+    Codes become signed where neither a table nor pairs of bf16 take them as they are. A zero that
+    all groups share is worked into a table, and into codes of 8 bits where it fits.
     """
     zero = weight.zero if isinstance(weight.zero, int) else 0
     if weight.codes.dtype is not torch.uint8:
