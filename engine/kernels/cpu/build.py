@@ -46,6 +46,8 @@ HEADERS = (
     "tiles.h",
     "codes.h",
     "quantized.h",
+    "quantized_few.h",
+    "quantized_many.h",
     "quantized_tiles.h",
     "quantized_tiles_few.h",
     "quantized_tiles_many.h",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
 
 IN_PAIRS = ("amx", "avx512_bf16")
-"""Variants that multiply pairs of bf16 (InPairs in linear_quantized.cpp, attention_pairs.h)."""
+"""Variants that multiply pairs of bf16 (InPairs in quantized_few.h, attention_pairs.h)."""
 FEW_ROWS = 64  # with matrix tiles; docs/archive/NOTES.md
 
 
