@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engine.kernels import torch_attention, torch_ops
@@ -629,6 +629,7 @@ def test_silu_and_mul(ops, seed, rows, width, dtype, spread):
 
 
 @some
+@example(302929, 1, 1, 1, False, False, DTYPES)  # a gate of -5
 @given(
     seeds, st.integers(0, 150), st.integers(1, 12), st.integers(1, 150),
     st.booleans(), st.booleans(),
@@ -648,11 +649,13 @@ def test_linear_gated(ops, seed, rows, blocks, inputs, even, with_bias, types):
     found = ops.linear_gated(x, *ops.pack_gated(weight, bias))
     assert found.dtype is x_type
     expected = torch_ops.silu_and_mul(product)
-    if layout is Layout.PLAIN:
-        assert_near(found, expected, TOLERANCE[x_type])
-        return
     rounding = 2.0**-8 if x_type is torch.bfloat16 else 0.0
     near = 1.001 * rounding * expected.abs() + 1e-4
+    if layout is Layout.PLAIN:  # gate and up are rounded, too; silu(-5) changes by 4 times as much
+        gate, up = product.chunk(2, dim=1)
+        sigmoid = gate.sigmoid()
+        slope = sigmoid * (1 + gate * (1 - sigmoid))
+        near += rounding * (expected.abs() + (slope * gate * up).abs())
     assert bool(((found - expected).abs() <= near).all())
 
 
