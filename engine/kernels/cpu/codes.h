@@ -52,7 +52,7 @@ INLINE vec whole(uvec integers) { return __builtin_convertvector((ivec)integers,
 template <int64_t KIND>
 struct Codes;
 
-struct Numbers4 {
+struct Numbers4 {  // codes of 4 bits whose numbers are no multiples
     static constexpr int PLACES = 8;
     static constexpr float UNIT = 1, ADDED = 0;
 };
@@ -145,8 +145,11 @@ struct PairCodes<UNSIGNED4> : Codes<UNSIGNED4> {
     using Codes<UNSIGNED4>::Codes;
     template <int P>
     INLINE __m512bh pair(uvec words) const {
-        const __m512i fraction = P == 0 ? _mm512_slli_epi16((__m512i)words, 3)
-                                        : _mm512_srli_epi16((__m512i)words, 4 * P > 3 ? 4 * P - 3 : 0);
+        __m512i fraction;
+        if constexpr (P == 0)
+            fraction = _mm512_slli_epi16((__m512i)words, 3);
+        else
+            fraction = _mm512_srli_epi16((__m512i)words, 4 * P - 3);
         constexpr int AND_OR = 0xea;  // a & b | c
         return (__m512bh)_mm512_ternarylogic_epi32(fraction, _mm512_set1_epi16(15 << 3), _mm512_set1_epi16(0x4180),
                                                    AND_OR);

@@ -17,7 +17,12 @@ from engine.kernels.launch import recording
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.trace.events import KernelLaunched
 from engine.trace.recorder import Recorder
-from tests.kernels.cpu.test_quantized_kernels import DTYPES, form, numbers
+from tests.kernels.cpu.test_quantized_kernels import (
+    DTYPES,
+    expect_same_on_threads,
+    form,
+    numbers,
+)
 from tests.support.cases import pairs
 
 SHAPES = [(64, 96, 32), (96, 200, 64), (32, 416, 256), (160, 704, 704), (224, 192, 64)]
@@ -103,15 +108,7 @@ def test_a_row_of_a_prompt_is_the_same_in_any_company(ops, name, outputs, rounds
 @pytest.mark.parametrize("rows", [1, 2, 6, 200])
 def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, name, rounds):
     laid_out = packed(ops, weight_of(name, rounds, 416, 384, 32))
-    x = numbers(3, rows, 384, dtype=torch.bfloat16)
-    alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
-    finally:
-        torch.set_num_threads(before)
+    expect_same_on_threads(ops, laid_out, numbers(3, rows, 384, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
