@@ -44,6 +44,7 @@ REPEATS = 5
 LETTERS = range(300, 900)  # ids of the pocket model that are parts of words
 READY_S = 60
 PIECE = 2**16
+END = b"data: [DONE]"
 GENERATED = re.compile(rb"^vllm:generation_tokens_total{.*} (.+)$", re.MULTILINE)
 
 
@@ -165,20 +166,24 @@ class Streams:
         self.events = 0
         self._selector = selectors.DefaultSelector()
         self._connections = []
+        self._tails: dict[int, bytes] = {}  # what each connection brought last
         for _ in range(num):
             connection = socket.create_connection(("127.0.0.1", port))
             connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data)
             self._selector.register(connection, selectors.EVENT_READ)
             self._connections.append(connection)
+            self._tails[connection.fileno()] = b""
 
-    def read(self, seconds: float) -> None:
-        """Read for this time. Raises `RuntimeError` when a stream ends."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            for key, _ in self._selector.select(left):
+    def read(self, seconds: float, events: int = 1) -> None:
+        """Read for this time, longer until `events` have come. Raises `RuntimeError` at an end."""
+        end, wanted = time.monotonic() + seconds, self.events + events
+        while (left := end - time.monotonic()) > 0 or self.events < wanted:
+            for key, _ in self._selector.select(max(left, 0.1)):
                 data = key.fileobj.recv(PIECE)  # type: ignore[union-attr]
-                if not data:
-                    raise RuntimeError("a stream ended")
+                # A stream that is over leaves its connection open: time would pass without tokens.
+                if not data or END in self._tails[key.fd] + data:
+                    raise RuntimeError("a stream ended while it was measured: ask for more tokens")
+                self._tails[key.fd] = data[-len(END) :]
                 self.events += data.count(b"data: ")
                 self.reads += 1
 

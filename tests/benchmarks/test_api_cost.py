@@ -11,6 +11,7 @@ import pytest
 from benchmarks.peers import api_cost, servers
 from benchmarks.peers.install import Peers
 from benchmarks.peers.results import ENGINE
+from benchmarks.token_cost import Streams
 from engine.config import POCKET_MODEL
 
 
@@ -50,7 +51,13 @@ def _wait() -> None:
 @pytest.mark.timeout(180)
 def test_our_server(tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "LOGS", tmp_path)
-    monkeypatch.setattr(api_cost, "MEASURED_S", 1.0)
+    for name, value in {"WARM_S": 0.1, "MEASURED_S": 0.4, "TOKENS": 2000}.items():
+        monkeypatch.setattr(api_cost, name, value)  # pocket says over 1,000 tokens a second
     with closing(servers.glasshouse(POCKET_MODEL, "bfloat16", 1, Peers())) as server:
         seen = api_cost.run(server, 1)
+        with (
+            closing(Streams(server.port, "completions", 2, max_tokens=40)) as short,
+            pytest.raises(RuntimeError, match="a stream ended"),
+        ):
+            short.read(60)
     assert 0 < seen["api_us"] < seen["all_us"] and seen["tokens_per_s"] > 0

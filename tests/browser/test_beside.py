@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from engine.trace import events as ev
@@ -94,6 +98,54 @@ def test_a_step_in_either_room_moves_the_other(open_room, both_file, difference)
     other.evaluate("room.goToStep(9)")  # what `one` told would have come before this
     until(page, "document.querySelectorAll('tbody td')[1].innerText === '9'")
     assert step(one) == 3
+
+
+@contextmanager
+def served_slowly(folder):
+    """Serve a comparison whose page ends only when it is told so: yield its address, and how."""
+    go_on = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = (folder / self.path.lstrip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            end = body.index(b"</body>") if self.path == "/index.html" else len(body)
+            self.wfile.write(body[:end])
+            self.wfile.flush()
+            if end < len(body):
+                go_on.wait(60)
+            self.wfile.write(body[end:])
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/index.html", go_on.set
+        finally:
+            go_on.set()
+            server.shutdown()
+
+
+def test_rooms_that_opened_before_the_middle_are_led_too(open_room, both_file, difference):
+    page = open_room("file:///dev/null")
+    with served_slowly(both_file.parent) as (url, go_on):
+        page.goto(url, wait_until="commit")
+        while len(page.frames) < 3 or not all(f.url.endswith(".html") for f in page.frames):
+            page.wait_for_timeout(50)
+        for frame in page.frames[1:]:
+            until(frame, "globalThis.room?.record.position > 0")
+        assert page.evaluate("document.readyState") == "loading"
+        go_on()
+        page.wait_for_selector("tbody td")
+        one, other = rooms(page)
+        for frame, decision in ((one, difference.first), (other, difference.second)):
+            until(frame, f"room.record.entries[room.record.position - 1].seq === {decision.seq}")
+            until(frame, f"room.selection.request === {decision.request_id!r}")
 
 
 def test_rooms_go_together_by_arrival(open_room, tmp_path):

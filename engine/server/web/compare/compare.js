@@ -71,3 +71,5 @@ find(".followed ul").replaceChildren(
   ...followed.map((textContent) => Object.assign(document.createElement("li"), { textContent })),
 );
 tell();
+// A room that opened before this page listened has spoken to nobody.
+for (const frame of frames) frame.postMessage({ glasshouse: "where" }, "*");

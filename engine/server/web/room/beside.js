@@ -12,7 +12,9 @@ export class Beside {
   constructor(room) {
     this.room = room;
     addEventListener("message", ({ source, data }) => {
-      if (source === parent && data?.glasshouse === "go" && this.#opened) this.#go(data);
+      if (source !== parent || !this.#opened) return;
+      if (data?.glasshouse === "where") this.#answer();
+      else if (data?.glasshouse === "go") this.#go(data);
     });
   }
 
@@ -20,6 +22,14 @@ export class Beside {
   begin() {
     this.#opened = true;
     this.tell();
+  }
+
+  /** Say it again, as one who is led: the middle listens late if its page arrives slowly. */
+  #answer() {
+    this.#said = "";
+    this.#led = false;
+    this.tell();
+    this.#led = true;
   }
 
   /** Positions after each arrival of a request. */
