@@ -21,7 +21,7 @@ from engine.kernels.signatures import PackedWeight
 from engine.layers.activation import silu_and_mul
 from engine.layers.embedding import Embedding
 from engine.layers.linear import Dense
-from engine.layers.slot import Matrix, Outliers, Slot, Target
+from engine.layers.slot import Filling, Matrix, Outliers, Slot, Target
 
 
 class _Run(NamedTuple):
@@ -141,7 +141,10 @@ class QuantizedEmbedding(nn.Module):
         position_table: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Look up ids: int64 [tokens] → fp32 [tokens, width]; see `Embedding.forward`."""
-        x = kernels_for(ids.device).quantized_embed(ids, self.runs[0].weight)
+        kernels, weight = kernels_for(ids.device), self.runs[0].weight
+        if isinstance(weight, nn.Parameter):  # as outliers make it
+            return kernels.embed(ids, weight, positions, position_table)
+        x = kernels.quantized_embed(ids, weight)
         if positions is None or position_table is None:
             return x
         return x + position_table[positions]
@@ -150,7 +153,7 @@ class QuantizedEmbedding(nn.Module):
         yield f"{prefix}.weight", self.slot
 
     def pack(self) -> None:
-        self.runs = _packed_runs([self.slot.take()], None, self.slot.dtype)
+        self.runs = _packed_runs([self.slot.take_whole()], None, self.slot.dtype)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -183,9 +186,14 @@ class QuantizedHead(nn.Module):
         if self.tied_to is None:
             yield f"{prefix}.weight", self.slot
 
+    def untie(self, weight: torch.Tensor) -> None:
+        """Give the head plain numbers of its own, before it is packed. [vocabulary, width]."""
+        self.tied_to = None
+        self.slot.fill(Filling(weight))
+
     def pack(self) -> None:
         if self.tied_to is None:
-            self.own_runs = _packed_runs([self.slot.take()], None, self.slot.dtype)
+            self.own_runs = _packed_runs([self.slot.take_whole()], None, self.slot.dtype)
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -86,6 +86,14 @@ class Slot:
         assert matrix is not None, "the loader reports slots that nothing has filled"
         return matrix
 
+    def take_whole(self) -> Matrix:
+        """Return the matrix with its outliers added, if it has any: plain numbers then."""
+        matrix, outliers, self.outliers = self.take(), self.outliers, None
+        if outliers is None:
+            return matrix
+        numbers = matrix if isinstance(matrix, torch.Tensor) else matrix.dequantize()
+        return (numbers + outliers.dense(self.shape[1])).to(self.dtype)
+
 
 class Share:
     """Take this rank's share of a checkpoint's tensor: neighbours along one dimension."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from engine.kernels.quantized_weight import QuantizedWeight
-from engine.layers.embedding import LogitsHead
+from engine.layers.quantized import QuantizedHead
 from engine.layers.slot import Filling, Share, Slot, Target
 from engine.models import kv_scales
 from engine.models.checkpoint import is_computed
@@ -22,11 +22,11 @@ from engine.models.rounded_activations import RoundedActivations
 from engine.models.weights import StoredMatrix, WeightSource
 
 HEAD_OF_ITS_OWN = (
-    "config.json ties the head to the embeddings, but the weights have another lm_head.weight: it"
-    " is used. Set tie_word_embeddings to false in config.json to say so."
+    "config.json ties the head to the embeddings, but the checkpoint has another lm_head: it is"
+    " used. Set tie_word_embeddings to false in config.json to say so."
 )
 
-TABLE = "embed_tokens.weight"
+TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
 
@@ -46,7 +46,7 @@ def fill(
     """
     targets = dict(model.weight_targets())
     missing, unexpected = set(targets), []
-    head: torch.Tensor | None = None
+    head: torch.Tensor | StoredMatrix | None = None
     done, total = 0, source.num_bytes
     for name, tensor in source.tensors():
         # checkpoints of the bare decoder lack the outermost "model."
@@ -57,18 +57,18 @@ def fill(
             marking = rounding if multiplies else None
             _place(name, tensor, targets[name], source.where, marking)
             missing.discard(name)
+        elif model.lm_head.tied_to is not None and name.endswith(HEAD):
+            head = tensor  # compared later: the embeddings may come after it
         elif not isinstance(tensor, torch.Tensor):
             unexpected.append(name.removeprefix("model.model."))
         elif kv_scales.is_kv_scale(name):
             scales[name] = float(tensor.max())
-        elif model.lm_head.tied_to is not None and name.endswith("lm_head.weight"):
-            head = tensor  # compared later: the embeddings may come after it
         elif not is_computed(name) and not _is_no_bias(name, tensor, targets):
             unexpected.append(name.removeprefix("model.model."))
         if progress is not None:
             progress("load", min(done, total), total)
     if head is not None:
-        missing -= _place_head(model, head, missing, warn)
+        missing -= _place_head(model, head, source.where, missing, warn)
     if missing:
         raise ModelError(
             f"{source.where} lacks {_some(missing)}; it is not whole, or of another model."
@@ -97,15 +97,21 @@ def _place(
         return
     if len(target.shape) != 2:
         raise ModelError(f"{where}: {name} is quantized, but only matrices may be.")
-    try:
-        filling = tensor.filling((target.shape[0], target.shape[1]))
-        _check_finite(name, filling)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from None
+    filling = _filling(name, tensor, (target.shape[0], target.shape[1]), where)
     if isinstance(target, Slot):
         target.fill(filling if rounding is None else rounding.mark(filling))
     else:  # --quantization none
         target.copy_(expanded(filling))
+
+
+def _filling(name: str, stored: StoredMatrix, shape: tuple[int, int], where: str) -> Filling:
+    """Read a quantized matrix. Raises `ModelError` where it isn't sound."""
+    try:
+        filling = stored.filling(shape)
+        _check_finite(name, filling)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    return filling
 
 
 def expanded(filling: Filling) -> torch.Tensor:
@@ -143,19 +149,31 @@ def _is_no_bias(name: str, tensor: torch.Tensor, targets: Mapping[str, Target]) 
 
 def _place_head(
     model: NativeModel,
-    head: torch.Tensor,
+    stored: torch.Tensor | StoredMatrix,
+    where: str,
     missing: set[str],
     warn: Callable[[str], None],
 ) -> set[str]:
     """Compare a stored head with the embeddings to which config.json ties it, as transformers does.
 
     If the numbers are equal, nothing is reported. If they differ, they are used, with a warning. A
-    head without embeddings fills both. Returns the missing weights that it has filled.
+    head without embeddings fills both. Plain numbers beside quantized embeddings are used without
+    comparing. Returns the missing weights that it has filled.
     """
-    assert isinstance(model.lm_head, LogitsHead), "a quantized head isn't tied if it is stored"
+    if isinstance(model.lm_head, QuantizedHead):  # a quantized head would have its own slot
+        assert isinstance(stored, torch.Tensor), "it is tied, so what is stored isn't quantized"
+        _check_shape(HEAD, stored, model.lm_head.slot.shape)
+        model.lm_head.untie(stored)
+        warn(HEAD_OF_ITS_OWN)
+        return set()
     table = model.lm_head.weight
     embeddings = {name for name, target in model.weight_targets() if _parameter(target) is table}
-    _check_shape("lm_head.weight", head, (model.vocab_size, table.shape[1]))
+    shape = (model.vocab_size, table.shape[1])
+    if isinstance(stored, torch.Tensor):
+        head = stored
+        _check_shape(HEAD, head, shape)
+    else:  # --quantization none
+        head = expanded(_filling(HEAD, stored, shape, where))
     if embeddings & missing:
         model.lm_head.target(table).copy_(head)
         return embeddings

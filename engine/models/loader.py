@@ -142,7 +142,7 @@ def _make(
         check_rounding(device.type, found is not None, config.model)
     if native is not None:
         scales: dict[str, float] = {}
-        layers = PLAIN if config.quantization == "none" else _layers(source)
+        layers = PLAIN if config.quantization == "none" else _layers(source, warn)
         if ranks is not None:
             if layers is not PLAIN:
                 raise ModelError(PLAIN_ONLY)
@@ -216,8 +216,11 @@ def _fill_native(
             module.pack()
 
 
-def _layers(source: WeightSource | None) -> Layers:
-    """Choose plain layers, or those that a checkpoint's quantized matrices need."""
+def _layers(source: WeightSource | None, warn: Callable[[str], None]) -> Layers:
+    """Choose plain layers, or those that a checkpoint's quantized matrices need.
+
+    A quantized head is used though config.json may tie it to the embeddings, and warned of.
+    """
     names = frozenset() if source is None else source.quantized
     if not names:
         return PLAIN
@@ -229,7 +232,9 @@ def _layers(source: WeightSource | None) -> Layers:
         vocab_size: int, width: int, tied_to: Embedding | QuantizedEmbedding | None
     ) -> LogitsHead | QuantizedHead:
         if head:
-            return QuantizedHead(vocab_size, width, None)  # stored, so not tied
+            if tied_to is not None:
+                warn(HEAD_OF_ITS_OWN)
+            return QuantizedHead(vocab_size, width, None)
         if isinstance(tied_to, QuantizedEmbedding):
             return QuantizedHead(vocab_size, width, tied_to)
         return LogitsHead(vocab_size, width, tied_to)

@@ -301,20 +301,33 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def _about_the_head(form: Format, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What config.json says of a head that is quantized, or isn't."""
+    quantized = not tensors.keys() & {"lm_head.weight"} or "lm_head.weight_scale" in tensors
+    if form.config["quant_method"] == "compressed-tensors":
+        return {"ignore": [] if quantized else ["lm_head"]}
+    return {"lm_head": True} if quantized and form.config["quant_method"] in ("gptq", "awq") else {}
+
+
 def save(
     form: Format,
     folder: Path,
     seed: int = 0,
     keep: tuple[str, ...] = (),
     ends: tuple[str, ...] = ("proj.weight",),
+    head: Format | None = None,
+    tied: bool = False,
+    **sizes: int,
 ) -> Any:
     """Write a Llama model in that format; returns transformers' with the same numbers.
 
     keep: parts of names of layers that stay plain. ends: of names of matrices that are quantized.
+    head: another format for the head. tied: config.json ties the head, though it is stored. sizes:
+    other ones than `CONFIG`'s.
     """
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
-    config = LlamaConfig(**CONFIG, tie_word_embeddings=False)
+    config = LlamaConfig(**CONFIG | sizes, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors: dict[str, torch.Tensor] = {}
     state = model.state_dict()
@@ -324,11 +337,13 @@ def save(
             weight.copy_(weight * 3)
             tensors[name] = weight
             continue
-        stored, numbers = form.store(weight.clone(), random)
+        store = head.store if head is not None and layer == "lm_head" else form.store
+        stored, numbers = store(weight.clone(), random)
         weight.copy_(numbers)
         tensors |= {f"{layer}{end}": tensor.contiguous() for end, tensor in stored.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     said = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
-    said["quantization_config"] = form.config
+    said["tie_word_embeddings"] = tied
+    said["quantization_config"] = form.config | _about_the_head(form, tensors)
     (folder / "config.json").write_text(json.dumps(said))
     return model

@@ -68,13 +68,6 @@ def test_layers_left_as_they_were_are_served_beside_the_others(tmp_path):
     assert found == answers_of(reference, PROMPTS)
 
 
-def test_a_quantized_head_is_served(tmp_path):
-    reference = save(gptq(), tmp_path, ends=("proj.weight", "lm_head.weight"))
-    with TokenEngine(tmp_path, block_size=4) as engine:
-        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
-    assert found == answers_of(reference, PROMPTS)
-
-
 # ------------------------------------------------------------------------------ bad checkpoints
 
 

@@ -12,7 +12,6 @@ import pytest
 
 import engine.kernels
 from engine.kernels.cpu.build import variants_here
-from engine.quantize import own_text
 from engine.quantize.__main__ import main
 from tests.parity.test_company import EXACT, PARAMS, PROMPTS
 from tests.support.engine_on_tokens import TokenEngine
@@ -26,11 +25,18 @@ SOME = slice(20, 28)  # four of the long prompts, four of the short ones
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("quantized") / "pocket"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_text, "TEXTS", 2)
-        patch.setattr(own_text, "LENGTH", 12)
-        assert main(["pocket", "--format", "awq-like", "--out", str(out)]) == 0
+    return made(tmp_path_factory.mktemp("quantized") / "pocket")
+
+
+@pytest.fixture(scope="module")
+def with_head(tmp_path_factory) -> Path:
+    """Its head is quantized, too."""
+    return made(tmp_path_factory.mktemp("with_head") / "pocket", "--head")
+
+
+def made(out: Path, *more: str) -> Path:
+    asked = ["pocket", "--format", "awq-like", "--weights-only", *more]
+    assert main([*asked, "--out", str(out)]) == 0
     return out
 
 
@@ -39,17 +45,17 @@ def quantized(tmp_path_factory) -> Path:
     "variant", [*EXACT[:1], *(pytest.param(each, marks=pytest.mark.full) for each in EXACT[1:])]
 )
 def test_a_token_of_a_quantized_model_depends_on_its_own_request_alone(
-    quantized, variant, rounds, monkeypatch
+    with_head, variant, rounds, monkeypatch
 ):
     monkeypatch.setenv("GLASSHOUSE_CPU_VARIANT", variant)
     engine.kernels.forget()
     try:
         prompts, params = PROMPTS[SOME], PARAMS[SOME]
         asked = {"quantized_activations": rounds}
-        with start(quantized, enable_prefix_caching=False, **asked) as alone:
+        with start(with_head, enable_prefix_caching=False, **asked) as alone:
             answers = [alone.run([prompt], [wanted])[0] for prompt, wanted in zip(prompts, params)]
         for options in WAYS.values():
-            with start(quantized, **options, **asked) as together:
+            with start(with_head, **options, **asked) as together:
                 assert together.run(prompts, params) == answers
     finally:
         engine.kernels.forget()
