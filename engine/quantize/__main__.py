@@ -52,6 +52,12 @@ def _arguments(argv: Sequence[str] | None, name: str) -> argparse.Namespace:
     parser.add_argument("--bits", type=int, help="of a code, where the format has a choice")
     parser.add_argument("--group-size", type=int, help="inputs that share a scale")
     parser.add_argument(
+        "--head",
+        action="store_true",
+        help="round the head, too, which stays as it is otherwise; one that is tied to the"
+        " embeddings becomes a matrix of its own, and they stay as they are",
+    )
+    parser.add_argument(
         "--feedback",
         action="store_true",
         help="round as GPTQ does: later inputs make up for the error of earlier ones",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.models.checkpoint import Checkpoint
 from engine.models.errors import ModelError
+from engine.models.filling import TABLE
 from engine.models.hub import find_model
 from engine.models.registry import NATIVE
 from engine.quantize.feedback import round_with_feedback
 from engine.quantize.own_text import inputs_of, loss, write_text
+from engine.quantize.packing import HEAD
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
 
 GROUPS = (128, 64, 32)
@@ -33,8 +37,12 @@ class Made(NamedTuple):
 class Source:
     """Hold the model to be quantized, as transformers computes it in fp32."""
 
-    def __init__(self, model: str) -> None:
-        """Load it. Raises `ModelError` where its kind can't be served quantized."""
+    def __init__(self, model: str, head: bool = False) -> None:
+        """Load it. Raises `ModelError` where its kind can't be served quantized.
+
+        head: the head is to be quantized, too. A tied one gets a matrix of its own for it, and the
+        embeddings stay as they are; the config is that of the model with this head.
+        """
         self.folder = find_model(model, None, None)
         self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
         architecture = (self.config.get("architectures") or ["?"])[0]
@@ -48,14 +56,20 @@ class Source:
         self.model = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=torch.float32, trust_remote_code=False
         ).eval()
-        modules = self.model.named_modules()
+        self.tied = self.model.lm_head.weight is self.model.get_input_embeddings().weight
+        if head and self.tied:
+            weight = self.model.lm_head.weight.clone()
+            self.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+            # where this is true, transformers and vLLM take the embeddings for the head
+            self.config["tie_word_embeddings"] = False
         self.layers = {
             name: layer
-            for name, layer in modules
-            if isinstance(layer, torch.nn.Linear) and _BLOCK.search(name)
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+            and (_BLOCK.search(name) or (head and name == HEAD))
         }
         self.first = self.config.get("bos_token_id") or 0
-        self.kept = [name for name, _ in self.model.named_modules() if name.endswith("lm_head")]
+        self.kept = [] if head else [HEAD]
 
     def group(self, whole_rows: bool) -> int:
         """Choose how many inputs share a scale: the most that divides all rows; 0: a row."""
@@ -68,14 +82,31 @@ class Source:
         return fitting[0]
 
     def blocks(self) -> Iterator[dict[str, torch.nn.Linear]]:
-        """Yield the layers of each block of the model, by name."""
-        by_block: dict[int, dict[str, torch.nn.Linear]] = {}
+        """Yield the layers of each block of the model, by name, and then its head."""
+        by_block: dict[float, dict[str, torch.nn.Linear]] = {}
         for name, layer in self.layers.items():
             found = _BLOCK.search(name)
-            assert found is not None
-            by_block.setdefault(int(found[1]), {})[name] = layer
+            number = math.inf if found is None else int(found[1])
+            by_block.setdefault(number, {})[name] = layer
         for _, block in sorted(by_block.items()):
             yield block
+
+    def rest(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor as it is stored) of all that isn't quantized.
+
+        Of a tied head and its embeddings a checkpoint may have stored the head alone.
+        """
+        checkpoint, embeddings = Checkpoint.open(self.folder), self.model.get_input_embeddings()
+        table = next(name for name, module in self.model.named_modules() if module is embeddings)
+        stored = {name for name, _ in checkpoint.contents()}
+        alone = self.tied and not any(name.endswith(TABLE) for name in stored)
+        for name, tensor in checkpoint.tensors():
+            layer = name.removesuffix(".weight")
+            # checkpoints of the bare decoder lack the outermost "model."
+            if layer not in self.layers and f"model.{layer}" not in self.layers:
+                yield name, tensor
+            elif layer == HEAD and alone:
+                yield f"{table}.weight", tensor
 
 
 def quantize(

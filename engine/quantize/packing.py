@@ -12,6 +12,7 @@ from engine.models.formats.packed import nibbles
 from engine.quantize.format_names import SAFETENSORS
 from engine.quantize.weight_rounding import Grid, Rounded
 
+HEAD = "lm_head"
 Stored = dict[str, torch.Tensor]
 """The tensors of a matrix, by what follows the layer's name."""
 
@@ -25,6 +26,7 @@ class Packing(NamedTuple):
     store: Callable[[Rounded, Grid], Stored]
     config: Callable[[Grid, list[str]], dict[str, Any]]  # with the names of layers left as they are
     whole_rows: bool = False  # one scale a row
+    along_outputs: bool = False  # something is packed so, which must fill words
 
 
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -51,6 +53,7 @@ def _gptq_config(grid: Grid, kept: list[str]) -> dict[str, Any]:
         "desc_act": False,
         "sym": True,
         "checkpoint_format": "gptq",
+        "lm_head": not kept,  # what vLLM and GPTQModel go by; the engine reads the tensors' names
     }
 
 
@@ -76,6 +79,7 @@ def _awq_config(grid: Grid, kept: list[str]) -> dict[str, Any]:
         "zero_point": True,
         "version": "gemm",
         "modules_to_not_convert": kept,
+        "lm_head": not kept,  # what vLLM goes by
     }
 
 
@@ -101,11 +105,13 @@ def _compressed(form: str, strategy: str) -> Callable[[Grid, list[str]], dict[st
             "strategy": strategy,
             "group_size": grid.group if strategy == "group" else None,
         }
+        # of "Linear" the head is one to compressed-tensors itself, but not to vLLM
+        targets = ["Linear"] if kept else [f"re:.*{HEAD}$", "Linear"]
         return {
             "quant_method": "compressed-tensors",
             "format": form,
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+            "config_groups": {"group_0": {"targets": targets, "weights": weights, "format": form}},
             "ignore": kept,
         }
 
@@ -113,13 +119,16 @@ def _compressed(form: str, strategy: str) -> Callable[[Grid, list[str]], dict[st
 
 
 PACKINGS = {
-    "gptq": Packing("GPTQ's layout", SAFETENSORS["gptq"], True, _gptq, _gptq_config),
+    "gptq": Packing(
+        "GPTQ's layout", SAFETENSORS["gptq"], True, _gptq, _gptq_config, along_outputs=True
+    ),
     "awq-like": Packing(
         "AWQ's layout (without its scaling by activations)",
         SAFETENSORS["awq-like"],
         False,
         _awq,
         _awq_config,
+        along_outputs=True,
     ),
     "w4a16": Packing(
         "compressed-tensors, pack-quantized",

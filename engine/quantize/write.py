@@ -30,7 +30,7 @@ def write_checkpoint(arguments: argparse.Namespace, out: Path) -> str:
     arguments: the command's, which were checked. Raises `ModelError` where the model can't be
     quantized so.
     """
-    source = Source(arguments.model)
+    source = Source(arguments.model, arguments.head)
     out.mkdir(parents=True, exist_ok=True)
     write = _gguf if arguments.format in TYPES else _safetensors
     make = write(source, arguments, out)
@@ -51,6 +51,13 @@ def _safetensors(
     widths = {layer.in_features for layer in source.layers.values()}
     if group and any(width % group or group % 8 for width in widths):
         raise ModelError(f"rows of {sorted(widths)} inputs are no whole groups of {group}.")
+    in_a_word = 32 // bits if packing.along_outputs else 1
+    for name, layer in source.layers.items():
+        if layer.out_features % in_a_word:
+            raise ModelError(
+                f"{arguments.format} packs {in_a_word} outputs in a word, which the"
+                f" {layer.out_features} of {name} don't fill."
+            )
     tensors: dict[str, torch.Tensor] = {}
 
     def take(layer: str, rounded: Rounded, grid: Grid) -> None:
@@ -62,9 +69,7 @@ def _safetensors(
 
     def make() -> list[Made]:
         made = _shown(source, grid_of, arguments, take)
-        for name, tensor in Checkpoint.open(source.folder).tensors():
-            if name.removesuffix(".weight") not in source.layers:
-                tensors[name] = tensor
+        tensors.update(source.rest())
         save_file(tensors, out / "model.safetensors", {"format": "pt"})
         said = packing.config(grid_of(min(widths)), source.kept)
         config = {**source.config, "quantization_config": said}
@@ -78,6 +83,11 @@ def _safetensors(
 def _gguf(source: Source, arguments: argparse.Namespace, out: Path) -> Callable[[], list[Made]]:
     """Check what is asked for; return what makes the file. Raises `ModelError`."""
     kind, file = TYPES[arguments.format], GGUFFile(source.folder, source.config)
+    if arguments.head and source.tied and kind.bits == 8:
+        raise ModelError(
+            f"{arguments.format} has the table of embeddings and head in 8 bits anyway: leave"
+            " --head out."
+        )
     widths = {layer.in_features for layer in source.layers.values()}
     if any(width % BLOCK for width in widths) or arguments.bits or arguments.group_size:
         raise ModelError(
@@ -91,9 +101,8 @@ def _gguf(source: Source, arguments: argparse.Namespace, out: Path) -> Callable[
     def make() -> list[Made]:
         grid = Grid(kind.bits, BLOCK, symmetric=True)
         made = _shown(source, lambda inputs: grid, arguments, take)
-        for name, tensor in Checkpoint.open(source.folder).tensors():
-            if name.removesuffix(".weight") not in source.layers:
-                file.add_plain(name, tensor)
+        for name, tensor in source.rest():
+            file.add_plain(name, tensor)
         file.write(out / f"{source.folder.name}-{arguments.format}.gguf")
         return made
 
