@@ -11,6 +11,7 @@ from engine.models.formats.gguf_blocks import BLOCKS
 
 MATRICES = ("attention", "feed-forward", "projections")
 """Parts of the parameters that quantizing changes."""
+HEAD = "lm_head"
 SCALE, ZERO = 16, 16  # bits that the engine keeps of each, for a group
 
 
@@ -22,6 +23,7 @@ class Quantized(NamedTuple):
     formula: str  # of the bits
     in_all: int | None = None  # bytes of all weights, where the file itself was read
     group: int = 1  # inputs that have one scale, of which a rank needs all
+    head: bool = False  # the head is quantized, too: a matrix of its own, whatever is tied
 
 
 def quantized(config: dict[str, Any]) -> Quantized | None:
@@ -43,18 +45,22 @@ def quantized(config: dict[str, Any]) -> Quantized | None:
         return _of(method, 4, 64, zeros=False, scale=32)
     if method == "gptq":
         group, zeros = config.get("group_size", -1), not config.get("sym", True)
-        return _of(method, config.get("bits", 4), group, zeros)
+        return _of(method, config.get("bits", 4), group, zeros, head=bool(config.get("lm_head")))
     if method == "awq":
         group = config.get("group_size", config.get("q_group_size", -1))
-        zeros = config.get("zero_point", True)
-        return _of(method, config.get("bits", config.get("w_bit", 4)), group, zeros)
+        zeros, bits = config.get("zero_point", True), config.get("bits", config.get("w_bit", 4))
+        return _of(method, bits, group, zeros, head=bool(config.get("lm_head")))
     if method == "compressed-tensors":
         groups = [one for one in (config.get("config_groups") or {}).values() if one]
         weights = [one.get("weights") or {} for one in groups]
         if weights:
             of = weights[0]
             zeros = not of.get("symmetric", True)
-            return _of(method, of.get("num_bits", 8), of.get("group_size"), zeros)
+            # a head is a Linear to compressed-tensors, unless its name is ignored
+            targets = [name for one in groups for name in one.get("targets") or ()]
+            head = any(name == "Linear" or HEAD in str(name) for name in targets)
+            head = head and not any(HEAD in str(name) for name in config.get("ignore") or ())
+            return _of(method, of.get("num_bits", 8), of.get("group_size"), zeros, head=head)
     return None
 
 
@@ -85,14 +91,22 @@ ONE_SCALE = ("Q4_0", "Q5_0", "Q8_0", "Q6_K")
 """Types of GGUF without an offset."""
 
 
-def _of(method: str, bits: int, group: int | None, zeros: bool, scale: int = SCALE) -> Quantized:
+def _of(
+    method: str,
+    bits: int,
+    group: int | None,
+    zeros: bool,
+    scale: int = SCALE,
+    head: bool = False,
+) -> Quantized:
     width = _width(bits)
     if group is None or group <= 0:
-        return Quantized(f"{method}, {bits} bits, one scale a row", width, str(width))
+        said = f"{method}, {bits} bits, one scale a row"
+        return Quantized(said, width, str(width), head=head)
     formula = f"{width} + {scale} / {group}" + (f" + {ZERO} / {group}" if zeros else "")
     each = width + scale / group + (ZERO / group if zeros else 0)
     said = f"{method}, {bits} bits in groups of {group}"
-    return Quantized(said, each, formula, group=group)
+    return Quantized(said, each, formula, group=group, head=head)
 
 
 def _width(bits: int) -> int:

@@ -86,7 +86,8 @@ def _weight_lines(shape: Shape, size: int) -> list[str]:
         return [_line("in all", f"{shape.parameters:,} × {size} bytes", in_all)]
     if quantized.in_all is not None:
         return [_line("in all", "as the file's tensors are kept", in_all)]
-    codes = f"{shape.in_matrices:,} of attention and feed-forward × ({quantized.formula}) bits"
+    parts = f"attention, feed-forward{' and head' if quantized.head else ''}"
+    codes = f"{shape.in_matrices:,} of {parts} × ({quantized.formula}) bits"
     rest = f"{shape.parameters - shape.in_matrices:,} × {size} bytes"
     return [
         _line("matrices", codes, _gib(round(shape.in_matrices * quantized.bits / 8))),

@@ -53,7 +53,8 @@ class Shape:
     @property
     def in_matrices(self) -> int:
         """Return how many of the parameters are quantized, in a quantized checkpoint."""
-        return sum(part.numbers for part in self.parts if part.name in MATRICES)
+        head = ("head",) if self.quantized is not None and self.quantized.head else ()
+        return sum(part.numbers for part in self.parts if part.name in (*MATRICES, *head))
 
     @property
     def weight_bytes(self) -> int:
@@ -143,6 +144,8 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
             method = said.get("quant_method", "no method")
             raise PlanError(f"{name} is quantized by {method}, which the engine does not serve.")
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        if found.head:
+            plain["tie_word_embeddings"] = False  # the embeddings stay beside it
         return replace(shape_of(name, plain), quantized=found)
     wrong = wrong_size(config.get)
     if wrong:

@@ -106,6 +106,24 @@ def test_counts_what_a_quantized_model_takes(form, tmp_path, monkeypatch):
     assert least * events[-1].num_bytes <= plan.shape.weight_bytes <= 1.01 * events[-1].num_bytes
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("form", ["gptq", "awq", "compressed-tensors W4A16"])
+def test_counts_a_quantized_head(form, tied, tmp_path, monkeypatch):
+    """One of its own, also where config.json ties it: the embeddings are kept beside it."""
+    monkeypatch.setitem(BACKENDS, "cpu", Backend(lambda: TORCH, asynchronous=False))
+    ends = ("proj.weight", "lm_head.weight")
+    form = quantized_files.FORMATS[form]
+    quantized_files.save(form, tmp_path, ends=ends, tied=tied, vocab_size=4096)
+    recorder, events = Recorder("steps"), []
+    recorder.subscribe(events.extend)
+    load_model(EngineConfig(model=str(tmp_path)), torch.device("cpu"), recorder=recorder)
+    recorder.close()
+    plan = make_plan(str(tmp_path))
+    assert " of attention, feed-forward and head × (" in report(plan)
+    assert plan.shape.parameters == events[-1].num_parameters
+    assert plan.shape.weight_bytes == pytest.approx(events[-1].num_bytes, rel=0.02)
+
+
 def test_a_7b_in_4_bits_fits_where_it_would_not_in_16():
     names = "meta-llama/Llama-2-7b-hf", "TheBloke/Llama-2-7B-AWQ"
     plain, small = (make_plan(name, concurrency=3) for name in names)
