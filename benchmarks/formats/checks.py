@@ -16,7 +16,7 @@ from benchmarks.run_engine import Engine
 from benchmarks.workloads import Job, Workload, workloads
 from engine.config import EngineConfig
 from engine.models.description import read_config
-from engine.models.filling import expanded
+from engine.models.filling import HEAD, TABLE, expanded
 from engine.models.hub import find_model
 from engine.models.loader import weight_source
 from engine.text.loading import load_tokenizer
@@ -53,6 +53,22 @@ def numbers_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def num_bytes(folder: Path) -> int:
     """Return the bytes of a checkpoint's weights."""
     return sum(path.stat().st_size for kind in WEIGHTS for path in folder.glob(kind))
+
+
+def bytes_read(folder: Path) -> int:
+    """Return the bytes of a checkpoint that one token reads.
+
+    All, but for embeddings beside a head of its own: of these it reads a row.
+    """
+    found = find_model(str(folder), None, None)
+    source = weight_source(EngineConfig(model=str(folder)), found, read_config(found), native=True)
+    assert source is not None, "weights are never random here"
+    sizes = {
+        name: stored.nbytes if isinstance(stored, torch.Tensor) else stored.num_bytes
+        for name, stored in source.tensors()
+    }
+    tables = sum(size for name, size in sizes.items() if name.endswith(TABLE))
+    return num_bytes(folder) - (tables if any(name.endswith(HEAD) for name in sizes) else 0)
 
 
 def _config(folder: Path) -> PretrainedConfig:

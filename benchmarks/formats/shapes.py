@@ -3,9 +3,11 @@
     python -m benchmarks.formats.shapes [--shapes qwen3-0.6b …] [--formats gptq …] [--out FOLDER]
 
 `python -m engine.quantize` makes the checkpoints: speed depends on the layout of weights, not on
-their values. The table says also what part of the memory's bandwidth one request used: bytes of the
-checkpoint, which one token reads once, over the time of a token, against the speed at which all
-threads read memory just before and after. `formats_shapes.json` and `.md` are written after each
+their values. Formats that end in -head have a quantized head beside the embeddings, which stay in
+bf16. The table says also what part of the memory's bandwidth one request used: bytes that one token
+reads, over the time of a token, against the speed at which all threads read memory just before and
+after. These are the checkpoint's, but for embeddings that aren't the head, too: of them a token
+reads one row. `formats_shapes.json` and `.md` are written after each
 format; a later call replaces only the rows that it measured again.
 """
 
@@ -37,7 +39,9 @@ from engine.trace.command import run_command
 FORMATS = {
     "gptq": ["gptq"],
     "gptq-32": ["gptq", "--group-size", "32"],
+    "gptq-head": ["gptq", "--head"],
     "awq-like": ["awq-like"],
+    "awq-like-head": ["awq-like", "--head"],
     "w4a16": ["w4a16"],
     "int8": ["int8"],
     "q4_0": ["q4_0"],
@@ -90,15 +94,21 @@ def measure(name: str, plain: str, form: str) -> dict[str, Any]:
         "shape": name,
         "format": form,
         "bytes": {of: checks.num_bytes(Path(folder)) for of, folder in folders.items()},
+        "read": {of: checks.bytes_read(Path(folder)) for of, folder in folders.items()},
         "bandwidth": read,
         "paces": paces,
     }
 
 
+def bytes_read(row: dict[str, Any], of: str) -> int:
+    """Return the bytes that one token reads; rows of before were of models with tied heads only."""
+    return row.get("read", row["bytes"])[of]
+
+
 def share(row: dict[str, Any], of: str) -> float:
     """Return the part of the bandwidth that one request used."""
     pace = statistics.median(row["paces"]["W1"][of])
-    return row["bytes"][of] * pace / max(row["bandwidth"])
+    return bytes_read(row, of) * pace / max(row["bandwidth"])
 
 
 def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
@@ -107,15 +117,18 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         f"Measured on {where['cpu']}, {where['threads']} threads, torch {where['torch']},"
         f" {where['date']}, by `python -m benchmarks.formats.shapes`: tokens a second with"
         " weights quantized by `python -m engine.quantize`, over those of the same weights in bf16,"
-        " in turns. Bandwidth: bytes of the checkpoint times tokens a second, over the speed at"
-        " which the same threads read memory. Activations are in bf16, but where it says int8.\n",
-        "| shape | format | bytes | one request | 16 requests | prompt of 1,024"
+        " in turns. Bytes: of the checkpoint. Read: of these, what one token reads; embeddings that"
+        " aren't the head, too, are not. Bandwidth: bytes that are read times tokens a second, over"
+        " the speed at which the same threads read memory. Activations are in bf16, but where it"
+        " says int8.\n",
+        "| shape | format | bytes | read | one request | 16 requests | prompt of 1,024"
         " | of the bandwidth, one request | in bf16 |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["shape"], row["format"])):
         cells = [row["shape"], row["format"].replace(ROUNDED, ", int8 activations")]
         cells.append(f"{row['bytes']['quantized'] / row['bytes']['plain']:.0%}")
+        cells.append(f"{bytes_read(row, 'quantized') / bytes_read(row, 'plain'):.0%}")
         cells += [ratio(row["paces"][name]) for name in speed.TIMED]
         cells += [f"{share(row, 'quantized'):.0%}", f"{share(row, 'plain'):.0%}"]
         out.append("| " + " | ".join(cells) + " |")
