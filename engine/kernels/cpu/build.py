@@ -47,6 +47,8 @@ HEADERS = (
     "codes.h",
     "quantized.h",
     "quantized_few.h",
+    "quantized_pieces.h",
+    "quantized_kept.h",
     "quantized_many.h",
     "quantized_tiles.h",
     "quantized_tiles_few.h",

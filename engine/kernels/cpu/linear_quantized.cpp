@@ -3,7 +3,7 @@
 // What is read is codes (quantized.h): a quarter or half of the bytes of bf16.
 //
 // With few rows the codes are read once and become numbers in registers; the memory is slower than that (quantized_few.h). With
-// more rows than there are registers for their sums, the first of them leave numbers in the first cache for the others
+// more rows than there are registers for their sums, the first of them leave numbers in a cache for the others
 // (quantized_many.h).
 //
 // Both ways add the same products in the same order: within a group over k, then group by group. A row's result depends

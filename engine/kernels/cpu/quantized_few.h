@@ -10,6 +10,7 @@ struct InFloat {
     typedef float number;
     typedef vec operand;
     static constexpr int STEP = 1;
+    static constexpr bool KEPT_TOTALS = false;
     template <int64_t KIND>
     using Source = Codes<KIND>;
     template <int I, class S>
@@ -23,6 +24,7 @@ struct InPairs {  // an instruction multiplies pairs of bf16 and adds both produ
     typedef bf16 number;
     typedef __m512bh operand;
     static constexpr int STEP = 2;
+    static constexpr bool KEPT_TOTALS = true;  // of many rows, in registers (quantized_kept.h)
     template <int64_t KIND>
     using Source = PairCodes<KIND>;
     template <int I, class S>
