@@ -185,11 +185,17 @@ def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
     expect_same_on_threads(ops, laid_out, numbers(3, rows, 384, dtype=dtype))
 
 
-def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops):
-    laid_out = packed(ops, form("q8_0", 40, 16384, 32), torch.bfloat16)
-    x = numbers(14, 70, 16384, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("name", "inputs", "group"),
+    [("q8_0", 16384, 32), ("awq", 2112, 64), ("q4_1", 2112, 32), ("q4_0", 1040, 8)],
+)
+def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops, name, inputs, group):
+    """Nor on where a row is cut into pieces, of which the last is short."""
+    laid_out = packed(ops, form(name, 40, inputs, group), torch.bfloat16)
+    x = numbers(14, 111, inputs, dtype=torch.bfloat16)
     alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
-    assert torch.equal(ops.quantized_linear(x, laid_out, None), alone)
+    for rows in (13, 14, 19, 20, 26, 33, 96, 111):
+        assert torch.equal(ops.quantized_linear(x[:rows], laid_out, None), alone[:rows])
 
 
 @pytest.mark.parametrize("outputs", [1024, 1040])
