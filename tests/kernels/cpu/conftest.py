@@ -9,14 +9,25 @@ import torch
 
 from engine.kernels.cpu import for_variant
 from engine.kernels.cpu.build import BuildError, variants_here
+from tests.kernels.cpu import software_tiles
 
-# `make coverage` counts lines of Python, which are the same for each variant.
-MOST = 1 if "TESTS_BEST_VARIANT" in os.environ else None
+IN_SOFTWARE = "amx" not in variants_here()
+"""Whether the kernels for AMX compute tile instructions in software."""
 
 
-@pytest.fixture(params=variants_here()[:MOST])
+def variants() -> list:
+    """Return the variants to test: those for this CPU, and the one for AMX on any that can."""
+    if "TESTS_BEST_VARIANT" in os.environ:  # `make coverage`: lines of Python are the same for all
+        return [variants_here()[0]]
+    no_amx = pytest.mark.skipif(not software_tiles.can_run(), reason=software_tiles.WHY_NOT)
+    return [*([pytest.param("amx", marks=no_amx)] if IN_SOFTWARE else []), *variants_here()]
+
+
+@pytest.fixture(params=variants())
 def ops(request):
     try:
+        if request.param == "amx" and IN_SOFTWARE:
+            return software_tiles.ops()
         return for_variant(request.param)
     except BuildError as error:
         if "no C++ compiler" not in str(error):
