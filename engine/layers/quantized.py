@@ -42,7 +42,13 @@ class _Run(NamedTuple):
 
 
 class QuantizedLinear(nn.Module):
-    """Compute y = x Wᵀ + b, as `Linear` does, by matrices of whatever formats."""
+    """Compute y = x Wᵀ + b, as `Linear` does, by matrices of whatever formats.
+
+    A row of x that isn't finite gets results that aren't, and changes no other row. Whether an
+    infinite number gives ±infinity, as plain weights would by their signs, or NaN depends on the
+    kernel: with codes from which a zero point goes, and where something is added to codes
+    (codes.h), ∞ − ∞ makes all of the row NaN.
+    """
 
     def __init__(self, inputs: int, parts: Mapping[str, int], bias: bool) -> None:
         super().__init__()

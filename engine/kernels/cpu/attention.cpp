@@ -183,8 +183,8 @@ static void join(View y, View part, const AttentionArgs& a, const Task& t) {
     int64_t pitch = (a.dim + VEC - 1) / VEC * VEC;
     each_query(a, t, [&](int64_t i, int64_t, int64_t) INLINE_LAMBDA {
         float m = y.m[i] > part.m[i] ? y.m[i] : part.m[i];
-        if (m == -INFINITY) return;
-        float mine = exp(vec{} + (y.m[i] - m))[0], theirs = exp(vec{} + (part.m[i] - m))[0];
+        const bool none = m == -INFINITY;  // neither has seen a score that is a number: all sums are 0, or NaN
+        float mine = none ? 0 : exp(vec{} + (y.m[i] - m))[0], theirs = none ? 0 : exp(vec{} + (part.m[i] - m))[0];
         y.m[i] = m;
         y.l[i] = fused(y.l[i], mine, part.l[i] * theirs);
         for (int64_t d = i * pitch; d < (i + 1) * pitch; d += VEC)

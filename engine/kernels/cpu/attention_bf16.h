@@ -8,11 +8,12 @@ constexpr int WORDS = 256;  // of a tile
 
 // Compute e^(x - from) for x <= from, to 5e-6 of its value; scaled is from * LOG2. 2^t = 2^floor(t) 2^r, and 2^r is a
 // polynomial that is exact at five points of 0 to 1 (Chebyshev's). Small results stop at 2^-126, the smallest number that
-// isn't subnormal: subnormal numbers take a hundred times as long, and beside any weight both count as 0.
+// isn't subnormal: subnormal numbers take a hundred times as long, and beside any weight both count as 0. NaN stays NaN: of
+// two operands of which one is NaN, the largest is the second.
 constexpr float LOG2 = 1.44269504f;
 static INLINE vec weight_of(vec x, vec scaled) {
     const vec none = {};
-    __m512 t = _mm512_max_ps((__m512)fused(x, none + LOG2, -scaled), _mm512_set1_ps(-126.0f));
+    __m512 t = _mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)fused(x, none + LOG2, -scaled));
     vec r = (vec)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     vec p = fused(r, none + 0.0136703095f, none + 0.0517449978f);
     p = fused(p, r, none + 0.241604357f);

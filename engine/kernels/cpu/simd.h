@@ -225,13 +225,14 @@ INLINE void turn(__m512i r[16], uint32_t* out, int64_t pitch = 16) {
 
 // Compute e^x to 1e-7 of its value: x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r. e^r is its Taylor polynomial of
 // degree 7 (next term < 5e-9); 2^n is written into the exponent's bits. ln 2 is split into two parts, the first short enough
-// for n * it to be exact. Below -87 the result would be subnormal: it is 0.
+// for n * it to be exact. Below -87 the result would be subnormal: it is 0. The bounds are n's only, as r is made of x itself:
+// NaN stays NaN, and what is too large for a float becomes infinite.
 INLINE vec exp(vec x) {
     vec bounded = vmax(x < 88.0f ? x : vec{} + 88.0f, vec{} - 87.0f);
     vec t = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
     ivec n = (ivec)t - 0x4b400000;
     vec whole = t - 12582912.0f;
-    vec r = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     vec e = r * (1 / 5040.0f) + 1 / 720.0f;
     e = e * r + 1 / 120.0f;
     e = e * r + 1 / 24.0f;
@@ -243,7 +244,6 @@ INLINE vec exp(vec x) {
     return x < -87.0f ? vec{} : e * power;
 }
 INLINE vec silu(vec x) { return x / (1.0f + exp(-x)); }
-// NaN stays NaN, because it fails both comparisons in `exp`; check for it first where that matters.
 
 // Call `body` with pointers of the right type, for each combination of dtypes that a kernel is built for.
 #define WITH_TYPE(code, T, ...) \

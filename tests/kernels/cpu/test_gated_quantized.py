@@ -199,7 +199,7 @@ def test_their_subnormal_outputs_are_zeros_whatever_the_rows(ops):
         pytest.skip("only tiles of AMX expand them")
     outputs, rows = 2080, 600  # past the caches; one row and 17 aren't
     codes = torch.full((2 * outputs, 32), 0x99, dtype=torch.uint8)  # weights are scales
-    scales = torch.cat((torch.full((outputs, 1), -2.0), torch.full((outputs, 1), 2.0**-14)))
+    scales = torch.cat((torch.full((outputs, 1), -87 / 64), torch.full((outputs, 1), 2.0**-14)))
     weight = QuantizedWeight(codes, 4, 64, scales, 8)
     laid_out = packed(ops, weight)
     expanded, _ = ops.pack_gated(weight.dequantize().bfloat16(), None)
