@@ -10,8 +10,9 @@ a group's part of the product is made of sums of whole numbers, which are exact 
 
     (scale · s) · Σ q (code − zero)  +  offset · (s · Σ q)
 
-The parts are added in fp32, group after group. So a row's result is the same to the bit for any
-number of rows and of threads. Without the option (`x_group` is 0) activations are not rounded.
+The parts are added in fp32, group after group, and a weight's factor multiplies their sum. So a
+row's result is the same to the bit for any number of rows and of threads. Without the option
+(`x_group` is 0) activations are not rounded.
 """
 
 from __future__ import annotations
@@ -87,18 +88,17 @@ def linear(
         values = _grouped(part.whole_numbers(), weight.x_group).double()
         total = torch.zeros(len(x), len(values), dtype=torch.float32, device=x.device)
         scale_of = _ones(part) if part.scales is None else part.scales.float()
-        scale_of = scale_of * part.factor
+        factor = torch.tensor(part.factor, dtype=torch.float32, device=x.device)
         for group in range(scales.shape[1]):
             whole = (codes[:, group] @ values[:, group].T).float()
             of_weight = group * weight.x_group // weight.group
             s = scales[:, group, None]
             total = _fused(scale_of[:, of_weight] * s, whole, total)
             if part.offsets is not None:
-                offset = part.offsets[:, of_weight].float() * part.factor
+                offset = part.offsets[:, of_weight].float()
                 total = _fused(offset, s * sums[:, group, None], total)
-        if bias is not None:
-            total = total + bias[start : start + step]
-        out[:, start : start + step] = total
+        added = torch.zeros(()) if bias is None else bias[start : start + step]
+        out[:, start : start + step] = _fused(total, factor, added.to(x.device))
     return out
 
 

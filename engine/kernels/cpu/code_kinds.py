@@ -48,9 +48,6 @@ def parts_of(
     shape = weight.shape[0], ceil_div(weight.shape[1], weight.group)
     scales = torch.ones(shape, dtype=torch.bfloat16) if weight.scales is None else weight.scales
     offsets = weight.offsets
-    if weight.factor != 1.0:
-        scales = scales.float() * weight.factor
-        offsets = None if offsets is None else offsets.float() * weight.factor
     same = offsets is None or offsets.dtype is scales.dtype
     dtype = scales.dtype if same and scales.dtype in PARTS else torch.float32
     if dtype is torch.float16 and not half_precision:

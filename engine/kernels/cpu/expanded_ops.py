@@ -21,8 +21,8 @@ from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
 
-_LINEAR = Struct("20qdq").pack  # ExpandedArgs
-_EMBED = Struct("23qdq").pack  # ExpandedEmbedArgs
+_LINEAR = Struct("20q2dq").pack  # ExpandedArgs
+_EMBED = Struct("23q2dq").pack  # ExpandedEmbedArgs
 PANEL, TILE = 32, 16  # outputs
 UNIT = 64  # places that lie in one group, at least
 
@@ -50,9 +50,9 @@ class PackedExpandable:
         return self.data.nbytes + self.table.nbytes + others
 
     @property
-    def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets, gated, zero, unit."""
-        return self.kind, PARTS[self.parts], self.zeros, 0, self.gated, 0, self.unit
+    def fields(self) -> tuple[float, ...]:
+        """Return kind, part_type, zeros, offsets, gated, zero, factor, unit."""
+        return self.kind, PARTS[self.parts], self.zeros, 0, self.gated, 0, 1, self.unit
 
 
 def pack_expandable(weight: QuantizedWeight, gated: bool = False) -> PackedExpandable | None:

@@ -88,7 +88,7 @@ static void look_up(int64_t id, float* out, const QuantizedArgs& a) {
     const Codes<KIND> codes(a.table);
     const char* group = a.w + id / PANEL * s.panel;
     const int64_t h = id % PANEL / VEC, lane = id % VEC;
-    const float one = 1;
+    const float one = 1, factor = float(a.factor);
     for (int64_t k = 0; k < a.k; group += s.record) {
         const Parts parts(group, h, Codes<KIND>::UNIT, a);
         const char* at = group + s.head + h * (WORDS / 2);
@@ -96,7 +96,7 @@ static void look_up(int64_t id, float* out, const QuantizedArgs& a) {
             each<PLACES>([&](auto j) INLINE_LAMBDA {
                 const vec value = codes.template number<j()>(load_words(at));
                 const vec less = value - parts.zero * (1 / Codes<KIND>::UNIT);
-                out[a.inputs ? a.inputs[k] : k] = parts.add(vec{}, less, &one, a)[lane];
+                out[a.inputs ? a.inputs[k] : k] = parts.add(vec{}, less, &one, a)[lane] * factor;
                 k++;
             });
     }

@@ -11,6 +11,8 @@
 //
 //   sum over k of x w  =  scale * (sum of x value  -  zero * sum of x)  +  offset * sum of x
 //
+// A factor of all weights, which few formats have, multiplies the sum of all groups.
+//
 // Nothing is rounded but sums: x in bf16 and codes of 4 or 8 bits have exact products in fp32, and for one input that is 1 and
 // no others the result is the weight itself, to the bit. (bf16 rounds a table's entries; codes.h.)
 #pragma once
@@ -30,6 +32,7 @@ struct QuantizedArgs {
     int64_t kind, part_type, zeros, offsets;  // zeros, offsets: whether groups have them
     int64_t gated;  // y = silu(gate) * up: of each panel, the first vector is of gate, the second of up
     double zero;    // of all groups, beside their own
+    double factor;  // multiplies all weights last
 };
 
 enum PartType : int64_t { PART_F32 = 0, PART_BF16 = 1, PART_F16 = 2 };
@@ -102,16 +105,18 @@ __attribute__((noinline)) static void put(const QuantizedArgs& a, int64_t row, i
                 bias[h] = lanes[h] == VEC ? load(from) : load_part(from, lanes[h]);
             });
     }
+    const vec factor = every(float(a.factor));
+    const auto at = [&](int64_t i, int h) INLINE_LAMBDA { return fused(sums[2 * i + h], factor, bias[h]); };
     WITH_TYPE(
         a.y_type, Y, for (int64_t i = 0; i < count; i++) {
             Y* y = (Y*)a.y + (row + i) * a.y_stride + (a.gated ? column / 2 : column);
             if (a.gated) {
-                store(y, silu(sums[2 * i] + bias[0]) * (sums[2 * i + 1] + bias[1]));
+                store(y, silu(at(i, 0)) * at(i, 1));
             } else if (lanes[1] == VEC) {
-                store(y, sums[2 * i] + bias[0]);
-                store(y + VEC, sums[2 * i + 1] + bias[1]);
+                store(y, at(i, 0));
+                store(y + VEC, at(i, 1));
             } else {
-                for (int h = 0; h < 2; h++) store_part(y + h * VEC, sums[2 * i + h] + bias[h], lanes[h]);
+                for (int h = 0; h < 2; h++) store_part(y + h * VEC, at(i, h), lanes[h]);
             }
         });
 }

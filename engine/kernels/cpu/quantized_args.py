@@ -28,14 +28,14 @@ class Laid(Protocol):
     def inputs(self) -> torch.Tensor | None: ...
 
     @property
-    def fields(self) -> tuple[int, ...]:
+    def fields(self) -> tuple[float, ...]:
         """Return what the struct ends with, from the kind on."""
         ...
 
 
 def product_args(
     x: torch.Tensor, weight: Laid, bias: torch.Tensor | None, out: torch.Tensor
-) -> tuple[int, ...]:
+) -> tuple[float, ...]:
     """Return the struct's fields for y = x Wᵀ + b."""
     return (
         x.data_ptr(),
@@ -55,7 +55,7 @@ def product_args(
     )
 
 
-def look_up_args(ids: torch.Tensor, table: Laid, out: torch.Tensor) -> tuple[int, ...]:
+def look_up_args(ids: torch.Tensor, table: Laid, out: torch.Tensor) -> tuple[float, ...]:
     """Return the fields for looking rows up: ids, out, their number, and the table's struct."""
     return (
         ids.data_ptr(),

@@ -21,9 +21,9 @@ from engine.kernels.cpu.table_ops import PackedTables, TableProduct, numbers_of,
 from engine.kernels.launch import launch
 from engine.kernels.quantized_weight import QuantizedWeight
 
-_LINEAR = Struct("20qd").pack  # QuantizedArgs
-_INT8 = Struct("20qdq").pack  # Int8Args
-_EMBED = Struct("23qd").pack  # QuantizedEmbedArgs
+_LINEAR = Struct("20q2d").pack  # QuantizedArgs
+_INT8 = Struct("20q2dq").pack  # Int8Args
+_EMBED = Struct("23q2d").pack  # QuantizedEmbedArgs
 
 VECTOR = {"amx": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
 """Outputs in a vector: VEC in simd.h. A panel has two."""

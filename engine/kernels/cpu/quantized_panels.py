@@ -30,6 +30,7 @@ class PackedPanels:
     zeros: bool
     offsets: bool
     zero: int  # of all groups, beside their own
+    factor: float  # multiplies all weights last
     table: torch.Tensor | None  # fp32 [16]
     inputs: torch.Tensor | None  # int32 [K]
     x_group: int  # inputs that share a scale of activations in 8 bits; 0: these aren't rounded
@@ -41,9 +42,10 @@ class PackedPanels:
         return self.data.nbytes + sum(others)
 
     @property
-    def fields(self) -> tuple[int, ...]:
-        """Return kind, part_type, zeros, offsets, gated, zero."""
-        return self.kind, PARTS[self.parts], self.zeros, self.offsets, self.gated, self.zero
+    def fields(self) -> tuple[float, ...]:
+        """Return kind, part_type, zeros, offsets, gated, zero, factor."""
+        parts = PARTS[self.parts], self.zeros, self.offsets
+        return self.kind, *parts, self.gated, self.zero, self.factor
 
 
 def pack_panels(
@@ -94,6 +96,7 @@ def pack_panels(
         zeros is not None,
         offsets is not None,
         0 if table is not None or isinstance(weight.zero, torch.Tensor) else weight.zero - shift,
+        weight.factor,
         table,
         None if weight.inputs is None else weight.inputs.int(),
         weight.x_group,

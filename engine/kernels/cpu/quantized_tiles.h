@@ -111,9 +111,10 @@ static void put_away(const QuantizedArgs& a, int64_t row, int64_t column, const 
     vec bias[2] = {};
     for (int h = 0; a.bias && h < 2; h++)
         WITH_TYPE(a.bias_type, B, bias[h] = load((const B*)a.bias + column + h * VEC));
+    const vec factor = every(float(a.factor));
     for (int64_t i = 0; i < TILE; i++, sums += 2) {
         const int64_t at = (row + i) * a.y_stride + column;
-        const __m512 low = (__m512)(sums[0] + bias[0]), high = (__m512)(sums[1] + bias[1]);
+        const __m512 low = (__m512)fused(sums[0], factor, bias[0]), high = (__m512)fused(sums[1], factor, bias[1]);
         if (a.y_type == BF16) {
             _mm512_stream_si512((__m512i*)((bf16*)a.y + at), (__m512i)_mm512_cvtne2ps_pbh(high, low));
         } else {

@@ -30,7 +30,7 @@ SHAPES = [(64, 96, 32), (96, 200, 64), (32, 416, 256), (160, 704, 704), (224, 19
 once, groups that are no whole steps of matrix tiles; on AVX512 an odd number of panels, too."""
 EXACT = [
     "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "mxfp4", "q8_0", "q5_0",
-    "gptq of 8 bits", "8 bits with one zero", "fp8",
+    "gptq of 8 bits", "8 bits with one zero", "bitsandbytes int8", "fp8",
 ]  # fmt: skip
 ROUNDING = [
     "q4_0", "q4_1", "awq", "gptq in another order", "q8_0", "gptq of 8 bits", "8 bits with one zero"

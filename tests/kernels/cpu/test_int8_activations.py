@@ -168,11 +168,16 @@ def test_a_weight_with_the_option_joins_only_its_like():
     assert not alike(plain, with_rounded_activations(plain))
 
 
-def test_a_factor_is_worked_into_the_scales(ops):
-    weight = replace(rounding("q8_0", 40, 64, 64), factor=1 / 127)
+def test_a_factor_multiplies_the_sums(ops):
+    weight, bias = replace(rounding("q4_1", 40, 64, 32), factor=1 / 127), numbers(12, 40)
     x = numbers(11, 3, 64)
-    expected = quantized.quantized_linear(x, weight, None)
-    assert off(ops.quantized_linear(x, packed(ops, weight), None), expected.double()) < 1e-6
+    expected = quantized.quantized_linear(x, weight, bias)
+    found = ops.quantized_linear(x, packed(ops, weight), bias)
+    assert off(found, expected.double()) < 1e-6
+    assert ops.variant == "portable" or torch.equal(found, expected)
+    assert bool(
+        ((found - bias - x @ weight.dequantize().T).abs() <= most_lost(x, weight) + 1e-5).all()
+    )
 
 
 def test_a_launch_says_so_and_a_tape_repeats_it(ops):

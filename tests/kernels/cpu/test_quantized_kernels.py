@@ -78,6 +78,8 @@ def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
             return QuantizedWeight(eight, 8, group, part(wide), zeros)
         case "8 bits with one zero":
             return QuantizedWeight(eight, 8, group, part(wide), 127)
+        case "bitsandbytes int8":
+            return QuantizedWeight(eight, 8, inputs, part(wide, 1), 128, factor=1 / 127)
         case "fp8":
             numbers = torch.randn(outputs, inputs, generator=draw).to(torch.float8_e4m3fn)
             numbers[0, :3] = torch.tensor([448.0, -(2**-9), 0.0]).to(torch.float8_e4m3fn)
@@ -87,7 +89,7 @@ def form(name: str, outputs: int, inputs: int, group: int) -> QuantizedWeight:
 
 FORMS = [
     "q4_0", "q4_1", "q4_k", "awq", "gptq in another order", "mxfp4", "q8_0", "q5_0",
-    "gptq of 8 bits", "fp8", "squeezellm", "tables with all else",
+    "gptq of 8 bits", "bitsandbytes int8", "fp8", "squeezellm", "tables with all else",
 ]  # fmt: skip
 
 
@@ -260,8 +262,8 @@ def test_small_groups_stay_exact(ops):
         assert isinstance(laid_out, PackedPanels)
 
 
-def test_weights_with_a_factor_are_rounded_once(ops):
-    """Worked into the scales it is rounded to fp32: rounded to bf16 then, some would differ."""
+def test_weights_with_a_factor_are_not_expanded(ops):
+    """It multiplies sums, so that weights rounded to bf16 before it would be rounded twice."""
     weight = replace(form("q4_0", 32, 128, 128), factor=1 / 3)
     assert isinstance(packed(ops, weight, torch.bfloat16), PackedPanels)
 
@@ -283,12 +285,18 @@ def test_a_table_of_any_numbers_is_exact_in_fp32_and_rounded_to_bf16_at_most(ops
         assert off(found, x.double() @ exact.T) < most
 
 
-def test_a_factor_is_worked_into_the_scales(ops):
-    weight = QuantizedWeight(
-        form("q8_0", 40, 64, 64).codes, 8, 64, numbers(7, 40, 1), 128, factor=1 / 127
-    )
-    found = ops.quantized_embed(torch.arange(40), packed(ops, weight))
-    torch.testing.assert_close(found, weight.dequantize(), rtol=2.0**-22, atol=0)
+def test_a_factor_multiplies_the_weights_last(ops):
+    """To the bit where a sum has one weight; else it multiplies their sum, before the bias."""
+    for name in ("q4_1", "q8_0"):
+        weight = replace(form(name, 40, 64, 16), factor=1 / 3)
+        laid_out, bias = packed(ops, weight), numbers(7, 40)
+        assert torch.equal(ops.quantized_embed(torch.arange(40), laid_out), weight.dequantize())
+        assert torch.equal(
+            ops.quantized_linear(torch.eye(64), laid_out, None), weight.dequantize().T
+        )
+        x = numbers(8, 9, 64)
+        expected = x.double() @ weight.dequantize().double().T + bias
+        assert off(ops.quantized_linear(x, laid_out, bias), expected) < 2e-6
 
 
 def test_other_dtypes_get_expanded_weights(ops, monkeypatch):
