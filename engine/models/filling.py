@@ -49,8 +49,7 @@ def fill(
     head: torch.Tensor | StoredMatrix | None = None
     done, total = 0, source.num_bytes
     for name, tensor in source.tensors():
-        # checkpoints of the bare decoder lack the outermost "model."
-        name = name if name in targets else f"model.{name}"
+        name = _called(name, targets)
         done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
         if name in targets:
             multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE)
@@ -60,11 +59,11 @@ def fill(
         elif model.lm_head.tied_to is not None and name.endswith(HEAD):
             head = tensor  # compared later: the embeddings may come after it
         elif not isinstance(tensor, torch.Tensor):
-            unexpected.append(name.removeprefix("model.model."))
+            unexpected.append(name)
         elif kv_scales.is_kv_scale(name):
             scales[name] = float(tensor.max())
         elif not is_computed(name) and not _is_no_bias(name, tensor, targets):
-            unexpected.append(name.removeprefix("model.model."))
+            unexpected.append(name)
         if progress is not None:
             progress("load", min(done, total), total)
     if head is not None:
@@ -141,10 +140,16 @@ def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> Non
         )
 
 
+def _called(name: str, targets: Mapping[str, Target]) -> str:
+    """Return the model's name of a tensor: checkpoints of the bare decoder lack "model."."""
+    return f"model.{name}" if name not in targets and f"model.{name}" in targets else name
+
+
 def _is_no_bias(name: str, tensor: torch.Tensor, targets: Mapping[str, Target]) -> bool:
     """Return whether it is a bias of zeros of a layer without one, as quantizing tools write."""
-    owner = name.removesuffix("bias") + "weight"
-    return name.endswith(".bias") and isinstance(targets.get(owner), Slot) and not tensor.any()
+    owner = targets.get(_called(name.removesuffix("bias") + "weight", targets))
+    is_matrix = owner is not None and len(owner.shape) == 2
+    return name.endswith(".bias") and is_matrix and not tensor.any()
 
 
 def _place_head(

@@ -22,6 +22,7 @@ from engine.trace.context import Context
 from engine.trace.recorder import Recorder
 from tests.models.quantized_files import FORMATS, gptq, save
 from tests.models.test_gguf_served import answers_of
+from tests.models.test_loader import rewrite
 from tests.support.engine_on_tokens import TokenEngine
 
 PROMPTS = [[5, 3, 9], [4] * 17, list(range(3, 33))]
@@ -66,6 +67,24 @@ def test_layers_left_as_they_were_are_served_beside_the_others(tmp_path):
     with TokenEngine(tmp_path, block_size=4) as engine:
         found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
     assert found == answers_of(reference, PROMPTS)
+
+
+@pytest.mark.parametrize("quantization", [None, "none"])
+def test_what_quantizing_tools_write_beside_the_matrices_changes_nothing(quantization, tmp_path):
+    """Biases of zeros of layers without one, and SqueezeLLM's counts of outliers."""
+    reference = save(FORMATS["squeezellm"], tmp_path)
+    layer = "model.layers.0.self_attn.q_proj"
+
+    def add(name, tensor):
+        rewrite(tmp_path, lambda tensors: tensors.update({name: tensor}))
+
+    add(f"{layer}.bias", torch.zeros(64))
+    add(f"sparse_threshold.{layer}", torch.ones(1))
+    with TokenEngine(tmp_path, block_size=4, quantization=quantization) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+    add(f"{layer}.bias", torch.ones(64))
+    refused(tmp_path, rf"no place for: {layer}\.bias\.", quantization=quantization)
 
 
 # ------------------------------------------------------------------------------ bad checkpoints
@@ -185,6 +204,16 @@ def test_a_bad_tensor_is_refused_in_one_line_that_names_it(what, tmp_path):
     save(FORMATS[form], tmp_path)
     change(tmp_path, f"{LAYER}{end}", into)
     refused(tmp_path, rf"{LAYER}.*{says}")
+
+
+@pytest.mark.parametrize("quantization", [None, "none"])
+@pytest.mark.parametrize("form", ["gptq", "awq", "squeezellm", "mxfp4"])
+def test_a_matrix_that_is_stored_plain_too_is_refused(form, quantization, tmp_path):
+    """Which one would be served depended on the order of their names."""
+    save(FORMATS[form], tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({f"{LAYER}.weight": torch.ones(64, 96)}))
+    says = rf"{LAYER}\.weight twice, quantized and as plain numbers"
+    refused(tmp_path, says, quantization=quantization)
 
 
 SAID = {

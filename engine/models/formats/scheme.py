@@ -52,25 +52,37 @@ class QuantizedCheckpoint:
     """Give the weights of a checkpoint with quantized matrices; see `WeightSource`."""
 
     def __init__(self, checkpoint: Checkpoint, scheme: Scheme) -> None:
-        """Read the names. Raises `ModelError` where no matrix is quantized."""
+        """Read the names.
+
+        Raises `ModelError` where no matrix is quantized, or one is stored plain, too.
+        """
         self._checkpoint, self._scheme = checkpoint, scheme
         self.where, self.num_bytes = checkpoint.where, checkpoint.num_bytes
         self.found = scheme.found
         ends = sorted(scheme.parts, key=len, reverse=True)
         self._owner: dict[str, tuple[str, str]] = {}  # tensor → layer, part
         parts: dict[str, set[str]] = {}
+        others: set[str] = set()
         for name, _ in checkpoint.contents():
             end = next((end for end in ends if name.endswith(end)), None)
             if end is not None:
                 layer = name[: -len(end)]
                 self._owner[name] = layer, end
                 parts.setdefault(layer, set()).add(end)
+            else:
+                others.add(name)
         self._parts = {layer: of for layer, of in parts.items() if of & scheme.marks}
         self.notes = scheme.notes
         if not self._parts:
             raise ModelError(
                 f"{self.where} is {scheme.found.method} by its config, but no matrix in it is: none"
                 f" has {' or '.join(sorted(scheme.marks))}."
+            )
+        twice = self.quantized & others
+        if twice:
+            raise ModelError(
+                f"{self.where} has {min(twice)} twice, quantized and as plain numbers, and doesn't"
+                " say which of them is meant; remove one."
             )
 
     @property
