@@ -60,7 +60,8 @@ class Source:
         if head and self.tied:
             weight = self.model.lm_head.weight.clone()
             self.model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
-            # where this is true, transformers and vLLM take the embeddings for the head
+        if head or not self.tied:
+            # a config may tie a head that isn't the embeddings: vLLM and GGUF files would drop it
             self.config["tie_word_embeddings"] = False
         self.layers = {
             name: layer

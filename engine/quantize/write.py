@@ -47,6 +47,8 @@ def _safetensors(
     """Check what is asked for; return what makes the checkpoint. Raises `ModelError`."""
     packing = PACKINGS[arguments.format]
     bits = arguments.bits or packing.bits[0]
+    if packing.whole_rows and arguments.group_size:
+        raise ModelError(f"{arguments.format} has one scale a row: --group-size can't be given.")
     group = arguments.group_size or source.group(packing.whole_rows)
     widths = {layer.in_features for layer in source.layers.values()}
     if group and any(width % group or group % 8 for width in widths):

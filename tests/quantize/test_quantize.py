@@ -142,6 +142,7 @@ def test_what_cannot_be_quantized_is_told_in_one_line(tmp_path, few, capsys):
         assert says in error, error
 
     refused("pocket", "gptq", "are no whole groups of 100", "--group-size", "100")
+    refused("pocket", "int8", "--group-size can't be given", "--group-size", "32")
     refused("pocket", "gptq", "codes of (4, 8) bits, not 5", "--bits", "5")
     folder = tmp_path / "odd"
     AutoModelForCausalLM.from_config(LlamaConfig(**CONFIG)).save_pretrained(folder)

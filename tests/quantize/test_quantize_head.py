@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
+from engine.config import POCKET_MODEL
 from engine.kernels import BACKENDS, TORCH, Backend
 from engine.quantize import own_text
 from engine.quantize.__main__ import main
@@ -156,6 +158,26 @@ def test_names_of_the_bare_decoder_are_no_other_matrices(tmp_path):
             assert 0.05 < error(after[name], weight) < 0.25, name
         else:
             assert torch.equal(after[name], weight), name
+
+
+@pytest.mark.parametrize("form", ["gptq", "q4_0"])
+@pytest.mark.parametrize("head", [True, False])
+def test_another_head_than_the_embeddings_is_kept_though_config_json_ties_it(
+    head, form, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("engine.models.formats.gguf_folder._kept", lambda: tmp_path / "cache")
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    shutil.copytree(POCKET_MODEL, plain)
+    rewrite(plain, lambda tensors: tensors.update({HEAD: -tensors[TABLE]}))
+    asked = [str(plain), "--format", form, "--weights-only", "--out", str(out)]
+    assert main([*asked, *["--head"] * head]) == 0
+    before = weights_of(str(plain))
+    after = weights_of(str(out / "plain-q4_0.gguf" if form == "q4_0" else out))
+    assert not torch.equal(before[HEAD], before[TABLE])
+    least, most = (0.05, 0.25) if head else (0, 0.01)  # in a GGUF file Q8_0
+    assert least <= error(after[HEAD], before[HEAD]) < most
+    if form == "gptq":
+        assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 def test_a_gguf_file_has_a_head_of_its_own(tmp_path, monkeypatch, capsys):
