@@ -1,7 +1,8 @@
 // Multiply rows by whole groups of numbers that were made of codes, with the rows' totals in registers: for pairs of bf16.
 //
-// Pairs are multiplied so fast that to read and write totals at each group's end takes as long as 6 places of it take. In
-// registers there is room for those of 7 rows: 14 sums, 14 totals, and 4 more for the numbers and for x. What is added, and in which order, is as in piece_by_rows.
+// Pairs are multiplied so fast that to read and write totals at each group's end takes as long as 6 of its places take. In
+// registers there is room for those of 7 rows: 14 sums, 14 totals, and 4 more for the numbers and for x. What is added, and in
+// which order, is as in piece_by_rows.
 #pragma once
 #include "quantized_pieces.h"
 
