@@ -135,10 +135,10 @@ def test_rooms_that_opened_before_the_middle_are_led_too(open_room, both_file, d
     page = open_room("file:///dev/null")
     with served_slowly(both_file.parent) as (url, go_on):
         page.goto(url, wait_until="commit")
-        while len(page.frames) < 3 or not all(f.url.endswith(".html") for f in page.frames):
-            page.wait_for_timeout(50)
-        for frame in page.frames[1:]:
-            until(frame, "globalThis.room?.record.position > 0")
+        for name in ("first", "second"):
+            while not (found := [f for f in page.frames if f.url.endswith(f"/{name}.html")]):
+                page.wait_for_timeout(50)
+            until(found[0], "globalThis.room?.record.position > 0")
         assert page.evaluate("document.readyState") == "loading"
         go_on()
         page.wait_for_selector("tbody td")
@@ -146,6 +146,23 @@ def test_rooms_that_opened_before_the_middle_are_led_too(open_room, both_file, d
         for frame, decision in ((one, difference.first), (other, difference.second)):
             until(frame, f"room.record.entries[room.record.position - 1].seq === {decision.seq}")
             until(frame, f"room.selection.request === {decision.request_id!r}")
+
+
+def test_what_a_room_said_before_it_was_led_moves_nobody(open_room, both_file):
+    """It was under way while the page asked both to go elsewhere: rooms open in two moments."""
+    page = open_room(both_file.as_uri())
+    one, other = rooms(page)
+    other.evaluate(
+        "addEventListener('message', ({ data }) => (globalThis.steps ??= []).push(data.step)), 0"
+    )
+    one.evaluate(
+        "parent.postMessage({ glasshouse: 'moment', led: true, heard: 0, position: 9, step: 3,"
+        " arrived: 0, since: 0 }, '*')"
+    )
+    until(page, "document.querySelector('tbody td').innerText === '3'")
+    one.evaluate("room.goToStep(7)")
+    until(other, "room.record.state.step === 7")
+    assert other.evaluate("globalThis.steps") == [7]
 
 
 def test_rooms_go_together_by_arrival(open_room, tmp_path):

@@ -10,11 +10,13 @@ const frames = [...document.querySelectorAll("iframe")].map(({ contentWindow }) 
 const { names, texts, seqs, requests, followed } = JSON.parse(find("#difference").textContent);
 const together = find("select");
 const moments = [null, null]; // of each room; null until it has opened its record
+const sent = [0, 0]; // messages that asked each room to go
 const number = new Intl.NumberFormat("en-US");
 
 /** Ask a room to show a moment: {by: "step" | "arrival" | "seq", …}. */
 function send(which, moment) {
-  frames[which].postMessage({ glasshouse: "go", ...moment }, "*"); // files have no origin to name
+  const number = ++sent[which];
+  frames[which].postMessage({ glasshouse: "go", number, ...moment }, "*"); // files have no origin to name
 }
 
 function showBothThere() {
@@ -44,7 +46,8 @@ addEventListener("message", ({ source, data }) => {
   moments[which] = data;
   if (first) {
     if (moments.every(Boolean)) showBothThere();
-  } else if (data.led && together.value && moments[1 - which]) {
+  } else if (data.led && data.heard === sent[which] && together.value && moments[1 - which]) {
+    // What a room said before it heard where to go leads nobody.
     const { step, arrived, since } = data;
     send(1 - which, { by: together.value, step, arrived, since });
   }

@@ -7,6 +7,7 @@ export class Beside {
   #said = "";
   #opened = false; // the whole record is there
   #led = true; // its own reader moves it
+  #heard = 0; // the number of the last message that asked it to go
   #queued = { length: -1, positions: [] }; // of the arrivals
 
   constructor(room) {
@@ -59,7 +60,7 @@ export class Beside {
     const said = JSON.stringify(moment);
     if (said === this.#said) return;
     this.#said = said;
-    parent.postMessage({ glasshouse: "moment", led: this.#led, ...moment }, "*");
+    parent.postMessage({ glasshouse: "moment", led: this.#led, heard: this.#heard, ...moment }, "*");
   }
 
   /** Ends of the steps between an arrival, counted from 1, and the next one. */
@@ -70,8 +71,9 @@ export class Beside {
     return record.steps.map((step) => record.endOf(step)).filter((end) => end > from && end < to);
   }
 
-  #go({ by, step, arrived, since, seq, request, asked }) {
+  #go({ by, step, arrived, since, seq, request, asked, number }) {
     const { room } = this;
+    this.#heard = number;
     this.#led = Boolean(asked); // what the middle asks of one moves both
     if (by === "step") room.goToStep(step);
     else if (by === "arrival") {
