@@ -175,9 +175,14 @@ class Streams:
             self._tails[connection.fileno()] = b""
 
     def read(self, seconds: float, events: int = 1) -> None:
-        """Read for this time, longer until `events` have come. Raises `RuntimeError` at an end."""
+        """Read for this time, longer until `events` have come.
+
+        Raises `RuntimeError` when a stream ends, or when they don't come within READY_S more.
+        """
         end, wanted = time.monotonic() + seconds, self.events + events
         while (left := end - time.monotonic()) > 0 or self.events < wanted:
+            if left < -READY_S:
+                raise RuntimeError(f"the server sent nothing for {READY_S} s")
             for key, _ in self._selector.select(max(left, 0.1)):
                 data = key.fileobj.recv(PIECE)  # type: ignore[union-attr]
                 # A stream that is over leaves its connection open: time would pass without tokens.

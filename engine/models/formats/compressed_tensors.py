@@ -98,6 +98,8 @@ class CompressedTensors:
         """Make the matrix of a layer; see `Scheme.filling`."""
         packed = stored.get(".weight_packed")
         if packed is not None:
+            if ".weight" in stored:
+                raise ModelError("it is stored twice, packed and as .weight; remove one")
             make = self._packed if packed.dtype is torch.int32 else self._floats
             return Filling(make(stored, shape))
         if ".weight" in stored and stored[".weight"].dtype is E4M3:
