@@ -1,7 +1,7 @@
 """Build the kernels for AMX with tile instructions in software (`tiles_in_software.h`), for tests.
 
-A CI's machine seldom has AMX. With AVX512-BF16 its sources run there all the same; the product
-neither ships nor loads such a library.
+CI seldom runs on a machine with AMX. With AVX512-BF16 these sources run there all the same; the
+product neither ships nor loads such a library.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ export class Beside {
     this.tell();
   }
 
-  /** Say it again, as one who is led: the middle listens late if its page arrives slowly. */
+  /** Say it again, which leads nobody: the middle listens late if its page arrives slowly. */
   #answer() {
     this.#said = "";
     this.#led = false;
