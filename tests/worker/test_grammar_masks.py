@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from engine.kernels import cpu
 from engine.placeholders import NO_TOKEN
 from engine.structured_outputs import StructuredOutputsParams
 from engine.text.form_to_grammar import checked_grammar
-from engine.worker.sampling.grammar_compiler import CompiledGrammar, GrammarCompiler
+from engine.worker.sampling.grammar_compiler import CompiledGrammar, GrammarCompiler, GrammarError
 from engine.worker.sampling.grammar_masks import GrammarMasks
 from tests.support.schemas import SCHEMAS
 
@@ -200,3 +201,23 @@ def test_masks_of_a_run_are_known_ahead(grammars):
         assert (masks.masks(np.array([0]))[0] == walk[place][0]).all()  # they aren't kept
     assert several > 3
     assert holding(grammar, tokens[:-1]).forced(0) == []  # the last may end the text
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("odd"), MemoryError("full"), BaseException("a panic")]
+)
+def test_one_grammar_that_fails_in_any_way_costs_no_other(grammars, monkeypatch, failure):
+    """One thread compiles for all: if it ended, all later requests would wait for ever."""
+    made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    given = checked_grammar(StructuredOutputsParams(regex=f"a|{failure}"), {}).grammar
+
+    def fail(grammar: str) -> None:
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(grammars, "_compile", fail)
+        grammars.compile_soon(given, made.put)
+        refused = made.get(timeout=10)
+    assert isinstance(refused, GrammarError) and type(failure).__name__ in str(refused)
+    grammars.compile_soon(given, made.put)
+    assert isinstance(made.get(timeout=10), CompiledGrammar)

@@ -5,6 +5,7 @@ Without work it sleeps until an order arrives.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import select
 import socket
@@ -116,7 +117,9 @@ class EngineLoop:
         """Let the loop call `call`, and wake it; from any thread."""
         self._calls.put(call)
         if self._woken is not None:
-            self._woken[1].send(b"\0")
+            # A loop that always has work reads no bytes. Where there is no room, some wait already.
+            with contextlib.suppress(BlockingIOError):
+                self._woken[1].send(b"\0", socket.MSG_DONTWAIT)
 
     def _sleep(self) -> None:
         """Sleep until an order arrives or another thread calls."""

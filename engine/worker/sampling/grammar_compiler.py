@@ -94,10 +94,14 @@ class GrammarCompiler:
         """Compile a grammar on the thread for it, which then calls `then`."""
 
         def order() -> None:
+            made: CompiledGrammar | GrammarError
             try:
-                then(self.compile(grammar))
+                made = self.compile(grammar)
             except GrammarError as error:
-                then(error)
+                made = error
+            except BaseException as error:  # a panic of Rust's, too: later ones need this thread
+                made = GrammarError(f"{type(error).__name__}: {error}"[:500])
+            then(made)
 
         if self._orders is None:
             self._orders = queue.SimpleQueue()
