@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any
 
+from engine.core.admission import RequestError
 from engine.core.engine_core import EngineCore
 from engine.counts import Metric
 from engine.engine_thread import EngineThread, News, NewsQueue
@@ -182,6 +183,9 @@ class AsyncLLM(LocalEngine):
             while not text.finished:
                 if self._take(text, await news_queue.take()):
                     yield request_output(text)
+        except RequestError:  # the core never had it
+            text = None
+            raise
         except _Aborted:
             if text is not None:
                 self._engine.release(request_id, news_queue, "aborted by the program")

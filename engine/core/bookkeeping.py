@@ -24,6 +24,7 @@ class Bookkeeping:
         self.groups: dict[str, list[Request]] = {}  # request id as sent → its living sequences
         self.told_step = 0  # the last step whose outputs were sent
         self.tokens_told = 0  # of that step, see `StepStats.tokens_told`
+        self._num_without = 0  # outputs of the step that is booked which have no token
         self.verification = Verification(scheduler)
 
     def book(
@@ -36,7 +37,7 @@ class Bookkeeping:
         """
         update_started = self.clock()
         news: list[CoreOutput] = []
-        self.tokens_told = 0
+        self.tokens_told = self._num_without = 0
         details, kv = output.details, self.scheduler.kv
         finished = Status.FINISHED  # looked up once, not for every row
         block_size = kv.block_size if kv.caching else sys.maxsize  # of blocks that fill up
@@ -72,7 +73,8 @@ class Bookkeeping:
                     news[-1].index = index
                 self.finish(request, "length", "", "max_tokens is 0: only the prompt was wanted")
         accepted = sum(self.verification.accepted) if verified else 0
-        self.told_step, self.tokens_told = plan.step, self.tokens_told + len(news) + accepted
+        self.told_step = plan.step
+        self.tokens_told += len(news) - self._num_without + accepted
         num_tokens, num_rows = plan.num_tokens, len(plan.rows)
         self.scheduler.costs.observe_step(num_tokens, output.forward_us)
         for pass_rows, pass_us in output.draft_passes:
@@ -205,6 +207,7 @@ class Bookkeeping:
 
     def _last_output(self, request: Request, finish_reason: str) -> CoreOutput:
         """Make the output of a sequence that ends without a token."""
+        self._num_without += 1
         output = CoreOutput(
             request_id=request.core.request_id,
             index=request.index,

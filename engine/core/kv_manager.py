@@ -122,13 +122,20 @@ class KVManager:
 
     # --------------------------------------------------------------------------------- prefix cache
 
+    def looks_up(self, request: Request) -> bool:
+        """Return whether the request may begin with cached blocks.
+
+        Not if the log-probabilities of its prompt are wanted: they need all of it computed.
+        """
+        return self.caching and request.core.params.prompt_logprobs is None
+
     def find_prefix(self, request: Request) -> list[int]:
         """Find the cached blocks that hold the request's beginning. Changes nothing.
 
         Stops before its last token: that one is always computed, since its logits are needed (rule
         5).
         """
-        if not self.caching or request.core.params.prompt_logprobs is not None:
+        if not self.looks_up(request):
             return []
         self._extend_hashes(request, (request.num_tokens - 1) // self.block_size)
         return self.pool.find(request.block_hashes[: (request.num_tokens - 1) // self.block_size])

@@ -270,7 +270,7 @@ class Scheduler:
         insort(self.running, request, key=_rank)
         if not resumed_from:  # what a resumed one finds may be its own, and more than its prompt
             request.num_cached_tokens = len(prefix) * self.kv.block_size
-            if self.kv.caching:
+            if self.kv.looks_up(request):
                 self.stats.prefix_queries += request.num_tokens
                 self.stats.prefix_hits += len(prefix) * self.kv.block_size
         request.first_admitted_ns = request.first_admitted_ns or self.clock()

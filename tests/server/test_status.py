@@ -85,6 +85,45 @@ def test_metrics_count_what_happened(run_server):
         assert blocks[0] == 0 and sum(blocks) == 256
 
 
+def test_a_prompt_without_an_answer_is_counted_too(run_server):
+    """Harnesses ask for the log-probabilities of nothing but prompts."""
+    with run_server() as fresh:
+        for n in (1, 2):
+            fresh.complete("hello", max_tokens=0, echo=True, logprobs=1, n=n)
+        fresh.wait_until_idle()
+        families = metrics(fresh)
+        assert value(families, "vllm:prompt_tokens_total") == 10
+        local = "vllm:prompt_tokens_by_source_total"
+        assert value(families, local, source="local_compute") == 10
+        assert value(families, "vllm:request_queue_time_seconds_count") == 2
+        assert value(families, "vllm:iteration_tokens_total_sum") == 10  # none was drawn
+        assert value(families, "vllm:request_success_total", finished_reason="length") == 3
+        # Such a prompt is computed whatever is cached: nothing is looked up.
+        assert value(families, "vllm:prefix_cache_queries_total") == 0
+
+
+def test_each_sequence_of_a_client_that_leaves_is_counted(run_server):
+    with run_server(step_s=0.02) as slow:
+        for n in (1, 3):
+            body = {"prompt": "a", "max_tokens": 400, "stream": True, "n": n}
+            with slow.http.stream("POST", "/v1/completions", json=body) as answer:
+                next(answer.iter_lines())
+        slow.wait_until_idle()
+        families = metrics(slow)
+        assert value(families, "vllm:request_success_total", finished_reason="abort") == 1 + 3
+        aborted = [line for line in slow.http.get("/trace").text.splitlines()
+                   if json.loads(line)["kind"] == "request.aborted"]  # fmt: skip
+        assert len(aborted) == 1 + 3
+
+
+def test_a_request_that_the_core_refuses_has_not_ended(run_server):
+    with run_server(max_num_seqs=2) as small:
+        assert small.refusal(prompt="a", n=3, max_tokens=2)["param"] == "n"
+        families = metrics(small)
+        for reason in ("stop", "length", "abort", "error"):
+            assert value(families, "vllm:request_success_total", finished_reason=reason) == 0
+
+
 def test_metrics_time_what_a_request_waited_for(run_server):
     with run_server(step_s=0.05) as slow:
         slow.complete("hello", max_tokens=5)

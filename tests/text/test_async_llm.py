@@ -241,6 +241,9 @@ def test_what_can_not_be_served_is_refused_alone(make, prompt, options, error):
             await whole(llm.generate(prompt, **options))
         assert (await good)[0].finished
         assert await is_empty(llm)
+        told = await llm.get_metrics()
+        ended = {m.labels["finished_reason"]: m.value for m in told if "success" in m.name}
+        assert ended == {"stop": 0, "length": 1, "abort": 0, "error": 0}
 
     asyncio.run(run())
 

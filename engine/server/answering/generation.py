@@ -334,8 +334,8 @@ class Generation:
         if entry.id in self._received:
             self.service.recorder.record(RequestRefused(request_id=entry.id, why=why))
         part = self._parts.get(entry.id)
-        if part is not None and entry.num_sequences and not part.text.finished:
-            self.service.metrics.count_success("abort")
+        if part is not None and entry.num_sequences:
+            part.clock.aborted()
 
 
 def _trace_context(http: Request, makes_spans: bool) -> dict[str, str]:

@@ -39,7 +39,7 @@ class OpenRequest:
         self.number = number
         self.mailbox = mailbox
         self.reader: Reader = mailbox  # who gets its news
-        self.num_sequences = 0  # 0 before it is sent
+        self.num_sequences = 0  # that the core may have or have had: 0 before it is sent
         self.booked = False  # the core has taken it
         self.unfinished = NONE  # its sequences that run; none before it is booked
 
@@ -108,6 +108,7 @@ class OpenRequests:
         entry = self._unbooked.get(number)
         if entry is not None:
             self.release(entry)
+            entry.num_sequences = 0
         return entry
 
     def release(self, entry: OpenRequest) -> bool:

@@ -261,9 +261,7 @@ class RequestClock:
             self.first_s[index] = now
             metrics.ttft.observe(now - self.arrival_s)
             if index == 0:
-                usage = self.text.usage
-                metrics.count_prompt(usage.prompt_tokens, usage.cached_tokens)
-                metrics.queue_time.observe(self.text.queued_ns / 1e9)
+                self._prompt_computed()
                 metrics.prefill.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
         else:
             metrics.inter_token.observe(now - last)
@@ -279,6 +277,8 @@ class RequestClock:
         metrics.inference.observe(max(0.0, now - self.text.first_scheduled_ns / 1e9))
         metrics.n_prompt.observe(len(self.text.prompt_token_ids))
         metrics.n_generation.observe(number)
+        if index == 0 and index not in self.first_s:  # max_tokens 0, or nothing could be drawn
+            self._prompt_computed()
         if index in self.first_s:
             decode_s = self.last_s[index] - self.first_s[index]
             metrics.decode.observe(decode_s)
@@ -288,6 +288,17 @@ class RequestClock:
             longest = max(len(sequence.token_ids) for sequence in self.text.sequences)
             metrics.n_max_generation.observe(longest)
             metrics.n_preemptions.observe(self.text.num_preemptions)
+
+    def aborted(self) -> None:
+        """Book the end of the sequences that haven't ended otherwise."""
+        for sequence in self.text.sequences:
+            if sequence.finish_reason is None:
+                self.metrics.count_success("abort")
+
+    def _prompt_computed(self) -> None:
+        usage = self.text.usage
+        self.metrics.count_prompt(usage.prompt_tokens, usage.cached_tokens)
+        self.metrics.queue_time.observe(self.text.queued_ns / 1e9)
 
 
 class HttpSeries:
