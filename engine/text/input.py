@@ -36,6 +36,8 @@ from engine.trace.recorder import Recorder
 Prompt = str | list[int]
 MANY_WORDS = 16
 """Bad words that take about a millisecond."""
+_QUOTED = ("structured_outputs", "tools", "bad_words")
+"""The fields whose errors quote what a client sent."""
 
 
 class InputProcessor:
@@ -182,9 +184,10 @@ class InputProcessor:
         return msgspec.structs.replace(params, grammar=grammar)
 
     def _told(self, error: TextError | ParameterError) -> str:
-        """Return an error as the record tells it: one about a form quotes the request."""
-        quotes = error.param.startswith("structured_outputs")
-        return "its form can't be held" if quotes and not self.recorder.text else str(error)
+        """Return an error as the record tells it: one about words or forms quotes the request."""
+        field = error.param.partition(".")[0]
+        hidden = field in _QUOTED and not self.recorder.text
+        return f"its {field} can't be served (why is withheld)" if hidden else str(error)
 
     def _of_form(self, form: StructuredOutputsParams) -> str:
         """Return the grammar of a form; what it ignores of the form goes into the record."""
@@ -194,7 +197,8 @@ class InputProcessor:
             where = ".".join(filter(None, ("structured_outputs", error.field)))
             raise ParameterError(where, f"structured_outputs: {error}") from None
         for warning in found.warnings:
-            self.recorder.record(EngineWarning(message=f"structured_outputs: {warning}"))
+            told = warning if self.recorder.text else "a part of a form isn't held to"
+            self.recorder.record(EngineWarning(message=f"structured_outputs: {told}"))
         return found.grammar
 
     def _of_calls(self, rules: MessageRules, calls: CallFormat) -> str:
@@ -202,8 +206,9 @@ class InputProcessor:
         try:
             return self.forms.find(self._form_of_calls(rules, calls)).grammar
         except StructuredOutputsError as error:
+            reason = str(error).partition("\n")[0]  # behind it comes the whole grammar
             raise ParameterError(
-                "tools", f"A call of these tools can't be forced: {error}"
+                "tools", f"A call of these tools can't be forced: {reason}"
             ) from None
 
     def _form_of_calls(self, rules: MessageRules, calls: CallFormat) -> StructuredOutputsParams:

@@ -253,6 +253,27 @@ def test_trace_without_text(run_server):
         assert "token_ids" not in record and "text.tokens" not in record
 
 
+def test_what_is_refused_or_warned_of_tells_no_text(run_server):
+    """Errors may quote what they are about, as the client's own answers do."""
+    tool = {"name": "a", "parameters": {"properties": {"b": {"type": "my secret"}}}}
+    forced = {"tools": [{"type": "function", "function": tool}], "tool_choice": "required"}
+    schema = {"type": "string", "format": "my secret"}
+    with run_server(trace_text="off") as private:
+        for body in (
+            {"bad_words": ["\u200bmy secret"]},
+            {"structured_outputs": {"json": {"type": "my secret"}}},
+            {"structured_outputs": {"regex": "(my secret"}},
+            {"structured_outputs": {"json": schema}},
+            {"messages": HI, **forced},
+        ):
+            route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+            private.http.post(route, json={"prompt": "a", "max_tokens": 2, **body})
+        time.sleep(0.2)
+        record = private.http.get("/trace").text
+    assert record.count("request.refused") == 4 and "engine.warning" in record
+    assert "secret" not in record
+
+
 def test_a_record_says_how_its_tokens_read(run_server):
     with run_server() as server:
         server.complete("hello", max_tokens=2, trace="full")
