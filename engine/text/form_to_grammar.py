@@ -19,6 +19,7 @@ from engine.structured_outputs import (
     StructuredOutputsError,
     StructuredOutputsParams,
 )
+from engine.text.schema_formats import without_unknown_formats
 from engine.text.tag_grammar import tag_grammar
 
 WHITESPACE = r"( |\n {0,20})?"
@@ -46,14 +47,16 @@ def checked_grammar(form: StructuredOutputsParams, special: Mapping[str, int]) -
     """
     from llguidance import LLMatcher
 
-    grammar = grammar_of(form, special)
+    unheld: set[str] = set()
+    grammar = grammar_of(form, special, unheld)
     failed, said = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
     if failed:
         where = _place(form) if form.form == "json" else ""
         reason = said[0].strip()[:MOST_OF_A_REASON]
         at = f" at {where}" if where else ""
         raise StructuredOutputsError(form.form, f"{form.form} can't be held{at}: {reason}")
-    return Checked(grammar, [text for text in said if "no tokenizer" not in text])
+    warnings = [f"the format {name!r:.40} holds a string to nothing" for name in sorted(unheld)]
+    return Checked(grammar, warnings + [text for text in said if "no tokenizer" not in text])
 
 
 def _limits() -> Any:
@@ -62,17 +65,20 @@ def _limits() -> Any:
     return LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)
 
 
-def grammar_of(form: StructuredOutputsParams, special: Mapping[str, int]) -> str:
-    """Write a form as llguidance's grammar. Raises `StructuredOutputsError`."""
+def grammar_of(form: StructuredOutputsParams, special: Mapping[str, int], unheld: set[str]) -> str:
+    """Write a form as llguidance's grammar. unheld: gets the formats that it can't hold.
+
+    Raises `StructuredOutputsError`.
+    """
     kind, value = form.form, getattr(form, form.form)
     if kind == "json":
-        return _schema_grammar(schema_of(form), form)
+        return _schema_grammar(schema_of(form), form, unheld)
     if kind == "json_object":
-        return _schema_grammar({"type": "object"}, form)
+        return _schema_grammar({"type": "object"}, form, unheld)
     if kind == "structural_tag":
         tag = _parsed(value, kind)
         _check_schema(tag, kind)
-        return _lark(tag_grammar(tag, special, lambda schema: _with_options(schema, form)))
+        return _lark(tag_grammar(tag, special, lambda part: _with_options(part, form, unheld)))
     _check_size(kind, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if kind == "choice":
         escaped = ("".join(map(_escaped, choice)) for choice in dict.fromkeys(value))
@@ -91,12 +97,13 @@ def schema_of(form: StructuredOutputsParams) -> Any:
     return schema
 
 
-def _schema_grammar(schema: Any, form: StructuredOutputsParams) -> str:
-    return json.dumps({"grammars": [{"json_schema": _with_options(schema, form)}]})
+def _schema_grammar(schema: Any, form: StructuredOutputsParams, unheld: set[str]) -> str:
+    return json.dumps({"grammars": [{"json_schema": _with_options(schema, form, unheld)}]})
 
 
-def _with_options(schema: Any, form: StructuredOutputsParams) -> Any:
-    """Add the options of JSON's grammar to a schema."""
+def _with_options(schema: Any, form: StructuredOutputsParams, unheld: set[str]) -> Any:
+    """Add the options of JSON's grammar to a schema, and leave out formats that it can't hold."""
+    schema = without_unknown_formats(schema, unheld)
     if form.disable_additional_properties:
         schema = _closed(schema)
     options: dict[str, Any] = {"whitespace_pattern": form.whitespace_pattern or WHITESPACE}
@@ -214,7 +221,7 @@ def _place(form: StructuredOutputsParams) -> str:
         nonlocal tried
         tried += 1
         alone = {**shared, **part} if isinstance(part, dict) else part
-        text = _schema_grammar(alone, form)
+        text = _schema_grammar(alone, form, set())
         return LLMatcher.validate_grammar_with_warnings(text, limits=_limits())[0]
 
     def used(part: Any) -> bool:  # what is shared by all may be what fails

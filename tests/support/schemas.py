@@ -120,8 +120,6 @@ UNSERVED: dict[str, tuple[Any, str, str]] = {
     "not": ({"properties": {"a": {"not": {"type": "null"}}}}, "/properties/a", "not"),
     "unique": ({"items": {"uniqueItems": True}}, "/items", "uniqueItems"),
     "a condition": ({"if": {}, "then": {}}, "", "if"),
-    "an unknown format": ({"anyOf": [{}, {"type": "string", "format": "color"}]}, "/anyOf/1",
-                          "color"),
     "overlapping oneOf": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "", "oneOf"),
     "a bad pattern": ({"$defs": {"x": {"type": "string", "pattern": "(a"}},
                        "properties": {"p": {"$ref": "#/$defs/x"}}}, "", "unclosed group"),

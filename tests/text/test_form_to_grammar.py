@@ -18,7 +18,8 @@ from engine.structured_outputs import (
 )
 from engine.text.form_to_grammar import checked_grammar
 from engine.text.grammar_process import GrammarProcess
-from tests.support.schemas import SCHEMAS, UNSERVED
+from engine.text.schema_formats import HELD
+from tests.support.schemas import SCHEMAS, UNSERVED, obj
 
 Form = StructuredOutputsParams
 
@@ -47,6 +48,49 @@ def tokens(byte_level):
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_kind_of_schema_is_held_to(name):
     assert checked_grammar(Form(json=SCHEMAS[name]), {}).warnings == []
+
+
+@pytest.mark.parametrize("name", sorted(HELD))
+def test_a_format_that_is_known_is_held_to(name):
+    """`HELD` is what this llguidance knows: else one would be refused, or held to nothing."""
+    schema = {"properties": {"a": {"type": "string", "format": name}}}
+    found = checked_grammar(Form(json=schema), {})
+    assert found.warnings == [] and name in found.grammar
+    given = json.dumps({"grammars": [{"json_schema": {"type": "string", "format": f"{name}x"}}]})
+    assert LLMatcher.validate_grammar_with_warnings(given)[0]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda part: part,
+        lambda part: obj(a=part),
+        lambda part: {"type": "array", "items": part},
+        lambda part: {"type": "array", "prefixItems": [part]},
+        lambda part: {"anyOf": [{"type": "null"}, part]},
+        lambda part: {"$defs": {"x": part}, **obj(a={"$ref": "#/$defs/x"})},
+        lambda part: {"type": "object", "additionalProperties": part},
+    ],
+)
+@pytest.mark.parametrize("kinds", ["string", ["string", "null"]])
+def test_a_format_that_is_unknown_holds_nothing_and_that_is_told(place, kinds):
+    """A format is an annotation, and pydantic writes some for ordinary types."""
+    found = checked_grammar(Form(json=place({"type": kinds, "format": "uuid4"})), {})
+    assert "'uuid4'" in "".join(found.warnings) and len(found.warnings) == 1
+    without = checked_grammar(Form(json=place({"type": kinds})), {})
+    assert json.loads(found.grammar) == json.loads(without.grammar)
+
+
+def test_only_a_format_that_is_a_keyword_is_left_out(tokens):
+    data = {"format": "mine"}
+    for schema in ({"const": data}, {"enum": [data]}):
+        form = Form(json=schema)
+        assert checked_grammar(form, {}).warnings == []
+        assert follows(tokens, form, '{"format": "mine"}') and not follows(tokens, form, "{}")
+    named = Form(json=obj(format={"const": 1}))
+    assert follows(tokens, named, '{"format": 1}') and not follows(tokens, named, "{}")
+    number = Form(json={"type": "integer", "format": "int64"})
+    assert checked_grammar(number, {}).warnings == []  # nothing is lost
 
 
 @pytest.mark.parametrize("name", UNSERVED)
