@@ -348,11 +348,12 @@ class Server:
         self.timeout = timeout  # seconds for one whole request
         self.facts = Facts()
         self.on_answer: Callable[[], None] = lambda: None
-        self.has_key = bool(api_key)
+        key = (api_key or "").strip()  # a form or a file of secrets may have added a line end
+        self.has_key = bool(key)
         local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
         self.http = httpx.AsyncClient(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={b"Authorization": b"Bearer " + key.encode()} if key else {},
             timeout=httpx.Timeout(timeout, connect=PROBE_SECONDS),
             limits=httpx.Limits(max_connections=None),  # N at once means N at once
             trust_env=not local,  # a proxy can't reach this machine

@@ -137,8 +137,14 @@ def _check_server(options: Options) -> None:
             "--api-server-count above 1 can't be combined with --uds: the kernel divides"
             " connections only among sockets of one port."
         )
-    if "" in options.api_key:
-        raise ConfigError("--api-key is empty: anyone could pass. Leave it out, or give a key.")
+    for key in options.api_key:
+        if not key.strip():
+            raise ConfigError("--api-key is empty: anyone could pass. Leave it out, or give a key.")
+        if key != key.strip() or not key.isprintable():  # the error doesn't show the key
+            raise ConfigError(
+                "--api-key begins or ends with a space, or has a control character: no client could"
+                " send it in a header. Take these out."
+            )
     if "" in options.served_model_name:
         raise ConfigError("--served-model-name has an empty name; leave it out, or give one.")
 

@@ -148,8 +148,12 @@ def _written(where: str, option: str, value: Any) -> Any:
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options of the environment. An empty variable counts as unset."""
-    texts = {name: environ.get(env_name(name)) for name in FIELDS}
+    """Return the options of the environment. An empty variable counts as unset.
+
+    Spaces and line ends around a value are left out: forms and files of secrets add them unseen.
+    """
+    texts = {name: environ.get(env_name(name), "") for name in FIELDS}
+    texts = {name: text.strip() or text for name, text in texts.items()}
     return {
         name: from_text(env_name(name), text, KINDS[name]) for name, text in texts.items() if text
     }

@@ -55,6 +55,15 @@ def verdicts(report: dict) -> dict[str, str]:
     return {f"{c['suite']}/{c['name']}": c["verdict"] for c in report["checks"]}
 
 
+def test_a_key_is_sent_as_it_is_without_what_stands_around_it(tmp_path: Path) -> None:
+    for given in ("sesame", " sesame\r\n"):
+        with serve(api_key="sesame") as url:
+            code, _, text = judge(url, tmp_path, "--test", "single", "--api-key", given)
+        assert code == 0, text
+    with serve() as url:  # any text can be sent
+        assert judge(url, tmp_path, "--test", "single", "--api-key", "sésame €")[0] == 0
+
+
 def test_a_working_server_passes_every_check(tmp_path: Path) -> None:
     with serve(api_key="secret") as url:
         code, report, text = judge(url, tmp_path, "--api-key", "secret")

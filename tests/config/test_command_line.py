@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from engine.config import ConfigError, EngineConfig
@@ -87,6 +89,27 @@ def test_several_names_and_keys():
     for bad in ("[1]", '["a"', "[null]"):
         with pytest.raises(ConfigError, match=r"API_KEY|--api-key"):
             parse(API_KEY=bad)
+
+
+def test_what_stands_around_a_variable_is_left_out():
+    """A form or a file of secrets adds a line end that nobody sees, and nobody could send."""
+    config = parse(API_KEY=" open sesame\r\n", MODEL_NAME="a/b\n", PORT=" 9000 ", HF_TOKEN="t\n")
+    told = (config.api_key, config.model, config.port, config.hf_token)
+    assert told == (["open sesame"], "a/b", 9000, "t")
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "\n", " padded", "padded ", "two\nlines", "a\tb", "\xa0a"]
+)
+def test_a_key_that_no_client_could_send_is_refused(key):
+    for given in ({"API_KEY": json.dumps(["fine", key])}, {}):
+        flags = [] if given else ["--api-key", "fine", key]
+        with pytest.raises(ConfigError, match="--api-key") as refused:
+            parse(*flags, **given)
+        assert "padded" not in str(refused.value)
+    if key.strip() == "" and key:  # it must not leave the server open
+        with pytest.raises(ConfigError, match="--api-key is empty"):
+            parse(API_KEY=key)
 
 
 def test_other_words_for_a_dtype():

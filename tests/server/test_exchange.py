@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -319,6 +320,21 @@ def test_several_names_and_keys(run_server):
             assert server.complete("a", model=name, max_tokens=1)["model"] == "first"
         refused = server.refusal(status=404, prompt="a", model="third")
         assert "'first', 'second'" in refused["message"]
+
+
+def test_a_key_may_have_any_printable_characters(run_server):
+    """Clients send UTF-8 (curl, ours) or, where that suffices, Latin-1 (requests)."""
+    keys = ["a bc", "sésame à", "ключ €", '"quoted", {json}', "a" * 4000]
+    with run_server(api_key=keys) as server:
+        for key in keys:
+            ways = {key.encode()}
+            with contextlib.suppress(UnicodeEncodeError):
+                ways.add(key.encode("latin-1"))
+            for name, before in ((b"authorization", b"Bearer "), (b"x-api-key", b"")):
+                for sent in [*ways, key.encode()[:-1], key.encode() + b"x"]:
+                    headers = [(name, before + sent)]
+                    answer = httpx.get(f"{server.url}/v1/models", headers=headers)
+                    assert answer.status_code == (200 if sent in ways else 401), (key, sent)
 
 
 @pytest.mark.parametrize("path", sorted(ABSENT))

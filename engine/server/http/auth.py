@@ -6,6 +6,7 @@ a streamed chunk.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Sequence
 
@@ -38,7 +39,7 @@ class ApiKey:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self.app = app
-        self.keys = [key.encode() for key in keys]
+        self.keys = [_as_sent(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_open(get_route_path(scope)):
@@ -61,7 +62,8 @@ class ApiKey:
         """Return which of the keys a request carries."""
         # All are compared, so that the time doesn't tell which one nearly matched.
         same = [
-            [hmac.compare_digest(given, key) for key in self.keys] for given in given_keys(scope)
+            [max(hmac.compare_digest(given, way) for way in ways) for ways in self.keys]
+            for given in given_keys(scope)
         ]
         places = [row.index(True) for row in same if any(row)]
         return places[0] if places else None
@@ -76,10 +78,18 @@ def given_keys(scope: Scope) -> list[bytes]:
     """Return the keys that a request carries, of any worth."""
     headers = Headers(scope=scope)
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = [token.strip()] if scheme.lower() == "bearer" else []
+    given = [token] if scheme.lower() == "bearer" else []
     if "x-api-key" in headers:
-        given.append(headers["x-api-key"].strip())
-    return [text.encode() for text in given]
+        given.append(headers["x-api-key"])
+    return [text.strip(" \t").encode("latin-1") for text in given]  # as they were sent
+
+
+def _as_sent(key: str) -> list[bytes]:
+    """Return a key as clients send it: HTTP names no encoding, most take UTF-8, some Latin-1."""
+    ways = {key.encode()}
+    with contextlib.suppress(UnicodeEncodeError):
+        ways.add(key.encode("latin-1"))
+    return sorted(ways)
 
 
 def is_open(path: str) -> bool:
