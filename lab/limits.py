@@ -11,10 +11,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.machine import busy_cores
 from engine.kernels.machine_limits import machine_limits
 from engine.worker import host
 
 TRIES = 5
+LOOK_S = 0.5  # how long to look at what other programs do
+BUSY = 0.3  # cores
 CUDA_BYTES = 1 << 30
 CUDA_MATRIX = 8192
 
@@ -63,21 +66,33 @@ def _timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def threads() -> int:
-    """Return the number of threads for the model on a CPU.
+def threads(busy: float) -> int:
+    """Return the number of threads for the model on a CPU: one a core that others leave free.
 
-    One a core; one in all where other programs fill the cores, because threads that wait for each
-    other are then slower than one.
+    busy: how many cores other programs use. Threads wait for each other, so a thread that must
+    share its core makes all of them slower than fewer would be.
     """
-    return 1 if _busy() else host.physical_cores()
+    free = (os.cpu_count() or 1) - busy
+    return max(1, min(host.physical_cores(), int(free + 0.5)))
 
 
-def _busy() -> bool:
-    return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+def cores_of_others() -> float:
+    """Measure how many cores' time other programs use, while this one sleeps.
+
+    Where the system counts no ticks, return its average of the last minute, which includes what
+    this program did.
+    """
+    try:
+        return busy_cores(LOOK_S)
+    except OSError:
+        return os.getloadavg()[0]
 
 
-def describe_machine(device: torch.device) -> list[str]:
-    """Describe device, memory, driver and libraries, as the system states them."""
+def describe_machine(device: torch.device, busy: float) -> list[str]:
+    """Describe device, memory, driver and libraries, as the system states them.
+
+    busy: how many cores other programs use.
+    """
     threads = torch.get_num_threads()
     lines = [f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'} for the model"]
     if device.type == "cuda":
@@ -89,10 +104,10 @@ def describe_machine(device: torch.device) -> list[str]:
         lines.append(f"driver {_driver()}, CUDA {torch.version.cuda}")
     else:
         lines.append("no CUDA device: the engine computes on the CPU")
-    if _busy():
+    if busy >= BUSY:
         lines.append(
-            f"busy: {os.getloadavg()[0]:.1f} programs want to run on {os.cpu_count()} cores, so"
-            " times here are longer than the machine's own"
+            f"busy: other programs use {busy:.1f} of {os.cpu_count()} cores, so times here are"
+            " longer, and scatter more, than the machine's own"
         )
     lines.append(f"Python {platform.python_version()}, torch {torch.__version__}")
     return lines

@@ -32,7 +32,7 @@ def show(
         raise ModelError(str(error)) from None
     terminal = Terminal()
     try:
-        machine = describe_machine(bench.device)
+        machine = describe_machine(bench.device, bench.busy)
         terminal.title(_shown(model), quick, len(chapters), machine)
         sections = [
             _run(chapter, number, bench, terminal) for number, chapter in enumerate(chapters, 1)

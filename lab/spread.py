@@ -9,9 +9,14 @@ from lab.chapter import quantity
 
 
 def shown(tries: Sequence[float], unit: str) -> str:
-    """Write the lowest and the highest of several tries; nothing for one."""
+    """Write the lowest and the highest of several tries; nothing for one.
+
+    A unit that every figure has stands once; seconds and bytes choose one for each.
+    """
     if len(tries) < 2:
         return ""
+    if unit not in ("s", "B", "share", "×"):
+        return f"{quantity(min(tries), '')} – {quantity(max(tries), unit)}"
     return f"{quantity(min(tries), unit)} – {quantity(max(tries), unit)}"
 
 

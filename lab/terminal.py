@@ -1,4 +1,4 @@
-"""Show the lab on a terminal: chapters as rich text, 100 columns wide."""
+"""Show the lab on a terminal: chapters as rich text, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from lab.chapter import Chapter, Expectation, Outcome, quantity
 from lab.spread import shown
 from lab.terminal_drawings import draw
 
-WIDTH = 100
+WIDTH = 100  # columns, on a terminal that has so many; in a file always
 
 
 class Terminal:
     """Show a chapter in the order in which it happens."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(width=WIDTH, highlight=False)
+        self.console = console or Console(highlight=False)
+        terminal = self.console.is_terminal
+        self.width = min(WIDTH, self.console.width) if terminal else WIDTH
+        self.console.width = self.width
 
     def title(self, model: str, quick: bool, number: int, machine: list[str]) -> None:
         chapters = "1 chapter" if number == 1 else f"{number} chapters"
@@ -35,12 +38,12 @@ class Terminal:
         heading = Text.assemble((f" {number} ", "bold reverse"), (f" {chapter.title} ", "bold"))
         body = Text(chapter.idea)
         self.console.print(
-            Panel(body, title=heading, title_align="left", width=WIDTH, border_style="dim")
+            Panel(body, title=heading, title_align="left", width=self.width, border_style="dim")
         )
 
     def expect(self, expectations: list[Expectation]) -> None:
         """Show the prediction, before the run."""
-        table = _table("the prediction", "expected", "because")
+        table = _table(self.width, "the prediction", "expected", "because")
         for item in expectations:
             table.add_row(item.what, quantity(item.value, item.unit), Text(item.why, style="dim"))
         self.console.print(table)
@@ -59,7 +62,8 @@ class Terminal:
         """Show the outcome beside what was expected."""
         console = self.console
         if any(item.key in outcome.measured for item in expectations):
-            table = _table("measured on this machine, now", "expected", "measured", "÷")
+            names = ("measured on this machine, now", "expected", "measured", "÷")
+            table = _table(self.width, *names)
             for what, expected, measured, ratio, tries in comparison(expectations, outcome):
                 table.add_row(what, expected, measured, ratio)
                 if tries:
@@ -68,12 +72,12 @@ class Terminal:
             console.print(table)
         console.print()
         for finding in outcome.findings:
-            console.print(_item("•", finding))
+            console.print(self._item("•", finding))
         for missing in outcome.not_shown:
-            console.print(_item("!", f"not shown here: {missing}", "yellow"))
+            console.print(self._item("!", f"not shown here: {missing}", "yellow"))
         for drawing in outcome.drawings:
             console.print()
-            console.print(_indented(draw(drawing)))
+            console.print(_indented(draw(drawing, self.width - 4)))
         console.print()
         console.print(
             Text.assemble(
@@ -83,7 +87,14 @@ class Terminal:
         )  # fmt: skip
 
     def cannot(self, reason: str) -> None:
-        self.console.print(_item("!", f"not shown here: {reason}", "yellow"))
+        self.console.print(self._item("!", f"not shown here: {reason}", "yellow"))
+
+    def _item(self, mark: str, text: str, style: str = "") -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=2, justify="right")
+        grid.add_column(width=self.width - 5)
+        grid.add_row(Text(mark, style=style or "dim"), Text(text, style=style))
+        return grid
 
     def end(self, seconds: float, report: str) -> None:
         self.console.print()
@@ -107,14 +118,14 @@ def comparison(expectations: list[Expectation], outcome: Outcome) -> list[list[s
     return rows
 
 
-def _table(first: str, *others: str) -> Table:
+def _table(width: int, first: str, *others: str) -> Table:
     table = Table(
-        box=None, width=WIDTH - 1, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
+        box=None, width=width - 1, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim italic"
     )
     if "because" in others:
-        table.add_column(first, width=36)
+        table.add_column(first, width=36 if width == WIDTH else 28, overflow="fold")
     else:
-        table.add_column(first, ratio=1)
+        table.add_column(first, ratio=1, overflow="fold")
     for name in others:
         if name == "because":
             table.add_column(name, ratio=1)
@@ -123,18 +134,10 @@ def _table(first: str, *others: str) -> Table:
             table.add_column(
                 name,
                 justify="right",
-                width={"expected": 14, "measured": 24}.get(name, 6),
+                width={"expected": 16, "measured": 24 if width == WIDTH else 18}.get(name, 6),
                 style=style,
             )
     return table
-
-
-def _item(mark: str, text: str, style: str = "") -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=2, justify="right")
-    grid.add_column(width=WIDTH - 5)
-    grid.add_row(Text(mark, style=style or "dim"), Text(text, style=style))
-    return grid
 
 
 def _indented(content: RenderableType) -> RenderableType:

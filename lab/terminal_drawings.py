@@ -12,6 +12,7 @@ from lab.chapter import quantity
 from lab.drawings import (
     EMPTY,
     PALETTE,
+    Bar,
     Bars,
     Cells,
     Drawing,
@@ -23,18 +24,18 @@ from lab.drawings import (
 )
 from lab.spread import shown
 
+WIDTH = 96  # columns of a drawing, where there are so many
 LABEL = 26  # columns of a label
-BAR = 46  # columns of the longest bar
-PIECES = 90  # columns of a text cut into tokens
-PLOT = (72, 13)  # columns and rows of a line plot; odd, so that one row is the middle
+BAR = 46  # columns of the longest bar, where they are left
+ROWS = 13  # of a line plot; odd, so that one row is the middle
 EIGHTHS = " ▏▎▍▌▋▊▉"
 DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille cell, [x][y]
 
 
-def draw(drawing: Drawing) -> RenderableType:
-    """Draw any drawing, with its title and legend, at most 96 columns wide."""
+def draw(drawing: Drawing, width: int = WIDTH) -> RenderableType:
+    """Draw any drawing, with its title and legend, at most `width` columns wide (76 or more)."""
     lines = [Text(drawing.title, style="bold")]
-    lines += _DRAW[type(drawing)](drawing)
+    lines += _DRAW[type(drawing)](drawing, width)
     legend = getattr(drawing, "legend", [])
     if legend:
         lines.append(_legend(legend, "─" if isinstance(drawing, Lanes) else "·"))
@@ -59,39 +60,47 @@ def _label(text: str) -> Text:
     return label
 
 
-def _bars(drawing: Bars) -> list[Text]:
+def _bars(drawing: Bars, width: int) -> list[Text]:
     longest = max((bar.reach for bar in drawing.bars), default=0.0) or 1.0
+    behind = [_behind(bar, drawing.unit) for bar in drawing.bars]
+    longest_bar = max(10, min(BAR, width - LABEL - max(map(len, behind), default=0)))
     lines = []
-    for bar in drawing.bars:
+    for bar, text in zip(drawing.bars, behind, strict=True):
         line, end, drawn = _label(bar.label), 0.0, 0
         for value, colour in bar.parts:
-            end += value / longest * BAR
+            end += value / longest * longest_bar
             whole, eighth = int(end), int((end - int(end)) * 8)
             last = colour == bar.parts[-1][1]
             line.append("█" * (whole - drawn), _style(colour))
             if last and eighth:
                 line.append(EIGHTHS[eighth], _style(colour))
             drawn = whole
-        line.append(f" {bar.text or quantity(bar.total, drawing.unit)}")
-        if bar.spread is not None:
-            line.append(f" ({shown(bar.spread, drawing.unit)})", "dim")
-        lines.append(line)
+        lines.append(line.append_text(text))
     return lines
 
 
-def _cells(drawing: Cells) -> list[Text]:
-    width = max((len(label) for label, _ in drawing.rows), default=0) + 1
+def _behind(bar: Bar, unit: str) -> Text:
+    text = Text(f" {bar.text or quantity(bar.total, unit)}")
+    if bar.spread is not None:
+        text.append(f" ({shown(bar.spread, unit)})", "dim")
+    return text
+
+
+def _cells(drawing: Cells, width: int) -> list[Text]:
+    label_width = max((len(label) for label, _ in drawing.rows), default=0)
+    room = width - label_width - 1
     lines = []
     for label, cells in drawing.rows:
-        line = Text.assemble((f"{label:>{width - 1}} ", "dim"))
-        for cell in cells:
-            line.append("·" if cell == EMPTY else "■", _style(cell))
-        lines.append(line)
+        for begin in range(0, len(cells), room):  # a row that is too long goes on below
+            line = Text.assemble((f"{label if not begin else '':>{label_width}} ", "dim"))
+            for cell in cells[begin : begin + room]:
+                line.append("·" if cell == EMPTY else "■", _style(cell))
+            lines.append(line)
     return lines
 
 
-def _lanes(drawing: Lanes) -> list[Text]:
-    width, end = 78, drawing.end or 1.0
+def _lanes(drawing: Lanes, width: int) -> list[Text]:
+    width, end = width - 18, drawing.end or 1.0
     lines = []
     for label, spans in drawing.lanes:
         columns: list[int | None] = [None] * width
@@ -113,8 +122,8 @@ def _lanes(drawing: Lanes) -> list[Text]:
     return lines
 
 
-def _lines(drawing: Lines) -> list[Text]:
-    columns, rows = PLOT
+def _lines(drawing: Lines, width: int) -> list[Text]:
+    columns, rows = width - 24, ROWS
     x_axis = Axis(*drawing.range(0), drawing.log_x)
     y_axis = Axis(*drawing.range(1), drawing.log_y)
     dots = [[0] * columns for _ in range(rows)]
@@ -147,13 +156,13 @@ def _lines(drawing: Lines) -> list[Text]:
     return [Text(" " * 12 + drawing.y_name, "dim"), *lines, _legend(legend)]
 
 
-def _pieces(drawing: Pieces) -> list[Text]:
+def _pieces(drawing: Pieces, width: int) -> list[Text]:
     lines = []
     for label, pieces in drawing.lines:
         line = Text.assemble((f"{label:<9.9} ", "dim"))
         for i, piece in enumerate(pieces):
             line.append(printable(piece), f"{PALETTE[i % 3]} reverse")
-        line.truncate(PIECES, overflow="ellipsis")
+        line.truncate(width - 6, overflow="ellipsis")
         line.append(f"  {len(pieces)}", "dim")
         lines.append(line)
     return lines

@@ -36,7 +36,7 @@ from engine.trace.recorder import Recorder
 from engine.worker import host
 from engine.worker.model_runner import ModelRunner
 from engine.worker.sampling.grammar_compiler import CompiledGrammar
-from lab.limits import Limits, measure_limits, threads
+from lab.limits import Limits, cores_of_others, measure_limits, threads
 
 SEATS = 64
 TURNS = 3
@@ -153,11 +153,12 @@ class Workbench:
         self.policy = policy
         self.device = host.pick_device("auto")
         on_gpu = self.device.type == "cuda"
+        self.busy = cores_of_others()
         self.config = EngineConfig(
             model=model,
             hf_token=os.environ.get("HF_TOKEN"),
             max_num_seqs=SEATS,
-            cpu_threads=threads(),
+            cpu_threads=threads(self.busy),
             gpu_memory_utilization=CUDA_SHARE if on_gpu else 0.9,
         )
         if not on_gpu:

@@ -14,7 +14,7 @@ from engine.core.scheduler import Scheduler
 from engine.trace.events import StepFinished, StepPlanned, StepRow
 from lab.chapter import CannotShow
 from lab.chapters import CHAPTERS
-from lab.drawings import Lines
+from lab.drawings import Bars, Lines
 from lab.grammars import ANSWERS, EXAMPLE, fits, steps_of_all
 from lab.workbench import Job, Run
 
@@ -155,6 +155,25 @@ def test_fewer_bits_err_as_predicted(ran):
             expected[f"error-{bits}"].value, rel=0.1
         )
     assert "all weights: " in outcome.findings[-2]
+    assert "−0.0000" not in " ".join(outcome.findings)
+
+
+def test_fewer_bits_save_no_more_than_their_share(bench):
+    """A model in the caches is read faster than memory allows, so memory's time can't be saved."""
+    expected = {item.key: item for item in BY_NAME["fewer-bits"].predict(bench)}
+    assert 1 < expected["quantized"].value / expected["plain"].value < 16 / 4
+
+
+def test_a_bar_says_its_figure_once(ran):
+    """Its spread stands behind it anyway."""
+    for name in BY_NAME:
+        try:
+            drawings = ran(name)[1].drawings
+        except CannotShow:
+            continue
+        for drawing in drawings:
+            if isinstance(drawing, Bars):
+                assert not any(bar.text and bar.spread for bar in drawing.bars), name
 
 
 def test_draws_follow_their_parameters(ran):

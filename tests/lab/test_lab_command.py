@@ -21,7 +21,8 @@ from lab.command import main
 from lab.drawings import EMPTY, Bar, Bars, Cells, Lanes, Lines, Pieces, Series, printable
 from lab.operations import operations_of
 from lab.report import Section, report
-from lab.spread import compared
+from lab.spread import compared, shown
+from lab.terminal import Terminal
 from lab.whole import percentile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ CPU = torch.device("cpu")
 DRAWINGS = [
     Bars("bars <&>", "s", [Bar("a", [(1.0, 0), (2.0, 1)]), Bar("none", [(0.0, 2)])], [("x", 0)]),
     Bars("whiskers", "s", [Bar("a", [(2.0, 0)], spread=(1.5, 9.0)), Bar("b", [(3.0, 1)])]),
+    Bars("rates", "tokens/s", [Bar("a", [(2e3, 0)], spread=(1e3, 2e3))]),
     Lines("lines", "x", "seconds", [Series("a", [(1, 2.0), (10, 3.0)])], log_x=True, log_y=True),
     Lines("flat", "x", "y", [Series("one point", [(1, 2.0)]), Series("two", [(0, 0), (2, 4)])]),
     Cells("cells", [("0", [0, 1, EMPTY] * 30)], [("free", EMPTY)]),
@@ -97,11 +99,38 @@ def test_a_drawing_is_well_formed_and_fits_a_terminal(drawing):
     figure = svg.figure(drawing)
     ET.fromstring(figure)
     assert "nan" not in figure and "inf" not in figure
+    for width in (76, 96):
+        out = StringIO()
+        Console(file=out, width=200).print(terminal_drawings.draw(drawing, width))
+        lines = [line.rstrip() for line in out.getvalue().splitlines()]
+        assert lines[0] == drawing.title and "\x1b" not in out.getvalue()
+        assert len(lines) > 1 and max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_chapter_fits_the_terminal(width):
     out = StringIO()
-    Console(file=out, width=100).print(terminal_drawings.draw(drawing))
-    lines = out.getvalue().splitlines()
-    assert lines[0].strip() == drawing.title and "\x1b" not in out.getvalue()
-    assert len(lines) > 1 and max(map(len, lines)) <= 100
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    terminal, chapter = Terminal(console), CHAPTERS[0]
+    expected = [
+        Expectation(
+            "k",
+            "model.layers.0.mlp.up_proj.weight, which is long",
+            18295.0,
+            "tokens/s",
+            "why " * 30,
+        )
+    ]
+    outcome = Outcome({"k": 4.0}, ["found " * 30], DRAWINGS, ["no GPU"], {"k": [4.0, 3.0, 1145.0]})
+    terminal.title("pocket", True, 3, ["a machine"])
+    terminal.open(1, chapter)
+    terminal.expect(expected)
+    terminal.close(chapter, expected, outcome, 3.0)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= min(width, 100)
+    assert len(lines[3]) == min(width, 100)  # the box of the idea: all that there is
+    assert "…" not in out.getvalue().split("pieces")[0]  # nothing is cut off but a long text
+    assert any("18,295 tokens/s" in line for line in lines)  # a figure and its unit, unbroken
 
 
 def test_only_runs_the_chapters_named_and_writes_them(folder, tmp_path, capsys):
@@ -155,6 +184,12 @@ def test_the_script_exits_with_2_and_one_line():
     assert done.stderr.count("\n") == 1
 
 
+def test_a_range_has_its_unit_once():
+    assert shown([1145.0, 5767.0], "tokens/s") == "1,145 – 5,767 tokens/s"
+    assert shown([0.002, 2.0], "s") == "2 ms – 2 s"
+    assert shown([2.0, 3.5], "×") == "2× – 3.50×" and shown([1.0], "s") == ""
+
+
 def test_quantities_are_written_for_readers():
     assert quantity(0.00123, "s") == "1.23 ms"
     assert quantity(2e-7, "s") == "0.20 µs"
@@ -172,14 +207,35 @@ def test_tokens_are_shown_on_one_line_whatever_they_hold():
     assert printable("\x00\x1b[2J") == "▯▯[2J"  # a terminal must not obey a token
 
 
-def test_on_a_busy_machine_one_thread_computes(monkeypatch):
+def test_threads_leave_the_cores_of_others_alone(monkeypatch):
     monkeypatch.setattr(limits.host, "physical_cores", lambda: 4)
     monkeypatch.setattr(limits.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(limits.os, "getloadavg", lambda: (0.5, 0.0, 0.0))
-    assert limits.threads() == 4
-    monkeypatch.setattr(limits.os, "getloadavg", lambda: (9.0, 0.0, 0.0))
-    assert limits.threads() == 1
-    assert any(line.startswith("busy: 9.0 programs") for line in limits.describe_machine(CPU))
+    for busy, wanted in ((0.0, 4), (0.3, 4), (1.1, 3), (2.0, 2), (4.0, 1), (9.0, 1)):
+        assert limits.threads(busy) == wanted
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 8)  # two processors a core: four are free
+    assert limits.threads(3.0) == 4
+    assert not any(line.startswith("busy") for line in limits.describe_machine(CPU, 0.1))
+    assert any(line.startswith("busy: other programs use 1.5") for line in
+               limits.describe_machine(CPU, 1.5))  # fmt: skip
+
+
+def test_a_program_that_computes_is_seen_at_once():
+    """The system's average of a minute would not show it yet."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(spin) as process:
+        try:
+            assert limits.cores_of_others() > 0.2  # of a core, which others may want, too
+        finally:
+            process.kill()
+
+
+def test_where_no_ticks_are_counted_the_average_of_a_minute_is_taken(monkeypatch):
+    def missing(seconds):
+        raise FileNotFoundError("/proc/stat")
+
+    monkeypatch.setattr(limits, "busy_cores", missing)
+    monkeypatch.setattr(limits.os, "getloadavg", lambda: (2.5, 0.0, 0.0))
+    assert limits.cores_of_others() == 2.5
 
 
 def test_an_axis_goes_there_and_back():
