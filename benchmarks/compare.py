@@ -25,8 +25,16 @@ REPEATS = 3
 def main(argv: Sequence[str] | None = None, name: str = "python -m benchmarks.compare") -> int:
     """Measure, print the table and write the results; returns 0."""
     parser = argparse.ArgumentParser(prog=name, description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        choices=SHAPES,
+        default=list(SHAPES),
+        help="models to measure [all]",
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["bfloat16", "float32"], help="of weights [bfloat16 float32]"
+    )
     parser.add_argument("--quick", action="store_true", help="one repeat, bfloat16 only")
     parser.add_argument(
         "--out",

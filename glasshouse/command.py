@@ -32,7 +32,11 @@ def serve(argv: Sequence[str], name: str) -> int:
 
 
 def classroom(argv: Sequence[str], name: str) -> int:
-    return serve([*CLASS_FLAGS, *argv], name)
+    try:
+        return serve([*CLASS_FLAGS, *argv], name)
+    finally:
+        if {"-h", "--help"}.intersection(argv):
+            print(f"\n{name} is glasshouse serve {' '.join(CLASS_FLAGS)}; flags of yours win.")
 
 
 def chat(argv: Sequence[str], name: str) -> int:

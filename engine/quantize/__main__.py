@@ -47,10 +47,21 @@ def _checked(arguments: argparse.Namespace) -> Path:
 def _arguments(argv: Sequence[str] | None, name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description="Make a quantized model.")
     parser.add_argument("model", help="pocket, smollm2, a folder or a hub id")
-    parser.add_argument("--format", required=True, choices=[*SAFETENSORS, *GGUF])
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=[*SAFETENSORS, *GGUF],
+        help="how the codes are stored: gptq, awq-like (AWQ's layout), w4a16 and int8"
+        " (compressed-tensors) as safetensors, q4_0 and q8_0 as a GGUF file",
+    )
     parser.add_argument("--out", required=True, help="an empty folder, or one to be made")
-    parser.add_argument("--bits", type=int, help="of a code, where the format has a choice")
-    parser.add_argument("--group-size", type=int, help="inputs that share a scale")
+    parser.add_argument("--bits", type=int, help="of a code: for gptq 4 or 8 [4]")
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        help="inputs that share a scale, for gptq, awq-like and w4a16 [128, or 64 or 32 where"
+        " rows are no whole groups of more]",
+    )
     parser.add_argument(
         "--head",
         action="store_true",

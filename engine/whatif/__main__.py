@@ -95,7 +95,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
         description="Run the requests of a record again, under other settings, through the real"
-        " core on simulated time. The record comes from --trace-file or GET /trace.",
+        " core on simulated time. The record comes from --trace-file or GET /trace. What is left"
+        " out stays as it was recorded.",
     )
     add = parser.add_argument
     add("file", type=Path, help="a record, one JSON object a line")
@@ -107,10 +108,22 @@ def _parser(name: str) -> argparse.ArgumentParser:
         ("--block-size", "tokens of a block"),
     ):
         add(flag, type=_positive, metavar="N", help=text)
-    add("--preemption-mode", choices=("recompute", "swap", "auto"))
-    add("--scheduling-policy", choices=("fcfs", "priority"))
-    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    add("--async-scheduling", action=argparse.BooleanOptionalAction)
+    add(
+        "--preemption-mode",
+        choices=("recompute", "swap", "auto"),
+        help="how a preempted request gets its keys and values back",
+    )
+    add("--scheduling-policy", choices=("fcfs", "priority"), help="who goes first")
+    add(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="find the blocks of equal beginnings again",
+    )
+    add(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        help="plan a step while the one before it computes",
+    )
     add("--policy", metavar="MODULE:CLASS", help="a scheduler of your own, a subclass of Scheduler")
     add("--seed", type=int, default=0, help="of the draw which steps are slow")
     add("--json", action="store_true", help="the numbers as JSON")
@@ -119,10 +132,9 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import email
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from glasshouse.command import PROGRAMS, run
+from glasshouse.command import CLASS_FLAGS, PROGRAMS, run
 from tests.package.lowest import lowest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,31 @@ def test_every_program_of_the_command_has_a_help_of_its_own(capsys):
         with pytest.raises(SystemExit) as ended:
             run([name, "--help"])
         assert ended.value.code == 0
-        assert capsys.readouterr().out.startswith(f"usage: glasshouse {name} ")
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: glasshouse {name} ")
+        assert (" ".join(CLASS_FLAGS) in out) == (name == "class")
+
+
+TRACE = ("annotate", "replay", "page", "perfetto", "diff", "life", "why")
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, *(f"trace {word}" for word in TRACE)])
+def test_every_option_says_what_it_does(name, monkeypatch):
+    silent = []
+
+    def look(parser, file=None):
+        if name == "trace":
+            assert tuple(parser._actions[-1].choices) == TRACE
+        silent.extend(
+            action.dest
+            for action in parser._actions
+            if not action.help and action.dest != argparse.SUPPRESS
+        )
+
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", look)
+    with pytest.raises(SystemExit):
+        run([*name.split(), "--help"])
+    assert not silent
 
 
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["--help"], 0), (["quantise"], 2)])
