@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app if wrap is None else wrap(app),
                 http=BoundedConnection,
+                ws="none",  # whatever is installed
                 log_config=None,  # `logs` has configured it
                 access_log=False,  # the record shows the requests
                 server_header=False,

@@ -96,6 +96,61 @@ def test_what_is_no_http(connect):
     assert_error(answer(connection), 400)
 
 
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n"
+"""What Java's client sends with its first request to each http:// address."""
+BODY = b'{"prompt":"hello","max_tokens":2}'
+JSON = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
+WHOLE = [
+    JSON + OFFER + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
+    JSON + b"Content-Length: %d\r\n" % len(BODY) + OFFER + b"\r\n" + BODY,
+    JSON + OFFER + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+]
+
+
+def answers(connection: socket.socket, count: int) -> list[dict]:
+    """The bodies of so many answers on one connection."""
+    read, data = [], b""
+    while len(read) < count:
+        part = connection.recv(65536)
+        assert part, data
+        data += part
+        while b"\r\n\r\n" in data:
+            head, _, rest = data.partition(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            if len(rest) < length:
+                break
+            assert head.startswith(b"HTTP/1.1 200"), (head, rest)
+            read.append(json.loads(rest[:length]))
+            data = rest[length:]
+    return read
+
+
+@pytest.mark.parametrize("request_", WHOLE)
+@pytest.mark.parametrize("size", [10_000, 7, 60, 200])
+def test_an_offer_of_another_protocol_is_ignored(connect, request_, size):
+    connection = connect()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for _ in range(2):  # and the connection goes on
+        for start in range(0, len(request_), size):
+            connection.sendall(request_[start : start + size])
+            time.sleep(0.001)
+        (said,) = answers(connection, 1)
+        assert said["usage"]["completion_tokens"] == 2
+    plain = HEAD + HOST + b"\r\n"
+    connection.sendall(request_ + HEAD + HOST + OFFER + b"\r\n" + request_ + plain)
+    assert ["choices" in each for each in answers(connection, 4)] == [True, False, True, False]
+
+
+def test_no_protocol_but_http_is_spoken(connect, server):
+    assert server.server.config.ws_protocol_class is None  # whatever packages there are
+    socket_ = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    connection = connect()
+    connection.sendall(HEAD + HOST + socket_ + b"\r\n")
+    assert answers(connection, 1)[0]["status"] == "ready"
+    for target in (b"CONNECT here:80 HTTP/1.1\r\n", b"CONNECT / HTTP/1.1\r\n"):
+        assert_error(ask(connect(), HOST, head=target), 400)
+
+
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + HOST + b"X-Slow: "])
 def test_slow_headers(connect, monkeypatch, sent):
     monkeypatch.setattr(BoundedConnection, "HEAD_S", 0.3)

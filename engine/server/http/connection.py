@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import http
+import sys
 from typing import Any
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -67,6 +69,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._clock: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._refused = False
+        self._data = b""  # that is being read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -83,6 +86,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._awaited = "head"  # the next request begins
         if self._awaited == "head":
             self._head_bytes += len(data)
+        self._data = data
         super().data_received(data)
         if self._awaited == "head" and self._head_bytes > self.MOST_HEADER_BYTES:
             self._refuse_head()
@@ -102,7 +106,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._refuse_head()
         elif hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             self._refuse(400, f"The request has {hosts} Host headers; HTTP wants exactly one.")
-        else:
+        elif self.parser.get_method() == b"CONNECT":
+            self._refuse(400, "CONNECT is for proxies, and this is none.")
+        elif not self.parser.should_upgrade():
             self._awaited = "body"
             super().on_headers_complete()
             # In time: the application begins at the loop's next turn.
@@ -113,10 +119,29 @@ class BoundedConnection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the parser reads no body
         self._awaited = None
         self._head_bytes = 0
         if not self._refused:
             super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read a request that offers another protocol as one that doesn't.
+
+        A server may ignore the offer (RFC 9110, 7.8). Java's client makes it with each first
+        request, for HTTP/2. The parser, which has read the head, would leave the body out.
+        """
+        stopped = sys.exception()
+        if self._refused or not isinstance(stopped, httptools.HttpParserUpgrade):
+            return
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._data = b"\r\n".join([*lines, b"", b""]) + self._data[stopped.args[0] :]
+        super().data_received(self._data)
 
     # ------------------------------------------------------------------------------ refusing
 
