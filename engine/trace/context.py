@@ -26,6 +26,8 @@ class Context:
         self._names.see(event)
         if isinstance(event, ev.StepPlanned):
             self.plans[event.step] = event
+        elif isinstance(event, ev.StepFinished):
+            self._drop_plans(event.step - 1)  # its own is for whoever asks: `finish_step`
         elif isinstance(event, ev.EngineKvSized):
             self.block_size = event.block_size
         elif isinstance(event, ev.TextTokens):
@@ -45,9 +47,13 @@ class Context:
         dropped.
         """
         plan = self.plans.get(step)
-        for planned in [planned for planned in self.plans if planned <= step]:
-            del self.plans[planned]
+        self._drop_plans(step)
         return plan.rows if plan else []
+
+    def _drop_plans(self, last: int) -> None:
+        """Drop the plans up to this step."""
+        for planned in [planned for planned in self.plans if planned <= last]:
+            del self.plans[planned]
 
     def name(self, request_id: str) -> str:
         """Return a request's short name, as `Names` does."""

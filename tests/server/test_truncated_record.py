@@ -4,6 +4,7 @@ beginning."""
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import time
 
@@ -55,6 +56,23 @@ def test_replay_goes_on_exactly(whole, tmp_path, seed):
     for step in rng.sample(known, min(5, len(known))):
         expected = truth.state_at(step).to_dict()
         assert differences(expected, found.state_at(step).to_dict()) == []
+
+
+def test_what_is_kept_of_the_past_is_bounded(monkeypatch):
+    """A server folds each event that leaves its window, for as long as it runs."""
+    monkeypatch.setattr("engine.trace.names.NAMES_KEPT", 16)
+    engine, window = ModelEngine(20, 8, seed=3), RecordWindow(50)
+    told, sizes = 0, []
+    for _ in range(12):
+        for _ in range(250):
+            engine.random_operation()
+        window(engine.events[told:])
+        told = len(engine.events)
+        context = window._before.context
+        assert context.plans.keys() == context.state.planned.keys()
+        living = 10 + len(context.state.sequences)  # a few facts are there without any
+        sizes.append(len(pickle.dumps(window._before)) / living)
+    assert told > 5_000 and max(sizes[1:]) < 1.2 * sizes[0], sizes
 
 
 def test_it_knows_the_engine_the_living_requests_and_their_names(whole, tmp_path):

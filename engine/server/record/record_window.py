@@ -58,6 +58,8 @@ class Fold:
 
     def see(self, event: Event) -> None:
         self.context.see(event)
+        if isinstance(event, ev.StepFinished):
+            self.context.finish_step(event.step)
         self.keep(event)
 
     def keep(self, event: Event) -> None:
