@@ -42,7 +42,8 @@ def classroom(argv: Sequence[str], name: str) -> int:
 def chat(argv: Sequence[str], name: str) -> int:
     import test_client
 
-    return test_client.main(["--interactive", *argv], name)
+    checks = any(word.partition("=")[0] in ("--test", "--json") for word in argv)
+    return test_client.main(argv if checks else ["--interactive", *argv], name)
 
 
 def lab(argv: Sequence[str], name: str) -> int:
@@ -84,7 +85,7 @@ def bench(argv: Sequence[str], name: str) -> int:
 PROGRAMS: dict[str, tuple[Program, str]] = {
     "serve": (serve, "start the OpenAI-compatible server"),
     "class": (classroom, "start the server with a small pool, to teach with its live page"),
-    "chat": (chat, "chat with a running server in the terminal"),
+    "chat": (chat, "chat with a running server in the terminal; with --test, test it"),
     "lab": (lab, "show each optimisation: predicted, run on this machine, measured, drawn"),
     "plan": (plan, "say which GPU fits a model, and why"),
     "quantize": (quantize, "make a quantized model, and say what it costs"),

@@ -6,6 +6,7 @@ client runs as a program of its own, except in the long table of faults, where `
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import test_client as client
+from glasshouse.command import run as glasshouse
 from tests.client.fake_openai import serve
 from tests.support.cases import mostly
 
@@ -53,6 +55,16 @@ def judge(url: str, tmp_path: Path, *arguments: str) -> tuple[int, dict, str]:
 
 def verdicts(report: dict) -> dict[str, str]:
     return {f"{c['suite']}/{c['name']}": c["verdict"] for c in report["checks"]}
+
+
+def test_the_console_command_chats_or_tests(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is a block?\n"))
+    with serve() as url:
+        assert glasshouse(["chat", "--url", url, "--test=single"]) == 0
+        out = capsys.readouterr().out
+        assert "PASS  6 checks: 0 failed" in out and "/quit" not in out
+        assert glasshouse(["chat", "--url", url]) == 0
+    assert "/quit" in capsys.readouterr().out
 
 
 def test_a_key_is_sent_as_it_is_without_what_stands_around_it(tmp_path: Path) -> None:

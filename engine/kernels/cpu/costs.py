@@ -13,6 +13,7 @@ import torch
 
 from engine.kernels.cost import Cost, attention_work
 from engine.rounding import ceil_div
+from engine.trace.wording import count
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
@@ -65,7 +66,7 @@ def linear_cost(
         weight.nbytes + x.nbytes + y.nbytes,
         2 * rows * weight.numel(),
         str(weight.dtype).removeprefix("torch."),
-        f"{rows} rows: {what}; variant {variant}",
+        f"{count(rows, 'row')}: {what}; variant {variant}",
     )
 
 
@@ -81,7 +82,7 @@ def quantized_cost(
         weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
         2 * rows * outputs * inputs,
         "int8" if weight.x_group else flops_type,
-        f"{rows} rows of {weight.kind.name.lower()} in groups of {weight.group}: "
+        f"{count(rows, 'row')} of {weight.kind.name.lower()} in groups of {weight.group}: "
         f"{8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight{activations};"
         f" variant {variant}",
     )
@@ -96,7 +97,7 @@ def tables_cost(
         weight.num_bytes + x.nbytes + out.numel() * out.element_size(),
         2 * rows * outputs * inputs,
         "float32",
-        f"{rows} rows of table4, each output with its own:"
+        f"{count(rows, 'row')} of table4, each output with its own:"
         f" {8 * weight.num_bytes / (outputs * inputs):.2f} bits a weight; variant {variant}",
     )
 
@@ -115,11 +116,11 @@ def mask_cost(_: None, logits: torch.Tensor, masks: torch.Tensor) -> Cost:
 def draw_allowed_cost(
     _: None, logits: torch.Tensor, draws: torch.Tensor, masks: torch.Tensor | None
 ) -> Cost:
-    count, masked = draws.shape[1], int((draws[5] >= 0).sum())
-    read = (count - masked) * logits[0].nbytes
+    drawn, masked = draws.shape[1], int((draws[5] >= 0).sum())
+    read = (drawn - masked) * logits[0].nbytes
     read += 0 if masks is None else masked * masks[0].nbytes
     why = "of logits with a mask only what it allows is read" if masked else ""
-    return Cost([count], draws.nbytes + read, 0, why=why)
+    return Cost([drawn], draws.nbytes + read, 0, why=why)
 
 
 def write_cost(_: None, k: torch.Tensor, v: torch.Tensor, cache: LayerCache) -> Cost:
@@ -143,7 +144,10 @@ def attention_cost(
     """
     work = attention_work(q, cache, batch, spec, rows)
     again = _read_once(batch, spec, rows) * 2 * spec.num_kv_heads * spec.head_dim
-    why = f"{len(rows)} rows × {spec.num_kv_heads} key heads, cut into {tasks} tasks"
+    why = (
+        f"{count(len(rows), 'row')} × {count(spec.num_kv_heads, 'key head')}, cut into"
+        f" {count(tasks, 'task')}"
+    )
     # `on_tiles` and `in_pairs` in attention.cpp
     in_bf16 = pairs and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
     dtype = "bfloat16" if in_bf16 else "float32"

@@ -30,6 +30,7 @@ from engine.kernels.triton.attention import (
     tile_for,
 )
 from engine.kernels.triton.start import FLOATS, start
+from engine.trace.wording import count
 
 if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache
@@ -168,7 +169,7 @@ def _decode(
     pairs = rows * spec.num_kv_heads
     longest = min(batch.max_context_len, spec.sliding_window or batch.max_context_len)
     splits = splits_for(pairs, _processors(q.device), longest)
-    why = f"{rows} rows × {spec.num_kv_heads} key heads"
+    why = f"{count(rows, 'row')} × {count(spec.num_kv_heads, 'key head')}"
     grid = (rows, spec.num_kv_heads, splits)
     mixed = batch.lengths_on_device
     if splits == 1:

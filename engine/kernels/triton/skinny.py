@@ -25,6 +25,7 @@ import triton.language as tl
 
 from engine.kernels.cost import Cost
 from engine.kernels.triton.start import let_next_start, start, wait_for_previous
+from engine.trace.wording import count
 
 MAX_ROWS = 4
 VECTOR = 8  # values of 2 bytes that a thread loads at once
@@ -226,7 +227,8 @@ def skinny(
             list(grid),
             moved,
             2 * rows * weight.numel(),
-            why=f"{rows} rows reuse no weight: no tensor cores, {cut['BLOCK_N']} lines a program",
+            why=f"{count(rows, 'row')} {'reuses' if rows == 1 else 'reuse'} no"
+            f" weight: no tensor cores, {cut['BLOCK_N']} lines a program",
         ),
     )
     return out

@@ -16,6 +16,7 @@ import triton.language as tl
 from engine.kernels.cost import Cost
 from engine.kernels.triton.code_words import BLOCK_WORDS, PackedWords, input_of, numbers_at
 from engine.kernels.triton.start import let_next_start, start, wait_for_previous
+from engine.trace.wording import count
 
 MAX_ROWS = 4
 IN_FLIGHT = 2048  # words of a program's lines that are loaded at once: 8 KB
@@ -152,6 +153,7 @@ def skinny_quantized(
             list(grid),
             moved,
             2 * rows * outputs * inputs,
-            why=f"{rows} rows reuse no code: each is read once, {weight.said}",
+            why=f"{count(rows, 'row')} {'reuses' if rows == 1 else 'reuse'} no"
+            f" code: each is read once, {weight.said}",
         ),
     )

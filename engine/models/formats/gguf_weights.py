@@ -45,7 +45,10 @@ class GGUFWeights:
         """Say which types the quantized matrices have; None if there are none."""
         names = [block.name for block in self._blocks.values() if block.bits]
         counts = {name: names.count(name) for name in dict.fromkeys(names)}
-        said = ", ".join(f"{count} matrices in {name}" for name, count in counts.items())
+        said = ", ".join(
+            f"{count} {'matrix' if count == 1 else 'matrices'} in {name}"
+            for name, count in counts.items()
+        )
         return Found("gguf", said) if said else None
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor | StoredMatrix]]:
