@@ -186,7 +186,7 @@ class Bookkeeping:
         """End one sequence for which nothing could be drawn.
 
         If its logits aren't finite, its computed values may be NaN, so its blocks must not be found
-        in the prefix cache.
+        in the prefix cache. A form that failed says nothing about them: others may share them.
         """
         position = request.num_computed_tokens
         output = self._last_output(request, "error")
@@ -200,8 +200,8 @@ class Bookkeeping:
                 " too large for float16, or the checkpoint is broken"
             )
             advice = " Try --dtype bfloat16 or float32."
+            self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         output.error = f"{why[0].upper()}{why[1:]}.{advice}"
-        self.scheduler.kv.forget(request, f"{request.id} failed, what it computed may be NaN")
         self.finish(request, "error", "", why)
         return output
 

@@ -156,7 +156,7 @@ class RequestFinished(Event, tag="request.finished"):
     it.
     """
 
-    reason: str = ""  # "stop", "length", or "error": its logits weren't finite
+    reason: str = ""  # "stop", "length", or "error": no token could be drawn
     stop_reason: str = ""  # the stop string or token id that matched; otherwise empty
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.admission import RequestError
+from engine.core.messages import RowDetail
 from engine.core.request import Status
 from engine.placeholders import NO_TOKEN
 from engine.trace import events
@@ -531,6 +532,32 @@ def test_a_sequence_without_finite_logits_ends_alone_and_nobody_finds_its_blocks
     h.run()
     cached = {e.request_id: e.num_cached_tokens for e in h.recorded(events.RequestAdmitted)}
     assert (cached["c"], cached["d"]) == (0, 8)
+
+
+@LOOPS
+def test_a_form_that_fails_takes_nothing_from_those_who_share_its_prompt(engine, overlapped):
+    """Else one client could empty the prefix cache for all."""
+    h = engine(async_scheduling=overlapped)
+    compute = h.worker.execute
+
+    def execute(plan):
+        output = compute(plan)
+        for place, row in enumerate(plan.rows):
+            if row.request_id == "a":
+                output.tokens[place] = [NO_TOKEN]
+                output.details["a"] = RowDetail(failure="odd", failed_param="structured_outputs")
+        return output
+
+    h.worker.execute = execute
+    h.add("first", prompt(10), max_tokens=2)
+    h.run()
+    h.add("a", prompt(10), max_tokens=9)
+    h.run()
+    h.add("b", prompt(10), max_tokens=2)
+    h.run()
+    assert h.finish_reasons["a", 0] == "error" and not h.recorded(events.BlockEvicted)
+    cached = {e.request_id: e.num_cached_tokens for e in h.recorded(events.RequestAdmitted)}
+    assert cached == {"first": 0, "a": 8, "b": 8}
 
 
 @LOOPS

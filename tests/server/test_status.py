@@ -260,7 +260,6 @@ def test_what_is_refused_or_warned_of_tells_no_text(run_server):
     schema = {"type": "string", "format": "my secret"}
     with run_server(trace_text="off") as private:
         for body in (
-            {"bad_words": ["\u200bmy secret"]},
             {"structured_outputs": {"json": {"type": "my secret"}}},
             {"structured_outputs": {"regex": "(my secret"}},
             {"structured_outputs": {"json": schema}},

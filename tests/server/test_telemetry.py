@@ -204,6 +204,33 @@ def test_no_text_is_in_any_span(observed, collected):
     assert "secret" not in text and "zzzz" not in text and answer["choices"][0]["text"] not in text
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"regex": "(a secret"}},
+        {"structured_outputs": {"json": {"type": "a secret"}}},
+    ],
+)
+def test_no_text_is_in_the_span_of_a_refusal(observed, collected, fields):
+    name = "-".join(fields) + str(len(str(fields)))
+    assert "secret" in observed.refusal(prompt="a", request_id=name, **fields)["message"]
+    span = collected.wait_for(f"cmpl-{name}")
+    assert span.attributes["error.type"] == "refused" and span.status.description
+    assert "secret" not in span.to_json()
+
+
+def test_a_span_says_why_no_token_could_be_drawn():
+    collected = Collected()
+    spans = RequestSpans(collected.provider, "tiny")
+    spans([ev.RequestQueued(request_id="r", n=2), ev.RequestForked(request_id="r.1", parent="r")])
+    why = "no token could be drawn for position 2: its grammar failed: NoExtensionBias"
+    spans([ev.RequestFinished(request_id="r.1", reason="error", why=why)])
+    spans([ev.RequestAborted(request_id="r", why="the client left")])
+    span = collected.by_id()["r"]
+    assert span.attributes["error.type"] == "no_token"
+    assert span.status.description == "no token could be drawn for position 2"
+
+
 def test_open_spans_are_bounded_and_end_with_the_server(monkeypatch):
     monkeypatch.setattr(spans_module, "MOST_OPEN", 8)
     collected = Collected()

@@ -9,6 +9,7 @@ called `glasshouse.*`. A span has no text of people.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from typing import Any
@@ -26,6 +27,7 @@ from engine.trace.sequences import request_of
 MOST_OPEN = 4096
 """Most open requests: one whose end never comes must not be kept for ever."""
 
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _DEFAULTS = SamplingParams()
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -55,6 +57,7 @@ class _Open:
         self.admitted_ns = 0
         self.first_token_ns = 0
         self.reasons: dict[str, str] = {queued.request_id: ""}  # of each sequence; "": it runs
+        self.failure = ""  # why no token could be drawn for one of them
 
 
 class RequestSpans:
@@ -130,7 +133,7 @@ class RequestSpans:
     def _refused(self, event: ev.RequestRefused) -> None:
         span = self._span(event, self._received.pop(event.request_id, None))
         span.set_attribute("error.type", "refused")
-        span.set_status(Status(StatusCode.ERROR, event.why))
+        span.set_status(Status(StatusCode.ERROR, _without_text(event.why)))
         span.end(self._time(event.ts_ns))
 
     def _planned(self, event: ev.StepPlanned) -> None:
@@ -159,13 +162,15 @@ class RequestSpans:
         """
         reason = event.reason if isinstance(event, ev.RequestFinished) else "abort"
         request.reasons[event.request_id] = reason
+        if reason == "error":
+            request.failure = _without_text(event.why)
         request.num_output_tokens += event.num_output_tokens
         if event.num_output_tokens:  # its step is booked a little later
             self._first_token(request, event.ts_ns)
         if not all(request.reasons.values()):
             return
         if "error" in request.reasons.values():
-            self._fail(name, event.ts_ns, "not_finite", "the model's logits were not finite")
+            self._fail(name, event.ts_ns, "no_token", request.failure)
         elif "abort" in request.reasons.values():
             self._fail(name, event.ts_ns, "cancelled", event.why)
         else:
@@ -230,6 +235,11 @@ class RequestSpans:
     def _time(self, ts_ns: int) -> int:
         """Convert nanoseconds of CLOCK_MONOTONIC to nanoseconds since 1970."""
         return ts_ns + self._clock_ns
+
+
+def _without_text(why: str) -> str:
+    """Return a reason without what it quotes: texts in quotes, and details behind a colon."""
+    return _QUOTED.sub("…", why.partition(": ")[0])
 
 
 def _bound(known: OrderedDict[str, Any]) -> None:
