@@ -12,7 +12,7 @@ import msgspec
 from engine.field_types import fields_of, wrong
 from engine.structured_outputs import StructuredOutputsError, StructuredOutputsParams
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64  # OpenAI takes 4; harnesses for code send more, and each costs a little
 MAX_LOGPROBS = 20
 WHOLE_VOCABULARY = -1  # as a number of log-probabilities
 MAX_LOGPROB_TOKEN_IDS = 128

@@ -42,7 +42,12 @@ class StopMatcher:
         text_start = len(self._held)
         pending = self._held + text
         for place, character in enumerate(text, start=text_start + 1):
-            completed = [a for a in self._automata if a.advance(character)]
+            completed = [
+                automaton
+                for automaton in self._automata
+                if (automaton.state or automaton.first == character)
+                and automaton.advance(character)
+            ]
             if completed and armed:
                 self.matched = completed[0].stop
                 self._held = ""
@@ -62,6 +67,7 @@ class _Automaton:
 
     def __init__(self, stop: str):
         self.stop = stop
+        self.first = stop[0]  # no other character changes the state 0
         self.state = 0
         self._fallback = _fallback(stop)
 

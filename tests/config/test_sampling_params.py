@@ -28,7 +28,7 @@ from engine.sampling_params import ParameterError, SamplingParams
         ("min_tokens", -1),
         ("logprobs", -2),
         ("prompt_logprobs", -2),
-        ("stop", ["a"] * 5),
+        ("stop", ["a"] * 65),
         ("stop", [""]),
         ("seed", 2**63),
         ("allowed_token_ids", []),

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.sampling_params import MAX_STOP_STRINGS, SamplingParams
 from engine.text.stop import StopMatcher
 
 ALPHABET = "aab⊕"
@@ -43,6 +44,17 @@ def test_any_pieces_end_where_the_whole_text_would(pieces, stops, include):
     assert matched == expected
     shown = text[: start + len(expected)] if include and expected else text[:start]
     assert "".join(out) == shown
+
+
+def test_as_many_stops_as_harnesses_for_code_send():
+    """HumanEval's five, and an end of sequence, of which none has begun most of the time."""
+    stops = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "<|end|>"]
+    assert SamplingParams(stop=stops).stop == stops
+    many = [f"{place:02}!" for place in range(MAX_STOP_STRINGS - len(stops))] + stops
+    SamplingParams(stop=many)
+    for stop in many:
+        out, matched = run(["    return", " x", *stop, "\n"], many)
+        assert ("".join(out), matched) == ("    return x", stop)
 
 
 @settings(max_examples=250, deadline=None)
