@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from engine.models.checkpoint import Checkpoint
 from engine.models.errors import ModelError
+from engine.models.formats.find import quantized_by
 from engine.models.registry import NATIVE
 from engine.quantize.packing import PACKINGS
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
@@ -45,9 +46,10 @@ def _open(bench: Workbench) -> Checkpoint:
     architecture = (getattr(bench.description, "architectures", None) or ["?"])[0]
     if architecture not in NATIVE:
         raise CannotShow(f"only {', '.join(NATIVE)} can be served quantized, not {architecture}")
-    if getattr(bench.description, "quantization_config", None) is not None:
-        raise CannotShow("this model is quantized already")
     try:
+        said = getattr(bench.description, "quantization_config", None)
+        if (method := quantized_by(bench.folder, said)) is not None:
+            raise CannotShow(f"this model is quantized already ({method})")
         return Checkpoint.open(bench.folder)
     except ModelError as error:
         raise CannotShow(str(error)) from None

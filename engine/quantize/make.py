@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from engine.models.checkpoint import Checkpoint
+from engine.models.description import read_config
 from engine.models.errors import ModelError
 from engine.models.filling import TABLE
+from engine.models.formats.find import quantized_by
 from engine.models.hub import find_model
 from engine.models.registry import NATIVE
+from engine.one_line import one_line
 from engine.quantize.feedback import round_with_feedback
 from engine.quantize.own_text import inputs_of, loss, write_text
 from engine.quantize.packing import HEAD
@@ -34,28 +37,42 @@ class Made(NamedTuple):
     output_error: float | None  # of the outputs on the model's own text, where it was measured
 
 
+def _loaded(model: str, folder: Path) -> Any:
+    """Load transformers' model. Raises `ModelError`."""
+    Checkpoint.open(folder)  # says in a line what is missing
+    from transformers import AutoModelForCausalLM  # takes seconds to import
+
+    try:
+        made = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+    except Exception as error:  # of many kinds: files that are damaged or of another shape, …
+        raise ModelError(f"{model} can't be loaded: {one_line(error)}") from None
+    return made.eval()
+
+
 class Source:
     """Hold the model to be quantized, as transformers computes it in fp32."""
 
     def __init__(self, model: str, head: bool = False) -> None:
-        """Load it. Raises `ModelError` where its kind can't be served quantized.
+        """Load it. Raises `ModelError` where it can't be, or its kind can't be served quantized.
 
         head: the head is to be quantized, too. A tied one gets a matrix of its own for it, and the
         embeddings stay as they are; the config is that of the model with this head.
         """
         self.folder = find_model(model, None, None)
+        read_config(self.folder)
         self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        method = quantized_by(self.folder, self.config.get("quantization_config"))
+        if method is not None:
+            raise ModelError(f"{model} is quantized already ({method}); name the plain checkpoint.")
         architecture = (self.config.get("architectures") or ["?"])[0]
         if architecture not in NATIVE or "quantization_config" in self.config:
             raise ModelError(
                 f"{model} can't be quantized here: its architecture is {architecture}, and plain"
                 f" checkpoints of {', '.join(NATIVE)} are taken."
             )
-        from transformers import AutoModelForCausalLM  # takes seconds to import
-
-        self.model = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=torch.float32, trust_remote_code=False
-        ).eval()
+        self.model = _loaded(model, self.folder)
         self.tied = self.model.lm_head.weight is self.model.get_input_embeddings().weight
         if head and self.tied:
             weight = self.model.lm_head.weight.clone()

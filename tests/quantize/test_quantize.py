@@ -151,3 +151,23 @@ def test_what_cannot_be_quantized_is_told_in_one_line(tmp_path, few, capsys):
     refused(folder, "gptq", "its architecture is OtherModel")
     (folder / "config.json").write_text(json.dumps(said))
     refused(folder, "q4_0", "has no tokenizer that a GGUF file can hold")
+    quantized = {"quant_method": "awq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(said | {"quantization_config": quantized}))
+    refused(folder, "gptq", f"{folder} is quantized already (awq); name the plain checkpoint.")
+    (folder / "config.json").write_text("{bad")
+    refused(folder, "gptq", "config.json can't be used")
+    (folder / "config.json").write_text(json.dumps(said))
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    refused(folder, "gptq", f"{folder} can't be loaded: ")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "gptq", "has no weights: no model.safetensors")
+
+
+def test_a_gguf_file_is_quantized_already(tmp_path, few, capsys):
+    assert main(["pocket", "--format", "q4_0", "--weights-only", "--out", str(tmp_path)]) == 0
+    [file] = tmp_path.glob("*.gguf")
+    capsys.readouterr()
+    assert main([str(file), "--format", "gptq", "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{file} is quantized already (gguf); name the plain checkpoint.\n")
+    assert "Traceback" not in error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.models.formats import gguf_folder
 from engine.models.formats.awq import AWQ
 from engine.models.formats.bitsandbytes import BitsAndBytes
 from engine.models.formats.compressed_tensors import CompressedTensors
@@ -36,3 +37,14 @@ def find_scheme(folder: Path, config: Any) -> Scheme | None:
     """
     said = quantization_said(folder, config)
     return None if said is None else SCHEMES[method_of(folder, said)](said)
+
+
+def quantized_by(folder: Path, config: Any) -> str | None:
+    """Name the method by which the folder's matrices are quantized; None: they are plain numbers.
+
+    config: see above; a GGUF file's folder says nothing in it. Raises `ModelError`.
+    """
+    if gguf_folder.files_in(folder) is not None:
+        return "gguf"
+    said = quantization_said(folder, config)
+    return None if said is None else str(said.get("quant_method", "unknown"))
