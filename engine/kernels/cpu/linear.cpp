@@ -96,6 +96,11 @@ static void linear(const LinearArgs& a) {
     // few blocks for each thread are enough, because the start of a block isn't prefetched. But where several groups of rows
     // of x go over a block, it must stay in the first cache meanwhile: 32 KiB.
     constexpr int64_t GROUP = REGISTERS / 4, UNIT = 48;  // UNIT: whole tiles of any height but 5 and 7
+#if defined(__AVX512F__) || defined(__aarch64__)         // 32 registers
+    static_assert(GROUP == 8, "the cases below are those of fewer rows");
+#else
+    static_assert(GROUP == 4, "the cases below are those of fewer rows");
+#endif
     int64_t block = a.m > GROUP ? 32768 / (a.k * int64_t(sizeof(W))) : a.n / (4 * omp_get_max_threads());
     block = block < UNIT ? UNIT : block / UNIT * UNIT;
     int64_t blocks = (a.n + block - 1) / block;

@@ -20,6 +20,7 @@ static void panels(const Rows<typename D::number>& rows, int64_t row, int64_t co
         } else if (count == 2 && n + 2 <= last) {
             direct<D, KIND, 2, 2>(rows, row, n, a), n += 2;
         } else {
+            static_assert(MOST_DIRECT == 4);
             switch (count) {
                 case 1:
                     direct<D, KIND, 1, 1>(rows, row, n, a);

@@ -2,8 +2,9 @@
 #pragma once
 #include "quantized.h"
 
-constexpr int64_t FAR = 2048;  // bytes: how far ahead W is prefetched
-constexpr int64_t NEAR = 512;  // the same, to the first cache, if what is far goes to the second
+constexpr int64_t MOST_DIRECT = 4;  // rows, at most
+constexpr int64_t FAR = 2048;       // bytes: how far ahead W is prefetched
+constexpr int64_t NEAR = 512;       // the same, to the first cache, if what is far goes to the second
 
 // Multiply rows by numbers of type `number`, one place a step.
 struct InFloat {

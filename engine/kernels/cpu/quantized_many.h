@@ -8,7 +8,7 @@ constexpr int64_t AT_ONCE = 8 * FIRST_ROWS;        // rows of x that a panel mul
 // Places that become numbers at once: as many as the first cache holds or, where totals are kept for many rows, the second.
 constexpr int64_t CHUNK = 256, LONG_CHUNK = 1024;
 
-// Call body(std::integral_constant of the height): one of those given, the last if none is.
+// Call body(std::integral_constant of the height), which is one of those given (`lists_have_all` below).
 template <int M, int... OTHERS, class Body>
 static INLINE void with_height(std::integer_sequence<int, M, OTHERS...>, int64_t height, Body body) {
     if constexpr (sizeof...(OTHERS) > 0) {
@@ -16,15 +16,19 @@ static INLINE void with_height(std::integer_sequence<int, M, OTHERS...>, int64_t
     }
     body(std::integral_constant<int, M>());
 }
+template <int... HEIGHTS>
+constexpr bool contains(std::integer_sequence<int, HEIGHTS...>, int64_t height) {
+    return ((height == HEIGHTS) || ...);
+}
 // For the first pass there are fewer heights to compile: of more than 8 rows, even ones.
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 typedef std::integer_sequence<int, 12, 10, 8, 7, 6, 5> FirstHeights;
-typedef std::integer_sequence<int, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1> OtherHeights;
+typedef std::integer_sequence<int, 12, 11, 10, 9, 8, 7, 6, 5, 4> OtherHeights;
 #else
-typedef std::integer_sequence<int, 6, 5, 4, 3> FirstHeights;
-typedef std::integer_sequence<int, 6, 5, 4, 3, 2, 1> OtherHeights;
+typedef std::integer_sequence<int, 6, 5, 4> FirstHeights;
+typedef std::integer_sequence<int, 6, 5, 4, 3> OtherHeights;
 #endif
-typedef std::integer_sequence<int, 7, 6, 5, 4, 3, 2, 1> KeptHeights;
+typedef std::integer_sequence<int, 7, 6, 5, 4> KeptHeights;
 template <class D>
 using Heights = std::conditional_t<D::KEPT_TOTALS, KeptHeights, OtherHeights>;
 template <class D>
@@ -33,18 +37,37 @@ constexpr int64_t ROWS = D::KEPT_TOTALS ? 7 : FIRST_ROWS;  // of another pass, a
 // Describe the passes of `count` rows: as few as possible, all of nearly the same height, the first perhaps higher. rows: of
 // another pass, at most.
 struct Passes {
-    int64_t others = 0, first;
-    Passes(int64_t count, int64_t rows) {
+    int64_t others = 0, first = 0;
+    constexpr Passes(int64_t count, int64_t rows) {
         if (count > FIRST_ROWS) others = (count - FIRST_ROWS + rows - 1) / rows;
         if (first_of(count, rows) > count) others = 1;  // no first pass has this height
         first = first_of(count, rows);
     }
-    int64_t first_of(int64_t count, int64_t rows) const {
+    constexpr int64_t first_of(int64_t count, int64_t rows) const {
         const int64_t least = count - others * rows, even = (count + others) / (others + 1),
                       height = least > even ? least : even;
         return height > 8 ? (height + 1) & ~1 : height;
     }
+    // Return the height of a pass. left: the rows of this pass and of those after it.
+    constexpr int64_t height(int64_t pass, int64_t left) const {
+        return pass == 0 ? first : (left + others - pass) / (others + 1 - pass);
+    }
 };
+// Return whether the lists have the height of each pass, for any number of rows that `many` multiplies, and all rows have one.
+template <class D>
+constexpr bool lists_have_all() {
+    for (int64_t count = MOST_DIRECT + 1; count <= AT_ONCE; count++) {
+        const Passes passes(count, ROWS<D>);
+        int64_t left = count;
+        for (int64_t pass = 0; pass <= passes.others; pass++) {
+            const int64_t height = passes.height(pass, left);
+            if (pass == 0 ? !contains(FirstHeights(), height) : !contains(Heights<D>(), height)) return false;
+            left -= height;
+        }
+        if (left != 0) return false;
+    }
+    return true;
+}
 
 // Multiply rows by the numbers of a piece. parts: of its groups, null if they are not kept.
 template <class D>
@@ -68,12 +91,13 @@ __attribute__((noinline)) static void by_kept(int64_t height, const typename D::
     });
 }
 
-// Multiply `count` rows by one panel, a piece at a time. The first pass makes numbers of the codes and keeps them for the others.
+// Multiply `count` rows, more than MOST_DIRECT, by one panel, a piece at a time. The first pass makes numbers of the codes and keeps them for the others.
 // Each prefetches its share of the next piece.
 template <class D, int64_t KIND>
 static void many(const Rows<typename D::number>& rows, int64_t row, int64_t count, int64_t panel,
                  const QuantizedArgs& a) {
     typedef typename D::template Source<KIND> Source;
+    static_assert(lists_have_all<D>(), "a pass has a height that its list lacks: rows would be left out or made up");
     constexpr float UNIT = Source::UNIT, ADDED = Source::ADDED;
     const Sizes s(a, Source::PLACES);
     const Source codes(a.table);
@@ -99,7 +123,7 @@ static void many(const Rows<typename D::number>& rows, int64_t row, int64_t coun
                       every = (piece.bytes + num * steps - 1) / (num * steps);
         const char* ahead = piece.codes + piece.bytes;
         for (int64_t i = 0, pass = 0, height; pass < num; i += height, pass++, ahead += steps * every) {
-            height = pass == 0 ? passes.first : (count - i + num - pass - 1) / (num - pass);
+            height = passes.height(pass, count - i);
             const typename D::number* x = rows.x + i * rows.stride + k;
             const Sums sums = {values + 2 * i, totals + 2 * i, rows.sums ? rows.sums + i * s.groups : nullptr,
                                rows.begins ? rows.begins + i * s.groups : nullptr};
