@@ -21,6 +21,7 @@ class Stored(NamedTuple):
     offsets: bool = False
     tables: bool = False
     scales: str = "fp16"
+    factor: bool = False
 
 
 FORMATS = {
@@ -33,6 +34,7 @@ FORMATS = {
     "q6_k": Stored(8, CodeKind.INTEGER, 16, 32, scales="fp32"),
     "gptq of 8 bits": Stored(8, CodeKind.INTEGER, 128, zeros=True),
     "fp8": Stored(8, CodeKind.FLOAT8, 128, scales="fp32"),
+    "bitsandbytes int8": Stored(8, CodeKind.INTEGER, None, 128, scales="fp32", factor=True),
 }
 INPUTS = 4096
 MORE_INPUTS = (576, 11008)
@@ -68,6 +70,7 @@ def _format(name: str, inputs: int) -> dict[str, int]:
         stored.zeros,
         stored.offsets,
         stored.tables,
+        stored.factor,
     )
 
 
@@ -82,6 +85,7 @@ def _types(name: str, dtype: str, out: str) -> dict[str, str]:
         **dict.fromkeys(("x_ptr", "bias_ptr"), f"*{dtype}"),
         "out_ptr": f"*{out}",
         **dict.fromkeys(("rows", "N", "out_stride"), "i32"),
+        "factor": "fp32",
     }
 
 

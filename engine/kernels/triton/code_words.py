@@ -52,6 +52,7 @@ class PackedWords:
     offsets: torch.Tensor | None
     table: torch.Tensor | None
     inputs: torch.Tensor | None
+    factor: float  # multiplies all weights last
 
     @property
     def num_bytes(self) -> int:
@@ -82,6 +83,7 @@ class PackedWords:
             self.zeros is not None,
             self.offsets is not None,
             self.table is not None and self.table.dim() == 2,
+            self.factor != 1.0,
         )
 
 
@@ -94,6 +96,7 @@ def format_constants(
     zeros: bool = False,
     offsets: bool = False,
     tables: bool = False,
+    factor: bool = False,
 ) -> dict[str, int]:
     """Return the compile-time arguments that say how weights are stored."""
     block = BLOCK_WORDS * 32 // bits
@@ -107,6 +110,7 @@ def format_constants(
         "ZEROS": int(zeros),
         "OFFSETS": int(offsets),
         "TABLES": int(tables),
+        "FACTOR": int(factor),
     }
 
 
@@ -130,7 +134,6 @@ def pack_quantized(weight: QuantizedWeight, dtype: torch.dtype) -> PackedWords |
         kind = CodeKind.TABLE
     if (kind is CodeKind.TABLE and weight.bits == 8) or (kind is CodeKind.FLOAT8 and zero):
         return weight
-    scales, offsets = _parts(weight)
     return PackedWords(
         _words(weight.codes.view(torch.uint8), weight.bits),
         weight.shape,
@@ -138,11 +141,12 @@ def pack_quantized(weight: QuantizedWeight, dtype: torch.dtype) -> PackedWords |
         kind,
         group,
         zero if kind is CodeKind.INTEGER else 0,
-        scales,
+        _scales(weight),
         weight.zero if isinstance(weight.zero, torch.Tensor) else None,
-        offsets,
+        None if weight.offsets is None else weight.offsets.contiguous(),
         None if table is None else (table.float() - zero).contiguous(),
         weight.inputs,
+        weight.factor,
     )
 
 
@@ -164,16 +168,12 @@ def _words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return words
 
 
-def _parts(weight: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return scales and offsets, the factor worked into them."""
+def _scales(weight: QuantizedWeight) -> torch.Tensor:
+    """Return the scales: ones where the weight has none."""
+    if weight.scales is not None:
+        return weight.scales.contiguous()
     shape = weight.shape[0], ceil_div(weight.shape[1], weight.group)
-    scales, offsets = weight.scales, weight.offsets
-    if scales is None:
-        scales = torch.ones(shape, dtype=torch.bfloat16, device=weight.codes.device)
-    if weight.factor != 1.0:
-        scales = scales.float() * weight.factor
-        offsets = None if offsets is None else offsets.float() * weight.factor
-    return scales.contiguous(), None if offsets is None else offsets.contiguous()
+    return torch.ones(shape, dtype=torch.bfloat16, device=weight.codes.device)
 
 
 @triton.jit

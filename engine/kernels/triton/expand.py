@@ -32,6 +32,7 @@ def expand_kernel(
     out_ptr,  # [rows, K]
     first,  # of the weight's rows; used when not IDS
     N,
+    factor,  # of all weights; used when FACTOR
     K: tl.constexpr,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,  # inputs of a block that share a scale
@@ -41,6 +42,7 @@ def expand_kernel(
     ZEROS: tl.constexpr,
     OFFSETS: tl.constexpr,
     TABLES: tl.constexpr,
+    FACTOR: tl.constexpr,
     IDS: tl.constexpr,
     BLOCK_W: tl.constexpr,
     PDL: tl.constexpr,
@@ -75,6 +77,8 @@ def expand_kernel(
         number *= scale
         if OFFSETS:
             number += offset
+        if FACTOR:
+            number *= factor
         number = tl.where(known, number, float("nan"))  # as embed.py: a token that isn't there
         tl.store(
             out_ptr + row * K + inputs + 4 * place, number.to(out_ptr.dtype.element_ty), mask=real
@@ -100,7 +104,10 @@ def expand(
         name,
         expand_kernel,
         grid,
-        (weight.words if ids is None else ids, *weight.pointers, out, first, outputs),
+        (
+            *(weight.words if ids is None else ids, *weight.pointers, out),
+            *(first, outputs, weight.factor),
+        ),
         {**weight.constants, "IDS": int(ids is not None), "BLOCK_W": PIECE},
         NUM_WARPS,
         1,

@@ -5,6 +5,8 @@ outputs and all of K, and asks for its next codes before it uses these. Codes be
 registers, in fp32 and exactly; a group's scale multiplies the sum over the group:
 
     sum over k of x w  =  scale * (sum of x value  -  zero * sum of x)  +  offset * sum of x
+
+and a factor of all weights, where there is one, the sum of all groups.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def skinny_quantized_kernel(
     rows,
     N,
     out_stride,
+    factor,  # of all weights; used when FACTOR
     K: tl.constexpr,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,  # inputs of a block that share a scale
@@ -46,6 +49,7 @@ def skinny_quantized_kernel(
     ZEROS: tl.constexpr,
     OFFSETS: tl.constexpr,
     TABLES: tl.constexpr,
+    FACTOR: tl.constexpr,
     BIAS: tl.constexpr,
     ROWS: tl.constexpr,  # rows, rounded up to a power of two
     BLOCK_N: tl.constexpr,
@@ -99,6 +103,8 @@ def skinny_quantized_kernel(
                 of_x = tl.zeros([ROWS, 1, BLOCK_W], tl.float32)
 
     out = tl.sum(sums, 2)
+    if FACTOR:
+        out *= factor
     if BIAS:
         out += tl.load(bias_ptr + tl.minimum(n, N - 1)).to(tl.float32)[None, :]
     tl.store(
@@ -144,7 +150,7 @@ def skinny_quantized(
         grid,
         (
             *(x, *weight.pointers, x if bias is None else bias, out),
-            *(rows, outputs, out.stride(0)),
+            *(rows, outputs, out.stride(0), weight.factor),
         ),
         {**weight.constants, "BIAS": int(bias is not None), **cut},
         warps(cut),

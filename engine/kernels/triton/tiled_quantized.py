@@ -37,6 +37,7 @@ def tiled_quantized_kernel(
     rows,
     N,
     out_stride,
+    factor,  # of all weights; used when FACTOR
     K: tl.constexpr,
     GROUP: tl.constexpr,
     SPAN: tl.constexpr,  # inputs of a block that share a scale
@@ -46,6 +47,7 @@ def tiled_quantized_kernel(
     ZEROS: tl.constexpr,
     OFFSETS: tl.constexpr,
     TABLES: tl.constexpr,
+    FACTOR: tl.constexpr,
     BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -84,6 +86,8 @@ def tiled_quantized_kernel(
             number *= scale
             if OFFSETS:
                 number += offset
+            if FACTOR:
+                number *= factor
             x = tl.load(x_at + first * PLACES + 4 * place, real, 0.0)
             sums = tl.dot(x, tl.trans(number.to(x.dtype)), sums, input_precision="ieee")
     if BIAS:
@@ -121,7 +125,7 @@ def tiled_quantized(
         grid,
         (
             *(x, *weight.pointers, x if bias is None else bias, out),
-            *(rows, outputs, out.stride(0)),
+            *(rows, outputs, out.stride(0), weight.factor),
         ),
         {**weight.constants, "BIAS": int(bias is not None), **cut},
         NUM_WARPS,
