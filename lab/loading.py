@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.fit.shape import PlanError, Shape, read_config, shape_of
+from engine.fit.reading import read_config
+from engine.fit.shape import PlanError, Shape, shape_of
 from lab.chapter import CannotShow, Chapter, Expectation, Outcome, quantity
 from lab.drawings import Bar, Bars, colour
 from lab.workbench import Workbench

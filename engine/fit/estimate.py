@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from engine.config import ConfigError, EngineConfig
 from engine.fit.divided import share_of
-from engine.fit.shape import BYTES, PlanError, Shape, read_config, shape_of
+from engine.fit.reading import read_config
+from engine.fit.shape import BYTES, PlanError, Shape, shape_of
 from engine.fp8_formats import FP8_FORMATS
 from engine.rank_sizes import FLAG, PLAIN_ONLY
 from engine.rounding import ceil_div

@@ -86,13 +86,16 @@ def _weight_lines(shape: Shape, size: int) -> list[str]:
         return [_line("in all", f"{shape.parameters:,} × {size} bytes", in_all)]
     if quantized.in_all is not None:
         return [_line("in all", "as the file's tensors are kept", in_all)]
-    parts = f"attention, feed-forward{' and head' if quantized.head else ''}"
-    codes = f"{shape.in_matrices:,} of {parts} × ({quantized.formula}) bits"
-    rest = f"{shape.parameters - shape.in_matrices:,} × {size} bytes"
-    return [
-        _line("matrices", codes, _gib(round(shape.in_matrices * quantized.bits / 8))),
-        _line("in all", f"matrices + {rest}", in_all),
-    ]
+    lines, plain = [], shape.parameters
+    for width, matrices in shape.in_codes.items():
+        count = sum(matrix.numbers for matrix in matrices)
+        plain -= count
+        *others, last = dict.fromkeys(matrix.part for matrix in matrices)
+        parts = f"{', '.join(others)} and {last}" if others else last
+        codes = f"{count:,} of {parts} × ({width.formula}) bits"
+        lines.append(_line("matrices", codes, _gib(round(count * width.bits / 8))))
+    rest = f"matrices + {plain:,} × {size} bytes"
+    return [*lines, _line("in all", rest, in_all)]
 
 
 def _line(name: str, formula: str, result: str) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from engine.config import POCKET_MODEL
-from engine.fit.known import known_config
-from engine.fit.quantized_bytes import MATRICES, Quantized, of_file, quantized
+from engine.fit.quantized_bytes import Quantized, Width, quantized
 from engine.models.errors import ModelError
-from engine.models.formats.gguf_folder import folder_of
+from engine.models.formats.targets import EMBEDDING, HEAD_LAYER, LINEAR
 from engine.models.sizes import wrong_size
 from engine.one_line import one_line
 
@@ -31,6 +29,15 @@ class Part(NamedTuple):
     numbers: int
 
 
+class Matrix(NamedTuple):
+    """Name one matrix as transformers does, and say to which part of the arithmetic it belongs."""
+
+    layer: str  # "model.layers.0.mlp.up_proj"
+    part: str
+    numbers: int
+    classes: tuple[str, ...] = LINEAR
+
+
 @dataclass(frozen=True)
 class Shape:
     """Hold what config.json says about sizes."""
@@ -44,92 +51,39 @@ class Shape:
     vocab: int
     positions: int  # the longest sequence, prompt and output
     parts: list[Part]  # of the parameters; they add up to the whole
+    matrices: list[Matrix]  # of them, those that may be quantized
     quantized: Quantized | None = None
 
     @property
     def parameters(self) -> int:
         return sum(part.numbers for part in self.parts)
 
-    @property
-    def in_matrices(self) -> int:
-        """Return how many of the parameters are quantized, in a quantized checkpoint."""
-        head = ("head",) if self.quantized is not None and self.quantized.head else ()
-        return sum(part.numbers for part in self.parts if part.name in (*MATRICES, *head))
+    @cached_property
+    def in_codes(self) -> dict[Width, list[Matrix]]:
+        """Return the matrices that are quantized, by what their weights take."""
+        found: dict[Width, list[Matrix]] = {}
+        if self.quantized is None:
+            return found
+        for matrix in self.matrices:
+            width = self.quantized.width_of(matrix.layer, matrix.classes)
+            if width is not None and matrix.numbers:
+                found.setdefault(width, []).append(matrix)
+        return found
 
     @property
     def weight_bytes(self) -> int:
-        size, quantized = BYTES[self.dtype], self.quantized
-        if quantized is None:
-            return self.parameters * size
-        if quantized.in_all is not None:
-            return quantized.in_all
-        plain = (self.parameters - self.in_matrices) * size
-        return plain + round(self.in_matrices * quantized.bits / 8)
+        if self.quantized is not None and self.quantized.in_all is not None:
+            return self.quantized.in_all
+        plain, codes = self.parameters, 0
+        for width, matrices in self.in_codes.items():
+            count = sum(matrix.numbers for matrix in matrices)
+            plain -= count
+            codes += round(count * width.bits / 8)
+        return plain * BYTES[self.dtype] + codes
 
     @property
     def kv_numbers_per_token(self) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim
-
-
-def read_config(model: str) -> tuple[str, dict[str, Any]]:
-    """Read (name, config.json) of a folder, of a well-known model, or of one on the hub."""
-    folder = Path(POCKET_MODEL if model == "pocket" else model).expanduser()
-    if folder.suffix.lower() == ".gguf":
-        return _of_gguf(folder)
-    if not folder.is_dir() and not model.startswith((".", "/", "~")):
-        return model, known_config(model) or _from_hub(model)
-    path = folder / "config.json"
-    try:
-        pocket = folder == Path(POCKET_MODEL)
-        return "pocket" if pocket else folder.resolve().name, json.loads(path.read_text())
-    except OSError:
-        raise PlanError(f"{folder} has no config.json; name a model's folder or its id.") from None
-    except ValueError:
-        raise PlanError(f"{path} is not JSON; download it again.") from None
-
-
-def _of_gguf(path: Path) -> tuple[str, dict[str, Any]]:
-    """Read what a GGUF file says, in transformers' words, and what its weights take."""
-    try:
-        folder = folder_of(str(path))
-        if folder is None:
-            raise PlanError(f"{path} is not there; name a GGUF file.")
-        return path.name, {
-            **json.loads((Path(folder) / "config.json").read_text()),
-            "quantization_config": of_file(path),
-        }
-    except ModelError as error:
-        raise PlanError(str(error)) from None
-
-
-def _from_hub(model: str) -> dict[str, Any]:
-    """Read config.json of a model on the hub, and nothing else of it."""
-    import httpx  # imported here: most plans need no network
-
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    token = os.environ.get("HF_TOKEN")
-    try:
-        answer = httpx.get(
-            f"{hub}/{model}/resolve/main/config.json",
-            headers={"Authorization": f"Bearer {token}"} if token else None,
-            follow_redirects=True,
-            timeout=20,
-        )
-        answer.raise_for_status()
-        return answer.json()
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        reason = {
-            401: "it is private or gated, or there is no such model: check the name, set HF_TOKEN",
-            403: "its terms are not accepted by the account of HF_TOKEN",
-            404: "there is no such model",
-        }.get(code, f"HTTP {code}")
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        reason = f"{error}; check the network"
-    raise PlanError(
-        f"{model} is no folder and not in the table of well-known models, and {hub} does not give"
-        f" its config.json: {reason}."
-    )
 
 
 def shape_of(name: str, config: dict[str, Any]) -> Shape:
@@ -139,20 +93,14 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
     """
     said = config.get("quantization_config")
     if said is not None:
-        found = said if isinstance(said, Quantized) else quantized(said)
-        if found is None:
-            method = said.get("quant_method", "no method")
-            raise PlanError(f"{name} is quantized by {method}, which the engine does not serve.")
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
-        if found.head:
-            plain["tie_word_embeddings"] = False  # the embeddings stay beside it
-        return replace(shape_of(name, plain), quantized=found)
+        return _quantized_shape(name, plain, said)
     wrong = wrong_size(config.get)
     if wrong:
         raise PlanError(f"config.json of {name} says {wrong}.")
     architecture = (config.get("architectures") or [""])[0]
     try:
-        if architecture == "OPTForCausalLM":
+        if architecture == OPT:
             return _opt_shape(name, architecture, config)
         if architecture in LLAMA_FAMILY:
             return _llama_shape(name, architecture, config)
@@ -161,12 +109,41 @@ def shape_of(name: str, config: dict[str, Any]) -> Shape:
     return _counted_shape(name, architecture, config)
 
 
+def _quantized_shape(name: str, plain: dict[str, Any], said: Quantized | dict[str, Any]) -> Shape:
+    """Return the sizes of a quantized model. plain: config.json without what is said of that."""
+    architecture = (plain.get("architectures") or [""])[0]
+    try:
+        found = said if isinstance(said, Quantized) else quantized(said)
+        if found is None:
+            method = said.get("quant_method", "no method") if isinstance(said, dict) else ""
+            raise PlanError(f"{name} is quantized by {method}, which the engine does not serve.")
+        if architecture not in NATIVE:
+            raise PlanError(
+                f"{name} is quantized ({found.says}) and its architecture is none of"
+                f" {', '.join(NATIVE)}: name the model's unquantized checkpoint."
+            )
+        if found.width_of(HEAD_LAYER, LINEAR) is not None:
+            plain["tie_word_embeddings"] = False  # the embeddings stay beside it
+        shape = replace(shape_of(name, plain), quantized=found)
+        _ = shape.in_codes  # read now, to refuse what can't be
+        return shape
+    except ModelError as error:
+        raise PlanError(str(error)) from None
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise PlanError(
+            f"config.json of {name} says of its quantization what can't be read: {one_line(error)}."
+        ) from None
+
+
 LLAMA_FAMILY = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+OPT = "OPTForCausalLM"
+NATIVE = (*LLAMA_FAMILY, OPT)
+"""Architectures whose matrices the engine computes itself, quantized or not."""
 
 
 def _dtype(config: dict[str, Any]) -> str:
@@ -194,7 +171,7 @@ def _llama_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
     if config.get("mlp_bias"):
         biases = 2 * inner + hidden
         forward, forward_count = f"{forward}; biases {biases:,}", forward_count + biases
-    vocab = config["vocab_size"]
+    vocab, tied = config["vocab_size"], bool(config.get("tie_word_embeddings", False))
     return Shape(
         name,
         architecture,
@@ -211,15 +188,50 @@ def _llama_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
             Part(
                 "norms", f"{layers} layers × ({norms}) + {hidden:,}", layers * norm_count + hidden
             ),
-            _head(vocab, hidden, bool(config.get("tie_word_embeddings", False))),
+            _head(vocab, hidden, tied),
+        ],
+        [
+            *_matrices(
+                "model",
+                layers,
+                {
+                    **{
+                        f"self_attn.{one}": ("attention", q * hidden)
+                        for one in ("q_proj", "o_proj")
+                    },
+                    **{
+                        f"self_attn.{one}": ("attention", kv * hidden)
+                        for one in ("k_proj", "v_proj")
+                    },
+                    **{
+                        f"mlp.{one}": ("feed-forward", hidden * inner)
+                        for one in ("gate_proj", "up_proj", "down_proj")
+                    },
+                },
+            ),
+            *_tables("model", vocab * hidden, tied),
         ],
     )
+
+
+def _matrices(prefix: str, layers: int, each: dict[str, tuple[str, int]]) -> Iterator[Matrix]:
+    """Name the matrices of all layers. each: of a layer, by its name: its part and numbers."""
+    for layer in range(layers):
+        for name, (part, numbers) in each.items():
+            yield Matrix(f"{prefix}.layers.{layer}.{name}", part, numbers)
+
+
+def _tables(prefix: str, numbers: int, tied: bool) -> Iterator[Matrix]:
+    """Name the embeddings and the head, which has no numbers of its own if it is tied."""
+    yield Matrix(f"{prefix}.embed_tokens", "embedding", numbers, EMBEDDING)
+    yield Matrix(HEAD_LAYER, "head", 0 if tied else numbers)
 
 
 def _opt_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
     hidden, inner = config["hidden_size"], config["ffn_dim"]
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     vocab, width = config["vocab_size"], config.get("word_embed_proj_dim") or hidden
+    tied = bool(config.get("tie_word_embeddings", True))
     rows = config["max_position_embeddings"] + 2  # OPT's positions start at 2
     bias, affine = (
         config.get("enable_bias", True),
@@ -239,9 +251,25 @@ def _opt_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
         Part("feed-forward", f"{layers} layers × (2 × {hidden:,} × {inner:,} + biases)",
              layers * forward),
         Part("norms", f"{layers} layers × 4 × {hidden:,}, and the last", norms),
-        _head(vocab, width, bool(config.get("tie_word_embeddings", True))),
+        _head(vocab, width, tied),
     ]  # fmt: skip
+    attends = ("q_proj", "k_proj", "v_proj", "out_proj")
+    matrices = [
+        *_matrices(
+            "model.decoder",
+            layers,
+            {
+                **{f"self_attn.{one}": ("attention", hidden * hidden) for one in attends},
+                **dict.fromkeys(("fc1", "fc2"), ("feed-forward", hidden * inner)),
+            },
+        ),
+        *_tables("model.decoder", vocab * width, tied),
+    ]
     if width != hidden:
+        matrices += [
+            Matrix(f"model.decoder.project_{one}", "projections", width * hidden)
+            for one in ("in", "out")
+        ]
         parts.insert(1, Part("projections", f"2 × {width:,} × {hidden:,}", 2 * width * hidden))
     return Shape(
         name,
@@ -253,6 +281,7 @@ def _opt_shape(name: str, architecture: str, config: dict[str, Any]) -> Shape:
         vocab,
         config["max_position_embeddings"],
         parts,
+        matrices,
     )
 
 
@@ -291,4 +320,5 @@ def _counted_shape(name: str, architecture: str, config: dict[str, Any]) -> Shap
         text.vocab_size,
         positions,
         [Part("all weights", "as transformers makes the model", count)],
+        [],
     )

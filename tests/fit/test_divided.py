@@ -10,7 +10,7 @@ from engine.fit.__main__ import main
 from engine.fit.divided import share_of
 from engine.fit.estimate import make_plan
 from engine.fit.known import known_config
-from engine.fit.quantized_bytes import Quantized
+from engine.fit.quantized_bytes import Quantized, no_width
 from engine.fit.shape import PlanError
 from engine.models.errors import ModelError
 from engine.models.fitting_options import check_quantized
@@ -64,7 +64,7 @@ def test_a_quantized_model_is_divided_with_its_scales():
 
 
 def test_a_file_is_divided_as_its_numbers_are():
-    file = Quantized("GGUF", 0, "", in_all=10**9, group=256)
+    file = Quantized("GGUF", no_width, 256, 10**9)
     config = {**known_config("Llama-3.1-8B"), "quantization_config": file}
     assert share_of("it", config, 4).weight_bytes == pytest.approx(10**9 / 4, rel=0.01)
     config["intermediate_size"] = 14464

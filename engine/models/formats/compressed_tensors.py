@@ -39,6 +39,7 @@ from engine.models.formats.packed import (
     reordered,
     wanted,
 )
+from engine.models.formats.targets import groups_of
 from engine.models.weights import Found
 from engine.rounding import ceil_div
 
@@ -68,7 +69,7 @@ class CompressedTensors:
 
     def __init__(self, config: dict[str, Any]) -> None:
         """Read quantization_config."""
-        groups = [one for one in (config.get("config_groups") or {}).values() if one]
+        groups = groups_of(config)
         formats = {one.get("format") or config.get("format") for one in groups}
         formats = {one for one in formats if one} or {config.get("format")}
         for one in sorted(map(str, formats)):
