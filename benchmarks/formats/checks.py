@@ -16,7 +16,7 @@ from benchmarks.run_engine import Engine
 from benchmarks.workloads import Job, Workload, workloads
 from engine.config import EngineConfig
 from engine.models.description import read_config
-from engine.models.filling import HEAD, TABLE, expanded
+from engine.models.filling import HEAD_WEIGHT, TABLE_WEIGHT, expanded
 from engine.models.hub import find_model
 from engine.models.loader import weight_source
 from engine.text.loading import load_tokenizer
@@ -67,8 +67,8 @@ def bytes_read(folder: Path) -> int:
         name: stored.nbytes if isinstance(stored, torch.Tensor) else stored.num_bytes
         for name, stored in source.tensors()
     }
-    tables = sum(size for name, size in sizes.items() if name.endswith(TABLE))
-    return num_bytes(folder) - (tables if any(name.endswith(HEAD) for name in sizes) else 0)
+    tables = sum(size for name, size in sizes.items() if name.endswith(TABLE_WEIGHT))
+    return num_bytes(folder) - (tables if any(name.endswith(HEAD_WEIGHT) for name in sizes) else 0)
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -197,6 +197,12 @@ class QuantizedHead(nn.Module):
         self.tied_to = None
         self.slot.fill(Filling(weight))
 
+    def tie(self, table: QuantizedEmbedding) -> None:
+        """Forget codes of its own, before they are packed, and use the embeddings'."""
+        self.tied_to = table
+        self.slot.take()
+        self.slot.outliers = None
+
     def pack(self) -> None:
         if self.tied_to is None:
             self.own_runs = _packed_runs([self.slot.take_whole()], None, self.slot.dtype)

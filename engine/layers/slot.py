@@ -56,6 +56,8 @@ class Filling(NamedTuple):
     outliers: Outliers | None = None  # added to the matrix
 
 
+EXPANDED = 1 << 24
+"""Numbers that are compared at once, at most: 64 MB in fp32."""
 PRODUCTS = 1 << 24
 """Products with outliers that are kept at once, at most: 64 MB."""
 
@@ -85,6 +87,23 @@ class Slot:
         matrix, self._matrix = self._matrix, None
         assert matrix is not None, "the loader reports slots that nothing has filled"
         return matrix
+
+    def stands_for(self, others: torch.Tensor | Slot) -> bool:
+        """Return whether its matrix has these numbers: [N, K], rounded to the dtype of `others`."""
+        step = max(1, EXPANDED // self.shape[1])
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            other = others.numbers(part) if isinstance(others, Slot) else others[part]
+            if not torch.equal(self.numbers(part).to(other.device, other.dtype), other):
+                return False
+        return True
+
+    def numbers(self, part: slice) -> torch.Tensor:
+        """Compute the numbers of some rows: fp32 [n, K], or plain ones as they are."""
+        matrix = self._matrix
+        assert matrix is not None, "the loader has filled it"
+        found = matrix[part] if isinstance(matrix, torch.Tensor) else matrix.rows(part).dequantize()
+        return found if self.outliers is None else found + self.outliers.dense(self.shape[1])[part]
 
     def take_whole(self) -> Matrix:
         """Return the matrix with its outliers added, if it has any: plain numbers then."""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 import torch
 
 from engine.kernels.quantized_weight import QuantizedWeight
-from engine.layers.quantized import QuantizedHead
+from engine.layers.quantized import QuantizedEmbedding, QuantizedHead
 from engine.layers.slot import Filling, Share, Slot, Target
 from engine.models import kv_scales
 from engine.models.checkpoint import is_computed
 from engine.models.errors import ModelError
+from engine.models.formats.targets import HEAD_LAYER
 from engine.models.hub import Progress
 from engine.models.native import NativeModel
 from engine.models.rounded_activations import RoundedActivations
@@ -26,7 +27,7 @@ HEAD_OF_ITS_OWN = (
     " used. Set tie_word_embeddings to false in config.json to say so."
 )
 
-TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
+TABLE_WEIGHT, HEAD_WEIGHT = "embed_tokens.weight", f"{HEAD_LAYER}.weight"
 DUMMY_STD = 0.02
 DUMMY_SEED = 0
 
@@ -52,11 +53,11 @@ def fill(
         name = _called(name, targets)
         done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
         if name in targets:
-            multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE)
+            multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE_WEIGHT)
             marking = rounding if multiplies else None
             _place(name, tensor, targets[name], source.where, marking)
             missing.discard(name)
-        elif model.lm_head.tied_to is not None and name.endswith(HEAD):
+        elif model.lm_head.tied_to is not None and name.endswith(HEAD_WEIGHT):
             head = tensor  # compared later: the embeddings may come after it
         elif not isinstance(tensor, torch.Tensor):
             unexpected.append(name)
@@ -68,6 +69,8 @@ def fill(
             progress("load", min(done, total), total)
     if head is not None:
         missing -= _place_head(model, head, source.where, missing, warn)
+    elif model.ties_head and model.lm_head.tied_to is None and not missing:
+        _compare_codes(model, rounding, warn)
     if missing:
         raise ModelError(
             f"{source.where} lacks {_some(missing)}; it is not whole, or of another model."
@@ -147,8 +150,10 @@ def _called(name: str, targets: Mapping[str, Target]) -> str:
 
 def _is_no_bias(name: str, tensor: torch.Tensor, targets: Mapping[str, Target]) -> bool:
     """Return whether it is a bias of zeros of a layer without one, as quantizing tools write."""
-    owner = targets.get(_called(name.removesuffix("bias") + "weight", targets))
+    weight = name.removesuffix("bias") + "weight"
+    owner = targets.get(_called(weight, targets))
     is_matrix = owner is not None and len(owner.shape) == 2
+    is_matrix |= weight.endswith(HEAD_WEIGHT)  # a tied head has no place of its own
     return name.endswith(".bias") and is_matrix and not tensor.any()
 
 
@@ -162,23 +167,24 @@ def _place_head(
     """Compare a stored head with the embeddings to which config.json ties it, as transformers does.
 
     If the numbers are equal, nothing is reported. If they differ, they are used, with a warning. A
-    head without embeddings fills both. Plain numbers beside quantized embeddings are used without
-    comparing. Returns the missing weights that it has filled.
+    head without embeddings fills both. Returns the missing weights that it has filled.
     """
     if isinstance(model.lm_head, QuantizedHead):  # a quantized head would have its own slot
         assert isinstance(stored, torch.Tensor), "it is tied, so what is stored isn't quantized"
-        _check_shape(HEAD, stored, model.lm_head.slot.shape)
-        model.lm_head.untie(stored)
-        warn(HEAD_OF_ITS_OWN)
+        _check_shape(HEAD_WEIGHT, stored, model.lm_head.slot.shape)
+        assert isinstance(model.embed_tokens, QuantizedEmbedding)
+        if not missing and not model.embed_tokens.slot.stands_for(stored):
+            model.lm_head.untie(stored)
+            warn(HEAD_OF_ITS_OWN)
         return set()
     table = model.lm_head.weight
     embeddings = {name for name, target in model.weight_targets() if _parameter(target) is table}
     shape = (model.vocab_size, table.shape[1])
     if isinstance(stored, torch.Tensor):
         head = stored
-        _check_shape(HEAD, head, shape)
+        _check_shape(HEAD_WEIGHT, head, shape)
     else:  # --quantization none
-        head = expanded(_filling(HEAD, stored, shape, where))
+        head = expanded(_filling(HEAD_WEIGHT, stored, shape, where))
     if embeddings & missing:
         model.lm_head.target(table).copy_(head)
         return embeddings
@@ -188,6 +194,18 @@ def _place_head(
         model.lm_head.untie(own)
         warn(HEAD_OF_ITS_OWN)
     return set()
+
+
+def _compare_codes(
+    model: NativeModel, rounding: RoundedActivations | None, warn: Callable[[str], None]
+) -> None:
+    """Compare a quantized head with embeddings to which config.json ties it, as `_place_head`."""
+    head, table = model.lm_head, model.embed_tokens
+    assert isinstance(head, QuantizedHead)
+    if not isinstance(table, QuantizedEmbedding) or not table.slot.stands_for(head.slot):
+        warn(HEAD_OF_ITS_OWN)
+    elif rounding is None:  # it marks what multiplies, and the embeddings aren't marked
+        head.tie(table)
 
 
 def _parameter(target: Target) -> torch.Tensor | None:

@@ -36,7 +36,13 @@ from engine.models.checkpoint import Checkpoint, refuse_quantized_numbers
 from engine.models.description import Description, read_config, transformers_config
 from engine.models.dividing import check_divides
 from engine.models.errors import ModelError
-from engine.models.filling import HEAD_OF_ITS_OWN, fill, fill_randomly
+from engine.models.filling import (
+    HEAD_OF_ITS_OWN,
+    HEAD_WEIGHT,
+    TABLE_WEIGHT,
+    fill,
+    fill_randomly,
+)
 from engine.models.fitting_options import check_architecture, check_quantized, check_rounding
 from engine.models.formats import gguf_folder
 from engine.models.formats.find import find_scheme
@@ -142,7 +148,7 @@ def _make(
         check_rounding(device.type, found is not None, config.model)
     if native is not None:
         scales: dict[str, float] = {}
-        layers = PLAIN if config.quantization == "none" else _layers(source, warn)
+        layers = PLAIN if config.quantization == "none" else _layers(source)
         if ranks is not None:
             if layers is not PLAIN:
                 raise ModelError(PLAIN_ONLY)
@@ -216,24 +222,22 @@ def _fill_native(
             module.pack()
 
 
-def _layers(source: WeightSource | None, warn: Callable[[str], None]) -> Layers:
+def _layers(source: WeightSource | None) -> Layers:
     """Choose plain layers, or those that a checkpoint's quantized matrices need.
 
-    A quantized head is used though config.json may tie it to the embeddings, and warned of.
+    A quantized head has codes of its own though config.json may tie it to the embeddings.
     """
     names = frozenset() if source is None else source.quantized
     if not names:
         return PLAIN
-    table = any(name.endswith("embed_tokens.weight") for name in names)
-    head = any(name.endswith("lm_head.weight") for name in names)
+    table = any(name.endswith(TABLE_WEIGHT) for name in names)
+    head = any(name.endswith(HEAD_WEIGHT) for name in names)
     embedding = QuantizedEmbedding if table else Embedding
 
     def make_head(
         vocab_size: int, width: int, tied_to: Embedding | QuantizedEmbedding | None
     ) -> LogitsHead | QuantizedHead:
         if head:
-            if tied_to is not None:
-                warn(HEAD_OF_ITS_OWN)
             return QuantizedHead(vocab_size, width, None)
         if isinstance(tied_to, QuantizedEmbedding):
             return QuantizedHead(vocab_size, width, tied_to)

@@ -38,7 +38,8 @@ class NativeModel(nn.Module):
         self.architecture = (config.architectures or [config.model_type])[0]
         self.vocab_size = config.vocab_size
         self.embed_tokens = layers.embedding(config.vocab_size, width)
-        tied = self.embed_tokens if config.tie_word_embeddings else None
+        self.ties_head = bool(config.tie_word_embeddings)  # as config.json says
+        tied = self.embed_tokens if self.ties_head else None
         self.lm_head = layers.head(config.vocab_size, width, tied)
 
     @property

@@ -14,14 +14,14 @@ import torch
 from engine.models.checkpoint import Checkpoint
 from engine.models.description import read_config
 from engine.models.errors import ModelError
-from engine.models.filling import TABLE
+from engine.models.filling import TABLE_WEIGHT
 from engine.models.formats.find import quantized_by
+from engine.models.formats.targets import HEAD_LAYER
 from engine.models.hub import find_model
 from engine.models.registry import NATIVE
 from engine.one_line import one_line
 from engine.quantize.feedback import round_with_feedback
 from engine.quantize.own_text import inputs_of, loss, write_text
-from engine.quantize.packing import HEAD
 from engine.quantize.weight_rounding import Grid, Rounded, round_to_nearest
 
 GROUPS = (128, 64, 32)
@@ -84,10 +84,10 @@ class Source:
             name: layer
             for name, layer in self.model.named_modules()
             if isinstance(layer, torch.nn.Linear)
-            and (_BLOCK.search(name) or (head and name == HEAD))
+            and (_BLOCK.search(name) or (head and name == HEAD_LAYER))
         }
         self.first = self.config.get("bos_token_id") or 0
-        self.kept = [] if head else [HEAD]
+        self.kept = [] if head else [HEAD_LAYER]
 
     def group(self, whole_rows: bool) -> int:
         """Choose how many inputs share a scale: the most that divides all rows; 0: a row."""
@@ -117,13 +117,13 @@ class Source:
         checkpoint, embeddings = Checkpoint.open(self.folder), self.model.get_input_embeddings()
         table = next(name for name, module in self.model.named_modules() if module is embeddings)
         stored = {name for name, _ in checkpoint.contents()}
-        alone = self.tied and not any(name.endswith(TABLE) for name in stored)
+        alone = self.tied and not any(name.endswith(TABLE_WEIGHT) for name in stored)
         for name, tensor in checkpoint.tensors():
             layer = name.removesuffix(".weight")
             # checkpoints of the bare decoder lack the outermost "model."
             if layer not in self.layers and f"model.{layer}" not in self.layers:
                 yield name, tensor
-            elif layer == HEAD and alone:
+            elif layer == HEAD_LAYER and alone:
                 yield f"{table}.weight", tensor
 
 

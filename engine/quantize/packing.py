@@ -9,10 +9,10 @@ import torch
 
 from engine.models.formats.awq import ORDER
 from engine.models.formats.packed import nibbles
+from engine.models.formats.targets import HEAD_LAYER
 from engine.quantize.format_names import SAFETENSORS
 from engine.quantize.weight_rounding import Grid, Rounded
 
-HEAD = "lm_head"
 Stored = dict[str, torch.Tensor]
 """The tensors of a matrix, by what follows the layer's name."""
 
@@ -106,7 +106,7 @@ def _compressed(form: str, strategy: str) -> Callable[[Grid, list[str]], dict[st
             "group_size": grid.group if strategy == "group" else None,
         }
         # of "Linear" the head is one to compressed-tensors itself, but not to vLLM
-        targets = ["Linear"] if kept else [f"re:.*{HEAD}$", "Linear"]
+        targets = ["Linear"] if kept else [f"re:.*{HEAD_LAYER}$", "Linear"]
         return {
             "quant_method": "compressed-tensors",
             "format": form,

@@ -124,6 +124,56 @@ def test_quantized_embeddings_beside_a_head_of_its_own(head, tied, tmp_path):
         assert any("another lm_head: it is used" in said for said in warnings) == tied
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["gptq", "awq", "squeezellm with outliers", "nf4"])
+def test_a_plain_head_equal_to_quantized_embeddings_is_no_other_one(form, dtype, tmp_path):
+    """Then the embeddings' codes multiply, and nobody is told of another head."""
+    reference = save(FORMATS[form], tmp_path, ends=TABLE, tied=True, vocab_size=VOCABULARY)
+    table = reference.model.embed_tokens.weight.data
+    rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": table.to(dtype).clone()}))
+    reference.lm_head.weight.data.copy_(table)
+    found, warnings = served(tmp_path)
+    assert found == answers_of(reference, PROMPTS)
+    assert not any("lm_head" in said for said in warnings)
+    rewrite(tmp_path, lambda tensors: tensors["lm_head.weight"][-1].add_(0.5))
+    reference.lm_head.weight.data.copy_(table.to(dtype))
+    reference.lm_head.weight.data[-1].add_(0.5)
+    found, warnings = served(tmp_path)
+    assert any("another lm_head: it is used" in said for said in warnings)
+
+
+def test_a_quantized_head_equal_to_quantized_embeddings_is_no_other_one(tmp_path):
+    """It is kept once."""
+    reference = save(gptq(), tmp_path, ends=(*TABLE, "lm_head.weight"), tied=True, vocab_size=104)
+
+    def copy(tensors) -> None:
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            tensors[f"lm_head.{part}"] = tensors[f"model.embed_tokens.{part}"].clone()
+
+    rewrite(tmp_path, copy)
+    reference.lm_head.weight.data.copy_(reference.model.embed_tokens.weight)
+    due = answers_of(reference, PROMPTS)
+    for options in ({}, {"quantization": "none"}, {"quantized_activations": True}):
+        found, warnings = served(tmp_path, **options)
+        assert found == due or "quantized_activations" in options
+        assert not any("another lm_head" in said for said in warnings)
+    model = load_model(EngineConfig(model=str(tmp_path)), torch.device("cpu"))
+    assert model.lm_head.tied_to is model.embed_tokens and not model.lm_head.own_runs
+
+
+@pytest.mark.parametrize("quantization", [None, "none"])
+@pytest.mark.parametrize("ends", [HEAD, TABLE, HEAD[:1]], ids=["head", "embeddings", "layers"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_zeros_as_the_bias_of_a_head_are_none(tied, ends, quantization, tmp_path):
+    """As quantizing tools write them; one that isn't zeros has no place, and is named."""
+    reference = save(gptq(), tmp_path, ends=ends, tied=tied, vocab_size=VOCABULARY)
+    bias = torch.zeros(VOCABULARY, dtype=torch.float16)
+    rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.bias": bias}))
+    assert served(tmp_path, quantization=quantization)[0] == answers_of(reference, PROMPTS)
+    rewrite(tmp_path, lambda tensors: tensors["lm_head.bias"][-1].fill_(0.5))
+    refused(tmp_path, r"has no place for: lm_head\.bias", quantization=quantization)
+
+
 def test_a_quantized_head_without_embeddings_is_refused_in_one_line(tmp_path):
     save(gptq(), tmp_path, ends=HEAD, tied=True, vocab_size=VOCABULARY)
     rewrite(tmp_path, lambda tensors: tensors.pop("model.embed_tokens.weight"))
