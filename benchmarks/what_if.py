@@ -180,7 +180,7 @@ class Bench:
         core.close()
         self.recorder.flush()
         self.recorder.unsubscribe(events.extend)
-        names = list(core.scheduler._dropped)
+        names = list(core.scheduler.worker_rows.dropped)
         self.runner.execute(StepPlan(step=0, rows=[], dropped=names))
         return events
 

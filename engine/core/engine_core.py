@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.core.admission import Admission, RequestError
 from engine.core.block_pool import recorded_hashes, root_hash
 from engine.core.bookkeeping import Bookkeeping
+from engine.core.invariants import check_scheduler
 from engine.core.messages import (
     CoreOutput,
     CoreRequest,
@@ -230,7 +231,7 @@ class EngineCore:
 
     def check(self) -> None:
         """Raise AssertionError unless the whole state is consistent. For tests, between steps."""
-        self.scheduler.check()
+        check_scheduler(self.scheduler)
         living = {r.id for r in [*self.scheduler.running, *self.scheduler.waiting.in_order()]}
         grouped = {r.id for group in self.books.groups.values() for r in group}
         assert living == grouped, "a sequence lives outside its group"

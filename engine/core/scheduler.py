@@ -18,12 +18,13 @@ from engine.core.block_pool import BlockPool, OutOfBlocks
 from engine.core.core_record import CoreRecord
 from engine.core.explain import Explainer, Shortage
 from engine.core.kv_manager import KVManager
-from engine.core.messages import KVShape, NewBlocks, NewRow, StepPlan, StepStats
+from engine.core.messages import KVShape, StepPlan, StepStats
 from engine.core.preemption import PreemptionCosts
 from engine.core.proposal_rows import ProposalRows
 from engine.core.proposer import Proposer, make_proposer
 from engine.core.request import Request, Status
 from engine.core.waiting_queue import WaitingQueue
+from engine.core.worker_rows import WorkerRows
 from engine.trace.events import StepRow
 from engine.trace.recorder import Recorder
 from engine.trace.wording import count, duration, free
@@ -62,7 +63,8 @@ class Scheduler:
             pool,
         )
         self.costs = costs(kv.swap_us_per_block)
-        self.proposals = ProposalRows(config, self.kv, proposer, self._tell_worker)
+        self.worker_rows = WorkerRows()
+        self.proposals = ProposalRows(config, self.kv, proposer, self.worker_rows.tell)
         self.speculator = self.proposals.speculator
         self.explain = Explainer(self.record)
         self.waiting = WaitingQueue()
@@ -74,9 +76,7 @@ class Scheduler:
         self.stats = StepStats(blocks_total=kv.num_blocks)  # of the step being planned
         # Of the last plan: whose its rows are, without those of proposed tokens.
         self.planned: list[Request] = []
-        # Orders for the worker that the next plan carries.
-        self._dropped: list[str] = []
-        self._swap_out: list[tuple[int, int]] = []
+        self._swap_out: list[tuple[int, int]] = []  # the next plan carries these
 
     # ---------------------------------------------------------------------------- the queue's doors
 
@@ -116,7 +116,7 @@ class Scheduler:
         self.leaving.discard(request)
         if has_seat:
             self.seats_taken -= request.seats
-        self._drop_row(request)
+        self.worker_rows.drop(request)
         self.kv.free(request, why)
 
     @property
@@ -157,7 +157,7 @@ class Scheduler:
         if not plan.rows and not plan.swap_out:
             self.step_number -= 1
             return None
-        plan.dropped, self._dropped = self._dropped, []
+        self.worker_rows.hand_over(plan)
         self._count(plan)
         plan.schedule_us = (self.clock() - started) / 1e3
         self.explain.plan(self, plan)
@@ -168,7 +168,7 @@ class Scheduler:
 
         Its requests can only be aborted: then no step holds their blocks and seats any more.
         """
-        self._dropped = plan.dropped + self._dropped  # the worker ignores what it has dropped
+        self.worker_rows.take_back(plan)
         for row, request in zip(plan.rows, self.planned):  # rows of proposals follow
             planned = request.num_planned_tokens - row.num_tokens - request.num_proposed_tokens
             # Booked already, maybe, when it was broken off.
@@ -297,26 +297,7 @@ class Scheduler:
         if samples:
             request.num_expected_tokens += 1  # its siblings count their own
         if request.table_sent < len(request.block_table):
-            self._tell_worker(plan, request)
-
-    def _tell_worker(self, plan: StepPlan, request: Request) -> None:
-        """Add the blocks that the worker doesn't know yet to the plan, and for a new row everything
-        else."""
-        if request.table_sent < 0:
-            plan.new[request.id] = NewRow(
-                token_ids=list(request.token_ids),
-                num_prompt_tokens=request.num_prompt_tokens,
-                params=request.core.params,
-                seed=request.seed,
-                stop_token_ids=list(request.end_ids),
-                grammar=request.grammar,
-                trace_full=request.core.trace_full,
-            )
-            request.table_sent = 0
-        told = plan.tables.get(request.id)
-        sent = request.table_sent if told is None else told.start
-        plan.tables[request.id] = NewBlocks(sent, request.block_table[sent:])
-        request.table_sent = len(request.block_table)
+            self.worker_rows.tell(plan, request)
 
     # -------------------------------------------------------------------------- preemption (rule 4)
 
@@ -333,7 +314,7 @@ class Scheduler:
         victim.num_preemptions += 1
         victim.waiting_since_ns = self.clock()
         self.waiting.push(victim)
-        self._drop_row(victim)
+        self.worker_rows.drop(victim)
         self.stats.num_preemptions += 1
         if mode == "swap":
             self._swap_out.extend(self.kv.swap_out(victim))
@@ -357,11 +338,6 @@ class Scheduler:
         copying, computing = duration(swap_ms * 1e3), duration(recompute_ms * 1e3)
         return mode, f"copying takes {copying} out and in, computing {computing}"
 
-    def _drop_row(self, request: Request) -> None:
-        if request.table_sent >= 0:
-            self._dropped.append(request.id)
-            request.forget_worker_row()
-
     def _count(self, plan: StepPlan) -> None:
         pool, stats = self.kv.pool, self.stats
         stats.num_running = len(self.running)
@@ -370,42 +346,6 @@ class Scheduler:
         stats.blocks_cached_free = pool.num_cached_free
         stats.host_blocks_used = self.kv.host_pool.num_used
         stats.num_tokens = plan.num_tokens
-
-    # ----------------------------------------------------------------------------------- invariants
-
-    def check(self) -> None:
-        """Raise AssertionError unless queues, tables, pools and counts agree with each other.
-
-        For tests.
-        """
-        waiting = self.waiting.in_order()
-        everyone = [*self.running, *waiting, *self.leaving]
-        self.kv.pool.check(r.block_table for r in everyone)
-        self.kv.host_pool.check(r.host_blocks for r in everyone)
-        assert self.record.complete, "something happened to blocks that the record doesn't have"
-        assert len(waiting) == len(self.waiting), "miscounted waiting requests"
-        assert self.running == sorted(self.running, key=_rank), "running requests out of order"
-        seated = [*self.running, *self.leaving]
-        assert self.seats_taken == sum(r.seats for r in seated) <= self.max_num_seqs, "seats"
-        for r in self.running:
-            assert r.status is Status.RUNNING and not r.host_blocks
-            assert r.num_computed_tokens < r.num_tokens, f"{r.id}: rule 1"
-            assert r.num_computed_tokens <= r.num_planned_tokens, r.id
-            known = r.num_expected_tokens + r.num_proposed_tokens
-            assert r.num_planned_tokens <= known, f"{r.id}: {known} tokens are known or proposed"
-            assert r.tokens_in_flight or not r.num_proposed_tokens, f"{r.id}: proposals, but where?"
-            assert r.num_expected_tokens - r.num_tokens in (0, 1), f"{r.id}: drawn, but where?"
-            blocks = self.kv.blocks_for(r.num_planned_tokens)
-            assert len(r.block_table) == blocks, (
-                f"{r.id}: {len(r.block_table)} blocks, not {blocks}"
-            )
-        for r in waiting:
-            assert r.status is Status.WAITING and not r.block_table and not r.tokens_in_flight
-            assert bool(r.host_blocks) == (r.num_computed_tokens > 0), (
-                f"{r.id}: computed, but where?"
-            )
-        for r in self.leaving:
-            assert r.finished and r.tokens_in_flight, f"{r.id} should have left"
 
 
 def _rank(request: Request) -> tuple[int, int, int]:
