@@ -23,7 +23,7 @@ EXACT = [v for v in variants_here() if v != "portable"]
 
 draw = random.Random(3)
 SHARED = [draw.randrange(10, 2000) for _ in range(300)]
-"""Longer than a part of attention (PART in attention.cpp): its parts are joined."""
+"""Longer than a part of attention (PART in attention_task.h): its parts are joined."""
 PROMPTS = [
     SHARED[: draw.randint(40, 300)] + [draw.randrange(10, 2000) for _ in range(draw.randint(1, 40))]
     for _ in range(24)

@@ -3,6 +3,7 @@
 // Both multiply V with the values of two positions side by side in a word. They are put there within 16 bytes, so o's
 // dimensions lie in another order meanwhile: of each 32 the first four of every eight, then the others.
 #pragma once
+#include "attention_in_place.h"
 
 constexpr int WORDS = 256;  // of a tile
 

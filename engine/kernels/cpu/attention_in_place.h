@@ -1,6 +1,7 @@
 // Attend for decoding rows: see attention.cpp for the task. Each key and value is used once for each query head of its group,
 // so it is read from the pages in place.
 #pragma once
+#include "attention_task.h"
 
 // Decode with few query heads for each key head: each key and value is used only G times, so they are read from the pages in
 // place. Numbers come two vectors at a time. In bf16 that is one load: the upper halves of its words are the odd numbers, the

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine.kernels.batch import AttentionBatch, AttentionSpec, LayerCache, QKNorms
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum Type in simd.h
-MAX_HEAD_DIM = 256  # MAX_DIM in attention.cpp
+MAX_HEAD_DIM = 256  # MAX_DIM in attention_task.h
 
 # Fields of the C++ argument structs: q is a pointer or an integer, d a double.
 _ROTATE = Struct("18qd").pack

@@ -13,6 +13,7 @@
 // positions within blocks of KEYS, l lane by lane over the blocks of a part. q and weights are rounded to bf16, l isn't.
 // What a query doesn't see weighs exactly 0, so that it doesn't matter how much of it a tile computes.
 #pragma once
+#include "attention_bf16.h"
 
 constexpr int Q_PITCH =
     MAX_DIM / 2 + 16;            // words of a query; rows don't lie a power of two apart, in few sets of the cache

@@ -1,6 +1,7 @@
 // Attend to keys and values that are copied to fp32 first: see attention.cpp for the task. bf16 comes here where its pairs
 // can't be multiplied, or where a head's width is no multiple of 32.
 #pragma once
+#include "attention_task.h"
 
 // Compute scores of Q queries with the staged keys: VEC sums at once, Q queries times VEC / Q keys.
 template <int Q>

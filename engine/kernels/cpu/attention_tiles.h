@@ -11,6 +11,7 @@
 // places and those of odd places, then both sums to C, whichever operand is A; the softmax is one function for both; 16 sums
 // of every 16th key's weight are added by halves; parts are joined as `join` does.
 #pragma once
+#include "attention_bf16.h"
 
 constexpr int GROUP = 16, GROUPS = QUERIES / GROUP;  // queries of a vector
 

@@ -6,6 +6,7 @@
 //
 // m, l and o are in x.state, o's dimensions in the order of attention_bf16.h.
 #pragma once
+#include "attention_tiles.h"
 
 template <int Q>
 static INLINE void configure_few() {

@@ -58,6 +58,8 @@ HEADERS = (
     "expanded_many.h",
     "int8_dot.h",
     "int8_rows.h",
+    "attention_task.h",
+    "attention_plan.h",
     "attention_in_place.h",
     "attention_staged.h",
     "attention_bf16.h",

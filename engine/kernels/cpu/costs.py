@@ -148,7 +148,7 @@ def attention_cost(
         f"{count(len(rows), 'row')} × {count(spec.num_kv_heads, 'key head')}, cut into"
         f" {count(tasks, 'task')}"
     )
-    # `on_tiles` and `in_pairs` in attention.cpp
+    # `on_tiles` and `in_pairs` in attention_task.h
     in_bf16 = pairs and cache.k.dtype is torch.bfloat16 and spec.head_dim % 32 == 0
     dtype = "bfloat16" if in_bf16 else "float32"
     num_bytes = work.num_bytes - again * cache.k.element_size()
@@ -158,7 +158,7 @@ def attention_cost(
 def _read_once(batch: AttentionBatch, spec: AttentionSpec, rows: range) -> int:
     """Count the positions that a row needn't read again: it goes on with the row before it.
 
-    Such rows are attended as one chunk (`goes_on` in attention.cpp).
+    Such rows are attended as one chunk (`goes_on` in attention_plan.h).
     """
     lengths, contexts, found = batch.query_lens, batch.context_lens_list, 0
     for row, after in pairwise(rows):

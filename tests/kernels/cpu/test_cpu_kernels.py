@@ -378,7 +378,7 @@ def test_a_token_attends_alike_in_any_company(
     ops, heads, kv_heads, dim, block_size, window, soft_cap, dtype
 ):
     """With its whole prompt, in a chunk, or alone, beside others or not: to the bit."""
-    length, chunk = 333, 5  # longer than PART of attention.cpp
+    length, chunk = 333, 5  # longer than PART of attention_task.h
     cache, whole = paged(3, [(0, length)], heads, kv_heads, dim, block_size, dtype)
     spec = AttentionSpec(heads, kv_heads, dim, 0.3, window, soft_cap)
     q = numbers(1, length, heads, dim)
