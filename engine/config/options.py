@@ -84,6 +84,7 @@ class Options:
             "bitsandbytes",
             "compressed-tensors",
             "fbgemm_fp8",
+            "modelopt",
             "fp8",
             "gguf",
             "gptq",

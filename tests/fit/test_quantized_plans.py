@@ -123,6 +123,20 @@ def test_other_bits_by_gptqs_dynamic(tmp_path, monkeypatch):
     assert "of head × (8 + 16 / 16) bits" in counted_right(tmp_path, monkeypatch)
 
 
+def test_layers_that_other_tools_leave_out_are_plain(tmp_path, monkeypatch):
+    """By auto-round's names, and by modelopt's wildcards."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    save(gptq(), tmp_path / "a", keep=("layers.1.mlp.up_proj",))
+    extra = {"model.layers.1.mlp.up_proj": {"bits": 16}}
+    change_quantization(tmp_path / "a", quant_method="auto-round", extra_config=extra)
+    counted_right(tmp_path / "a", monkeypatch)
+    save(FORMATS["fp8"], tmp_path / "b", keep=("layers.0.",))
+    ignored = ["lm_head", "model.layers.0.*"]
+    change_quantization(tmp_path / "b", quant_method="modelopt", quant_algo="FP8", ignore=ignored)
+    counted_right(tmp_path / "b", monkeypatch)
+
+
 def test_what_is_said_beside_config_json_is_read(tmp_path, monkeypatch):
     """As the engine reads it: older GPTQ and AWQ checkpoints have a file of their own for it."""
     save(gptq(), tmp_path, vocab_size=4096)

@@ -308,6 +308,92 @@ def test_old_checkpoints_say_it_beside_config_json(tmp_path):
         assert found == [[answers_of(reference, PROMPTS[:1])[0][0][:8]]]
 
 
+def told_by(folder, config: dict, beside: str | None = None) -> None:
+    """Let config.json say this of its quantization, or a file beside it."""
+    said = json.loads((folder / "config.json").read_text())
+    del said["quantization_config"]
+    if beside is None:
+        said["quantization_config"] = config
+    else:
+        (folder / beside).write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(said))
+
+
+def test_what_was_frozen_in_2024_is_compressed(tmp_path):
+    """So say the first checkpoints of compressed-tensors, and transformers' own documentation."""
+    reference = save(FORMATS["compressed-tensors FP8"], tmp_path)
+    change_config(tmp_path, quantization_status="frozen", format="naive-quantized")
+    with TokenEngine(tmp_path, block_size=4) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+    change_config(tmp_path, quantization_status="calibration")
+    refused(tmp_path, "was never compressed")
+
+
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True}
+OTHERS = {
+    "auto-round": ("gptq", AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}, None),
+    "auto-round, asymmetric": ("gptq v1, asymmetric", AUTO_ROUND | {"sym": False}, None),
+    "auto-round as AWQ": (
+        "awq",
+        AUTO_ROUND | {"sym": False, "packing_format": "auto_round:auto_awq"},
+        None,
+    ),
+    "auto-round, beside": ("gptq", AUTO_ROUND, "quantization_config.json"),
+    "modelopt": (
+        "fp8",
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"],
+         "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
+        None,
+    ),
+    "modelopt, beside": (
+        "fp8 rows",
+        {"producer": {"name": "modelopt"},
+         "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "exclude_modules": []}},
+        "hf_quant_config.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "config", "beside"), OTHERS.values(), ids=OTHERS)
+def test_what_other_tools_store_alike_is_served(form, config, beside, tmp_path):
+    form = gptq(symmetric=False) if form == "gptq v1, asymmetric" else FORMATS[form]
+    reference = save(form, tmp_path)
+    told_by(tmp_path, config, beside)
+    with TokenEngine(tmp_path, block_size=4) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+
+
+def test_layers_that_auto_round_gave_other_bits(tmp_path):
+    """One left plain, and the head in 8 bits."""
+    ends = ("proj.weight", "lm_head.weight")
+    reference = save(
+        gptq(), tmp_path, keep=("layers.1.mlp.up_proj",), ends=ends, head=gptq(8), vocab_size=104
+    )
+    extra = {"model.layers.1.mlp.up_proj": {"bits": 16}, "lm_head": {"bits": 8}}
+    told_by(tmp_path, AUTO_ROUND | {"extra_config": extra})
+    with TokenEngine(tmp_path, block_size=4) as engine:
+        found = engine.run(PROMPTS, temperature=0.0, max_tokens=12)
+    assert found == answers_of(reference, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (AUTO_ROUND | {"packing_format": "auto_round:gptq_marlin"}, "packed as 'auto_round:gptq_m"),
+        (AUTO_ROUND | {"data_type": "mx_fp"}, "packed as 'mx_fp'"),
+        (AUTO_ROUND | {"extra_config": ["lm_head"]}, "this auto-round checkpoint says"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"modelopt \(NVFP4\), which is not"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": [1]}, "this modelopt check"),
+    ],
+)
+def test_what_other_tools_store_otherwise_is_refused_by_name(config, message, tmp_path):
+    save(gptq(), tmp_path)
+    told_by(tmp_path, config)
+    refused(tmp_path, message)
+
+
 def test_symmetric_zeros_that_contradict_the_config_are_believed_and_told(tmp_path):
     """Files exist that say version 1 and store version 2."""
     reference = save(gptq(v2=True), tmp_path)

@@ -51,6 +51,8 @@ FORMATS = (
     "mxfp4-pack-quantized",
     "nvfp4-pack-quantized",
 )
+COMPRESSED = ("compressed", "frozen")
+"""Values of quantization_status. Those of 2024 say "frozen": that no scale will change any more."""
 NVFP4_GROUP, MXFP4_GROUP = 16, 32
 
 
@@ -81,7 +83,7 @@ class CompressedTensors:
         if sparse != "dense" or config.get("transform_config"):
             what = f"sparse ({sparse})" if sparse != "dense" else "rotated (transform_config)"
             raise ModelError(f"this compressed-tensors checkpoint is {what}: that is not served.")
-        if config.get("quantization_status", "compressed") != "compressed":
+        if config.get("quantization_status", "compressed") not in COMPRESSED:
             raise ModelError("this compressed-tensors checkpoint was never compressed.")
         weights = [one["weights"] for one in groups if isinstance(one.get("weights"), dict)]
         self.bits = sorted({one.get("num_bits") for one in weights} & set(range(1, 9)))

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.errors import ModelError
+from engine.models.formats.other_tools import in_served_words
 
 SERVED = (
     "gptq", "awq", "squeezellm", "compressed-tensors", "fp8", "fbgemm_fp8", "bitsandbytes", "mxfp4",
 )  # fmt: skip
 """Values of `quant_method`."""
-BESIDE = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+BESIDE = (
+    *("quantize_config.json", "quant_config.json", "quantization_config.json"),
+    "hf_quant_config.json",
+)
 """Where older checkpoints say it, beside config.json."""
 LARGEST = 1 << 22  # bytes of such a file
 
@@ -30,7 +34,7 @@ def quantization_said(folder: Path, config: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict):
         raise ModelError(f"the quantization_config of {folder} is {str(config)[:60]!r}.")
-    return config
+    return in_served_words(config)
 
 
 def method_of(folder: Path, said: dict[str, Any]) -> str:
@@ -46,7 +50,8 @@ def method_of(folder: Path, said: dict[str, Any]) -> str:
     return method
 
 
-SAME = {"awq_marlin": "awq", "gptq_marlin": "gptq", "gptq_v2": "gptq", "fbgemm_fp8": "fp8"}
+SAME = {"awq_marlin": "awq", "gptq_marlin": "gptq", "gptq_v2": "gptq", "fbgemm_fp8": "fp8",
+        "modelopt": "fp8"}  # fmt: skip
 """Names by which other engines ask for a format together with a kernel."""
 
 
@@ -71,7 +76,8 @@ def _only_kv_scales(config: Any) -> bool:
     """Return whether the config (of compressed-tensors) is about the KV cache only."""
     if not isinstance(config, dict):
         return False
-    return bool(config.get("kv_cache_scheme")) and not config.get("config_groups")
+    only = bool(config.get("kv_cache_scheme")) and not config.get("config_groups")
+    return only and config.get("quant_method") != "modelopt"
 
 
 def _beside(folder: Path) -> dict[str, Any] | None:
@@ -88,6 +94,11 @@ def _beside(folder: Path) -> dict[str, Any] | None:
             raise ModelError(f"{path} is not JSON; download it again.")
         if "quant_method" in config:
             return config
+        if name == "hf_quant_config.json":
+            said = config.get("quantization")
+            if isinstance(said, dict) and said.get("quant_algo"):
+                return {**said, "quant_method": "modelopt"}
+            continue
         if "wbits" in config:
             method = "squeezellm"
         elif name == "quant_config.json":
