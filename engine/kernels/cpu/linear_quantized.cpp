@@ -49,9 +49,11 @@ static void linear(const QuantizedArgs& a) {
     const float begin = a.zeros ? 0 : -(float(a.zero) + Source::ADDED) / Source::UNIT;
     const int64_t count = (a.n + PANEL - 1) / PANEL, share = count / (4 * omp_get_max_threads());
     const int64_t run = share < 4 ? 4 : share / 4 * 4;  // panels that a thread takes at once
+    // Rows at once: blocks of nearly the same size, for each makes numbers of all codes.
+    const int64_t blocks = (a.m + AT_ONCE<D> - 1) / AT_ONCE<D>, most = blocks > 1 ? (a.m + blocks - 1) / blocks : a.m;
 #pragma omp parallel if (a.n * a.k > 16384)
-    for (int64_t from = 0; from < a.m; from += AT_ONCE) {
-        const int64_t rows = a.m - from < AT_ONCE ? a.m - from : AT_ONCE;
+    for (int64_t from = 0; from < a.m; from += most) {
+        const int64_t rows = a.m - from < most ? a.m - from : most;
         const Rows<typename D::number> numbers =
             rows_of<typename D::number>((const X*)a.x + from * a.x_stride, rows, a, begin);
 #pragma omp for schedule(dynamic, 1) nowait

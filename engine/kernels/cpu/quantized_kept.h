@@ -31,12 +31,15 @@ __attribute__((noinline)) static void groups_by_rows(const typename D::number* x
                                                      const GroupParts* parts, const char* ahead, int64_t ahead_by,
                                                      const Sums& sums, int64_t groups) {
     vec totals[M][2];
-    for (int m = 0; m < M; m++)
-        for (int h = 0; h < 2; h++) totals[m][h] = sums.totals[2 * m + h];
+    if (piece.first == 0)
+        each<2 * M>([&](auto i) INLINE_LAMBDA { totals[i() / 2][i() % 2] = vec{}; });
+    else
+        each<2 * M>([&](auto i) INLINE_LAMBDA { totals[i() / 2][i() % 2] = sums.totals[i()]; });
     const int64_t steps = piece.places / D::STEP;
     for (int64_t g = 0; g < piece.groups; g++, parts++) {
         vec now[M][2];
         const int64_t at = piece.first + g;
+        asm("" : "+r"(groups));  // addresses of sums kept from group to group would take registers from the numbers
         if (ZEROS) {
             for (int m = 0; m < M; m++)
                 for (int h = 0; h < 2; h++) now[m][h] = parts->other[h] * sums.of_x[m * groups + at];
@@ -58,6 +61,5 @@ __attribute__((noinline)) static void groups_by_rows(const typename D::number* x
             for (int m = 0; m < M; m++)
                 for (int h = 0; h < 2; h++) totals[m][h] = totals[m][h] + parts->other[h] * sums.of_x[m * groups + at];
     }
-    for (int m = 0; m < M; m++)
-        for (int h = 0; h < 2; h++) sums.totals[2 * m + h] = totals[m][h];
+    each<2 * M>([&](auto i) INLINE_LAMBDA { sums.totals[i()] = totals[i() / 2][i() % 2]; });
 }

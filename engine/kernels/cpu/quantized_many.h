@@ -4,7 +4,9 @@
 #include "quantized_kept.h"
 
 constexpr int64_t FIRST_ROWS = REGISTERS * 3 / 8;  // of the pass that reads codes, at most
-constexpr int64_t AT_ONCE = 8 * FIRST_ROWS;        // rows of x that a panel multiplies before the next panel
+// Rows of x that a panel multiplies before the next panel, at most.
+template <class D>
+constexpr int64_t AT_ONCE = (D::KEPT_TOTALS ? 16 : 8) * FIRST_ROWS;
 // Places that become numbers at once: as many as the first cache holds or, where totals are kept for many rows, the second.
 constexpr int64_t CHUNK = 256, LONG_CHUNK = 1024;
 
@@ -56,7 +58,7 @@ struct Passes {
 // Return whether the lists have the height of each pass, for any number of rows that `many` multiplies, and all rows have one.
 template <class D>
 constexpr bool lists_have_all() {
-    for (int64_t count = MOST_DIRECT + 1; count <= AT_ONCE; count++) {
+    for (int64_t count = MOST_DIRECT + 1; count <= AT_ONCE<D>; count++) {
         const Passes passes(count, ROWS<D>);
         int64_t left = count;
         for (int64_t pass = 0; pass <= passes.others; pass++) {
@@ -91,8 +93,9 @@ __attribute__((noinline)) static void by_kept(int64_t height, const typename D::
     });
 }
 
-// Multiply `count` rows, more than MOST_DIRECT, by one panel, a piece at a time. The first pass makes numbers of the codes and keeps them for the others.
-// Each prefetches its share of the next piece.
+// Multiply `count` rows, more than MOST_DIRECT, by one panel, a piece at a time. The first pass makes numbers of the codes and keeps
+// them for the others. Each prefetches its share of the next piece, and at the last piece writes its outputs: those of all rows at
+// once would wait for each other's lines.
 template <class D, int64_t KIND>
 static void many(const Rows<typename D::number>& rows, int64_t row, int64_t count, int64_t panel,
                  const QuantizedArgs& a) {
@@ -103,21 +106,23 @@ static void many(const Rows<typename D::number>& rows, int64_t row, int64_t coun
     const Source codes(a.table);
     constexpr int64_t MOST = D::KEPT_TOTALS ? LONG_CHUNK : CHUNK;
     typename D::operand numbers[MOST / D::STEP * 2];
-    vec values[AT_ONCE * 2], totals[AT_ONCE * 2];
+    vec values[AT_ONCE<D> * 2], totals[AT_ONCE<D> * 2];
     GroupParts parts[D::KEPT_TOTALS ? MOST_KEPT_GROUPS : 1];
-    for (int64_t i = 0; i < 2 * count; i++) totals[i] = vec{};
     const Passes passes(count, ROWS<D>);
     const int64_t num = passes.others + 1, chunk = passes.others > 2 ? MOST : CHUNK, whole = a.k / a.group;
+    int64_t most = chunk / a.group;  // groups of a piece
+    const bool kept = D::KEPT_TOTALS && num > 1 && most > 0 && !(a.zeros && a.offsets);
+    if (kept && most > MOST_KEPT_GROUPS) most = MOST_KEPT_GROUPS;
+    // Where totals are kept in registers, those of the other passes begin there.
+    for (int64_t i = 0; i < 2 * (kept ? passes.first : count); i++) totals[i] = vec{};
     for (int64_t k = 0; k < a.k;) {
         const int64_t g = k / a.group, within = k % a.group,
                       left = a.k - k < a.group - within ? a.k - k : a.group - within;
         const char* group = a.w + panel * s.panel + g * s.record;
         Piece piece = {g, 1, left < chunk ? left : chunk, within == 0, left <= chunk, group, nullptr, 0};
-        if (a.group <= chunk && g < whole) piece.groups = chunk / a.group < whole - g ? chunk / a.group : whole - g;
+        if (most > 0 && g < whole) piece.groups = most < whole - g ? most : whole - g;
         piece.codes = group + s.head + within / Source::PLACES * WORDS;
         piece.bytes = piece.groups > 1 ? piece.groups * s.record : piece.places / Source::PLACES * WORDS + s.head;
-        const bool kept = D::KEPT_TOTALS && num > 1 && piece.begins && piece.ends && !(a.zeros && a.offsets) &&
-                          piece.groups <= MOST_KEPT_GROUPS;
         if (kept) keep_parts(piece, UNIT, ADDED, s, a, parts);
         const int64_t steps = piece.groups * piece.places / D::STEP,
                       every = (piece.bytes + num * steps - 1) / (num * steps);
@@ -135,8 +140,8 @@ static void many(const Rows<typename D::number>& rows, int64_t row, int64_t coun
             else
                 by_kept<D>(height, x, rows.stride, numbers, piece, kept ? parts : nullptr, ahead, every, UNIT, ADDED,
                            sums, s, a);
+            if (g + piece.groups == s.groups && piece.ends) put(a, row + i, height, panel * PANEL, sums.totals);
         }
         k += piece.groups * piece.places;
     }
-    put(a, row, count, panel * PANEL, totals);
 }
