@@ -194,9 +194,9 @@ def test_a_row_is_the_same_on_any_number_of_threads(ops, rows, dtype):
 def test_nor_does_it_depend_on_how_many_rows_a_cache_holds(ops, name, inputs, group):
     """Nor on where a row is cut into pieces, of which the last is short."""
     laid_out = packed(ops, form(name, 40, inputs, group), torch.bfloat16)
-    x = numbers(14, 111, inputs, dtype=torch.bfloat16)
+    x = numbers(14, 400, inputs, dtype=torch.bfloat16)
     alone = torch.cat([ops.quantized_linear(row, laid_out, None) for row in x.split(1)])
-    for rows in (13, 14, 19, 20, 26, 33, 96, 111):
+    for rows in (13, 14, 19, 20, 26, 33, 96, 111, 192, 193, 400):
         assert torch.equal(ops.quantized_linear(x[:rows], laid_out, None), alone[:rows])
 
 
