@@ -53,7 +53,7 @@ def measure(peers: Peers, name: str, parts: list[str], row: dict[str, Any]) -> N
             row["quality"] = checks.quality(small, plain[SMALL], **rounded)
         if "speed" in parts:
             folders = {"quantized": str(real), "plain": str(plain[REAL])}
-            row["paces"] = speed.paces(folders, VOCABULARY, **rounded)
+            row["paces"] = speed.paces(folders, VOCABULARY, **rounded).paces
     except ModelError as refused:
         row["refused"] = str(refused)
 

@@ -6,9 +6,10 @@
 their values. Formats that end in -head have a quantized head beside the embeddings, which stay in
 bf16. The table says also what part of the memory's bandwidth one request used: bytes that one token
 reads, over the time of a token, against the speed at which all threads read memory just before and
-after. These are the checkpoint's, but for embeddings that aren't the head, too: of them a token
-reads one row. `formats_shapes.json` and `.md` are written after each
-format; a later call replaces only the rows that it measured again.
+after that run, whichever is greater; the median of the turns, because other users of the machine
+change its memory's speed from second to second. The bytes are the checkpoint's, but for embeddings
+that aren't the head, too: of them a token reads one row. `formats_shapes.json` and `.md` are
+written after each format; a later call replaces only the rows that it measured again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ GGUF = ("q4_0", "q8_0")
 ROUNDED = "-int8-activations"
 """Ends the name of a format that is also measured with --quantized-activations."""
 KEPT = PEERS_DIR / "models" / "shapes"
-READ_BYTES = 512 << 20
 
 
 def checkpoint(name: str, plain: str, form: str) -> Path:
@@ -70,33 +69,20 @@ def checkpoint(name: str, plain: str, form: str) -> Path:
     return folder
 
 
-def bandwidth() -> float:
-    """Return bytes a second at which all threads read memory that no cache holds: the best of 7."""
-    numbers = torch.ones(READ_BYTES // 4)
-    seconds = []
-    for _ in range(7):
-        started = time.perf_counter()
-        numbers.sum()
-        seconds.append(time.perf_counter() - started)
-    return READ_BYTES / min(seconds)
-
-
 def measure(name: str, plain: str, form: str) -> dict[str, Any]:
     """Measure one format of one shape; returns its row."""
     stored = form.removesuffix(ROUNDED)
     options = {"quantized_activations": True} if form != stored else {}
     quantized = checkpoint(name, plain, stored)
     folders = {"quantized": str(quantized), "plain": plain}
-    read = [bandwidth()]
-    paces = speed.paces(folders, shape(name).vocab_size, **options)
-    read.append(bandwidth())
+    found = speed.paces(folders, shape(name).vocab_size, **options)
     return {
         "shape": name,
         "format": form,
         "bytes": {of: checks.num_bytes(Path(folder)) for of, folder in folders.items()},
         "read": {of: checks.bytes_read(Path(folder)) for of, folder in folders.items()},
-        "bandwidth": read,
-        "paces": paces,
+        "read_gb_s": found.read_gb_s,
+        "paces": found.paces,
     }
 
 
@@ -106,9 +92,16 @@ def bytes_read(row: dict[str, Any], of: str) -> int:
 
 
 def share(row: dict[str, Any], of: str) -> float:
-    """Return the part of the bandwidth that one request used."""
-    pace = statistics.median(row["paces"]["W1"][of])
-    return bytes_read(row, of) * pace / max(row["bandwidth"])
+    """Return the part of the bandwidth that one request used.
+
+    Rows of before have two figures of bandwidth, of the moments before and after all runs.
+    """
+    paces = row["paces"][speed.BOUND][of]
+    if "read_gb_s" not in row:
+        return bytes_read(row, of) * statistics.median(paces) / max(row["bandwidth"])
+    limits = row["read_gb_s"][of]
+    parts = [pace / limit for pace, limit in zip(paces, limits, strict=True)]
+    return bytes_read(row, of) * statistics.median(parts) / 1e9
 
 
 def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
@@ -119,8 +112,8 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         " weights quantized by `python -m engine.quantize`, over those of the same weights in bf16,"
         " in turns. Bytes: of the checkpoint. Read: of these, what one token reads; embeddings that"
         " aren't the head, too, are not. Bandwidth: bytes that are read times tokens a second, over"
-        " the speed at which the same threads read memory. Activations are in bf16, but where it"
-        " says int8.\n",
+        " the speed at which the same threads read memory beside that run. Activations are in bf16,"
+        " but where it says int8.\n",
         "| shape | format | bytes | read | one request | 16 requests | prompt of 1,024"
         " | of the bandwidth, one request | in bf16 |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -129,7 +122,7 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         cells = [row["shape"], row["format"].replace(ROUNDED, ", int8 activations")]
         cells.append(f"{row['bytes']['quantized'] / row['bytes']['plain']:.0%}")
         cells.append(f"{bytes_read(row, 'quantized') / bytes_read(row, 'plain'):.0%}")
-        cells += [ratio(row["paces"][name]) for name in speed.TIMED]
+        cells += [ratio(row["paces"][name]) for name in speed.TURNS]
         cells += [f"{share(row, 'quantized'):.0%}", f"{share(row, 'plain'):.0%}"]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.formats.forms import FORMS
-from benchmarks.formats.speed import TIMED
+from benchmarks.formats.speed import TURNS
 
 
 def markdown(rows: Iterable[dict[str, Any]], where: dict[str, Any], left_out: list[str]) -> str:
@@ -36,7 +36,7 @@ def markdown(rows: Iterable[dict[str, Any]], where: dict[str, Any], left_out: li
             continue
         cells = [says, *_exact(row.get("exact")), *_quality(row.get("quality"))]
         cells.append(f"{row['bytes'] / row['plain_bytes']:.0%}")
-        cells += [ratio(row.get("paces", {}).get(name)) for name in TIMED]
+        cells += [ratio(row.get("paces", {}).get(name)) for name in TURNS]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join([*out, "", *(f"Left out: {why}" for why in left_out)]).rstrip() + "\n"
 

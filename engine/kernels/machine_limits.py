@@ -7,6 +7,7 @@ machine reached when nothing disturbed it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -52,14 +53,12 @@ class MachineLimits:
 def machine_limits(device: str = "cpu") -> MachineLimits:
     """Measure this machine, once per process. device: "cpu" or "cuda"."""
     cuda = device == "cuda"
-    num_bytes = CUDA_BUFFER_BYTES if cuda else BUFFER_BYTES
-    source = torch.ones(num_bytes // 8, dtype=torch.float64, device=device)
+    source = _buffer(device)
     target = torch.empty_like(source[: len(source) // 4])
-    read = best_seconds(lambda: source.sum(), TRIES, cuda)
     copy = best_seconds(lambda: target.copy_(source[: len(target)]), TRIES, cuda)
     return MachineLimits(
         threads=torch.get_num_threads(),
-        read_gb_s=num_bytes / read / 1e9,
+        read_gb_s=_read_gb_s(source),
         copy_gb_s=2 * target.nbytes / copy / 1e9,
         gemm_gflop_s={
             str(dtype).removeprefix("torch."): _gemm_rate(dtype, device)
@@ -67,6 +66,24 @@ def machine_limits(device: str = "cpu") -> MachineLimits:
         },
         device=device,
     )
+
+
+def memory_probe(device: str = "cpu") -> Callable[[], float]:
+    """Return a function that measures how fast memory is read now, in GB/s, each time anew.
+
+    It keeps its buffer. Where others use the memory too, a limit holds only for its moment.
+    """
+    source = _buffer(device)
+    return lambda: _read_gb_s(source)
+
+
+def _buffer(device: str) -> torch.Tensor:
+    num_bytes = CUDA_BUFFER_BYTES if device == "cuda" else BUFFER_BYTES
+    return torch.ones(num_bytes // 8, dtype=torch.float64, device=device)
+
+
+def _read_gb_s(source: torch.Tensor) -> float:
+    return source.nbytes / best_seconds(lambda: source.sum(), TRIES, source.is_cuda) / 1e9
 
 
 def _gemm_rate(dtype: torch.dtype, device: str) -> float:

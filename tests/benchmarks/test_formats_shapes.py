@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks.formats import checks, shapes
@@ -33,6 +35,14 @@ def test_what_a_token_does_not_read_is_no_bandwidth():
     assert line.endswith("| 25% | 62% |")
 
 
+def test_each_run_is_held_against_the_memory_beside_it():
+    """Other users of the machine slow its memory for seconds: no other moment counts."""
+    limits = {"quantized": [1.5e-6, 1e-6, 0.5e-6], "plain": [2e-6, 1e-6, 0.1e-6]}
+    row = {**ROW, "format": "gptq", "read_gb_s": limits}
+    assert shapes.share(row, "quantized") == pytest.approx(40 * 20 / 1000)
+    assert shapes.share(row, "plain") == pytest.approx(100 * 10 / 1000)
+
+
 @pytest.mark.parametrize("form", ["gptq", "q4_0"])
 def test_the_embeddings_of_a_model_with_a_head_of_its_own_are_not_read(form, tmp_path):
     read = {}
@@ -52,6 +62,8 @@ def test_a_shape_is_quantized_once_and_measured(tmp_path, monkeypatch):
     assert shapes.main(["--shapes", "pocket", "--formats", "q4_0", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "formats_shapes.md").read_text().splitlines()
     assert len(table) == 5 and table[4].startswith("| pocket | q4_0 |")
+    [row] = json.loads((tmp_path / "formats_shapes.json").read_text())["rows"]
+    assert [len(row["read_gb_s"][of]) for of in row["paces"]["W1"]] == [7, 7]
     [made] = (tmp_path / "kept").glob("pocket-*-q4_0")
     changed = made.stat().st_mtime_ns
     assert shapes.checkpoint("pocket", "pocket", "q4_0") == made
