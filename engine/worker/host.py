@@ -69,22 +69,40 @@ def physical_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
+LARGE = 1 << 20
+"""Bytes from which on memory is given back while a model is loaded."""
+
+
+def return_freed_memory() -> None:
+    """Make glibc return large pieces of memory to the kernel as soon as they are freed.
+
+    A matrix is freed when it is packed; kept memory would hold all of them a second time.
+    """
+    _set_allocator(mmap_threshold=LARGE, trim_threshold=LARGE, top_pad=LARGE)
+
+
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of returning it to the kernel.
+    """Return what is free to the kernel, then make glibc keep what will be freed.
 
     A step allocates and frees the same few large tensors; memory that went back to the kernel in
-    between faults in again, page by page, as zeros. Without glibc (macOS, musl) nothing is changed.
+    between faults in again, page by page, as zeros.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of mallopt(3)
+    _set_allocator(mmap_threshold=2**30, trim_threshold=2**31 - 1, top_pad=2**26)
+
+
+def _set_allocator(*, mmap_threshold: int, trim_threshold: int, top_pad: int) -> None:
+    """Return what is free, and set when more is returned: see mallopt(3), values in bytes.
+
+    Without glibc (macOS, musl) nothing is changed.
+    """
     try:
         library = ctypes.CDLL(None)
         mallopt, malloc_trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError):
         return
-    malloc_trim(0)  # what starting took isn't needed again
-    mallopt(mmap_threshold, 2**30)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**26)
+    malloc_trim(0)
+    for parameter, value in ((-3, mmap_threshold), (-1, trim_threshold), (-2, top_pad)):
+        mallopt(parameter, value)
 
 
 def drop_read_code(maps: Path = Path("/proc/self/maps")) -> int:

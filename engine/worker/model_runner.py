@@ -138,6 +138,7 @@ class ModelRunner(StepRunner):
             self.draft = load_draft(
                 self.config, self.model, self.device, self.model_dtype, progress
             )
+        self.platform.loaded()
         own_bytes = bytes_per_block(self.kv_spec, self.config.block_size, self.kv_dtype)
         block_bytes = own_bytes * config.tensor_parallel_size  # ranks have pages of as many heads
         with memory_for(start_memory.PROFILE, self.device):

@@ -11,8 +11,9 @@ from engine.rounding import ceil_div
 
 PARTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """enum PartType: what scales, zeros and offsets are stored in."""
-PACKED_AT_ONCE = 1 << 24
-"""Codes that are laid out at once, about: it takes some four bytes for each meanwhile."""
+PACKED_AT_ONCE = 1 << 20
+"""Codes that are laid out at once, about: what that takes meanwhile, some four bytes for each, is
+to stay in a core's second cache."""
 
 
 class Kind(IntEnum):

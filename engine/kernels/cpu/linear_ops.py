@@ -84,13 +84,15 @@ class LinearOps:
             return weight
         outputs, inputs = weight.shape
         if layout is Layout.TILES:
-            tiles = weight.view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16, 2)
-            return WEIGHTS.copy(tiles.permute(0, 3, 1, 4, 2, 5))
+            pairs = weight.view(torch.int32).view(outputs // BLOCK, 2, 16, inputs // BLOCK, 16)
+            tiles = WEIGHTS.copy(pairs.permute(0, 3, 1, 4, 2))
+            return tiles.view(weight.dtype).unflatten(-1, (16, 2))
         panel = self.panel
         if weight.dtype is torch.float32:
             return WEIGHTS.copy(weight.view(-1, panel, inputs).transpose(1, 2))
         if self.variant in PAIRED:
-            words = weight.view(-1, panel, inputs // 2, 2).permute(0, 2, 1, 3)
+            pairs = weight.view(torch.int32).view(-1, panel, inputs // 2)
+            return WEIGHTS.copy(pairs.transpose(1, 2)).view(weight.dtype).view(-1, inputs, panel)
         else:  # output i beside output i + panel / 2: the halves of a word
             words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
         return WEIGHTS.copy(words).view(-1, inputs, panel)

@@ -155,14 +155,15 @@ def _fill(
             continue
         at = first * record
         size = head + length * panel * 4
-        target = data[:, at : at + groups * size].view(panels, groups, size)
+        target = data[:, at : at + groups * size].unflatten(1, (groups, size))
         place = 0
         for part in parts:
-            raw = part[:, first : first + groups].contiguous().view(torch.uint8)
-            target[:, :, place : place + raw.shape[2]] = raw
-            place += raw.shape[2]
-        some = words[:, first * steps : first * steps + groups * length].contiguous()
-        target[:, :, head:] = some.view(torch.uint8).view(panels, groups, size - head)
+            end = place + panel * part.element_size()
+            target[:, :, place:end].view(part.dtype).copy_(part[:, first : first + groups])
+            place = end
+        some = words[:, first * steps : first * steps + groups * length]
+        of_codes = target[:, :, head:].view(torch.int32)
+        of_codes.unflatten(2, (length, panel)).copy_(some.unflatten(1, (groups, length)))
 
 
 def _paired(words: torch.Tensor) -> torch.Tensor:

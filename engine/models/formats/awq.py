@@ -17,12 +17,15 @@ import torch
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.layers.slot import Filling
 from engine.models.errors import ModelError
-from engine.models.formats.packed import FLOATS, WORDS, Stored, as_bytes, nibbles, split, wanted
+from engine.models.formats.packed import FLOATS, WORDS, Stored, as_bytes, split, wanted
 from engine.models.formats.said import Said
 from engine.models.weights import Found
 
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 MIDDLE = 8
+LOWER = 0x0F0F0F0F  # the lower nibble of each byte of a word
+TURNED_AT_ONCE = 1 << 18
+"""Words that are turned at once, about: what that takes stays in a core's second cache."""
 
 
 class AWQ:
@@ -50,7 +53,7 @@ class AWQ:
         """Make the matrix of a layer; see `Scheme.filling`."""
         outputs, inputs = shape
         group = min(self.group or inputs, inputs)
-        if outputs % 8 or inputs % group:
+        if outputs % 8 or inputs % group or inputs % 2:
             raise ModelError(f"it can't be in words of 8 outputs and groups of {group} inputs")
         groups = inputs // group
         qweight = wanted(stored, ".qweight", WORDS, (inputs, outputs // 8))
@@ -59,13 +62,30 @@ class AWQ:
         if self.has_zeros:
             qzeros = wanted(stored, ".qzeros", WORDS, (groups, outputs // 8))
             zero = _in_order(qzeros).t().to(torch.int16).contiguous()
-        weight = QuantizedWeight(
-            nibbles(_in_order(qweight).t()).contiguous(), 4, group, scales.t().contiguous(), zero
-        )
-        return Filling(weight)
+        return Filling(QuantizedWeight(_turned(qweight), 4, group, scales.t().contiguous(), zero))
 
 
 def _in_order(words: torch.Tensor) -> torch.Tensor:
     """Unpack words along the outputs: int32 [R, N / 8] → uint8 [R, N]."""
     codes = split(as_bytes(words))
     return codes.view(len(words), -1, 8)[:, :, torch.tensor(ORDER)].flatten(1)
+
+
+def _turned(words: torch.Tensor) -> torch.Tensor:
+    """Pack the codes of words along the inputs: int32 [K, N / 8] → uint8 [N, K / 2].
+
+    It does what `nibbles(_in_order(words).t())` does, in a tenth of the time: codes aren't taken
+    apart one by one, and what is worked on stays in a cache.
+    """
+    inputs, columns = words.shape
+    codes = torch.empty(columns, 8, inputs // 2, dtype=torch.uint8)
+    step = max(1, TURNED_AT_ONCE // inputs)
+    for start in range(0, columns, step):
+        even, odd = (words[first::2, start : start + step] for first in (0, 1))
+        # Codes of two inputs meet in a byte: first those of the nibbles 0, 2, 4 and 6, then others.
+        pairs = even & LOWER | (odd & LOWER) << 4, even >> 4 & LOWER | odd & ~LOWER
+        whole = torch.stack(pairs, dim=2).view(torch.int64)[:, :, 0].t().contiguous()
+        found = whole.view(torch.uint8).view(-1, inputs // 2, 8)
+        for output, nibble in enumerate(ORDER):
+            codes[start : start + step, output] = found[:, :, nibble // 2 + nibble % 2 * 4]
+    return codes.view(8 * columns, -1)

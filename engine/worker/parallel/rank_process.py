@@ -63,6 +63,7 @@ class RankWorker:
         self.platform.prepare(config, self._quiet)
         self.ranks = self.platform.ranks(place)
         self.model = load_model(config, self.device, ranks=self.ranks)
+        self.platform.loaded()
         self.graphs: StepGraphs | None = None
         self._steps = 0
 

@@ -50,7 +50,7 @@ class CpuPlatform:
         torch.set_num_threads(max(1, threads // config.tensor_parallel_size))
         native = cpu.native()
         host.drop_read_code()
-        host.keep_freed_memory()  # not before: what choosing a variant took isn't needed again
+        host.return_freed_memory()
         if native is None:
             recorder.record(EngineWarning(message=cpu.why()))
             return Cores()
@@ -58,6 +58,9 @@ class CpuPlatform:
         if not_kept:
             recorder.record(EngineWarning(message=not_kept))
         return Cores(cores_to_bind(torch.get_num_threads()), native.bind_threads)
+
+    def loaded(self) -> None:
+        host.keep_freed_memory()
 
     def check_ranks(self, size: int) -> None:
         pass  # as many as the option may name

@@ -48,6 +48,9 @@ class CudaPlatform:
             torch.cuda.set_device(self.device)
         return Cores()
 
+    def loaded(self) -> None:
+        pass  # steps take memory of the device, which torch keeps
+
     def check_ranks(self, size: int) -> None:
         missing = why_not(self.backend)
         if missing:

@@ -58,6 +58,10 @@ class Platform(Protocol):
         """Set up the process before the model is loaded; returns the cores to bind."""
         ...
 
+    def loaded(self) -> None:
+        """Set up the process for steps, once all models are loaded."""
+        ...
+
     def check_ranks(self, size: int) -> None:
         """Raise `ConfigError` if a model can't be divided among so many, whatever model it is."""
         ...
