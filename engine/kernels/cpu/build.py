@@ -34,6 +34,7 @@ SOURCES = (
     "linear_tables.cpp",
     "linear_int8.cpp",
     "linear_int8_amx.cpp",
+    "pack.cpp",
     "attention.cpp",
     "elementwise.cpp",
     "draw.cpp",

@@ -44,6 +44,7 @@ class QuantizedOps(LinearOps):
         """Bind the library; see `LinearOps`."""
         super().__init__(library, variant)
         self._vector = VECTOR[variant]
+        self._pack_words = function(library, "pack_words")
         self._linear_quantized = function(library, "linear_quantized")
         self._embed_quantized = function(library, "embed_quantized")
         self._linear_quantized_amx = (
@@ -88,7 +89,7 @@ class QuantizedOps(LinearOps):
             if expandable is not None:
                 return expandable
         pairs = self.variant == "avx512_bf16" and dtype is torch.bfloat16
-        return pack_panels(weight, self._vector, pairs, gated)
+        return pack_panels(weight, self._vector, pairs, self._pack_words, gated)
 
     def quantized_linear(
         self,

@@ -5,14 +5,18 @@ quantized.h states the order in memory, codes.h that of the codes within a word.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from struct import Struct
 
 import torch
 
-from engine.kernels.cpu.code_kinds import PACKED_AT_ONCE, PARTS, Kind, gated_order, parts_of
+from engine.kernels.cpu.code_kinds import PARTS, Kind, gated_order, parts_of
 from engine.kernels.cpu.large_pages import WEIGHTS
 from engine.kernels.quantized_weight import QuantizedWeight
 from engine.rounding import ceil_div
+
+_PACK_WORDS = Struct("14q").pack  # PackWordsArgs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,16 @@ class PackedPanels:
 
 
 def pack_panels(
-    weight: QuantizedWeight, vector: int, pairs: bool, gated: bool = False
+    weight: QuantizedWeight,
+    vector: int,
+    pairs: bool,
+    pack_words: Callable[[bytes], int],
+    gated: bool = False,
 ) -> PackedPanels | None:
     """Lay out a weight for vectors of so many outputs; None if it isn't for this kernel.
 
-    pairs: whether vectors will multiply pairs of bf16 by it. gated: a panel gets a vector of gate's
-    outputs, which are the first half, and the same of up.
+    pairs: whether vectors will multiply pairs of bf16 by it. pack_words: of the native library.
+    gated: a panel gets a vector of gate's outputs, which are the first half, and the same of up.
     """
     rows, inputs = weight.shape
     panel = 2 * vector
@@ -69,24 +77,23 @@ def pack_panels(
     order = gated_order(rows, vector) if gated else None
     kind, shift, table = _kind(weight, vector, pairs)
     scales, zeros, offsets = parts_of(weight, shift, vector > 4)
-    stacked = [part for part in (scales, zeros, offsets) if part is not None]
-    head = panel * len(stacked) * scales.element_size()
+    parts = [part for part in (scales, zeros, offsets) if part is not None]
     group = min(weight.group, inputs)
-    groups = ceil_div(inputs, group)
-    size = groups * head + inputs // places * panel * 4
+    steps = group // places  # words of an output in a group
+    head = panel * len(parts) * scales.element_size()
+    record = head + steps * panel * 4
+    size = ceil_div(inputs, group) * head + inputs // places * panel * 4
     data = WEIGHTS.empty((ceil_div(rows, panel), size), torch.uint8)
-    step = max(1, PACKED_AT_ONCE // (inputs * panel))
-    for start in range(0, len(data), step):
-        some = slice(start * panel, (start + step) * panel)
-        chosen = some if order is None else order[some]
-        _fill(
-            data[start : start + step],
-            _shifted(weight.codes.view(torch.uint8)[chosen], weight.bits, shift),
-            [part[chosen] for part in stacked],
-            weight.bits,
-            group,
-            vector,
-        )
+    _put_parts(data, [part if order is None else part[order] for part in parts], panel, record)
+    codes = weight.codes.contiguous()
+    flip = 0x88888888 if shift and weight.bits == 4 else 0  # 8 less, in two's complement
+    minus = shift % 256 * 0x01010101 if weight.bits == 8 else 0
+    fields = (
+        *(codes.data_ptr(), 0 if order is None else order.data_ptr(), data.data_ptr()),
+        *(rows, inputs // places, panel, len(data), size, steps, head, record),
+        *(weight.bits == 4, flip, minus),
+    )
+    pack_words(_PACK_WORDS(*fields))
     return PackedPanels(
         data,
         (rows, inputs),
@@ -126,60 +133,15 @@ def _kind(
     return Kind.SIGNED4, 8, None
 
 
-def _fill(
-    data: torch.Tensor,
-    codes: torch.Tensor,
-    parts: list[torch.Tensor],
-    bits: int,
-    group: int,
-    vector: int,
-) -> None:
-    """Write some panels. codes: uint8 rows, parts: [rows, groups]; rows may be missing."""
-    panels, panel = len(data), 2 * vector
-    missing = panels * panel - len(codes)
-    if missing:
-        codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-        parts = [torch.nn.functional.pad(part, (0, 0, 0, missing)) for part in parts]
-    words = codes.view(torch.int32)
-    if bits == 4:
-        words = _paired(words)
-    places = 32 // bits
-    steps, count = group // places, words.shape[1]
-    whole = count // steps
-    words = words.view(panels, panel, count).transpose(1, 2)  # [panels, words of K, panel]
-    parts = [part.view(panels, panel, -1).transpose(1, 2) for part in parts]
-    head = sum(panel * part.element_size() for part in parts)
-    record = head + steps * panel * 4
-    for first, groups, length in ((0, whole, steps), (whole, 1, count - whole * steps)):
-        if not groups or not length:
-            continue
-        at = first * record
-        size = head + length * panel * 4
-        target = data[:, at : at + groups * size].unflatten(1, (groups, size))
-        place = 0
-        for part in parts:
-            end = place + panel * part.element_size()
-            target[:, :, place:end].view(part.dtype).copy_(part[:, first : first + groups])
-            place = end
-        some = words[:, first * steps : first * steps + groups * length]
-        of_codes = target[:, :, head:].view(torch.int32)
-        of_codes.unflatten(2, (length, panel)).copy_(some.unflatten(1, (groups, length)))
-
-
-def _paired(words: torch.Tensor) -> torch.Tensor:
-    """Move the even places of eight into a word's lower half, the odd ones into its upper half."""
-    even = _joined(words & 0x0F0F0F0F)
-    return _joined((words >> 4) & 0x0F0F0F0F).bitwise_left_shift_(16).bitwise_or_(even)
-
-
-def _joined(nibbles: torch.Tensor) -> torch.Tensor:
-    """Join the lower halves of a word's four bytes into 16 bits."""
-    pairs = nibbles.bitwise_or_(nibbles >> 4).bitwise_and_(0x00FF00FF)
-    return pairs.bitwise_or_(pairs >> 8).bitwise_and_(0xFFFF)
-
-
-def _shifted(codes: torch.Tensor, bits: int, shift: int) -> torch.Tensor:
-    """Subtract a number from codes: in two's complement, of 4 bits where the number is 8."""
-    if not shift:
-        return codes
-    return codes ^ 0x88 if bits == 4 else codes - shift
+def _put_parts(data: torch.Tensor, parts: list[torch.Tensor], panel: int, record: int) -> None:
+    """Write each group's parts at its beginning. parts: [rows, groups]; rows may be missing."""
+    missing = len(data) * panel - len(parts[0])
+    place = 0
+    for part in parts:
+        padded = torch.nn.functional.pad(part, (0, 0, 0, missing)) if missing else part
+        of_panels = padded.view(len(data), panel, -1).transpose(1, 2).contiguous()
+        raw = of_panels.view(torch.uint8)  # [panels, groups, bytes]
+        for group in range(raw.shape[1]):
+            at = group * record + place
+            data[:, at : at + raw.shape[2]] = raw[:, group]
+        place += raw.shape[2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.cpu import expanded_ops, quantized_panels
+from engine.kernels.cpu import expanded_ops
 from engine.kernels.cpu.expanded_ops import PackedExpandable
 from engine.kernels.cpu.quantized_panels import PackedPanels
 from engine.kernels.cpu.tape import Arena, Tape
@@ -131,8 +131,7 @@ def test_weights_are_laid_out_some_panels_at_a_time(ops, monkeypatch):
         weight = form(name, 416, 192, group)
         whole = packed(ops, weight)
         with monkeypatch.context() as patch:
-            for module in (expanded_ops, quantized_panels):
-                patch.setattr(module, "PACKED_AT_ONCE", 3 * 192 * 32)  # 3 panels, 6 or 12
+            patch.setattr(expanded_ops, "PACKED_AT_ONCE", 3 * 192 * 32)  # 3 panels
             assert torch.equal(packed(ops, weight).data, whole.data)
 
 
