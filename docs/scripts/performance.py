@@ -26,6 +26,7 @@ TITLES = {
     "compare": "Beside transformers, on the same machine",
     "core_cost": "What the core and its record cost a step",
     "footprint": "Memory, and the time to be ready",
+    "loading": "What loading a model takes",
     "growth": "What more work costs",
     "quality": "What a dtype keeps of the answers",
     "peers": "Beside vLLM and llama.cpp, on the same cores",

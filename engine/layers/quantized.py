@@ -87,7 +87,9 @@ class QuantizedLinear(nn.Module):
             start = stop
 
     def pack(self) -> None:
-        """Join the parts of one kind and give them to the kernels."""
+        """Join the parts of one kind and give them to the kernels. Packed once, they stay so."""
+        if self.runs:
+            return
         start = 0
         for slot in self.slots.values():
             if slot.outliers is not None:

@@ -1,7 +1,7 @@
 """Fill a native model: every weight must have its tensor and every tensor its weight.
 
 Each tensor is copied straight into its place, one at a time, and quantized matrices go into their
-slots: there are never two copies of the weights.
+slots, whose layer is packed when they are full: there are never two copies of the weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from engine.kernels.quantized_weight import QuantizedWeight
-from engine.layers.quantized import QuantizedEmbedding, QuantizedHead
+from engine.layers.quantized import QuantizedEmbedding, QuantizedHead, QuantizedLinear
 from engine.layers.slot import Filling, Share, Slot, Target
 from engine.models import kv_scales
 from engine.models.checkpoint import is_computed
@@ -46,6 +46,7 @@ def fill(
     names and shapes match.
     """
     targets = dict(model.weight_targets())
+    layers = _QuantizedLayers(model)
     missing, unexpected = set(targets), []
     head: torch.Tensor | StoredMatrix | None = None
     done, total = 0, source.num_bytes
@@ -53,9 +54,12 @@ def fill(
         name = _called(name, targets)
         done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
         if name in targets:
+            if not isinstance(tensor, torch.Tensor) and name not in missing:
+                raise ModelError(f"{source.where} has {name} twice; remove one.")
             multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE_WEIGHT)
             marking = rounding if multiplies else None
             _place(name, tensor, targets[name], source.where, marking)
+            layers.placed(targets[name])
             missing.discard(name)
         elif model.lm_head.tied_to is not None and name.endswith(HEAD_WEIGHT):
             head = tensor  # compared later: the embeddings may come after it
@@ -80,6 +84,27 @@ def fill(
             f"{source.where} has weights that {model.architecture} has no place for:"
             f" {_some(unexpected)}."
         )
+
+
+class _QuantizedLayers:
+    """Pack each quantized layer when its last slot is filled.
+
+    So codes are in memory twice for one layer at a time, and the next ones reuse what it leaves.
+    """
+
+    def __init__(self, model: NativeModel) -> None:
+        self._of = {
+            id(slot): layer
+            for layer in model.modules()
+            if isinstance(layer, QuantizedLinear)
+            for slot in layer.slots.values()
+        }
+
+    def placed(self, target: Target) -> None:
+        """Note that a target was filled."""
+        layer = self._of.pop(id(target), None)
+        if layer is not None and layer not in self._of.values():
+            layer.pack()
 
 
 def _place(

@@ -1,8 +1,9 @@
 """Load a model: config.json → the class that serves it → its weights, copied straight into place.
 
 A native model is made with empty parameters in the wanted dtype on the wanted device, and each
-tensor of the checkpoint is copied into its view of them, one at a time: there are never two copies
-of the weights. Every weight must have its tensor and every tensor its weight.
+tensor of the checkpoint is copied into its view of them, one at a time, then packed layer by layer:
+there are never two copies of the weights. Every weight must have its tensor and every tensor its
+weight.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 from engine.config import ConfigError, EngineConfig
 from engine.kernels import Kernels, kernels_for
+from engine.kernels.cpu.large_pages import SMALLEST, LargePages
 from engine.kernels.ranks import Ranks
 from engine.layers.embedding import Embedding, LogitsHead
 from engine.layers.kinds import PLAIN, Layers
@@ -155,6 +157,8 @@ def _make(
             layers = divided(ranks, description.num_key_value_heads)
         with _made_as(device, dtype):
             model = native(description, layers)
+        if device.type == "cpu":
+            _put_in_large_pages(model)
         _fill_native(model, source, device, progress, scales, warn, rounding)
         said = kv_scales.judge(scales, config.kv_cache_dtype)
         if said:
@@ -250,6 +254,18 @@ def _layers(source: WeightSource | None) -> Layers:
         embedding=embedding,
         head=make_head,
     )
+
+
+def _put_in_large_pages(model: NativeModel) -> None:
+    """Give parameters that aren't filled yet memory that goes back when they are packed.
+
+    It goes to the system piece by piece, each with the last layer that shares it; the C library
+    keeps what small matrices leave.
+    """
+    pages = LargePages()
+    for parameter in model.parameters():
+        if parameter.nbytes >= SMALLEST:
+            parameter.data = pages.empty(tuple(parameter.shape), parameter.dtype)
 
 
 @contextmanager

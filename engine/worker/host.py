@@ -69,14 +69,14 @@ def physical_cores(cgroup: Path = CGROUP) -> int:
     return cores
 
 
-LARGE = 1 << 20
-"""Bytes from which on memory is given back while a model is loaded."""
+LARGE = 4 << 20
+"""Bytes from which on memory is returned while a model is loaded."""
 
 
 def return_freed_memory() -> None:
     """Make glibc return large pieces of memory to the kernel as soon as they are freed.
 
-    A matrix is freed when it is packed; kept memory would hold all of them a second time.
+    While a model is loaded they have many sizes: what lies between kept ones would add up.
     """
     _set_allocator(mmap_threshold=LARGE, trim_threshold=LARGE, top_pad=LARGE)
 
