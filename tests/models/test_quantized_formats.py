@@ -216,6 +216,16 @@ def test_a_matrix_that_is_stored_plain_too_is_refused(form, quantization, tmp_pa
     refused(tmp_path, says, quantization=quantization)
 
 
+def test_a_matrix_that_two_shards_have_is_refused(tmp_path):
+    """Its layer is packed when it is read first, so the second one would be read for nothing."""
+    save(FORMATS["gptq"], tmp_path)
+    whole = (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(whole.read_bytes())
+    shards = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+    refused(tmp_path, r"\.weight twice; remove one")
+
+
 SAID = {
     "5 bits": ("gptq", {"bits": 5}, "bits is 5; served are 2, 3, 4, 8"),
     "a group of -5": ("gptq", {"group_size": -5}, "group_size is -5"),
