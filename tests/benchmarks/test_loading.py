@@ -78,9 +78,25 @@ def test_weights_are_never_in_memory_twice(make, said, tmp_path):
     assert found.peak < 1.5 * found.weights + 20 * MB
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_files_are_read_to_their_ends(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "BUFFER", 4096)
+    files = [tmp_path / "a", tmp_path / "b"]
+    for size, file in enumerate(files):
+        file.write_bytes(b"x" * (10_000 + size))
+    read = []
+    monkeypatch.setattr(
+        loading.mmap, "mmap", lambda _, size: read.append(bytearray(size)) or read[-1]
+    )
+    assert loading.read_seconds(files, keep) > 0
+    assert [len(buffer) for buffer in read] == ([10_000, 10_001] if keep else [4096, 4096])
+    assert all(set(buffer) == {ord("x")} for buffer in read)
+
+
 def test_the_table_says_what_was_measured(tmp_path):
     loads = [loading.Load(s, 150 * 10**6, 110 * 10**6, 10**8)._asdict() for s in (3.0, 1.0, 2.0)]
-    row = {"model": "m", "file_bytes": 10**8, "read_s": [0.5, 1.0, 4.0], "loads": loads}
+    read = {"read_s": [0.1, 0.5, 0.6], "read_and_kept_s": [0.5, 1.0, 4.0]}
+    row = {"model": "m", "file_bytes": 10**8, **read, "loads": loads}
     where = {"cpu": "a CPU", "threads": 2, "torch": "2", "date": "today"}
     [line] = loading.markdown([row], where).splitlines()[4:]
-    assert line == "| m | 100 | 1.00 | 2.00 | 2.0× | 100 | 1.50 | 1.10 |"
+    assert line == "| m | 100 | 0.50 | 1.00 | 2.00 | 2.0× | 100 | 1.50 | 1.10 |"
