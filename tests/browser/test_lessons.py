@@ -60,6 +60,16 @@ def test_a_lesson_pauses_at_its_moment(page, number):
         assert page.evaluate("room.selection.request") == event["request_id"]
 
 
+def test_a_list_that_is_shown_is_not_drawn_anew(page):
+    """A click that began on the old list was lost, and no lesson opened."""
+    page.evaluate("room.lessons.open(-1)")
+    page.wait_for_selector(".lesson-list li")
+    page.evaluate("window.first = document.querySelector('.lesson-list li')")
+    page.evaluate("room.lessons.open(-1)")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
+    assert page.evaluate("window.first.isConnected")
+
+
 def test_the_moments_are_those_of_the_page(page):
     there = page.evaluate("import('/room/moments.js').then((m) => Object.keys(m.MOMENTS))")
     assert sorted(there) == sorted(get_args(Moment))

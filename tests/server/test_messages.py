@@ -223,7 +223,7 @@ def test_thinking_and_effort_are_variables_of_the_template(with_calls):
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": None}, "max_tokens: this field is required"),
         ({"temperature": -1}, "temperature is -1"),
-        ({"stop_sequences": list("abcde")}, "stop_sequences "),
+        ({"stop_sequences": ["s"] * 65}, "stop_sequences "),
         ({"stop_sequences": [""]}, "stop_sequences contains"),
         ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens is 5"),
         ({"thinking": {"type": "often"}}, "thinking.type: "),

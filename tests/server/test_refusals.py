@@ -23,7 +23,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"n": 0}, "n"),
         ({"n": 2, "temperature": 0}, "n"),
         ({"n": 300}, "n"),
-        ({"stop": list("abcde")}, "stop"),
+        ({"stop": ["s"] * 65}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"logprobs": 21}, "logprobs"),

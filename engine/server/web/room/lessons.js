@@ -46,7 +46,9 @@ export class Lessons {
     this.shown = "";
   }
 
+  /** Show a lesson, or below 0 the list. A list that is shown stays: a click on what is replaced meanwhile is lost. */
   open(at) {
+    if (at < 0 && this.at < 0) return;
     Object.assign(this, { at, guess: 0, stage: "ask", moment: null });
     this.vote.forget();
     this.#tell();
