@@ -54,7 +54,8 @@ def fill(
         name = _called(name, targets)
         done += tensor.nbytes if isinstance(tensor, torch.Tensor) else tensor.num_bytes
         if name in targets:
-            if not isinstance(tensor, torch.Tensor) and name not in missing:
+            is_plain = isinstance(tensor, torch.Tensor) and not isinstance(targets[name], Slot)
+            if not is_plain and name not in missing:  # its layer may be packed
                 raise ModelError(f"{source.where} has {name} twice; remove one.")
             multiplies = model.lm_head.tied_to is not None or not name.endswith(TABLE_WEIGHT)
             marking = rounding if multiplies else None
@@ -89,7 +90,7 @@ def fill(
 class _QuantizedLayers:
     """Pack each quantized layer when its last slot is filled.
 
-    So codes are in memory twice for one layer at a time, and the next ones reuse what it leaves.
+    So codes are in memory twice for one layer at a time.
     """
 
     def __init__(self, model: NativeModel) -> None:

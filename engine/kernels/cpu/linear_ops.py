@@ -93,8 +93,8 @@ class LinearOps:
         if self.variant in PAIRED:
             pairs = weight.view(torch.int32).view(-1, panel, inputs // 2)
             return WEIGHTS.copy(pairs.transpose(1, 2)).view(weight.dtype).view(-1, inputs, panel)
-        else:  # output i beside output i + panel / 2: the halves of a word
-            words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
+        # output i beside output i + panel / 2: the halves of a word
+        words = weight.view(-1, 2, panel // 2, inputs).permute(0, 3, 2, 1)
         return WEIGHTS.copy(words).view(-1, inputs, panel)
 
     def pack_gated(
